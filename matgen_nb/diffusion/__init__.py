@@ -1,0 +1,1 @@
+"""Four kinds of noise and how to undo them."""

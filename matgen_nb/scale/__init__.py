@@ -1,0 +1,1 @@
+"""Training on any hardware, and the `matgen` command."""

@@ -1,0 +1,1 @@
+"""SymmCD: new crystals with the symmetry asked for."""

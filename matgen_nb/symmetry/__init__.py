@@ -1,0 +1,1 @@
+"""What a crystal is: lattices, space groups, Wyckoff positions. No learning."""

@@ -1,0 +1,45 @@
+"""Everything about the package is said once, in settings.ini; this file hands it to setuptools."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(here / "settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+
+licenses = {"apache2": "Apache-2.0"}
+statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable", "6 - Mature", "7 - Inactive"]
+minor_versions = range(int(cfg["min_python"].split(".")[1]), 14)
+readme = here / "README.md"
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=cfg["git_url"],
+    license=licenses[cfg["license"]],
+    keywords=cfg["keywords"],
+    classifiers=[
+        "Development Status :: " + statuses[int(cfg["status"]) - 1],
+        "Intended Audience :: " + cfg["audience"],
+        "Natural Language :: " + cfg["language"],
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in minor_versions),
+    ],
+    python_requires=">=" + cfg["min_python"],
+    packages=find_packages(include=["matgen_nb", "matgen_nb.*"]),
+    package_data={"matgen_nb": ["data/*", "data/**/*"]},
+    include_package_data=True,
+    install_requires=cfg["requirements"].split(),
+    extras_require={
+        "dev": cfg["dev_requirements"].split(),
+        "stability": cfg["stability_requirements"].split(),
+    },
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    zip_safe=False,
+)
