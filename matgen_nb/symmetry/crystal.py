@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['element_table', 'atomic_number', 'CrystalError', 'Crystal', 'formula_of', 'min_distance', 'check_overlap', 'read_cif',
-           'from_pymatgen', 'to_pymatgen', 'to_cif', 'show']
+           'from_pymatgen', 'to_pymatgen', 'to_cif', 'camera', 'visible_atoms', 'bonds', 'Canvas', 'draw_sphere',
+           'draw_stick', 'render', 'plot', 'plot_gallery', 'show']
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #03b42abe
 import csv
@@ -45,10 +46,13 @@ def atomic_number(symbol):
 class CrystalError(ValueError):
     "A structure that is no crystal for us. The message says what is wrong, where, and what to do instead."
 
-# %% ../../nbs/1_symmetry/02_crystal.ipynb #2de738a7
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #8644e44f
 def _checked(lattice, elements, frac_coords):
     "The three arrays in their right types; CrystalError where they describe no crystal."
-    lattice, numbers, frac = (np.array(x, dtype=np.float64) for x in (lattice, elements, frac_coords))
+    try:
+        lattice, numbers, frac = (np.array(x, dtype=np.float64) for x in (lattice, elements, frac_coords))
+    except (TypeError, ValueError) as error:
+        raise CrystalError(f"lattice, atomic numbers and coordinates must be arrays of numbers ({error})") from None
     if lattice.shape != (3, 3):
         raise CrystalError(f"the lattice must be 3 x 3 (rows a, b, c), not {lattice.shape}")
     if numbers.ndim != 1 or len(numbers) == 0:
@@ -60,8 +64,9 @@ def _checked(lattice, elements, frac_coords):
     if not np.isfinite(frac).all():
         i = int(np.flatnonzero(~np.isfinite(frac).all(1))[0])
         raise CrystalError(f"atom {i} has a coordinate that is not a number: {frac[i].tolist()}")
-    if ((numbers < 1) | (numbers > 94) | (numbers != np.round(numbers))).any() or np.isnan(numbers).any():
-        i = int(np.flatnonzero(~((numbers >= 1) & (numbers <= 94) & (numbers == np.round(numbers))))[0])
+    known = (numbers >= 1) & (numbers <= 94) & (numbers == np.round(numbers))
+    if not known.all():
+        i = int(np.flatnonzero(~known)[0])
         raise CrystalError(f"atom {i} has atomic number {numbers[i]:g}; known are the elements 1 (H) to 94 (Pu)")
     size = np.linalg.det(lattice) / max(np.linalg.norm(lattice, axis=1).prod(), 1e-300)
     if abs(size) < 1e-6:
@@ -279,6 +284,137 @@ def to_cif(crystal, path=None):
     return text
 
 Crystal.to_cif = to_cif
+
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #feb27872
+def camera(lattice, azimuth=25.0, elevation=14.0):
+    "Rotation (3, 3) into the view: cart @ camera.T = (to the right, up, towards the viewer); c stands upright. Angles in degrees."
+    up = lattice[2] / np.linalg.norm(lattice[2])
+    front = lattice[0] - lattice[0] @ up * up
+    front /= np.linalg.norm(front)
+    right = np.cross(up, front)
+    a, e = np.deg2rad([azimuth, elevation])
+    front, right = np.cos(a) * front + np.sin(a) * right, np.cos(a) * right - np.sin(a) * front
+    return np.stack([right, np.cos(e) * up - np.sin(e) * front, np.cos(e) * front + np.sin(e) * up])
+
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #abd6cecd
+def visible_atoms(crystal, edge=0.02):
+    "What a picture of one cell shows: (elements, frac_coords) with the images of atoms on faces, edges and corners repeated."
+    shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    frac = (crystal.frac_coords[:, None] + shifts).reshape(-1, 3)
+    inside = ((frac > -edge) & (frac < 1 + edge)).all(1)
+    return np.repeat(crystal.elements, len(shifts))[inside], frac[inside]
+
+def bonds(elements, cart_coords, stretch=1.15):
+    "Pairs (n, 2) of atoms closer than `stretch` x the sum of their covalent radii; between metals only if there is nothing else."
+    table = element_table()
+    radius, chi = table.radius[elements], np.nan_to_num(table.electronegativity[elements])
+    distance = np.linalg.norm(cart_coords[:, None] - cart_coords, axis=-1)
+    near = np.triu(distance < stretch * (radius[:, None] + radius), 1)
+    polar = np.abs(chi[:, None] - chi) > 0.4
+    covalent = np.minimum(chi[:, None], chi) > 1.8
+    return np.argwhere(near & (polar | covalent) if (near & (polar | covalent)).any() else near)
+
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #0008a0f8
+class Canvas:
+    "A picture with a depth for every pixel: what is drawn appears only where it lies in front. Lengths in Angstrom, light from the upper left."
+    def __init__(self, low, high, pixels):
+        self.low, self.step = low, (high - low).max() / pixels
+        shape = np.ceil((high - low)[::-1] / self.step).astype(int)
+        self.color, self.depth = np.ones((*shape, 3)), np.full(shape, -np.inf)
+
+    def window(self, low, high):
+        "The part of the picture between two points: (slices, x, y of its pixel centres)."
+        first = np.floor((low - self.low) / self.step).astype(int).clip(0)
+        last = np.ceil((high - self.low) / self.step).astype(int).clip(0)
+        part = np.s_[first[1]:last[1], first[0]:last[0]]
+        i, j = np.mgrid[part]
+        return part, self.low[0] + (j + 0.5) * self.step, self.low[1] + (i + 0.5) * self.step
+
+    def paint(self, part, hit, z, normal, color):
+        "Colour the pixels that were hit and lie in front, brighter where the surface faces the light."
+        light, half = np.array([-0.45, 0.55, 0.7]), np.array([-0.24, 0.3, 0.92])
+        front = hit & (z > self.depth[part])
+        bright = 0.45 + 0.6 * (normal @ light).clip(0)[..., None]
+        shiny = 0.35 * (normal @ half).clip(0)[..., None] ** 30
+        self.color[part] = np.where(front[..., None], (color * bright + shiny).clip(0, 1), self.color[part])
+        self.depth[part] = np.where(front, z, self.depth[part])
+
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #37f7877b
+def draw_sphere(canvas, center, radius, color):
+    "A sphere: at the pixel (x, y) its surface lies at z = z0 + sqrt(r^2 - (x-x0)^2 - (y-y0)^2)."
+    part, x, y = canvas.window(center[:2] - radius, center[:2] + radius)
+    dx, dy = x - center[0], y - center[1]
+    square = radius**2 - dx**2 - dy**2
+    dz = np.sqrt(square.clip(0))
+    canvas.paint(part, square > 0, center[2] + dz, np.stack([dx, dy, dz], -1) / radius, color)
+
+def draw_stick(canvas, start, end, radius, color):
+    "A cylinder: the points at distance r from the axis, found for each pixel by solving a quadratic equation."
+    length = np.linalg.norm(end - start)
+    axis = (end - start) / length
+    part, x, y = canvas.window(np.minimum(start, end)[:2] - radius, np.maximum(start, end)[:2] + radius)
+    d = np.stack([x - start[0], y - start[1], np.zeros_like(x)], -1)
+    w, e = d - (d @ axis)[..., None] * axis, np.array([0, 0, 1.0]) - axis[2] * axis
+    if e @ e < 1e-6:  # seen end on
+        return
+    root = (w @ e) ** 2 - (e @ e) * ((w**2).sum(-1) - radius**2)
+    s = (np.sqrt(root.clip(0)) - w @ e) / (e @ e)
+    along = d @ axis + s * axis[2]
+    canvas.paint(part, (root > 0) & (along > 0) & (along < length), start[2] + s, (w + s[..., None] * e) / radius, color)
+
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #cadae992
+def render(crystal, pixels=300, azimuth=25.0, elevation=14.0, scale=0.45):
+    "A picture (height, width, 3) in 0..1 of one cell: atoms of `scale` x covalent radius, bonds, cell edges. `pixels`: the longer side."
+    view, table = camera(crystal.lattice, azimuth, elevation).T, element_table()
+    elements, frac = visible_atoms(crystal)
+    atoms, radius, colors = frac @ crystal.lattice @ view, scale * table.radius[elements], 0.92 * table.color[elements]
+    corners = np.array(list(itertools.product((0, 1), repeat=3)))
+    box = corners @ crystal.lattice @ view
+    margin = radius.max() + 0.1
+    points = np.concatenate([atoms, box])[:, :2]
+    canvas = Canvas(points.min(0) - margin, points.max(0) + margin, 2 * pixels)
+    for i, j in itertools.combinations(range(8), 2):
+        if np.abs(corners[i] - corners[j]).sum() == 1:
+            draw_stick(canvas, box[i], box[j], 1.2 * canvas.step, np.full(3, 0.45))
+    for i, j in bonds(elements, atoms):
+        middle = (atoms[i] + atoms[j]) / 2
+        for k in (i, j):
+            draw_stick(canvas, atoms[k], middle, 0.12, colors[k])
+    for center, r, color in zip(atoms, radius, colors):
+        draw_sphere(canvas, center, r, color)
+    picture = canvas.color[: len(canvas.color) // 2 * 2, : canvas.color.shape[1] // 2 * 2]
+    return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]  # four pixels into one: smooth outlines
+
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #f084df60
+def plot(crystal, ax=None, azimuth=25.0, elevation=14.0, legend=True, pixels=300):
+    "Draw the crystal with matplotlib, on `ax` or a new figure; returns the axes."
+    import matplotlib.pyplot as plt
+    if ax is None:
+        ax = plt.figure(figsize=(3.4, 3.4)).add_subplot()
+    ax.imshow(render(crystal, pixels, azimuth, elevation), interpolation='bilinear')
+    ax.axis('off')
+    table, present = element_table(), sorted(set(crystal.elements.tolist()))
+    for z in present if legend else ():
+        ax.scatter([], [], s=45, color=0.92 * table.color[z], edgecolor='0.4', linewidth=0.6, label=table.symbol[z])
+    if legend:
+        ax.legend(loc='upper center', bbox_to_anchor=(0.5, 0.02), ncols=len(present), frameon=False, fontsize=8, handletextpad=0.1, columnspacing=0.8)
+    return ax
+
+def plot_gallery(crystals, titles=None, columns=4, size=1.7, pixels=170):
+    "A figure with many crystals side by side; titles default to their formulas."
+    import matplotlib.pyplot as plt
+    columns = max(1, min(columns, len(crystals)))
+    rows = max(1, -(-len(crystals) // columns))
+    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis('off')
+    for ax, crystal, title in zip(axes.flat, crystals, titles or [crystal.formula for crystal in crystals]):
+        plot(crystal, ax, pixels=pixels)
+        ax.set_title(title, fontsize=9)
+    fig.tight_layout(pad=0.4)
+    return fig
+
+Crystal.plot = plot
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #d72c0660
 def show(crystal):

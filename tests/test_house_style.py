@@ -1,0 +1,137 @@
+"""How a lesson is written: short cells, short definitions, a check beside each, pictures saved, exercises, no traces of a machine."""
+import ast
+import base64
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+LESSONS = [p for p in NOTEBOOKS if re.match(r"\d_", p.parent.name)]
+MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|tmp|home|opt|Users|var/folders)/[\w.]")
+CELL_LINES, DEFINITION_LINES = 30, 30
+name_of = lambda path: path.stem
+
+
+def cells_of(path, kind="code"):
+    "The cells of a notebook, each as (source, outputs)."
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    return [("".join(c["source"]), c.get("outputs", [])) for c in nb["cells"] if c["cell_type"] == kind]
+
+
+def directives(source):
+    "The words behind #| at the top of a cell."
+    return [line[2:].strip() for line in source.splitlines() if line.startswith("#|")]
+
+
+def is_exported(source):
+    return any(d.split()[:1] in (["export"], ["exporti"]) for d in directives(source))
+
+
+def code_of(source):
+    "The source without notebook magics, or nothing where it is no Python."
+    return "\n".join("pass" if re.match(r"\s*[%!]", line) else line for line in source.splitlines())
+
+
+def pictures(path):
+    return [base64.b64decode("".join(o["data"]["image/png"])) for _, outputs in cells_of(path) for o in outputs if "image/png" in o.get("data", {})]
+
+
+def output_text(outputs):
+    "Everything an output says in words."
+    for output in outputs:
+        yield "".join(output.get("text", "")) + "".join(output.get("traceback", []))
+        for kind, data in output.get("data", {}).items():
+            if not kind.startswith("image/") or "svg" in kind:
+                yield data if isinstance(data, str) else json.dumps(data)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_cells_are_short(path):
+    long = {source.splitlines()[1 if source.startswith("#|") else 0]: n for source, _ in cells_of(path)
+            if "hide" not in directives(source) and (n := len(source.splitlines())) > CELL_LINES}
+    assert not long, f"cells over {CELL_LINES} lines (first line: lines): {long}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_definitions_are_short(path):
+    long = {}
+    for source, _ in cells_of(path):
+        if is_exported(source):
+            for node in ast.walk(ast.parse(code_of(source))):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.end_lineno - node.lineno + 1 > DEFINITION_LINES:
+                    long[node.name] = node.end_lineno - node.lineno + 1
+    assert not long, f"definitions over {DEFINITION_LINES} lines: {long}"
+
+
+def names_to_check(source):
+    "Public definitions of a cell, each with the names under which a check may use it (f, or attr of `Class.attr = f`)."
+    tree = ast.parse(code_of(source))
+    found = {n.name: {n.name} for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            used = {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)}
+            for name in used & found.keys():
+                found[name].add(node.targets[0].attr)
+    return found
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_exported_definitions_are_checked_beside(path):
+    "One of the next two cells that are not exported must use the definition."
+    cells = [source for source, _ in cells_of(path)]
+    missing = []
+    for i, source in enumerate(cells):
+        beside = "\n".join([s for s in cells[i + 1:] if not is_exported(s)][:2])
+        for name, aliases in (names_to_check(source) if is_exported(source) else {}).items():
+            if not any(re.search(rf"\b{alias}\b", beside) for alias in aliases):
+                missing.append(name)
+    assert not missing, f"no check within two cells: {missing}"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_lesson_shows_pictures(path):
+    assert pictures(path), "no saved picture: run tests/tools/execute.py"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_lesson_has_exercises_and_an_end(path):
+    text = "\n".join(source for source, _ in cells_of(path, "markdown"))
+    hidden = "\n".join(source for source, _ in cells_of(path) if "hide" in directives(source))
+    assert "## Exercise" in text and text.count("<details>") >= 2, "exercises with a folded hint and solution"
+    assert "check_" in hidden, "a hidden cell must run the solutions through their checks"
+    assert re.search(r"## What you have now", text, re.I), "the lesson must end with what the reader has now"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_no_machine_paths(path):
+    found = [m.group() for source, outputs in cells_of(path) for t in [source, *output_text(outputs)] for m in MACHINE_PATH.finditer(t)]
+    found += [m.group() for source, _ in cells_of(path, "markdown") for m in MACHINE_PATH.finditer(source)]
+    assert not found, f"paths of somebody's machine: {found[:5]}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_no_error_is_saved(path):
+    assert not [o for _, outputs in cells_of(path) for o in outputs if o["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_sizes(path):
+    assert path.stat().st_size < 600_000, "notebook over 600 KB"
+    assert all(len(png) < 150_000 for png in pictures(path)), "picture over 150 KB"
+
+
+def test_modules_stand_alone():
+    "Exported code needs neither nbdev nor fastcore, and imports by full name."
+    for path in (ROOT / "matgen_nb").rglob("*.py"):
+        if path.name != "_modidx.py":
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"^\s*(from|import) (nbdev|fastcore)", text, re.M), path.name
+            assert not re.search(r"^\s*from \S+ import \*", text, re.M), path.name
+
+
+def test_links_of_the_readme_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)]
+    assert not [link for link in links if not (ROOT / link).exists()]

@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Make README.md from nbs/index.ipynb; with --check, only say whether it is up to date (exit status 1 if not).
+
+Cells marked `#| hide` are left out, of cells marked `#| echo: false` only the output is kept. Pictures go to nbs/images."""
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTE = "<!-- Made from nbs/index.ipynb by tests/tools/readme.py: edit the notebook, not this file. -->\n\n"
+
+
+def visible(nb):
+    "The notebook without hidden cells and directives."
+    cells = []
+    for cell in nb.cells:
+        directives = re.findall(r"^#\|\s*(.*)$", cell.source, flags=re.M) if cell.cell_type == "code" else []
+        if "hide" in directives or any(d.startswith("default_exp") for d in directives):
+            continue
+        cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip() if cell.cell_type == "code" else cell.source
+        if "echo: false" in directives:
+            cell.metadata["remove_source"] = True
+            cell.source = ""
+        cells.append(cell)
+    nb.cells = cells
+    return nb
+
+
+def make_readme():
+    "(text of README.md, {path: bytes of a picture})."
+    nb = visible(nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4))
+    text, resources = MarkdownExporter().from_notebook_node(nb, resources={"output_files_dir": "nbs/images", "unique_key": "readme"})
+    text = re.sub(r"```python\s*```\n?", "", text)
+    text = re.sub(r"\]\((?!https?:|#|nbs/|/)([^)]+)\)", r"](nbs/\1)", text)  # links of the notebook are relative to nbs/
+    text = text.replace("](nbs/../", "](")
+    return NOTE + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    text, pictures = make_readme()
+    wanted = {"README.md": text.encode(), **pictures}
+    stale = [name for name, data in wanted.items() if not (ROOT / name).exists() or (ROOT / name).read_bytes() != data]
+    if not args.check:
+        (ROOT / "nbs" / "images").mkdir(exist_ok=True)
+        for name in stale:
+            (ROOT / name).write_bytes(wanted[name])
+        print(f"written: {', '.join(stale) or 'nothing, all up to date'}")
+    elif stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run python tests/tools/readme.py")
+    else:
+        print("README.md is up to date")
+
+
+if __name__ == "__main__":
+    main()
