@@ -314,7 +314,7 @@ def bonds(elements, cart_coords, stretch=1.15):
     covalent = np.minimum(chi[:, None], chi) > 1.8
     return np.argwhere(near & (polar | covalent) if (near & (polar | covalent)).any() else near)
 
-# %% ../../nbs/1_symmetry/02_crystal.ipynb #0008a0f8
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #0e46463b
 class Canvas:
     "A picture with a depth for every pixel: what is drawn appears only where it lies in front. Lengths in Angstrom, light from the upper left."
     def __init__(self, low, high, pixels):
@@ -325,7 +325,7 @@ class Canvas:
     def window(self, low, high):
         "The part of the picture between two points: (slices, x, y of its pixel centres)."
         first = np.floor((low - self.low) / self.step).astype(int).clip(0)
-        last = np.ceil((high - self.low) / self.step).astype(int).clip(0)
+        last = np.ceil((high - self.low) / self.step).astype(int).clip(0, self.depth.shape[::-1])
         part = np.s_[first[1]:last[1], first[0]:last[0]]
         i, j = np.mgrid[part]
         return part, self.low[0] + (j + 0.5) * self.step, self.low[1] + (i + 0.5) * self.step
