@@ -46,11 +46,12 @@ def atomic_number(symbol):
 class CrystalError(ValueError):
     "A structure that is no crystal for us. The message says what is wrong, where, and what to do instead."
 
-# %% ../../nbs/1_symmetry/02_crystal.ipynb #8644e44f
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #82fc0cc6
 def _checked(lattice, elements, frac_coords):
     "The three arrays in their right types; CrystalError where they describe no crystal."
     try:
-        lattice, numbers, frac = (np.array(x, dtype=np.float64) for x in (lattice, elements, frac_coords))
+        arrays = [x.detach().cpu().numpy() if hasattr(x, 'detach') else x for x in (lattice, elements, frac_coords)]
+        lattice, numbers, frac = (np.array(x, dtype=np.float64) for x in arrays)
     except (TypeError, ValueError) as error:
         raise CrystalError(f"lattice, atomic numbers and coordinates must be arrays of numbers ({error})") from None
     if lattice.shape != (3, 3):

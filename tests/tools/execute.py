@@ -55,7 +55,7 @@ def run_notebook(path, flags, save, timeout):
     "Run one notebook; returns (path, seconds, error text or None)."
     start = time.time()
     nb = nbformat.read(path, as_version=4)
-    client = Runner(nb, timeout=timeout, kernel_name="python3", record_timing=False,
+    client = Runner(nb, timeout=timeout, kernel_name="python3", record_timing=False, extra_arguments=["--log-level=ERROR"],
                     resources={"metadata": {"path": str(path.parent)}})
     client.flags = flags
     try:

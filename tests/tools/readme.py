@@ -34,7 +34,7 @@ def make_readme():
     "(text of README.md, {path: bytes of a picture})."
     nb = visible(nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4))
     text, resources = MarkdownExporter().from_notebook_node(nb, resources={"output_files_dir": "nbs/images", "unique_key": "readme"})
-    text = re.sub(r"```python\s*```\n?", "", text)
+    text = re.sub(r"```(?:python)?\n\s*```\n", "", text)
     text = re.sub(r"\]\((?!https?:|#|nbs/|/)([^)]+)\)", r"](nbs/\1)", text)  # links of the notebook are relative to nbs/
     text = text.replace("](nbs/../", "](")
     return NOTE + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
