@@ -34,7 +34,7 @@ setup(
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["matgen_nb", "matgen_nb.*"]),
     package_data={"matgen_nb": ["data/*", "data/**/*"]},
-    include_package_data=True,
+    include_package_data=False,  # package_data says it all
     install_requires=cfg["requirements"].split(),
     extras_require={
         "dev": cfg["dev_requirements"].split(),

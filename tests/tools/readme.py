@@ -30,13 +30,21 @@ def visible(nb):
     return nb
 
 
+def point_home(match):
+    "A link of the notebook, which is relative to nbs/, as one of the README; the name alone where the lesson is not written yet."
+    name, target = match.groups()
+    path = (ROOT / "nbs" / target).resolve()
+    if path.suffix == ".ipynb" and not path.exists():
+        return f"{name} *(coming)*"
+    return f"[{name}]({path.relative_to(ROOT).as_posix()})"
+
+
 def make_readme():
     "(text of README.md, {path: bytes of a picture})."
     nb = visible(nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4))
     text, resources = MarkdownExporter().from_notebook_node(nb, resources={"output_files_dir": "nbs/images", "unique_key": "readme"})
     text = re.sub(r"```(?:python)?\n\s*```\n", "", text)
-    text = re.sub(r"\]\((?!https?:|#|nbs/|/)([^)]+)\)", r"](nbs/\1)", text)  # links of the notebook are relative to nbs/
-    text = text.replace("](nbs/../", "](")
+    text = re.sub(r"(?<!!)\[([^]\n]+)\]\((?!https?:|#|/)([^)]+)\)", point_home, text)
     return NOTE + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
 
