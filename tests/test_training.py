@@ -1,0 +1,164 @@
+"""The trainer: exact resume, equality of one and two processes, and what happens when things go wrong."""
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from matgen_nb.scale import training
+from matgen_nb.scale.training import TrainConfig, Trainer, load_checkpoint, load_weights, plot_history, read_history
+from matgen_nb.utils import MatgenError
+
+
+class Data:
+    def __init__(self, x): self.x = x
+    def __len__(self): return len(self.x)
+    def select(self, indices): return Data(self.x[indices])
+    def to(self, device): return Data(self.x.to(device))
+
+
+class Model(nn.Module):
+    "Regression with dropout and noise, so that resume must restore every random number."
+    def __init__(self, width=8, noisy=True):
+        super().__init__()
+        self.network, self.noisy, self.fail_at, self.calls = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Dropout(.1 if noisy else 0), nn.Linear(width, 1)), noisy, None, 0
+
+    def loss(self, batch, generator):
+        self.calls += self.training
+        if self.calls == self.fail_at: raise RuntimeError("killed")
+        x = batch.x + (.1 * torch.randn(batch.x.shape, generator=generator) if self.noisy else 0)
+        return {"loss": (self.network(x)[:, 0] - batch.x.square().sum(1)).square().mean()}
+
+
+def make(out, data=None, model=None, **choices):
+    torch.manual_seed(0)
+    data = Data(torch.randn(64, 3)) if data is None else data
+    torch.manual_seed(1)
+    config = TrainConfig(**dict(steps=24, batch_size=16, log_every=5, warmup_steps=5, device="cpu", checkpoint_every=7, val_fraction=.25, val_every=6, progress=False) | choices)
+    return Trainer(model or Model(), data, config, out)
+
+
+def losses(history): return [(r["step"], r["loss"], r.get("val_loss")) for r in history]
+
+
+def test_resume_is_exact_to_the_bit(tmp_path):
+    whole = make(tmp_path/"whole")
+    want = whole.fit()
+    broken = make(tmp_path/"broken")
+    broken.model.fail_at = 18
+    with pytest.raises(RuntimeError, match="killed"): broken.fit()
+    assert load_checkpoint(tmp_path/"broken"/"last.safetensors")[1]["step"] == 14
+    torch.manual_seed(99)
+    resumed = Trainer(Model(), broken.data, broken.config, tmp_path/"broken")
+    got = resumed.fit(resume=True)
+    assert losses(got) == losses(want) == losses(read_history(tmp_path/"broken"/"history.csv"))
+    for part in ("model", "ema_model"):
+        for a, b in zip(getattr(whole, part).parameters(), getattr(resumed, part).parameters()): assert torch.equal(a, b)
+    a, b = (load_checkpoint(tmp_path/name/"best.safetensors")[0] for name in ("whole", "broken"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_stop_signal_saves_and_resumes(tmp_path):
+    import signal
+    trainer = make(tmp_path/"a")
+    step = trainer._train_step
+    trainer._train_step = lambda: (step(), signal.raise_signal(signal.SIGTERM) if trainer.step == 11 else None)
+    history = trainer.fit()
+    assert load_checkpoint(tmp_path/"a"/"last.safetensors")[1]["step"] == 11 and history[-1]["step"] == 10
+    assert losses(make(tmp_path/"a").fit(resume=True)) == losses(make(tmp_path/"b").fit())
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_training import make, Model
+torch.set_num_threads(1)
+torch.manual_seed(1)
+make({out!r}, model=Model(noisy=False), devices={n}, lr=1e-2).fit()
+"""
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path):
+    curves = []
+    for n in (1, 2):
+        out = tmp_path/str(n)
+        script = tmp_path/f"run{n}.py"
+        script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(out), n=n))
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        curves.append([x for row in losses(read_history(out/"history.csv")) for x in row if x is not None])
+    assert len(curves[0]) > 10 and curves[0] == pytest.approx(curves[1], rel=1e-5, abs=1e-5)
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path):
+    make(tmp_path, steps=2).fit()
+    with pytest.raises(MatgenError, match="already holds"): make(tmp_path, steps=2).fit()
+    make(tmp_path, steps=2).fit(overwrite=True)
+
+
+def test_another_model_or_seed_cannot_resume(tmp_path):
+    make(tmp_path, steps=2).fit()
+    with pytest.raises(MatgenError, match="another model.*network"): make(tmp_path, model=Model(width=9)).fit(resume=True)
+    with pytest.raises(MatgenError, match="seed was 0 and is now 5"): make(tmp_path, seed=5).fit(resume=True)
+    with pytest.raises(MatgenError, match="another model"): load_weights(Model(width=9), tmp_path/"best.safetensors")
+    load_weights(Model(), tmp_path/"best.safetensors")
+
+
+def test_broken_checkpoints(tmp_path):
+    make(tmp_path, steps=2).fit()
+    good = (tmp_path/"last.safetensors").read_bytes()
+    for bad in (good[:-7], good[:50], b"", b"PK\x03\x04 a zip archive"):
+        (tmp_path/"last.safetensors").write_bytes(bad)
+        with pytest.raises(MatgenError, match="not a complete checkpoint"): make(tmp_path).fit(resume=True)
+    from safetensors.torch import save_file
+    save_file({"w": torch.ones(1)}, tmp_path/"last.safetensors")
+    with pytest.raises(MatgenError, match="not a training checkpoint of this version"): make(tmp_path).fit(resume=True)
+    with pytest.raises(MatgenError, match="there is no checkpoint"): load_checkpoint(tmp_path/"none")
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    make(tmp_path, steps=7).fit()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    def full(fd): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MatgenError, match="No space left"): make(tmp_path, steps=14).fit(resume=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_bad_numbers_are_skipped_or_reported(tmp_path):
+    x = torch.randn(64, 3)
+    x[3] = float("nan")
+    trainer = make(tmp_path/"few", data=Data(x), val_fraction=0.)
+    history = trainer.fit()
+    assert 0 < history[-1]["skipped"] < 24 and all(p.isfinite().all() for p in trainer.model.parameters())
+    with pytest.raises(MatgenError, match="diverged"): make(tmp_path/"all", data=Data(x * float("nan")), val_fraction=0., max_skipped=5).fit()
+
+
+def test_time_budget_ends_with_a_small_rate(tmp_path):
+    trainer = make(tmp_path, steps=10**7, max_seconds=1., checkpoint_every=None, val_fraction=0., warmup_steps=1)
+    history = trainer.fit()
+    assert trainer.step < 10**6 and history[-1]["lr"] < .05 * trainer.config.lr
+
+
+@pytest.mark.parametrize("choice, text", [(dict(steps=None), "steps or epochs"), (dict(lr=-1.), "positive"), (dict(schedule="x"), "schedule"),
+                                          (dict(precision="16-mixed"), "bf16-mixed"), (dict(device="tpu"), "device"), (dict(batch_size=5, devices=2), "divide")])
+def test_configuration_is_checked(tmp_path, choice, text):
+    with pytest.raises(MatgenError, match=text): make(tmp_path, **choice)
+
+
+def test_bf16_on_cpu_and_epochs(tmp_path):
+    trainer = make(tmp_path, steps=None, epochs=2, precision="bf16-mixed")
+    trainer.fit()
+    assert trainer.step == 2 * 3 and (tmp_path/"loss.png").stat().st_size > 1000
+    assert next(trainer.model.parameters()).dtype == torch.float32
+    assert plot_history(tmp_path).axes and json.dumps(training.asdict(trainer.config))
+
+
+def test_too_little_data(tmp_path):
+    with pytest.raises(MatgenError, match="too few"): make(tmp_path, data=Data(torch.zeros(0, 3)), val_fraction=0.).fit()
