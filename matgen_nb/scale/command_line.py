@@ -87,7 +87,7 @@ def caption(row):
     parts = [row.get("file") or row.get("name"), row.get("formula"), row.get("space_group")]
     return " · ".join(str(p) for p in parts if p is not None)
 
-# %% ../../nbs/5_scale/25_command_line.ipynb #d5986fd7
+# %% ../../nbs/5_scale/25_command_line.ipynb #a9de5053
 def gallery_png(path, crystals, rows, limit=24, columns=6):
     "The first `limit` crystals on one sheet."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -103,7 +103,7 @@ def gallery_png(path, crystals, rows, limit=24, columns=6):
     for ax, (crystal, row) in zip(axes, shown):
         ax.imshow(imread(io.BytesIO(crystal_png(crystal))))
         ax.set_title(f"{row.get('formula', '')}\n{row.get('space_group', '')}", fontsize=6)
-    figure.subplots_adjust(0, 0, 1, .92, .02, .25)
+    figure.subplots_adjust(0, 0, 1, 1 - .3 / (1.65 * lines), .02, .25)
     with atomic_write(path, "wb") as f: figure.savefig(f, format="png")
 
 def write_results(out, crystals, rows, title, record):
@@ -200,11 +200,11 @@ def training_config(preset, **choices):
     if given.get("steps") or given.get("epochs"): base = {k: v for k, v in base.items() if k not in ("steps", "epochs")}
     return TrainConfig(**(base | given))
 
-# %% ../../nbs/5_scale/25_command_line.ipynb #27a36dca
+# %% ../../nbs/5_scale/25_command_line.ipynb #60695424
 def new_symmcd(preset, data):
     "An untrained SymmCD of this preset with the statistics of `data`."
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig
-    return SymmCD(SymmCDConfig.preset(preset), data.statistics() if callable(data.statistics) else data.statistics)
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    return SymmCD(SymmCDConfig.preset(preset), statistics(data))
 
 def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=None):
     "Train SymmCD on CrystalData into the folder `out`; writes weights.safetensors and returns (averaged model, history)."
