@@ -141,9 +141,10 @@ def test_bad_numbers_are_skipped_or_reported(tmp_path):
 
 
 def test_time_budget_ends_with_a_small_rate(tmp_path):
-    trainer = make(tmp_path, steps=10**7, max_seconds=1., checkpoint_every=None, val_fraction=0., warmup_steps=1)
+    trainer = make(tmp_path, steps=10**7, max_seconds=1., checkpoint_every=None, warmup_steps=1, val_every=10**6)
     history = trainer.fit()
     assert trainer.step < 10**6 and history[-1]["lr"] < .05 * trainer.config.lr
+    assert history[-1]["step"] == trainer.step and "val_loss" in history[-1] and (tmp_path/"best.safetensors").exists()
 
 
 @pytest.mark.parametrize("choice, text", [(dict(steps=None), "steps or epochs"), (dict(lr=-1.), "positive"), (dict(schedule="x"), "schedule"),

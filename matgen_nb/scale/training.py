@@ -428,7 +428,7 @@ class _Talking(_Keeping):
         if stopped: print(f"stopped at step {self.step} of {self.steps}; the run is saved in {self.out_dir.name}, continue it with resume")
         if self.skipped: print(f"{self.skipped} steps were skipped because their gradient was not finite")
 
-# %% ../../nbs/5_scale/24_training.ipynb #32c9082e
+# %% ../../nbs/5_scale/24_training.ipynb #3b0e5722
 class Trainer(_Talking):
     """Train `model` on `data` into the folder `out_dir`: `Trainer(model, data, config, out_dir, val=None).fit()`.
 
@@ -457,9 +457,9 @@ class Trainer(_Talking):
         alone = self.fabric.world_size == 1
         while self._progress() < 1 and not stop.is_set():
             self._train_step()
-            last = self.step == self.steps
-            log = last or self.step % c.log_every == 0
-            val = self.val_data is not None and (last or self.step % self.val_every == 0)
+            log = self.step == self.steps or self.step % c.log_every == 0
             if log or alone: self._agree(stop, time.monotonic() - start)
+            last = self._progress() >= 1
+            log, val = log or last, self.val_data is not None and (last or self.step % self.val_every == 0)
             if log or val: mark = self._log(val, mark, advance)
             if (c.checkpoint_every and self.step % c.checkpoint_every == 0) or time.monotonic() - self.saved_at > c.checkpoint_seconds: self.save()
