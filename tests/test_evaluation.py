@@ -1,0 +1,90 @@
+"""Evaluation: the CDVAE rules, fingerprints, failures and time limits."""
+import csv
+import gzip
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from matgen_nb.symmcd import evaluation as ev
+from matgen_nb.symmetry.crystal import Crystal
+
+SALT = Crystal(5.64 * np.eye(3), [11] * 4 + [17] * 4,
+               [[0, 0, 0], [0, .5, .5], [.5, 0, .5], [.5, .5, 0], [.5, 0, 0], [0, .5, 0], [0, 0, .5], [.5, .5, .5]])
+VAL = Path(os.environ.get("MATGEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "crystals" / "val.csv.gz"
+
+
+def real_crystals(n):
+    if not VAL.exists(): pytest.skip(f"{VAL.name} is not here (set MATGEN_TEST_DATA)")
+    csv.field_size_limit(10**9)
+    with gzip.open(VAL, "rt", newline="") as f: rows = list(itertools.islice(csv.DictReader(f), n))
+    return [Crystal.from_cif(r["cif"]) for r in rows]
+
+
+def naive_rule(elements):
+    "The CDVAE rule with no shortcut at all."
+    z, n = np.unique(elements, return_counts=True)
+    table, n = ev.element_data(), n // np.gcd.reduce(n)
+    if len(z) == 1 or table.metal[z].all(): return True
+    states = [[int(q) for q in table.oxidation[k] if q != 99] for k in z]
+    chi = table.electronegativity[z].tolist()
+    return any(np.dot(q, n) == 0 and ev._pauling(q, chi) for q in itertools.product(*states))
+
+
+def test_composition_rule_equals_enumeration():
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        elements = np.repeat(rng.choice(np.arange(1, 90), 3, replace=False), rng.integers(1, 5, 3))
+        assert ev.composition_validity(elements) == naive_rule(elements), elements
+
+
+def test_six_elements_are_fast():
+    start = time.perf_counter()
+    ev.composition_validity([24, 25, 26, 44, 76, 8, 8, 8, 17])
+    assert time.perf_counter() - start < 20
+
+
+def test_one_site_per_orbit_on_real_crystals():
+    for crystal in real_crystals(6):
+        assert np.abs(ev.structure_fingerprint(crystal) - ev.structure_fingerprint(crystal, None)).max() < 0.02
+
+
+def test_bad_items_are_named_not_fatal(monkeypatch):
+    broken = Crystal(5 * np.eye(3), [11, 17], [[0, 0, 0], [1e-4, 0, 0]])
+    result = ev.evaluate_crystals([SALT, None, broken], [SALT], n_jobs=1, progress=False)
+    assert [bool(r["failure"]) for r in result.table][:2] == [False, True]
+    assert result.summary["struct_valid"]["value"] == pytest.approx(1 / 3) and result.summary["struct_valid"]["n"] == 3
+    assert result.summary["novel"]["value"] <= 2 / 3 and all("protocol" in e for e in result.summary.values())
+
+
+def test_hanging_step_is_timed_out(monkeypatch):
+    def hang(crystal):
+        while True: time.sleep(0.01)
+    monkeypatch.setattr(ev, "contact_ratio", hang)
+    row = ev.describe(SALT, timeout=1, fingerprints=False)
+    assert "contact_ratio" in row["failure"] and row["struct_valid"] and row["space_group@0.1"] == 225
+
+
+def test_files(tmp_path):
+    result = ev.evaluate_crystals([SALT, SALT], [SALT], n_jobs=1, progress=False, seed=1)
+    result.to_csv(tmp_path / "t.csv"); result.to_json(tmp_path / "s.json")
+    assert len(list(csv.DictReader(open(tmp_path / "t.csv")))) == 2
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["unique"]["value"] == 0.5 and summary["novel"]["value"] == 0 and summary["coverage_recall"]["value"] == 1
+    assert str(result)
+
+
+def test_empty_sample_and_unknown_metric():
+    assert ev.evaluate_crystals([], [SALT], n_jobs=1, progress=False).table == []
+    with pytest.raises(ValueError, match="unknown metrics"): ev.evaluate_crystals([SALT], [SALT], metrics=("beauty",))
+
+
+def test_stability():
+    pytest.importorskip("chgnet")
+    table, summary = ev.stability([SALT], hull=[SALT], relax_steps=3, progress=False)
+    assert table[0]["stable"] and abs(table[0]["e_above_hull"]) < 1e-5 and summary["stable"]["n"] == 1
+    assert ev.stability([SALT], relax_steps=1, progress=False)[0][0]["stable"] is None
