@@ -503,11 +503,11 @@ def relaxed_energy(crystal, relax_steps=100, fmax=0.1):
     found = _chgnet().relax(crystal.to_pymatgen(), fmax=fmax, steps=relax_steps, verbose=False)
     return float(found["trajectory"].energies[-1]) / len(crystal)
 
-# %% ../../nbs/3_symmcd/13_evaluation.ipynb #70c38ebe
+# %% ../../nbs/3_symmcd/13_evaluation.ipynb #12536191
 def stability(crystals, hull=None, threshold=0.1, relax_steps=100, n_jobs=1, timeout=600, progress=True):
     """CHGNet stability. hull: list of Crystal (relaxed in the same way, where a chemical system needs them) or of (atomic numbers, eV/atom) from CHGNet.
 
-    Returns (table, summary): energy, e_above_hull (eV/atom), stable (<= threshold), None where not judged. Raises MatgenError when chgnet is missing."""
+    Returns (table, summary): energy, e_above_hull (eV/atom), stable (<= threshold), competitors (hull entries in its chemical system), None where not judged. Raises MatgenError when chgnet is missing."""
     _chgnet()
     energy = functools.partial(relaxed_energy, relax_steps=relax_steps)
     wanted = [set(c.elements.tolist()) for c in crystals]
@@ -519,7 +519,8 @@ def stability(crystals, hull=None, threshold=0.1, relax_steps=100, n_jobs=1, tim
     for i, (c, e) in enumerate(zip(crystals, values)):
         base = hull_energy(c.elements, entries) if e is not None else None
         above = None if base is None else e - base
-        table.append(dict(formula=c.formula, energy=e, e_above_hull=above, stable=None if above is None else above <= threshold, failure=why.get(str(i), "")))
+        table.append(dict(formula=c.formula, energy=e, e_above_hull=above, stable=None if above is None else above <= threshold,
+                          competitors=sum(set(np.asarray(z).tolist()) <= set(c.elements.tolist()) for z, _ in entries), failure=why.get(str(i), "")))
     judged = [r["stable"] for r in table if r["stable"] is not None]
     text = f"CHGNet, at most {relax_steps} steps, e_above_hull <= {threshold} eV/atom; hull: CHGNet energies of the given reference; denominator: judged crystals ({len(table) - len(judged)} of {len(table)} not judged)"
     return table, {"stable": _share(judged, text)}
