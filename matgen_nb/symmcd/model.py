@@ -81,7 +81,7 @@ def statistics(data, max_orbits=64):
     return Statistics(mean.float(), std.float(), (elements / elements.sum()).float(),
                       (classes / classes.sum(1, keepdim=True).clamp(min=1e-9)).float(), groups.float(), orbits.float())
 
-# %% ../../nbs/3_symmcd/11_model.ipynb #853a14aa
+# %% ../../nbs/3_symmcd/11_model.ipynb #9381b3d1
 class SymmCD(nn.Module):
     """Diffusion model of crystals given their space group (Levy et al., ICLR 2025, arXiv 2502.03638).
 
@@ -105,9 +105,10 @@ class SymmCD(nn.Module):
     def standard_k(self, k, space_group): return (k - self.stat_k_mean) / self.stat_k_std * self.mask(space_group)
 
     def raw_k(self, k, space_group):
-        "k (B, 6) from standardised k: bounded (edges of 1-150 A, shape |k| < 2), masked, offset, so that every group gets a lattice it allows."
+        "k (B, 6) from standardised k: bounded (real crystals keep well inside), masked, offset, so that every group gets a lattice it allows."
         raw = k * self.stat_k_std.to(k) + self.stat_k_mean.to(k)
-        raw = torch.cat([raw[:, :5].clamp(-2, 2), raw[:, 5:].clamp(0, 5)], 1)
+        limit = raw.new_tensor([0.6, 0.6, 0.6, 1.3, 1.2])
+        raw = torch.cat([raw[:, :5].clamp(-limit, limit), raw[:, 5:].clamp(0, 4.5)], 1)
         return raw * self.mask(space_group) + k_offset(space_group).to(k)
 
     def lattice(self, k, space_group):
