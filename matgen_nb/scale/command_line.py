@@ -296,7 +296,7 @@ def read_crystals(source):
     kept = [(c, name) for c, name in zip(crystals, names) if c is not None]
     return [c for c, _ in kept], [name for _, name in kept], failures
 
-# %% ../../nbs/5_scale/25_command_line.ipynb #4a0347bf
+# %% ../../nbs/5_scale/25_command_line.ipynb #e961c9f4
 @evaluate_app.command("crystals", epilog="Example: `matgen evaluate crystals samples/ --reference crystals.safetensors --out judged`")
 def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, or a CSV with a cif column.")], out: Out,
                               reference: Annotated[Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")],
@@ -306,11 +306,16 @@ def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folde
     out, start = fresh_folder(out, overwrite), time.monotonic()
     crystals, names, failures = read_crystals(source)
     if failures: say(describe_failures(failures, len(crystals) + len(failures)))
-    result = judge(crystals, reference_crystals(reference), **({"stability": True} if stability else {}))
-    rows = [{"name": name, **row} for name, row in zip(names, result.table)]
+    known = reference_crystals(reference)
+    result = judge(crystals, known, names=names, seed=seed)
+    rows, summary = [{"name": name, **row} for name, row in zip(names, result.table)], dict(result.summary)
+    if stability:
+        from matgen_nb.symmcd import evaluation
+        more, totals = evaluation.stability(crystals, hull=known)
+        rows, summary = [{**row, **extra} for row, extra in zip(rows, more)], summary | totals
     write_results(out, crystals, rows, "Evaluation", run_record(_command(), seed, time.monotonic() - start))
-    write_json(out/"summary.json", result.summary)
-    say(summary_text(result.summary) + f"\nresults: {out}")
+    write_json(out/"summary.json", summary)
+    say(summary_text(summary) + f"\nresults: {out}")
 
 def judge(crystals, reference, **choices):
     "Evaluation of crystals against reference crystals; MatgenError where this installation cannot evaluate."
@@ -325,10 +330,12 @@ def reference_crystals(path):
     return [data[i].to_crystal() for i in range(len(data))]
 
 def summary_text(summary):
-    "One aligned line per number of a summary; pairs are shown as value and interval."
-    def show(v): return f"{v:.4g}" if isinstance(v, float) else " ".join(show(x) for x in v) if isinstance(v, (list, tuple)) else str(v)
+    "One aligned line per number of a summary; a dict shows its value and, if it has one, its interval low to high."
+    def show(v):
+        if isinstance(v, dict): return show(v.get("value")) + (f"  ({show(v['low'])} to {show(v['high'])})" if v.get("low") is not None else "")
+        return f"{v:.4g}" if isinstance(v, float) else str(v)
     width = max(map(len, summary), default=0)
-    return "\n".join(f"{key:{width}}  {show(value)}" for key, value in summary.items() if not isinstance(value, dict))
+    return "\n".join(f"{key:{width}}  {show(value)}" for key, value in summary.items())
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e215901a
 @app.command(epilog="Example: `matgen demo --seconds 60 --out my-demo`")
