@@ -185,14 +185,15 @@ def _site_loss(self, logits, site, batch):
 
 SymmCD.loss, SymmCD._site_loss = loss, _site_loss
 
-# %% ../../nbs/3_symmcd/11_model.ipynb #b6dacb46
+# %% ../../nbs/3_symmcd/11_model.ipynb #7391d19e
 FORMAT = "matgen_nb symmcd 1"
 
-def save_pretrained(model, path, info=None):
-    "Write weights, statistics and configuration as one safetensors file, atomically; info: more strings for the card."
+def save_pretrained(model, path, info=None, dtype=torch.float32):
+    """Write weights, statistics and configuration as one safetensors file, atomically; info: more strings for the card.
+    dtype: of the network's weights (bfloat16 halves the file); the statistics stay float32."""
     from safetensors.torch import save
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), info=json.dumps(info or {}))
-    state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
+    state = {n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous() for n, t in model.state_dict().items()}
     with atomic_write(path, "wb") as file: file.write(save(state, metadata))
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #a36a9d81
