@@ -25,8 +25,8 @@ from ..utils import MatgenError, atomic_write
 # %% ../../nbs/3_symmcd/11_model.ipynb #2b77e2d9
 @dataclass(frozen=True)
 class SymmCDConfig:
-    """Everything that decides what a SymmCD is; stored with its weights. Loss weights are the release's; standardise: diffuse the free
-    components of k in units of their spread (the paper diffuses them raw)."""
+    """Everything that decides what a SymmCD is; stored with its weights. standardise: diffuse the free components of k in units of their
+    spread (the paper diffuses them raw). The preset `paper` has the loss weights of the release, these are ours."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
@@ -125,7 +125,9 @@ def cells(self, k, space_group):
     "Cells (B, 3, 3) of standardised k (B, 6)."
     return k_to_lattice(self.raw_k(k, space_group))
 
-SymmCD.mask, SymmCD.standard_k, SymmCD.raw_k, SymmCD.lattice = free_components, standard_k, raw_k, cells
+SymmCD.mask = free_components
+SymmCD.lattice = cells
+SymmCD.standard_k, SymmCD.raw_k = standard_k, raw_k
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #e91a7024
 def site_labels(self, space_group, wyckoff):
