@@ -4,37 +4,83 @@ import importlib.util
 import pkgutil
 import sys
 
-BLOCKED = {"pymatgen", "spglib", "pyxtal", "rdkit", "nglview", "pandas", "matplotlib", "smact"}
+BLOCKED = {"pymatgen", "spglib", "pyxtal", "rdkit", "nglview", "pandas", "smact", "ase"}
+NOT_AT_IMPORT = {"matplotlib", "scipy", "networkx", "gemmi"}    # torch or the trainer may bring these in later; our modules must not at their top
 
 
-class Blocker:
-    "An import hook for which the blocked libraries are not installed."
+class Without:
+    "An import finder for which the blocked libraries are not installed."
+    def __init__(self, finder): self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+        return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
+
+
+TRAINING_AND_SAMPLING = [f"matgen_nb.symmcd.{m}" for m in ("dataset", "network", "model", "sampling")] + [
+    f"matgen_nb.mofdiff.{m}" for m in ("building_blocks", "embedding", "coarse_graining", "network", "model", "sampling", "assembly")] + ["matgen_nb.scale.training"]
+
+
+def is_written(name):
+    try: return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError: return False
 
 
 def import_modules():
-    "Import all of symmetry, diffusion, and what training and sampling need, as far as it is written."
+    "Import all of symmetry and diffusion, and what training and sampling need; returns the names of the latter that are not written yet."
     import matgen_nb.diffusion
     import matgen_nb.symmetry
     for package in (matgen_nb.symmetry, matgen_nb.diffusion):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
-    names = [f"matgen_nb.symmcd.{m}" for m in ("dataset", "network", "model", "sampling")] + ["matgen_nb.scale.training"]
-    for name in names:
-        if importlib.util.find_spec(name):
-            importlib.import_module(name)
+    for name in filter(is_written, TRAINING_AND_SAMPLING): importlib.import_module(name)
+    early = NOT_AT_IMPORT & {name.split(".")[0] for name in sys.modules}
+    assert not early, f"imported at the top of a module: {early}"
+    return [name for name in TRAINING_AND_SAMPLING if not is_written(name)]
+
+
+def textbook_data():
+    "Rock salt, caesium chloride and a perovskite as prepared data, forty copies with different cells: made without any library."
+    import numpy as np
+    from matgen_nb.symmcd.dataset import from_units
+    from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
+    from matgen_nb.symmetry.lattice import lattice_to_k
+    kinds = [(225, 5.64, [11, 17], "ab"), (221, 4.12, [55, 17], "ab"), (221, 3.90, [38, 22, 8], "abc")]
+    sites = {"a": [0, 0, 0], "b": [.5, .5, .5], "c": [0, .5, .5]}
+    def unit(group, a, elements, letters, scale):
+        k = lattice_to_k(a * scale * np.eye(3))
+        return AsymmetricUnit(group, np.asarray(k), np.array(elements), np.array([sites[x] for x in letters]), np.array(["abc".index(x) for x in letters]))
+    return from_units([unit(*kinds[i % 3], .95 + .1 * i / 40) for i in range(40)])
 
 
 def train_and_sample_briefly():
-    "A few steps of training and of sampling with a tiny model (filled in with the model's lessons)."
+    "A few steps of the Trainer, weights saved and loaded, then crystals: free, of a given formula, of a given group."
+    import tempfile
+    from pathlib import Path
+    import torch
+    from matgen_nb.scale.training import TrainConfig, Trainer
+    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
+    data = textbook_data()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model = SymmCD(preset("tiny", width=32, layers=2), statistics(data))
+        config = TrainConfig(steps=60, batch_size=16, lr=5e-3, warmup_steps=5, ema_decay=.9, log_every=20, val_fraction=.2, device="cpu", progress=False)
+        trainer = Trainer(model, data, config, Path(folder) / "run")
+        history = trainer.fit()
+        assert history[-1]["step"] == 60 and history[-1]["loss"] < history[0]["loss"], history
+        trainer.ema_model.save_pretrained(Path(folder) / "weights.safetensors")
+        trained = SymmCD.from_pretrained(Path(folder) / "weights.safetensors")
+    free = trained.sample(3, steps=5, progress=False)
+    wanted = trained.sample(2, formula="SrTiO3", space_group=221, steps=5, progress=False)
+    assert len(free) == 3 and all(s.row["space_group"] in (221, 225) for s in free)
+    assert all(s.crystal.formula == "SrTiO3" and s.row["space_group"] == 221 for s in wanted)
+    assert "data_" in free[0].crystal.to_cif()
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, Blocker())
-    import_modules()
+    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+    assert not any(map(is_written, BLOCKED))
+    missing = import_modules()
     train_and_sample_briefly()
     assert not BLOCKED & {name.split(".")[0] for name in sys.modules}
-    print("works without", ", ".join(sorted(BLOCKED)))
+    print("works without", ", ".join(sorted(BLOCKED)), *(["; not written yet:", *missing] if missing else []))
