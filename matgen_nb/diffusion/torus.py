@@ -72,7 +72,6 @@ class TorusDiffusion:
     x_t = x_0 + sigma_t z modulo 1, sigma_0 = 0, then geometric from sigma_min (t = 1) to sigma_max (t = T). A network learns
     `target`, the score divided by its root mean square. `t`, `s`: ints 0..T, or int64 (n,), one per row of x (n, ...)."""
     target = "score / score_scale"
-
     def __init__(self, T=1000, sigma_min=0.005, sigma_max=0.5):
         self.T, self.sigma_min, self.sigma_max = T, sigma_min, sigma_max
         sigma, zero = torch.logspace(math.log10(sigma_min), math.log10(sigma_max), T, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
