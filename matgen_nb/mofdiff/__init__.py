@@ -1,0 +1,1 @@
+"""MOFDiff: new metal-organic frameworks from building blocks."""
