@@ -51,12 +51,13 @@ def posterior(x_t, x0, a_t, a_s, prior):
 class CategoricalDiffusion:
     """Discrete diffusion (D3PM, Austin et al. 2021) towards a prior that may differ per row and be zero on forbidden classes.
 
-    At time t a variable still shows x_0 with probability abar_t (cosine schedule), else a draw from the prior.
+    At time t a variable still shows x_0 with probability abar_t, else a draw from the prior. abar: cosine schedule c for power 1,
+    else 1 - (1 - c)^power: the larger the power, the later x_0 is lost, and the earlier it is settled on the way back.
     Classes 0..K-1, int64 (n,). t, s: ints 0..T, or int64 (n,). prior: (K,) or (n, K), rows sum to one."""
     target = "x0"
 
-    def __init__(self, T=1000):
-        self.T, self._alpha_bar = T, Schedule(cosine_alpha_bar(T))
+    def __init__(self, T=1000, power=1):
+        self.T, self._alpha_bar = T, Schedule(1 - (1 - cosine_alpha_bar(T)) ** power)
 
     def alpha_bar(self, t, like=torch.empty(())):
         "abar_t, the probability that x_0 still shows, shaped to broadcast over `like`."
