@@ -301,12 +301,23 @@ class _Placed(_Setup):
         except torch.OutOfMemoryError: return data
 
 # %% ../../nbs/5_scale/24_training.ipynb #f16acded
-class _Stepping(_Placed):
-    "Adds the training step and the validation loss."
+class _Counting(_Placed):
+    "Adds the clock of the run and the sums of the logging window."
     def _progress(self):
+        "Part of the run that is over, by steps or by the time budget, whichever is further."
         c = self.config
         return max(self.step / self.steps, self.seconds / c.max_seconds if c.max_seconds else 0.)
 
+    def _note(self, values, bad):
+        "Add to the sums of the open logging window; a skipped step adds only to the counts [skipped, all] in front."
+        self.names = list(values)
+        sums = torch.stack([v.detach().float() for v in values.values()]).masked_fill(bad, 0)
+        new = torch.cat([torch.stack([bad, torch.ones_like(bad)]).float(), sums])
+        self.window = new if self.window is None else self.window + new
+
+# %% ../../nbs/5_scale/24_training.ipynb #2f8b1aa3
+class _Stepping(_Counting):
+    "Adds the training step."
     def _train_step(self):
         c, fabric = self.config, self.fabric
         self.lr = learning_rate(c, self.step, self._progress())
@@ -325,13 +336,6 @@ class _Stepping(_Placed):
         if self.ema_model is not None: ema_update(self.ema_model, self.model, ema_decay(self.step, c.ema_decay))
         self._note({**losses, "grad_norm": norm}, bad)
         self.step += 1
-
-    def _note(self, values, bad):
-        "Add to the sums of the open logging window; a skipped step adds only to the counts [skipped, all] in front."
-        self.names = list(values)
-        sums = torch.stack([v.detach().float() for v in values.values()]).masked_fill(bad, 0)
-        new = torch.cat([torch.stack([bad, torch.ones_like(bad)]).float(), sums])
-        self.window = new if self.window is None else self.window + new
 
 # %% ../../nbs/5_scale/24_training.ipynb #99904908
 class _Looking(_Stepping):
@@ -364,16 +368,24 @@ class _Looking(_Stepping):
         return {"step": self.step, "epoch": self.epoch, **means, "lr": self.lr, "skipped": self.skipped}
 
 # %% ../../nbs/5_scale/24_training.ipynb #2d085602
-class _Keeping(_Looking):
-    "Adds checkpoints."
+class _Named(_Looking):
+    "Adds what must agree between a checkpoint and the run that resumes it."
     def _identity(self):
-        "What must agree between a checkpoint and the run that resumes it."
+        "JSON-able: kind and configuration of the model, seed, batch size, number of structures."
         import dataclasses
         model = getattr(self.model, "config", None)
         model = json.loads(json.dumps(asdict(model))) if dataclasses.is_dataclass(model) else None
         return {"model": type(self.model).__name__, "model_config": model, "seed": self.config.seed, "batch_size": self.config.batch_size,
                 "structures": len(self.index)}
 
+    def _check_identity(self, found):
+        "MatgenError that names the first difference between the checkpoint's identity and ours."
+        for key, mine in self._identity().items():
+            if found[key] != mine: raise MatgenError(f"cannot resume in {self.out_dir.name}: {key} was {found[key]} and is now {mine}")
+
+# %% ../../nbs/5_scale/24_training.ipynb #cc2720fc
+class _Keeping(_Named):
+    "Adds checkpoints."
     def save(self, name="last"):
         "Write the run's state (`last`), or the weights alone (any other name); main process only."
         if name == "last": self.saved_at = time.monotonic()
@@ -388,9 +400,7 @@ class _Keeping(_Looking):
     def _restore(self):
         "Continue from `last`."
         tensors, info = load_checkpoint(self.out_dir/"last.safetensors")
-        for key, mine in self._identity().items():
-            if info["identity"][key] != mine:
-                raise MatgenError(f"cannot resume in {self.out_dir.name}: {key} was {info['identity'][key]} and is now {mine}")
+        self._check_identity(info["identity"])
         self.window = unpack_state(tensors, self.model, self.ema_model, self.optimizer, self.device)
         self.step, self.seconds, self.skipped, self.names = info["step"], info["seconds"], info["skipped"], info["names"]
         self.best = math.inf if info["best"] is None else info["best"]
@@ -428,8 +438,23 @@ class _Talking(_Keeping):
         if stopped: print(f"stopped at step {self.step} of {self.steps}; the run is saved in {self.out_dir.name}, continue it with resume")
         if self.skipped: print(f"{self.skipped} steps were skipped because their gradient was not finite")
 
+# %% ../../nbs/5_scale/24_training.ipynb #c36fc300
+class _Looping(_Talking):
+    "Adds the loop."
+    def _loop(self, stop, advance):
+        c, start, mark = self.config, time.monotonic() - self.seconds, (time.monotonic(), self.step)
+        alone = self.fabric.world_size == 1
+        while self._progress() < 1 and not stop.is_set():
+            self._train_step()
+            log = self.step == self.steps or self.step % c.log_every == 0
+            if log or alone: self._agree(stop, time.monotonic() - start)
+            last = self._progress() >= 1
+            log, val = log or last, self.val_data is not None and (last or self.step % self.val_every == 0)
+            if log or val: mark = self._log(val, mark, advance)
+            if (c.checkpoint_every and self.step % c.checkpoint_every == 0) or time.monotonic() - self.saved_at > c.checkpoint_seconds: self.save()
+
 # %% ../../nbs/5_scale/24_training.ipynb #3b0e5722
-class Trainer(_Talking):
+class Trainer(_Looping):
     """Train `model` on `data` into the folder `out_dir`: `Trainer(model, data, config, out_dir, val=None).fit()`.
 
     data: len(), select(indices) -> batch, to(device); model: nn.Module with loss(batch, generator) -> {"loss": scalar, parts...}.
@@ -451,15 +476,3 @@ class Trainer(_Talking):
         self.save()
         if self.main: self._finish(stop.is_set())
         return self.history
-
-    def _loop(self, stop, advance):
-        c, start, mark = self.config, time.monotonic() - self.seconds, (time.monotonic(), self.step)
-        alone = self.fabric.world_size == 1
-        while self._progress() < 1 and not stop.is_set():
-            self._train_step()
-            log = self.step == self.steps or self.step % c.log_every == 0
-            if log or alone: self._agree(stop, time.monotonic() - start)
-            last = self._progress() >= 1
-            log, val = log or last, self.val_data is not None and (last or self.step % self.val_every == 0)
-            if log or val: mark = self._log(val, mark, advance)
-            if (c.checkpoint_every and self.step % c.checkpoint_every == 0) or time.monotonic() - self.saved_at > c.checkpoint_seconds: self.save()
