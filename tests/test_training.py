@@ -63,6 +63,41 @@ def test_resume_is_exact_to_the_bit(tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, {tests!r})
+from test_training import Model, make
+torch.set_num_threads(1)
+class Doomed(Model):
+    def loss(self, batch, generator):
+        if self.training and self.calls == 17: os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(batch, generator)
+Doomed.__name__ = "Model"
+torch.manual_seed(0)
+trainer = make({out!r})
+torch.manual_seed(1)
+trainer.model = Doomed()
+trainer.fit()
+"""
+
+
+def run_script(path, text):
+    path.write_text(text)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run([sys.executable, str(path)], env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_killed_process_resumes_on_the_same_curve(tmp_path):
+    "SIGKILL, which no program can catch, in step 17: what lies on the disk is the checkpoint of step 14."
+    done = run_script(tmp_path/"killed.py", KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path/"killed")))
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert load_checkpoint(tmp_path/"killed"/"last.safetensors")[1]["step"] == 14
+    assert not list((tmp_path/"killed").glob(".*tmp"))
+    resumed, whole = make(tmp_path/"killed"), make(tmp_path/"whole")
+    assert losses(resumed.fit(resume=True)) == losses(whole.fit())
+    for a, b in zip(whole.ema_model.parameters(), resumed.ema_model.parameters()): assert torch.equal(a, b)
+
+
 def test_stop_signal_saves_and_resumes(tmp_path):
     import signal
     trainer = make(tmp_path/"a")
@@ -87,10 +122,7 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
     curves = []
     for n in (1, 2):
         out = tmp_path/str(n)
-        script = tmp_path/f"run{n}.py"
-        script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(out), n=n))
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+        done = run_script(tmp_path/f"run{n}.py", SCRIPT.format(tests=str(Path(__file__).parent), out=str(out), n=n))
         assert done.returncode == 0, done.stderr[-2000:]
         curves.append([x for row in losses(read_history(out/"history.csv")) for x in row if x is not None])
     assert len(curves[0]) > 10 and curves[0] == pytest.approx(curves[1], rel=1e-5, abs=1e-5)
