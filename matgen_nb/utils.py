@@ -74,16 +74,36 @@ class Failure:
 
     def __str__(self): return f"{self.name}: {self.reason}"
 
+# %% ../nbs/00_utils.ipynb #8a9dc112
+@contextmanager
+def _thread_limit(seconds):
+    "`time_limit` for threads other than the main one, as the workers of Dask are: TimeoutError at the next Python instruction."
+    import ctypes, threading
+    set_exception, thread, lock, over = ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(threading.get_ident()), threading.Lock(), []
+    def interrupt():
+        with lock:
+            if not over: set_exception(thread, ctypes.py_object(TimeoutError))
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        try: yield
+        finally:
+            timer.cancel()
+            with lock:
+                over.append(True)
+                set_exception(thread, None)              # nothing may arrive after the body
+    except TimeoutError as error: raise error if error.args else TimeoutError(f"took longer than {seconds:g} s") from None
+
 # %% ../nbs/00_utils.ipynb #b3dcee76
 @contextmanager
 def time_limit(seconds=None, hard=False):
-    """Raise TimeoutError in the body after `seconds` (None: no limit). Main thread on Unix only, elsewhere no effect.
-
-    With `hard`, code that cannot be interrupted ends the whole process some seconds later: for worker processes only."""
+    """Raise TimeoutError in the body after `seconds` (None: no limit). By a signal in the main thread on Unix; elsewhere only between
+    Python instructions. With `hard`, code that cannot be interrupted ends the whole process some seconds later: for worker processes only."""
     import faulthandler, threading
-    usable = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
-    if seconds is None or not usable:
-        yield
+    if seconds is None: yield; return
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        with _thread_limit(seconds): yield
         return
     def alarm(signum, frame): raise TimeoutError(f"took longer than {seconds:g} s")
     before = signal.signal(signal.SIGALRM, alarm)
