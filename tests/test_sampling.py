@@ -1,0 +1,257 @@
+"""Sampling: the requested group holds exactly, fixed sites are used once, formulas are met, what cannot be is refused, all on record, seeds repeat."""
+import itertools
+import math
+import re
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matgen_nb.symmcd.model import Statistics, SymmCD, preset
+from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, count_ways, draw_sites, evidence, make_request, parse_formula, parse_system, plan,
+                                       possible_atoms, sample_requests, settle_sites, site_classes, start_state)
+from matgen_nb.symmetry.crystal import element_table
+from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
+from matgen_nb.utils import MatgenError
+
+ONES = (1.,) * 15
+SYMBOL = element_table().symbol
+
+
+def untrained(name="tiny"):
+    "A small network that knows nothing: hard on whatever must hold by construction."
+    torch.manual_seed(0)
+    T, elements = wyckoff_tables(), torch.rand(94, generator=torch.Generator().manual_seed(0)) + .01
+    classes = (T.class_one_hot >= 0).double()
+    orbits = torch.zeros(231, 65)
+    orbits[1:, 1:9] = 1
+    groups = torch.ones(231)
+    groups[0] = 0
+    k = torch.tensor([0, 0, 0, 0, 0, 1.6])
+    stats = Statistics(k, torch.full((6,), .15), elements / elements.sum(), (classes / classes.sum(1, keepdim=True).clamp(min=1)).float(), groups, orbits)
+    return SymmCD(preset(name, width=32, layers=1, frequencies=4), stats).eval()
+
+
+@pytest.fixture(scope="module", params=["tiny", "paper_small"])
+def model(request): return untrained(request.param)
+
+
+OURS = untrained()
+
+
+def holds(sample, tolerance=1e-6):
+    "Every operation of the group maps the crystal onto itself, atom by atom."
+    frac, elements = sample.crystal.frac_coords, sample.crystal.elements
+    R, w = SpaceGroup(sample.row["space_group"]).operations
+    for rotation, shift in zip(R, w):
+        delta = (frac @ rotation.T + shift)[:, None] - frac
+        hit = (np.abs(delta - np.round(delta)) < tolerance).all(-1) & (elements[:, None] == elements)
+        if not hit.any(1).all(): return False
+    metric = sample.crystal.lattice @ sample.crystal.lattice.T
+    return all(np.allclose(r.T @ metric @ r, metric, rtol=1e-5, atol=1e-5 * metric.max()) for r in R)
+
+
+def check(sample, request):
+    "What must hold for every sample."
+    row, unit = sample.row, sample.unit
+    assert row["space_group"] == request.space_group == unit.space_group and row["num_orbits"] == request.num_orbits == len(unit)
+    fixed = Counter(int(w) for w in unit.wyckoff if unit.positions[w].dof == 0)
+    assert all(n == 1 for n in fixed.values()), "a fixed site twice"
+    assert row["num_atoms"] == len(sample.crystal) == sum(unit.positions[w].multiplicity for w in unit.wyckoff)
+    moved = [float(d) for d in row["moved"].split()]
+    assert len(moved) == len(unit) and abs(max(moved) - row["projection_max"]) < 1e-3 and min(moved) >= 0
+    assert row["wyckoff"].split() == [f"{SYMBOL[z]}:{unit.positions[w].label}" for z, w in zip(unit.elements, unit.wyckoff)]
+    assert np.isfinite(sample.crystal.lattice).all() and sample.crystal.volume > 0.9
+    assert {"formula", "volume", "density", "min_distance", "sites_changed", "elements_changed", "cell_clipped"} <= row.keys()
+    assert holds(sample)
+
+
+def test_every_group_holds_exactly(model):
+    rng = np.random.default_rng(0)
+    requests = [make_request(model, rng, space_group=g, num_orbits=1 + g % 4) for g in range(1, 231)]
+    for s, r in zip(sample_requests(model, requests, torch.Generator().manual_seed(0), steps=2), requests): check(s, r)
+
+
+def test_spglib_finds_no_less():
+    "spglib's group holds all that was asked for: its number of operations per lattice point is a multiple of ours."
+    import spglib
+    seen = 0
+    for s in OURS.sample(60, seed=1, steps=2, num_orbits=4, progress=False):
+        if s.row["min_distance"] < .3: continue
+        found = spglib.get_symmetry_dataset((s.crystal.lattice, s.crystal.frac_coords, s.crystal.elements), symprec=1e-3)
+        centring = lambda rotations: sum((r == np.eye(3)).all() for r in rotations)
+        ours, theirs = SpaceGroup(s.row["space_group"]).operations[0], found.rotations
+        assert len(theirs) % len(ours) == 0 and centring(theirs) % centring(ours) == 0
+        seen += 1
+    assert seen > 10
+
+
+def by_hand(classes, n):
+    "All multisets of classes with n atoms."
+    (c, m, capacity), *rest = classes
+    for j in range(min(capacity, n // m) + 1):
+        if not rest:
+            if j * m == n: yield (c,) * j
+        else: yield from ((c,) * j + tail for tail in by_hand(rest, n - j * m))
+
+
+@given(st.integers(1, 230), st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_counting_agrees_with_trying(number, counts, seed):
+    classes, capacity = site_classes(number), {c: most for c, _, most in site_classes(number)}
+    ways = [list(by_hand(classes, n)) for n in counts]
+    shares = tuple(np.random.default_rng(seed).dirichlet(np.ones(15)).clip(1e-3).tolist())
+    total = 0
+    if math.prod(map(len, ways)) < 20_000:
+        for choice in itertools.product(*ways):
+            if any(k > capacity[c] for c, k in Counter(sum(choice, ())).items()): continue
+            total += math.prod(math.prod(shares[c] ** k / math.factorial(k) for c, k in Counter(one).items()) for one in choice)
+        last = count_ways(number, tuple(counts), shares)[-1]
+        assert np.isclose(sum(w.sum() for w in last.values()), total, rtol=1e-9, atol=0)
+    sites = draw_sites(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1), np.random.default_rng(seed))
+    mass = evidence(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1))[1].sum()
+    assert (sites is None) == (mass == 0)
+    if sites is not None:
+        m = {c: k for c, k, _ in classes}
+        assert [sum(m[c] for c in one) for one in sites] == counts and all(k <= capacity[c] for c, k in Counter(sum(sites, ())).items())
+
+
+ELEMENTS = st.sampled_from(["Li", "O", "Fe", "Sr", "Ti", "N", "Cl"])
+FORMULAS = st.dictionaries(ELEMENTS, st.integers(1, 5), min_size=1, max_size=4).map(lambda d: "".join(f"{e}{n}" for e, n in d.items()))
+
+
+@given(FORMULAS, st.none() | st.integers(1, 230), st.none() | st.integers(1, 4), st.none() | st.integers(1, 8), st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
+    counts = parse_formula(formula)
+    asked = dict(space_group=group, formula=formula, num_atoms=units and units * sum(counts.values()), num_orbits=orbits)
+    try: draw = plan(OURS, **asked)
+    except MatgenError as error:
+        assert "ossible" in str(error) or "ask for" in str(error)
+        return
+    request = draw(np.random.default_rng(seed))
+    made, = sample_requests(OURS, [request], torch.Generator().manual_seed(seed), steps=2)
+    check(made, request)
+    found = Counter(made.crystal.elements.tolist())
+    ratio = {found[z] / n for z, n in counts.items()}
+    assert found.keys() == counts.keys() and len(ratio) == 1 and ratio.pop() == (units or found[next(iter(counts))] / counts[next(iter(counts))])
+    assert orbits is None or made.row["num_orbits"] == orbits
+    assert group is None or made.row["space_group"] == group
+    assert made.row["sites_changed"] == made.row["elements_changed"] == 0, "what is asked for is not changed afterwards"
+
+
+def test_formula_with_independent_axes(model):
+    for s in model.sample(6, formula="SrTiO3", space_group=[221, 62, 167], steps=2, progress=False):
+        assert s.row["formula"] == "SrTiO3" and s.row["space_group"] in (221, 62, 167) and holds(s)
+
+
+@given(st.integers(1, 230), st.integers(1, 60), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_number_of_atoms_or_true_alternatives(group, n, seed):
+    if n in possible_atoms(group, n):
+        r = make_request(OURS, np.random.default_rng(seed), space_group=group, num_atoms=n)
+        s, = sample_requests(OURS, [r], torch.Generator().manual_seed(seed), steps=1)
+        check(s, r)
+        assert s.row["num_atoms"] == n
+        return
+    with pytest.raises(MatgenError) as error: plan(OURS, space_group=group, num_atoms=n)
+    near = re.search(r"Nearest possible numbers of atoms in its conventional cell: ([\d, ]+)", str(error.value))
+    assert near and all(int(m) in possible_atoms(group, 200) for m in near[1].split(","))
+    groups = re.search(r"Groups near it that can hold \d+ atoms of this kind: ([\d, ]+)", str(error.value))
+    assert groups and all(n in possible_atoms(int(g), 200) for g in groups[1].split(","))
+
+
+@given(st.lists(ELEMENTS, min_size=1, max_size=5, unique=True), st.none() | st.integers(1, 230), st.integers(0, 10**6), st.none() | st.integers(5, 7))
+@settings(max_examples=25, deadline=None)
+def test_chemical_system_is_complete_and_closed(symbols, group, seed, orbits):
+    for s in OURS.sample(3, chemical_system="-".join(symbols), space_group=group, num_orbits=orbits, seed=seed, steps=1, progress=False):
+        assert set(s.crystal.elements.tolist()) == set(parse_system("-".join(symbols))) and (orbits is None or s.row["num_orbits"] == orbits)
+
+
+def test_chemical_system_with_atoms():
+    made = OURS.sample(5, chemical_system="Li-Fe-O", num_atoms=24, seed=3, steps=1, progress=False)
+    assert all(s.row["num_atoms"] == 24 and len(set(s.crystal.elements)) == 3 for s in made)
+
+
+def test_seed_repeats_and_matters(model):
+    rows = lambda seed, **kw: [s.row for s in model.sample(5, seed=seed, steps=3, progress=False, **kw)]
+    assert rows(4) == rows(4) and rows(4) != rows(5) and rows(4, corrector=1) != rows(4)
+    same, again = (model.sample(3, seed=9, steps=3, formula="TiO2", progress=False) for _ in range(2))
+    assert all((a.crystal.frac_coords == b.crystal.frac_coords).all() and (a.crystal.lattice == b.crystal.lattice).all() for a, b in zip(same, again))
+
+
+def test_corrector_costs_what_it_says(monkeypatch):
+    calls, forward = [], OURS.network.forward
+    monkeypatch.setattr(OURS.network, "forward", lambda n: calls.append(1) or forward(n))
+    for corrector, expected in ((0, 4), (2, 4 + 2 * 3)):
+        calls.clear()
+        OURS.sample(2, steps=4, corrector=corrector, progress=False)
+        assert len(calls) == expected
+
+
+def test_deterministic_when_eta_is_zero():
+    "With eta 0 lattice and coordinates get no new noise; the discrete parts still draw."
+    r = [Request(1, 1, sites=(0,), elements=(14,))]
+    a, b = (sample_requests(OURS, r, torch.Generator().manual_seed(0), steps=6, eta=0.) for _ in range(2))
+    assert a[0].row == b[0].row
+
+
+def test_retries_are_counted():
+    never = OURS.sample(4, steps=1, retries=3, closest=1e9, progress=False)
+    assert [s.row["attempts"] for s in never] == [4] * 4
+    assert all(s.row["attempts"] == 1 for s in OURS.sample(4, steps=1, progress=False))
+
+
+def test_full_fixed_sites_are_left_and_counted(model):
+    state, known = start_state(model, [Request(2, 12)], torch.Generator().manual_seed(0))
+    c = SpaceGroup(2)["a"].site_class
+    if model.network.independent:
+        T = wyckoff_tables()
+        state.site = T.one_hots[T.class_one_hot[2, c]].argmax(-1).expand(12, 15)
+        logits = torch.zeros(12, 15, 13)
+    else: state.site, logits = torch.full((12,), c), torch.zeros(12, 15)
+    settled, changed = settle_sites(model, state, logits, known)
+    assert (settled == c).sum() == 8 and changed.tolist() == [4]
+
+
+def test_damaged_weights_are_named():
+    broken = untrained()
+    for p in broken.parameters(): p.data.fill_(float("nan"))
+    with pytest.raises(MatgenError, match="not finite"): broken.sample(1, steps=2, progress=False)
+
+
+@pytest.mark.parametrize("asked, says", [
+    (dict(space_group=0), "1 to 230"), (dict(space_group=[]), "empty"), (dict(space_group=[225, 999]), "1 to 230"), (dict(num_atoms=0), "num_atoms"),
+    (dict(num_orbits=65), "num_orbits"), (dict(num_atoms=2.5), "num_atoms"), (dict(formula="sio2"), "not a chemical formula"), (dict(formula="Qq2"), "elements 1"),
+    (dict(formula="SiO2", num_atoms=4), "nearest: 3, 6"), (dict(formula="SiO2", chemical_system="Si-N"), "different elements"),
+    (dict(formula="SiO2", num_orbits=1), "at least 2 orbits"), (dict(chemical_system="Li-Fe-O", num_atoms=2), "at least 3 atoms"), (dict(chemical_system=" - "), "no element"),
+    (dict(chemical_system="Li-Xx"), "Xx"), (dict(space_group=225, num_atoms=7), "Nearest possible"), (dict(space_group=[1, 225], num_atoms=7), "225"),
+    (dict(space_group=221, formula="SrTiO3", num_atoms=5, num_orbits=4), "numbers of orbits: 3"), (dict(n=0), "samples"), (dict(steps=0), "steps"), (dict(steps=1001), "steps"),
+    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
+def test_refusals_say_why(asked, says):
+    with pytest.raises(MatgenError, match=says): OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
+
+
+def test_crowded_requests_are_refused_at_once():
+    "Ten single atoms compete for the eight fixed sites of Pmmm; trying all combinations would take hours."
+    start = time.process_time()
+    with pytest.raises(MatgenError, match="47"): plan(OURS, space_group=47, formula="LiNaKRbCsBeMgCaSrBa", num_atoms=10)
+    draw = plan(OURS, space_group=47, formula="LiNaKRbCsBeMgCa", num_atoms=8)
+    assert draw(np.random.default_rng(0)).num_orbits == 8
+    assert time.process_time() - start < 20
+
+
+def test_request_draws_follow_the_training_set():
+    shipped = SymmCD.from_pretrained("symmcd-mp20-small")
+    prior, rng = Prior(shipped), np.random.default_rng(0)
+    draw = plan(shipped)
+    drawn = np.bincount([draw(rng).space_group for _ in range(3000)], minlength=231)
+    top = np.argsort(-prior.groups)[:5]
+    expected = 3000 * prior.groups[top] / prior.groups.sum()
+    assert (np.abs(drawn[top] - expected) < 5 * expected**.5).all()
+    likely = Counter(plan(shipped, formula="SrTiO3")(rng).space_group for _ in range(5))
+    assert sum(likely.values()) == 5
