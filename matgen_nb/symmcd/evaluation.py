@@ -334,7 +334,8 @@ def match_all(crystals, reference, n_jobs=-1, timeout=60, progress=True):
     for c in reference:
         if c.formula in buckets: known[c.formula].append(c)
     jobs = [(ids, [crystals[i] for i in ids], known[f]) for f, ids in buckets.items()]
-    found, failures = parallel_map(functools.partial(_match_bucket, timeout=timeout), jobs, n_jobs=n_jobs, progress="matching" if progress else None)
+    longest = timeout and timeout * max([len(ids) for ids, *_ in jobs], default=1) + 10      # for a bucket that hangs in compiled code
+    found, failures = parallel_map(functools.partial(_match_bucket, timeout=timeout), jobs, n_jobs=n_jobs, timeout=longest, progress="matching" if progress else None)
     out, reasons = {}, iter(failures)
     for job, result in zip(jobs, found):
         if result is None: reason = next(reasons).reason; result = {i: (None, None, f"matching: {reason}") for i in job[0]}
@@ -420,8 +421,9 @@ class Evaluation:
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #e0fd7570
 def plot(evaluation):
     "Figure with four histograms, sample against reference: density, number of elements, space group, atoms in the cell."
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 2, figsize=(6, 4.2), layout="constrained")
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(6, 4.2), dpi=90, layout="constrained")
+    axes = fig.subplots(2, 2)
     group = next((k for k in evaluation.table[0] if k.startswith("space_group@")), "space_group") if evaluation.table else "space_group"
     for ax, (key, label) in zip(axes.flat, [("density", "density (g/cm$^3$)"), ("n_elements", "elements"), (group, "space group"), ("n_atoms", "atoms in the cell")]):
         both = [[r[key] for r in rows if r.get(key) is not None and r["n_atoms"]] for rows in (evaluation.reference.rows if evaluation.reference else [], evaluation.table)]
@@ -500,7 +502,9 @@ def _chgnet():
 
 def relaxed_energy(crystal, relax_steps=100, fmax=0.1):
     "CHGNet energy (eV/atom) after at most `relax_steps` steps of cell and atoms. Raises MatgenError when chgnet is missing."
-    found = _chgnet().relax(crystal.to_pymatgen(), fmax=fmax, steps=relax_steps, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = _chgnet().relax(crystal.to_pymatgen(), fmax=fmax, steps=relax_steps, verbose=False)
     return float(found["trajectory"].energies[-1]) / len(crystal)
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #12536191
