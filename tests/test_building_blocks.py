@@ -1,0 +1,239 @@
+"""Frameworks taken apart: the right blocks for textbook MOFs, the same blocks in any cell, exact re-composition, and a reason for what is refused."""
+import itertools
+import os
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matgen_nb.mofdiff.building_blocks import (TEXTBOOK, BuildingBlock, Mof, connected, decompose, find_bonds, integer_basis, neighbours, primitive_cell,
+                                               recompose, textbook_crystal, textbook_mof, textbook_mofs)
+from matgen_nb.symmetry.crystal import Crystal, CrystalError
+from matgen_nb.utils import MatgenError
+
+REAL = Path(os.environ.get("MATGEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mofs"  # real structures, where they are at hand
+LITERATURE = {"IRMOF-1": (8, {("OZn4", 12): 2, ("C8H4O4", 4): 6}), "IRMOF-10": (8, {("OZn4", 12): 2, ("C14H8O4", 4): 6}),
+              "HKUST-1": (14, {("Cu2", 8): 6, ("C9H3O6", 6): 8}), "UiO-66": (7, {("H4O8Zr6", 24): 1, ("C8H4O4", 4): 6}),
+              "ZIF-8": (18, {("Zn", 4): 6, ("C4H5N2", 2): 12}), "MOF-177": (24, {("OZn4", 12): 8, ("C27H15O6", 6): 16}),
+              "MOF-74": (9, {("Zn", 5): 6, ("C8H2O6", 10): 3}), "MIL-53": (6, {("Cr", 6): 2, ("HO", 2): 2, ("C8H4O4", 4): 2})}
+
+
+def kinds(d):
+    return Counter((b.formula, b.num_connections) for b in d.blocks)
+
+
+def meaning(d):
+    "What must not depend on the description of the crystal: blocks with their names and shapes, who is joined to whom, nets."
+    name = [(b.identity, b.is_metal, round(float(np.linalg.norm(b.connection_points, axis=1).sum()), 3), round(b.diameter, 3)) for b in d.blocks]
+    joints = Counter((name[m], name[o]) for m, _, o, _ in d.connections.tolist())
+    return Counter(name), joints, d.nets, d.dimension, round(abs(np.linalg.det(d.lattice)), 3)
+
+
+def supercell(crystal, rows):
+    "The same crystal in a cell with integer rows (3, 3) of its lattice vectors."
+    reach = int(np.abs(rows).sum(0).max()) + 1
+    shifts = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
+    frac = ((crystal.frac_coords + shifts) @ np.linalg.inv(rows)).reshape(-1, 3)
+    frac = np.where(np.abs(frac - np.round(frac)) < 1e-9, np.round(frac), frac)
+    keep = ((frac >= 0) & (frac < 1)).all(1)
+    return Crystal(np.asarray(rows) @ crystal.lattice, np.tile(crystal.elements, len(shifts))[keep], frac[keep])
+
+
+def with_atoms(crystal, elements, cart):
+    return Crystal(crystal.lattice, [*crystal.elements, *elements], np.concatenate([crystal.frac_coords, np.asarray(cart) @ np.linalg.inv(crystal.lattice)]))
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_textbook_blocks(name):
+    d = decompose(textbook_mof(name))
+    assert (len(d), kinds(d)) == LITERATURE[name] and (d.nets, d.dimension) == (1, 3)
+    points = [sum(b.num_connections for b in d.blocks if b.is_metal == metal) for metal in (True, False)]
+    assert points == [len(d.connections)] * 2, "metal and organic connection points are equally many"
+    assert name == "MIL-53" or not d.report
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_recompose_is_exact(name):
+    mof = textbook_mof(name)
+    d = decompose(mof)
+    again, order = recompose(d), np.concatenate(d.atoms)
+    assert sorted(order.tolist()) == list(range(len(mof))) and (again.elements == mof.crystal.elements[order]).all()
+    moved = again.frac_coords - mof.crystal.frac_coords[order]
+    assert np.abs((moved - moved.round()) @ mof.crystal.lattice).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_connection_points_meet(name):
+    d = decompose(textbook_mof(name))
+    for (a, p, b, q), image in zip(d.connections, d.images):
+        metal, organic = d.blocks[a], d.blocks[b]
+        shift = (d.frac_coords[b] + image - d.frac_coords[a]) @ d.lattice
+        assert metal.is_metal and not organic.is_metal
+        assert np.abs(shift + organic.connection_points[q] - metal.connection_points[p]).max() < 1e-6
+        ends = metal.cart_coords[metal.connection_atoms[p]], shift + organic.cart_coords[organic.connection_atoms[q]]
+        assert np.allclose(metal.connection_points[p], np.mean(ends, 0)) and 1.5 < np.linalg.norm(ends[0] - ends[1]) < 3.0
+    for block in d.blocks:
+        assert np.abs(block.connection_points.mean(0)).max() < 1e-9, "the origin is the centroid of the connection points"
+
+
+@settings(max_examples=12, deadline=None)
+@given(name=st.sampled_from(["IRMOF-1", "HKUST-1", "MOF-74", "MIL-53", "UiO-66"]), seed=st.integers(0, 10_000))
+def test_any_cell_gives_the_same_blocks(name, seed):
+    rng, crystal = np.random.default_rng(seed), textbook_mof(name).crystal
+    rows = np.eye(3, dtype=int)
+    for _ in range(3):
+        i, j = rng.choice(3, 2, replace=False)
+        rows[i] += rng.choice([-1, 1]) * rows[j]
+    rows = np.diag([[1, 1, 1], [2, 1, 1], [1, 2, 1]][rng.integers(3)]) @ rows
+    other = supercell(crystal, rows)
+    assert len(other) == round(abs(np.linalg.det(rows))) * len(crystal)
+    order = rng.permutation(len(other))
+    other = Crystal(other.lattice, other.elements[order], other.frac_coords[order] + rng.random(3))
+    assert meaning(decompose(Mof.from_crystal(other))) == meaning(decompose(textbook_mof(name)))
+
+
+def test_turned_crystal():
+    crystal = textbook_mof("HKUST-1").crystal
+    R = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    R *= np.sign(np.linalg.det(R))
+    assert meaning(decompose(Mof.from_crystal(Crystal(crystal.lattice @ R.T, crystal.elements, crystal.frac_coords)))) == meaning(decompose(textbook_mof("HKUST-1")))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(-4, 4)] * 3), min_size=3, max_size=6).filter(lambda v: np.linalg.matrix_rank(np.array(v)) == 3))
+def test_integer_basis_spans_the_same_lattice(vectors):
+    basis = integer_basis(np.array(vectors))
+    steps = np.array(vectors) @ np.linalg.inv(basis)
+    assert np.allclose(steps, steps.round(), atol=1e-6)
+    minors = [round(abs(np.linalg.det(np.array(vectors)[list(c)]))) for c in itertools.combinations(range(len(vectors)), 3)]
+    assert abs(round(np.linalg.det(basis))) == np.gcd.reduce(minors)
+
+
+def test_neighbours_against_a_double_loop():
+    rng = np.random.default_rng(1)
+    crystal = Crystal([[4, 0, 0], [3, 3, 0], [-1, 2, 5]], [6] * 5, rng.random((5, 3)))
+    i, j, image, distance = neighbours(crystal, 5.0)
+    found = Counter(distance.round(6).tolist())
+    shifts = np.stack(np.meshgrid(*[np.arange(-5, 6)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    all_pairs = [np.linalg.norm((crystal.frac_coords[b] + s - crystal.frac_coords[a]) @ crystal.lattice) for a in range(5) for b in range(5) for s in shifts]
+    assert Counter(round(float(x), 6) for x in all_pairs if 1e-9 < x < 5.0) == Counter({k: 2 * v for k, v in found.items()})
+
+
+def test_primitive_cell_keeps_what_is_primitive():
+    crystal = textbook_mof("MIL-53").crystal
+    again = primitive_cell(crystal)
+    assert len(again) == len(crystal) and np.isclose(again.volume, crystal.volume)
+
+
+def test_endless_pieces_are_found():
+    label, _, loops = connected(4, [[0, 1], [1, 0], [2, 3]], [[0, 0, 0], [1, 0, 0], [0, 0, 0]])
+    assert label[0] == label[1] != label[2] == label[3] and list(loops) == [0]
+
+
+@pytest.mark.parametrize("text, crystal", [
+    ("no metal", lambda: Crystal(3.57 * np.eye(3), [6] * 8, np.array([[0, 0, 0], [2, 2, 0], [2, 0, 2], [0, 2, 2], [1, 1, 1], [3, 3, 1], [3, 1, 3], [1, 3, 3]]) / 4)),
+    ("no carbon", lambda: Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [.5, .5, .5]])),
+    ("molecules or ions", lambda: Crystal(12 * np.eye(3), [28, 6, 8], [[0, 0, 0], [.15, 0, 0], [.246, 0, 0]])),
+    ("metal-metal bonds", lambda: Crystal(np.diag([10, 10, 2.5]), [28, 6, 8], [[0, 0, 0], [.19, 0, 0], [.31, 0, 0]])),
+    ("has no end", lambda: Crystal(np.diag([10, 10, 2.6]), [6, 6, 30], [[0, 0, 0], [0.05, 0, .5], [.3, 0, .25]])),
+    ("overlap", lambda: with_atoms(textbook_mof("MIL-53").crystal, [6], textbook_mof("MIL-53").crystal.cart_coords[:1] + [.4, 0, 0]))])
+def test_refused_with_a_reason(text, crystal):
+    with pytest.raises(MatgenError, match=text): decompose(Mof.from_crystal(crystal(), "sample"))
+
+
+def test_disordered_cif_is_refused():
+    cif = re.sub(r"(?m)^(C C.*) 1$", r"\1 0.5", textbook_mof("MIL-53").crystal.to_cif())
+    with pytest.raises(CrystalError, match="disordered"): Mof.from_cif(cif)
+
+
+def test_solvent_is_removed_and_named():
+    mof = textbook_mof("HKUST-1")
+    d = decompose(mof)
+    block, x = next((b, x) for b, x in zip(d.blocks, d.frac_coords) if b.is_metal)
+    copper = x @ mof.crystal.lattice + block.cart_coords
+    out = (copper[0] - copper[1]) / np.linalg.norm(copper[0] - copper[1])
+    pore = np.array([.5, .5, .5]) @ mof.crystal.lattice
+    wet = decompose(Mof.from_crystal(with_atoms(mof.crystal, [6, 8, 8, 1, 1], [copper[0] + 2 * out, copper[0] + 3.13 * out, pore, pore + [.96, 0, 0], pore + [-.24, .93, 0]])))
+    assert any("bound to nothing" in line and "H2O" in line for line in wet.report) and any("single bond" in line and "1 CO" in line for line in wet.report)
+    assert kinds(wet) == kinds(d) and sum(map(len, wet.atoms)) == len(mof)
+
+
+def test_interpenetrated_nets_are_counted():
+    crystal = textbook_mof("IRMOF-10").crystal
+    both = Crystal(crystal.lattice, np.tile(crystal.elements, 2), np.concatenate([crystal.frac_coords, crystal.frac_coords + .25]))
+    d = decompose(Mof.from_crystal(both))
+    assert d.nets == 2 and len(d) == 16 and "2 interpenetrating nets" in d.report
+
+
+def test_rod_becomes_nodes_and_bridges():
+    d = decompose(textbook_mof("MIL-53"))
+    assert any("rod" in line for line in d.report) and kinds(d)[("HO", 2)] == 2
+
+
+def test_magnesium_rod_is_not_a_wire():
+    crystal = textbook_mof("MOF-74").crystal
+    magnesium = Crystal(crystal.lattice, np.where(crystal.elements == 30, 12, crystal.elements), crystal.frac_coords)
+    assert kinds(decompose(Mof.from_crystal(magnesium)))[("Mg", 5)] == 6
+
+
+def test_hydrogen_has_one_bond():
+    for mof in textbook_mofs().values():
+        ends, counts = np.unique(mof.bonds[mof.crystal.elements[mof.bonds] == 1], return_counts=True)
+        assert (counts == 1).all() and len(ends) == (mof.crystal.elements == 1).sum()
+
+
+def test_identity_belongs_to_the_graph():
+    biphenyl, bdc = (next(b for b in decompose(textbook_mof(n)).blocks if not b.is_metal) for n in ("IRMOF-10", "IRMOF-1"))
+    rng = np.random.default_rng(2)
+    conformer = replace(biphenyl, cart_coords=biphenyl.cart_coords + rng.normal(size=(len(biphenyl), 3)), stored_identity="")
+    order = rng.permutation(len(biphenyl))
+    place = np.argsort(order)
+    shuffled = BuildingBlock(biphenyl.elements[order], biphenyl.cart_coords[order], place[biphenyl.bonds], biphenyl.connection_points[::-1],
+                             place[biphenyl.connection_atoms[::-1]], False)
+    assert biphenyl.identity == conformer.identity == shuffled.identity != bdc.identity
+    assert len({b.identity for m in textbook_mofs().values() for b in decompose(m).blocks}) == 13, "13 different blocks in the eight textbooks"
+
+
+def test_stored_identity_needs_no_rdkit(monkeypatch):
+    block = BuildingBlock([6, 8], [[0, 0, 0], [1.2, 0, 0]], [[0, 1]], [[2, 0, 0]], [1], False)
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    assert replace(block, stored_identity="abc").identity == "abc"
+    with pytest.raises(MatgenError, match="rdkit"): block.identity
+
+
+@pytest.mark.parametrize("change, text", [(dict(connection_atoms=[7]), "connection_atoms"), (dict(bonds=[[0, 9]]), "bonds"), (dict(connection_points=np.zeros((3, 3))), "as many"),
+                                          (dict(cart_coords=[[0, 0, np.nan], [1, 0, 0]]), "no numbers"), (dict(elements=[]), "positions")])
+def test_broken_blocks_are_refused(change, text):
+    good = dict(elements=[6, 8], cart_coords=[[0, 0, 0], [1.2, 0, 0]], bonds=[[0, 1]], connection_points=[[2, 0, 0]], connection_atoms=[1], is_metal=False)
+    with pytest.raises(MatgenError, match=text): BuildingBlock(**{**good, **change})
+
+
+def test_speed():
+    start = time.process_time()
+    decompose(Mof.from_crystal(textbook_crystal("HKUST-1")))
+    assert time.process_time() - start < 1.0, "624 atoms"
+    big = supercell(textbook_mof("HKUST-1").crystal, np.diag([4, 5, 1]))
+    start = time.process_time()
+    assert len(decompose(Mof.from_crystal(big))) == 14
+    assert len(big) == 3120 and time.process_time() - start < 10.0
+    noisy = Crystal(big.lattice, big.elements, big.frac_coords + np.random.default_rng(0).normal(0, .08, big.frac_coords.shape) @ np.linalg.inv(big.lattice))
+    start = time.process_time()
+    assert len(decompose(Mof.from_crystal(noisy))) == 280, "no translation left: every block counts"
+    assert time.process_time() - start < 20.0
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no collection of real frameworks in this checkout")
+@pytest.mark.parametrize("name, file", [("IRMOF-1", "IRMOF-1"), ("HKUST-1", "Cu-BTC"), ("MOF-74", "Zn-DOBDC"), ("MIL-53", "MIL-53_Cr_ht"), ("IRMOF-10", "IRMOF-10")])
+def test_textbook_against_deposited_structures(name, file):
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    other = Mof.from_cif(REAL / f"{file}.cif").crystal
+    matcher = StructureMatcher(scale=False, primitive_cell=len(other) != len(textbook_mof(name)))
+    rms = matcher.get_rms_dist(textbook_mof(name).crystal.to_pymatgen(), other.to_pymatgen())
+    assert rms is not None and rms[0] < 0.01
