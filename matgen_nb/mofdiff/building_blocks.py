@@ -514,12 +514,12 @@ def recompose(decomposition):
     cart = np.concatenate([x @ d.lattice + block.cart_coords for x, block in zip(d.frac_coords, d.blocks)])
     return Crystal(d.lattice, np.concatenate([block.elements for block in d.blocks]), cart @ np.linalg.inv(d.lattice))
 
-# %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #eb9d7e47
+# %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #b14672b1
 def render_scene(spheres, sticks, view=None, pixels=300):
     """A picture (height, width, 3) in 0..1: spheres [(centre, radius, color)] and sticks [(start, end, radius, color)], A.
 
     view (3, 3): rows to the right, up, towards the viewer; without it the longest extent lies across."""
-    points = np.array([s[0] for s in spheres])
+    points = np.array([s[0] for s in spheres] + [end for s in sticks for end in s[:2]])
     if view is None:
         axes = np.linalg.svd(points - points.mean(0), full_matrices=True)[2]
         tilt = np.array([[1, 0, .18], [0, 1, .3], [-.18, -.3, 1]])
