@@ -1,0 +1,243 @@
+"""Frameworks as beads: sets from folders, tables and archives, what the limits drop, files that come back, and bad input named and skipped."""
+import io
+import os
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from matgen_nb.mofdiff import coarse_graining
+from matgen_nb.mofdiff.building_blocks import TEXTBOOK, BuildingBlock, Decomposition, decompose, textbook_crystal, textbook_mof
+from matgen_nb.mofdiff.coarse_graining import (PAPER_LIMITS, BlockLibrary, CoarseMof, Limits, MofBatch, MofData, bead_distance, block_signature, check_block, excess,
+                                               handedness, prepare_mofs, read_bw_db, read_folder, read_properties)
+from matgen_nb.symmetry.crystal import Crystal
+from matgen_nb.utils import MatgenError
+
+REAL = Path(os.environ.get("MATGEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+COARSE = {name: CoarseMof.from_decomposition(decompose(textbook_mof(name))) for name in TEXTBOOK}
+
+
+def rotation(seed):
+    R = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    return R * np.sign(np.linalg.det(R))
+
+
+@pytest.fixture(scope="module")
+def textbook():
+    return MofData.from_coarse([replace(c, name=n, properties={"beads": len(c)}) for n, c in COARSE.items()])
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_there_and_back(name):
+    d, again = decompose(textbook_mof(name)), COARSE[name].to_decomposition()
+    joints = lambda d: sorted(map(tuple, np.concatenate([d.connections, d.images], 1).tolist()))
+    assert isinstance(again, Decomposition) and joints(d) == joints(again)
+
+
+def test_turned_blocks_must_be_assembled():
+    c = COARSE["HKUST-1"]
+    with pytest.raises(MatgenError, match="assembled"): replace(c, blocks=[b.rotated(rotation(3)) for b in c.blocks]).to_decomposition()
+
+
+def test_positions_are_wrapped():
+    block = COARSE["IRMOF-1"].blocks[0]
+    c = CoarseMof(10 * np.eye(3), [[-.25, 1.5, -1e-18]], [block])
+    assert np.allclose(c.frac_coords, [[.75, .5, 0]]) and (c.frac_coords < 1).all()
+    with pytest.raises(MatgenError, match="position"): CoarseMof(np.eye(3), [[0, 0, 0]], [block, block])
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_signature_does_not_depend_on_orientation_or_order(name):
+    for block in {b.identity: b for b in COARSE[name].blocks}.values():
+        order = np.random.default_rng(0).permutation(len(block))
+        place = np.argsort(order)
+        other = BuildingBlock(block.elements[order], block.cart_coords[order], place[block.bonds], block.connection_points[::-1],
+                              place[block.connection_atoms[::-1]], block.is_metal).rotated(rotation(1))
+        assert np.allclose(block_signature(block), block_signature(other), atol=1e-6)
+
+
+def test_library_knows_left_from_right():
+    propeller = next(b for b in COARSE["MOF-177"].blocks if not b.is_metal)
+    mirror = replace(propeller, cart_coords=-propeller.cart_coords, connection_points=-propeller.connection_points)
+    library = BlockLibrary()
+    assert library.index(propeller) == library.index(propeller.rotated(rotation(2))) != library.index(mirror)
+    assert np.allclose(handedness(mirror), -handedness(propeller)) and np.abs(handedness(COARSE["IRMOF-1"].blocks[-1])).max() < 1e-6
+
+
+def test_batches(textbook):
+    batch = textbook.select([3, 0])
+    assert isinstance(batch, MofBatch) and batch.num_blocks.tolist() == [7, 8] and batch.batch.tolist() == [0] * 7 + [1] * 8
+    assert batch.features.shape == (15, 0) and batch.lattice.dtype == batch.frac_coords.dtype == batch.properties.dtype == torch.float32
+    features = textbook.with_embeddings(torch.arange(len(textbook.library) * 2.).reshape(-1, 2)).select([3, 0]).features
+    assert torch.equal(features, torch.stack([2. * batch.block, 2. * batch.block + 1], 1))
+    assert torch.equal(textbook.subset([5, 3]).select([1]).frac_coords, textbook.select([3]).frac_coords)
+    assert len(textbook.subset([])) == 0 and len(textbook.to("cpu")) == len(textbook)
+    with pytest.raises(IndexError): textbook[len(textbook)]
+    with pytest.raises(MatgenError, match="embeddings"): textbook.with_embeddings(torch.zeros(1, 3))
+
+
+def test_items_come_back(textbook):
+    for i, (name, c) in enumerate(COARSE.items()):
+        item = textbook[i]
+        assert item.name == name and np.allclose(item.lattice, c.lattice) and np.allclose(item.frac_coords, c.frac_coords)
+        assert [b.identity for b in item.blocks] == [b.identity for b in c.blocks] and item.properties == {"beads": len(c)}
+
+
+def test_file_round_trip_without_rdkit(textbook, tmp_path, monkeypatch):
+    data = textbook.with_embeddings(torch.randn(len(textbook.library), 4, generator=torch.Generator().manual_seed(0)))
+    data.save(tmp_path / "t.safetensors")
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    again = MofData.load(tmp_path / "t.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(data.tensors().values(), again.tensors().values())) and torch.equal(data.embeddings, again.embeddings)
+    for a, b in zip(data.library, again.library):
+        assert a.stored_identity == b.identity and a.is_metal == b.is_metal and (a.bonds == b.bonds).all() and (a.cart_coords == b.cart_coords).all()
+        assert (a.connection_points == b.connection_points).all() and (a.connection_atoms == b.connection_atoms).all() and (a.elements == b.elements).all()
+    assert again.names == data.names and again.info == data.info and again.property_names == ["beads"]
+
+
+def test_files_of_another_kind(tmp_path, textbook):
+    with pytest.raises(MatgenError, match="does not exist"): MofData.load(tmp_path / "no.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"hello")
+    with pytest.raises(MatgenError, match="not a readable"): MofData.load(tmp_path / "bad.safetensors")
+    from safetensors.torch import save_file
+    save_file({"x": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(MatgenError, match="matgen prepare mofs"): MofData.load(tmp_path / "other.safetensors")
+    textbook.save(tmp_path / "t.safetensors")
+    with pytest.raises(AttributeError): replace(textbook, library=[None]).save(tmp_path / "t.safetensors")
+    assert len(MofData.load(tmp_path / "t.safetensors")) == len(textbook), "a failed save leaves the old file"
+
+
+def test_limits():
+    assert excess(COARSE["UiO-66"], PAPER_LIMITS) and not excess(COARSE["UiO-66"])
+    assert [len(excess(c)) for c in COARSE.values()] == [0, 0, 0, 0, 0, 0, 0, 1]
+    assert "atoms" in excess(COARSE["MOF-177"], Limits(max_blocks=None, max_block_atoms=50))[0]
+    assert "dimension 1" in excess(COARSE["MIL-53"], dimension=1)[0]
+    near = CoarseMof(10 * np.eye(3), [[0, 0, 0], [0, 0, .95]], COARSE["IRMOF-1"].blocks[:2])
+    assert np.isclose(bead_distance(near), .5) and "apart" in excess(near)[0]
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_blocks_without_connection(points):
+    block = COARSE["IRMOF-1"].blocks[-1]
+    lonely = replace(block, connection_points=block.connection_points[:points], connection_atoms=block.connection_atoms[:points])
+    with pytest.raises(MatgenError, match="no connection point" if points == 0 else "one connection point"): check_block(lonely)
+
+
+def write_folder(folder):
+    for name in ("IRMOF-1", "HKUST-1", "MIL-53"): textbook_crystal(name).to_cif(folder / f"{name}.cif")
+    Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [.5, .5, .5]]).to_cif(folder / "salt.cif")
+    Crystal(3.6 * np.eye(3), [6], [[0, 0, 0]]).to_cif(folder / "carbon.cif")
+    (folder / "broken.cif").write_text("data_x\nthis is not a cif")
+    (folder / "values.csv").write_text("file,void,remark\nIRMOF-1.cif,0.8,good\nHKUST-1,,bad\n")
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_prepare_folder(tmp_path, n_jobs):
+    write_folder(tmp_path)
+    data, report = prepare_mofs(tmp_path, out=tmp_path / "out" / "d.safetensors", n_jobs=n_jobs, progress=None)
+    assert data.names == ["HKUST-1", "IRMOF-1", "MIL-53"] and (report.total, report.kept) == (6, 3)
+    assert {f.name for f in report.failures} == {"salt", "carbon", "broken"} and "rod" in report.notes["MIL-53"][0]
+    assert any("no carbon" in str(f) for f in report.failures) and any("no metal" in str(f) for f in report.failures)
+    again = MofData.load(tmp_path / "out" / "d.safetensors")
+    assert again.property_names == ["void"] and again[1].properties == {"void": pytest.approx(.8)} and again[0].properties == {}
+    assert again.info["limits"]["max_connections"] == 36 and "3 of 6" in str(report)
+
+
+def test_prepare_same_result_in_parallel(tmp_path):
+    write_folder(tmp_path)
+    a, b = (prepare_mofs(tmp_path, n_jobs=n, progress=None, chunk=2)[0] for n in (1, 2))
+    assert all(torch.equal(torch.nan_to_num(x), torch.nan_to_num(y)) for x, y in zip(a.tensors().values(), b.tensors().values()))
+    assert [x.identity for x in a.library] == [x.identity for x in b.library]
+
+
+def test_prepare_csv_and_limit(tmp_path):
+    import csv
+    with open(tmp_path / "t.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "cif", "void"])
+        for name in ("IRMOF-1", "MIL-53"): writer.writerow([name, textbook_crystal(name).to_cif(), .5])
+    data, report = prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None)
+    assert data.names == ["IRMOF-1", "MIL-53"] and data.property_names == ["void"]
+    assert len(prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None, limit=1)[0]) == 1
+    with pytest.raises(MatgenError, match="no column 'structure'"): prepare_mofs(tmp_path / "t.csv", column="structure", n_jobs=1)
+
+
+def test_nothing_left(tmp_path):
+    with pytest.raises(MatgenError, match="no .cif file"): prepare_mofs(tmp_path)
+    with pytest.raises(MatgenError, match="known set"): prepare_mofs("no-such-thing")
+    Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [.5, .5, .5]]).to_cif(tmp_path / "salt.cif")
+    with pytest.raises(MatgenError, match="none of the 1"): prepare_mofs(tmp_path, out=tmp_path / "d.safetensors", n_jobs=1, progress=None)
+    assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_time_limit(tmp_path, monkeypatch):
+    def slow(mof):
+        import time
+        time.sleep(5)
+    monkeypatch.setattr(coarse_graining, "decompose", slow)
+    with pytest.raises(MatgenError, match="longer than 0.3 s"):
+        prepare_mofs([("slow", textbook_crystal("MIL-53"))], n_jobs=1, timeout=.3, progress=None)
+
+
+def test_properties(tmp_path):
+    (tmp_path / "p.csv").write_text("MOFname,CO2 [mmol/g],name\nm1.cif,2.5,7\nm2,nan,8\n")
+    assert read_properties(tmp_path / "p.csv") == {"m1": {"CO2 [mmol/g]": 2.5}, "m2": {}}
+    (tmp_path / "q.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(MatgenError, match="names the structures"): read_properties(tmp_path / "q.csv")
+    (tmp_path / "x.cif").write_text("data_x")
+    with pytest.raises(MatgenError, match="names none"): read_folder(tmp_path, tmp_path / "p.csv")
+
+
+def archive(path, files):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+
+
+def test_bw_db_layout(tmp_path, monkeypatch):
+    archive(tmp_path / "s.tar.gz", {"cifs/m1.cif": textbook_crystal("IRMOF-1").to_cif(), "cifs/._m1.cif": "junk", "cifs/m2.cif": "data_nothing"})
+    archive(tmp_path / "t.tar.gz", {"all_MOFs_screening_data.csv": "MOFname,uptake\nm1,2.5\n"})
+    monkeypatch.setattr(coarse_graining, "download", lambda kind: tmp_path / ("s.tar.gz" if kind == "structures" else "t.tar.gz"))
+    data, report = prepare_mofs("bw-db", n_jobs=1, progress=None)
+    assert data.names == ["m1"] and data[0].properties == {"uptake": 2.5} and report.total == 2
+    archive(tmp_path / "u.tar.gz", {"other.csv": "a\n"})
+    with pytest.raises(MatgenError, match="all_MOFs_screening_data"): list(read_bw_db(tmp_path / "s.tar.gz", tmp_path / "u.tar.gz"))
+
+
+def test_download_without_network(tmp_path, monkeypatch):
+    import pooch
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
+    def offline(*args, **kwargs): raise ConnectionError("no network")
+    monkeypatch.setattr(pooch, "retrieve", offline)
+    with pytest.raises(MatgenError, match="Without a network"): coarse_graining.download("structures")
+
+
+def test_download_keeps_a_checksum(tmp_path, monkeypatch):
+    import pooch
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
+    asked = []
+    def fetch(url, known_hash, fname, path):
+        asked.append(known_hash)
+        archive(Path(path) / fname, {"m.cif": "data_m"}) if not (Path(path) / fname).exists() else None
+        return str(Path(path) / fname)
+    monkeypatch.setattr(pooch, "retrieve", fetch)
+    coarse_graining.download("structures"), coarse_graining.download("structures")
+    assert asked[0] is None and asked[1].startswith("sha256:")
+    (tmp_path / "bw-db-screening_data.tar.gz").write_bytes(b"half a file")
+    with pytest.raises(MatgenError, match="damaged"): coarse_graining.download("properties")
+    assert not (tmp_path / "bw-db-screening_data.tar.gz").exists()
+
+
+@pytest.mark.skipif(not (REAL / "mofs").exists(), reason="no collection of real frameworks at hand")
+def test_real_frameworks():
+    data, report = prepare_mofs(REAL / "mofs", n_jobs=1, progress=None, limits=Limits(max_blocks=None, min_dimension=1))
+    assert report.total >= 81 and report.kept >= 77 and len(data.library) < sum(data.num_blocks) / 4
+    points = torch.tensor([b.num_connections * (1 if b.is_metal else -1) for b in data.library])
+    batch = data.select(range(len(data)))
+    assert torch.zeros(len(data), dtype=torch.long).index_add(0, batch.batch, points[batch.block]).eq(0).all(), "metal points = organic points in every framework"
