@@ -112,7 +112,7 @@ def _translations(crystal, tolerance):
         else: out.append((t, target, miss))
     return [np.array(x) for x in zip(*out)]
 
-# %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #f0d10479
+# %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #870217dd
 def primitive_cell(crystal, tolerance=0.05):
     """The crystal in its smallest cell, Niggli-reduced. Atoms that are translations of each other within `tolerance` (A) are averaged.
 
@@ -126,7 +126,8 @@ def primitive_cell(crystal, tolerance=0.05):
     if abs(np.linalg.det(rows)) * order < 0.99 or len(first) * order != len(crystal):
         rows, frac, first = np.eye(3), crystal.frac_coords, np.arange(len(crystal))
     lattice = rows @ crystal.lattice
-    reduced = spglib.niggli_reduce(lattice)
+    try: reduced = spglib.niggli_reduce(lattice)
+    except Exception: reduced = None  # newer spglib raises where older ones return None
     reduced = lattice if reduced is None else np.round(reduced @ np.linalg.inv(lattice)) @ lattice
     return Crystal(reduced, crystal.elements[first], frac[first] @ crystal.lattice @ np.linalg.inv(reduced))
 

@@ -136,18 +136,19 @@ def block_signature(block):
     corners = np.sort(np.linalg.norm(block.connection_points, axis=1))
     return np.concatenate([corners, np.sort(pairs[np.triu_indices(len(pairs), 1)]), radii, handedness(block)])
 
-# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #beff3f51
+# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #d7ca0f66
 class BlockLibrary:
     "Collects distinct blocks: same identity and the same shape within `tolerance` (A) are one."
     def __init__(self, tolerance=0.1): self.tolerance, self.blocks, self.seen = tolerance, [], {}
 
     def index(self, block):
         "The number of the block in the library; a new one is added."
-        known, signature = self.seen.setdefault(block.identity, []), block_signature(block)
-        for i, other in known:
-            if np.abs(signature - other).max() < self.tolerance: return i
-        known.append((len(self.blocks), signature))
+        signature = block_signature(block)
+        numbers, shapes = self.seen.get(block.identity, ([], np.empty((0, len(signature)))))
+        near = np.flatnonzero(np.abs(shapes - signature).max(1) < self.tolerance)
+        if len(near): return numbers[near[0]]
         self.blocks.append(block)
+        self.seen[block.identity] = numbers + [len(self.blocks) - 1], np.vstack([shapes, signature])
         return len(self.blocks) - 1
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #514494ba
@@ -493,12 +494,12 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
     if out is not None: data.save(out)
     return data, Report(total, len(kept), failures, notes, time.time() - start)
 
-# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #ee36e626
+# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #47443086
 def _embedded(out, limit, start):
     "The embedded set of lesson 16b, as (MofData, Report)."
     from importlib import import_module
     try: data = import_module("matgen_nb.mofdiff.hypothetical").embedded_mofs()
-    except ModuleNotFoundError as error: raise MatgenError(f"the embedded set cannot be made here ({error}); use a folder of CIF files") from None
+    except (ModuleNotFoundError, OSError) as error: raise MatgenError(f"the embedded set cannot be read here ({error}); use a folder of CIF files") from None
     if limit is not None: data = data.subset(range(min(limit, len(data))))
     if out is not None: data.save(out)
     return data, Report(len(data), len(data), [], {}, time.time() - start)
