@@ -1,8 +1,12 @@
 """The command line: help, errors, files; the models are stand-ins, the end-to-end run has its own test."""
+import errno
+import gzip
 import json
+import os
 import subprocess
 import sys
 import types
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,10 +84,15 @@ def test_prepare_folder_and_its_failures(tmp_path, cifs, capsys):
 def test_read_crystals(tmp_path, cifs):
     assert cli.read_crystals(cifs)[1] == ["0.cif", "1.cif", "2.cif", "3.cif"]
     cli.write_table(tmp_path/"a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
-    crystals, names, failures = cli.read_crystals(tmp_path/"a.csv")
-    assert len(crystals) == 1 and names == ["row 1"] and failures[0].name == "row 2"
+    (tmp_path/"a.csv.gz").write_bytes(gzip.compress((tmp_path/"a.csv").read_bytes()))
+    for name in ("a.csv", "a.csv.gz"):
+        crystals, names, failures = cli.read_crystals(tmp_path/name)
+        assert crystals[0].formula == "CsCl" and crystals[1] is None and names == ["row 1", "row 2"] and failures[0].name == "row 2"
+    assert len(cli.reference_crystals(tmp_path/"a.csv")) == 1
     cli.write_table(tmp_path/"b.csv", [{"structure": "x"}])
-    for source, text in ((tmp_path/"b.csv", "no column 'cif'"), (tmp_path/"none", "there is no"), (tmp_path, "holds no structures")):
+    (tmp_path/"c.csv").write_text("name,cif\n")
+    (tmp_path/"empty").mkdir()
+    for source, text in ((tmp_path/"b.csv", "no column 'cif'"), (tmp_path/"none", "there is no"), (tmp_path/"c.csv", "holds no structures"), (tmp_path/"empty", "no .cif file")):
         with pytest.raises(MatgenError, match=text): cli.read_crystals(source)
 
 
@@ -96,7 +105,7 @@ class Model(torch.nn.Module):
     def save_pretrained(self, path): path.write_text("weights")
     @classmethod
     def from_pretrained(cls, path, device): return cls(None, None)
-    def sample(self, n, seed=0, **asked):
+    def sample(self, n, seed=0, batch_size=256, progress=True, **asked):
         return [types.SimpleNamespace(crystal=CESIUM_CHLORIDE, row={"formula": CESIUM_CHLORIDE.formula, "space_group": asked.get("space_group", 221), "moved": .1}) for _ in range(n)]
 
 
@@ -104,6 +113,12 @@ class Model(torch.nn.Module):
 class Evaluation:
     table: list
     summary: dict
+    def plot(self): return cli_figure()
+
+
+def cli_figure():
+    from matplotlib.figure import Figure
+    return Figure(figsize=(1, 1))
 
 
 @pytest.fixture
@@ -114,8 +129,9 @@ def stand_ins(monkeypatch):
         monkeypatch.setitem(sys.modules, name, made)
         return made
     module("matgen_nb.symmcd.sampling")
-    module("matgen_nb.symmcd.model", SymmCD=Model, SymmCDConfig=types.SimpleNamespace(preset=lambda name: None))
-    module("matgen_nb.symmcd.evaluation", evaluate_crystals=lambda crystals, reference, **_: Evaluation([{"valid": True} for _ in crystals], {"valid": 1., "n": len(crystals)}))
+    module("matgen_nb.symmcd.model", SymmCD=Model, SymmCDConfig=types.SimpleNamespace(preset=lambda name: None), find_weights=lambda name: name)
+    module("matgen_nb.symmcd.evaluation", prepare_reference=lambda crystals, *_, **__: crystals,
+           evaluate_crystals=lambda crystals, reference, names=None, **_: Evaluation([{"name": n, "valid": c is not None} for n, c in zip(names, crystals)], {"valid": 1., "n": len(crystals)}))
     monkeypatch.setattr(cli, "new_symmcd", lambda preset, data: Model(None, None))
 
 
@@ -125,11 +141,14 @@ def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
     assert run(*train) == 0 and run(*train) == 2 and run(*train, "--resume") == 0
     assert {"weights.safetensors", "last.safetensors", "history.csv", "loss.png", "run.json"} <= {p.name for p in (tmp_path/"run").iterdir()}
     assert run("sample", "symmcd", "--weights", tmp_path/"run"/"weights.safetensors", "-n", 3, "--space-group", 221, "--out", tmp_path/"s") == 0
-    assert {p.name for p in (tmp_path/"s").iterdir()} == {"cif", "table.csv", "gallery.html", "gallery.png", "run.json"}
+    assert {p.name for p in (tmp_path/"s").iterdir()} == {"cif", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "chunks"}
     record = json.loads((tmp_path/"s"/"run.json").read_text())
-    assert record["request"] == {"space_group": 221} and record["seed"] == 0 and record["versions"]["torch"]
+    assert record["request"]["space_group"] == 221 and record["request"]["n"] == 3 and record["seed"] == 0 and record["versions"]["torch"]
+    (tmp_path/"s"/"cif"/"torn.cif").write_text("data_x")
     assert run("evaluate", "crystals", tmp_path/"s", "--reference", tmp_path/"p.safetensors", "--out", tmp_path/"e") == 0
-    assert json.loads((tmp_path/"e"/"summary.json").read_text())["n"] == 3
+    assert json.loads((tmp_path/"e"/"summary.json").read_text())["n"] == 4, "what cannot be read counts"
+    judged = cli.read_table(tmp_path/"e"/"table.csv")
+    assert [row["file"] for row in judged[:3]] == ["00000.cif", "00001.cif", "00002.cif"] and "file" not in judged[3] and judged[3]["failure"]
     assert run("sample", "symmcd", "-n", 0, "--out", tmp_path/"z") == 2 and run("sample", "symmcd", "--space-group", 231, "--out", tmp_path/"z") == 2
 
 
@@ -138,3 +157,100 @@ def test_gallery_is_self_contained_and_escaped(tmp_path):
     cli.write_gallery(tmp_path/"g.html", "T & T", [CESIUM_CHLORIDE], rows)
     page = (tmp_path/"g.html").read_text()
     assert "<script>," not in page and "&lt;script&gt;" in page and "http" not in page and page.count("base64,") == 1
+
+
+REQUEST = {"n": 10, "chunk": 4, "seed": 5}
+
+
+def draw(i, n, log=None):
+    rng = np.random.default_rng(cli.chunk_seed(5, i))
+    crystals = [Crystal(CESIUM_CHLORIDE.lattice * x, CESIUM_CHLORIDE.elements, CESIUM_CHLORIDE.frac_coords) for x in rng.uniform(.9, 1.1, n)]
+    return crystals, [{"formula": c.formula, "volume": c.volume} for c in crystals]
+
+
+def stream_whole(out, **choices):
+    drawn = cli.stream(cli.open_run(out, REQUEST, **choices), REQUEST, draw)
+    cli.finish_stream(out, "T", cli.run_record("test", 5, 0., request=REQUEST), Crystal.from_cif)
+    return drawn
+
+
+def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.json"}
+
+
+def test_stream_forgets_what_it_has_written(tmp_path):
+    alive, most = weakref.WeakSet(), 0
+    def watched(i, n):
+        nonlocal most
+        crystals, rows = draw(i, n)
+        alive.update(crystals)
+        most = max(most, len(alive))
+        return crystals, rows
+    cli.stream(tmp_path/"a", REQUEST | {"n": 40}, watched)
+    assert most <= 2 * REQUEST["chunk"] and len(list((tmp_path/"a"/"cif").iterdir())) == 40
+
+
+@pytest.mark.parametrize("files", [0, 2, 5, 9])
+def test_full_disk_and_then_resume(tmp_path, monkeypatch, files):
+    "The disk is full after some files: nothing half-written is left, and the resumed run equals one that was never broken."
+    assert stream_whole(tmp_path/"whole") == 10
+    sync, left = os.fsync, files
+    def full(fd):
+        nonlocal left
+        left -= 1
+        if left < 0: raise OSError(errno.ENOSPC, "No space left on device")
+        sync(fd)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"): stream_whole(tmp_path/"broken")
+    monkeypatch.undo()
+    for name, data in contents(tmp_path/"broken").items(): assert name == "request.json" or data == contents(tmp_path/"whole")[name], name
+    stream_whole(tmp_path/"broken", resume=True)
+    assert contents(tmp_path/"broken") == contents(tmp_path/"whole")
+    assert stream_whole(tmp_path/"broken", resume=True) == 0
+
+
+def test_overwriting_leaves_no_old_results(tmp_path):
+    stream_whole(tmp_path/"a")
+    (tmp_path/"a"/"cif"/"00099.cif").write_text("old")
+    with pytest.raises(MatgenError, match="--resume"): stream_whole(tmp_path/"a")
+    assert stream_whole(tmp_path/"a", overwrite=True) == 10 and not (tmp_path/"a"/"cif"/"00099.cif").exists()
+    with pytest.raises(MatgenError, match="n was 10 and is now 11"): cli.open_run(tmp_path/"a", REQUEST | {"n": 11}, resume=True)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from matgen_nb.scale import command_line as cli
+from matgen_nb.symmcd.sampling import SymmCD
+sample, calls = SymmCD.sample, []
+def doomed(self, *args, **choices):
+    calls.append(1)
+    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)
+    return sample(self, *args, **choices)
+if sys.argv[1] == "killed": SymmCD.sample = doomed
+cli.main(sys.argv[2:])
+"""
+
+
+def test_killed_sampling_resumes_with_identical_results(tmp_path):
+    "The weights that ship; SIGKILL in the third of four chunks; then --resume, and the same files as without a break."
+    (tmp_path/"run.py").write_text(KILLED)
+    line = ["sample", "symmcd", "-n", "7", "--chunk", "2", "--steps", "3", "--seed", "3", "--device", "cpu"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    def go(how, *options): return subprocess.run([sys.executable, str(tmp_path/"run.py"), how, *line, *options], env=env, capture_output=True, text=True, timeout=600)
+    assert go("killed", "--out", str(tmp_path/"a")).returncode == -9
+    assert [p.name for p in sorted((tmp_path/"a"/"chunks").iterdir())] == ["00000.csv", "00001.csv"] and not (tmp_path/"a"/"table.csv").exists()
+    for options in (["--out", str(tmp_path/"a"), "--resume"], ["--out", str(tmp_path/"b")]):
+        done = go("whole", *options)
+        assert done.returncode == 0, done.stderr[-2000:]
+    a, b = ({name: data for name, data in contents(tmp_path/x).items() if name != "gallery.html"} for x in "ab")      # the page names the command
+    assert a == b and len(cli.read_table(tmp_path/"a"/"table.csv")) == 7
+
+
+def test_further_commands_are_found(monkeypatch):
+    import matgen_nb.scale
+    import pkgutil
+    made = types.SimpleNamespace(name="other_commands")
+    monkeypatch.setattr(pkgutil, "iter_modules", lambda path: [made, types.SimpleNamespace(name="training")])
+    module = types.ModuleType("matgen_nb.scale.other_commands")
+    monkeypatch.setitem(sys.modules, "matgen_nb.scale.other_commands", module)
+    assert cli.load_commands() == ["other_commands"]
