@@ -1,8 +1,11 @@
 """Bad input is refused with a message that says what, where and what to do; nothing odd gets through in silence."""
+import os
+
 import numpy as np
 import pytest
 
 from matgen_nb.symmetry.crystal import Crystal, CrystalError
+from matgen_nb.utils import MatgenError
 
 CELL = {"length_a": 5, "length_b": 5, "length_c": 5, "angle_alpha": 90, "angle_beta": 90, "angle_gamma": 90}
 COLUMNS = "label type_symbol fract_x fract_y fract_z occupancy"
@@ -83,6 +86,11 @@ def test_an_incomplete_cell(key):
     refused(cif(*GOOD, **{key: None}), key, "missing")
 
 
+@pytest.mark.parametrize("value", ["225.", "x"])
+def test_a_number_that_is_none(value):
+    refused(cif(*GOOD).replace("data_", f"data_t\n_symmetry_Int_Tables_number {value}\n#", 1))
+
+
 def test_one_atom():
     assert len(Crystal.from_cif(cif("Po1 Po 0 0 0 1"))) == 1
 
@@ -120,3 +128,120 @@ def test_disordered_and_odd_pymatgen_structures():
             Crystal.from_pymatgen(Structure(cubic, [species], [[0, 0, 0]]))
     with pytest.raises(CrystalError, match="same place"):
         Crystal.from_pymatgen(Structure(cubic, ["Fe", "Fe"], [[0, 0, 0], [0, 0, 1]]))
+
+
+# From here on: what the whole pipeline does with such input.
+
+def write_folder(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items(): (folder / f"{name}.cif").write_text(text)
+    return folder
+
+
+BAD = dict(torn="data_x\n_cell_length_a 5\n", disorder=cif("Fe1 Fe 0 0 0 0.5", "Ni1 Ni 0 0 0 0.5"), americium=cif("Am1 Am 0 0 0 1"), nothing="", nan=cif("Na1 Na 0 nan 0 1"),
+           flat=cif(*GOOD, length_a=0), double=cif("Na1 Na 0 0 0 1", "Na2 Na 0 0 0.00001 1"))
+REASON = dict(torn="no atoms", disorder="disordered", americium="94", nothing="", nan="coordinates", flat="", double="same place")
+
+
+def grid(n, a=3.0):
+    "A crystal of n^3 sites of two elements without any symmetry: shaken by a fixed generator."
+    rng = np.random.default_rng(0)
+    sites = np.stack(np.meshgrid(*[np.arange(n) / n] * 3, indexing="ij"), -1).reshape(-1, 3)
+    return Crystal(a * n * np.eye(3), np.where(np.arange(n**3) % 2, 11, 17), sites + rng.normal(size=sites.shape) * 0.05 / n)
+
+
+def test_preparing_a_folder_names_every_bad_file(tmp_path):
+    from matgen_nb.symmcd.dataset import prepare
+    folder = write_folder(tmp_path / "cifs", good=cif(*GOOD), **BAD)
+    data, report = prepare(folder, n_jobs=1, progress=None)
+    assert data.names == ["good.cif"] and report.total == 1 + len(BAD)
+    assert sorted(f.name for f in report.failures) == sorted(f"{name}.cif" for name in BAD)
+    for failure in report.failures: assert REASON[failure.name[:-4]] in failure.reason, failure
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_nothing_to_prepare(tmp_path, n_jobs):
+    from matgen_nb.symmcd.dataset import prepare
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no_column.csv").write_text("structure\nx\n")
+    (tmp_path / "no_rows.csv").write_text("cif\n")
+    bad = write_folder(tmp_path / "bad", **BAD)
+    for source, text in [("empty", "no .cif file"), ("no_column.csv", "no column 'cif'.*'structure'"), ("no_rows.csv", "none of the 0"), ("not_there", "no folder"), (bad, "none of the 7")]:
+        with pytest.raises(MatgenError, match=text): prepare(tmp_path / source, out=tmp_path / "out.safetensors", n_jobs=n_jobs, progress=None)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_one_atom_goes_all_the_way(tmp_path):
+    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.evaluation import evaluate_crystals
+    folder = write_folder(tmp_path / "one", po=cif("Po1 Po 0 0 0 1", length_a=3.35, length_b=3.35, length_c=3.35), d=cif("D1 D 0 0 0 1"))
+    data, report = prepare(folder, n_jobs=1, progress=None)
+    assert len(data) == 2 and not report.failures and data.space_group.tolist() == [221, 221] and data.elements.tolist() == [1, 84]
+    crystals = [data[i].to_crystal() for i in (0, 1)]
+    judged = evaluate_crystals(crystals, crystals, n_jobs=1, progress=False)
+    assert not any(row["failure"] for row in judged.table) and judged.summary["unique"]["value"] == 1
+
+
+def test_five_hundred_atoms(tmp_path):
+    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.evaluation import describe
+    big = grid(8)
+    assert len(big) == 512 and len(Crystal.from_cif(big.to_cif())) == 512
+    folder = write_folder(tmp_path / "big", big=big.to_cif(), good=cif(*GOOD))
+    data, report = prepare(folder, n_jobs=1, progress=None)
+    assert data.names == ["good.cif"] and "512" in report.failures[0].reason and "limits" in report.failures[0].reason
+    data, report = prepare(folder, n_jobs=1, progress=None, max_orbits=600, max_atoms=600)
+    assert len(data) == 2 and sorted(data.num_orbits.tolist())[1] == 512
+    row = describe(big, fingerprints=False)
+    assert row["struct_valid"] and row["space_group@0.1"] == 1 and not row["failure"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    from matgen_nb.symmcd.dataset import from_units, prepare_one
+    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    data = from_units([prepare_one(cif(*GOOD))])
+    return SymmCD(preset("tiny", width=16, layers=1), statistics(data)), data
+
+
+def test_weights_of_another_kind(tmp_path, model):
+    import torch
+    from safetensors.torch import save_file
+    from matgen_nb.symmcd.model import SymmCD
+    symmcd, data = model
+    symmcd.save_pretrained(tmp_path / "good.safetensors")
+    good = (tmp_path / "good.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(good[:len(good) // 2])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    torch.save(symmcd.state_dict(), tmp_path / "pickle.safetensors")
+    data.save(tmp_path / "crystals.safetensors")
+    save_file({"w": torch.ones(1)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "next_version.safetensors").write_bytes(good.replace(b"matgen_nb symmcd 1", b"matgen_nb symmcd 9"))
+    (tmp_path / "other_size.safetensors").write_bytes(good.replace(b'\\"width\\": 16', b'\\"width\\": 24'))
+    for name, text in [("cut", "cut short"), ("empty", "cut short"), ("pickle", "cut short"), ("crystals", "matgen_nb crystals"), ("foreign", "something else"), ("next_version", "symmcd 9"),
+                       ("other_size", "does not fit"), ("not_there", "no weights")]:
+        with pytest.raises(MatgenError, match=text): SymmCD.from_pretrained(tmp_path / f"{name}.safetensors")
+    SymmCD.from_pretrained(tmp_path / "good.safetensors")
+
+
+def test_data_of_another_kind(tmp_path, model):
+    from matgen_nb.symmcd.dataset import CrystalData
+    symmcd, data = model
+    symmcd.save_pretrained(tmp_path / "weights.safetensors")
+    data.save(tmp_path / "data.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "data.safetensors").read_bytes()[:-5])
+    for name, text in [("weights", "symmcd"), ("cut", "not a readable"), ("none", "does not exist")]:
+        with pytest.raises(MatgenError, match=text): CrystalData.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_or_an_interruption_leaves_the_old_file(tmp_path, model, monkeypatch, error):
+    symmcd, data = model
+    files = {"data.safetensors": data.save, "weights.safetensors": symmcd.save_pretrained}
+    for name, save in files.items(): save(tmp_path / name)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    def full(fd): raise error
+    monkeypatch.setattr(os, "fsync", full)
+    for name, save in files.items():
+        with pytest.raises(type(error)): save(tmp_path / name)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
