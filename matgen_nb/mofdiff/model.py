@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'FORMAT', 'MofDiffConfig', 'preset', 'Library', 'Statistics', 'per_bead', 'squash', 'unsquash',
-           'statistics', 'mlp', 'MofDiff', 'LatentPrior', 'standard_k', 'raw_k', 'cells', 'standard_features',
+           'statistics', 'mlp', 'LatentPrior', 'MofDiff', 'standard_k', 'raw_k', 'cells', 'standard_features',
            'raw_features', 'beads', 'encode', 'decode_num_blocks', 'decode_k', 'decode_properties', 'feature_target',
            'feature_eps', 'network_time', 'noisy', 'training_cells', 'per_mof_mean', 'loss', 'pack_library',
            'unpack_library', 'save_pretrained', 'find_weights', 'from_pretrained']
@@ -81,12 +81,12 @@ class Library:
     @property
     def charges(self): return torch.tensor([len(b.connection_points) * (1 if b.is_metal else -1) for b in self.blocks])
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #c7ac4c85
+# %% ../../nbs/4_mofdiff/18_model.ipynb #22e5b98b
 @dataclass
 class Statistics:
-    """What the model knows of its training set besides weights. k_mean, k_std (6,): of k per bead; feature_mean, feature_std (d,); num_blocks (N + 1,): how many
+    """What the model knows of its training set besides weights. k_mean, k_std, k_low, k_high (6,): of k per bead; feature_mean, feature_std (d,); num_blocks (N + 1,): how many
     MOFs have K = 0..N beads; property_mean, property_std (P,): of sign(y) log(1 + |y|). All float32. property_names; library: what decoding may use."""
-    k_mean: torch.Tensor; k_std: torch.Tensor; feature_mean: torch.Tensor; feature_std: torch.Tensor; num_blocks: torch.Tensor
+    k_mean: torch.Tensor; k_std: torch.Tensor; k_low: torch.Tensor; k_high: torch.Tensor; feature_mean: torch.Tensor; feature_std: torch.Tensor; num_blocks: torch.Tensor
     property_mean: torch.Tensor; property_std: torch.Tensor; property_names: tuple = (); library: Library = None
 
 def per_bead(k, num_blocks, sign=-1):
@@ -101,7 +101,7 @@ def unsquash(s):
     "The inverse of `squash`."
     return torch.sign(s) * torch.expm1(s.abs())
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #7a7f4f85
+# %% ../../nbs/4_mofdiff/18_model.ipynb #e26684f7
 def statistics(data, max_blocks=20):
     "Measure `Statistics` on a `MofData` (with embeddings)."
     if data.embeddings is None: raise MatgenError("this set has no block embeddings: encode its library first (lesson 15, or `matgen train blocks`)")
@@ -113,17 +113,37 @@ def statistics(data, max_blocks=20):
     n = known.sum(0).clamp(min=1)
     mean = torch.where(known, y, 0).sum(0) / n
     std = (torch.where(known, y - mean, 0) ** 2).sum(0).div(n).sqrt().clamp(min=1e-3)
-    spread = lambda v, least: v.std(0, correction=0).clamp(min=least).float()
-    return Statistics(k.mean(0).float(), spread(k, 0.02), f.mean(0).float(), spread(f, 1e-3),
+    spread = f.std(0, correction=0)
+    spread = spread.clamp(min=max(0.05 * float(spread.mean()), 1e-6))        # a dead dimension must not be blown up
+    k = k.mean(0), k.std(0, correction=0).clamp(min=0.02), k.amin(0), k.amax(0)
+    return Statistics(*(v.float() for v in k), f.mean(0).float(), spread.float(),
                       torch.bincount(num_blocks, minlength=max_blocks + 1).float(), mean.float(), std.float(),
                       tuple(data.property_names), Library(list(data.library), data.embeddings.cpu().float()))
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #77ed744a
+# %% ../../nbs/4_mofdiff/18_model.ipynb #67ae0393
 def mlp(*sizes):
     "Linear layers with SiLU between them."
     layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.SiLU())]
     return nn.Sequential(*layers[:-1])
 
+# %% ../../nbs/4_mofdiff/18_model.ipynb #c5c7096b
+class LatentPrior(nn.Module):
+    """Small diffusion network over codes: z_t (B, latent), t (B,) in [0, 1] -> v (B, latent), see `feature_target`.
+
+    For codes that are exactly N(0, 1) the right v is 0, and its last layer starts at 0: an untrained prior is the paper's."""
+    def __init__(self, latent, width):
+        super().__init__()
+        self.start, self.time = nn.Linear(latent, width), mlp(64, width, width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(3))
+        self.end = nn.Linear(width, latent)
+        for p in self.end.parameters(): nn.init.zeros_(p)
+
+    def forward(self, z, t):
+        h = self.start(z) + self.time(time_features(t))
+        for block in self.blocks: h = h + block(h)
+        return self.end(h)
+
+# %% ../../nbs/4_mofdiff/18_model.ipynb #52272f8a
 class MofDiff(nn.Module):
     """Coarse-grained diffusion of MOFs with a latent code (Fu et al., ICLR 2024, arXiv 2310.10732), with the schedules and networks of this course.
 
@@ -147,36 +167,23 @@ class MofDiff(nn.Module):
     @property
     def device(self): return self.stat_k_mean.device
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #180c80aa
-class LatentPrior(nn.Module):
-    "Small diffusion network over codes: z_t (B, latent), t (B,) in [0, 1] -> the noise in it (B, latent)."
-    def __init__(self, latent, width):
-        super().__init__()
-        self.start, self.time = nn.Linear(latent, width), mlp(64, width, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(3))
-        self.end = nn.Linear(width, latent)
-
-    def forward(self, z, t):
-        h = self.start(z) + self.time(time_features(t))
-        for block in self.blocks: h = h + block(h)
-        return z * 0 + self.end(h)
-
-# %% ../../nbs/4_mofdiff/18_model.ipynb #2de15167
+# %% ../../nbs/4_mofdiff/18_model.ipynb #dc562ff6
 def standard_k(self, k, num_blocks):
     "k (B, 6) per bead, in units of the training set's spread."
     return (per_bead(k, num_blocks) - self.stat_k_mean.to(k)) / self.stat_k_std.to(k)
 
 def raw_k(self, k, num_blocks):
-    "The inverse, for any six numbers: cut off at five spreads, so that no head can ask for a cell of a light-year."
-    return per_bead(k.clamp(-5, 5) * self.stat_k_std.to(k) + self.stat_k_mean.to(k), num_blocks, 1)
+    "The inverse, for any six numbers: cut off one spread beyond the training set, so that no head can ask for a cell of a light-year."
+    mean, std, low, high = (v.to(k) for v in (self.stat_k_mean, self.stat_k_std, self.stat_k_low, self.stat_k_high))
+    return per_bead((k * std + mean).clamp(low - std, high + std), num_blocks, 1)
 
 def cells(self, k, num_blocks):
     "Cells (B, 3, 3), rows in A, of standardised k (B, 6) and K (B,). Always possible ones: the exponential of a symmetric matrix."
-    return k_to_lattice(self.raw_k(k, num_blocks))
+    with torch.autocast(k.device.type, enabled=False): return k_to_lattice(self.raw_k(k.float(), num_blocks))
 
 MofDiff.standard_k, MofDiff.raw_k, MofDiff.cells = standard_k, raw_k, cells
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #4091cb6e
+# %% ../../nbs/4_mofdiff/18_model.ipynb #aa075cf4
 def standard_features(self, features):
     "Embeddings (M, d) in units of the training set's spread. MatgenError where the data carry none, or those of another encoder."
     if features.shape[-1] != len(self.stat_feature_mean):
@@ -190,7 +197,8 @@ def raw_features(self, features):
 def beads(self, batch):
     "A `MofBatch` as `Beads` on the model's scales, cell in standard orientation."
     k = lattice_to_k(batch.lattice)
-    return Beads(self.standard_k(k, batch.num_blocks), k_to_lattice(k), batch.num_blocks, batch.frac_coords, self.standard_features(batch.features), batch.batch)
+    with torch.autocast(k.device.type, enabled=False): lattice = k_to_lattice(k)
+    return Beads(self.standard_k(k, batch.num_blocks), lattice, batch.num_blocks, batch.frac_coords, self.standard_features(batch.features), batch.batch)
 
 MofDiff.standard_features, MofDiff.raw_features, MofDiff.beads = standard_features, raw_features, beads
 
@@ -234,7 +242,7 @@ def network_time(self, t):
 
 MofDiff.feature_target, MofDiff.feature_eps, MofDiff.network_time = feature_target, feature_eps, network_time
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #5190182a
+# %% ../../nbs/4_mofdiff/18_model.ipynb #b5091271
 def noisy(self, b, z, k, t, generator=None):
     "Noise `Beads` b at times t (B,) under the cell of standardised k (B, 6): (`Beads` for the denoiser, target of the features, target of the score)."
     rows = t[b.batch]
@@ -248,11 +256,11 @@ def training_cells(self, k, k_hat, generator=None):
     u = random_uniform((len(k), 1), generator, k.device)
     c = self.config.true_cell
     shaken = k + 0.2 * random_normal(k.shape, generator, k.device)
-    return torch.where(u < c, k, torch.where(u < (1 + c) / 2, k_hat.detach().clamp(-5, 5), shaken))
+    return torch.where(u < c, k, torch.where(u < (1 + c) / 2, k_hat.detach(), shaken))
 
 MofDiff.noisy, MofDiff.training_cells = noisy, training_cells
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #5ef59dce
+# %% ../../nbs/4_mofdiff/18_model.ipynb #ae8a22f0
 def per_mof_mean(values, batch, n):
     "Mean over the beads of each MOF, then over MOFs: values (M,) -> scalar; every MOF counts the same."
     total = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, values)
@@ -268,12 +276,13 @@ def _diffusion_loss(self, b, z, k_hat, generator):
     f_hat, score_hat = self.denoiser(state)
     return dict(features=per_mof_mean((f_hat - target).square().mean(1), b.batch, n), x=per_mof_mean((score_hat - score).square().mean(1), b.batch, n))
 
-def _prior_loss(self, z, generator):
-    "Error of the latent prior; the codes are taken as they are."
-    source = generator.device if generator is not None else z.device
+def _prior_loss(self, z, generator, draws=8):
+    "Error of the latent prior, at several times for each code since it is cheap; the codes are taken as they are."
+    z, source = z.detach().repeat(draws, 1), generator.device if generator is not None else z.device
     t = torch.randint(1, self.config.T + 1, (len(z),), generator=generator, device=source).to(z.device)
-    z_t, eps = self.latent_noise.add_noise(z.detach(), t, generator)
-    return (self.latent_prior(z_t, t / self.config.T) - eps).square().mean()
+    z_t, eps = self.latent_noise.add_noise(z, t, generator)
+    v = self.latent_noise.signal(t, z) * eps - self.latent_noise.noise(t, z) * z
+    return (self.latent_prior(z_t, t / self.config.T) - v).square().mean()
 
 def _property_loss(self, z, y):
     "Squared error of the standardised properties, over those that are known; 0 where none is."
@@ -284,17 +293,17 @@ def _property_loss(self, z, y):
 
 MofDiff._diffusion_loss, MofDiff._prior_loss, MofDiff._property_loss = _diffusion_loss, _prior_loss, _property_loss
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #32319185
+# %% ../../nbs/4_mofdiff/18_model.ipynb #ced2303f
 def loss(self, batch, generator=None):
     """Training loss of a `MofBatch`. Returns {'loss', 'features', 'x', 'k', 'num_blocks', 'properties', 'kl', 'prior'}, scalars.
 
     kl is per MOF and in nats."""
     b = self.beads(batch)
     mu, log_var = self.encoder(b)
-    z = mu + (log_var / 2).exp() * random_normal(mu.shape, generator, mu.device)
-    k_hat = self.decode_k(z, b.num_blocks)
+    z = mu + (log_var / 2).exp() * random_normal(mu.shape, generator, mu.device, torch.float32)
+    k_hat, K = self.decode_k(z, b.num_blocks), b.num_blocks.clamp(max=len(self.stat_num_blocks) - 1)
     parts = dict(**self._diffusion_loss(b, z, k_hat, generator), k=(k_hat - b.k).square().mean(),
-                 num_blocks=nn.functional.cross_entropy(self.decode_num_blocks(z), b.num_blocks), properties=self._property_loss(z, batch.properties),
+                 num_blocks=nn.functional.cross_entropy(self.to_num_blocks(z), K), properties=self._property_loss(z, batch.properties),
                  kl=0.5 * (mu.square() + log_var.exp() - log_var - 1).sum(1).mean(), prior=self._prior_loss(z, generator))
     total = sum(getattr(self.config, f"weight_{name}") * value for name, value in parts.items())
     return dict(loss=total, **parts)

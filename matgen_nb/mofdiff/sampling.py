@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['time_grid', 'sample_codes', 'start_state', 'reverse_step', 'denoise', 'nearest_blocks', 'nearest_by_charge',
-           'balance', 'choose_blocks', 'check_library', 'MofSample', 'describe', 'decode', 'codes_for_target', 'sample',
-           'check_sample_request']
+           'balance', 'choose_blocks', 'check_library', 'MofSample', 'describe', 'decode', 'codes_for_target',
+           'check_sample_request', 'sample']
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #f2c6876f
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ def time_grid(T, steps):
     "Times T = t_0 > ... > t_steps = 0, evenly spaced, without repeats."
     return torch.linspace(T, 0, min(steps, T) + 1).round().long().unique().flip(0).tolist()
 
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #264455f8
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #f756efeb
 @torch.no_grad()
 def sample_codes(model, n, generator=None, prior="learned", steps=100):
     "n codes z (n, latent): from the latent diffusion that was trained with the model, or from N(0, 1) with prior='normal'."
@@ -33,8 +33,8 @@ def sample_codes(model, n, generator=None, prior="learned", steps=100):
     z = random_normal((n, model.config.latent), generator, model.device)
     grid = time_grid(model.config.T, steps)
     for t, s in zip(grid, grid[1:]) if prior == "learned" else ():
-        eps = model.latent_prior(z, torch.full((n,), t / model.config.T, device=z.device))
-        z = model.latent_noise.step(z, eps, t, s, generator)
+        v = model.latent_prior(z, torch.full((n,), t / model.config.T, device=z.device))
+        z = model.latent_noise.step(z, model.latent_noise.noise(t, z) * z + model.latent_noise.signal(t, z) * v, t, s, generator)
     return z
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #62d574d5
@@ -46,7 +46,7 @@ def start_state(model, z, num_blocks, k, generator=None):
     t = torch.full((len(z),), model.config.T, device=z.device)
     return Beads(k, model.cells(k, num_blocks), num_blocks, x, f, batch, model.network_time(t), model.coordinate_noise.sigma(t, k[:, 0]), z)
 
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #52ce07aa
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #7e085fc4
 def reverse_step(model, b, t, s, generator=None, eta=1.0):
     "One step of places and features from t to s < t, from one call of the denoiser on the whole batch."
     prediction, score = model.denoiser(b)
@@ -59,18 +59,19 @@ def reverse_step(model, b, t, s, generator=None, eta=1.0):
 def denoise(model, z, num_blocks=None, k=None, generator=None, steps=100, eta=1.0, advance=lambda n=1: None):
     "The whole reverse process for codes z (B, latent). K (B,) and standardised k (B, 6) come from the heads unless given. Returns clean `Beads`."
     if num_blocks is None: num_blocks = model.decode_num_blocks(z).argmax(1)
-    if k is None: k = model.decode_k(z, num_blocks).clamp(-5, 5)
+    if k is None: k = model.decode_k(z, num_blocks)
     b, grid = start_state(model, z, num_blocks, k, generator), time_grid(model.config.T, steps)
     for t, s in zip(grid, grid[1:]):
         b = reverse_step(model, b, t, s, generator, eta)
         advance(len(z))
     return b
 
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #44b707eb
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #c5ef838f
 def nearest_blocks(features, embeddings, chunk=1 << 24):
     "For each row of features (M, d) the nearest of the embeddings (L, d): distance (M,), index (M,)."
     rows = max(1, chunk // max(embeddings.numel(), 1))
-    parts = [torch.cdist(f, embeddings).min(1) for f in features.split(rows)]
+    exact = "donot_use_mm_for_euclid_dist"                                     # else rounding depends on which blocks stand beside each other
+    parts = [torch.cdist(f, embeddings, compute_mode=exact).min(1) for f in features.split(rows)]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #669ff1f8
@@ -152,7 +153,7 @@ def check_library(library, size):
     if library.embeddings.shape[1] != size:
         raise MatgenError(f"the library's embeddings have size {library.embeddings.shape[1]}, the model was made for {size}: encode the blocks with the model's block encoder")
 
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #66bb5e2d
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #9dd0dbe2
 @dataclass
 class MofSample:
     "One generated MOF: beads, blocks and cell, and its row of the output table (dict)."
@@ -161,17 +162,17 @@ class MofSample:
 def describe(coarse):
     "What a table says about a `CoarseMof`: K, formula, volume (A^3), density (g/cm^3), smallest distance of two beads (A)."
     elements = np.concatenate([b.elements for b in coarse.blocks])
-    volume = abs(np.linalg.det(coarse.lattice))
+    volume = float(abs(np.linalg.det(coarse.lattice)))
     d = ((coarse.frac_coords[:, None] - coarse.frac_coords)[:, :, None] + np.array(IMAGES)) @ coarse.lattice
     d = np.linalg.norm(d, axis=-1)
     return dict(num_blocks=len(coarse), num_atoms=len(elements), metals=" ".join(sorted({b.formula for b in coarse.blocks if b.is_metal})),
                 linkers=" ".join(sorted({b.formula for b in coarse.blocks if not b.is_metal})), volume=volume,
                 density=1.66053907 * float(element_table().mass[elements].sum()) / volume, min_distance=float(d[d > 1e-9].min()))
 
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #a73328b5
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #897dff08
 def decode(model, b, library=None, joint=True):
     "Clean `Beads` to a list of `MofSample`: real blocks of the library for every bead."
-    library = library or model.library
+    library = model.library if library is None else library
     check_library(library, len(model.stat_feature_mean))
     embeddings = model.standard_features(library.embeddings.to(model.device))
     index, distance, matched = choose_blocks(b.features, b.num_blocks, embeddings, library.charges, joint)
@@ -199,7 +200,18 @@ def codes_for_target(model, n, target, generator, prior="learned", draws=32, ste
     error = (((y[:, columns] - goal) / model.stat_property_std[columns]) ** 2).sum(1)
     return z[error.argsort(stable=True)[:n]]
 
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #3d749b61
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #d0f09ef6
+def check_sample_request(model, n, steps, z, num_blocks, library, batch_size):
+    "MatgenError for values that no request can have, before anything is computed."
+    for name, value in [("number of samples", n), ("steps", steps), ("num_blocks", num_blocks), ("batch_size", batch_size)]:
+        if value is not None and (int(value) != value or value < 1): raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")
+    if z is not None and tuple(np.shape(z)) != (n, model.config.latent):
+        raise MatgenError(f"{n} codes of size {model.config.latent} are needed, z has the shape {tuple(np.shape(z))}")
+    known = model.stat_num_blocks.nonzero()[:, 0].tolist()
+    if num_blocks is not None and num_blocks not in known: raise MatgenError(f"no MOF of the training set has {num_blocks} blocks; there are {', '.join(map(str, known))}")
+    check_library(model.library if library is None else library, len(model.stat_feature_mean))
+
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #941aa423
 def sample(self, n, seed=0, steps=100, target=None, z=None, num_blocks=None, library=None, prior="learned", joint=True, eta=1.0, batch_size=256, progress=True):
     """Draw n new MOFs. Returns a list of `MofSample` (coarse, row).
 
@@ -218,16 +230,5 @@ def sample(self, n, seed=0, steps=100, target=None, z=None, num_blocks=None, lib
             samples += decode(self, denoise(self, codes, given, None, g, steps, eta, advance), library, joint)
     for i, s in enumerate(samples): s.row = dict(index=i, seed=seed, **s.row)
     return [MofSample(replace(s.coarse, name=f"mof_{i:05d}"), s.row) for i, s in enumerate(samples)]
-
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #9857896d
-def check_sample_request(model, n, steps, z, num_blocks, library, batch_size):
-    "MatgenError for values that no request can have, before anything is computed."
-    for name, value in [("number of samples", n), ("steps", steps), ("num_blocks", num_blocks), ("batch_size", batch_size)]:
-        if value is not None and (int(value) != value or value < 1): raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")
-    if z is not None and tuple(np.shape(z)) != (n, model.config.latent):
-        raise MatgenError(f"{n} codes of size {model.config.latent} are needed, z has the shape {tuple(np.shape(z))}")
-    known = model.stat_num_blocks.nonzero()[:, 0].tolist()
-    if num_blocks is not None and num_blocks not in known: raise MatgenError(f"no MOF of the training set has {num_blocks} blocks; there are {', '.join(map(str, known))}")
-    check_library(library or model.library, len(model.stat_feature_mean))
 
 MofDiff.sample = sample

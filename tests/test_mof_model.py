@@ -1,0 +1,300 @@
+"""The coarse-grained MOF model: symmetries of its networks, codes that see geometry, cells that exist, losses, weights, the joint choice of blocks."""
+import itertools
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matgen_nb.mofdiff.coarse_graining import MofBatch, MofData
+from matgen_nb.mofdiff.model import Library, MofDiff, PRESETS, preset, squash, statistics, unsquash
+from matgen_nb.mofdiff.network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, all_pairs, joined, pair_geometry, toy_embeddings, toy_mofs, windowed_images, without_mean
+from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise, time_grid
+from matgen_nb.symmetry.lattice import lattice_to_k, volume
+from matgen_nb.utils import MatgenError
+
+CONFIG = NetworkConfig(width=32, layers=2, encoder_layers=2, latent=8, features=5)
+
+
+@lru_cache
+def toy_data(n=80):
+    data = MofData.from_coarse(toy_mofs(n, seed=2))
+    return data.with_embeddings(toy_embeddings(data.library))
+
+
+@lru_cache
+def tiny(steps=0, **changes):
+    "A tiny model, after some steps of training."
+    torch.manual_seed(0)
+    model = MofDiff(preset("tiny", width=32, layers=2, latent=8, **changes), statistics(toy_data()))
+    generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(steps):
+        loss = model.loss(toy_data().select(torch.randint(80, (32,), generator=generator)), generator)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def random_lattice(g):
+    "A cell of 8 to 20 A with moderate shear."
+    return torch.diag(8 + 12 * torch.rand(3, generator=g)) + 2 * torch.randn(3, 3, generator=g)
+
+
+def random_beads(seed, sizes=(1, 2, 7, 20), d=5):
+    g = torch.Generator().manual_seed(seed)
+    sizes, B = torch.tensor(sizes), len(sizes)
+    lattice = torch.stack([random_lattice(g) for _ in range(B)])
+    batch = torch.repeat_interleave(torch.arange(B), sizes)
+    r = lambda *shape: torch.randn(*shape, generator=g)
+    return Beads(lattice_to_k(lattice), lattice, sizes, torch.rand(len(batch), 3, generator=g), r(len(batch), d), batch, torch.rand(B, generator=g), 0.01 + 0.4 * torch.rand(B, generator=g), r(B, 8))
+
+
+def random_batch(seed, sizes):
+    "A `MofBatch` of any sizes, features of the toy library, properties partly unknown."
+    b, data = random_beads(seed, sizes), toy_data()
+    block = torch.randint(len(data.library), (len(b.batch),), generator=torch.Generator().manual_seed(seed))
+    y = torch.where(torch.arange(len(sizes)) % 2 == 0, torch.nan, 300.0)[:, None]
+    return MofBatch(b.lattice, b.num_blocks, b.x, block, data.embeddings[block], b.batch, y)
+
+
+def rotation(seed):
+    Q = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0]
+    return (Q * torch.linalg.det(Q).sign()).float()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(1)
+    return BeadEncoder(CONFIG).eval(), BeadDenoiser(CONFIG).eval()
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_networks_do_not_see_rotation_translation_and_order(networks, seed):
+    encoder, denoiser = networks
+    b, Q, g = random_beads(seed), rotation(seed), torch.Generator().manual_seed(seed)
+    order = torch.cat([rows[torch.randperm(len(rows), generator=g)] for rows in ((b.batch == m).nonzero()[:, 0] for m in range(4))])
+    shift = torch.rand(4, 3, generator=g)[b.batch] + torch.randint(-2, 3, b.x.shape, generator=g)
+    other = replace(b, lattice=b.lattice @ Q, k=lattice_to_k(b.lattice @ Q), x=(b.x + shift)[order], features=b.features[order])
+    with torch.no_grad():
+        mu, mu2, (f, s), (f2, s2) = encoder(b)[0], encoder(other)[0], denoiser(b), denoiser(other)
+    assert torch.allclose(mu, mu2, atol=2e-4)
+    assert torch.allclose(f[order], f2, atol=2e-4) and torch.allclose(s[order], s2, atol=5e-4 * float(s.abs().max().clamp(min=1)))
+    cart, cart2 = (s[:, None] @ b.lattice[b.batch])[order], s2[:, None] @ other.lattice[b.batch]
+    assert torch.allclose(cart @ Q, cart2, atol=1e-2 * float(cart.abs().max())), "the Cartesian score turns with the lattice"
+
+
+def test_mofs_of_a_batch_do_not_see_each_other(networks):
+    b = random_beads(3)
+    with torch.no_grad(): f, s = networks[1](b)
+    for m in range(4):
+        rows = b.batch == m
+        one = Beads(b.k[m:m + 1], b.lattice[m:m + 1], b.num_blocks[m:m + 1], b.x[rows], b.features[rows], b.batch[rows] * 0, b.t[m:m + 1], b.sigma[m:m + 1], b.z[m:m + 1])
+        with torch.no_grad(): f1, s1 = networks[1](one)
+        assert torch.allclose(f1, f[rows], atol=1e-4) and torch.allclose(s1, s[rows], atol=1e-4)
+
+
+def test_score_has_no_common_motion(networks):
+    b = random_beads(4)
+    with torch.no_grad(): s = networks[1](b)[1]
+    assert torch.allclose(without_mean(s, b.batch, b.num_blocks), s, atol=1e-5)
+    assert s[:1].abs().max() < 1e-6, "a single bead has nowhere to go"
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_geometry_is_smooth_and_periodic(seed):
+    g = torch.Generator().manual_seed(seed)
+    x, lattice, zero = torch.rand(2, 3, generator=g, dtype=torch.float64), random_lattice(g).double()[None], torch.zeros(4, dtype=torch.long)
+    i, j = all_pairs(torch.tensor([2]))
+    x[1, 0] = x[0, 0] + 0.5                                            # on the seam, where the minimum image jumps
+    across = [pair_geometry(x + torch.tensor([[0., 0, 0], [e, 0, 0]]), lattice, i, j, zero) for e in (-1e-6, 1e-6)]
+    moved = pair_geometry(x + torch.tensor([[0., 0, 0], [1, -2, 3]]), lattice, i, j, zero)
+    here = pair_geometry(x, lattice, i, j, zero)
+    for n in (0, 1):
+        assert (across[0][n] - across[1][n]).abs().max() < 1e-4
+        assert torch.allclose(moved[n], here[n], atol=1e-9)
+    weights = windowed_images(torch.rand(5, 3, generator=g, dtype=torch.float64) * 4 - 2)[1]
+    assert torch.allclose(weights.sum(1), torch.ones(5, dtype=torch.float64)) and (weights >= 0).all()
+
+
+@pytest.mark.parametrize("cutoff", [None, 4.0])
+def test_the_code_sees_geometry(cutoff):
+    "Beads 6.3 A apart (the median of real MOFs): with the release's cutoff of 4 A the code does not change when the geometry does; ours does."
+    torch.manual_seed(0)
+    encoder = BeadEncoder(replace(CONFIG, cutoff=cutoff))
+    lattice = 12.6 * torch.eye(3)[None]
+    x = torch.tensor([[0, 0, 0], [.5, 0, 0], [0, .5, 0], [0, 0, .5]])
+    b = Beads(lattice_to_k(lattice), lattice, torch.tensor([4]), x, torch.randn(4, 5), torch.zeros(4, dtype=torch.long))
+    stretched = lattice * torch.tensor([1.0, 1.1, 1.3])[:, None]
+    moved = x + torch.tensor([[0, 0, 0], [0, 0, .1], [0, 0, 0], [0, 0, 0]])
+    with torch.no_grad(): z, *others = (encoder(v)[0] for v in (b, replace(b, lattice=stretched, k=lattice_to_k(stretched)), replace(b, x=moved)))
+    for other in others: assert torch.equal(z, other) if cutoff else (z - other).norm() > 1e-3 * z.norm()
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1.0, 30.0, 1e6, 1e30]))
+@settings(max_examples=20, deadline=None)
+def test_cells_always_exist(seed, scale):
+    "Of any six numbers and any K; and so of any code."
+    model, g = tiny(), torch.Generator().manual_seed(seed)
+    K = torch.randint(1, 21, (200,), generator=g)
+    cells = [model.cells(scale * torch.randn(200, 6, generator=g), K)]
+    with torch.no_grad(): cells.append(model.cells(model.decode_k(scale * torch.randn(200, 8, generator=g), K), K))
+    for cell in cells:
+        assert cell.isfinite().all() and (volume(cell.double()) > 10).all() and (volume(cell.double()) < 1e7).all()
+        lengths = cell.double().norm(dim=-1)
+        assert (volume(cell.double()) / lengths.prod(-1) > 1e-3).all(), "not flat"
+
+
+def test_loss_is_finite_for_every_number_of_beads():
+    "Also for numbers that the training set does not have (a validation set may)."
+    for seed, sizes in ((1, range(1, 21)), (2, [1]), (3, [1, 1, 30])):
+        model = tiny()
+        model.zero_grad()
+        parts = model.loss(random_batch(seed, list(sizes)), torch.Generator().manual_seed(seed))
+        assert all(v.isfinite() for v in parts.values()), (sizes, parts)
+        parts["loss"].backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_same_seed_same_loss_and_all_unknown_properties():
+    batch = toy_data().select(range(20))
+    blank = replace(batch, properties=torch.full_like(batch.properties, torch.nan))
+    losses = [tiny().loss(b, torch.Generator().manual_seed(5)) for b in (batch, batch, blank)]
+    assert losses[0]["loss"] == losses[1]["loss"] and losses[2]["properties"] == 0 and losses[2]["loss"].isfinite()
+
+
+def test_training_helps():
+    batch = toy_data().select(range(80))
+    with torch.no_grad(): before, after = (np.mean([tiny(n).loss(batch, torch.Generator().manual_seed(s))["loss"].item() for s in range(3)]) for n in (0, 60))
+    assert after < 0.7 * before, (before, after)
+
+
+def test_half_precision_keeps_the_geometry():
+    batch = toy_data().select(range(40))
+    with torch.no_grad():
+        whole = tiny().loss(batch, torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            half, b = tiny().loss(batch, torch.Generator().manual_seed(0)), tiny().beads(batch)
+            cells = tiny().cells(b.k, b.num_blocks)
+    assert abs(whole["loss"] - half["loss"]) < 0.05 * whole["loss"] and cells.dtype == torch.float32
+    assert torch.allclose(volume(cells), volume(batch.lattice), rtol=1e-3)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
+def test_squash_comes_back(values):
+    y = torch.tensor(values, dtype=torch.float64)
+    assert torch.allclose(unsquash(squash(y)), y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_give_a_loss(name):
+    torch.manual_seed(0)
+    model = MofDiff(preset(name, width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data()))
+    assert model.loss(toy_data().select(range(10)), torch.Generator().manual_seed(0))["loss"].isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_back_with_their_library(tmp_path, dtype):
+    model = tiny(60)
+    model.save_pretrained(tmp_path/"m.safetensors", dict(data="toy"), dtype=dtype)
+    loaded = MofDiff.from_pretrained(tmp_path/"m.safetensors")
+    assert loaded.config == model.config and loaded.info == dict(data="toy") and loaded.property_names == model.property_names
+    for a, b in zip(loaded.library.blocks, model.library.blocks):
+        assert np.allclose(a.connection_points, b.connection_points, atol=1e-5) and a.is_metal == b.is_metal and a.identity == b.identity
+    if dtype == torch.float32:
+        a, b = (m.sample(4, seed=1, steps=5, progress=False) for m in (loaded, model))
+        assert [s.row for s in a] == [s.row for s in b]
+    else: assert (tmp_path/"m.safetensors").stat().st_size < 3e6
+
+
+def test_bad_weights_are_refused(tmp_path):
+    from safetensors.torch import save_file
+    tiny().save_pretrained(tmp_path/"good.safetensors")
+    (tmp_path/"cut.safetensors").write_bytes((tmp_path/"good.safetensors").read_bytes()[:20000])
+    save_file({"x": torch.zeros(2)}, tmp_path/"foreign.safetensors", {"format": "matgen_nb symmcd 1"})
+    save_file({"x": torch.zeros(2)}, tmp_path/"odd.safetensors", {"format": "matgen_nb mofdiff 1", "config": "{}", "identities": "[]", "property_names": "[]"})
+    for name, words in [("cut", "cut short"), ("foreign", "another model"), ("odd", "does not fit"), ("absent", "no weights")]:
+        with pytest.raises(MatgenError, match=words): MofDiff.from_pretrained(tmp_path/f"{name}.safetensors")
+
+
+def test_data_without_or_with_other_embeddings_are_refused():
+    with pytest.raises(MatgenError, match="no block embeddings"): statistics(MofData.from_coarse(toy_mofs(3)))
+    batch = toy_data().select(range(3))
+    with pytest.raises(MatgenError, match="embeddings of size 7"): tiny().loss(replace(batch, features=torch.zeros(len(batch.block), 7)))
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_balance_is_the_best_of_all_combinations(seed):
+    rng = np.random.default_rng(seed)
+    kinds = torch.tensor(sorted(rng.choice([-6, -4, -3, -2, 3, 4, 6, 12], 4, replace=False)))
+    sizes = rng.integers(1, 6, 3)
+    cost = torch.as_tensor(rng.random((3, 5, 4)))
+    choice, total = balance(cost, kinds, torch.as_tensor(sizes))
+    for b, n in enumerate(sizes):
+        ways = {c: sum(float(cost[b, i, k]) for i, k in enumerate(c)) for c in itertools.product(range(4), repeat=int(n)) if int(kinds[list(c)].sum()) == 0}
+        assert total[b].isinf() if not ways else np.isclose(float(total[b]), min(ways.values()))
+        if ways: assert tuple(choice[b, :n].tolist()) == min(ways, key=ways.get) and (choice[b, n:] == -1).all()
+
+
+def test_joint_choice_is_matched_whenever_it_can_be():
+    "Random features far from any block: the worst a model can do."
+    data = toy_data()
+    charges = Library(data.library, data.embeddings).charges
+    sizes = torch.tensor([2, 3, 5, 8, 13, 20] * 10)
+    f = 3 * torch.randn(int(sizes.sum()), 16, generator=torch.Generator().manual_seed(0))
+    index, distance, matched = choose_blocks(f, sizes, data.embeddings, charges)
+    nearest = choose_blocks(f, sizes, data.embeddings, charges, joint=False)
+    assert matched.all() and nearest[2].float().mean() < 0.5 and (distance >= nearest[1]).all()
+    alone = choose_blocks(f[:3], torch.tensor([1, 2]), data.embeddings, charges)[2]
+    assert alone.tolist() == [False, True], "one bead cannot be matched; the others are not harmed"
+
+
+def test_samples_are_matched_reproducible_and_described():
+    model = tiny(60)
+    a, b, c = (model.sample(12, seed=s, steps=8, batch_size=5, progress=False) for s in (3, 3, 4))
+    assert all(np.array_equal(x.coarse.frac_coords, y.coarse.frac_coords) and x.row == y.row for x, y in zip(a, b))
+    assert any(x.row["volume"] != y.row["volume"] for x, y in zip(a, c))
+    for s in a:
+        metal, organic = (sum(block.num_connections for block in s.coarse.blocks if block.is_metal == kind) for kind in (True, False))
+        assert s.row["matched"] and metal == organic and s.row["reason"] == "" and len(s.coarse) == s.row["num_blocks"]
+        assert s.row["seed"] == 3 and s.row["density"] > 0 and np.isfinite(s.row["block_distance"]) and "predicted_volume_per_block" in s.row
+
+
+def test_sampling_with_given_codes_targets_and_sizes():
+    model = tiny(60)
+    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert len(model.sample(3, z=z, steps=4, progress=False)) == 3
+    assert {s.row["num_blocks"] for s in model.sample(3, num_blocks=8, steps=4, progress=False)} == {8}
+    low, high = (np.mean([s.row["predicted_volume_per_block"] for s in model.sample(6, target=dict(volume_per_block=v), steps=4, progress=False)]) for v in (100, 900))
+    assert low < high
+
+
+@pytest.mark.parametrize("bad,words", [(dict(n=0), "at least 1"), (dict(steps=0), "steps"), (dict(num_blocks=3), "3 blocks"), (dict(z=torch.zeros(2, 9)), "shape"),
+                                       (dict(target=dict(colour=1)), "not trained on colour"), (dict(prior="flat"), "prior")])
+def test_requests_that_cannot_be_met(bad, words):
+    with pytest.raises(MatgenError, match=words): tiny().sample(**{**dict(n=1, steps=3, progress=False), **bad})
+
+
+def test_libraries_that_make_no_mof():
+    data, model = toy_data(), tiny()
+    rows = [i for i, b in enumerate(data.library) if not b.is_metal]
+    no_metal = Library([data.library[i] for i in rows], data.embeddings[rows])
+    with pytest.raises(MatgenError, match="no metal block"): model.sample(2, steps=3, library=no_metal, progress=False)
+    with pytest.raises(MatgenError, match="no library"): model.sample(2, steps=3, library=Library([], torch.zeros(0, 16)), progress=False)
+    with pytest.raises(MatgenError, match="size 4"): model.sample(2, steps=3, library=Library(data.library, torch.zeros(len(data.library), 4)), progress=False)
+    rows = [i for i, b in enumerate(data.library) if b.num_connections == (12 if b.is_metal else 2)]     # 12 a node, 2 a linker: K = 2 and 4 cannot be
+    z = torch.zeros(2, 8)
+    clean = denoise(model, z, torch.tensor([4, 7]), None, torch.Generator().manual_seed(0), 4)
+    samples = decode(model, clean, Library([data.library[i] for i in rows], data.embeddings[rows]))
+    assert [s.row["matched"] for s in samples] == [False, True] and "too many" in samples[0].row["reason"]
+
+
+def test_toy_world_is_what_it_says():
+    assert all(joined(m) == 1 for m in toy_mofs(30, seed=5)) and time_grid(1000, 5) == [1000, 800, 600, 400, 200, 0]
+    for m in toy_mofs(30, seed=6): assert sum(b.num_connections * (1 if b.is_metal else -1) for b in m.blocks) == 0
