@@ -69,6 +69,31 @@ def test_hanging_step_is_timed_out(monkeypatch):
     assert "contact_ratio" in row["failure"] and row["struct_valid"] and row["space_group@0.1"] == 225
 
 
+def test_hangs_are_counted(monkeypatch):
+    "One crystal hangs a description, one hangs the matcher: both end in time, are named in their rows, and count as failed, not as valid or novel."
+    heavy = Crystal(5 * np.eye(3), [3, 9], [[0, 0, 0], [.5, .5, .5]])
+    def hang(*_):
+        while True: time.sleep(0.01)
+    plain, match = ev.composition_validity, ev.same_structure
+    monkeypatch.setattr(ev, "composition_validity", lambda z: hang() if 3 in list(z) else plain(z))
+    monkeypatch.setattr(ev, "same_structure", lambda a, b: hang() if "Na" in a.formula else match(a, b))
+    start = time.monotonic()
+    judged = ev.evaluate_crystals([SALT, heavy], [SALT], metrics=("validity", "uniqueness", "novelty"), n_jobs=1, timeout=2, progress=False)
+    assert time.monotonic() - start < 60
+    assert "matching: took longer than 2 s" in judged.table[0]["failure"] and "comp_valid: took longer than 2 s" in judged.table[1]["failure"]
+    assert judged.summary["failed"]["value"] == 1 and judged.summary["comp_valid"]["value"] == 0.5 and judged.summary["novel"]["value"] == 0.5
+
+
+def test_every_total_has_interval_number_and_protocol():
+    judged = ev.evaluate_crystals([SALT, None], [SALT], n_jobs=1, progress=False, symprec=(0.1, 0.01))
+    want = {"struct_valid", "comp_valid", "valid", "coverage_recall", "coverage_precision", "wasserstein_density", "wasserstein_n_elements", "space_group_jsd@0.1", "space_group_jsd@0.01",
+            "p1_share@0.1", "p1_share@0.01", "unique", "novel", "new_templates", "failed"}
+    assert want <= judged.summary.keys()
+    for name, entry in judged.summary.items():
+        assert entry["low"] <= entry["value"] <= entry["high"] and entry["n"] >= 1 and len(entry["protocol"]) > 20, name
+    for key in ("struct_valid", "comp_valid", "contact_ratio", "density", "space_group@0.1", "unique", "novel", "new_template", "covered", "failure"): assert key in judged.table[0], key
+
+
 def test_files(tmp_path):
     result = ev.evaluate_crystals([SALT, SALT], [SALT], n_jobs=1, progress=False, seed=1)
     result.to_csv(tmp_path / "t.csv"); result.to_json(tmp_path / "s.json")
@@ -87,4 +112,5 @@ def test_stability():
     pytest.importorskip("chgnet")
     table, summary = ev.stability([SALT], hull=[SALT], relax_steps=3, progress=False)
     assert table[0]["stable"] and abs(table[0]["e_above_hull"]) < 1e-5 and summary["stable"]["n"] == 1
+    assert all(word in summary["stable"]["protocol"] for word in ("CHGNet", "0.1 eV/atom", "hull", "at most 3 steps"))
     assert ev.stability([SALT], relax_steps=1, progress=False)[0][0]["stable"] is None
