@@ -26,6 +26,7 @@ def toy_data(n=80):
 
 
 @lru_cache
+@torch.enable_grad()
 def tiny(steps=0, **changes):
     "A tiny model, after some steps of training."
     torch.manual_seed(0)

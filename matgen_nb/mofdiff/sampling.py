@@ -87,7 +87,25 @@ def nearest_by_charge(features, embeddings, charges):
         columns.append((distance, rows[index]))
     return torch.stack([d for d, _ in columns], 1), torch.stack([i for _, i in columns], 1), kinds
 
-# %% ../../nbs/4_mofdiff/19_sampling.ipynb #4e5c0a50
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #14b545fb
+def _shifted(table, q):
+    "table[:, s - q], infinite where s - q lies outside."
+    out = torch.full_like(table, torch.inf)
+    if q >= 0: out[:, q:] = table[:, :table.shape[1] - q]
+    else: out[:, :q] = table[:, -q:]
+    return out
+
+def _trace(best, kinds, width):
+    "Walk the tables back from sum 0: the kind of every bead (B, N)."
+    at = torch.full((len(best[0]),), width, device=kinds.device)
+    choice = []
+    for kind in reversed(best):
+        c = kind.gather(1, at[:, None])[:, 0]
+        choice.append(c)
+        at = (at - torch.where(c >= 0, kinds[c.clamp(min=0)], 0)).clamp(0, 2 * width)
+    return torch.stack(choice[::-1], 1)
+
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #cf10eb44
 def balance(cost, kinds, num_blocks):
     """Cheapest choice of one of Q kinds for every bead such that the charges of each MOF add up to zero, exactly, by dynamic programming.
 
@@ -105,23 +123,6 @@ def balance(cost, kinds, num_blocks):
         table = torch.where(used, least, table)
         best.append(torch.where(used, kind, -1))
     return _trace(best, kinds, width), table[:, width]
-
-def _shifted(table, q):
-    "table[:, s - q], infinite where s - q lies outside."
-    out = torch.full_like(table, torch.inf)
-    if q >= 0: out[:, q:] = table[:, :table.shape[1] - q]
-    else: out[:, :q] = table[:, -q:]
-    return out
-
-def _trace(best, kinds, width):
-    "Walk the tables back from sum 0: the kind of every bead (B, N)."
-    at = torch.full((len(best[0]),), width, device=kinds.device)
-    choice = []
-    for kind in reversed(best):
-        c = kind.gather(1, at[:, None])[:, 0]
-        choice.append(c)
-        at = (at - torch.where(c >= 0, kinds[c.clamp(min=0)], 0)).clamp(0, 2 * width)
-    return torch.stack(choice[::-1], 1)
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #6c0334be
 def choose_blocks(features, num_blocks, embeddings, charges, joint=True):
