@@ -210,11 +210,11 @@ def edge_features(b, i, j, config, cutoff=None):
     if cutoff is not None: waves = waves * (counts[:, -1:] > 0)
     return torch.cat([waves, 4 * counts[:, :-1], counts[:, -1:]], 1), vectors
 
-# %% ../../nbs/4_mofdiff/17_network.ipynb #04286563
+# %% ../../nbs/4_mofdiff/17_network.ipynb #d41fef61
 class BeadDenoiser(nn.Module):
     """`Beads` (with t, sigma, z) -> prediction for the features (M, d), normalised score of the coordinates (M, 3) without its mean over each MOF.
 
-    free: let the score also depend on the bead's own state directly, through the axes of the cell (still blind to rotation and translation)."""
+    The score is a sum of fractional vectors with scalar weights, plus a part along the axes of the cell from the bead's own state."""
     def __init__(self, config=NetworkConfig()):
         super().__init__()
         c, w = config, config.width
