@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.symmcd.model import Statistics, SymmCD, preset
-from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, count_ways, draw_sites, evidence, make_request, parse_formula, parse_system, plan,
+from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, count_ways, draw_sites, evidence, guided_score, make_request, parse_formula, parse_system, plan,
                                        possible_atoms, sample_requests, settle_sites, site_classes, start_state)
 from matgen_nb.symmetry.crystal import element_table
+from matgen_nb.symmetry.projection import assign_wyckoff
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
 
@@ -193,6 +194,24 @@ def test_corrector_costs_what_it_says(monkeypatch):
         assert len(calls) == expected
 
 
+def test_guided_score_leads_onto_the_sites(model):
+    "Where sites are known, the implied clean coordinates lie on them, fixed sites once; free positions are left as they are."
+    rng = np.random.default_rng(0)
+    requests = [make_request(model, rng, space_group=g, num_atoms=possible_atoms(g, 40)[-1]) for g in (2, 14, 62, 123, 167, 194, 216, 225)]
+    state, known = start_state(model, requests, torch.Generator().manual_seed(0))
+    with torch.no_grad(): out = model.network(state)
+    for t in (10, 300, 500):
+        score = guided_score(model, state, known, out, t)
+        clean = state.x + model.coordinate_noise.sigma(t)**2 * model.coordinate_noise.scale(t) * score
+        placed = assign_wyckoff(clean, state.space_group[state.batch], known.classes, state.lattice.double()[state.batch], state.batch)
+        assert placed.distance.max() < 1e-3
+        general = wyckoff_tables().class_dof[state.space_group[state.batch], known.classes] == 3
+        assert torch.allclose(score[general], out[1][general], atol=1e-3)
+    r = make_request(model, rng, space_group=14, num_atoms=20)
+    plain, led = (sample_requests(model, [r], torch.Generator().manual_seed(1), steps=20, guide=g)[0] for g in (0., .5))
+    assert plain.row != led.row and holds(led)
+
+
 def test_deterministic_when_eta_is_zero():
     "With eta 0 lattice and coordinates get no new noise; the discrete parts still draw."
     r = [Request(1, 1, sites=(0,), elements=(14,))]
@@ -231,7 +250,7 @@ def test_damaged_weights_are_named():
     (dict(formula="SiO2", num_orbits=1), "at least 2 orbits"), (dict(chemical_system="Li-Fe-O", num_atoms=2), "at least 3 atoms"), (dict(chemical_system=" - "), "no element"),
     (dict(chemical_system="Li-Xx"), "Xx"), (dict(space_group=225, num_atoms=7), "Nearest possible"), (dict(space_group=[1, 225], num_atoms=7), "225"),
     (dict(space_group=221, formula="SrTiO3", num_atoms=5, num_orbits=4), "numbers of orbits: 3"), (dict(n=0), "samples"), (dict(steps=0), "steps"), (dict(steps=1001), "steps"),
-    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
+    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
 def test_refusals_say_why(asked, says):
     with pytest.raises(MatgenError, match=says): OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
 

@@ -4,8 +4,8 @@
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
            'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'Request', 'Prior', 'find_cells',
            'nearest_possible', 'check_request', 'plan', 'make_request', 'Known', 'start_state', 'time_grid', 'told',
-           'reverse_step', 'corrector_step', 'settle_sites', 'settle_elements', 'Sample', 'finish', 'sample_requests',
-           'sample', 'check_options']
+           'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements', 'Sample', 'finish',
+           'guided_score', 'sample_requests', 'sample', 'check_options']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..diffusion.categorical import masked_logits
+from ..diffusion.torus import wrap_difference
 from .model import SymmCD
 from .network import Noisy
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -329,9 +330,11 @@ def told(logits, value):
     return torch.where((value >= 0)[..., None], sure, logits)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f3c25b00
-def reverse_step(model, n, known, t, s, generator, eta=1.0):
-    "One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state, outputs of the network)."
+def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0.):
+    """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state, outputs of the network).
+    guide: share of the time, at the end, in which coordinates are led to the sites (explained with `guided_score` below)."""
     eps, score, elements, site = out = model.network(n)
+    if 0 < s and t <= guide * model.config.T: score = guided_score(model, n, known, out, t)
     mask, prior = model.mask(n.space_group), model.site_prior(n.space_group[n.batch])
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, eta) * mask
     x = model.coordinate_noise.step(n.x, score, t, s, generator, eta)
@@ -349,32 +352,34 @@ def corrector_step(model, n, s, generator, snr=0.2):
     return replace(n, x=model.coordinate_noise.correct(n.x, model.network(n)[1], s, generator, snr))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1e4b8ebf
-def settle_sites(model, n, site_logits, known):
-    """The final site-symmetry class of every orbit (M,), no fixed site beyond its number, and how many were changed per crystal (B,).
-
-    An orbit that finds its class full (or, when axes are independent, whose axes make no class of the group) takes the most likely one left."""
-    T = wyckoff_tables(str(n.x.device))
-    likely, fixed = _class_scores(model, n, site_logits, T), known.classes >= 0
-    drawn = _matching_class(n, T) if model.network.independent else n.site
-    drawn = torch.where(fixed, known.classes, drawn)
-    sure = likely.gather(1, drawn.clamp(min=0)[:, None])[:, 0].masked_fill(fixed, torch.inf)
-    capacity, changed = T.class_capacity[n.space_group].tolist(), np.zeros(len(n.t), dtype=int)
-    drawn, crystal, likely = drawn.tolist(), n.batch.tolist(), likely.tolist()
+def fit_sites(n, classes, likely, fixed):
+    """Classes (M,) such that no fixed site is used beyond its number, and how many were changed per crystal (B,). classes (M,): as wanted, -1 for none;
+    likely (M, 15): their log-probabilities, the surest orbit is served first; fixed (M,) bool: not to be changed."""
+    sure = likely.gather(1, classes.clamp(min=0)[:, None])[:, 0].masked_fill(fixed, torch.inf)
+    capacity = wyckoff_tables(str(n.x.device)).class_capacity[n.space_group].tolist()
+    wanted, crystal, changed, likely = classes.tolist(), n.batch.tolist(), np.zeros(len(n.t), dtype=int), likely.tolist()
     for i in torch.argsort(sure, descending=True, stable=True).tolist():
         room = capacity[crystal[i]]
-        if drawn[i] < 0 or room[drawn[i]] == 0:
-            drawn[i] = max((c for c in range(len(room)) if room[c] > 0), key=lambda c: likely[i][c])
+        if wanted[i] < 0 or room[wanted[i]] == 0:
+            wanted[i] = max((c for c in range(len(room)) if room[c] > 0), key=lambda c: likely[i][c])
             changed[crystal[i]] += 1
-        room[drawn[i]] -= 1
-    return torch.tensor(drawn, device=n.x.device), changed
+        room[wanted[i]] -= 1
+    return torch.tensor(wanted, device=n.x.device), changed
+
+def settle_sites(model, n, site_logits, known):
+    """The final site-symmetry class of every orbit (M,), and how many were changed per crystal (B,): see `fit_sites`. When axes are
+    independent, those that make no class of the group are changed as well."""
+    T, fixed = wyckoff_tables(str(n.x.device)), known.classes >= 0
+    drawn = _matching_class(n, T) if model.network.independent else n.site
+    return fit_sites(n, torch.where(fixed, known.classes, drawn), _class_scores(model, n, site_logits, T), fixed)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #90cf167a
 def _class_scores(model, n, logits, T):
     "Log-probability of each class of the group for each orbit (M, 15)."
     group = n.space_group[n.batch]
     if not model.network.independent: return torch.log_softmax(masked_logits(logits, model.site_prior(group)), -1)
-    hots = T.one_hots[T.class_one_hot[group].clamp(min=0)].float()
-    score = (torch.log_softmax(logits, -1)[:, None] * hots).sum((-1, -2))
+    hots = T.one_hots[T.class_one_hot[group].clamp(min=0)].bool()
+    score = torch.where(hots, torch.log_softmax(logits, -1)[:, None], 0.).sum((-1, -2))
     return score.masked_fill(T.class_one_hot[group] < 0, -torch.inf)
 
 def _matching_class(n, T):
@@ -438,13 +443,27 @@ def _sample(group, k, elements, points, wyckoff, moved, **bent):
                projection_mean=float(moved.mean()), projection_max=float(moved.max()), **bent)
     return Sample(crystal, unit, row)
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #a1db31a7
+def guided_score(model, n, known, out, t):
+    """The score (M, 3), scaled as the network's, that leads to the sites: the x_0 that the network's score implies is moved to the nearest position of
+    the class it believes in. Orbits without a class more likely than all others together keep their score."""
+    T = wyckoff_tables(str(n.x.device))
+    likely = _class_scores(model, n, told(out[3], known.sites), T)
+    classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
+    per_score = model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
+    clean = n.x + per_score * out[1]
+    placed = assign_wyckoff(clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch)
+    goal = clean + wrap_difference(placed.frac_coords.to(clean) - clean)
+    sure = likely.gather(1, classes[:, None]).exp() > 0.5
+    return torch.where(sure, (goal - n.x) / per_score, out[1])
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1f7514fb
 @torch.no_grad()
-def sample_requests(model, requests, generator, steps=100, eta=1.0, corrector=0, snr=0.2, advance=lambda n=1: None):
-    "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. corrector: Langevin steps after each step."
+def sample_requests(model, requests, generator, steps=100, eta=1.0, guide=0.5, corrector=0, snr=0.2, advance=lambda n=1: None):
+    "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; corrector: Langevin steps after each step."
     state, known = start_state(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
-        state, out = reverse_step(model, state, known, t, s, generator, eta)
+        state, out = reverse_step(model, state, known, t, s, generator, eta, guide)
         for _ in range(corrector if s else 0): state = corrector_step(model, state, s, generator, snr)
         advance(len(requests))
     return finish(model, state, out, known, requests)
@@ -464,20 +483,21 @@ def _with_retries(model, requests, generator, retries, closest, advance, **how):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=100, eta=1.0,
-           corrector=0, snr=0.2, retries=0, closest=0.5, batch_size=256, progress=True):
+           guide=0.5, corrector=0, snr=0.2, retries=0, closest=0.5, batch_size=256, progress=True):
     """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
 
     space_group: number, or a list to draw from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element appears;
     num_atoms: in the conventional cell; num_orbits: M; all drawn from the training set's statistics where left out. steps: network
-    calls (at most T). eta: 1 stochastic, 0 deterministic given the start. corrector: Langevin steps of the coordinates after each step, each a further
+    calls (at most T). eta: 1 stochastic, 0 deterministic given the start. guide: share of the time, at the end, in which coordinates are led to the
+    sites the network believes in (0: never). corrector: Langevin steps of the coordinates after each step, each a further
     network call, of relative size snr. retries: how often a crystal with atoms nearer than `closest` A is drawn again.
     Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps = 100 if steps is None else steps
-    check_options(self, n, seed, steps, eta, corrector, retries, batch_size)
+    check_options(self, n, seed, steps, eta, guide, corrector, retries, batch_size)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
     requests = [draw(rng) for _ in range(n)]
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))      # crystals of like size share a batch
-    samples, how = [None] * n, dict(steps=steps, eta=eta, corrector=corrector, snr=snr)
+    samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, corrector=corrector, snr=snr)
     with progress_bar("sampling", n * steps, show=progress) as advance:
         for first in range(0, n, batch_size):
             rows = order[first:first + batch_size]
@@ -488,10 +508,11 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
 
 SymmCD.sample = sample
 
-# %% ../../nbs/3_symmcd/12_sampling.ipynb #1df72b27
-def check_options(model, n, seed, steps, eta=1.0, corrector=0, retries=0, batch_size=256):
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
+def check_options(model, n, seed, steps, eta=1.0, guide=0.5, corrector=0, retries=0, batch_size=256):
     "MatgenError for options of `sample` that mean nothing."
     for name, value, low, high in [("the number of samples", n, 1, 10**8), ("seed", seed, 0, 2**63), ("steps", steps, 1, model.config.T), ("corrector", corrector, 0, 100),
                                    ("retries", retries, 0, 1000), ("batch_size", batch_size, 1, 10**6)]:
         if not (isinstance(value, (int, np.integer)) and low <= value <= high): raise MatgenError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    if not 0 <= guide <= 1: raise MatgenError(f"guide is a share of the time, from 0 to 1, got {guide!r}")
     if not 0 <= eta <= 1: raise MatgenError(f"eta must lie between 0 (deterministic) and 1 (stochastic), got {eta!r}")
