@@ -35,17 +35,20 @@ def posterior(x_t, x0, a_t, a_s, prior):
     """q(x_s | x_t, x_0) (..., K), exact, in O(K), for q(x_t | x_0) = a_t [x_t = x_0] + (1 - a_t) prior (Austin et al. 2021).
 
     x_t (...) int64. x0: classes (...) int64, or a distribution (..., K), over which the posterior is then averaged.
-    a_t < a_s <= 1: abar at the two times, numbers or (...). prior (K,) or (..., K), sums to one, may hold zeros."""
+    a_t < a_s <= 1: abar at the two times, numbers or (...). prior (K,) or (..., K), sums to one, may hold zeros.
+    Where a_t is 1 (or rounds to it) nothing was noised, and the answer is x_t."""
     p = torch.nn.functional.one_hot(x0, prior.shape[-1]).to(prior) if not x0.is_floating_point() else x0
     prior, a_t, a_s = prior.to(p).expand(p.shape), _to(a_t, p), _to(a_s, p)
     here = x_t[..., None]
     p_x, prior_x = p.gather(-1, here), prior.gather(-1, here)
-    jump = 1 - a_t / a_s                       # chance that the prior was drawn from between s and t
-    since = jump / (1 - a_t)                   # ... given that it was drawn from at least once before t
-    seen = p_x / (a_t + (1 - a_t) * prior_x).clamp(min=torch.finfo(p.dtype).tiny)
+    tiny = torch.finfo(p.dtype).tiny
+    lost = (1 - a_t).clamp(min=tiny)           # chance that the prior was drawn from at least once before t
+    jump = 1 - a_t / a_s                       # ... between s and t
+    since = jump / lost                        # ... between s and t, given that it was at least once before t
+    seen = p_x / (a_t + lost * prior_x).clamp(min=tiny)
     other = a_s * since * p + (1 - a_s) * prior * (jump * prior_x * seen + since * (1 - p_x))
-    stay = (1 - jump + jump * prior_x) * ((a_s + (1 - a_s) * prior_x) * seen + (1 - a_s) / (1 - a_t) * (1 - p_x))
-    return other.scatter(-1, here, stay)
+    stay = (1 - jump + jump * prior_x) * ((a_s + (1 - a_s) * prior_x) * seen + (1 - a_s) / lost * (1 - p_x))
+    return other.scatter(-1, here, stay.clamp(min=tiny))
 
 # %% ../../nbs/2_diffusion/08_categorical.ipynb #cca9e2ff
 class CategoricalDiffusion:

@@ -26,13 +26,15 @@ from ..utils import MatgenError, atomic_write
 @dataclass(frozen=True)
 class SymmCDConfig:
     """Everything that decides what a SymmCD is; stored with its weights. standardise: diffuse the free components of k in units of their
-    spread (the paper diffuses them raw). The preset `paper` has the loss weights of the release, these are ours."""
+    spread (the paper diffuses them raw). site_power: above 1, site symmetries are settled before the places (1: all at once, as in the paper).
+    The preset `paper` has the loss weights of the release, these are ours."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
     images: int = 16
     site_symmetry: str = "class"
     standardise: bool = True
+    site_power: float = 1.0
     T: int = 1000
     sigma_min: float = 0.005
     sigma_max: float = 0.5
@@ -47,8 +49,8 @@ class SymmCDConfig:
 # %% ../../nbs/3_symmcd/11_model.ipynb #dadff9b5
 _PAPER = dict(frequencies=128, images=0, site_symmetry="independent", standardise=False,
               weight_k=5.0, weight_x=1.0, weight_elements=0.1, weight_site=10.0)
-PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3), small=SymmCDConfig(width=192, layers=4),
-               full=SymmCDConfig(width=512, layers=6), paper=SymmCDConfig(width=1024, layers=8, **_PAPER), paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
+PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, site_power=4.0), small=SymmCDConfig(width=192, layers=4, site_power=4.0),
+               full=SymmCDConfig(width=512, layers=6, site_power=4.0), paper=SymmCDConfig(width=1024, layers=8, **_PAPER), paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
 
 def preset(name, **changes):
     "A named configuration, fields changed by keyword: preset('tiny', layers=2)."
@@ -99,7 +101,7 @@ class SymmCD(nn.Module):
             self.stat_k_mean.zero_()
             self.stat_k_std.fill_(1)
         self.lattice_noise = GaussianDiffusion(config.T, clip=4.0 if config.standardise else None)
-        self.element_noise, self.site_noise = CategoricalDiffusion(config.T), CategoricalDiffusion(config.T)
+        self.element_noise, self.site_noise = CategoricalDiffusion(config.T), CategoricalDiffusion(config.T, config.site_power)
         self.coordinate_noise = TorusDiffusion(config.T, config.sigma_min, config.sigma_max)
 
     @property
