@@ -180,9 +180,11 @@ def _check_site(site, name):
 
 def check_overlap(crystal, name='crystal', tolerance=0.01):
     "CrystalError where two atoms of the crystal are closer than `tolerance` Angstrom, which means the same atom was given twice."
-    delta = crystal.frac_coords[:, None] - crystal.frac_coords
-    near = np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1) < tolerance
-    pairs = np.argwhere(np.triu(near, 1))
+    from scipy.spatial import cKDTree
+    reach = tolerance * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0).max() * 3 ** 0.5  # in fractional units, on the safe side
+    pairs = cKDTree(crystal.frac_coords, boxsize=1.0).query_pairs(reach, output_type='ndarray')
+    delta = crystal.frac_coords[pairs[:, 0]] - crystal.frac_coords[pairs[:, 1]]
+    pairs = pairs[np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1) < tolerance]
     if len(pairs):
         i, j = pairs[0]
         raise CrystalError(f"{name}: atoms {i} and {j} ({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same place, "
@@ -196,7 +198,9 @@ def _crystal_from_block(block, name, gemmi):
     missing = [key for key in _CELL if not block.find_value(key)]
     if missing:
         raise CrystalError(f"{name}: the cell is incomplete, {', '.join(missing)} missing")
-    small = gemmi.make_small_structure_from_block(block)
+    try: small = gemmi.make_small_structure_from_block(block)
+    except (ValueError, RuntimeError) as error:  # a number that is none
+        raise CrystalError(f"{name}: {str(error).splitlines()[0]}") from None
     for site in small.sites:
         _check_site(site, name)
     try:

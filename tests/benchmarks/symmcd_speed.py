@@ -3,7 +3,8 @@
     python tests/benchmarks/symmcd_speed.py [--data prepared.safetensors] [--large] [--csv crystals.csv.gz]
 
 Without --data the embedded set is used. The released figures were measured once on one CPU thread of another machine of this kind,
-unmodified, on Materials Project crystals; the last column is the ratio. Times are medians; the machine's noise is the spread."""
+unmodified, on Materials Project crystals; the last column is the ratio. Times are CPU seconds of this process (on an idle machine: seconds), medians;
+the spread is the machine's noise."""
 import argparse
 import statistics as st
 import time
@@ -19,13 +20,13 @@ RELEASED = {"train 256 x 4": 180.0, "train 1024 x 8": 13.4, "sample 256 x 4": 0.
 
 
 def seconds(run, repeats):
-    "Median, smallest and largest seconds of `repeats` runs, after one that is not counted."
+    "Median, smallest and largest CPU seconds of `repeats` runs, after one that is not counted."
     run()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return st.median(times), min(times), max(times)
 
 
