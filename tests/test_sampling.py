@@ -30,8 +30,8 @@ def untrained(name="tiny"):
     classes = (T.class_one_hot >= 0).double()
     orbits = torch.zeros(231, 65)
     orbits[1:, 1:9] = 1
-    groups = torch.ones(231)
-    groups[0] = 0
+    groups = torch.zeros(231)
+    groups[[1, 2, 12, 14, 15, 38, 62, 63, 71, 122, 123, 129, 136, 139, 147, 148, 156, 166, 167, 176, 186, 194, 198, 205, 216, 221, 225, 227]] = 1
     k = torch.tensor([0, 0, 0, 0, 0, 1.6])
     stats = Statistics(k, torch.full((6,), .15), elements / elements.sum(), (classes / classes.sum(1, keepdim=True).clamp(min=1)).float(), groups, orbits)
     return SymmCD(preset(name, width=32, layers=1, frequencies=4), stats).eval()
