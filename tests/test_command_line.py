@@ -193,19 +193,29 @@ def test_stream_forgets_what_it_has_written(tmp_path):
 def test_full_disk_and_then_resume(tmp_path, monkeypatch, files):
     "The disk is full after some files: nothing half-written is left, and the resumed run equals one that was never broken."
     assert stream_whole(tmp_path/"whole") == 10
-    sync, left = os.fsync, files
-    def full(fd):
+    replace, left = os.replace, files
+    def full(*paths):
         nonlocal left
         left -= 1
         if left < 0: raise OSError(errno.ENOSPC, "No space left on device")
-        sync(fd)
-    monkeypatch.setattr(os, "fsync", full)
+        replace(*paths)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"): stream_whole(tmp_path/"broken")
     monkeypatch.undo()
     for name, data in contents(tmp_path/"broken").items(): assert name == "request.json" or data == contents(tmp_path/"whole")[name], name
     stream_whole(tmp_path/"broken", resume=True)
     assert contents(tmp_path/"broken") == contents(tmp_path/"whole")
     assert stream_whole(tmp_path/"broken", resume=True) == 0
+
+
+def test_what_a_kill_or_a_power_cut_left_is_mended(tmp_path):
+    stream_whole(tmp_path/"a")
+    (tmp_path/"a"/"cif"/"00005.cif").write_text("")
+    (tmp_path/"a"/"cif"/"00001.cif").unlink()
+    (tmp_path/"a"/"cif"/".00006.cif.123.456.tmp").write_text("data_")
+    assert stream_whole(tmp_path/"a", resume=True) == 8
+    stream_whole(tmp_path/"b")
+    assert contents(tmp_path/"a") == contents(tmp_path/"b")
 
 
 def test_overwriting_leaves_no_old_results(tmp_path):

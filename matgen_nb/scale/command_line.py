@@ -4,11 +4,11 @@
 __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite',
            'TRAINING', 'run_record', 'write_table', 'write_json', 'crystal_png', 'write_gallery', 'caption',
            'gallery_png', 'write_cifs', 'write_results', 'fresh_folder', 'our_error', 'chunks', 'chunk_seed',
-           'read_table', 'join_tables', 'open_run', 'stream', 'finish_stream', 'say', 'Device', 'pick_device',
-           'prepare_crystals', 'training_config', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd', 'train_symmcd',
-           'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'sample_symmcd', 'read_crystals',
-           'reference_crystals', 'summary_text', 'judge', 'add_stability', 'evaluate_crystals_command', 'demo',
-           'load_commands', 'main']
+           'read_table', 'join_tables', 'open_run', 'is_finished', 'stream', 'finish_stream', 'say', 'Device',
+           'pick_device', 'prepare_crystals', 'training_config', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd',
+           'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'sample_symmcd',
+           'read_crystals', 'reference_crystals', 'summary_text', 'judge', 'add_stability', 'evaluate_crystals_command',
+           'demo', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import base64, csv, hashlib, html, io, json, os, platform, subprocess, sys, time
@@ -121,7 +121,7 @@ def write_cifs(out, crystals, rows, first=0):
     rows = [{"file": f"{i:05d}.cif" if c is not None else "", **row} for i, (c, row) in enumerate(zip(crystals, rows), first)]
     for crystal, row in zip(crystals, rows):
         if crystal is not None:
-            with atomic_write(Path(out)/"cif"/row["file"]) as f: f.write(crystal.to_cif())
+            with atomic_write(Path(out)/"cif"/row["file"], sync=False) as f: f.write(crystal.to_cif())
     return rows
 
 def write_results(out, crystals, rows, title, record):
@@ -134,7 +134,7 @@ def write_results(out, crystals, rows, title, record):
     return rows
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0450dc77
-RESULTS = ("cif/*.cif", "chunks/*.csv", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "summary.json", "distributions.png")
+RESULTS = ("cif/*.cif", "cif/.*.tmp", "chunks/*.csv", "chunks/.*.tmp", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "summary.json", "distributions.png")
 
 def fresh_folder(out, overwrite=False):
     "Path of a result folder that is new or empty, or may be overwritten (then earlier results go); MatgenError otherwise."
@@ -197,14 +197,22 @@ def open_run(out, request, resume=False, overwrite=False):
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(request))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key): raise MatgenError(f"cannot resume in {out}: {key} was {before.get(key)} and is now {now.get(key)}")
+    for torn in out.rglob(".*.tmp"): torn.unlink()                   # what a kill left of a file in the making
     return out
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #c51107d4
+def is_finished(out, i):
+    "Whether chunk i of a run is on the disk: its table, and every file that the table names."
+    path = Path(out)/"chunks"/f"{i:05d}.csv"
+    if not path.exists(): return False
+    files = [Path(out)/"cif"/row["file"] for row in read_table(path) if "file" in row]
+    return all(file.exists() and file.stat().st_size for file in files)
+
 def stream(out, request, draw):
     """Draw the `n` structures of a request in chunks of `chunk`: `draw(number, how many)` -> (crystals, rows). Finished chunks are passed over.
     Returns how many were drawn now. An interruption loses at most the chunk in work."""
     out, parts = Path(out), chunks(request["n"], request["chunk"])
-    todo = [c for c in parts if not (out/"chunks"/f"{c[0]:05d}.csv").exists()]
+    todo = [c for c in parts if not is_finished(out, c[0])]
     for at, (i, first, n) in enumerate(todo):
         try: crystals, rows = draw(i, n)
         except KeyboardInterrupt:
@@ -215,6 +223,7 @@ def stream(out, request, draw):
         write_table(out/"chunks"/f"{i:05d}.csv", rows)
     return sum(n for *_, n in todo)
 
+# %% ../../nbs/5_scale/25_command_line.ipynb #50be138e
 def finish_stream(out, title, record, read, pictures=60, rows=1000):
     "One table of all chunks, a gallery of the first structures (`read(path)` -> crystal), the record. The chunks stay: they are what --resume looks at."
     out = Path(out)

@@ -468,6 +468,7 @@ class Trainer(_Looping):
         self._launch()
         self._place()
         if exists and resume: self._restore()
+        for torn in self.out_dir.glob(".*.tmp") if self.main else (): torn.unlink(missing_ok=True)      # what a kill left of a file in the making
         self.wrapped.train()
         self.saved_at = time.monotonic()
         with polite_stop() as stop, progress_bar("training", self.steps, show=self.config.progress and self.main) as advance:
