@@ -132,16 +132,16 @@ def metal_type(z, geometry):
     digit, want = lambda t: t[2:3] if t[2:3].isdigit() else "1", {"5": "4"}.get(geometry, geometry)
     return min(names, key=lambda t: (digit(t) != want, abs(int(digit(t)) - int(want)), uff_table()[t].source == "Rappe1992"))
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #f1a745d7
-def _bond_vectors(crystal, g, i, metals_too=True):
-    "Vectors (n, 3) in A from atom i to its neighbours."
-    return np.array([(crystal.frac_coords[j] + s - crystal.frac_coords[i]) @ crystal.lattice for j, s, _ in g.near[i] if metals_too or not g.metal[j]]).reshape(-1, 3)
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #9d597d86
+def _ligand_vectors(crystal, g, i):
+    "Vectors (n, 3) in A from atom i to its neighbours that are no metals."
+    return np.array([(crystal.frac_coords[j] + s - crystal.frac_coords[i]) @ crystal.lattice for j, s, _ in g.near[i] if not g.metal[j]]).reshape(-1, 3)
 
 def atom_types(g, crystal):
     "The UFF type of every atom, the geometry digit of every metal {atom: digit}, and the aromatic rings (see `flat_rings`)."
     rings = flat_rings(g)
     inside = {i for ring in rings.values() for i in ring}
-    geometry = {i: metal_geometry(_bond_vectors(crystal, g, i, metals_too=False), bool(g.metals[i])) for i in np.flatnonzero(g.metal).tolist()}
+    geometry = {i: metal_geometry(_ligand_vectors(crystal, g, i), bool(g.metals[i])) for i in np.flatnonzero(g.metal).tolist()}
     return [metal_type(z, geometry[i]) if g.metal[i] else light_type(g, i, i in inside) for i, z in enumerate(g.z)], geometry, rings
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #c2ae17f6
@@ -158,7 +158,7 @@ def _multiple_bonds(g, types, inside):
         free -= {i, j}
     return orders, free
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #eed5eb1a
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #1102e485
 _lone = lambda g, i: g.z[i] in (8, 16) and len(g.ligands[i]) == 1  # O or S at the end of a linker: carbonyl, carboxylate, nitro
 
 def _end_order(g, types, i, j, inside):
@@ -180,7 +180,8 @@ def bond_orders(g, types, rings, metal_order=None):
     for b, (i, j) in enumerate(g.bonds.tolist()):
         if not _lone(g, j): i, j = j, i
         m = i if g.metal[i] else j
-        if g.metal[m]: order[b] = metal_order or metal_bond_order(types[m], g.z[m])
+        if g.metal[i] and g.metal[j]: order[b] = 0.25  # across a paddlewheel (UFF4MOF)
+        elif g.metal[m]: order[b] = metal_order or metal_bond_order(types[m], g.z[m])
         elif b in in_ring: order[b] = 1.5
         elif b in multiple: order[b] = multiple[b]
         elif _lone(g, j): order[b] = _end_order(g, types, i, j, inside)
@@ -240,7 +241,7 @@ def angle_energy(p, c):
     x2 = (x := _cosine(p[:, 0] - p[:, 1], p[:, 2] - p[:, 1]))**2
     return c[:, 0] + c[:, 1] * x + c[:, 2] * (2 * x2 - 1) + c[:, 3] * (8 * x2 * x2 - 8 * x2 + 1)
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #f3dd1c94
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #ce6a34d4
 def _natural_angle(types, geometry, j):
     "Natural angle (degrees) at atom j and whether the four-fold form holds; None for a metal without one."
     if j not in geometry: return uff_table()[types[j]].angle, False
@@ -255,7 +256,7 @@ def angle_terms(g, types, lengths, geometry):
         cos0, shape = math.cos(math.radians(theta0)), _SQUARE if square else angle_shape(theta0)
         for p in range(len(near)):
             for (i, si, bi), (k, sk, bk) in ((near[p], near[q]) for q in range(p)):
-                if not square and j in geometry and (g.metal[i] or g.metal[k]): continue  # a metal is no ligand
+                if j in geometry and (g.metal[i] or g.metal[k]): continue  # a metal is no ligand
                 K = angle_constant(charge[i], charge[k], lengths[bi], lengths[bk], cos0)
                 rows.append(((i, j, k), (si, _HERE, sk), [K * c for c in shape]))
     return _terms(rows, 3, 4)
@@ -514,7 +515,7 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(threads)
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #96430242
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #94d26c0f
 def _stages(uff, x, cell, stages, fmax, smax, steps, deadline):
     "Run the stages. Returns positions, cell, energies, why each stage ended, traces, (force, stress) at the end, number of evaluations."
     energies, stops, traces, reached, calls = [float(uff.energy(torch.tensor(x), torch.tensor(cell)))], [], [], (np.nan, np.nan), 0
@@ -531,7 +532,7 @@ def _stages(uff, x, cell, stages, fmax, smax, steps, deadline):
 def _row(name, uff, old, new, x, energies, stop, reached, calls, seconds):
     "One line for a table; `stopped` says why the last stage ended."
     strain, change = bond_strain(uff, x, new.lattice), cell_change(old.lattice, new.lattice)
-    worst = int(np.abs(np.log(strain)).argmax())
+    worst = int(np.where(np.array(uff.graph.metal)[uff.graph.bonds].all(1), 0, np.abs(np.log(strain))).argmax())  # metal-metal bonds are too soft to tell
     return {"name": name, "num_atoms": len(new), "converged": stop == "converged", "stopped": stop, "energy_start": energies[0], "energy": energies[-1],
             "energy_per_atom": energies[-1] / len(new), "volume_change": new.volume / old.volume - 1, "length_change": float(np.abs(change[:3]).max()),
             "angle_change": float(np.abs(change[3:]).max()), "max_force": reached[0], "max_stress": reached[1],
