@@ -7,12 +7,12 @@ __all__ = ['PARITIES', 'TETRAHEDRON', 'OCTAHEDRON', 'CUBE', 'BELT', 'HALF', 'END
            'paddlewheel', 'oxo_triangle', 'oxo_octahedron', 'hourglass', 'halide_square', 'hydroxo_cube', 'metal_nodes',
            'fill_scaffold', 'read_linker', 'conformers', 'dock_directions', 'make_linker', 'kabsch', 'linker_names',
            'make_library', 'pack_library', 'unpack_library', 'load_library', 'Site', 'site_of', 'half_edges',
-           'fit_directions', 'choose_states', 'Plan', 'turn_vertices', 'linker_twist', 'Pose', 'place_blocks',
-           'join_ends', 'gaps', 'rotation_of', 'solve_pose', 'reduced', 'to_decomposition', 'bonds_of',
-           'closest_contact', 'Rejected', 'build', 'closest_bead', 'blocks_by_ends', 'roles_of', 'edge_classes',
-           'draw_vertex', 'draw_edge_kinds', 'draw_plan', 'double_plan', 'with_conformer', 'settle_twist',
-           'surface_distance', 'pore_labels', 'hypothetical', 'make_hypothetical', 'cache_path', 'pack_mofs',
-           'unpack_mofs', 'embedded_mofs']
+           'fit_directions', 'choose_states', 'Plan', 'vertex_ways', 'turn_vertices', 'linker_twist', 'Pose',
+           'place_blocks', 'join_ends', 'gaps', 'rotation_of', 'solve_pose', 'reduced', 'to_decomposition', 'bonds_of',
+           'closest_contact', 'Rejected', 'build', 'closest_bead', 'blocks_by_ends', 'two_colouring', 'roles_of',
+           'edge_classes', 'is_straight', 'draw_linker', 'edge_kinds', 'like_vertices', 'fitting', 'designs',
+           'draw_plan', 'double_plan', 'with_conformer', 'settle_twist', 'surface_of', 'pore_labels', 'build_random',
+           'hypothetical', 'make_hypothetical', 'cache_path', 'pack_mofs', 'unpack_mofs', 'embedded_mofs']
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #25609fb3
 import functools
@@ -458,12 +458,18 @@ def site_of(block):
     frames = np.array([_unit(p[e[0]] - p[e[1]]) if len(e) == 2 else np.zeros(3) for e in ends])
     return Site(block, ends, kinds, np.array([p[e].mean(0) for e in ends]), frames, ways)
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #651c3b32
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1c83792e
 @functools.lru_cache(None)
 def half_edges(net, v):
     "The edges at a vertex: list of (edge, end), end 0 where the edge starts here; and their unit directions (c, 3)."
     half = [(e, end) for end in (0, 1) for e in np.flatnonzero(net.edges[:, end] == v).tolist()]
     return half, np.array([_unit(net.vectors[e]) * (1 - 2 * end) for e, end in half])
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #6cab8742
+def _frame(u, v):
+    "Orthonormal frames (n, 3, 3), columns along u + v, u - v and their normal, of pairs of unit vectors (n, 3) that are neither equal nor opposite."
+    p, m = _unit(u + v), _unit(u - v)
+    return np.stack([p, m, np.cross(p, m)], -1)
 
 def fit_directions(site, directions, kinds=None, tolerance=0.35, most=24):
     """The ways to turn a block so that its ends point along unit vectors (c, 3): list of (rms deviation, R, order), end order[k] at direction k, best first.
@@ -471,24 +477,27 @@ def fit_directions(site, directions, kinds=None, tolerance=0.35, most=24):
     from scipy.optimize import linear_sum_assignment
     g, d = _unit(site.centres), directions
     if len(g) != len(d): return []
-    wrong = 10. * ((site.kinds != np.reshape(kinds, (-1, 1))) & (np.reshape(kinds, (-1, 1)) >= 0)) if kinds is not None else np.zeros((len(d), len(g)))
+    wrong = np.zeros((len(d), len(g))) if kinds is None else 10. * ((site.kinds != np.reshape(kinds, (-1, 1))) & (np.reshape(kinds, (-1, 1)) >= 0))
     b = min(range(1, len(g)), key=lambda k: abs(g[0] @ g[k]))
-    found = []
-    for i, j in itertools.permutations(range(len(d)), 2):
-        if abs(g[0] @ g[b] - d[i] @ d[j]) > 2 * tolerance: continue
-        R = kabsch(np.stack([g[0], g[b], np.cross(g[0], g[b])]), np.stack([d[i], d[j], np.cross(d[i], d[j])]))
-        order = linear_sum_assignment(wrong - d @ R @ g.T)[1]
+    pairs = np.array([p for p in itertools.permutations(range(len(d)), 2) if abs(g[0] @ g[b] - d[p[0]] @ d[p[1]]) < 2 * tolerance and abs(d[p[0]] @ d[p[1]]) < .99], int).reshape(-1, 2)
+    trials = _frame(d[pairs[:, 0]], d[pairs[:, 1]]) @ _frame(g[:1], g[b:b + 1]).mT
+    found, tried = [], set()
+    for score in wrong - d @ trials @ g.T:
+        if score.min(1).mean() > 2 * tolerance**2 - 1: continue           # not even with an end used twice
+        order = linear_sum_assignment(score)[1]
+        if tuple(order) in tried: continue
+        tried.add(tuple(order))
         R = kabsch(g[order], d)
         rms = np.sqrt(((g[order] @ R.T - d)**2).sum(1).mean() + wrong[np.arange(len(d)), order].sum())
-        if rms < tolerance and not any(np.abs(R - other).max() < .05 for _, other, _ in found): found.append((rms, R, order))
+        if rms < tolerance: found.append((rms, R, order))
     return sorted(found, key=lambda f: f[0])[:most]
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #c29cc039
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #0dbcde63
 def _angle(axis, a, b):
     "Signed angle (radians) from a to b (.., 3) about a unit axis (3,)."
     return np.arctan2(np.cross(a, b) @ axis, (a * b).sum(-1) - (a @ axis) * (b @ axis))
 
-def choose_states(pairs, counts, rng, starts=12):
+def choose_states(pairs, counts, rng, starts=6):
     """States s_v < counts[v] of V vertices that make the sum of pair terms small: pairs is a list of (i, j, matrix (n_i, n_j)).
     Coordinate descent from random starts; returns (sum, states)."""
     best, near = (np.inf, None), [[] for _ in counts]
@@ -515,27 +524,33 @@ class Plan:
 
     def __len__(self): return len(self.net) + sum(b is not None for b in self.edge_blocks)
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #13d8a198
-@functools.lru_cache(4096)
-def _vertex_ways(net, v, block, kinds):
-    "Ways of a block at a vertex, and the angle of each end's frame about its edge (ways, c); nan where an end has no frame."
-    site, (half, directions) = site_of(block), half_edges(net, v)
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #a7cb527c
+@functools.lru_cache(20000)
+def _ways(directions, ends, block, kinds):
+    "Ways of a block at a vertex, and the angle of each end's frame about its edge (ways, c); nan where an end has no frame. directions: bytes of (c, 3)."
+    site, directions = site_of(block), np.frombuffer(directions).reshape(-1, 3)
     ways = fit_directions(site, directions, kinds)
-    angles = np.full((len(ways), len(half)), np.nan)
-    for k, (e, _) in enumerate(half):
-        axis = _unit(net.vectors[e])
+    angles = np.full((len(ways), len(ends)), np.nan)
+    for k, end in enumerate(ends):
+        axis = directions[k] * (1 - 2 * end)
         side = _unit(np.cross(axis, np.eye(3)[np.abs(axis).argmin()]))
         frames = np.array([R @ site.frames[order[k]] for _, R, order in ways]).reshape(-1, 3)
         angles[:, k] = np.where(np.abs(frames).max(1, initial=0) > 0, _angle(axis, np.broadcast_to(side, frames.shape), frames), np.nan)
     return ways, angles
 
+def vertex_ways(net, v, block, kinds):
+    "`fit_directions` of a block at vertex v of a net, and the angles of its frames; remembered, also for other nets with the same directions."
+    half, directions = half_edges(net, v)
+    return _ways(np.round(directions, 6).tobytes(), tuple(end for _, end in half), block, kinds)
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #f7e50259
 def turn_vertices(plan, rng):
     """Choose the way of every vertex so that the twists match: (mean mismatch of an edge, list of (R, {(edge, end): end of the block})).
     MatgenError where a block does not fit its vertex."""
     net, options, pairs = plan.net, [], []
     for v, block in enumerate(plan.vertex_blocks):
         half = half_edges(net, v)[0]
-        options.append(_vertex_ways(net, v, block, tuple(int(plan.edge_kinds[e]) for e, _ in half)))
+        options.append(vertex_ways(net, v, block, tuple(int(plan.edge_kinds[e]) for e, _ in half)))
         if not options[v][0]: raise MatgenError(f"{block.formula} does not fit vertex {v} of {net.name}")
     column = lambda v, e, end: options[v][1][:, half_edges(net, v)[0].index((e, end))]
     for e, (i, j) in enumerate(net.edges.tolist()):
@@ -673,11 +688,14 @@ def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
         pose, parts, r, damping = new, parts_new, r_new, max(damping / 5, 1e-6)
     return pose
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #4a937b05
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #5389993d
 def reduced(lattice):
     "Niggli-reduced basis of a lattice (3, 3), not rotated, right-handed, and the integers M (3, 3) with reduced = M @ lattice."
+    import warnings
     import spglib
-    M = np.round(spglib.niggli_reduce(lattice, eps=1e-3) @ np.linalg.inv(lattice)).astype(int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        M = np.round(spglib.niggli_reduce(lattice, eps=1e-3) @ np.linalg.inv(lattice)).astype(int)
     if np.linalg.det(M @ lattice) < 0: M = -M
     return M @ lattice, M
 
@@ -736,12 +754,12 @@ def closest_contact(d):
     bonded = _within_three_bonds(len(elements), *bonds_of(d))
     return next((float(ratio[k]) for k in order if (int(i[k]), int(j[k]), *map(int, shift[k])) not in bonded), np.inf)
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #c71341be
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #3ef1e796
 class Rejected(MatgenError):
     "A plan that does not become a framework; `stage` names the test it failed."
     def __init__(self, stage, message): super().__init__(f"{stage}: {message}"); self.stage = stage
 
-LIMITS = dict(blocks=20, mismatch=0.15, gap=0.3, contact=0.68, density=(0.12, 2.6), bead=1.0)   # number, sin^2 per edge, A, of vdW, g/cm3, A
+LIMITS = dict(blocks=20, mismatch=0.15, gap=0.3, contact=0.68, density=(0.2, 2.6), bead=1.0)   # number, sin^2 per edge, A, of vdW, g/cm3, A
 
 def build(plan, rng, limits=LIMITS, tries=3):
     "The framework of a plan as a `Decomposition`. Raises `Rejected` with the stage: 'size', 'fit', 'twist', 'gap', 'density', 'contact'."
@@ -766,7 +784,7 @@ def closest_bead(d):
     distance = np.linalg.norm((delta - np.round(delta.mean(2, keepdims=True))) @ d.lattice, axis=-1)
     return float(distance[distance > 1e-6].min())
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1f1eac73
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1abcdc3b
 @functools.lru_cache(None)
 def blocks_by_ends():
     "The library sorted: (is metal, kinds of its ends as a sorted tuple) -> list of (name, conformer)."
@@ -775,15 +793,37 @@ def blocks_by_ends():
         for c, block in enumerate(group): out.setdefault((block.is_metal, tuple(sorted(site_of(block).kinds.tolist()))), []).append((name, c))
     return out
 
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #9aac786c
+def two_colouring(net, parity):
+    "Colours 0/1 (V,) so that the two ends of every edge differ, where a step to cell n changes the colour by `parity` . n; None where there are none."
+    colour, todo = {0: 0}, [0]
+    rows = [(i, j, int(s @ parity) % 2) for (i, j), s in zip(net.edges.tolist(), net.shifts)]
+    while todo:
+        v = todo.pop()
+        for i, j, odd in rows:
+            for a, b in ((i, j), (j, i)):
+                if a != v: continue
+                if b not in colour:
+                    colour[b] = 1 - colour[a] ^ odd
+                    todo.append(b)
+                elif colour[a] ^ colour[b] ^ odd != 1: return None
+    return np.array([colour[v] for v in range(len(net))])
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #86b6ebfa
 @functools.lru_cache(None)
 def roles_of(name):
-    "The ways to call the kinds of vertices of a net metal (False) or organic (True): organic ones never touch, and have three edges or more."
+    """The ways to call the vertices of a net metal or organic: list of (net, organic (V,) bool). Organic vertices never touch and have three edges or more;
+    either vertices equal by symmetry are alike, or the two colours of a bipartite net decide (perhaps in a doubled cell)."""
     net = load_net(name)
-    degree = [int(net.degrees[net.vertex_kind == k][0]) for k in range(net.vertex_kind.max() + 1)]
-    ends = net.vertex_kind[net.edges]
-    allowed = lambda role: not any(r and d < 3 for r, d in zip(role, degree)) and not np.array(role)[ends].all(1).any()
-    return [role for role in itertools.product((False, True), repeat=len(degree)) if allowed(role)]
+    roles = [(net, np.array(role)[net.vertex_kind]) for role in itertools.product((False, True), repeat=net.vertex_kind.max() + 1)]
+    for parity in [(0, 0, 0), *PARITIES] if net.vertex_kind.max() == 0 else ():
+        colour = two_colouring(net, parity)
+        if colour is not None and any(parity): roles.append((doubled(net, parity), np.concatenate([colour, 1 - colour]) == 1))
+        elif colour is not None: roles.append((net, colour == 1))
+        if colour is not None: break
+    return [(net, organic) for net, organic in roles if (net.degrees[organic] > 2).all() and not organic[net.edges].all(1).any()]
 
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #41fb8526
 @functools.lru_cache(None)
 def edge_classes(net):
     "A number for every edge: edges equal by symmetry; in nets with three directions in all, those of one direction only."
@@ -792,108 +832,129 @@ def edge_classes(net):
     first = same.argmax(1)
     return np.unique(np.stack([net.edge_kind, first if len(set(first.tolist())) <= 3 else 0 * first], 1), axis=0, return_inverse=True)[1].ravel()
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #42b11870
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #450c7d2a
 def _draw(options, rng):
     if not len(options): raise Rejected("fit", "no block of the library has such ends")
     return options[int(rng.integers(len(options)))]
 
-def draw_vertex(net, v, organic, kinds, rng, tries=6):
-    "A random block (name, conformer) that fits vertex v of a net, with ends of the wanted kinds (tuple, one per edge at v)."
-    options = blocks_by_ends().get((not organic, tuple(sorted(kinds))), [])
-    for i in rng.permutation(len(options))[:tries].tolist():
-        name, c = options[i]
-        if _vertex_ways(net, v, load_library()[name][c], kinds)[0]: return name, c
-    raise Rejected("fit", f"no block tried fits a vertex of degree {len(kinds)} of {net.name}")
+def is_straight(block):
+    "True where the two bonds of a linker with two single ends point against each other (a pillar), False for a bent one such as imidazolate."
+    ways = site_of(block).ways
+    return bool(ways[0] @ ways[-1] < -0.95)
 
-def draw_edge_kinds(net, metals, rng):
-    "The kind of end of every edge (E,): one kind for all, or carboxylates with one class of nitrogen edges, two at each metal of degree six (pillars)."
+def draw_linker(kind, pillar, rng):
+    "A random linker (name, conformer) with two ends of a kind; single ends: a straight one as a pillar, else a bent one (azolates on single metals)."
+    options = blocks_by_ends().get((False, (kind, kind)), [])
+    return _draw([o for o in options if kind or is_straight(load_library()[o[0]][o[1]]) == pillar], rng)
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #816f1765
+def edge_kinds(net, organic):
+    "What the ends of the edges can be, list of (E,) arrays: all carboxylates, all N-N, all single; in metal nets of degree six also one class single (pillars)."
     classes = edge_classes(net)
     at = lambda c: np.bincount(net.edges[classes == c].ravel(), minlength=len(net))
-    pillars = [c for c in set(classes.tolist()) if metals.all() and (net.degrees == 6).all() and (at(c) == 2).all()]
-    if pillars and rng.random() < 0.4: return np.where(classes == _draw(pillars, rng), 0, 2)
-    return np.full(len(net.edges), rng.choice([2, 1, 0], p=[0.75, 0, 0.25] if (net.degrees[metals] == 4).all() else [0.8, 0.2, 0]))
+    pillars = [c for c in sorted(set(classes.tolist())) if not organic.any() and (net.degrees == 6).all() and (at(c) == 2).all()]
+    return [np.full(len(net.edges), kind) for kind in (2, 1, 0)] + [np.where(classes == c, 0, 2) for c in pillars]
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #457a8907
-def draw_plan(net, rng, limits=LIMITS):
-    "A random `Plan` on a net, and the blocks it uses: ((name, conformer) per vertex, (name, conformer) or None per edge). `Rejected` where nothing fits."
-    size = lambda role: len(net) + (~np.array(role)[net.vertex_kind][net.edges].any(1)).sum()
-    roles = [role for role in roles_of(net.name) if size(role) <= limits["blocks"]]
-    if not roles: raise Rejected("size", f"{net.name} needs more than {limits['blocks']} blocks")
-    organic = np.array(_draw(roles, rng))[net.vertex_kind]
-    linked = ~organic[net.edges].any(1)
-    kinds, chosen, linkers = draw_edge_kinds(net, ~organic, rng), {}, {}
-    for k in range(net.vertex_kind.max() + 1):
-        v = int(np.flatnonzero(net.vertex_kind == k)[0])
-        chosen[k] = draw_vertex(net, v, bool(organic[v]), tuple(int(kinds[e]) for e, _ in half_edges(net, v)[0]), rng)
-    mixed = rng.random() < 0.25
+def like_vertices(net, organic, kinds):
+    "Vertices that get the same block: list of (one of them, kinds of its edges, all of them)."
+    groups = {}
+    for v, key in enumerate(zip(net.vertex_kind.tolist(), organic.tolist())): groups.setdefault(key, []).append(v)
+    return [(vs[0], tuple(int(kinds[e]) for e, _ in half_edges(net, vs[0])[0]), vs) for vs in groups.values()]
+
+def fitting(net, v, organic, kinds, order=None):
+    "The blocks (name, conformer) that fit vertex v with ends of the wanted kinds (one per edge at v), one after the other, in the order given."
+    options = blocks_by_ends().get((not organic, tuple(sorted(kinds))), [])
+    for i in range(len(options)) if order is None else order(len(options)):
+        if vertex_ways(net, v, load_library()[options[i][0]][options[i][1]], kinds)[0]: yield options[i]
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #334dd38a
+@functools.lru_cache(None)
+def designs(name):
+    "All (net, organic, edge kinds) of a net for which every vertex has at least one block of the library that fits."
+    possible = lambda net, organic, kinds: all(any(True for _ in fitting(net, v, bool(organic[v]), wanted)) for v, wanted, _ in like_vertices(net, organic, kinds))
+    return [(net, organic, kinds) for net, organic in roles_of(name) for kinds in edge_kinds(net, organic) if possible(net, organic, kinds)]
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #b4b181fc
+def draw_plan(name, rng, limits=LIMITS):
+    "A random `Plan` on a net of the table; its name lists the net and the blocks. `Rejected` where nothing fits."
+    size = lambda net, organic: len(net) + (~organic[net.edges].any(1)).sum()
+    possible = [design for design in designs(name) if size(*design[:2]) <= limits["blocks"]]
+    if not possible: raise Rejected("fit", f"no design of {name} with at most {limits['blocks']} blocks has blocks that fit")
+    net, organic, kinds = possible[int(rng.integers(len(possible)))]
+    get = lambda choice: load_library()[choice[0]][choice[1]]
+    vertices, linkers = [None] * len(net), {}
+    for v, wanted, alike in like_vertices(net, organic, kinds):
+        choice = next(fitting(net, v, bool(organic[v]), wanted, rng.permutation))
+        for u in alike: vertices[u] = choice
+    mixed = rng.random() < 0.25                                          # another linker for each class of edges
     key = [(int(kind), int(c) if mixed else 0) for kind, c in zip(kinds, edge_classes(net))]
-    for q in sorted({q for q, use in zip(key, linked) if use}): linkers[q] = _draw(blocks_by_ends().get((False, (q[0], q[0])), []), rng)
-    vertices, edges = [chosen[k] for k in net.vertex_kind.tolist()], [linkers[q] if use else None for q, use in zip(key, linked)]
-    get = lambda choice: None if choice is None else load_library()[choice[0]][choice[1]]
-    name = "_".join([net.name, *sorted({c[0] for c in vertices}), *sorted({c[0] for c in edges if c})])
-    return Plan(net, [get(c) for c in vertices], [get(c) for c in edges], kinds, name), (vertices, edges)
+    linked = ~organic[net.edges].any(1)
+    for q in sorted({q for q, use in zip(key, linked) if use}): linkers[q] = draw_linker(q[0], bool((kinds == 2).any()), rng)
+    used = "_".join([name, *sorted({c[0] for c in vertices}), *sorted({c[0] for c in linkers.values()})])
+    return Plan(net, [get(c) for c in vertices], [get(linkers[q]) if use else None for q, use in zip(key, linked)], kinds, used)
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #dbb7fe22
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #89c146a0
 def double_plan(plan, parity):
     "The same plan on the doubled net."
     return replace(plan, net=doubled(plan.net, parity), vertex_blocks=plan.vertex_blocks * 2, edge_blocks=plan.edge_blocks * 2, edge_kinds=np.tile(plan.edge_kinds, 2))
 
 def with_conformer(plan, c):
-    "The plan with conformer number `c` of each of its edge linkers, as far as they have so many."
+    "The plan with conformer number `c` of each of its linkers, as far as they have so many."
     group = {id(b): group for group in load_library().values() for b in group}
     pick = lambda b: group[id(b)][min(c, len(group[id(b)]) - 1)] if id(b) in group else b
-    return replace(plan, edge_blocks=[pick(b) for b in plan.edge_blocks])
+    return replace(plan, vertex_blocks=[pick(b) for b in plan.vertex_blocks], edge_blocks=[pick(b) for b in plan.edge_blocks])
 
 def settle_twist(plan, rng, limits=LIMITS):
     "The plan with other conformers of its linkers, or on a doubled net, so that the twists along the edges match: the first good one, else the best."
     group = {id(b): len(group) for group in load_library().values() for b in group}
-    most = max((group.get(id(b), 1) for b in plan.edge_blocks if b is not None), default=1)
+    most = max(group.get(id(b), 1) for b in (*plan.vertex_blocks, *plan.edge_blocks) if b is not None)
     options = [with_conformer(plan, c) for c in rng.permutation(most).tolist()]
     if 2 * len(plan) <= limits["blocks"]: options += [double_plan(p, PARITIES[k]) for k in rng.permutation(7).tolist() for p in options[:most]]
     best = (np.inf, plan)
     for option in options:
         try: mismatch = turn_vertices(option, rng)[0]
-        except Rejected: raise
         except MatgenError as error: raise Rejected("fit", str(error)) from None
         if mismatch < best[0] - 1e-6: best = (mismatch, option)
         if mismatch < 0.2 * limits["mismatch"]: break
     return best[1]
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #0655f2fa
-def surface_distance(crystal, points):
-    "Distance (n,) in A from Cartesian points (n, 3) of a crystal's cell to the nearest van der Waals surface, negative inside an atom."
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1989fa2d
+def surface_of(crystal):
+    "A function: Cartesian points (n, 3) -> distance (n,) in A to the nearest van der Waals surface of the crystal, negative inside an atom."
     from scipy.spatial import cKDTree
-    heights = 1 / np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
-    grid = np.array(list(itertools.product(*(range(-n, n + 1) for n in np.maximum(1, np.ceil(8 / heights)).astype(int)))))
+    heights, inverse = 1 / np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0), np.linalg.inv(crystal.lattice)
+    grid = np.array(list(itertools.product(*(range(-n, n + 1) for n in np.ceil(10 / heights).astype(int)))))
     images = (crystal.cart_coords + (grid @ crystal.lattice)[:, None]).reshape(-1, 3)
     radii = np.tile(vdw_radii(crystal.elements), len(grid))
-    return np.min([cKDTree(images[radii == r]).query(points)[0] - r for r in np.unique(radii)], axis=0)
+    trees = [(r, cKDTree(images[radii == r])) for r in np.unique(radii)]
+    return lambda points: np.min([tree.query(points @ inverse % 1 @ crystal.lattice)[0] - r for r, tree in trees], axis=0)
 
-def pore_labels(crystal, spacing=0.7, probe=1.2755):
-    "density (g/cm3), void_fraction (share of the volume open to the centre of a sphere of radius `probe`, A), lcd (diameter, A) as a dict."
+def pore_labels(crystal, points=6000, probe=1.2755):
+    "density (g/cm3), void_fraction (share of the volume open to the centre of a sphere of radius `probe`, A), lcd (diameter of the largest sphere, A) as a dict."
+    spacing, surface = max(0.6, (crystal.volume / points)**(1 / 3)), surface_of(crystal)
     n = np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int)
-    frac = np.stack(np.meshgrid(*((np.arange(k) + .5) / k for k in n), indexing="ij"), -1).reshape(-1, 3)
-    distance = surface_distance(crystal, frac @ crystal.lattice)
-    centre, step = frac[distance.argmax()] @ crystal.lattice, spacing
-    for _ in range(6):                                                    # climb from the best grid point
-        around = centre + step * np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-        inside = around @ np.linalg.inv(crystal.lattice) % 1 @ crystal.lattice
-        centre, step = around[surface_distance(crystal, inside).argmax()], step / 1.7
-    best = max(distance.max(), surface_distance(crystal, (centre @ np.linalg.inv(crystal.lattice) % 1 @ crystal.lattice)[None])[0])
-    return dict(density=crystal.density, void_fraction=float((distance > probe).mean()), lcd=float(max(0, 2 * best)))
+    points = np.stack(np.meshgrid(*((np.arange(k) + .5) / k for k in n), indexing="ij"), -1).reshape(-1, 3) @ crystal.lattice
+    distance, around = surface(points), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    centre, step = points[distance.argmax()], spacing
+    for _ in range(8):                                                    # climb from the best grid point
+        centre, step = (centre + step * around)[surface(centre + step * around).argmax()], step / 1.7
+    return dict(density=crystal.density, void_fraction=float((distance > probe).mean()), lcd=float(max(0, 2 * surface(centre[None])[0])))
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1d4ffdbb
-def hypothetical(trial, limits=LIMITS, nets=None):
-    """One trial of the random builder. trial: (seed, k). Returns ('ok', `CoarseMof` with labels) or (stage of failure, None).
-    nets: names to draw from (default: all of the table)."""
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #3c734720
+def build_random(trial, limits=LIMITS, nets=None):
+    """One trial of the random builder with all atoms: (`Plan`, `Decomposition`), or `Rejected`. trial: (seed, k); nets: names to draw from (default: all)."""
     rng = np.random.default_rng(list(trial))
     names = sorted(net_facts()) if nets is None else list(nets)
+    plan = draw_plan(names[int(rng.integers(len(names)))], rng, limits)
     try:
-        plan, (vertices, edges) = draw_plan(load_net(names[int(rng.integers(len(names)))]), rng, limits)
         plan = settle_twist(plan, rng, limits)
-        d = build(plan, rng, limits)
+        return plan, build(plan, rng, limits)
+    except np.linalg.LinAlgError: raise Rejected("gap", "the cell collapses") from None
+
+def hypothetical(trial, limits=LIMITS, nets=None):
+    "One trial as data: ('ok', `CoarseMof` of library blocks with labels), or (stage of failure, None). trial: (seed, k)."
+    try: plan, d = build_random(trial, limits, nets)
     except Rejected as error: return error.stage, None
-    except np.linalg.LinAlgError: return "gap", None
     blocks = [*plan.vertex_blocks, *(b for b in plan.edge_blocks if b is not None)]
     return "ok", CoarseMof(d.lattice, d.frac_coords, blocks, plan.name, pore_labels(recompose(d)))
 
@@ -925,7 +986,7 @@ def cache_path(stem, recipe):
     import pooch
     return Path(pooch.os_cache("matgen_nb")) / f"{stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #e0a11c01
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1d20ba30
 def pack_mofs(mofs, library=None):
     "A list of `CoarseMof` made of library blocks as a dict of small arrays for `np.savez_compressed`."
     library = library or load_library()
@@ -944,8 +1005,7 @@ def unpack_mofs(stored, library, info):
                    [blocks[k] for k in used], stored["name"].tolist(), stored["property_names"].tolist(), None, info)
 
 def embedded_mofs():
-    """The hypothetical frameworks that ship with the package, as `MofData`: built by `hypothetical` from nets and blocks, no two with the same net and blocks.
-    Properties: density (g/cm3), void_fraction, lcd (A)."""
+    """The hypothetical frameworks that ship with the package, as `MofData`; no two have the same net and blocks. Properties: density (g/cm3), void_fraction,
+    lcd (A). info: seed, trials (row i is trial (seed, trials[i]) of its net, the first word of its name), stages (how the trials of all nets ended)."""
     with np.load(files("matgen_nb") / "data" / "hypothetical_mofs.npz") as stored:
-        info = dict(source="embedded", note=str(stored["note"]))
-        return unpack_mofs(stored, load_library(), info)
+        return unpack_mofs(stored, load_library(), dict(source="embedded", **json.loads(str(stored["info"]))))
