@@ -218,6 +218,17 @@ def test_what_a_kill_or_a_power_cut_left_is_mended(tmp_path):
     assert contents(tmp_path/"a") == contents(tmp_path/"b")
 
 
+def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_path):
+    "A bad model draws such crystals; our reader refuses them. They stay in the table and count as failures when judged."
+    twice = Crystal(4 * np.eye(3), [50, 69], [[0, 0, 0], [.001, 0, 0]])
+    request = REQUEST | {"n": 2}
+    cli.stream(cli.open_run(tmp_path/"a", request), request, lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]))
+    cli.finish_stream(tmp_path/"a", "T", cli.run_record("test", 5, 0., request=request), Crystal.from_cif)
+    assert len(cli.read_table(tmp_path/"a"/"table.csv")) == 2 and (tmp_path/"a"/"gallery.html").read_text().count("base64,") == 1
+    crystals, _, failures = cli.read_crystals(tmp_path/"a")
+    assert crystals[1] is None and "same place" in failures[0].reason
+
+
 def test_overwriting_leaves_no_old_results(tmp_path):
     stream_whole(tmp_path/"a")
     (tmp_path/"a"/"cif"/"00099.cif").write_text("old")

@@ -226,10 +226,13 @@ def stream(out, request, draw):
 # %% ../../nbs/5_scale/25_command_line.ipynb #50be138e
 def finish_stream(out, title, record, read, pictures=60, rows=1000):
     "One table of all chunks, a gallery of the first structures (`read(path)` -> crystal), the record. The chunks stay: they are what --resume looks at."
+    def picture(row):
+        try: return read(out/"cif"/row["file"])
+        except (MatgenError, ValueError, KeyError): return None          # two atoms in one place, say: it stays in the table
     out = Path(out)
     join_tables(sorted((out/"chunks").glob("*.csv")), out/"table.csv")
     table = read_table(out/"table.csv", rows)
-    shown = [read(out/"cif"/row["file"]) if row.get("file") else None for row in table[:pictures]]
+    shown = [picture(row) for row in table[:pictures]]
     note = f"{record['request']['n']} structures, made by: {record['command']}; the page shows at most {rows}, table.csv all"
     write_gallery(out/"gallery.html", title, shown + [None] * (len(table) - len(shown)), table, intro=note)
     gallery_png(out/"gallery.png", shown, table)
