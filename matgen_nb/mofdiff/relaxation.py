@@ -297,7 +297,7 @@ def torsion_energy(p, c):
     two, three = 2 * x**2 - 1, 4 * x**3 - 3 * x
     return c[:, 0] * (1 - c[:, 1] * torch.where(c[:, 2] == 2, two, torch.where(c[:, 2] == 3, three, 2 * three**2 - 1)))
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #4f2b5112
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #fe0e5862
 _PYRAMID = {15: 84.4339, 33: 86.9735, 51: 87.7047, 83: 90.}  # natural inversion angles of P, As, Sb, Bi
 
 def inversion_terms(g, types):
@@ -310,7 +310,8 @@ def inversion_terms(g, types):
             K, c = 50. if carbonyl else 6., (1., -1., 0.)
         elif g.z[i] in _PYRAMID:
             w = math.radians(_PYRAMID[g.z[i]])
-            K, c = 22., (4 * math.cos(w)**2 - math.cos(2 * w), -4 * math.cos(w), 1.)
+            c = 4 * math.cos(w)**2 - math.cos(2 * w), -4 * math.cos(w), 1.
+            K = 22. / sum(c)  # 22 kcal/mol is the price of the flat molecule
         else: continue
         for last in range(3):
             (j, sj, _), (k, sk, _), (l, sl, _) = near[last - 2], near[last - 1], near[last]
