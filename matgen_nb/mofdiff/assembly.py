@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['GOOD', 'STRAINS', 'TRUST', 'SLACK', 'ends', 'quaternion_to_matrix', 'shuffled', 'rotation_grid', 'kabsch', 'shells',
            'partners', 'shell_cost', 'scan', 'distinct', 'pair_rewards', 'choose_jointly', 'Joints', 'collate',
-           'turned', 'gaps', 'soften', 'pull_together', 'match', 'bonded_pairs', 'measure', 'cross_matrix',
-           'rotation_from_vector', 'residuals', 'drift', 'polish', 'Assembled', 'place_atoms', 'find_clashes',
-           'alternatives', 'crowding', 'relieve', 'why_not', 'search', 'to_atoms', 'badness', 'finish',
-           'assemble_batch', 'assemble']
+           'turned', 'gaps', 'soften', 'pull_together', 'place', 'match', 'rescan', 'next_candidates', 'unlike',
+           'explore', 'bonded_pairs', 'measure', 'cross_matrix', 'rotation_from_vector', 'residuals', 'drift', 'polish',
+           'Assembled', 'place_atoms', 'find_clashes', 'alternatives', 'crowding', 'relieve', 'why_not', 'search',
+           'to_atoms', 'badness', 'finish', 'assemble_batch', 'assemble']
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #190bf0b4
 import math
@@ -256,6 +256,12 @@ def pull_together(joints, R, frac, lattice, widths=None, ridge=1.0):
         R = kabsch((to_beads @ H.flatten(-2)).unflatten(-1, (3, 3)) + 1e-6 * R)
     return R, frac
 
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #ffbc9fcc
+def place(coarse, candidates, labels):
+    "Rotations (S, K, 3, 3) of all blocks for chosen candidates: labels of the metal blocks (S, M) and of the organic ones (S, O)."
+    order = sorted(range(len(coarse)), key=lambda k: not coarse.blocks[k].is_metal)
+    return torch.stack([R for _, R in sorted(zip(order, [candidates[k][label] for k, label in zip(order, torch.cat(labels, 1).T)]), key=lambda pair: pair[0])], 1)
+
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #1b22435a
 def match(joints, R, frac, lattice):
     """The cheapest one-to-one matching of metal with organic points, exactly (Hungarian method), for every start.
@@ -270,6 +276,71 @@ def match(joints, R, frac, lattice):
         for s in range(len(table[b])): to[b, s, :c] = torch.as_tensor(linear_sum_assignment(table[b, s, :c, :c])[1])
     to = to.to(cost.device)[..., None]
     return to[..., 0], torch.take_along_dim(image, to[..., None], 3)[:, :, :, 0], torch.take_along_dim(cost, to, 3)[..., 0] * joints.mask[:, None]
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #c507f489
+def rescan(coarse, k, R, frac, grid, out=16):
+    """The `out` rotations (out, 3, 3) of the grid for which the points of block k lie best on the points of the blocks around it, as these are turned now.
+
+    R (K, 3, 3) and frac (K, 3): one solution, in the cell of `coarse`. Blocks with many points use every second, third ... rotation of the grid."""
+    tensor = lambda x: torch.as_tensor(x, device=grid.device)
+    points, bonds, _ = map(tensor, ends(coarse.blocks[k]))
+    shifts = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(grid)
+    spots, facing = [], []
+    for j, block in enumerate(coarse.blocks):
+        if block.is_metal == coarse.blocks[k].is_metal: continue
+        other, away, _ = map(tensor, ends(block))
+        delta = frac[j] - frac[k]
+        spots.append((((delta - delta.round() + shifts) @ tensor(coarse.lattice))[:, None] + other @ R[j].T).flatten(0, 1))
+        facing.append((away @ R[j].T).repeat(len(shifts), 1))
+    spots, facing = torch.cat(spots), torch.cat(facing)
+    near = spots.norm(dim=-1).argsort(stable=True)[:8 * len(points)]
+    grid = grid[::1 + len(points) // 12]
+    square = torch.cdist((points @ grid.mT).flatten(0, 1), spots[near]) ** 2 + 2 + 2 * (bonds @ grid.mT).flatten(0, 1) @ facing[near].T
+    cost = square.min(-1).values.clamp(max=4).unflatten(0, (len(grid), -1)).sum(-1)
+    return grid[cost.argsort(stable=True)[:out]]
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #31ed123c
+def next_candidates(coarse, candidates, R, frac, grid, parents=3):
+    """Candidates (K, P, 3, 3) for another round of choosing, from the solutions R (S, K, 3, 3), frac (S, K, 3) of the last one, best first: a third of them the
+    rotations found, a third from a `rescan` around each of the best `parents`, the rest old ones."""
+    P, new = candidates.shape[1], []
+    for k in range(len(coarse)):
+        fresh = torch.cat([rescan(coarse, k, R[s], frac[s], grid) for s in range(min(parents, len(R)))])
+        pool = torch.cat([R[:, k][distinct(R[:, k])[:P // 3]], fresh[distinct(fresh, 5.0)[:P // 3]], candidates[k]])
+        chosen = distinct(pool, 5.0)[:P]
+        new.append(pool[chosen[torch.arange(P) % len(chosen)]])
+    return torch.stack(new)
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #8fb1c0f3
+def unlike(cost, tolerance=0.01):
+    "Indices that sort costs (S,), those that equal a lower one within `tolerance` (relative, plus 0.001) last: different solutions come first."
+    order = cost.argsort(stable=True)
+    repeats = torch.cat([torch.zeros_like(cost[:1]), cost[order].diff()]) < tolerance * cost[order] + 1e-3
+    repeats[0] = False
+    return torch.cat([order[~repeats], order[repeats]])
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #71d0d7c2
+def explore(mofs, joints, grid, starts=64, seed=0, generations=3, keep=8, solved=0.08):
+    """Rotations (B, keep, K, 3, 3) and beads (B, keep, K, 3), best first, of the best solutions that choosing jointly and pulling together find.
+
+    Where the best costs more than `solved` (A^2 a bond), there is another generation, up to `generations`."""
+    candidates = [torch.stack([scan(m, k, grid) for k in range(len(m))]) for m in mofs]
+    K, state = joints.frac.shape[1], {}
+    for generation in range(generations):
+        todo = [b for b, m in enumerate(mofs) if b not in state or state[b][0].min() > solved * int(joints.mask[b].sum())]
+        if not todo: break
+        part = Joints(*(getattr(joints, f)[todo] for f in Joints.__dataclass_fields__))
+        R = torch.eye(3).to(grid).repeat(len(todo), starts, K, 1, 1)
+        for i, b in enumerate(todo):
+            if b in state: candidates[b] = next_candidates(mofs[b], candidates[b], *(x[:, :len(mofs[b])] for x in state[b][1:]), grid)
+            labels = choose_jointly(pair_rewards(mofs[b], candidates[b]), candidates[b].shape[1], starts, seed=seed + generation)[:2]
+            R[i, :, :len(mofs[b])] = place(mofs[b], candidates[b], labels)
+        R, frac = pull_together(part, R, part.frac[:, None].expand(-1, starts, -1, -1), part.lattice[:, None].expand(-1, starts, -1, -1))
+        cost = match(part, R, frac, part.lattice[:, None].expand(-1, starts, -1, -1))[2].sum(-1)
+        for i, b in enumerate(todo):
+            pool = (cost[i], R[i], frac[i]) if b not in state else [torch.cat(x) for x in zip(state[b], (cost[i], R[i], frac[i]))]
+            state[b] = [x[unlike(pool[0])[:keep]] for x in pool]
+    return tuple(torch.stack([state[b][i] for b in range(len(mofs))]) for i in (1, 2))
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #de58ef5e
 def bonded_pairs(joints, R, frac, lattice, to, image):
@@ -482,21 +553,12 @@ def why_not(coarse):
     if metal != organic: return f"{metal} metal against {organic} organic connection points: some would stay open; choose blocks jointly (lesson 19)"
     return ""
 
-# %% ../../nbs/4_mofdiff/20_assembly.ipynb #83596712
-def search(mofs, seed=0, starts=64, rotations=4096, device="cpu", keep=8, free_cell=True):
-    """The `keep` best solutions of each framework of a list: joints, R (B, keep, K, 3, 3), frac, lattice, to, image. The whole of this lesson but sterics."""
-    grid, joints, K = rotation_grid(rotations).to(device), collate(mofs, device), max(map(len, mofs))
-    R = torch.eye(3, dtype=torch.float64, device=device).repeat(len(mofs), starts, K, 1, 1)
-    for b, mof in enumerate(mofs):
-        candidates = torch.stack([scan(mof, k, grid) for k in range(len(mof))])
-        labels = choose_jointly(pair_rewards(mof, candidates), candidates.shape[1], starts, seed=seed)
-        for kind, label in zip((True, False), labels):
-            for i, k in enumerate(k for k in range(len(mof)) if mof.blocks[k].is_metal == kind): R[b, :, k] = candidates[k][label[:, i]]
-    frac, lattice = (x[:, None].expand(-1, starts, -1, -1) for x in (joints.frac, joints.lattice))
-    R, frac = pull_together(joints, R, frac, lattice)
-    cost = match(joints, R, frac, lattice)[2].sum(-1)
-    best = cost.argsort(dim=1, stable=True)[:, :keep]
-    R, frac, lattice = (x[torch.arange(len(mofs), device=device)[:, None], best] for x in (R, frac, lattice))
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #b7739e50
+def search(mofs, seed=0, starts=64, rotations=4096, device="cpu", keep=8, free_cell=True, generations=3):
+    """The `keep` best solutions of each framework of a list: joints, R (B, keep, K, 3, 3), frac, lattice, to, image. All of this lesson but sterics."""
+    joints = collate(mofs, device)
+    R, frac = explore(mofs, joints, rotation_grid(rotations).to(device), starts, seed, generations, keep)
+    lattice = joints.lattice[:, None].expand(-1, R.shape[1], -1, -1)
     for _ in range(3):
         to, image, _ = match(joints, R, frac, lattice)
         R, frac, lattice = polish(joints, R, frac, lattice, to, image, free_cell=free_cell)
@@ -517,7 +579,7 @@ def to_atoms(coarse, joints, solution):
                strain=float(np.abs(strain - 1).max()), moved=float(np.linalg.norm(drift - drift.mean(0), axis=1).max()), reason="")
     return Assembled(crystal, bonds, images, owner, row)
 
-# %% ../../nbs/4_mofdiff/20_assembly.ipynb #a568d5c2
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #d2e60929
 def badness(built):
     "What the best solution has least of: the gap between connection points (A), bad bonds, clashes."
     row = built.row
@@ -527,7 +589,7 @@ def finish(coarse, joints, solutions, tries=4, free_cell=True):
     "The `Assembled` with the least badness among the solutions (1, S, ...) of one framework; where blocks are crowded or spin freely they are turned first."
     gap, ratio = measure(joints, *solutions)
     bad = (ratio < GOOD[0]) | (ratio > GOOD[1])
-    order = (gap.square().sum(-1) + bad.sum(-1))[0].argsort(stable=True)[:tries]
+    order = unlike((gap.square().sum(-1) + bad.sum(-1))[0])[:tries]
     pick = lambda i: [x[:, i:i + 1] for x in solutions]
     built = [(to_atoms(coarse, joints, pick(int(i))), pick(int(i))) for i in order]
     best, solution = min(built, key=lambda pair: badness(pair[0]))
@@ -563,7 +625,7 @@ def assemble_batch(mofs, **settings):
     for built in out: built.row["seconds"] = (time.perf_counter() - begin) / len(mofs)
     return out
 
-# %% ../../nbs/4_mofdiff/20_assembly.ipynb #920ef58d
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #b0b4b49e
 def _assemble_part(mofs, settings):
     "`assemble_batch`; where that breaks, one framework at a time, so that only the broken ones fail."
     try: return assemble_batch(mofs, **settings)
@@ -571,11 +633,11 @@ def _assemble_part(mofs, settings):
         if len(mofs) == 1: return [_failed(mofs[0], f"{type(error).__name__}: {error}", matched=True)]
         return [_assemble_part([m], settings)[0] for m in mofs]
 
-def assemble(coarse, seed=0, starts=64, device="cpu", free_cell=True, rotations=4096, keep=8, batch_size=None, n_jobs=1, progress=None):
+def assemble(coarse, seed=0, starts=64, device="cpu", free_cell=True, rotations=4096, keep=8, generations=3, batch_size=None, n_jobs=1, progress=None):
     """Put coarse frameworks together: an `Assembled` for a CoarseMof, a list of them for a list, in order.
 
     How the given blocks are turned does not matter. seed: same seed, same result bit for bit on the same device; starts: joint choices that compete;
-    free_cell: whether the cell may adapt; rotations: size of the grid; keep: solutions that are polished; batch_size: frameworks in one tensor (4 on
+    free_cell: whether the cell may adapt; rotations: size of the grid; keep: solutions that are polished; generations: rounds of search at most; batch_size: frameworks in one tensor (4 on
     the CPU, 32 elsewhere); n_jobs: processes, CPU only; progress: text of a bar. What cannot be assembled has crystal None and row["reason"]."""
     mofs = [coarse] if isinstance(coarse, CoarseMof) else list(coarse)
     reasons = [why_not(m) for m in mofs]
@@ -583,7 +645,7 @@ def assemble(coarse, seed=0, starts=64, device="cpu", free_cell=True, rotations=
     todo = sorted((i for i, r in enumerate(reasons) if not r), key=lambda i: sum(b.num_connections for b in mofs[i].blocks))
     size = batch_size or (4 if str(device) == "cpu" else 32)
     parts = [todo[i:i + size] for i in range(0, len(todo), size)]
-    settings = dict(seed=seed, starts=starts, device=device, free_cell=free_cell, keep=keep, rotations=rotations)
+    settings = dict(seed=seed, starts=starts, device=device, free_cell=free_cell, keep=keep, rotations=rotations, generations=generations)
     found, failures = parallel_map(partial(_assemble_part, settings=settings), [[mofs[i] for i in part] for part in parts], n_jobs=n_jobs, progress=progress)
     reason = {int(f.name): f.reason for f in failures}
     for p, part in enumerate(parts):
