@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.mofdiff.coarse_graining import MofBatch, MofData
-from matgen_nb.mofdiff.model import Library, MofDiff, PRESETS, preset, squash, statistics, unsquash
+from matgen_nb.mofdiff.model import Library, MofDiff, PRESETS, preset, squash, statistics, thin_library, unsquash
 from matgen_nb.mofdiff.network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, all_pairs, joined, pair_geometry, toy_embeddings, toy_mofs, windowed_images, without_mean
 from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise, time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
@@ -299,3 +299,14 @@ def test_libraries_that_make_no_mof():
 def test_toy_world_is_what_it_says():
     assert all(joined(m) == 1 for m in toy_mofs(30, seed=5)) and time_grid(1000, 5) == [1000, 800, 600, 400, 200, 0]
     for m in toy_mofs(30, seed=6): assert sum(b.num_connections * (1 if b.is_metal else -1) for b in m.blocks) == 0
+
+
+def test_library_keeps_typical_conformers_and_only_used_blocks():
+    data = toy_data()
+    g = torch.Generator().manual_seed(0)
+    many = Library(data.library * 10, data.embeddings.repeat(10, 1) + 0.01 * torch.randn(10 * len(data.library), 16, generator=g))
+    few = thin_library(many, 2)
+    assert len(few) == 2 * len(data.library) and {b.identity for b in few.blocks} == {b.identity for b in data.library}
+    assert all(any(torch.equal(e, other) for other in many.embeddings) for e in few.embeddings)
+    part = data.subset(range(5))
+    assert {b.identity for b in statistics(part).library.blocks} == {b.identity for m in (part[i] for i in range(5)) for b in m.blocks}
