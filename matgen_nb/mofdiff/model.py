@@ -23,7 +23,7 @@ from .network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, time_featu
 from ..symmetry.lattice import k_to_lattice, lattice_to_k
 from ..utils import MatgenError, atomic_write
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #a20d776d
+# %% ../../nbs/4_mofdiff/18_model.ipynb #325b8a9f
 @dataclass(frozen=True)
 class MofDiffConfig:
     """Everything that decides what a MofDiff is; stored with its weights.
@@ -31,28 +31,15 @@ class MofDiffConfig:
     width, layers, encoder_layers, latent, frequencies, bumps, reach, cutoff, time: see lesson 17. target: what the denoiser predicts of the features, "eps",
     "x0" or "v". scale: features in units of their spread per "dimension", or divided by their mean "norm" (the release). true_cell: share of
     training MOFs whose denoiser sees the true lattice; the others see the predicted one or a perturbed one, half and half."""
-    width: int = 128
-    layers: int = 4
-    encoder_layers: int = 2
-    latent: int = 64
-    frequencies: int = 4
-    bumps: int = 32
-    reach: float = 20.0
-    cutoff: float | None = None
+    width: int = 128; layers: int = 4; encoder_layers: int = 2; latent: int = 64
+    frequencies: int = 4; bumps: int = 32; reach: float = 20.0; cutoff: float | None = None
     time: str = "t"
     target: str = "x0"
     scale: str = "dimension"
-    T: int = 1000
-    sigma_min: float = 0.005
-    sigma_max: float = 0.5
+    T: int = 1000; sigma_min: float = 0.005; sigma_max: float = 0.5
     true_cell: float = 0.5
-    weight_features: float = 1.0
-    weight_x: float = 1.0
-    weight_k: float = 1.0
-    weight_num_blocks: float = 0.5
-    weight_properties: float = 1.0
-    weight_kl: float = 0.01
-    weight_prior: float = 1.0
+    weight_features: float = 1.0; weight_x: float = 1.0; weight_k: float = 1.0; weight_num_blocks: float = 0.5
+    weight_properties: float = 1.0; weight_kl: float = 0.01; weight_prior: float = 1.0
 
     def network(self, features):
         names = {f.name for f in fields(NetworkConfig)} - {"features"}
@@ -279,7 +266,7 @@ def training_cells(self, k, k_hat, generator=None):
 
 MofDiff.noisy, MofDiff.training_cells = noisy, training_cells
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #ae8a22f0
+# %% ../../nbs/4_mofdiff/18_model.ipynb #625fc35b
 def per_mof_mean(values, batch, n):
     "Mean over the beads of each MOF, then over MOFs: values (M,) -> scalar; every MOF counts the same."
     total = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, values)
@@ -295,6 +282,7 @@ def _diffusion_loss(self, b, z, k_hat, generator):
     f_hat, score_hat = self.denoiser(state)
     return dict(features=per_mof_mean((f_hat - target).square().mean(1), b.batch, n), x=per_mof_mean((score_hat - score).square().mean(1), b.batch, n))
 
+# %% ../../nbs/4_mofdiff/18_model.ipynb #15c7a51a
 def _prior_loss(self, z, generator, draws=8):
     "Error of the latent prior, at several times for each code since it is cheap; the codes are taken as they are."
     z, source = z.detach().repeat(draws, 1), generator.device if generator is not None else z.device
