@@ -40,7 +40,7 @@ def rmsd(a, b):
 def test_textbook_frameworks_come_back(name):
     d, coarse = textbook(name)
     built = assemble(shuffled(coarse, seed=11))
-    assert built.row["ok"] and built.row["bond_success"] == 1 and built.row["clashes"] == 0 and built.row["cp_error"] < 0.02
+    assert built.row["assembled"] and built.row["bond_success"] == 1 and built.row["clashes"] == 0 and built.row["cp_error"] < 0.02
     assert rmsd(recompose(d), built.crystal) < 0.1
 
 
@@ -59,7 +59,7 @@ def test_bonds_are_those_of_the_bond_rule(name):
 def test_noisy_beads(name):
     "0.3 A of noise on every bead, and a cell strained by 1 %."
     built = assemble(shuffled(textbook(name)[1], seed=5, noise=0.3, strain=0.01))
-    assert built.row["ok"] and built.row["cp_error"] < 0.05 and built.row["moved"] < 2
+    assert built.row["assembled"] and built.row["cp_error"] < 0.05 and built.row["moved"] < 2
 
 
 def test_same_seed_same_bits_and_frames_do_not_matter():
@@ -74,14 +74,16 @@ def test_a_list_gives_what_single_calls_give():
     mofs = [shuffled(textbook("IRMOF-1")[1], seed=1), ditopic_net(), shuffled(textbook("MIL-53")[1], seed=1)]
     together, alone = assemble(mofs), [assemble(m) for m in mofs]
     for a, b in zip(together, alone):
-        assert a.row["ok"] and b.row["ok"] and a.row["name"] == b.row["name"] and a.crystal.formula == b.crystal.formula
+        assert a.row["assembled"] and b.row["assembled"] and a.row["name"] == b.row["name"] and a.crystal.formula == b.crystal.formula
         assert abs(a.row["cp_error"] - b.row["cp_error"]) < 1e-3
     assert assemble([]) == []
+    apart = assemble([ditopic_net(), shuffled(ditopic_net(), seed=2)], n_jobs=2, batch_size=1, starts=8)
+    assert [b.row["assembled"] for b in apart] == [True, True]
 
 
 def test_small_cell_where_a_linker_joins_a_node_with_its_own_image():
     built = assemble(shuffled(ditopic_net(), seed=1))
-    assert built.row["ok"] and len(built.crystal) == 7 and len(built.bonds) == 3 + 6
+    assert built.row["assembled"] and len(built.crystal) == 7 and len(built.bonds) == 3 + 6
     pairs = [frozenset((a, b)) for a, b in built.bonds.tolist()]
     assert len(pairs) == 9 and np.bincount(built.bonds.ravel(), minlength=7)[0] == 6
 
@@ -98,16 +100,16 @@ def test_the_impossible_is_reported_and_harms_nobody():
            "own atom": swap(on_atom), "flat": replace(coarse, lattice=np.ones((3, 3))), "not numbers": replace(coarse, lattice=np.full((3, 3), np.nan))}
     results = assemble([*bad.values(), coarse])
     for reason, built in zip(bad, results):
-        assert reason in built.row["reason"] and built.crystal is None and not built.row["ok"] and np.isnan(built.row["cp_error"])
-    assert results[-1].row["ok"] and results[-1].row["matched"] and not results[0].row["matched"]
+        assert reason in built.row["reason"] and built.crystal is None and not built.row["assembled"] and np.isnan(built.row["cp_error"])
+    assert results[-1].row["assembled"] and results[-1].row["matched"] and not results[0].row["matched"]
 
 
 def test_hopeless_beads_still_give_an_honest_row():
-    "Beads far too close and far too distant: an answer with torn bonds or clashes, never `ok`."
+    "Beads far too close and far too distant: an answer with torn bonds or clashes, never `assembled`."
     _, coarse = textbook("MIL-53")
     for factor in (0.3, 3.0):
         built = assemble(replace(coarse, lattice=factor * coarse.lattice), starts=8, free_cell=False)
-        assert not built.row["ok"] and (built.row["bond_success"] < 1 or built.row["clashes"] > 0) and np.isfinite(built.row["cp_error"])
+        assert not built.row["assembled"] and (built.row["bond_success"] < 1 or built.row["clashes"] > 0) and np.isfinite(built.row["cp_error"])
 
 
 def test_free_cell_heals_a_wrong_cell():
@@ -183,4 +185,4 @@ def test_real_frameworks_where_present():
     if folder is None: pytest.skip("no folder of real frameworks here")
     names = ["MIL-88B-dry", "ZIF-9", "Cu-BTC", "NU-108-Zn", "Co_2_6-NDP_", "MgMOF-74"]
     mofs = [CoarseMof.from_decomposition(decompose(Mof.from_cif(folder / f"{n}.cif")), name=n) for n in names]
-    assert sum(b.row["ok"] for b in assemble([shuffled(m, seed=1, noise=0.3) for m in mofs])) >= 5
+    assert sum(b.row["assembled"] for b in assemble([shuffled(m, seed=1, noise=0.3) for m in mofs])) >= 5

@@ -429,14 +429,14 @@ def polish(joints, R, frac, lattice, to, image, steps=5, free_cell=True):
         R = rotation_from_vector(turn * (0.5 / turn.norm(dim=-1, keepdim=True).clamp(min=0.5))) @ R
     return R, frac, lattice
 
-# %% ../../nbs/4_mofdiff/20_assembly.ipynb #d185f14a
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #18d475c8
 @dataclass(frozen=True, eq=False)
 class Assembled:
     """An all-atom framework put together from blocks, or the reason why not.
 
     crystal: Crystal, None where it could not be tried; bonds (b, 2), images (b, 3): as in `Mof`, bonds inside blocks first, then the good ones between
     blocks; owner (N,) the block of each atom; row: name, matched (as many metal as organic connection points), cp_error (root mean square gap, A),
-    bond_success (fraction of good bonds), clashes, ok (all bonds good, no clash), strain and moved (A) of cell and beads, seconds, reason."""
+    bond_success (fraction of good bonds), clashes, assembled (all bonds good, no clash), strain and moved (A) of cell and beads, seconds, reason."""
     crystal: Crystal; bonds: np.ndarray; images: np.ndarray; owner: np.ndarray; row: dict
 
     def to_mof(self, name=""): return Mof(self.crystal, self.bonds, self.images, name or self.row.get("name", ""))
@@ -564,7 +564,7 @@ def search(mofs, seed=0, starts=64, rotations=4096, device="cpu", keep=8, free_c
         R, frac, lattice = polish(joints, R, frac, lattice, to, image, free_cell=free_cell)
     return joints, R, frac, lattice, to, image
 
-# %% ../../nbs/4_mofdiff/20_assembly.ipynb #8848571f
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #d175038f
 def to_atoms(coarse, joints, solution):
     "The `Assembled` of one framework and one solution (R, frac, lattice, to, image), tensors with leading (1, 1); joints of this framework only."
     C = int(joints.mask.sum())
@@ -574,9 +574,9 @@ def to_atoms(coarse, joints, solution):
     success = float(((ratio >= GOOD[0]) & (ratio <= GOOD[1])).mean())
     clashes = len(find_clashes(crystal, bonds, images, owner, cell))
     strain = np.linalg.svd(np.linalg.solve(coarse.lattice, lattice), compute_uv=False)
-    drift = (frac - coarse.frac_coords) @ lattice
-    row = dict(name=coarse.name, matched=True, cp_error=float(np.sqrt((gap**2).mean())), bond_success=success, clashes=clashes, ok=success == 1 and clashes == 0,
-               strain=float(np.abs(strain - 1).max()), moved=float(np.linalg.norm(drift - drift.mean(0), axis=1).max()), reason="")
+    shift = (frac - coarse.frac_coords) @ lattice
+    row = dict(name=coarse.name, matched=True, cp_error=float(np.sqrt((gap**2).mean())), bond_success=success, clashes=clashes, assembled=success == 1 and clashes == 0,
+               strain=float(np.abs(strain - 1).max()), moved=float(np.linalg.norm(shift - shift.mean(0), axis=1).max()), reason="")
     return Assembled(crystal, bonds, images, owner, row)
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #d2e60929
@@ -604,11 +604,11 @@ def finish(coarse, joints, solutions, tries=4, free_cell=True):
     again = to_atoms(coarse, joints, (R, frac, lattice, to, image))
     return again if badness(again) < badness(best) + 0.02 else best
 
-# %% ../../nbs/4_mofdiff/20_assembly.ipynb #be40bd02
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #286669e5
 def _failed(coarse, reason, matched=False):
     "The `Assembled` without a crystal."
     nan = float("nan")
-    row = dict(name=coarse.name, matched=matched, cp_error=nan, bond_success=0.0, clashes=0, ok=False, strain=nan, moved=nan, reason=reason)
+    row = dict(name=coarse.name, matched=matched, cp_error=nan, bond_success=0.0, clashes=0, assembled=False, strain=nan, moved=nan, reason=reason, seconds=0.0)
     empty = np.zeros((0, 2), dtype=np.int64)
     return Assembled(None, empty, np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64), row)
 

@@ -55,8 +55,8 @@ def main():
             puzzle, start = shuffled(mof, seed=i, noise=noise), time.process_time()
             rows.append(assemble(puzzle).row)
             times.append(time.process_time() - start)
-            if args.names and not rows[-1]["ok"]: print({k: rows[-1][k] for k in ("name", "cp_error", "bond_success", "clashes", "reason")})
-        ok, per_point = sum(r["ok"] for r in rows), np.array(times) / np.array(points)
+            if args.names and not rows[-1]["assembled"]: print({k: rows[-1][k] for k in ("name", "cp_error", "bond_success", "clashes", "reason")})
+        ok, per_point = sum(r["assembled"] for r in rows), np.array(times) / np.array(points)
         print(f"noise {noise:.1f} A: {ok} of {len(mofs)} ({100 * ok / len(mofs):.0f} %), median gap {np.median([r['cp_error'] for r in rows]):.4f} A; CPU seconds "
               f"a framework: median {np.median(times):.2f}, 90 % below {np.quantile(times, 0.9):.2f}; for 50 connection points {50 * np.median(per_point):.2f}", flush=True)
     print(RELEASED)
