@@ -448,7 +448,7 @@ def _geometry(landscape):
 
 Landscape.largest, Landscape.geometry = _largest, _geometry
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #e9b48bde
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #36d152d2
 class _Stop(Exception): pass
 
 def _watch(landscape, deadline):
@@ -460,16 +460,19 @@ def _watch(landscape, deadline):
         return e, g
     return energy
 
-def minimise(landscape, fmax=0.02, smax=3e-4, steps=1000, deadline=np.inf):
-    "L-BFGS down a Landscape. Returns why it ended ('converged', 'step limit', 'time limit', 'blew up: ...') and the energy (eV) after every step."
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #b39737c0
+def minimise(landscape, fmax=0.02, smax=3e-4, steps=1000, deadline=np.inf, volume=None):
+    """L-BFGS down a Landscape. Returns why it ended and the energy (eV) after every step.
+
+    Why: 'converged', 'step limit', 'time limit', 'blew up: ...', 'collapsed: ...', 'no further progress ...'. volume: that of the start of it all, A^3."""
     from scipy.optimize import minimize
-    trace = []
+    trace, volume = [], volume or landscape.volume
     def step(v):
         trace.append(landscape.best[0])
         force, stress = landscape.largest()
         if force < fmax and stress < smax: raise _Stop("converged")
-        ratio = abs(np.linalg.det(landscape.geometry()[1])) / landscape.volume
-        if not 1 / 3 < ratio < 3: raise _Stop(f"blew up: the volume is {ratio:.2f} times that of the start")
+        ratio = abs(np.linalg.det(landscape.geometry()[1])) / volume
+        if not 1 / 3 < ratio < 3: raise _Stop(f"{'blew up' if ratio > 1 else 'collapsed'}: the volume is {ratio:.2f} times that of the start")
     try:
         result = minimize(_watch(landscape, deadline), landscape.start(), jac=True, method="L-BFGS-B", callback=step,
                           options=dict(maxiter=steps, maxfun=3 * steps, maxcor=20, maxls=40, ftol=0, gtol=1e-9))
@@ -516,15 +519,16 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(threads)
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #94d26c0f
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #c6662b85
 def _stages(uff, x, cell, stages, fmax, smax, steps, deadline):
     "Run the stages. Returns positions, cell, energies, why each stage ended, traces, (force, stress) at the end, number of evaluations."
     energies, stops, traces, reached, calls = [float(uff.energy(torch.tensor(x), torch.tensor(cell)))], [], [], (np.nan, np.nan), 0
+    volume = abs(np.linalg.det(cell))
     for box in stages:
         walk = Landscape(uff, x, cell, box)
-        stop, trace = minimise(walk, fmax, smax, steps, deadline)
+        stop, trace = minimise(walk, fmax, smax, steps, deadline, volume)
         stops, traces, calls = stops + [stop], traces + [trace], calls + walk.calls
-        if stop.startswith("blew up") or walk.best[2] is None: break  # what came before stays
+        if stop.startswith(("blew up", "collapsed")) or walk.best[2] is None: break  # what came before stays
         (x, cell), reached = walk.geometry(), walk.largest()
         energies.append(walk.best[0])
         if stop == "time limit": break
@@ -539,20 +543,21 @@ def _row(name, uff, old, new, x, energies, stop, reached, calls, seconds):
             "angle_change": float(np.abs(change[3:]).max()), "max_force": reached[0], "max_stress": reached[1],
             "worst_bond": "-".join(uff.types[k] for k in uff.graph.bonds[worst]), "worst_bond_ratio": float(strain[worst]), "evaluations": calls, "seconds": seconds}
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #2ac33566
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #6434f521
 def relax(structure, stages=(False, True, False, True), fmax=0.02, smax=3e-4, steps=1000, time_limit=120., metal_order=None, name=""):
     """Minimise the UFF energy of a framework: a `Crystal`, or anything with .crystal, .bonds and .images (Mof, Assembled). Returns `Relaxed`.
 
     stages: for each stage, whether the cell moves too. Converged: the last stage reached forces below fmax (eV/A) and stress below smax (eV/A^3;
-    3e-4 is 0.05 GPa). steps: at most so many a stage; time_limit: seconds in all. What ran out of either, or blew up, comes back with converged=False, the
+    3e-4 is 0.05 GPa). steps: at most so many a stage; time_limit: seconds in all (None: no limit). What ran out of either, or blew up, comes back with converged=False, the
     reason in row["stopped"], and the best structure so far. MatgenError for what has no force field: no bonds, unknown elements, overlapping atoms."""
     begin, crystal = time.monotonic(), getattr(structure, "crystal", structure)
+    deadline = math.inf if time_limit is None else begin + time_limit
     name = name or getattr(structure, "name", "") or crystal.formula
     bonds, images = (structure.bonds, structure.images) if hasattr(structure, "bonds") else find_bonds(crystal)
     try:
         with _one_thread():
             uff = Uff(crystal, bonds, images, metal_order)
-            x, cell, energies, stops, trace, reached, calls = _stages(uff, crystal.cart_coords, crystal.lattice, stages, fmax, smax, steps, begin + time_limit)
+            x, cell, energies, stops, trace, reached, calls = _stages(uff, crystal.cart_coords, crystal.lattice, stages, fmax, smax, steps, deadline)
     except MatgenError as error: raise MatgenError(f"{name}: {error}") from None
     frac = x @ np.linalg.inv(cell)
     new, g = Crystal(cell, crystal.elements, frac), uff.graph
@@ -561,7 +566,7 @@ def relax(structure, stages=(False, True, False, True), fmax=0.02, smax=3e-4, st
     return Relaxed(new, g.bonds, g.images + base[g.bonds[:, 1]] - base[g.bonds[:, 0]], np.array(energies), cell_change(crystal.lattice, cell),
                    row["converged"], row, trace)
 
-# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #912cb1b3
+# %% ../../nbs/4_mofdiff/21_relaxation.ipynb #5325f0d3
 def _relax_named(item, options):
     name, structure = item
     try: return relax(structure, name=name, **options)
@@ -575,4 +580,4 @@ def relax_many(structures, names=None, n_jobs=-1, time_limit=120., progress="rel
     structures = list(structures)
     if names is None: names = [getattr(s, "name", "") or f"{k}: {getattr(s, 'crystal', s).formula}" for k, s in enumerate(structures)]
     return parallel_map(partial(_relax_named, options=dict(options, time_limit=time_limit)), list(zip(names, structures)), names=names, n_jobs=n_jobs,
-                        timeout=time_limit + 60, progress=progress)
+                        timeout=None if time_limit is None else time_limit + 60, progress=progress)
