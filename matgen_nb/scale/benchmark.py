@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'NEEDED', 'wait_for', 'measure', 'Task', 'task', 'crystals', 'make_preparing', 'make_training',
-           'make_sampling', 'make_projection', 'make_evaluation', 'environment', 'run_benchmark', 'read_benchmark',
-           'compare', 'plot_benchmark', 'benchmark']
+           'make_sampling', 'make_projection', 'make_evaluation', 'make_assembly', 'environment', 'run_benchmark',
+           'read_benchmark', 'compare', 'plot_benchmark', 'benchmark']
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #5cec4703
 import csv, platform, time
@@ -118,6 +118,17 @@ def make_evaluation(device, seed, n=8):
     found = crystals(n, seed)
     return lambda: [describe(c, timeout=None) for c in found], n
 
+# %% ../../nbs/5_scale/26_benchmark.ipynb #74460853
+@task("assembly", "frameworks", needs="matgen_nb.mofdiff.assembly")
+def make_assembly(device, seed, n=3):
+    "Textbook frameworks from their building blocks and bead positions, in one batch."
+    from itertools import islice
+    from matgen_nb.mofdiff.assembly import assemble
+    from matgen_nb.mofdiff.building_blocks import TEXTBOOK, decompose, textbook_mof
+    from matgen_nb.mofdiff.coarse_graining import CoarseMof
+    coarse = [CoarseMof.from_decomposition(decompose(textbook_mof(name)), name=name) for name in islice(TEXTBOOK, n)]
+    return lambda: assemble(coarse, seed=seed, device=device), n
+
 # %% ../../nbs/5_scale/26_benchmark.ipynb #9f271dea
 def environment(device):
     "Where the numbers were taken: device, processor, threads, versions; one flat dict of text."
@@ -187,12 +198,12 @@ def benchmark(out: Out = Path("matgen-benchmark"), seconds: Annotated[float, typ
               only: Annotated[Optional[str], typer.Option(help="Tasks, separated by commas.")] = None,
               threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
               overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
-    "Measure preparing, training, sampling, projection and evaluation on this machine: a table and a plot."
+    "Measure preparing, training, sampling, projection, evaluation and assembly on this machine: a table and a plot."
     import torch
     others = read_benchmark(compare_with) if compare_with else []
     out, start = fresh_folder(out, overwrite), time.monotonic()
     torch.set_num_threads(threads)
-    def report(row): say(f"{row['task']:12s} {row['per_second']:12,.1f} {row['unit']} per second   ({row['low']:,.1f} to {row['high']:,.1f}; {row['repeats']} repeats)")
+    def report(row): say(f"{row['task']:12s} {row['per_second']:12,.2f} {row['unit']} per second   ({row['low']:,.2f} to {row['high']:,.2f}; {row['repeats']} repeats)")
     rows = run_benchmark(pick_device(device), seconds, seed, only.split(",") if only else None, report)
     if others:
         rows = compare(rows, others)

@@ -7,8 +7,8 @@ __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 
            'read_table', 'join_tables', 'open_run', 'is_finished', 'stream', 'finish_stream', 'say', 'Device',
            'pick_device', 'prepare_crystals', 'training_config', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd',
            'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'sample_symmcd',
-           'read_crystals', 'reference_crystals', 'summary_text', 'judge', 'add_stability', 'evaluate_crystals_command',
-           'demo', 'load_commands', 'main']
+           'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability',
+           'evaluate_crystals_command', 'demo', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import base64, csv, hashlib, html, io, json, os, platform, subprocess, sys, time
@@ -436,6 +436,12 @@ def reference_crystals(path):
     data = load_data(path)
     return [data[i].to_crystal() for i in range(len(data))]
 
+def training_reference(data):
+    "CrystalData as what novelty and new templates are judged against: nothing has to be computed, the units know their templates."
+    from matgen_nb.symmcd.evaluation import Reference
+    units = [data[i] for i in range(len(data))]
+    return Reference([u.to_crystal() for u in units], [{"template": u.wyckoff_template} for u in units])
+
 def summary_text(summary):
     "One aligned line per number of a summary; a dict shows its value and, if it has one, its interval low to high."
     def show(v):
@@ -446,7 +452,8 @@ def summary_text(summary):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f52619a3
 def judge(crystals, reference, cache=None, training=None, names=None, seed=0, n_jobs=-1, timeout=60., symprec=.1):
-    "Evaluation of crystals (None: failed) against lists of crystals, the reference described once and kept in `cache`; MatgenError where this installation cannot evaluate."
+    """Evaluation of crystals (None: failed) against a list of crystals, described once and kept in `cache`; training: a list or a Reference for novelty.
+    MatgenError where this installation cannot evaluate."""
     try: from matgen_nb.symmcd.evaluation import evaluate_crystals, prepare_reference
     except ModuleNotFoundError as error: raise MatgenError(f"evaluation needs the module {error.name}, which is not installed") from error
     known = prepare_reference(reference, symprec, cache=cache, n_jobs=n_jobs, timeout=timeout)
@@ -474,7 +481,8 @@ def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folde
     out, start = fresh_folder(out, overwrite), time.monotonic()
     (crystals, names, failures), known = read_crystals(source, n_jobs), reference_crystals(reference)
     if failures: say(describe_failures(failures, len(crystals)))
-    old, why = reference_crystals(training) if training else None, {f.name: f.reason for f in failures}
+    old, why = None, {f.name: f.reason for f in failures}
+    if training: old = training_reference(load_data(training)) if training.suffix == ".safetensors" else reference_crystals(training)
     cache = reference.with_name(f"{reference.name}.described.npz") if os.access(reference.parent, os.W_OK) else None
     result = judge(crystals, known, cache, old, names, seed, n_jobs, timeout)
     rows, summary = [{**row, "failure": why.get(row["name"], row.get("failure", ""))} for row in result.table], dict(result.summary)
@@ -500,7 +508,7 @@ def demo(out: Out = Path("matgen-demo"), n: Annotated[int, typer.Option("-n", he
     say(f"3/4 sampling {n} crystals")
     crystals, rows = sample_rows(model.sample(n, seed=seed))
     say("4/4 judging them against 200 of the embedded crystals")
-    result = judge(crystals, [data[i].to_crystal() for i in range(0, len(data), max(len(data) // 200, 1))], training=[data[i].to_crystal() for i in range(len(data))])
+    result = judge(crystals, [data[i].to_crystal() for i in range(0, len(data), max(len(data) // 200, 1))], training=training_reference(data))
     table, summary = result.table, result.summary
     rows = [{**row, **judged} for row, judged in zip(rows, table)]
     write_results(out, crystals, rows, "matgen demo", run_record(_command(), seed, time.monotonic() - start, summary=summary))
