@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.symmcd.model import Statistics, SymmCD, preset
-from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, count_ways, draw_sites, evidence, guided_score, make_request, parse_formula, parse_system, plan,
+from matgen_nb.symmcd.network import all_pairs
+from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, count_ways, crowding, draw_sites, evidence, guided_score, keep_apart, make_request, parse_formula, parse_system, plan,
                                        possible_atoms, sample_requests, settle_sites, site_classes, start_state)
 from matgen_nb.symmetry.crystal import element_table
-from matgen_nb.symmetry.projection import assign_wyckoff
+from matgen_nb.symmetry.projection import assign_wyckoff, project
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
 
@@ -201,15 +202,35 @@ def test_guided_score_leads_onto_the_sites(model):
     state, known = start_state(model, requests, torch.Generator().manual_seed(0))
     with torch.no_grad(): out = model.network(state)
     for t in (10, 300, 500):
-        score = guided_score(model, state, known, out, t)
+        score = guided_score(model, state, known, out, t, apart=0)
         clean = state.x + model.coordinate_noise.sigma(t)**2 * model.coordinate_noise.scale(t) * score
         placed = assign_wyckoff(clean, state.space_group[state.batch], known.classes, state.lattice.double()[state.batch], state.batch)
         assert placed.distance.max() < 1e-3
         general = wyckoff_tables().class_dof[state.space_group[state.batch], known.classes] == 3
         assert torch.allclose(score[general], out[1][general], atol=1e-3)
+        clean = state.x + model.coordinate_noise.sigma(t)**2 * model.coordinate_noise.scale(t) * guided_score(model, state, known, out, t)
+        placed = assign_wyckoff(clean, state.space_group[state.batch], known.classes, state.lattice.double()[state.batch], state.batch)
+        assert placed.distance.max() < 1e-3, "kept apart, still on their sites"
     r = make_request(model, rng, space_group=14, num_atoms=20)
     plain, led = (sample_requests(model, [r], torch.Generator().manual_seed(1), steps=20, guide=g)[0] for g in (0., .5))
     assert plain.row != led.row and holds(led)
+
+
+def test_kept_apart_along_the_sites():
+    "Points stay on their positions, fixed ones where they are; contacts become fewer; what is not crowded is not touched; 0 switches it off."
+    rng, model = np.random.default_rng(1), OURS
+    requests = [make_request(model, rng, space_group=g, num_atoms=possible_atoms(g, 24)[-1]) for g in (1, 5, 25, 47, 99, 123, 166, 187, 221, 225)]
+    state, known = start_state(model, requests, torch.Generator().manual_seed(2))
+    group, lattice = state.space_group[state.batch], state.lattice.double()[state.batch]
+    lies = assign_wyckoff(state.x, group, known.classes, lattice, state.batch)
+    moved, went = keep_apart(state, lies, state.elements, 0.75)
+    again = project(moved.frac_coords, group, moved.wyckoff, lattice)
+    dof, pairs = wyckoff_tables().class_dof[group, known.classes], all_pairs(state.num_orbits)
+    assert again.distance.max() < 1e-6 and went[dof == 0].max() < 1e-9
+    before, after = (crowding(state, p.frac_coords, state.elements, pairs, 0.75)[1] for p in (lies, moved))
+    assert after.sum() < before.sum() and torch.equal(moved.wyckoff, lies.wyckoff)
+    calm = torch.zeros(len(requests), dtype=torch.long).index_add_(0, state.batch, before.long()) == 0
+    assert (went[calm[state.batch]] == 0).all() and keep_apart(state, lies, state.elements, 0)[1].max() == 0
 
 
 def test_deterministic_when_eta_is_zero():

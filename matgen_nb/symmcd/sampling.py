@@ -4,8 +4,8 @@
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
            'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'Request', 'Prior', 'find_cells',
            'nearest_possible', 'check_request', 'plan', 'make_request', 'Known', 'start_state', 'time_grid', 'told',
-           'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements', 'Sample', 'finish',
-           'guided_score', 'sample_requests', 'sample', 'check_options']
+           'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart',
+           'Sample', 'finish', 'guided_score', 'sample_requests', 'sample', 'check_options']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -21,10 +21,10 @@ import torch
 from ..diffusion.categorical import masked_logits
 from ..diffusion.torus import wrap_difference
 from .model import SymmCD
-from .network import Noisy
+from .network import Noisy, all_pairs, image_vectors
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, CrystalError, atomic_number, element_table, min_distance
-from ..symmetry.projection import assign_wyckoff
+from ..symmetry.projection import assign_wyckoff, metric_pseudoinverse
 from ..symmetry.space_groups import SpaceGroup, check_space_group, wyckoff_tables
 from ..utils import MatgenError, progress_bar
 
@@ -330,11 +330,11 @@ def told(logits, value):
     return torch.where((value >= 0)[..., None], sure, logits)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f3c25b00
-def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0.):
+def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75):
     """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state, outputs of the network).
     guide: share of the time, at the end, in which coordinates are led to the sites (explained with `guided_score` below)."""
     eps, score, elements, site = out = model.network(n)
-    if 0 < s and t <= guide * model.config.T: score = guided_score(model, n, known, out, t)
+    if 0 < s and t <= guide * model.config.T: score = guided_score(model, n, known, out, t, apart)
     mask, prior = model.mask(n.space_group), model.site_prior(n.space_group[n.batch])
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, eta) * mask
     x = model.coordinate_noise.step(n.x, score, t, s, generator, eta)
@@ -404,6 +404,44 @@ def settle_elements(n, logits, known, requests):
             changed[b] += 1
     return torch.tensor(elements, device=n.elements.device), changed
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #d8b0fdad
+def crowding(n, x, elements, pairs, apart):
+    """Where points x (M, 3), which lie on their sites, want to go to get out of the images that crowd them: mean wish (M, 3), fractional; crowded (M,) bool.
+    pairs: (i, j) of `all_pairs` or some of them; elements (M,) 0-based; apart: in sums of covalent radii."""
+    (i, j), radius = pairs, torch.as_tensor(element_table().radius).to(x)[elements + 1]
+    crystal, tables = n.batch[i], wyckoff_tables(str(x.device))
+    wish, count = torch.zeros_like(x), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for rows in torch.arange(len(i), device=x.device).split(10_000):                    # bounds the memory: up to 192 images a pair
+        pair, delta, _ = image_vectors(x, tables, n.space_group[crystal[rows]], i[rows], j[rows])
+        pair = rows[pair]
+        v = (delta[:, None] @ n.lattice[crystal[pair]].to(x))[:, 0]
+        d = v.norm(dim=-1)
+        itself = (i == j)[pair] & (d < 0.02)
+        short = (apart * (radius[i] + radius[j])[pair] - d).masked_fill(itself, 0).clamp(min=0)
+        hit = short > 0
+        away = -(short / d.clamp(min=1e-3))[hit, None] * delta[hit]
+        wish.index_add_(0, i[pair[hit]], away)
+        count.index_add_(0, i[pair[hit]], torch.ones_like(d[hit]))
+    return wish / count.clamp(min=1)[:, None], count > 0
+
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #0259bb0a
+def keep_apart(n, placed, elements, apart=0.75, rounds=60):
+    """Move the points of a `Projection` along their Wyckoff positions, out of images nearer than `apart` x the sum of the covalent radii (0: not at all).
+    Returns the new `Projection` and how far each point went, A (M,). Points on fixed sites stay; crystals that are not crowded are not touched."""
+    T, group, lattice = wyckoff_tables(str(n.x.device)), n.space_group[n.batch], n.lattice.double()[n.batch]
+    at = T.member_offset[T.wyckoff_offset[group] + placed.wyckoff] + placed.member
+    A, t, u = T.A[at], T.t[at], placed.free.clone()
+    A_plus, pairs = metric_pseudoinverse(A, lattice @ lattice.mT), all_pairs(n.num_orbits)
+    point = lambda u: (A @ u[..., None])[..., 0] + t
+    for _ in range(rounds if apart else 0):
+        wish, crowded = crowding(n, point(u), elements, pairs, apart)
+        if not crowded.any(): break
+        u = u + 0.5 * (A_plus @ wish[..., None])[..., 0]
+        busy = torch.zeros(len(n.t), dtype=torch.bool, device=u.device).index_fill_(0, n.batch[crowded], True)
+        pairs = tuple(p[busy[n.batch[pairs[0]]]] for p in pairs)
+    went = ((point(u) - point(placed.free))[:, None] @ lattice)[:, 0].norm(dim=-1)
+    return replace(placed, frac_coords=point(u) - point(u).floor(), free=u), went
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #e4b10e7f
 @dataclass
 class Sample:
@@ -418,8 +456,8 @@ def _clipped(model, n):
     return (((model.raw_k(n.k.double(), n.space_group) - free).abs() > 1e-6) & (model.mask(n.space_group).to(n.k) > 0)).any(1)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #9474d65f
-def finish(model, n, out, known, requests):
-    "From the last state and the network's last outputs to a list of `Sample`: settle sites and elements, project, write out."
+def finish(model, n, out, known, requests, apart=0.75):
+    "From the last state and the network's last outputs to a list of `Sample`: settle sites and elements, project, keep apart (see `keep_apart`), write out."
     if not all(torch.isfinite(v).all() for v in (n.k, n.x)):
         raise MatgenError("sampling ended in numbers that are not finite: the weights are damaged, or their training diverged")
     sites, sites_changed = settle_sites(model, n, out[3], known)
@@ -427,11 +465,12 @@ def finish(model, n, out, known, requests):
     n, sites, elements = _to_cpu(n), sites.cpu(), elements.cpu()
     clipped, k = _clipped(model, n), model.raw_k(n.k.double(), n.space_group)
     placed = assign_wyckoff(n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch)
+    placed, pushed = keep_apart(n, placed, elements, apart)
     T = wyckoff_tables()
     first = T.member_offset[T.wyckoff_offset[n.space_group[n.batch]] + placed.wyckoff]
     points = (T.A[first] @ placed.free[..., None])[..., 0] + T.t[first]
     parts = [v.split(n.num_orbits.tolist()) for v in (elements + 1, points % 1.0, placed.wyckoff, placed.distance)]
-    return [_sample(int(g), k[b].numpy(), *(p[b].numpy() for p in parts), sites_changed=int(sites_changed[b]),
+    return [_sample(int(g), k[b].numpy(), *(p[b].numpy() for p in parts), pushed_max=float(pushed[n.batch == b].max()), sites_changed=int(sites_changed[b]),
                     elements_changed=int(elements_changed[b]), cell_clipped=bool(clipped[b])) for b, g in enumerate(n.space_group)]
 
 def _sample(group, k, elements, points, wyckoff, moved, **bent):
@@ -444,29 +483,30 @@ def _sample(group, k, elements, points, wyckoff, moved, **bent):
     return Sample(crystal, unit, row)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #a1db31a7
-def guided_score(model, n, known, out, t):
+def guided_score(model, n, known, out, t, apart=0.75):
     """The score (M, 3), scaled as the network's, that leads to the sites: the x_0 that the network's score implies is moved to the nearest position of
-    the class it believes in. Orbits without a class more likely than all others together keep their score."""
+    the class it believes in, and there a little out of its own images and its neighbours (`keep_apart`). Orbits without a class more likely than all others together keep their score."""
     T = wyckoff_tables(str(n.x.device))
     likely = _class_scores(model, n, told(out[3], known.sites), T)
     classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
     per_score = model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
     clean = n.x + per_score * out[1]
     placed = assign_wyckoff(clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch)
+    placed, _ = keep_apart(n, placed, n.elements, apart, rounds=3)
     goal = clean + wrap_difference(placed.frac_coords.to(clean) - clean)
     sure = likely.gather(1, classes[:, None]).exp() > 0.5
     return torch.where(sure, (goal - n.x) / per_score, out[1])
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1f7514fb
 @torch.no_grad()
-def sample_requests(model, requests, generator, steps=100, eta=1.0, guide=0.5, corrector=0, snr=0.2, advance=lambda n=1: None):
-    "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; corrector: Langevin steps after each step."
+def sample_requests(model, requests, generator, steps=100, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, advance=lambda n=1: None):
+    "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step."
     state, known = start_state(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
-        state, out = reverse_step(model, state, known, t, s, generator, eta, guide)
+        state, out = reverse_step(model, state, known, t, s, generator, eta, guide, apart)
         for _ in range(corrector if s else 0): state = corrector_step(model, state, s, generator, snr)
         advance(len(requests))
-    return finish(model, state, out, known, requests)
+    return finish(model, state, out, known, requests, apart)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #69fe2be4
 def _with_retries(model, requests, generator, retries, closest, advance, **how):
@@ -483,21 +523,22 @@ def _with_retries(model, requests, generator, retries, closest, advance, **how):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=100, eta=1.0,
-           guide=0.5, corrector=0, snr=0.2, retries=0, closest=0.5, batch_size=256, progress=True):
+           guide=0.5, apart=0.75, corrector=0, snr=0.2, retries=0, closest=0.5, batch_size=256, progress=True):
     """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
 
     space_group: number, or a list to draw from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element appears;
     num_atoms: in the conventional cell; num_orbits: M; all drawn from the training set's statistics where left out. steps: network
     calls (at most T). eta: 1 stochastic, 0 deterministic given the start. guide: share of the time, at the end, in which coordinates are led to the
-    sites the network believes in (0: never). corrector: Langevin steps of the coordinates after each step, each a further
+    sites the network believes in (0: never). apart: atoms nearer than this times the sum of their covalent radii move apart along their sites (0: never;
+    the row says how far, `pushed_max`, A). corrector: Langevin steps of the coordinates after each step, each a further
     network call, of relative size snr. retries: how often a crystal with atoms nearer than `closest` A is drawn again.
     Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps = 100 if steps is None else steps
-    check_options(self, n, seed, steps, eta, guide, corrector, retries, batch_size)
+    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
     requests = [draw(rng) for _ in range(n)]
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))      # crystals of like size share a batch
-    samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, corrector=corrector, snr=snr)
+    samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector, snr=snr)
     with progress_bar("sampling", n * steps, show=progress) as advance:
         for first in range(0, n, batch_size):
             rows = order[first:first + batch_size]
@@ -509,10 +550,11 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
 SymmCD.sample = sample
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
-def check_options(model, n, seed, steps, eta=1.0, guide=0.5, corrector=0, retries=0, batch_size=256):
+def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256):
     "MatgenError for options of `sample` that mean nothing."
     for name, value, low, high in [("the number of samples", n, 1, 10**8), ("seed", seed, 0, 2**63), ("steps", steps, 1, model.config.T), ("corrector", corrector, 0, 100),
                                    ("retries", retries, 0, 1000), ("batch_size", batch_size, 1, 10**6)]:
         if not (isinstance(value, (int, np.integer)) and low <= value <= high): raise MatgenError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
     if not 0 <= guide <= 1: raise MatgenError(f"guide is a share of the time, from 0 to 1, got {guide!r}")
+    if not 0 <= apart <= 1: raise MatgenError(f"apart is a share of the sum of covalent radii, from 0 to 1, got {apart!r}")
     if not 0 <= eta <= 1: raise MatgenError(f"eta must lie between 0 (deterministic) and 1 (stochastic), got {eta!r}")
