@@ -310,3 +310,15 @@ def test_library_keeps_typical_conformers_and_only_used_blocks():
     assert all(any(torch.equal(e, other) for other in many.embeddings) for e in few.embeddings)
     part = data.subset(range(5))
     assert {b.identity for b in statistics(part).library.blocks} == {b.identity for m in (part[i] for i in range(5)) for b in m.blocks}
+
+
+def test_the_trainer_drives_it(tmp_path):
+    from matgen_nb.scale.training import TrainConfig, Trainer, load_weights
+    make = lambda: MofDiff(preset("tiny", width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data()))
+    config = TrainConfig(steps=12, batch_size=16, log_every=4, val_fraction=.2, val_every=6, device="cpu", progress=False)
+    torch.manual_seed(0)
+    history = Trainer(make(), toy_data(), config, tmp_path).fit()
+    assert np.isfinite([row["loss"] for row in history]).all() and {"x", "features", "prior", "kl"} <= history[-1].keys()
+    model = make()
+    load_weights(model, tmp_path/"best.safetensors")
+    assert all(s.row["matched"] for s in model.eval().sample(4, steps=4, progress=False))
