@@ -69,6 +69,13 @@ def test_hanging_step_is_timed_out(monkeypatch):
     assert "contact_ratio" in row["failure"] and row["struct_valid"] and row["space_group@0.1"] == 225
 
 
+def test_sparse_and_flat_crystals_have_fingerprints():
+    "Layers or chains far apart: the nearest points lie in a plane or on a line, where Qhull alone gives up."
+    for cell in (np.diag([2.0, 2.1, 30.0]), np.diag([2.0, 25.0, 25.0]), 16 * np.eye(3)):
+        row = ev.describe(Crystal(cell, [11], [[0, 0, 0]]))
+        assert not row["failure"] and np.isfinite(row["fingerprint"]).all(), row["failure"]
+
+
 def test_hangs_are_counted(monkeypatch):
     "One crystal hangs a description, one hangs the matcher: both end in time, are named in their rows, and count as failed, not as valid or novel."
     heavy = Crystal(5 * np.eye(3), [3, 9], [[0, 0, 0], [.5, .5, .5]])

@@ -130,8 +130,9 @@ def _order_parameters(cn):
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #4b23147b
 def voronoi_faces(points):
     "Faces of the Voronoi cell of points[0] = 0: neighbours (f,), solid angles, areas, and twice the farthest corner; None when the cell is open."
-    from scipy.spatial import Voronoi
-    v = Voronoi(points)
+    from scipy.spatial import QhullError, Voronoi
+    try: v = Voronoi(points)
+    except QhullError: return None                    # all points in one plane: the cell is open
     ridge = np.flatnonzero((v.ridge_points == 0).any(1))
     other, corners = v.ridge_points[ridge].max(1), [v.ridge_vertices[i] for i in ridge]
     if not corners or any(-1 in c for c in corners): return None
@@ -259,7 +260,7 @@ def describe(crystal, symprecs=(0.1,), timeout=60, fingerprints=True):
     for name, step in _steps(symprecs, fingerprints).items():
         try:
             with time_limit(timeout): row[name] = step(crystal)
-        except Exception as error: row[name] = None; failures.append(f"{name}: {str(error) or type(error).__name__}")
+        except Exception as error: row[name] = None; failures.append(f"{name}: {(str(error) or type(error).__name__).splitlines()[0]}")
     return {**row, "failure": "; ".join(failures)}
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #9ad914b8
