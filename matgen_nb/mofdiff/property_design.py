@@ -102,15 +102,15 @@ def draw_codes(model, arm, n, property, target, seed=0, start=None, trust=0.9, s
     region = None if trust is None else trust_region(cloud, trust)
     return optimise_codes(model, cloud[chosen.to(cloud.device)], property, target, steps, lr, region).codes
 
-# %% ../../nbs/4_mofdiff/23_property_design.ipynb #bda30a98
+# %% ../../nbs/4_mofdiff/23_property_design.ipynb #1269647b
 def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_limit=120.0, progress=None):
     """Assemble, and with `relax` relax, a list of `MofSample`: crystals (None where nothing came out) and rows (dicts: `matched`, `assembled`, `converged`, `reason`)."""
     built = assemble([s.coarse for s in samples], seed=seed, starts=starts, device=device, n_jobs=n_jobs, progress=progress and "assembling")
     crystals = [b.crystal for b in built]
-    rows = [{**s.row, "name": s.coarse.name, "assembled": bool(b.row["ok"]), "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
+    rows = [{**s.row, "name": s.coarse.name, "assembled": bool(b.row["assembled"]), "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
              "clashes": b.row["clashes"], "reason": s.row["reason"] or b.row["reason"]} for s, b in zip(samples, built)]
     if not relax: return crystals, rows
-    good = [i for i, b in enumerate(built) if b.row["ok"]]
+    good = [i for i, b in enumerate(built) if b.row["assembled"]]
     relaxed, failures = relax_many([built[i] for i in good], [rows[i]["name"] for i in good], n_jobs=n_jobs, time_limit=time_limit, progress=progress and "relaxing")
     reasons = iter(failures)
     for row in rows: row["converged"] = False
