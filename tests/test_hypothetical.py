@@ -183,7 +183,7 @@ def test_trials_depend_on_their_seed_alone(tmp_path):
 
 def test_embedded_set():
     data = h.embedded_mofs()
-    assert isinstance(data, MofData) and len(data) >= 1000 and len(set(data.names)) == len(data)
+    assert isinstance(data, MofData) and len(data) >= 900 and len(set(data.names)) == len(data)
     assert (data.num_blocks <= 20).all() and not data.properties.isnan().any() and set(data.property_names) == {"density", "void_fraction", "lcd"}
     metal = torch.tensor([b.num_connections if b.is_metal else -b.num_connections for b in data.library])
     owner = torch.repeat_interleave(torch.arange(len(data)), data.num_blocks)
@@ -199,3 +199,11 @@ def test_labels_of_the_embedded_set_are_those_of_its_frameworks(i):
     assert abs(1.66053906660 * mass / np.linalg.det(mof.lattice) / mof.properties["density"] - 1) < 1e-3
     beads = mof.frac_coords[:, None] - mof.frac_coords
     assert 0 <= mof.properties["void_fraction"] <= 1 and mof.properties["lcd"] >= 0 and np.isfinite(beads).all()
+
+
+def test_some_of_the_embedded_set_is_assembled_again_from_its_beads():
+    from matgen_nb.mofdiff.assembly import assemble
+    data = h.embedded_mofs()
+    small = [i for i in range(60) if data.num_blocks[i] <= 8][:4]
+    built = assemble([data[i] for i in small], seed=0)
+    assert sum(b.row["bond_success"] == 1 for b in built) >= 3

@@ -688,17 +688,25 @@ def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
         pose, parts, r, damping = new, parts_new, r_new, max(damping / 5, 1e-6)
     return pose
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #5389993d
-def reduced(lattice):
-    "Niggli-reduced basis of a lattice (3, 3), not rotated, right-handed, and the integers M (3, 3) with reduced = M @ lattice."
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #d630d92f
+def _niggli(lattice, eps):
+    "spglib's Niggli reduction, or None where it does not end (older versions return None, newer ones raise)."
     import warnings
     import spglib
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        M = np.round(spglib.niggli_reduce(lattice, eps=1e-3) @ np.linalg.inv(lattice)).astype(int)
+        try: return spglib.niggli_reduce(lattice, eps=eps)
+        except Exception: return None
+
+def reduced(lattice):
+    "Niggli-reduced basis of a lattice (3, 3), not rotated, right-handed, and the integers M (3, 3) with reduced = M @ lattice. As it is where that fails."
+    found = (_niggli(lattice, eps) for eps in (1e-3, 1e-2, 1e-5))
+    basis = next((basis for basis in found if basis is not None), lattice)
+    M = np.round(basis @ np.linalg.inv(lattice)).astype(int)
     if np.linalg.det(M @ lattice) < 0: M = -M
     return M @ lattice, M
 
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #ccc21a7e
 def to_decomposition(pose, name=""):
     "A pose as the `Decomposition` of a framework: reduced cell, beads in [0, 1), blocks as they stand."
     lattice, M = reduced(pose.lattice)
