@@ -104,6 +104,17 @@ def test_the_impossible_is_reported_and_harms_nobody():
     assert results[-1].row["assembled"] and results[-1].row["matched"] and not results[0].row["matched"]
 
 
+def test_one_that_breaks_on_the_way_harms_nobody(monkeypatch):
+    from matgen_nb.mofdiff import assembly
+    real = assembly.scan
+    def scan(coarse, *rest):
+        if coarse.name == "broken": raise RuntimeError("the decomposition did not converge")
+        return real(coarse, *rest)
+    monkeypatch.setattr(assembly, "scan", scan)
+    broken, fine = assemble([replace(ditopic_net(), name="broken"), ditopic_net()], starts=8)
+    assert broken.crystal is None and "did not converge" in broken.row["reason"] and fine.row["assembled"]
+
+
 def test_hopeless_beads_still_give_an_honest_row():
     "Beads far too close and far too distant: an answer with torn bonds or clashes, never `assembled`."
     _, coarse = textbook("MIL-53")
