@@ -283,7 +283,7 @@ def _framework(rl, crystal, force_field, kinds, charges, cutoff):
     atoms = [rl.Atom(tuple(map(float, x)), float(q), 1.0, 0, k) for x, q, k in zip(crystal.frac_coords, charges, kinds)]
     return rl.Framework(force_field, "framework", rl.SimulationBox(*map(float, L), *angles), 1, atoms, repeats(crystal.lattice, cutoff))
 
-# %% ../../nbs/4_mofdiff/23_property_design.ipynb #caa702b3
+# %% ../../nbs/4_mofdiff/23_property_design.ipynb #28117bc0
 def gcmc(crystal, temperature, pressure, fractions, charges=None, cycles=2000, start_cycles=2000, cutoff=12.0, seed=0):
     """Uptake of a rigid framework by grand-canonical Monte Carlo: {gas: (mol/kg, half-width of the 95 % interval over five blocks)}.
 
@@ -305,7 +305,8 @@ def _gcmc(job):
     rl = raspa()
     elements, kinds = np.unique(crystal.elements, return_inverse=True)
     field = _force_field(rl, element_table().symbol[elements].tolist(), elements, cutoff)
-    components = [_component(rl, field, gas, len(elements), len(fractions) * y) for gas, y in fractions.items()]
+    fugacity = [None] if len(fractions) == 1 else [len(fractions) * y for y in fractions.values()]      # None: by RASPA's equation of state
+    components = [_component(rl, field, gas, len(elements), phi) for gas, phi in zip(fractions, fugacity)]
     system = rl.System(field, external_temperature=temperature, external_pressure=pressure, components=components,
                        framework_components=_framework(rl, crystal, field, kinds.tolist(), charges, cutoff), initial_number_of_molecules=[0] * len(components))
     run = rl.MonteCarlo(number_of_cycles=cycles, number_of_initialization_cycles=start_cycles, systems=[system], random_seed=seed, output_to_files=False)

@@ -1,0 +1,168 @@
+"""Property design: codes stay where the model knows something, a success is measured on what came out, and the gas models give published numbers."""
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from matgen_nb.mofdiff import property_design as pd
+from matgen_nb.mofdiff.building_blocks import textbook_crystal
+from matgen_nb.mofdiff.coarse_graining import MofData
+from matgen_nb.mofdiff.model import MofDiff, preset, statistics
+from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
+from matgen_nb.symmetry.crystal import Crystal
+from matgen_nb.utils import MatgenError
+
+NAME = "volume_per_block"
+
+
+@pytest.fixture(scope="module")
+def model():
+    data = MofData.from_coarse(toy_mofs(60, seed=1))
+    data = data.with_embeddings(toy_embeddings(data.library))
+    torch.manual_seed(0)
+    return MofDiff(preset("tiny", layers=1, width=32), statistics(data)).eval().requires_grad_(False)
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0.1, 1.0), n=st.integers(3, 60))
+@settings(max_examples=30, deadline=None)
+def test_region_holds_its_share_and_clipping_stays_inside(seed, share, n):
+    g = torch.Generator().manual_seed(seed)
+    codes = torch.randn(n, 5, generator=g) * torch.tensor([3, 1, 1, 0.1, 0.01]) + 1
+    region = pd.trust_region(codes, share)
+    inside = (region.distance(codes) <= region.radius * (1 + 1e-5)).float().mean()
+    assert share - 1 / n - 1e-6 <= inside
+    far = codes + 50 * torch.randn(n, 5, generator=g)
+    assert (region.distance(region.clip(far)) <= region.radius * 1.001).all()
+    near = region.mean + 0.5 * (region.clip(far) - region.mean)
+    assert torch.allclose(region.clip(near), near)
+
+
+def test_region_refuses_what_it_cannot_fit():
+    for codes, share in ((torch.zeros(1, 3), 0.9), (torch.randn(5, 3), 0.0), (torch.randn(5, 3), 1.1)):
+        with pytest.raises(MatgenError): pd.trust_region(codes, share)
+
+
+def test_optimised_codes_come_nearer_stay_inside_and_repeat(model):
+    start = torch.randn(12, model.config.latent, generator=torch.Generator().manual_seed(0))
+    region = pd.trust_region(torch.randn(400, model.config.latent, generator=torch.Generator().manual_seed(1)))
+    target = float(model.decode_properties(start)[:, 0].max()) * 1.05
+    out = pd.optimise_codes(model, start, NAME, target, steps=40, region=region)
+    assert (region.distance(out.codes) <= region.radius * 1.001).all()
+    assert (out.predicted - target).abs().mean() < (out.history[0] - target).abs().mean()
+    assert torch.equal(out.codes, pd.optimise_codes(model, start, NAME, target, steps=40, region=region).codes)
+    free = pd.optimise_codes(model, start, NAME, "max", steps=200, lr=0.2)
+    assert region.distance(free.codes).median() > region.radius and (free.predicted > out.history[0]).all()
+    assert not start.requires_grad and not any(p.grad is not None for p in model.parameters())
+
+
+def test_objective_is_zero_exactly_at_the_target(model):
+    z = torch.randn(4, model.config.latent, generator=torch.Generator().manual_seed(0))
+    y = float(model.decode_properties(z)[2, 0])
+    assert pd.property_objective(model, NAME, y)(z)[2] < 1e-8
+    assert torch.equal(pd.property_objective(model, NAME, "max")(z), -pd.property_objective(model, NAME, "min")(z))
+
+
+@pytest.mark.parametrize("property, target", [("colour", 1.0), (NAME, math.nan), (NAME, "much")])
+def test_impossible_wishes(model, property, target):
+    with pytest.raises(MatgenError): pd.property_objective(model, property, target)
+
+
+def test_arms_are_reproducible_and_unknown_ones_refused(model):
+    for arm in pd.ARMS:
+        a, b = (pd.draw_codes(model, arm, 3, NAME, 300.0, seed=5, steps=5) for _ in range(2))
+        assert a.shape == (3, model.config.latent) and torch.equal(a, b)
+        assert not torch.equal(a, pd.draw_codes(model, arm, 3, NAME, 300.0, seed=6, steps=5))
+    with pytest.raises(MatgenError): pd.draw_codes(model, "lucky", 3, NAME, 300.0)
+
+
+def test_design_reports_both_arms_and_counts_failures_as_misses(model):
+    out = pd.design(model, NAME, 300.0, n=2, measure=lambda c: c.volume, arms=("optimised",), steps=3, sampling_steps=4, starts=4, progress=False)
+    assert [r["arm"] for r in out.rows] == ["random"] * 2 + ["optimised"] * 2 and len(out.crystals) == 4
+    for arm, s in out.summary.items():
+        assert s["success"]["n"] == 2 and s["success"]["value"] <= min(s["hit"]["value"], s["valid"]["value"])
+        assert s["success"]["low"] <= s["success"]["value"] <= s["success"]["high"] and "300" in s["success"]["protocol"]
+    for crystal, row in zip(out.crystals, out.rows):
+        assert (crystal is None) == math.isnan(row["measured"]) and row["success"] <= row["hit"]
+
+
+@pytest.mark.parametrize("changes", [dict(target="max"), dict(target=math.inf), dict(n=0), dict(tolerance=0.0), dict(target=0.0)])
+def test_design_refuses(model, changes):
+    with pytest.raises(MatgenError): pd.design(model, NAME, **{**dict(target=300.0, n=2, measure=lambda c: c.volume, progress=False), **changes})
+
+
+def test_a_property_without_a_measure_is_refused():
+    with pytest.raises(MatgenError, match="measure="): pd.judge([textbook_crystal("IRMOF-1")], [dict(name="a")], NAME, 1.0, 0.1)
+
+
+# --- gases
+def helium(edge):
+    "One helium atom in a box: nearly nothing."
+    return Crystal(edge * np.eye(3), np.array([2]), np.zeros((1, 3)))
+
+
+def test_lennard_jones_of_uff():
+    epsilon, sigma = pd.framework_lj([6, 8, 30, 29])
+    assert np.allclose(epsilon, np.array([0.105, 0.060, 0.124, 0.005]) * 503.2195) and np.allclose(sigma, np.array([3.851, 3.500, 2.763, 3.495]) / 2 ** (1 / 6))
+    with pytest.raises(MatgenError): pd.framework_lj([0])
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_insertion_energy_against_a_sum_over_images(seed):
+    rng = np.random.default_rng(seed)
+    crystal = Crystal(6 * np.eye(3) + rng.normal(size=(3, 3)), np.array([6, 8, 30]), rng.random((3, 3)))
+    points, u = rng.random((4, 3)), rng.normal(size=(4, 3))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    epsilon, sigma = pd.framework_lj(crystal.elements)
+    shifts = np.stack(np.meshgrid(*[np.arange(-6, 7)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    expected = np.zeros(4)
+    for site, place in pd.GASES["CO2"]:
+        e, s = pd.SITES[site][:2]
+        x = points @ crystal.lattice + place * u
+        r = np.linalg.norm(x[:, None, None] - (crystal.frac_coords[:, None] + shifts) @ crystal.lattice, axis=-1)
+        y = ((s + sigma[:, None]) / 2 / np.maximum(r, 0.3)) ** 6
+        expected += np.where(r < 8.0, 4 * np.sqrt(e * epsilon[:, None]) * (y * y - y), 0).sum((1, 2))
+    assert np.allclose(pd.insertion_energy(crystal, points, u, "CO2", cutoff=8.0), expected, rtol=1e-8)
+
+
+def test_henry_coefficient_of_nearly_nothing_is_the_ideal_gas():
+    crystal = helium(40.0)
+    value, error = pd.henry_coefficient(crystal, "N2", 300.0, n=4000)
+    assert abs(value * 1000 * crystal.density * 8.314462618 * 300.0 - 1) < 0.01
+    again, _ = pd.henry_coefficient(crystal, "N2", 300.0, n=4000)
+    assert again == value
+    with pytest.raises(MatgenError): pd.henry_coefficient(crystal, "Xe")
+
+
+def test_repeats_make_every_width_twice_the_cutoff():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lattice = 12 * np.eye(3) + 3 * rng.normal(size=(3, 3))
+        n = np.array(pd.repeats(lattice))
+        width = lambda n: 1 / np.linalg.norm(np.linalg.inv(lattice * n[:, None]), axis=0)
+        assert (width(n) >= 24 - 1e-6).all() and (width(np.maximum(n - 1, 1))[n > 1] < 24).all()
+
+
+def test_without_raspalib_the_error_says_what_to_install(monkeypatch):
+    import builtins
+    whole = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", lambda name, *rest: whole("no_such_module_at_all" if name == "raspalib" else name, *rest))
+    with pytest.raises(MatgenError, match="pip install raspalib"): pd.gcmc(helium(30.0), 298.0, 1e5, dict(CO2=1.0))
+
+
+@pytest.mark.parametrize("changes", [dict(fractions={}), dict(fractions=dict(Xe=1.0)), dict(charges=[1.0]), dict(charges=[0.0, 0.0])])
+def test_gcmc_refuses(changes):
+    with pytest.raises(MatgenError): pd.gcmc(helium(30.0), **{**dict(temperature=298.0, pressure=1e5, fractions=dict(CO2=1.0)), **changes})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("raspalib") is None, reason="the extra `gcmc` is not installed")
+def test_gcmc_of_nearly_nothing_is_the_ideal_gas_in_the_right_mixture():
+    crystal = helium(30.0)
+    found = pd.gcmc(crystal, 298.0, 5e5, dict(CO2=0.25, N2=0.75), cycles=4000, start_cycles=500)
+    ideal = 5e5 * crystal.volume * 1e-30 / (1.380649e-23 * 298.0) * 1000 / 4.002602
+    for gas, share in (("CO2", 0.25), ("N2", 0.75)):
+        mean, error = found[gas]
+        assert abs(mean / (share * ideal) - 1) < 0.15 + 2 * error / mean, gas
