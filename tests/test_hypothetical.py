@@ -183,7 +183,7 @@ def test_trials_depend_on_their_seed_alone(tmp_path):
 
 def test_embedded_set():
     data = h.embedded_mofs()
-    assert isinstance(data, MofData) and len(data) >= 900 and len(set(data.names)) == len(data)
+    assert isinstance(data, MofData) and len(data) >= 1000 and len(set(data.names)) == len(data)
     assert (data.num_blocks <= 20).all() and not data.properties.isnan().any() and set(data.property_names) == {"density", "void_fraction", "lcd"}
     metal = torch.tensor([b.num_connections if b.is_metal else -b.num_connections for b in data.library])
     owner = torch.repeat_interleave(torch.arange(len(data)), data.num_blocks)

@@ -386,9 +386,10 @@ def kabsch(a, b):
     U, _, Vt = np.linalg.svd(a.T @ b)
     return (Vt.T * [1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))]) @ U.T
 
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1541f45b
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #a5902b00
 def linker_names():
-    "The linkers of the library: name -> SMILES. Names: scaffold, end (none: carboxylate), functional group, for example 'bdc-NH2' or 'bpdc-pz'."
+    """The linkers of the library: name -> SMILES. A name is the scaffold, the end (none: carboxylate) and the functional group (a 2 behind it: twice),
+    for example 'bdc-NH2', 'bdc-F2' or 'bpdc-pz'."""
     out = {name: fill_scaffold(s) for name, s in SCAFFOLDS.items()}
     for end in ("-py", "-pz", "-tz"):
         out |= {name + end: fill_scaffold(SCAFFOLDS[name], end) for name in "direct bdc bpdc ndc adc tolane acetylene ttdc fum pzdc tetrazine sdc".split()}
