@@ -195,3 +195,17 @@ def test_bf16_on_cpu_and_epochs(tmp_path):
 
 def test_too_little_data(tmp_path):
     with pytest.raises(MatgenError, match="too few"): make(tmp_path, data=Data(torch.zeros(0, 3)), val_fraction=0.).fit()
+
+
+def test_half_precision_keeps_the_geometry():
+    from matgen_nb.symmcd.dataset import from_units, prepare_one
+    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    import numpy as np
+    from matgen_nb.symmetry.crystal import Crystal
+    salt = Crystal(5.64 * np.eye(3), [11] * 4 + [17] * 4, [[0, 0, 0], [0, .5, .5], [.5, 0, .5], [.5, .5, 0], [.5, 0, 0], [0, .5, 0], [0, 0, .5], [.5, .5, .5]])
+    data = from_units([prepare_one(salt)] * 20)
+    torch.manual_seed(0)
+    model, batch = SymmCD(preset("tiny"), statistics(data)), data.select(torch.arange(20))
+    full = model.loss(batch, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16): half = model.loss(batch, torch.Generator().manual_seed(0))
+    for part in full: assert float(half[part]) == pytest.approx(float(full[part]), rel=.02), part

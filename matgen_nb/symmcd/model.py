@@ -194,7 +194,8 @@ def loss(self, batch, generator=None):
     n, c = len(batch), self.config
     device = generator.device if generator is not None else batch.k.device
     t = torch.randint(1, c.T + 1, (n,), generator=generator, device=device).to(batch.k.device)
-    state, (eps, score, elements, site) = self.noisy(batch, t, generator)
+    with torch.autocast(t.device.type, enabled=False):                   # under mixed precision the geometry stays float32
+        state, (eps, score, elements, site) = self.noisy(batch, t, generator)
     eps_hat, score_hat, element_logits, site_logits = self.network(state)
     mask = self.mask(batch.space_group)
     parts = dict(k=(((eps_hat - eps) ** 2 * mask).sum(1) / mask.sum(1)).mean(),

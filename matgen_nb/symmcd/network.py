@@ -182,7 +182,7 @@ OrbitNetwork._embed, OrbitNetwork._edges, OrbitNetwork._multiplicity = _embed, _
 def forward(self, n):
     "The four predictions for a `Noisy` batch, see `OrbitNetwork`."
     i, j = all_pairs(n.num_orbits)
-    with torch.no_grad(): edge, vectors = self._edges(n, i, j)
+    with torch.no_grad(), torch.autocast(n.x.device.type, enabled=False): edge, vectors = self._edges(n, i, j)  # geometry needs float32
     degree = n.num_orbits[n.batch][:, None].to(edge.dtype)
     h = self._embed(n)
     for layer in self.layers: h, message = layer(h, edge, i, j, degree)

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from .lattice import lattice_from_parameters, lattice_parameters
+from ..utils import atomic_write
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f584a5e3
 @lru_cache
@@ -273,7 +274,7 @@ Crystal.to_pymatgen = to_pymatgen
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #cdeefa64
 def to_cif(crystal, path=None):
-    "The text of a CIF of the whole cell in P 1; written to `path` as well if one is given."
+    "The text of a CIF of the whole cell in P 1; written to `path` as well if one is given, whole or not at all."
     lengths, angles = lattice_parameters(crystal.lattice)
     symbols = element_table().symbol[crystal.elements]
     counts = Counter(symbols.tolist())
@@ -285,7 +286,7 @@ def to_cif(crystal, path=None):
     lines += [f'{s} {s}{i} {x:.8f} {y:.8f} {z:.8f} 1' for i, (s, (x, y, z)) in enumerate(zip(symbols, crystal.frac_coords), 1)]
     text = '\n'.join(lines) + '\n'
     if path is not None:
-        Path(path).write_text(text, encoding='utf-8')
+        with atomic_write(path) as file: file.write(text)
     return text
 
 Crystal.to_cif = to_cif
