@@ -181,17 +181,18 @@ def summarise_arm(judged, property, target, tolerance, relaxed=False):
     shares = {name: judged.summary[name] for name in ("matched", "assembled", "converged", "valid") if name in judged.summary}
     return shares | dict(hit=share([r["hit"] for r in judged.table], what), success=share([r["success"] for r in judged.table], "valid and " + what))
 
-# %% ../../nbs/4_mofdiff/23_property_design.ipynb #33674c28
+# %% ../../nbs/4_mofdiff/23_property_design.ipynb #dda67f0d
 def plot_design(result, ax=None, bins=24):
-    "Histogram of the measured property for each arm of a `Design`, assembled frameworks only; the target and its tolerance are marked. Returns the axes."
+    "Histogram of the measured property for each arm of a `Design`: outlines for all that was made, filled for what is valid; target and tolerance marked. Returns the axes."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.figure(figsize=(5, 2.6)).add_subplot()
-    values = {arm: [r["measured"] for r in result.rows if r["arm"] == arm and r["assembled"] and np.isfinite(r["measured"])] for arm in result.summary}
-    everything = np.concatenate([[result.target], *values.values()])
-    edges = np.linspace(everything.min() - result.tolerance, everything.max() + result.tolerance, bins + 1)
-    for (arm, v), color in zip(values.items(), ("0.6", "tab:orange", "tab:green")):
-        ax.hist(v, edges, histtype="stepfilled", alpha=0.3, color=color)
-        ax.hist(v, edges, histtype="step", color=color, label=f"{arm}: {sum(r['success'] for r in result.rows if r['arm'] == arm)} successes of {sum(r['arm'] == arm for r in result.rows)}")
+    rows = {arm: [r for r in result.rows if r["arm"] == arm] for arm in result.summary}
+    values = np.array([result.target, *[r["measured"] for r in result.rows if np.isfinite(r["measured"])]])
+    edges = np.linspace(values.min() - result.tolerance, values.max() + result.tolerance, bins + 1)
+    for (arm, members), color in zip(rows.items(), ("0.5", "tab:orange", "tab:green")):
+        label = f"{arm}: {sum(r['success'] for r in members)} successes of {len(members)}"
+        ax.hist([r["measured"] for r in members if np.isfinite(r["measured"])], edges, histtype="step", lw=1.5, color=color, label=label)
+        ax.hist([r["measured"] for r in members if r["valid"]], edges, histtype="stepfilled", alpha=0.4, color=color)
     ax.axvspan(result.target - result.tolerance, result.target + result.tolerance, color="tab:blue", alpha=0.15)
     ax.axvline(result.target, color="k", lw=1)
     ax.set(xlabel=f"{result.property}, measured", ylabel="frameworks")
@@ -283,22 +284,7 @@ def _framework(rl, crystal, force_field, kinds, charges, cutoff):
     atoms = [rl.Atom(tuple(map(float, x)), float(q), 1.0, 0, k) for x, q, k in zip(crystal.frac_coords, charges, kinds)]
     return rl.Framework(force_field, "framework", rl.SimulationBox(*map(float, L), *angles), 1, atoms, repeats(crystal.lattice, cutoff))
 
-# %% ../../nbs/4_mofdiff/23_property_design.ipynb #28117bc0
-def gcmc(crystal, temperature, pressure, fractions, charges=None, cycles=2000, start_cycles=2000, cutoff=12.0, seed=0):
-    """Uptake of a rigid framework by grand-canonical Monte Carlo: {gas: (mol/kg, half-width of the 95 % interval over five blocks)}.
-
-    temperature (K), pressure (Pa), fractions {gas: mole fraction}. charges (N,) of the framework's atoms in e, None for none. A cycle is as many moves as
-    there are molecules, at least 20. Runs in a process of its own, since RASPA ends its process when it fails. Needs the extra (pip install raspalib)."""
-    unknown = sorted(set(fractions) - set(GASES))
-    if unknown or not fractions: raise MatgenError(f"no model of {', '.join(unknown) or 'an empty mixture'}; there are {', '.join(GASES)}")
-    charges = np.zeros(len(crystal)) if charges is None else np.asarray(charges, dtype=float)
-    if charges.shape != (len(crystal),) or abs(charges.sum()) > 1e-2: raise MatgenError(f"charges must be {len(crystal)} numbers that add up to zero")
-    raspa()
-    job = (crystal, float(temperature), float(pressure), {g: float(y) for g, y in fractions.items()}, charges, int(cycles), int(start_cycles), cutoff, int(seed))
-    found, failures = parallel_map(_gcmc, [job], [f"GCMC at {temperature:g} K, {pressure:g} Pa"], n_jobs=2, progress=None, chunk=1)
-    if failures: raise MatgenError(str(failures[0]))
-    return found[0]
-
+# %% ../../nbs/4_mofdiff/23_property_design.ipynb #130a58a1
 def _gcmc(job):
     "The simulation of `gcmc`, in whatever process this is."
     crystal, temperature, pressure, fractions, charges, cycles, start_cycles, cutoff, seed = job
@@ -314,6 +300,22 @@ def _gcmc(job):
     mean, error = run.systems[0].average_loadings.result()
     per = 1000 / (element_table().mass[crystal.elements].sum() * math.prod(repeats(crystal.lattice, cutoff)))
     return {gas: (float(per * m), float(per * e)) for gas, m, e in zip(fractions, mean.number_of_molecules, error.number_of_molecules)}
+
+# %% ../../nbs/4_mofdiff/23_property_design.ipynb #918e1c37
+def gcmc(crystal, temperature, pressure, fractions, charges=None, cycles=2000, start_cycles=2000, cutoff=12.0, seed=0):
+    """Uptake of a rigid framework by grand-canonical Monte Carlo: {gas: (mol/kg, half-width of the 95 % interval over five blocks)}.
+
+    temperature (K), pressure (Pa), fractions {gas: mole fraction}. charges (N,) of the framework's atoms in e, None for none. A cycle is as many moves as
+    there are molecules, at least 20. Runs in a process of its own, since RASPA ends its process when it fails. Needs the extra (pip install raspalib)."""
+    unknown = sorted(set(fractions) - set(GASES))
+    if unknown or not fractions: raise MatgenError(f"no model of {', '.join(unknown) or 'an empty mixture'}; there are {', '.join(GASES)}")
+    charges = np.zeros(len(crystal)) if charges is None else np.asarray(charges, dtype=float)
+    if charges.shape != (len(crystal),) or abs(charges.sum()) > 1e-2: raise MatgenError(f"charges must be {len(crystal)} numbers that add up to zero")
+    raspa()
+    job = (crystal, float(temperature), float(pressure), {g: float(y) for g, y in fractions.items()}, charges, int(cycles), int(start_cycles), cutoff, int(seed))
+    found, failures = parallel_map(_gcmc, [job], [f"GCMC at {temperature:g} K, {pressure:g} Pa"], n_jobs=2, progress=None, chunk=1)
+    if failures: raise MatgenError(str(failures[0]))
+    return found[0]
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #0b2e3afe
 def co2_working_capacity(crystal, charges=None, cycles=2000, start_cycles=2000, cutoff=12.0, seed=0):
