@@ -4,9 +4,9 @@
 __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'STAGES', 'prepare_mofs_command', 'choose_training', 'fit_blocks', 'report_training',
            'train_blocks_command', 'net_identity', 'known_identities', 'fit_mofdiff', 'train_mofdiff_command',
            'open_mofs', 'sample_stage', 'read_sampled', 'write_stage', 'read_stage', 'assemble_part', 'run_stage',
-           'assemble_stage', 'relax_part', 'relax_stage', 'judge_part', 'judge_stage', 'first_reason', 'collect',
-           'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target', 'reference_identities',
-           'mof_folder', 'evaluate_mofs_command', 'design_command']
+           'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part', 'judge_stage', 'first_reason',
+           'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
+           'reference_identities', 'mof_folder', 'evaluate_mofs_command', 'design_command']
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #df4d69bf
 import json, time
@@ -215,7 +215,7 @@ def assemble_stage(coarse, out, seed=0, n_jobs=1, device="cpu", limit=60., start
     work = partial(assemble_part, folder=folder, limit=limit, seed=seed, device=device, starts=starts, generations=generations)
     run_stage(work, parts, [[c.name for c in part] for part in parts], folder, "assembling", n_jobs if device == "cpu" else 1, 3 * limit * group + 60)
 
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #3c83d798
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #56f1f4ef
 def relax_part(name, source, folder, limit=120.):
     "Relax the framework `name` of the folder `source`, write it to `folder`."
     from matgen_nb.mofdiff.relaxation import relax
@@ -224,13 +224,16 @@ def relax_part(name, source, folder, limit=120.):
     except MatgenError as error: return write_stage(folder, name, dict(name=name, converged=False, reason=str(error).removeprefix(f"{name}: ")))
     write_stage(folder, name, {**r.row, "reason": "" if r.converged else f"relaxation: {r.row['stopped']}"}, r.crystal, r.bonds, r.images)
 
+def closed(names, out):
+    "Those of the frameworks whose bonds between blocks are all good. Atoms may still clash: relaxation can part them, and the checks decide."
+    return [n for n in names if (read_stage(Path(out)/"assembled", n)[0] or {}).get("bond_success") == 1]
+
 def relax_stage(names, out, n_jobs=1, limit=120.):
-    "Relax the frameworks out/assembled/name that are assembled without a bad bond or a clash, into out/relaxed."
-    source, folder = Path(out)/"assembled", Path(out)/"relaxed"
-    good = [n for n in names if (read_stage(source, n)[0] or {}).get("assembled")]
+    "Relax the `closed` ones of the frameworks out/assembled/name into out/relaxed."
+    source, folder, good = Path(out)/"assembled", Path(out)/"relaxed", closed(names, out)
     run_stage(partial(relax_part, source=source, folder=folder, limit=limit), good, [[n] for n in good], folder, "relaxing", n_jobs, 2 * limit + 60)
 
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #48f81d9e
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #5a528777
 def judge_part(name, out, limit=120.):
     "Judge the last structure there is of a framework; writes out/judged/name.json."
     from matgen_nb.mofdiff.evaluation import describe_mof
@@ -240,20 +243,19 @@ def judge_part(name, out, limit=120.):
     write_stage(Path(out)/"judged", name, {**describe_mof(mof and mof.crystal, limit), "stage": stage if mof else "sampled"})
 
 def judge_stage(names, out, n_jobs=1, limit=120.):
-    "Checks, pores and identity of the frameworks of a run in out/judged; those that have been relaxed since are judged again."
-    folder = Path(out)/"judged"
+    "Checks, pores and identity of the `closed` frameworks of a run in out/judged; those that have been relaxed since are judged again."
+    folder, names = Path(out)/"judged", closed(names, out)
     for n in names:
         row, _ = read_stage(folder, n)
         if row and row.get("stage") == "assembled" and (Path(out)/"relaxed"/f"{n}.cif").exists(): (folder/f"{n}.json").unlink()
     run_stage(partial(judge_part, out=out, limit=limit), names, [[n] for n in names], folder, "judging", n_jobs, 3 * limit)
 
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #2d5a0143
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #764999d6
 def first_reason(row, assembled, relaxed, judged):
     "Why a framework is not valid: the first stage that says so; empty for a valid one."
     if not row["matched"]: return row.get("reason") or "connection points do not match"
     if assembled.get("reason"): return f"assembly: {assembled['reason']}"
     if assembled.get("bond_success") != 1: return f"assembly: {1 - assembled.get('bond_success', 0):.0%} of the bonds between blocks do not close"
-    if not assembled["assembled"]: return f"assembly: {assembled['clashes']} pairs of atoms clash"
     if relaxed and not relaxed.get("converged"): return relaxed.get("reason", "relaxation: did not converge")
     from matgen_nb.mofdiff.evaluation import CHECKS
     missed = [name for name in (*CHECKS, "porous") if not judged.get(name)]
@@ -261,13 +263,13 @@ def first_reason(row, assembled, relaxed, judged):
 
 def collect(out, known=(), relax=True):
     "Rows of all frameworks of a run, with valid, unique, novel, vnu; and the summary with its intervals."
-    from matgen_nb.mofdiff.evaluation import _novelty, summarise
+    from matgen_nb.mofdiff.evaluation import _novelty, describe_mof, summarise
     table, out = [], Path(out)
     for row in read_sampled(out)[1]:
         a, r, j = (read_stage(out/stage, row["name"])[0] or {} for stage in STAGES)
-        row |= {k: v for k, v in a.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=bool(a.get("assembled")))
+        row |= {k: v for k, v in a.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=a.get("bond_success") == 1)
         if relax: row |= {k: v for k, v in r.items() if k in ("energy_per_atom", "volume_change", "stopped")} | dict(converged=r.get("converged", False))
-        row |= {k: v for k, v in j.items() if k != "name"} | dict(reason=first_reason(row, a, r if relax else {}, j))
+        row |= {k: v for k, v in (j or describe_mof(None)).items() if k != "name"} | dict(reason=first_reason(row, a, r if relax else {}, j))
         row["valid"] = bool(row["matched"] and row["assembled"] and row.get("converged", True) and row.get("checks_passed"))
         table.append(row)
     _novelty(table, set(known))
@@ -368,7 +370,7 @@ def reference_identities(path, n_jobs=-1):
     found, _ = parallel_map(describe_mof, [c for c in crystals if c is not None], n_jobs=n_jobs, timeout=300, progress="reference")
     return sorted({row["identity"] for row in found if row and row["identity"]})
 
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #6367af95
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #d047ee7d
 def mof_folder(source):
     "Where the CIF files of a source are: the last stage of a run, or the source itself."
     return next((Path(source)/stage for stage in ("relaxed", "assembled") if any((Path(source)/stage).glob("*.cif"))), Path(source))
@@ -384,6 +386,7 @@ def evaluate_mofs_command(source: Annotated[Path, typer.Argument(help="Folder of
     from matgen_nb.scale.command_line import fresh_folder, write_results
     known, start = reference_identities(reference, n_jobs) if reference else (), time.monotonic()
     out, (crystals, names, failures) = fresh_folder(out, overwrite), read_crystals(mof_folder(source), n_jobs)
+    names = [n.removesuffix(".cif") for n in names]
     if failures: say(describe_failures(failures, len(crystals)))
     result = evaluate_mofs(crystals, known, [dict(name=n) for n in names], n_jobs, timeout)
     write_results(out, crystals, result.table, "Evaluation of frameworks", run_record(_command(), seed, time.monotonic() - start))

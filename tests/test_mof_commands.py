@@ -1,0 +1,174 @@
+"""The commands of the MOF half: help, errors, files, restarts; stages on textbook frameworks, tiny networks."""
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from matgen_nb.mofdiff.building_blocks import decompose, textbook_mofs
+from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData, from_decomposition
+from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
+from matgen_nb.mofdiff.evaluation import framework_identity
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, find_weights, statistics
+from matgen_nb.scale import command_line as cli, mof_commands as mc
+from matgen_nb.utils import MatgenError
+
+COMMANDS = (["prepare", "mofs"], ["train", "blocks"], ["train", "mofdiff"], ["sample", "mofdiff"], ["evaluate", "mofs"], ["design"])
+NAMES = ("IRMOF-1", "HKUST-1", "MIL-53")
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop: cli.main([str(a) for a in arguments])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def data():
+    return MofData.from_coarse([from_decomposition(decompose(textbook_mofs()[n]), n, dict(density=textbook_mofs()[n].crystal.density)) for n in NAMES])
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    torch.manual_seed(0)
+    encoder = BlockEncoder(BlockConfig.preset("tiny"))
+    made = MofDiff(MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))).eval()
+    made.info = dict(identities=mc.known_identities(data))
+    return made
+
+
+@pytest.fixture
+def weights(model, tmp_path):
+    model.save_pretrained(tmp_path/"weights.safetensors", info=model.info)
+    return tmp_path/"weights.safetensors"
+
+
+@pytest.fixture
+def cifs(tmp_path):
+    (tmp_path/"cifs").mkdir()
+    for n in NAMES: textbook_mofs()[n].crystal.to_cif(tmp_path/"cifs"/f"{n}.cif")
+    return tmp_path/"cifs"
+
+
+def put_sampled(out, data):
+    "A run whose stage one is the textbook itself."
+    named = [replace(data[i], name=f"mof_{i:05d}") for i in range(len(data))]
+    MofData.from_coarse(named).save(out/"sampled"/"00000.safetensors")
+    cli.write_table(out/"sampled"/"00000.csv", [dict(name=c.name, matched=True, reason="") for c in named])
+    return named
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(command):
+    cli.load_commands()
+    shown = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert shown.exit_code == 0
+    for word in ("--seed", "--device", "--out", "Example", "matgen " + " ".join(command)): assert word in shown.output, word
+
+
+def test_errors_are_one_line_and_leave_nothing(tmp_path, weights, capsys):
+    torch.manual_seed(0)
+    nothing = tmp_path/"no.safetensors"
+    for arguments in (["prepare", "mofs", tmp_path/"no", "--out", tmp_path/"f"], ["train", "blocks", nothing, "--out", tmp_path/"o"],
+                      ["train", "blocks", nothing, "--preset", "huge", "--out", tmp_path/"o"], ["train", "mofdiff", nothing, "--blocks", weights, "--out", tmp_path/"o"],
+                      ["sample", "mofdiff", "--weights", nothing, "--out", tmp_path/"o"], ["sample", "mofdiff", "--weights", weights, "-n", 0, "--out", tmp_path/"o"],
+                      ["sample", "mofdiff", "--weights", weights, "--target", "big", "--out", tmp_path/"o"], ["evaluate", "mofs", tmp_path/"no", "--out", tmp_path/"o"],
+                      ["design", "--weights", weights, "--property", "beauty", "--target", 1, "--out", tmp_path/"o"]):
+        assert run(*arguments) == 2, arguments
+        shown = capsys.readouterr().err
+        assert shown.startswith("matgen: ") and shown.count("\n") == 1, shown
+    assert not (tmp_path/"o").exists() and not (tmp_path/"f").exists()
+
+
+def test_prepare_names_what_fails(tmp_path, cifs, capsys):
+    (cifs/"broken.cif").write_text("data_nothing\n")
+    assert run("prepare", "mofs", cifs, "--out", tmp_path/"m.safetensors", "--n-jobs", 1) == 0
+    assert "3 of 4 frameworks" in capsys.readouterr().out
+    assert "broken" in json.loads((tmp_path/"m.run.json").read_text())["failures"][0]
+    assert run("prepare", "mofs", cifs, "--out", tmp_path/"m.safetensors") == 2
+
+
+def test_train_both_networks(tmp_path, data):
+    data.save(tmp_path/"m.safetensors")
+    assert run("train", "blocks", tmp_path/"m.safetensors", "--preset", "tiny", "--steps", 3, "--device", "cpu", "--out", tmp_path/"b") == 0
+    assert run("train", "mofdiff", tmp_path/"m.safetensors", "--blocks", tmp_path/"b"/"weights.safetensors", "--preset", "tiny", "--steps", 3, "--device", "cpu", "--out", tmp_path/"d") == 0
+    made = MofDiff.from_pretrained(tmp_path/"d"/"weights.safetensors")
+    assert made.info["identities"] == mc.known_identities(data) and made.property_names == ("density",)
+    assert run("train", "mofdiff", tmp_path/"m.safetensors", "--blocks", tmp_path/"d"/"weights.safetensors", "--device", "cpu", "--out", tmp_path/"e") == 2
+
+
+def test_identities_from_beads_are_those_from_atoms(data):
+    for i, name in enumerate(NAMES): assert framework_identity(decompose(textbook_mofs()[name])) in (mc.net_identity(data[i], s) for s in (1.05, 1.1))
+
+
+def test_stages_on_known_beads(tmp_path, data):
+    named = put_sampled(tmp_path, data)
+    names = [c.name for c in named]
+    mc.assemble_stage(named, tmp_path, starts=16, generations=1)
+    mc.judge_stage(names, tmp_path)
+    before, _ = mc.collect(tmp_path, relax=False)
+    assert [r["stage"] for r in before] == ["assembled"] * 3 and all(r["valid"] for r in before)
+    mc.relax_stage(names[1:2], tmp_path, limit=20.)
+    mc.judge_stage(names, tmp_path)                                             # what was relaxed is judged again, the others are not
+    after, summary = mc.collect(tmp_path, mc.known_identities(data))
+    assert [r["stage"] for r in after] == ["assembled", "relaxed", "assembled"] and after[1]["valid"] and not after[0]["valid"]
+    assert not any(r["novel"] for r in after) and summary["vnu"]["value"] == 0 and all(bool(r["reason"]) != r["valid"] for r in after if r["stage"] == "relaxed")
+
+
+def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, data, monkeypatch):
+    import matgen_nb.mofdiff.assembly as assembly
+    real = assembly.assemble
+    def slow(part, **settings):
+        if any(c.name == "mof_00001" for c in part):
+            try: time.sleep(10)
+            except TimeoutError as error: return [assembly._failed(c, str(error), True) for c in part]
+        return real(part, **settings)
+    monkeypatch.setattr(assembly, "assemble", slow)
+    named = put_sampled(tmp_path, data)
+    mc.assemble_stage(named, tmp_path, starts=16, generations=1, limit=2.)
+    rows = [mc.read_stage(tmp_path/"assembled", c.name) for c in named]
+    assert rows[1][1] is None and "took longer" in rows[1][0]["reason"] and rows[0][1] is not None
+    mc.judge_stage([c.name for c in named], tmp_path)
+    table, _ = mc.collect(tmp_path, relax=False)
+    assert "took longer" in table[1]["reason"] and not table[1]["valid"] and len(table) == 3
+
+
+def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
+    ask = ["sample", "mofdiff", "--weights", weights, "-n", 3, "--steps", 3, "--no-relax", "--n-jobs", 1, "--device", "cpu", "--out"]
+    assert run(*ask, tmp_path/"a") == 0 and run(*ask, tmp_path/"b") == 0
+    table = [cli.read_table(tmp_path/x/"table.csv") for x in "ab"]
+    assert len(table[0]) == 3 and all(r["valid"] == "True" or r["reason"] for r in table[0])
+    assert [r["cp_error"] for r in table[0]] == [r["cp_error"] for r in table[1]]
+    for name in ("request.json", "run.json", "summary.json", "gallery.html", "gallery.png"): assert (tmp_path/"a"/name).stat().st_size
+    assert run(*ask, tmp_path/"a") == 2 and run(*ask, tmp_path/"a", "--resume", "--seed", 1) == 2
+    assert "seed was 0 and is now 1" in capsys.readouterr().err
+    (tmp_path/"a"/"assembled"/"mof_00002.json").unlink()                        # as if it had been stopped there
+    stamp = (tmp_path/"a"/"judged"/"mof_00001.json").stat().st_mtime_ns
+    assert run(*ask, tmp_path/"a", "--resume") == 0
+    again = cli.read_table(tmp_path/"a"/"table.csv")
+    assert [r["cp_error"] for r in again] == [r["cp_error"] for r in table[0]] and stamp == (tmp_path/"a"/"judged"/"mof_00001.json").stat().st_mtime_ns
+
+
+def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
+    assert run("evaluate", "mofs", cifs, "--reference", weights, "--n-jobs", 1, "--out", tmp_path/"j") == 0
+    summary = json.loads((tmp_path/"j"/"summary.json").read_text())
+    assert summary["valid"]["value"] == 1 and summary["novel"]["value"] == 0 and (tmp_path/"j"/"summary.png").stat().st_size
+    rows = cli.read_table(tmp_path/"j"/"table.csv")
+    assert {r["name"] for r in rows} == set(NAMES)
+
+
+def test_target_is_parsed():
+    assert mc.parse_target("density=0.5") == {"density": .5} and mc.parse_target(None) is None
+    with pytest.raises(MatgenError, match="name=value"): mc.parse_target("0.5")
+
+
+@pytest.mark.parametrize("name", ["mofdiff-small", "blocks-small"])
+def test_shipped_weights(name, data):
+    path = find_weights(name)
+    assert path.stat().st_size < 5e6 and path.with_suffix(".md").read_text().startswith(f"# {name}")
+    if name == "blocks-small": assert BlockEncoder.from_pretrained(name).encode(data.library).isfinite().all()
+    else:
+        model = MofDiff.from_pretrained(name)
+        found = model.sample(3, seed=0, steps=10, progress=False)
+        assert len(model.info["identities"]) > 500 and all(isinstance(s.coarse, CoarseMof) and s.row["matched"] for s in found)
