@@ -39,6 +39,8 @@ setup(
     extras_require={
         "dev": cfg["dev_requirements"].split(),
         "stability": cfg["stability_requirements"].split(),
+        "gcmc": cfg["gcmc_requirements"].split(),
+        "cluster": cfg["cluster_requirements"].split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
