@@ -275,7 +275,7 @@ def collect(out, known=(), relax=True):
     _novelty(table, set(known))
     return table, summarise(table, bool(known))
 
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #641ad9d4
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #517b5d8a
 def mof_sheet(coarse, crystals, titles, columns=6):
     "Figure of frameworks side by side: beads above, atoms below."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -290,7 +290,7 @@ def mof_sheet(coarse, crystals, titles, columns=6):
         beads.plot(ax=above)
         crystal.plot(ax=below)
         above.set_title(title, fontsize=6)
-    figure.subplots_adjust(0, 0, 1, 1 - .25 / (3.1 * lines), .02, .08)
+    figure.subplots_adjust(0, 0, 1, 1 - .4 / (3.1 * lines), .02, .12)
     return figure
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3288d19
