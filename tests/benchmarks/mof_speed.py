@@ -7,25 +7,14 @@ The released figures were measured once on one CPU thread of another machine of 
 work on the machine does not count): medians, with the slowest and the fastest repeat; the last column is the ratio to the released figure.
 A "block" is a block of the batch; ours is embedded twice in a step, as two displaced copies, the released one once."""
 import argparse
-import statistics as st
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from timing import seconds
+
 RELEASED = {"blocks": 28.6}
-
-
-def seconds(run, repeats):
-    "Median, smallest and largest CPU seconds of `repeats` runs, after one that is not counted."
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return st.median(times), min(times), max(times)
 
 
 def report(what, part, count, run, repeats):

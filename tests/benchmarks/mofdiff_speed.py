@@ -6,27 +6,15 @@ Without --data: the eight textbook frameworks of lesson 14 (K = 6 to 24, 11.5 bl
 depend on what the embeddings say. The released figures (5.8 MOFs/s in training, 109 CPU s a sample) were measured once on one CPU thread of another machine of this
 kind, unmodified. Seconds are CPU seconds of this process: medians, with the slowest and the fastest repeat; the last column is the ratio."""
 import argparse
-import statistics as st
-import time
 
 import torch
 
+from timing import seconds
 from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData
 from matgen_nb.mofdiff.model import MofDiff, preset, statistics
 from matgen_nb.mofdiff.sampling import choose_blocks
 
 TRAINING, SAMPLE = 5.8, 109.0                  # MOFs/s and CPU s of the release
-
-
-def seconds(run, repeats):
-    "Median, smallest and largest CPU seconds of `repeats` runs, after one that is not counted if there are several."
-    if repeats > 1: run()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return st.median(times), min(times), max(times)
 
 
 def textbook_data():

@@ -6,28 +6,16 @@ Without --data the embedded set is used. The released figures were measured once
 unmodified, on Materials Project crystals; the last column is the ratio. Times are CPU seconds of this process (on an idle machine: seconds), medians;
 the spread is the machine's noise."""
 import argparse
-import statistics as st
-import time
 
 import torch
 
+from timing import seconds
 from matgen_nb.symmcd.dataset import CrystalData, prepare, prepare_one, read_csv
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
 from matgen_nb.symmcd.sampling import sample_requests, make_request
 from matgen_nb.symmetry.projection import project
 
 RELEASED = {"train 256 x 4": 180.0, "train 1024 x 8": 13.4, "sample 256 x 4": 0.205, "sample 1024 x 8": 0.0235, "projection": 1 / 0.025, "preparing": 1 / 0.365}
-
-
-def seconds(run, repeats):
-    "Median, smallest and largest CPU seconds of `repeats` runs; several come after one that is not counted."
-    if repeats > 1: run()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return st.median(times), min(times), max(times)
 
 
 def training_step(model, data, batch_size):
