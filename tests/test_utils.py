@@ -72,3 +72,19 @@ def test_time_limit_is_removed():
         with time_limit(.05): time.sleep(5)
     time.sleep(.1)
     assert issubclass(MatgenError, Exception)
+
+
+def test_every_model_reads_its_weights_the_same_way(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+    from matgen_nb.mofdiff import embedding, model as mofdiff
+    from matgen_nb.symmcd import model as symmcd
+    from matgen_nb.utils import find_weights, read_weights
+    assert symmcd.find_weights is mofdiff.find_weights is find_weights and symmcd.read_weights is mofdiff.read_weights is embedding.read_weights is read_weights
+    save_file({"w": torch.arange(3.)}, tmp_path/"good.safetensors", {"format": "x 1", "unit": "m"})
+    assert read_weights(tmp_path/"good.safetensors", "x 1", lambda metadata, tensors: (metadata["unit"], tensors["w"].tolist())) == ("m", [0, 1, 2])
+    (tmp_path/"cut.safetensors").write_bytes((tmp_path/"good.safetensors").read_bytes()[:-5])
+    torch.save({"w": torch.ones(1)}, tmp_path/"pickle.safetensors")
+    for name, form, text in (("cut", "x 1", "cut short"), ("pickle", "x 1", "cut short"), ("good", "x 2", "another model or version"), ("none", "x 1", "ship with the package: .*symmcd-mp20-small")):
+        with pytest.raises(MatgenError, match=text): read_weights(tmp_path/f"{name}.safetensors", form, lambda *parts: parts)
+    with pytest.raises(MatgenError, match="does not fit.*no_such"): read_weights(tmp_path/"good.safetensors", "x 1", lambda metadata, tensors: metadata["no_such"])

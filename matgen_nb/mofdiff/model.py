@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'FORMAT', 'MofDiffConfig', 'preset', 'Library', 'typical',
            'squash', 'unsquash', 'statistics', 'mlp', 'LatentPrior', 'MofDiff', 'standard_k', 'raw_k', 'cells',
            'standard_features', 'raw_features', 'beads', 'encode', 'decode_num_blocks', 'decode_k', 'decode_properties',
            'feature_target', 'feature_eps', 'network_time', 'noisy', 'training_cells', 'per_mof_mean', 'loss',
-           'pack_library', 'unpack_library', 'save_pretrained', 'find_weights', 'from_pretrained']
+           'pack_library', 'unpack_library', 'save_pretrained', 'from_pretrained']
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #34c25a2d
 import json
@@ -21,7 +21,7 @@ from ..diffusion.torus import TorusDiffusion
 from .coarse_graining import pack_blocks, unpack_blocks
 from .network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, time_features, without_mean
 from ..symmetry.lattice import k_to_lattice, lattice_to_k
-from ..utils import MatgenError, atomic_write
+from ..utils import MatgenError, atomic_write, find_weights, read_weights
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #325b8a9f
 @dataclass(frozen=True)
@@ -342,34 +342,7 @@ def save_pretrained(model, path, info=None, dtype=torch.float32):
 
 MofDiff.save_pretrained = save_pretrained
 
-# %% ../../nbs/4_mofdiff/18_model.ipynb #6c69860e
-def find_weights(name_or_path):
-    "Path of a weights file: a path, a folder with model.safetensors, or the name of weights that ship with the package."
-    from pathlib import Path
-    import matgen_nb
-    shipped, path = Path(matgen_nb.__file__).parent / "data" / "weights", Path(name_or_path)
-    for candidate in (path, path / "model.safetensors", shipped / f"{name_or_path}.safetensors"):
-        if candidate.is_file(): return candidate
-    known = ", ".join(sorted(p.stem for p in shipped.glob("*.safetensors"))) or "none"
-    raise MatgenError(f"no weights at {str(name_or_path)!r}; weights that ship with the package: {known}")
-
 # %% ../../nbs/4_mofdiff/18_model.ipynb #c726a99e
-def from_pretrained(name_or_path, device="cpu"):
-    "A trained `MofDiff` on a device, ready to sample. MatgenError for a missing, damaged or foreign file."
-    from safetensors import safe_open
-    path = find_weights(name_or_path)
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata, state = file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}
-    except Exception as error:
-        raise MatgenError(f"{path} is not a readable weights file ({error}); it may be cut short, fetch it again") from None
-    if (found := metadata.get("format", "something else")) != FORMAT:
-        raise MatgenError(f"{path} holds {found!r}, but {FORMAT!r} is needed: weights of another model or version")
-    try: model = _rebuild(metadata, state)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise MatgenError(f"{path} does not fit this version of matgen_nb ({str(error).splitlines()[0]})") from None
-    return model.to(device).eval()
-
 def _rebuild(metadata, state):
     "The model of a file's header and tensors."
     blocks = {n: t for n, t in state.items() if n.startswith("library.")}
@@ -381,5 +354,9 @@ def _rebuild(metadata, state):
     model.load_state_dict(state)
     model.info = json.loads(metadata.get("info", "{}"))
     return model
+
+def from_pretrained(name_or_path, device="cpu"):
+    "A trained `MofDiff` on a device, ready to sample. MatgenError for a missing, damaged or foreign file."
+    return read_weights(name_or_path, FORMAT, _rebuild).to(device).eval()
 
 MofDiff.from_pretrained = staticmethod(from_pretrained)
