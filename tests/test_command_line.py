@@ -267,6 +267,18 @@ def test_killed_sampling_resumes_with_identical_results(tmp_path):
     assert a == b and len(cli.read_table(tmp_path/"a"/"table.csv")) == 7
 
 
+def test_demo_from_beginning_to_end(tmp_path, capsys):
+    "A small one: crystals and a framework, with a picture of both its forms in the gallery; again only with --overwrite."
+    line = ["demo", "--seconds", 2, "-n", 2, "--known", 4, "--mofs", 4, "--device", "cpu", "--out", tmp_path/"demo"]
+    assert run(*line) == 0
+    shown, made = capsys.readouterr().out, {str(p.relative_to(tmp_path/"demo")) for p in (tmp_path/"demo").rglob("*.*")}
+    assert {"cif/00001.cif", "gallery.html", "table.csv", "summary.json", "training/weights.safetensors", "mof/mof.cif", "mof/beads_and_atoms.png", "mof/table.csv"} <= made
+    record, page = json.loads((tmp_path/"demo"/"run.json").read_text())["framework"], (tmp_path/"demo"/"gallery.html").read_text()
+    assert page.count('class="w"') == 1 and f"{record['closed']} of {record['drawn']} drawn frameworks close" in page and record["formula"] in shown
+    assert record["drawn"] % 4 == 0 and (record["closed"] > 0) == (record["bond_success"] == 1) and Crystal.from_cif(tmp_path/"demo"/"mof"/"mof.cif").formula == record["formula"]
+    assert run(*line) == 2
+
+
 def test_further_commands_are_found(monkeypatch):
     import matgen_nb.scale
     import pkgutil

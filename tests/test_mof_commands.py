@@ -3,6 +3,7 @@ import json
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -156,6 +157,46 @@ def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
     assert summary["valid"]["value"] == 1 and summary["novel"]["value"] == 0 and (tmp_path/"j"/"summary.png").stat().st_size
     rows = cli.read_table(tmp_path/"j"/"table.csv")
     assert {r["name"] for r in rows} == set(NAMES)
+
+
+class Draws:
+    "A model that draws the textbook in the rounds named, and beads in places that cannot meet in the others."
+    def __init__(self, data, good): self.data, self.good, self.rounds = data, good, 0
+
+    def sample(self, n, seed, **how):
+        from matgen_nb.mofdiff.sampling import MofSample
+        self.rounds += 1
+        beads = [self.data[i % len(self.data)] for i in range(n)]
+        if self.rounds not in self.good: beads = [replace(c, frac_coords=np.random.default_rng(i).random((len(c), 3))) for i, c in enumerate(beads)]
+        return [MofSample(c, {}) for c in beads]
+
+
+def test_the_demo_draws_until_one_closes(tmp_path, data, monkeypatch):
+    for good, rounds in (({1}, 1), ({2}, 2)):
+        model = Draws(data, good)
+        beads, built = mc.draw_closed(model, 2, starts=16, generations=1, rounds=3)
+        assert model.rounds == rounds and len(beads) == len(built) == 2 * rounds and [b.name for b in beads] == [f"mof_{i:05d}" for i in range(2 * rounds)]
+        i, mof, row = mc.best_framework(built, limit=2.)
+        assert i >= 2 * (rounds - 1) and row["bond_success"] == 1 and row["valid"]
+    model = Draws(data, ())
+    monkeypatch.setattr(MofDiff, "from_pretrained", lambda *_: model)
+    row, text = mc.demo_mof(tmp_path/"mof", 1, starts=4, generations=1, rounds=2)
+    assert text.startswith("none of 2") and not row["valid"] and row["closed"] == 0 and model.rounds == 2, "no pretence"
+    assert {p.name for p in (tmp_path/"mof").iterdir()} == {"mof.cif", "table.csv", "beads_and_atoms.png"} and len(cli.read_table(tmp_path/"mof"/"table.csv")) == 2
+
+
+def test_blocks_are_drawn_whole():
+    for name in NAMES:
+        mof, d = textbook_mofs()[name], decompose(textbook_mofs()[name])
+        owner = np.zeros(len(mof), dtype=int)
+        for k, atoms in enumerate(d.atoms): owner[atoms] = k
+        cart, elements, bonds = mc.whole_blocks(mof, owner, d.frac_coords)
+        lengths = np.linalg.norm(cart[bonds[:, 0]] - cart[bonds[:, 1]], axis=1)
+        assert len(cart) == len(elements) > len(mof) and lengths.max() < 3.0
+        for k, atoms in enumerate(d.atoms):                                       # every block of the home cell, beside its bead
+            home = d.frac_coords[k] @ d.lattice + d.blocks[k].cart_coords
+            far = np.linalg.norm(home[:, None] - cart, axis=-1).min(1)
+            assert far.max() < 1e-6 or not d.blocks[k].is_metal
 
 
 def test_target_is_parsed():

@@ -8,7 +8,7 @@ __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 
            'pick_device', 'prepare_crystals', 'training_config', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd',
            'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'sample_symmcd',
            'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability',
-           'evaluate_crystals_command', 'demo', 'load_commands', 'main']
+           'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import base64, csv, hashlib, html, io, json, os, platform, subprocess, sys, time
@@ -66,7 +66,7 @@ def crystal_png(crystal, size=2.2):
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body{{font-family:system-ui,sans-serif;margin:2em;color:#222}}.g{{display:flex;flex-wrap:wrap;gap:10px}}
 figure{{margin:0;border:1px solid #ddd;border-radius:6px;padding:4px;width:190px}}figure img{{width:100%}}
-figcaption{{font-size:12px;text-align:center}}table{{border-collapse:collapse;font-size:12px;margin-top:2em}}
+figure.w{{width:560px;max-width:100%}}figcaption{{font-size:12px;text-align:center}}table{{border-collapse:collapse;font-size:12px;margin-top:2em}}
 td,th{{border:1px solid #ddd;padding:3px 7px;text-align:right}}th{{cursor:pointer;background:#f3f3f3}}</style>
 <h1>{title}</h1><p>{intro}</p><div class="g">{figures}</div><p>Click a heading to sort.</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
 <script>document.querySelectorAll("th").forEach((h,i)=>{{let up=1;h.onclick=()=>{{const b=document.querySelector("tbody");
@@ -74,12 +74,15 @@ const v=r=>r.cells[i].textContent,n=s=>s!==""&&!isNaN(s);
 [...b.rows].sort((p,q)=>{{const s=v(p),t=v(q);return up*(n(s)&&n(t)?s-t:s.localeCompare(t))}}).forEach(r=>b.append(r));up=-up}}}})</script></html>
 """
 
-def write_gallery(path, title, crystals, rows, intro="", limit=60):
-    "One self-contained HTML page: pictures of the first `limit` crystals (base64 PNG; None is left out) and a sortable table of all `rows`."
+def write_gallery(path, title, crystals, rows, intro="", limit=60, wide=()):
+    """One self-contained HTML page: pictures of the first `limit` crystals (base64 PNG; None is left out) and a sortable table of all `rows`.
+    wide: further pictures, list of (PNG bytes, caption), shown first and larger."""
+    def picture(png, text, kind=""): return (f'<figure{kind}><img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{show(text)}">'
+                                             f"<figcaption>{show(text)}</figcaption></figure>")
     def show(value): return html.escape(f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value))
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    figures = "".join(f'<figure><img src="data:image/png;base64,{base64.b64encode(crystal_png(c)).decode()}" alt="{show(caption(r))}">'
-                      f"<figcaption>{show(caption(r))}</figcaption></figure>" for c, r in [pair for pair in zip(crystals, rows) if pair[0] is not None][:limit])
+    figures = "".join(picture(png, text, ' class="w"') for png, text in wide)
+    figures += "".join(picture(crystal_png(c), caption(r)) for c, r in [pair for pair in zip(crystals, rows) if pair[0] is not None][:limit])
     body = "".join("<tr>" + "".join(f"<td>{show(row.get(key))}</td>" for key in columns) + "</tr>" for row in rows)
     page = _PAGE.format(title=html.escape(title), intro=html.escape(intro), figures=figures, head="".join(f"<th>{show(c)}</th>" for c in columns), body=body)
     with atomic_write(path) as f: f.write(page)
@@ -124,17 +127,17 @@ def write_cifs(out, crystals, rows, first=0):
             with atomic_write(Path(out)/"cif"/row["file"], sync=False) as f: f.write(crystal.to_cif())
     return rows
 
-def write_results(out, crystals, rows, title, record):
-    "CIF files, table.csv, gallery.html, gallery.png and run.json in the folder `out`; returns the rows with their file names."
+def write_results(out, crystals, rows, title, record, wide=()):
+    "CIF files, table.csv, gallery.html, gallery.png and run.json in the folder `out`; returns the rows with their file names. wide: see `write_gallery`."
     out, rows = Path(out), write_cifs(out, crystals, rows)
     write_table(out/"table.csv", rows)
-    write_gallery(out/"gallery.html", title, crystals, rows, intro=f"{len(rows)} structures, made by: {record['command']}")
+    write_gallery(out/"gallery.html", title, crystals, rows, intro=f"{len(rows)} structures, made by: {record['command']}", wide=wide)
     gallery_png(out/"gallery.png", crystals, rows)
     write_json(out/"run.json", record)
     return rows
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0450dc77
-RESULTS = ("cif/*.cif", "cif/.*.tmp", "chunks/*.csv", "chunks/.*.tmp", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "summary.json", "distributions.png")
+RESULTS = ("cif/*.cif", "cif/.*.tmp", "chunks/*.csv", "chunks/.*.tmp", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "summary.json", "distributions.png", "mof/mof.cif", "mof/table.csv", "mof/beads_and_atoms.png")
 
 def fresh_folder(out, overwrite=False):
     "Path of a result folder that is new or empty, or may be overwritten (then earlier results go); MatgenError otherwise."
@@ -493,27 +496,39 @@ def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folde
     say(summary_text(summary) + f"\nresults: {out}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e215901a
-@app.command(epilog="Example: `matgen demo --seconds 60 --out my-demo`")
-def demo(out: Out = Path("matgen-demo"), n: Annotated[int, typer.Option("-n", help="Crystals to generate.")] = 24,
-         seconds: Annotated[float, typer.Option(help="Training time.")] = 120., overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.cpu):
-    "A few minutes: prepare, train, sample and judge on embedded data, with a gallery to look at."
+def demo_crystals(out, n, seconds, seed=0, device="cpu", known=200, overwrite=False):
+    "Prepare the embedded crystals, train a tiny SymmCD for some seconds, sample n crystals and judge them against `known` embedded ones: (crystals, rows, summary)."
     from matgen_nb.symmcd.dataset import prepare
     import matgen_nb.symmcd.sampling  # noqa: F401
-    out, start = fresh_folder(out, overwrite), time.monotonic()
-    say("1/4 preparing embedded crystals (AFLOW prototypes, decorated)")
+    say("1/5 preparing embedded crystals (AFLOW prototypes, decorated)")
     data, _ = prepare("embedded", out=out/"crystals.safetensors")
-    say(f"2/4 training a tiny SymmCD on {len(data)} crystals, about {seconds:.0f} s")
-    config = training_config("tiny", steps=10**6, max_seconds=seconds, seed=seed, device=pick_device(device), val_fraction=.05, val_every=10**6)
-    model, history = fit_symmcd(data, "tiny", config, out/"training", overwrite=overwrite)
-    say(f"3/4 sampling {n} crystals")
+    say(f"2/5 training a tiny SymmCD on {len(data)} crystals, about {seconds:.0f} s")
+    config = training_config("tiny", steps=10**6, max_seconds=seconds, seed=seed, device=device, val_fraction=.05, val_every=10**6)
+    model, _ = fit_symmcd(data, "tiny", config, out/"training", overwrite=overwrite)
+    say(f"3/5 sampling {n} crystals")
     crystals, rows = sample_rows(model.sample(n, seed=seed))
-    say("4/4 judging them against 200 of the embedded crystals")
-    result = judge(crystals, [data[i].to_crystal() for i in range(0, len(data), max(len(data) // 200, 1))], training=training_reference(data))
-    table, summary = result.table, result.summary
-    rows = [{**row, **judged} for row, judged in zip(rows, table)]
-    write_results(out, crystals, rows, "matgen demo", run_record(_command(), seed, time.monotonic() - start, summary=summary))
+    say(f"4/5 judging them against {known} of the embedded crystals")
+    result = judge(crystals, [data[i].to_crystal() for i in range(0, len(data), max(len(data) // known, 1))], training=training_reference(data))
+    return crystals, [{**row, **judged} for row, judged in zip(rows, result.table)], result.summary
+
+# %% ../../nbs/5_scale/25_command_line.ipynb #e215901b
+@app.command(epilog="Example: `matgen demo --seconds 60 --out my-demo`")
+def demo(out: Out = Path("matgen-demo"), n: Annotated[int, typer.Option("-n", help="Crystals to generate.")] = 24,
+         seconds: Annotated[float, typer.Option(help="Training time.")] = 120.,
+         mofs: Annotated[int, typer.Option(min=0, help="Frameworks to draw; the best that can be assembled is shown. 0: none.")] = 24,
+         known: Annotated[int, typer.Option(help="Embedded crystals to judge against.")] = 200, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+    "A few minutes: prepare, train, sample and judge crystals on embedded data, and build a metal-organic framework, with a gallery to look at."
+    out, start, place, row, wide = fresh_folder(out, overwrite), time.monotonic(), pick_device(device), None, []
+    crystals, rows, summary = demo_crystals(out, n, seconds, seed, place, known, overwrite)
+    if mofs:
+        from matgen_nb.scale.mof_commands import demo_mof
+        say(f"5/5 drawing {mofs} frameworks from the weights mofdiff-small, and assembling them")
+        row, text = demo_mof(out/"mof", mofs, seed, device=place)
+        wide = [((out/"mof"/"beads_and_atoms.png").read_bytes(), f"mof/mof.cif · {row['formula']} · {text}")]
+    write_results(out, crystals, rows, "matgen demo", run_record(_command(), seed, time.monotonic() - start, summary=summary, framework=row), wide)
     write_json(out/"summary.json", summary)
     say(summary_text(summary))
+    if row: say(f"\nframework: {row['formula']} ({row['stage']}, {'valid' if row['valid'] else 'not valid'}); {text}. Its beads and atoms: {out/'mof'/'beads_and_atoms.png'}")
     say(f"\ndone in {time.monotonic() - start:.0f} s. Look at {out/'gallery.html'}; CIF files are in {out/'cif'}, the loss curve is {out/'training'/'loss.png'}."
         "\nA tiny model after two minutes only hints at chemistry. Next: matgen prepare crystals mp-20 --out mp20.safetensors, then matgen train symmcd --help")
 

@@ -6,7 +6,8 @@ __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'STAGES', 'prepare_mofs_command', '
            'open_mofs', 'sample_stage', 'read_sampled', 'write_stage', 'read_stage', 'assemble_part', 'run_stage',
            'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part', 'judge_stage', 'first_reason',
            'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
-           'reference_identities', 'mof_folder', 'evaluate_mofs_command', 'design_command']
+           'reference_identities', 'draw_closed', 'relax_shown', 'best_framework', 'whole_blocks', 'plot_whole',
+           'mof_pair', 'demo_mof', 'mof_folder', 'evaluate_mofs_command', 'design_command']
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #df4d69bf
 import json, time
@@ -18,7 +19,7 @@ from typing import Annotated, Optional
 import numpy as np
 import typer
 
-from .command_line import (CHUNK, Device, On, Out, Overwrite, Seed, _command, app, chunk_seed, chunks, evaluate_app, file_hash, fit_model, open_run, pick_device,
+from .command_line import (CHUNK, Device, On, Out, Overwrite, Seed, _command, _small_png, app, chunk_seed, chunks, evaluate_app, file_hash, fit_model, open_run, pick_device,
                                           prepare_app, read_crystals, read_table, run_record, sample_app, say, summary_text, train_app, write_gallery, write_json, write_table)
 from ..utils import MatgenError, atomic_write, describe_failures, parallel_map, time_limit
 
@@ -369,6 +370,116 @@ def reference_identities(path, n_jobs=-1):
     crystals, _, failures = read_crystals(path, n_jobs)
     found, _ = parallel_map(describe_mof, [c for c in crystals if c is not None], n_jobs=n_jobs, timeout=300, progress="reference")
     return sorted({row["identity"] for row in found if row and row["identity"]})
+
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00002
+def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=100):
+    "Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its bonds. Returns lists of `CoarseMof` and of `Assembled`."
+    from matgen_nb.mofdiff.assembly import assemble
+    import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
+    beads, built = [], []
+    for i in range(rounds):
+        found = [s.coarse for s in model.sample(n, seed=chunk_seed(seed, i), steps=steps, progress=False)]
+        beads += [replace(c, name=f"mof_{k:05d}") for k, c in enumerate(found, len(beads))]
+        built += assemble(beads[-n:], seed=seed, starts=starts, generations=generations, n_jobs=n_jobs)
+        if any(b.row.get("bond_success") == 1 for b in built): break
+    return beads, built
+
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00005
+def relax_shown(mof, row, most_atoms, limit):
+    "(Mof, row) after a short relaxation, where the framework is small, converges within `limit` seconds and stays valid if it was; else as given."
+    from matgen_nb.mofdiff.building_blocks import Mof
+    from matgen_nb.mofdiff.evaluation import describe_mof
+    from matgen_nb.mofdiff.relaxation import relax
+    as_given = mof, row | dict(stage="assembled")
+    if len(mof.crystal) > most_atoms: return as_given
+    try: r = relax(mof, time_limit=limit)
+    except MatgenError: return as_given
+    after = describe_mof(r.crystal) if r.converged else {}
+    if not r.converged or row["valid"] > after["checks_passed"]: return as_given
+    return Mof(r.crystal, r.bonds, r.images), row | after | dict(valid=after["checks_passed"], stage="relaxed", **{k: r.row[k] for k in ("energy_per_atom", "volume_change")})
+
+def best_framework(built, judged=3, most_atoms=120, limit=20.):
+    "The best of a list of `Assembled`: (its number, Mof, row). Closed ones first, then few clashes, then few atoms; of the first `judged` closed ones the first valid one."
+    from matgen_nb.mofdiff.evaluation import describe_mof
+    there = [i for i, b in enumerate(built) if b.crystal is not None]
+    order = sorted(there, key=lambda i: (-built[i].row["bond_success"], built[i].row["clashes"], len(built[i].crystal), i))
+    if not order: raise MatgenError("none of the frameworks could be assembled: no connection points match")
+    best = None
+    for i in [i for i in order if built[i].row["bond_success"] == 1][:judged] or order[:1]:
+        row = built[i].row | describe_mof(built[i].crystal)
+        row["valid"] = bool(row["bond_success"] == 1 and row["checks_passed"])
+        if best is None or row["valid"]: best = i, row
+        if row["valid"]: break
+    i, row = best
+    return (i, *relax_shown(built[i].to_mof(), row, most_atoms if row["bond_success"] == 1 else 0, limit))
+
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00007
+def whole_blocks(mof, owner, beads):
+    """Atoms and bonds of a framework drawn block by block: positions (n, 3) A, elements (n,), bonds (m, 2). owner (N,): block of each atom;
+    beads (K, 3) fractional: each block is drawn near its bead; organic blocks joined to a metal block are drawn there as well."""
+    from matgen_nb.mofdiff.building_blocks import connected, is_metal
+    (a, b), inside, frac = mof.bonds.T, owner[mof.bonds[:, 0]] == owner[mof.bonds[:, 1]], mof.crystal.frac_coords
+    _, cell, _ = connected(len(frac), mof.bonds[inside], mof.images[inside])
+    for k in range(len(beads)): cell[owner == k] += np.round(beads[k] - (frac + cell)[owner == k].mean(0)).astype(int)
+    step, metal = mof.images + cell[a] - cell[b], is_metal(mof.crystal.elements)
+    node = [bool(metal[owner == k].any()) for k in range(len(beads))]
+    copies = {(k, 0, 0, 0) for k in range(len(beads))}
+    for m, o, s in [*zip(owner[a].tolist(), owner[b].tolist(), step.tolist()), *zip(owner[b].tolist(), owner[a].tolist(), (-step).tolist())]:
+        if node[m] and not node[o]: copies.add((o, *s))
+    atoms = [np.flatnonzero(owner == k) for k in range(len(beads))]
+    place, first, at = {n: i for group in atoms for i, n in enumerate(group.tolist())}, {}, 0
+    for copy in sorted(copies): first[copy], at = at, at + len(atoms[copy[0]])
+    cart = np.concatenate([(frac + cell + s)[atoms[k]] @ mof.crystal.lattice for k, *s in first])
+    ends = [(first[copy] + place[x], first[other] + place[y]) for copy in first for x, y, s in zip(a.tolist(), b.tolist(), step)
+            if owner[x] == copy[0] and (other := (int(owner[y]), *(s + copy[1:]).tolist())) in first]
+    return cart, np.concatenate([mof.crystal.elements[atoms[k]] for k, *_ in first]), np.array(ends, dtype=int).reshape(-1, 2)
+
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00013
+def plot_whole(mof, owner, beads, ax, pixels=330):
+    "Draw `whole_blocks` and the cell on `ax`, seen as `CoarseMof.plot` sees the beads."
+    import itertools
+    from matgen_nb.mofdiff.building_blocks import render_scene
+    from matgen_nb.symmetry.crystal import camera, element_table
+    (cart, elements, bonds), table = whole_blocks(mof, owner, beads), element_table()
+    colors, corners = 0.92 * table.color[elements], np.array(list(itertools.product((0, 1), repeat=3)))
+    spheres = [(x, 0.45 * table.radius[z], c) for x, z, c in zip(cart, elements, colors)]
+    sticks = [(cart[i], (cart[i] + cart[j]) / 2, 0.13, colors[i]) for pair in bonds.tolist() for i, j in (pair, pair[::-1])]
+    edges = [(p @ mof.crystal.lattice, q @ mof.crystal.lattice) for p, q in itertools.combinations(corners, 2) if np.abs(p - q).sum() == 1]
+    sticks += [(p, q, 0.07, (.45, .45, .45)) for p, q in edges]
+    ax.imshow(render_scene(spheres, sticks, camera(mof.crystal.lattice, 25., 14.), pixels), interpolation="bilinear")
+    ax.axis("off")
+
+def mof_pair(coarse, mof, owner, title=""):
+    "Figure: a framework as beads and as atoms, side by side."
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6.4, 3.7), dpi=90)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    coarse.plot(ax=left, pixels=330)
+    plot_whole(mof, owner, coarse.frac_coords, right)
+    left.set_title("beads: what the model draws", fontsize=9)
+    right.set_title("atoms: after assembly", fontsize=9)
+    figure.suptitle(title, fontsize=9, y=.99)
+    figure.subplots_adjust(.01, .01, .99, .82, .02)
+    return figure
+
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00009
+def demo_mof(out, n=24, seed=0, weights="mofdiff-small", device="cpu", n_jobs=1, **how):
+    """The framework of `matgen demo`: mof.cif, beads_and_atoms.png and table.csv (all draws) in the folder `out`. Returns (row of the one that is shown, text for people).
+    how: see `draw_closed`."""
+    from matgen_nb.mofdiff.model import MofDiff
+    beads, built = draw_closed(MofDiff.from_pretrained(weights, device), n, seed, n_jobs=n_jobs, **how)
+    i, mof, row = best_framework(built)
+    good = sum(b.row.get("bond_success") == 1 for b in built)
+    text = f"{good} of {len(built)} drawn frameworks close all their bonds"
+    if not good: text = f"none of {len(built)} drawn frameworks closes all its bonds; this one closes {row['bond_success']:.0%} of them"
+    row = dict(name=beads[i].name, drawn=len(built), closed=good, **{k: v for k, v in row.items() if k not in ("name", "seconds")})
+    write_table(Path(out)/"table.csv", [{k: v for k, v in b.row.items() if k != "seconds"} | dict(shown=k == i) for k, b in enumerate(built)])
+    title = f"{row['formula']}: {len(beads[i])} blocks, {row['num_atoms']} atoms, {row['stage']}, {'passes' if row['valid'] else 'does not pass'} all checks\n{text}"
+    with atomic_write(Path(out)/"mof.cif") as f: f.write(mof.crystal.to_cif())
+    with atomic_write(Path(out)/"beads_and_atoms.png", "wb") as f: _small_png(mof_pair(beads[i], mof, built[i].owner, title), f)
+    return row, text
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d047ee7d
 def mof_folder(source):
