@@ -267,6 +267,24 @@ def test_killed_sampling_resumes_with_identical_results(tmp_path):
     assert a == b and len(cli.read_table(tmp_path/"a"/"table.csv")) == 7
 
 
+def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, capsys, monkeypatch):
+    from matgen_nb.symmcd.sampling import SymmCD
+    asked, sample = [], SymmCD.sample
+    monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
+    choices = dict(eta=.5, guide=.25, apart=.6, corrector=1, retries=2)
+    line = ["sample", "symmcd", "-n", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path/"s", *(x for k, v in choices.items() for x in (f"--{k}", v))]
+    assert run(*line) == 0 and asked[0] | choices == asked[0]
+    request = json.loads((tmp_path/"s"/"request.json").read_text())
+    assert request | choices == request
+    assert run(*line, "--resume") == 0 and len(asked) == 1
+    for key in choices:
+        changed = list(map(str, line))
+        changed[changed.index(f"--{key}") + 1] = "1" if key != "corrector" else "3"
+        capsys.readouterr()
+        assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
+    assert run(*line[:4], "--guide", 2, "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"table.csv").exists()
+
+
 def test_demo_from_beginning_to_end(tmp_path, capsys):
     "A small one: crystals and a framework, with a picture of both its forms in the gallery; again only with --overwrite."
     line = ["demo", "--seconds", 2, "-n", 2, "--known", 4, "--mofs", 4, "--device", "cpu", "--out", tmp_path/"demo"]

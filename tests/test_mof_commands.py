@@ -151,6 +151,24 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
     assert [r["cp_error"] for r in again] == [r["cp_error"] for r in table[0]] and stamp == (tmp_path/"a"/"judged"/"mof_00001.json").stat().st_mtime_ns
 
 
+def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, weights, monkeypatch, capsys):
+    import matgen_nb.mofdiff.sampling                                           # noqa: F401
+    asked, sample = [], MofDiff.sample
+    monkeypatch.setattr(MofDiff, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
+    choices = dict(eta=0., prior="normal")
+    line = ["sample", "mofdiff", "--weights", weights, "-n", 2, "--steps", 3, "--starts", 4, "--generations", 1, "--chunk", 1, "--no-relax", "--n-jobs", 1, "--device", "cpu",
+            "--out", tmp_path/"s", *(x for k, v in choices.items() for x in (f"--{k}", v))]
+    assert run(*line) == 0 and len(asked) == 2 and asked[0] | choices == asked[0]
+    request = json.loads((tmp_path/"s"/"request.json").read_text())
+    assert request | choices | dict(starts=4, generations=1, chunk=1) == request
+    for option, value in (("--eta", 1), ("--prior", "learned"), ("--starts", 8), ("--chunk", 2)):
+        changed = list(map(str, line))
+        changed[changed.index(option) + 1] = str(value)
+        capsys.readouterr()
+        assert run(*changed, "--resume") == 2 and f"{option[2:]} was" in capsys.readouterr().err
+    assert run("sample", "mofdiff", "--weights", weights, "--prior", "odd", "--device", "cpu", "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"table.csv").exists()
+
+
 def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
     assert run("evaluate", "mofs", cifs, "--reference", weights, "--n-jobs", 1, "--out", tmp_path/"j") == 0
     summary = json.loads((tmp_path/"j"/"summary.json").read_text())

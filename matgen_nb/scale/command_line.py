@@ -399,6 +399,10 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
                   formula: Annotated[Optional[str], typer.Option(help="Exact composition, such as BaTiO3.")] = None,
                   chemical_system: Annotated[Optional[str], typer.Option(help="Such as Li-Fe-O.")] = None,
                   steps: Annotated[Optional[int], typer.Option(help="Denoising steps.")] = None,
+                  eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
+                  guide: Annotated[Optional[float], typer.Option(help="Share of the time, at the end, in which atoms are led to their sites; 0: never.")] = None,
+                  apart: Annotated[Optional[float], typer.Option(help="Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.")] = None,
+                  corrector: Annotated[Optional[int], typer.Option(help="Langevin steps after each step; each costs one more.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
                   resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -407,7 +411,8 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
     from matgen_nb.symmcd.model import SymmCD, find_weights
     import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
-    asked = dict(space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, retries=retries)
+    asked = dict(space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
+                 guide=guide, apart=apart, corrector=corrector, retries=retries)
     asked = {key: value for key, value in asked.items() if value is not None}
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
     model, start = SymmCD.from_pretrained(weights, pick_device(device)), time.monotonic()

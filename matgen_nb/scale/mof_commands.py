@@ -313,14 +313,14 @@ def finish_mofs(out, known, record, relax=True, pictures=24):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #1db28f3d
 def make_mofs(model, n, out, seed=0, steps=100, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
-              weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, progress=True):
+              weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, progress=True, **asked):
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
-    (relax=False) can be. known: identities for novelty (default: those of the training set that came with the weights)."""
+    (relax=False) can be. known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
     start = time.monotonic()
     if n < 1 or chunk < 1: raise MatgenError("the number of frameworks and the chunk must be at least 1")
-    request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations)
+    request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, **asked)
     out = open_mofs(out, request, resume, overwrite)
-    sample_stage(model, out, request, steps=steps, target=target, progress=progress)
+    sample_stage(model, out, request, steps=steps, target=target, progress=progress, **asked)
     coarse, rows = read_sampled(out)
     device = str(model.device.type) if model.device.type == "cuda" else "cpu"
     assemble_stage([c for c, r in zip(coarse, rows) if r["matched"]], out, seed, n_jobs, device, assemble_limit, starts, generations)
@@ -334,7 +334,13 @@ def make_mofs(model, n, out, seed=0, steps=100, target=None, relax=True, known=N
 def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="How many frameworks.")] = 20,
                            weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
                            steps: Annotated[int, typer.Option(help="Denoising steps.")] = 100,
+                           eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
+                           prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
+                           num_blocks: Annotated[Optional[int], typer.Option(help="Blocks in the cell; default: as the code says.")] = None,
                            target: Annotated[Optional[str], typer.Option(help="Property to aim at: name=value.")] = None,
+                           starts: Annotated[int, typer.Option(help="Joint choices of orientations that compete in assembly.")] = 64,
+                           generations: Annotated[int, typer.Option(help="Rounds of search in assembly, at most.")] = 3,
+                           chunk: Annotated[int, typer.Option(help="Frameworks drawn together. Another number, other frameworks.")] = CHUNK,
                            relax: Annotated[bool, typer.Option(help="Relax with UFF before judging.")] = True,
                            relax_limit: Annotated[float, typer.Option(help="Seconds one relaxation may take.")] = 120.,
                            assemble_limit: Annotated[float, typer.Option(help="Seconds one assembly may take.")] = 60.,
@@ -346,8 +352,9 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     start, known = time.monotonic(), reference_identities(reference) if reference else None
     model = MofDiff.from_pretrained(weights, pick_device(device))
-    table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, resume=resume, overwrite=overwrite,
-                               weights=file_hash(find_weights(weights)), relax_limit=relax_limit, assemble_limit=assemble_limit)
+    asked = {key: value for key, value in dict(eta=eta, prior=prior, num_blocks=num_blocks).items() if value is not None}
+    table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, chunk, resume, overwrite, file_hash(find_weights(weights)),
+                               assemble_limit, relax_limit, starts, generations, **asked)
     say(summary_text(summary) + f"\n{sum(r['valid'] for r in table)} valid frameworks of {len(table)} in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #919c3289
