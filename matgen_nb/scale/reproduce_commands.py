@@ -160,6 +160,7 @@ def reproduce_symmcd(job):
     crystals, names = sampled_crystals(model, job.out/"weights.safetensors", job)
     result = judge(crystals, some(val, s["reference"]), job.out/"reference.npz", training_reference(data), names, job.seed, job.n_jobs)
     result.to_csv(job.out/"table.csv")
+    result.to_json(job.out/"summary.json")
     return figure_rows(job.name, result.summary), result.plot()
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290024
