@@ -204,10 +204,26 @@ def test_bw_db_layout(tmp_path, monkeypatch):
     archive(tmp_path / "s.tar.gz", {"cifs/m1.cif": textbook_crystal("IRMOF-1").to_cif(), "cifs/._m1.cif": "junk", "cifs/m2.cif": "data_nothing"})
     archive(tmp_path / "t.tar.gz", {"all_MOFs_screening_data.csv": "MOFname,uptake\nm1,2.5\n"})
     monkeypatch.setattr(coarse_graining, "download", lambda kind: tmp_path / ("s.tar.gz" if kind == "structures" else "t.tar.gz"))
+    with pytest.raises(MatgenError, match="names 1 frameworks, 324,426 were published.*Remove .*t.tar.gz"): prepare_mofs("bw-db", tmp_path / "out.safetensors", n_jobs=1, progress=None)
+    assert not (tmp_path / "out.safetensors").exists()
+    assert [name for name, *_ in read_bw_db(tmp_path / "s.tar.gz", tmp_path / "t.tar.gz")] == ["m1", "m2"], "one's own files may be a part"
+    monkeypatch.setattr(coarse_graining, "BW_DB_ROWS", 1)
     data, report = prepare_mofs("bw-db", n_jobs=1, progress=None)
     assert data.names == ["m1"] and data[0].properties == {"uptake": 2.5} and report.total == 2
     archive(tmp_path / "u.tar.gz", {"other.csv": "a\n"})
     with pytest.raises(MatgenError, match="all_MOFs_screening_data"): list(read_bw_db(tmp_path / "s.tar.gz", tmp_path / "u.tar.gz"))
+
+
+def test_limits_hold_for_the_embedded_set_as_well(tmp_path):
+    data, report = prepare_mofs("embedded", limit=300, progress=None)
+    assert report.total == report.kept == len(data) == 300 and not report.failures, "what ships is inside the default limits"
+    few, report = prepare_mofs("embedded", tmp_path / "few.safetensors", limit=300, limits=Limits(max_blocks=6, min_bead_distance=4.), progress=None)
+    assert 0 < report.kept < 300 and report.total == 300 and len(report.failures) == 300 - report.kept == 300 - len(few) and (few.num_blocks <= 6).all()
+    assert all("outside the limits" in f.reason for f in report.failures) and len(MofData.load(tmp_path / "few.safetensors")) == len(few)
+    by_name = dict(zip(data.names, data.num_blocks.tolist()))
+    assert all(by_name[f.name] > 6 or "apart" in f.reason for f in report.failures)
+    for choices, text in ((dict(limits=Limits(max_blocks=1)), "none of the 300 embedded"), (dict(limit=0), "at least 1")):
+        with pytest.raises(MatgenError, match=text): prepare_mofs("embedded", **dict(limit=300, progress=None) | choices)
 
 
 def test_download_without_network(tmp_path, monkeypatch):

@@ -191,6 +191,23 @@ def test_embedded_set():
     assert (torch.linalg.det(data.lattice) > 100).all()
 
 
+def test_more_than_ship_are_built_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(h, "cache_path", lambda stem, recipe: tmp_path / f"{stem}-{h.short_hash(recipe)}.safetensors")
+    monkeypatch.setattr(h, "PORTION", 2)
+    shipped, how = h.embedded_mofs(), dict(nets=["pcu", "fcu", "acs"], n_jobs=1, progress=None)
+    assert h.many_mofs().names == shipped.names and h.many_mofs(7).names == shipped.names[:7] and not list(tmp_path.iterdir()), "what ships needs no building"
+    made, build, asked = h.many_mofs(len(shipped) + 3, **how), h.make_hypothetical, []
+    assert len(made) == len(set(made.names)) == len(shipped) + 3 and made.names[:len(shipped)] == shipped.names and len(list(tmp_path.iterdir())) == 2
+    k = len(shipped) // 2
+    assert torch.equal(made.lattice[:len(shipped)], shipped.lattice) and [b.identity for b in made[k].blocks] == [b.identity for b in shipped[k].blocks]
+    assert set(made.property_names) == set(shipped.property_names) and not made.properties.isnan().any() and made.info["built"] == 3
+    (tmp_path / sorted(p.name for p in tmp_path.iterdir())[-1]).unlink()            # as if it had been stopped there
+    monkeypatch.setattr(h, "make_hypothetical", lambda *a, **k: asked.append(a) or build(*a, **k))
+    again = h.many_mofs(len(shipped) + 3, **how)
+    assert again.names == made.names and torch.equal(again.frac_coords, made.frac_coords) and len(asked) == 2
+    assert h.many_mofs(len(shipped) + 1, seed=1, **how).names[-1] != made.names[len(shipped)], "another seed, other frameworks"
+
+
 @pytest.mark.parametrize("i", [0, 100, 500, 900])
 def test_labels_of_the_embedded_set_are_those_of_its_frameworks(i):
     data = h.embedded_mofs()

@@ -139,10 +139,14 @@ def block_signature(block):
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #d7ca0f66
 class BlockLibrary:
     "Collects distinct blocks: same identity and the same shape within `tolerance` (A) are one."
-    def __init__(self, tolerance=0.1): self.tolerance, self.blocks, self.seen = tolerance, [], {}
+    def __init__(self, tolerance=0.1): self.tolerance, self.blocks, self.seen, self.met = tolerance, [], {}, {}
 
     def index(self, block):
-        "The number of the block in the library; a new one is added."
+        "The number of the block in the library; a new one is added. The same object is looked at once."
+        if id(block) not in self.met: self.met[id(block)] = block, self._find(block)
+        return self.met[id(block)][1]
+
+    def _find(self, block):
         signature = block_signature(block)
         numbers, shapes = self.seen.get(block.identity, ([], np.empty((0, len(signature)))))
         near = np.flatnonzero(np.abs(shapes - signature).max(1) < self.tolerance)
@@ -425,12 +429,15 @@ def read_archive(path, suffix=".cif"):
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #76d5ccc5
 def read_bw_db(structures=None, table=None):
     "(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their paths are given."
-    table = table or download("properties")
+    fetched, table = table is None, table or download("properties")
     found = next((text for stem, text in read_archive(table, ".csv") if f"{stem}.csv" == BW_DB_TABLE), None)
     if found is None: raise MatgenError(f"{Path(table).name} holds no {BW_DB_TABLE}; is it the file of version 3 of the archive?")
     with tempfile.TemporaryDirectory() as folder:
         with open(Path(folder) / "table.csv", "w", encoding="utf-8") as file: file.write(found)
         properties = read_properties(Path(folder) / "table.csv")
+    if fetched and len(properties) != BW_DB_ROWS:
+        raise MatgenError(f"the table of BW-DB that was downloaded names {len(properties):,} frameworks, {BW_DB_ROWS:,} were published: it is another version or not whole. "
+                          f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the folder of CIF files instead of 'bw-db'")
     for name, text in read_archive(structures or download("structures")): yield name, text, properties.get(name, {})
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #ed738f25
@@ -472,14 +479,15 @@ class Report:
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #3163869f
 def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", properties=None, limit=None, timeout=60, tolerance=0.1,
-                 chunk=5000, progress="preparing"):
+                 chunk=5000, seed=0, progress="preparing"):
     """Take frameworks apart and store them as a prepared data set. Returns (MofData, Report); `out` also saves it.
 
     source: 'embedded', 'bw-db', a folder of CIF files (`properties`: a CSV of numbers by file name), a CSV with a column of CIF texts, or a list of
-    (name, CIF text or Crystal). limits: see `Limits`. limit: only the first so many. timeout: seconds for one framework. tolerance: A, blocks alike
-    within it are one. A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
+    (name, CIF text or Crystal). limits: see `Limits`. limit: only the first so many; of 'embedded', more than ship are built here, with `seed` (lesson 16b). timeout: seconds
+    for one framework. tolerance: A, blocks alike within it are one. A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
     start = time.time()
-    if isinstance(source, str) and source == "embedded": return _embedded(out, limit, start)
+    if limit is not None and limit < 1: raise MatgenError(f"limit must be at least 1, got {limit}")
+    if isinstance(source, str) and source == "embedded": return _embedded(out, limit, limits, seed, n_jobs, progress, start)
     items, total, kept, failures, notes = iter(read_source(source, column, properties)), 0, [], [], {}
     while part := list(itertools.islice(items, chunk if limit is None else min(chunk, limit - total))):
         total += len(part)
@@ -495,11 +503,15 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
     return data, Report(total, len(kept), failures, notes, time.time() - start)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #47443086
-def _embedded(out, limit, start):
-    "The embedded set of lesson 16b, as (MofData, Report)."
+def _embedded(out, limit, limits, seed, n_jobs, progress, start):
+    "The embedded set of lesson 16b, as (MofData, Report); more than ship are built. All its nets are three-dimensional."
     from importlib import import_module
-    try: data = import_module("matgen_nb.mofdiff.hypothetical").embedded_mofs()
+    try: data = import_module("matgen_nb.mofdiff.hypothetical").many_mofs(limit, seed, n_jobs=n_jobs, progress=progress and "building MOFs")
     except (ModuleNotFoundError, OSError) as error: raise MatgenError(f"the embedded set cannot be read here ({error}); use a folder of CIF files") from None
-    if limit is not None: data = data.subset(range(min(limit, len(data))))
+    reasons = [excess(data[i], limits) for i in range(len(data))]
+    failures = [Failure(name, "outside the limits: " + "; ".join(r)) for name, r in zip(data.names, reasons) if r]
+    total, data = len(data), data.subset([i for i, r in enumerate(reasons) if not r]) if failures else data
+    if not len(data): raise MatgenError(f"none of the {total} embedded frameworks could be prepared; the first failure: {failures[0]}")
+    data.info = data.info | dict(limits=asdict(limits))
     if out is not None: data.save(out)
-    return data, Report(len(data), len(data), [], {}, time.time() - start)
+    return data, Report(total, len(data), failures, {}, time.time() - start)

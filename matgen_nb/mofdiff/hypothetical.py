@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['PARITIES', 'TETRAHEDRON', 'OCTAHEDRON', 'CUBE', 'BELT', 'HALF', 'ENDS', 'GROUPS', 'SCAFFOLDS', 'WHOLE', 'FLAT_BOND',
-           'LIBRARY_FIELDS', 'vdw_radii', 'LIMITS', 'Net', 'primitive_vectors', 'expand_net', 'read_cgd',
+           'LIBRARY_FIELDS', 'vdw_radii', 'LIMITS', 'PORTION', 'Net', 'primitive_vectors', 'expand_net', 'read_cgd',
            'net_from_facts', 'net_facts', 'load_net', 'doubled', 'bridge', 'metal_node', 'oxo_tetrahedron',
            'paddlewheel', 'oxo_triangle', 'oxo_octahedron', 'hourglass', 'halide_square', 'hydroxo_cube', 'metal_nodes',
            'fill_scaffold', 'read_linker', 'conformers', 'dock_directions', 'make_linker', 'kabsch', 'linker_names',
@@ -12,7 +12,8 @@ __all__ = ['PARITIES', 'TETRAHEDRON', 'OCTAHEDRON', 'CUBE', 'BELT', 'HALF', 'END
            'closest_contact', 'Rejected', 'build', 'closest_bead', 'blocks_by_ends', 'two_colouring', 'roles_of',
            'edge_classes', 'is_straight', 'draw_linker', 'edge_kinds', 'like_vertices', 'fitting', 'designs',
            'draw_plan', 'double_plan', 'with_conformer', 'settle_twist', 'surface_of', 'pore_labels', 'build_random',
-           'hypothetical', 'make_hypothetical', 'cache_path', 'pack_mofs', 'unpack_mofs', 'embedded_mofs']
+           'hypothetical', 'make_hypothetical', 'short_hash', 'cache_path', 'pack_mofs', 'unpack_mofs', 'embedded_mofs',
+           'many_mofs']
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #25609fb3
 import functools
@@ -968,20 +969,20 @@ def hypothetical(trial, limits=LIMITS, nets=None):
     return "ok", CoarseMof(d.lattice, d.frac_coords, blocks, plan.name, pore_labels(recompose(d)))
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #f398c10d
-def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, trials=None, progress="building MOFs"):
+def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, trials=None, known=(), progress="building MOFs"):
     """`n` different hypothetical frameworks as `MofData`, built on this machine; the same for the same seed. Kept in the user's cache (or in `out`, a
-    .safetensors file) and read from there the next time. trials: give up after so many (default 60 n + 200); MatgenError then.
+    .safetensors file) and read from there the next time. trials: give up after so many (default 60 n + 200); MatgenError then. known: names that are not wanted again.
     Properties: density (g/cm3), void_fraction, lcd (A). info: how many trials failed at which stage."""
-    recipe = json.dumps([1, n, seed, limits, nets, sorted(net_facts())], sort_keys=True)
+    recipe = json.dumps([1, n, seed, limits, nets, sorted(net_facts()), *([short_hash("\n".join(known))] if len(known) else [])], sort_keys=True)
     path = Path(out) if out else cache_path(f"hypothetical-{n}-{seed}", recipe)
     if path.exists() and (data := MofData.load(path)).info.get("recipe") == recipe: return data
-    found, stages, at, most = {}, Counter(), 0, trials or 60 * n + 200
+    found, stages, at, most, known = {}, Counter(), 0, trials or 60 * n + 200, set(known)
     while len(found) < n and at < most:
         batch = [(seed, k) for k in range(at, min(most, at + max(64, 8 * n if n < 200 else 2048)))]
         results, failures = parallel_map(functools.partial(hypothetical, limits=limits, nets=nets), batch, n_jobs=n_jobs, timeout=60, progress=progress, chunk=8 if n_jobs != 1 else "auto")
         at += len(batch)
         for stage, mof in (r or ("timeout", None) for r in results):
-            if mof is not None and mof.name in found: stage = "repeated"
+            if mof is not None and (mof.name in found or mof.name in known): stage = "repeated"
             stages[stage] += 1
             if stage == "ok": found[mof.name] = mof
     if len(found) < n: raise MatgenError(f"only {len(found)} of {n} frameworks after {at} trials ({dict(stages)}); ask for fewer, or allow more with trials=...")
@@ -989,11 +990,15 @@ def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, 
     data.save(path)
     return data
 
+def short_hash(text):
+    "First 12 hex digits of the SHA-256 of a text."
+    import hashlib
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 def cache_path(stem, recipe):
     "A file in the user's cache for a recipe (text): another recipe has another name."
-    import hashlib
     import pooch
-    return Path(pooch.os_cache("matgen_nb")) / f"{stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
+    return Path(pooch.os_cache("matgen_nb")) / f"{stem}-{short_hash(recipe)}.safetensors"
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1d20ba30
 def pack_mofs(mofs, library=None):
@@ -1018,3 +1023,19 @@ def embedded_mofs():
     lcd (A). info: seed, trials (row i is trial (seed, trials[i]) of its net, the first word of its name), stages (how the trials of all nets ended)."""
     with np.load(files("matgen_nb") / "data" / "hypothetical_mofs.npz") as stored:
         return unpack_mofs(stored, load_library(), dict(source="embedded", **json.loads(str(stored["info"]))))
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #b6a00002
+PORTION = 250    # frameworks built and kept at a time; part of what a seed means
+
+def many_mofs(n=None, seed=0, nets=None, n_jobs=-1, progress="building MOFs"):
+    """`n` different frameworks as `MofData`: those that ship, and where these are too few (n=None: never), others built on this machine with the seed, `PORTION` at a time,
+    kept in the user's cache. No name occurs twice; the first frameworks do not depend on n."""
+    shipped = embedded_mofs()
+    if n is None or n <= len(shipped): return shipped.subset(range(len(shipped) if n is None else n))
+    parts, names = [shipped], list(shipped.names)
+    while len(names) < n:
+        j, text = len(parts) - 1, progress and f"{progress}, {len(names) - len(shipped)} of {n - len(shipped)} done"
+        parts.append(make_hypothetical(PORTION, seed * 10_007 + j, nets=nets, n_jobs=n_jobs, known=names, progress=text))
+        names += parts[-1].names
+    info = dict(shipped.info, built=n - len(shipped), build_seed=seed, build_stages=dict(sum((Counter(p.info["stages"]) for p in parts[1:]), Counter())))
+    return MofData.from_coarse([part[i] for part in parts for i in range(len(part))][:n], info, tolerance=0.02)
