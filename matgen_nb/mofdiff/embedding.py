@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ELEMENT', 'PRESETS', 'FORMAT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'BlockData', 'random_rotation',
-           'disguised', 'nearest', 'block_pairs', 'radial', 'BlockLayer', 'BlockConfig', 'preset', 'BlockEncoder',
+           'disguised', 'nearest', 'block_pairs', 'envelope', 'BlockLayer', 'BlockConfig', 'preset', 'BlockEncoder',
            'sizes', 'embed', 'encode', 'supervised_contrastive', 'release_contrastive', 'views', 'loss', 'retrieval',
            'principal', 'embedding_map', 'save_pretrained', 'from_pretrained']
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..diffusion.layers import radial, rows_of
 from ..utils import WEIGHTS, MatgenError, atomic_write, read_weights
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #d61a22aa
@@ -64,18 +65,11 @@ def make_batch(blocks, identity=None):
                       flat(bonds, torch.long), sizes, num_bonds, identity)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #51ed7535
-def _ragged(counts, indices):
-    "Rows of the ragged items `indices` in a flat tensor with `counts` rows each, and which of the chosen items each row belongs to."
-    n = counts[indices]
-    owner = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
-    first = (torch.cumsum(counts, 0) - counts)[indices] - (torch.cumsum(n, 0) - n)
-    return first[owner] + torch.arange(len(owner), device=n.device), owner
-
 def take(batch, indices):
     "The blocks `indices` (n,) of a batch as a new batch; an index may come twice."
     indices = torch.as_tensor(indices, dtype=torch.long, device=batch.batch.device)
-    rows, owner = _ragged(batch.num_nodes, indices)
-    return BlockBatch(batch.elements[rows], batch.coords[rows], owner, batch.bonds[_ragged(batch.num_bonds, indices)[0]],
+    rows, owner = rows_of(batch.num_nodes, indices)
+    return BlockBatch(batch.elements[rows], batch.coords[rows], owner, batch.bonds[rows_of(batch.num_bonds, indices)[0]],
                       batch.num_nodes[indices], batch.num_bonds[indices], batch.identity[indices])
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #e7065065
@@ -128,7 +122,7 @@ def block_pairs(batch, cutoff):
     """Unordered pairs of nodes of the same block nearer than cutoff (A): i, j (P,), distance (P,), bonded (P,) float;
     and the diameter (B,) of each block: its largest distance, connection points included, A."""
     n = batch.num_nodes
-    i, j = _ragged(n, batch.batch)                                     # for each node j all nodes i of its block
+    i, j = rows_of(n, batch.batch)                                     # for each node j all nodes i of its block
     distance = (batch.coords[i] - batch.coords[j]).square().sum(1).sqrt()
     diameter = distance.new_zeros(len(n)).scatter_reduce(0, batch.batch[j], distance, "amax")
     bonded = torch.zeros_like(distance)
@@ -139,26 +133,25 @@ def block_pairs(batch, cutoff):
     return i[keep], j[keep], distance[keep], bonded[keep], diameter
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #08358098
-def radial(distance, size, cutoff):
-    "Gaussian bumps on 0..cutoff, and the envelope that fades to 0 there: (P,) -> (P, size), (P, 1)."
-    centres = torch.linspace(0, cutoff, size, device=distance.device, dtype=distance.dtype)
-    bumps = torch.exp(-0.5 * ((distance[:, None] - centres) * ((size - 1) / cutoff)) ** 2)
-    return bumps, 0.5 * (1 + torch.cos(torch.pi * distance[:, None] / cutoff))
+def envelope(distance, cutoff):
+    "Fades from 1 at distance 0 to 0 at the cutoff (A): (P,) -> (P, 1)."
+    return 0.5 * (1 + torch.cos(torch.pi * distance[:, None] / cutoff))
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #cf365dfd
 class BlockLayer(nn.Module):
-    "One round of messages between the nodes of a block."
+    "One round of messages between the nodes of a block. region: worth compiling by itself, see lesson 24."
+    region = True
     def __init__(self, width, edge_size):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.to_i, self.to_j, self.edge = nn.Linear(width, width), nn.Linear(width, width, bias=False), nn.Linear(edge_size, width, bias=False)
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, h, edge, envelope, i, j):
+    def forward(self, h, edge, fade, i, j):
         x = self.norm(h)
         a, b, c, total = self.to_i(x), self.to_j(x), self.edge(edge), torch.zeros_like(h)
         for to, sender in ((i, j), (j, i)):
-            message = nn.functional.silu(a[to] + b[sender] + c) * envelope
+            message = nn.functional.silu(a[to] + b[sender] + c) * fade
             total = total.index_add(0, to, message.to(total.dtype))
         return h + self.out(torch.cat([x, total / 10], 1))
 
@@ -225,10 +218,10 @@ def embed(self, batch):
     "The embedding z (B, dim) of a `BlockBatch`, and its `sizes` (B, 3)."
     c, n = self.config, len(batch)
     i, j, distance, bonded, diameter = block_pairs(batch, c.cutoff)
-    bumps, envelope = radial(distance, c.radial, c.cutoff)
-    edge, known = torch.cat([bumps, bonded[:, None]], 1), sizes(batch, diameter)
+    fade = envelope(distance, c.cutoff)
+    edge, known = torch.cat([radial(distance, c.radial, c.cutoff), bonded[:, None]], 1), sizes(batch, diameter)
     h = self.element(batch.elements)
-    for layer in self.layers: h = layer(h, edge, envelope, i, j)
+    for layer in self.layers: h = layer(h, edge, fade, i, j)
     h = self.norm(h).float()
     total = h.new_zeros(n, h.shape[1]).index_add(0, batch.batch, h)
     highest = h.new_zeros(n, h.shape[1]).scatter_reduce(0, batch.batch[:, None].expand_as(h), h, "amax", include_self=False)

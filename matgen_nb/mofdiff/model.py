@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'FORMAT', 'MofDiffConfig', 'preset', 'Library', 'typical', 'thin_library', 'Statistics', 'per_bead',
            'squash', 'unsquash', 'statistics', 'mlp', 'LatentPrior', 'MofDiff', 'standard_k', 'raw_k', 'cells',
            'standard_features', 'raw_features', 'beads', 'encode', 'decode_num_blocks', 'decode_k', 'decode_properties',
-           'feature_target', 'feature_eps', 'network_time', 'noisy', 'training_cells', 'per_mof_mean', 'loss',
-           'pack_library', 'unpack_library', 'save_pretrained', 'from_pretrained']
+           'feature_target', 'feature_eps', 'network_time', 'noisy', 'training_cells', 'loss', 'pack_library',
+           'unpack_library', 'save_pretrained', 'from_pretrained']
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #34c25a2d
 import json
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from ..diffusion.gaussian import GaussianDiffusion, random_normal, random_uniform
+from ..diffusion.layers import structure_mean, time_features
 from ..diffusion.torus import TorusDiffusion
 from .coarse_graining import pack_blocks, unpack_blocks
-from .network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, time_features, without_mean
+from .network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, without_mean
 from ..symmetry.lattice import k_to_lattice, lattice_to_k
 from ..utils import MatgenError, atomic_write, find_weights, read_weights
 
@@ -267,12 +268,6 @@ def training_cells(self, k, k_hat, generator=None):
 MofDiff.noisy, MofDiff.training_cells = noisy, training_cells
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #625fc35b
-def per_mof_mean(values, batch, n):
-    "Mean over the beads of each MOF, then over MOFs: values (M,) -> scalar; every MOF counts the same."
-    total = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, values)
-    count = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, torch.ones_like(values))
-    return (total / count).mean()
-
 def _diffusion_loss(self, b, z, k_hat, generator):
     "Errors of the denoiser on features and coordinates, one time per MOF."
     n = len(z)
@@ -280,7 +275,7 @@ def _diffusion_loss(self, b, z, k_hat, generator):
     t = torch.randint(1, self.config.T + 1, (n,), generator=generator, device=source).to(z.device)
     state, target, score = self.noisy(b, z, self.training_cells(b.k, k_hat, generator), t, generator)
     f_hat, score_hat = self.denoiser(state)
-    return dict(features=per_mof_mean((f_hat - target).square().mean(1), b.batch, n), x=per_mof_mean((score_hat - score).square().mean(1), b.batch, n))
+    return dict(features=structure_mean((f_hat - target).square().mean(1), b.batch, n), x=structure_mean((score_hat - score).square().mean(1), b.batch, n))
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #15c7a51a
 def _prior_loss(self, z, generator, draws=8):

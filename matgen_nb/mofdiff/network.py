@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'ARMS', 'RADII', 'NETS', 'toy_node', 'toy_linker', 'toy_mof', 'toy_mofs', 'toy_embeddings', 'joined',
-           'NetworkConfig', 'all_pairs', 'fourier', 'time_features', 'windowed_images', 'radial', 'pair_geometry',
-           'MessageLayer', 'Beads', 'pool', 'BeadEncoder', 'edge_features', 'BeadDenoiser', 'without_mean']
+           'NetworkConfig', 'windowed_images', 'pair_geometry', 'Beads', 'pool', 'BeadEncoder', 'edge_features',
+           'BeadDenoiser', 'without_mean']
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #41bfd231
 import itertools
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..diffusion.layers import MessageLayer, all_pairs, fourier, radial, time_features
 from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
 
@@ -102,27 +103,6 @@ class NetworkConfig:
     cutoff: float | None = None
     time: str = "t"
 
-# %% ../../nbs/4_mofdiff/17_network.ipynb #dd26c6d2
-def all_pairs(num_blocks):
-    "Every ordered pair (i, j) of beads of the same MOF, self pairs included: two flat index tensors (E,). num_blocks: (B,)."
-    start = torch.cumsum(num_blocks, 0) - num_blocks
-    size = torch.repeat_interleave(num_blocks, num_blocks)
-    i = torch.repeat_interleave(torch.arange(len(size), device=size.device), size)
-    offset = torch.arange(len(i), device=size.device) - torch.repeat_interleave(torch.cumsum(size, 0) - size, size)
-    return i, torch.repeat_interleave(start, num_blocks)[i] + offset
-
-# %% ../../nbs/4_mofdiff/17_network.ipynb #32ca90a4
-def fourier(delta, frequencies):
-    "sin and cos of 2 pi n delta for n = 1..frequencies: (E, 3) -> (E, 6 frequencies); the same for delta and delta + 1."
-    n = 2 * math.pi * torch.arange(1, frequencies + 1, device=delta.device, dtype=delta.dtype)
-    angle = (delta[:, :, None] * n).flatten(1)
-    return torch.cat([angle.sin(), angle.cos()], 1)
-
-def time_features(t, size=32):
-    "Sine and cosine features of t in [0, 1]: (B,) -> (B, 2 size)."
-    rate = torch.exp(torch.linspace(0, math.log(1000.0), size, device=t.device))
-    return torch.cat([(t[:, None] * rate).sin(), (t[:, None] * rate).cos()], 1)
-
 # %% ../../nbs/4_mofdiff/17_network.ipynb #5552c14e
 def windowed_images(delta):
     """The 27 copies of fractional differences (E, 3) around the origin: vectors u (E, 27, 3) and weights (E, 27) that add up to one.
@@ -132,11 +112,6 @@ def windowed_images(delta):
     return u, (2 / 3 * torch.cos(math.pi / 3 * u) ** 2).prod(-1)
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #d2f9b148
-def radial(distance, bumps, reach):
-    "Gaussian bumps with centres on 0..reach (A), and a last one that is 1 everywhere: (...) -> (..., bumps + 1)."
-    centres = torch.linspace(0, reach, bumps, device=distance.device, dtype=distance.dtype)
-    return torch.cat([torch.exp(-0.5 * ((distance[..., None] - centres) * (bumps - 1) / reach) ** 2), torch.ones_like(distance)[..., None]], -1)
-
 def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None):
     """What bead i sees of the copies of bead j: radial counts (E, bumps + 1) and the fractional vectors behind them (E, bumps + 1, 3).
 
@@ -146,24 +121,9 @@ def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None)
     distance = (u @ lattice[pair_mof]).norm(dim=-1)
     weight = torch.where((i == j)[:, None] & (u.abs().sum(-1) < 1e-6), 0, weight)
     if cutoff is not None: weight = torch.where(distance < cutoff, weight, 0)
-    moments = (weight[..., None] * radial(distance, bumps, reach)).mT @ torch.cat([torch.ones_like(u[..., :1]), u], -1)
+    seen = torch.cat([radial(distance, bumps, reach), torch.ones_like(distance)[..., None]], -1)
+    moments = (weight[..., None] * seen).mT @ torch.cat([torch.ones_like(u[..., :1]), u], -1)
     return moments[..., 0], moments[..., 1:]
-
-# %% ../../nbs/4_mofdiff/17_network.ipynb #950580b3
-class MessageLayer(nn.Module):
-    "One round of messages among beads: h (M, width), edge (E, edge_size) -> new h (M, width), messages (E, width)."
-    def __init__(self, width, edge_size):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.to_i, self.to_j = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-        self.edge, self.out = nn.Linear(edge_size, width, bias=False), nn.Linear(width, width)
-        self.node = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, h, edge, i, j, degree):
-        x = self.norm(h)
-        message = nn.functional.silu(self.out(nn.functional.silu(self.to_i(x)[i] + self.to_j(x)[j] + self.edge(edge))))
-        mean = torch.zeros_like(x).index_add_(0, i, message.to(x.dtype)) / degree
-        return h + self.node(torch.cat([x, mean], 1)), message
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #c96d84d2
 @dataclass

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'FORMAT', 'SymmCDConfig', 'preset', 'Statistics', 'statistics', 'SymmCD', 'free_components', 'standard_k',
-           'raw_k', 'cells', 'site_labels', 'site_prior', 'noisy', 'per_crystal_mean', 'loss', 'save_pretrained',
+           'raw_k', 'cells', 'site_labels', 'site_prior', 'noisy', 'share_of', 'loss', 'save_pretrained',
            'from_pretrained']
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #db191834
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..diffusion.categorical import CategoricalDiffusion
 from ..diffusion.gaussian import GaussianDiffusion
+from ..diffusion.layers import rows_of, structure_mean
 from ..diffusion.torus import TorusDiffusion
 from .network import NetworkConfig, Noisy, OrbitNetwork
 from ..symmetry.lattice import k_mask, k_offset, k_to_lattice
@@ -170,36 +171,40 @@ def _noise_sites(self, site, rows, prior, generator):
 
 SymmCD.noisy, SymmCD._noise_sites = noisy, _noise_sites
 
-# %% ../../nbs/3_symmcd/11_model.ipynb #8f69dd30
-def per_crystal_mean(values, batch, n):
-    "Mean over the orbits of each crystal, then over crystals: values (M,) -> scalar; every crystal counts the same."
-    total = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, values)
-    count = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, torch.ones_like(values))
-    return (total / count.clamp(min=1)).mean()
-
 # %% ../../nbs/3_symmcd/11_model.ipynb #9da9ad28
-def _site_loss(self, logits, site, batch):
+def _site_loss(self, logits, site, state):
     if self.network.independent:
         values = self.site_noise.loss(logits.flatten(0, 1), site.flatten(), reduction="none").reshape(-1, 15).mean(1)
-    else: values = self.site_noise.loss(logits, site, self.site_prior(batch.space_group[batch.batch]), reduction="none")
-    return per_crystal_mean(values, batch.batch, len(batch))
+    else: values = self.site_noise.loss(logits, site, self.site_prior(state.space_group[state.batch]), reduction="none")
+    return structure_mean(values, state.batch, len(state.t))
 
 SymmCD._site_loss = _site_loss
 
+# %% ../../nbs/3_symmcd/11_model.ipynb #4757635a
+def share_of(state, targets, rank, world):
+    "What falls to process `rank` of `world` of a noised batch (`Noisy`, its targets as `SymmCD.noisy` gives them): every world-th crystal, from `rank` on."
+    chosen = torch.arange(rank, len(state.t), world, device=state.t.device)
+    rows, owner = rows_of(state.num_orbits, chosen)
+    crystals = {name: getattr(state, name)[chosen] for name in ("t", "space_group", "k", "lattice", "num_orbits", "sigma")}
+    orbits = {name: getattr(state, name)[rows] for name in ("x", "elements", "site")}
+    return Noisy(**crystals, **orbits, batch=owner), (targets[0][chosen], *(v[rows] for v in targets[1:]))
+
 # %% ../../nbs/3_symmcd/11_model.ipynb #3a6945dc
-def loss(self, batch, generator=None):
-    """Training loss of a `Batch`: one t per crystal, shared by all four parts. Returns {'loss', 'k', 'x', 'elements', 'site'} scalars."""
-    n, c = len(batch), self.config
+def loss(self, batch, generator=None, share=None):
+    """Training loss of a `Batch`: one t per crystal, shared by all four parts. Returns {'loss', 'k', 'x', 'elements', 'site'} scalars.
+    share: (rank, world), the loss of one process's crystals alone; its mean over the processes is the loss of the batch, when world divides it."""
+    c = self.config
     device = generator.device if generator is not None else batch.k.device
-    t = torch.randint(1, c.T + 1, (n,), generator=generator, device=device).to(batch.k.device)
+    t = torch.randint(1, c.T + 1, (len(batch),), generator=generator, device=device).to(batch.k.device)
     with torch.autocast(t.device.type, enabled=False):                   # under mixed precision the geometry stays float32
-        state, (eps, score, elements, site) = self.noisy(batch, t, generator)
+        state, targets = self.noisy(batch, t, generator)
+    if share: state, targets = share_of(state, targets, *share)
+    eps, score, elements, site = targets
     eps_hat, score_hat, element_logits, site_logits = self.network(state)
-    mask = self.mask(batch.space_group)
-    parts = dict(k=(((eps_hat - eps) ** 2 * mask).sum(1) / mask.sum(1)).mean(),
-                 x=per_crystal_mean(((score_hat - score) ** 2).mean(1), batch.batch, n),
-                 elements=per_crystal_mean(self.element_noise.loss(element_logits, elements, reduction="none"), batch.batch, n),
-                 site=self._site_loss(site_logits, site, batch))
+    mask, mean = self.mask(state.space_group), lambda values: structure_mean(values, state.batch, len(state.t))
+    parts = dict(k=(((eps_hat - eps) ** 2 * mask).sum(1) / mask.sum(1)).mean(), x=mean(((score_hat - score) ** 2).mean(1)),
+                 elements=mean(self.element_noise.loss(element_logits, elements, reduction="none")),
+                 site=self._site_loss(site_logits, site, state))
     total = sum(getattr(c, f"weight_{name}") * value for name, value in parts.items())
     return dict(loss=total, **parts)
 

@@ -10,6 +10,7 @@ import argparse
 import torch
 
 from timing import seconds
+from matgen_nb.scale.training import TrainConfig, make_optimizer
 from matgen_nb.symmcd.dataset import CrystalData, prepare, prepare_one, read_csv
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
 from matgen_nb.symmcd.sampling import sample_requests, make_request
@@ -18,12 +19,14 @@ from matgen_nb.symmetry.projection import project
 RELEASED = {"train 256 x 4": 180.0, "train 1024 x 8": 13.4, "sample 256 x 4": 0.205, "sample 1024 x 8": 0.0235, "projection": 1 / 0.025, "preparing": 1 / 0.365}
 
 
-def training_step(model, data, batch_size):
-    optimizer, generator = torch.optim.AdamW(model.parameters(), 1e-3), torch.Generator().manual_seed(0)
+def training_step(model, data, batch_size, half=False):
+    "One step as the trainer of lesson 24 makes it; half: products in bfloat16, as with --precision bf16-mixed."
+    optimizer, generator = make_optimizer(model, TrainConfig()), torch.Generator().manual_seed(0)
     def step():
         batch = data.select(torch.randint(len(data), (batch_size,), generator=generator))
         optimizer.zero_grad()
-        model.loss(batch, generator)["loss"].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half): loss = model.loss(batch, generator)["loss"]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return step
@@ -64,6 +67,7 @@ def main():
     for name, model in models(data, options.large):
         size = 256 if "256" in name else 32
         report(f"train {name}", size, training_step(model, data, size), 5)
+        if "ours" in name: report(f"train {name}, bf16-mixed", size, training_step(model, data, size, half=True), 5)
         rng = np.random.default_rng(0)
         requests = [make_request(model, rng) for _ in range(size)]
         for steps in (options.steps, 1000) if "256 x 4 (ours)" in name else (options.steps,):
