@@ -59,6 +59,34 @@ def test_textbook_blocks(name):
     assert name == "MIL-53" or not d.report
 
 
+def test_non_metals_that_crowd_each_other_are_not_bound():
+    pair = lambda a, b, d: len(find_bonds(Crystal(15 * np.eye(3), [a, b], [[0, 0, 0], [d / 15, 0, 0]]))[0])
+    for a, b, longest, crowded in ((6, 6, 1.80, 1.90), (6, 8, 1.60, 1.80), (6, 7, 1.65, 1.85), (16, 6, 2.05, 2.15), (5, 5, 1.90, 2.05), (53, 6, 2.3, 2.5)):
+        assert pair(a, b, longest) == 1 and pair(a, b, crowded) == 0
+    assert pair(6, 1, 1.4) == 1 and pair(30, 8, 2.3) == 1, "hydrogen and metals keep their slack"
+
+
+@pytest.mark.skipif(not (REAL.parent / "mofs_hypothetical").exists(), reason="no collection of frameworks at hand")
+@pytest.mark.parametrize("name", ["nbo_N387_E178", "hxg_N638_E13", "eta_N611_E151", "acs_N433_E223"])
+def test_crowded_hypothetical_frameworks_have_the_same_blocks_and_fewer_identities(name, monkeypatch):
+    import matgen_nb.mofdiff.building_blocks as module
+    crystal = Mof.from_cif(next((REAL.parent / "mofs_hypothetical").rglob(f"{name}.cif"))).crystal
+    now = decompose(Mof(crystal, *find_bonds(crystal)))
+    monkeypatch.setattr(module, "COVALENT_TOLERANCE", module.BOND_TOLERANCE)
+    before = decompose(Mof(crystal, *find_bonds(crystal)))
+    assert kinds(now) == kinds(before) and {b.identity for b in now.blocks} < {b.identity for b in before.blocks}
+
+
+def test_a_changed_copy_of_a_block_has_its_own_identity():
+    block = next(b for b in decompose(textbook_mof("IRMOF-1")).blocks if not b.is_metal)
+    fluoro = replace(block, elements=np.where(block.elements == 1, 9, block.elements))
+    fresh = BuildingBlock(fluoro.elements, fluoro.cart_coords, fluoro.bonds, fluoro.connection_points, fluoro.connection_atoms, False)
+    assert block.identity != fluoro.identity == fresh.identity
+    kept, told = replace(block, cart_coords=block.cart_coords + 1), replace(fresh, stored_identity="from a file")
+    assert kept.stored_identity == block.identity and told.identity == told.rotated(np.eye(3)).identity == "from a file"
+    assert replace(told, bonds=told.bonds[1:]).stored_identity == "" == replace(told, is_metal=True).stored_identity
+
+
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_recompose_is_exact(name):
     mof = textbook_mof(name)
