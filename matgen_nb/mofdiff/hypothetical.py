@@ -12,7 +12,7 @@ __all__ = ['PARITIES', 'TETRAHEDRON', 'OCTAHEDRON', 'CUBE', 'BELT', 'HALF', 'END
            'closest_contact', 'Rejected', 'build', 'closest_bead', 'blocks_by_ends', 'two_colouring', 'roles_of',
            'edge_classes', 'is_straight', 'draw_linker', 'edge_kinds', 'like_vertices', 'fitting', 'designs',
            'draw_plan', 'double_plan', 'with_conformer', 'settle_twist', 'surface_of', 'pore_labels', 'build_random',
-           'hypothetical', 'make_hypothetical', 'short_hash', 'cache_path', 'pack_mofs', 'unpack_mofs', 'embedded_mofs',
+           'hypothetical', 'short_hash', 'cache_path', 'make_hypothetical', 'pack_mofs', 'unpack_mofs', 'embedded_mofs',
            'many_mofs']
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #25609fb3
@@ -968,6 +968,17 @@ def hypothetical(trial, limits=LIMITS, nets=None):
     blocks = [*plan.vertex_blocks, *(b for b in plan.edge_blocks if b is not None)]
     return "ok", CoarseMof(d.lattice, d.frac_coords, blocks, plan.name, pore_labels(recompose(d)))
 
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #f398c10e
+def short_hash(text):
+    "First 12 hex digits of the SHA-256 of a text."
+    import hashlib
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+def cache_path(stem, recipe):
+    "A file in the user's cache for a recipe (text): another recipe has another name."
+    import pooch
+    return Path(pooch.os_cache("matgen_nb")) / f"{stem}-{short_hash(recipe)}.safetensors"
+
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #f398c10d
 def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, trials=None, known=(), progress="building MOFs"):
     """`n` different hypothetical frameworks as `MofData`, built on this machine; the same for the same seed. Kept in the user's cache (or in `out`, a
@@ -989,16 +1000,6 @@ def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, 
     data = MofData.from_coarse(list(found.values())[:n], dict(source="hypothetical", recipe=recipe, seed=seed, stages=dict(stages)), tolerance=0.02)
     data.save(path)
     return data
-
-def short_hash(text):
-    "First 12 hex digits of the SHA-256 of a text."
-    import hashlib
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-def cache_path(stem, recipe):
-    "A file in the user's cache for a recipe (text): another recipe has another name."
-    import pooch
-    return Path(pooch.os_cache("matgen_nb")) / f"{stem}-{short_hash(recipe)}.safetensors"
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1d20ba30
 def pack_mofs(mofs, library=None):
