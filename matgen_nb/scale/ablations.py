@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'SAMPLERS', 'BASE', 'TRAIN', 'FIGURES', 'SIGNS', 'PANELS', 'nearest_to_centre', 'logarithm_of_cell',
-           'Variant', 'variant_model', 'train_variant', 'held_out_loss', 'judge_samples', 'draws', 'run_variant',
-           'plan_runs', 'run_ablations', 'published_ablations', 'by_setting', 'pooled_spread', 'reference_setting',
-           'margin', 'summarise_ablations', 'ablation_text', 'plot_ablations']
+           'Variant', 'variant_model', 'train_variant', 'held_out_loss', 'judge_samples', 'draws', 'draw_samples',
+           'run_variant', 'plan_runs', 'run_ablations', 'published_ablations', 'by_setting', 'pooled_spread',
+           'reference_setting', 'margin', 'summarise_ablations', 'ablation_text', 'plot_ablations']
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #13a6dcbc
 import copy, csv, json, statistics, time
@@ -50,25 +50,27 @@ def logarithm_of_cell(data):
         k[i] = constrain_k(lattice_to_k(torch.linalg.matrix_exp((log + log.T) / 2)), int(data.space_group[i]))
     return replace(data, k=k, info={**data.info, "lattice": "logarithm of the cell"})
 
-# %% ../../nbs/5_scale/28_ablations.ipynb #a7fd90ee
+# %% ../../nbs/5_scale/28_ablations.ipynb #d4fd4d90
 @dataclass(frozen=True)
 class Variant:
-    "One change. text: what is changed; config: fields of SymmCDConfig that differ; data: a function that changes the training data; against: what it is compared with."
-    text: str; config: dict = field(default_factory=dict); data: Optional[Callable] = None; against: str = "base"
+    """One change. text: what is changed; config: fields of SymmCDConfig that differ; data: a function that changes the training data; against: what it is compared with;
+    votes: whether its spread between seeds is like that of the others, see `pooled_spread`."""
+    text: str; config: dict = field(default_factory=dict); data: Optional[Callable] = None; against: str = "base"; votes: bool = True
 
 VARIANTS = {
     "base": Variant("site classes, standardised k, distances to 16 image functions, 16 frequencies, sites first"),
     "independent sites": Variant("the paper's 15 x 13 independent site symmetries", dict(site_symmetry="independent")),
     "no images": Variant("no distances to symmetry images", dict(images=0)),
-    "raw k": Variant("lattice vector not standardised", dict(standardise=False)),
+    "raw k": Variant("lattice vector not standardised", dict(standardise=False), votes=False),
     "nearest to centre": Variant("representative nearest to the centre of the cell, not on the first member", data=nearest_to_centre),
     "sites not first": Variant("site symmetries settled together with the places", dict(site_power=1.0)),
     "4 frequencies": Variant("4 Fourier frequencies", dict(frequencies=4)),
     "128 frequencies": Variant("128 Fourier frequencies", dict(frequencies=128)),
     "independent, no images": Variant("independent site symmetries and no distances, as in the paper", dict(site_symmetry="independent", images=0), against="no images"),
-    "release lattice": Variant("logarithm of the cell itself, not standardised", dict(standardise=False), logarithm_of_cell),
+    "release lattice": Variant("logarithm of the cell itself, not standardised", dict(standardise=False), logarithm_of_cell, votes=False),
 }
-SAMPLERS = {"default": dict(), "not led to sites": dict(guide=0.), "not kept apart": dict(apart=0.), "neither": dict(guide=0., apart=0.)}
+SAMPLERS = {"default": dict(), "not led to sites": dict(guide=0.), "not kept apart": dict(apart=0.), "neither": dict(guide=0., apart=0.),
+            "clipped": dict(clip=4.)}
 BASE = dict(width=96, layers=3, site_power=4.0)
 TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=.99)
 
@@ -105,36 +107,44 @@ def held_out_loss(model, data, seed=0, batch_size=256, repeats=2):
             for key, value in model.loss(data.select(rows).to(model.device), generator).items(): total[key] += float(value) * len(rows) / len(data) / repeats
     return {f"loss_{key}": round(value, 4) for key, value in total.items() if key != "loss"}
 
-# %% ../../nbs/5_scale/28_ablations.ipynb #fe618a73
+# %% ../../nbs/5_scale/28_ablations.ipynb #5a4e19ac
 def judge_samples(samples, reference, seed=0):
     "One flat dict of figures for a list of `Sample`, all of them counted: see lesson 13; coverage is left out (it costs most and tells least)."
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     symprec = reference.symprecs[0]
     result = evaluate_crystals([s.crystal for s in samples], reference, metrics=("validity", "distributions", "symmetry"), n_jobs=1, seed=seed, progress=False)
-    row = {key.split("@")[0]: round(entry["value"], 5) for key, entry in result.summary.items()}
+    row = {key.split("@")[0]: round(float(entry["value"]), 5) for key, entry in result.summary.items()}
     moved = torch.tensor([float(d) for s in samples for d in s.row["moved"].split()])
     kept = [r.get(f"space_group@{symprec:g}") == s.row["space_group"] for r, s in zip(result.table, samples)]
     changed = sum(s.row["sites_changed"] for s in samples) / len(moved)
     return row | dict(group_kept=sum(kept) / len(kept), moved_far=float((moved > .5).float().mean()), moved_mean=float(moved.mean()), sites_changed=changed)
 
-# %% ../../nbs/5_scale/28_ablations.ipynb #7085b4d7
+# %% ../../nbs/5_scale/28_ablations.ipynb #84c4ab79
 def draws(name):
-    "(weights, sampler) pairs that are judged for a variant: all of them for the base, since they cost no further training."
-    few = [("averaged", "default"), ("averaged", "neither")]
-    return few + [("averaged", "not led to sites"), ("averaged", "not kept apart"), ("raw", "default"), ("raw", "neither")] if name == "base" else few
+    "(weights, sampler) pairs that are judged for a variant: more of them where they answer a question, since they cost no further training."
+    more = {"base": [("averaged", "not led to sites"), ("averaged", "not kept apart"), ("raw", "default"), ("raw", "neither")],
+            "raw k": [("averaged", "clipped")], "release lattice": [("averaged", "clipped")]}
+    return [("averaged", "default"), ("averaged", "neither"), *more.get(name, ())]
+
+def draw_samples(model, sampler, n, seed=0, steps=25):
+    "n samples with one of the SAMPLERS; `clip` bounds every estimate of the clean lattice vector (lesson 06), which a model with standardised k does anyway."
+    import matgen_nb.symmcd.sampling  # noqa: F401
+    how, before = dict(SAMPLERS[sampler]), model.lattice_noise.clip
+    model.lattice_noise.clip = how.pop("clip", before)
+    try: return model.sample(n, seed=seed, steps=steps, progress=False, **how)
+    finally: model.lattice_noise.clip = before
 
 def run_variant(name, data, val, reference, folder, seed=0, steps=1200, n=400, sample_steps=25, device="cpu", resume=False):
     """Train one variant with one seed, sample and judge: a list of rows (dicts), one for each pair of `draws`.
 
     data, val: CrystalData to train on and to measure the held-out loss with; reference: Reference of real crystals (lesson 13); folder: for the training run."""
-    import matgen_nb.symmcd.sampling  # noqa: F401
     models, cost = train_variant(name, data, folder, steps, seed, device, resume)
     change = VARIANTS[name].data or (lambda data: data)
     loss = {weights: held_out_loss(model, change(val), seed) for weights, model in models.items()}
     rows = []
     for weights, sampler in draws(name):
         cpu = time.process_time()
-        samples = models[weights].sample(n, seed=seed, steps=sample_steps, progress=False, **SAMPLERS[sampler])
+        samples = draw_samples(models[weights], sampler, n, seed, sample_steps)
         cost["sample_cpu_s"] = round(time.process_time() - cpu, 1)
         rows.append(dict(variant=name, seed=seed, weights=weights, sampler=sampler, steps=steps, n=n, sample_steps=sample_steps,
                          **judge_samples(samples, reference, seed), **loss[weights], **cost, torch=torch.__version__, matgen_nb=matgen_nb.__version__))
@@ -164,10 +174,10 @@ def published_ablations():
     from matgen_nb.scale.command_line import read_table
     return read_table(Path(matgen_nb.__file__).parent/"data"/"ablations.csv")
 
-# %% ../../nbs/5_scale/28_ablations.ipynb #20f2f076
-FIGURES = {"struct_valid": ("structural validity", "more"), "comp_valid": ("compositional validity", "more"), "group_kept": ("space group kept", "more"),
-           "space_group_jsd": ("space-group distance", "less"), "wasserstein_density": ("density distance", "less"), "moved_far": ("orbits moved over 0.5 A", "less"),
-           "loss_x": ("held-out loss, places", "less"), "loss_k": ("held-out loss, lattice", "less")}
+# %% ../../nbs/5_scale/28_ablations.ipynb #e4344fbd
+FIGURES = {"struct_valid": ("struct. valid", "more"), "comp_valid": ("comp. valid", "more"), "group_kept": ("group kept", "more"),
+           "space_group_jsd": ("group distance", "less"), "wasserstein_density": ("density distance", "less"), "moved_far": ("moved > 0.5 A", "less"),
+           "loss_x": ("held-out loss, x", "less"), "loss_k": ("held-out loss, k", "less")}
 
 def by_setting(rows):
     "{(variant, weights, sampler): rows}: what was measured with different seeds in one way."
@@ -177,25 +187,25 @@ def by_setting(rows):
 
 def pooled_spread(rows, column, sampler):
     """Standard deviation of a column between the seeds of one setting, from all settings with this sampler that have at least two: (deviation, degrees of freedom).
-    Three seeds tell little about a spread; the spreads of ten variants together tell more."""
+    Three seeds tell little about a spread; the spreads of ten variants together tell more. Variants that do not vote are left out."""
     squares, freedom = 0., 0
-    for (_, _, s), group in by_setting(rows).items():
-        if s != sampler or len(group) < 2: continue
+    for (variant, _, s), group in by_setting(rows).items():
+        if s != sampler or len(group) < 2 or not VARIANTS[variant].votes: continue
         values = [row[column] for row in group]
         squares, freedom = squares + statistics.variance(values) * (len(values) - 1), freedom + len(values) - 1
     return (squares / freedom) ** .5 if freedom else float("nan"), freedom
 
-# %% ../../nbs/5_scale/28_ablations.ipynb #23862c14
+# %% ../../nbs/5_scale/28_ablations.ipynb #37c58672
 def reference_setting(variant, weights, sampler):
     "The setting that a setting is compared with: another variant with the variant it goes against, the base's raw weights with its averaged ones, its samplers with the default."
-    if variant != "base": return VARIANTS[variant].against, weights, sampler
+    if variant != "base": return VARIANTS[variant].against, weights, "default" if sampler == "clipped" else sampler
     if weights == "raw": return "base", "averaged", sampler
     return ("base", "averaged", "default") if sampler != "default" else None
 
 def margin(rows, column, sampler, n, m):
     "How far means over n and over m seeds may lie apart by chance (95 %, Student's t with the pooled spread); nan if no setting has two seeds."
     from scipy.stats import t
-    spread, freedom = pooled_spread(rows, column, sampler)
+    spread, freedom = pooled_spread(rows, column, "default" if sampler == "clipped" else sampler)
     return float(t.ppf(.975, freedom)) * spread * (1 / n + 1 / m) ** .5 if freedom else float("nan")
 
 def summarise_ablations(rows, columns=tuple(FIGURES)):
