@@ -5,7 +5,7 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'SHOWN', 'settings', 'Reci
            'crystals_of', 'some', 'card_text', 'card_value', 'figure_row', 'figure_rows', 'show_rows', 'trained',
            'sampled_crystals', 'reproduce_symmcd', 'split_blocks', 'mofs_of', 'finds', 'reproduce_blocks',
            'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'kept', 'fewest_steps', 'crystal_steps',
-           'framework_steps', 'plot_steps', 'reproduce_steps', 'step_rows', 'open_recipe', 'run_recipe', 'list_text',
+           'framework_steps', 'plot_steps', 'step_rows', 'reproduce_steps', 'open_recipe', 'run_recipe', 'list_text',
            'reproduce']
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290002
@@ -73,14 +73,14 @@ def crystals_of(job):
     source = job.data or "mp-20"
     data = prepared_crystals(source, job.out/"train.safetensors", n_jobs=job.n_jobs)
     if job.val or source in PUBLIC: return data, prepared_crystals(job.val or source, job.out/"val.safetensors", "val", job.n_jobs)
-    import numpy as np
-    order, held = np.random.default_rng(0).permutation(len(data)), max(len(data) // 10, 1)
-    return data.subset(order[held:].tolist()), data.subset(order[:held].tolist())
+    import torch
+    order, held = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist(), max(len(data) // 10, 1)
+    return data.subset(order[held:]), data.subset(order[:held])
 
 def some(data, n, seed=0):
     "n random crystals (all, where there are fewer) of a CrystalData."
-    import numpy as np
-    return [data[int(i)].to_crystal() for i in np.random.default_rng(seed).permutation(len(data))[:n]]
+    import torch
+    return [data[i].to_crystal() for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n].tolist()]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290013
 NUMBER = re.compile(r"([\d.]+)( ?%)?(?: \(([\d.]+) to ([\d.]+)\))?")
@@ -334,6 +334,17 @@ def plot_steps(rows):
         ax.legend(fontsize=7, frameon=False)
     return fig
 
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290043
+def step_rows(rows):
+    "Rows of the table beside the card's own table of steps (structural and compositional validity without corrector)."
+    text, out = card_text("symmcd-mp20-small"), []
+    for r in rows:
+        column = {"struct_valid": 1, "comp_valid": 2}.get(r["what"]) if r["model"] == "symmcd" and not r["corrector"] else None
+        known = card_value(text, rf"\n\| {r['steps']} \|" + r"[^|\n]*\|" * column) if column else None
+        out.append(figure_row(f"{r['model']} {r['what']}, {r['steps']} steps" + ", corrector" * bool(r["corrector"]), dict(value=r["found"], **{k: r[k] for k in ("low", "high", "n")}), known))
+    return out
+
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae29s001
 @recipe("steps", "quality against number of denoising steps, with and without corrector, for both models' weights that ship", "held-out crystals to compare with: --data, prepared (default: the validation part of mp-20, fetched from the network)",
         "about 1 h; one CPU thread (1,000 steps with corrector take half of it)")
 def reproduce_steps(job):
@@ -350,16 +361,6 @@ def reproduce_steps(job):
     write_table(job.out/"table.csv", rows)
     say(f"fewest steps as good as {max(s['grid'])}: {fewest_steps(rows)}")
     return step_rows(rows), plot_steps(rows)
-
-# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290043
-def step_rows(rows):
-    "Rows of the table beside the card's own table of steps (structural and compositional validity without corrector)."
-    text, out = card_text("symmcd-mp20-small"), []
-    for r in rows:
-        column = {"struct_valid": 1, "comp_valid": 2}.get(r["what"]) if r["model"] == "symmcd" and not r["corrector"] else None
-        known = card_value(text, rf"\n\| {r['steps']} \|" + r"[^|\n]*\|" * column) if column else None
-        out.append(figure_row(f"{r['model']} {r['what']}, {r['steps']} steps" + ", corrector" * bool(r["corrector"]), dict(value=r["found"], **{k: r[k] for k in ("low", "high", "n")}), known))
-    return out
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290046
 def open_recipe(out, request, resume=False, overwrite=False):
