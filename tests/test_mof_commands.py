@@ -117,6 +117,18 @@ def test_stages_on_known_beads(tmp_path, data):
     assert not any(r["novel"] for r in after) and summary["vnu"]["value"] == 0 and all(bool(r["reason"]) != r["valid"] for r in after if r["stage"] == "relaxed")
 
 
+def test_a_collapsed_framework_is_not_valid(tmp_path, data):
+    named = put_sampled(tmp_path, data)
+    for c, name, change in zip(named, NAMES, (-.41, .02, -.1)):
+        mof = textbook_mofs()[name]
+        mc.write_stage(tmp_path/"assembled", c.name, dict(bond_success=1, clashes=0), mof.crystal, mof.bonds, mof.images)
+        mc.write_stage(tmp_path/"relaxed", c.name, dict(converged=True, volume_change=change, energy_per_atom=0., stopped="converged"), mof.crystal, mof.bonds, mof.images)
+    mc.judge_stage([c.name for c in named], tmp_path)
+    table, summary = mc.collect(tmp_path)
+    assert [r["valid"] for r in table] == [False, True, True] and table[0]["reason"] == "relaxation: the volume changed by -41%" and table[0]["checks_passed"]
+    assert summary["volume_kept"]["value"] == 2 / 3
+
+
 def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, data, monkeypatch):
     import matgen_nb.mofdiff.assembly as assembly
     real = assembly.assemble

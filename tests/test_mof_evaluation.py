@@ -135,3 +135,12 @@ def test_agreement_with_mofchecker():
         expected = {theirs[x] for x in row["mofchecker_failures"].replace(",", ";").split(";") if x in theirs}
         same, total = same + len(CHECKS) - len(failed ^ expected), total + len(CHECKS)
     assert same / total > 0.95
+
+
+def test_a_framework_whose_cell_collapsed_is_not_valid():
+    crystal = MOF["IRMOF-1"].crystal
+    rows = [dict(name=str(v), converged=True, **({} if v is None else dict(volume_change=v))) for v in (None, -.41, -.25, .1, .26)]
+    result = evaluate_mofs([crystal] * 5, rows=rows, n_jobs=1, progress=False)
+    assert [r.get("volume_kept") for r in result.table] == [None, False, True, True, False] and [r["valid"] for r in result.table] == [True, False, True, True, False]
+    assert "volume_kept" in result.summary["valid"]["protocol"]
+    assert "volume_kept" not in evaluate_mofs([crystal], n_jobs=1, progress=False).summary, "nothing is asked of what was not relaxed"

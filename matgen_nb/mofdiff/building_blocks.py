@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TEXTBOOK', 'BOND_TOLERANCE', 'COVALENT_TOLERANCE', 'PADDLEWHEEL', 'POINT_COLOR', 'site_images', 'textbook_crystal',
-           'neighbours', 'integer_basis', 'primitive_cell', 'drop_duplicates', 'is_metal', 'find_bonds', 'Mof',
+           'shell', 'neighbours', 'integer_basis', 'primitive_cell', 'drop_duplicates', 'is_metal', 'find_bonds', 'Mof',
            'from_crystal', 'from_cif', 'textbook_mof', 'textbook_mofs', 'hill_formula', 'BuildingBlock',
            'block_diameter', 'rotated_block', 'connected', 'Decomposition', 'decompose', 'recompose', 'render_scene',
            'block_scene', 'plot_block', 'plot_decomposition', 'molecule', 'block_fingerprint', 'block_identity']
@@ -58,19 +58,23 @@ def textbook_crystal(name):
     return Crystal(lattice, np.repeat([atomic_number(r["element"]) for r in rows], [len(s) for s in sites]), np.concatenate(sites))
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #7542248f
+def shell(crystal, reach):
+    "The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64, position (m, 3) A. Exact in any cell."
+    lattice, frac = crystal.lattice, crystal.frac_coords
+    margin = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 1e-9  # the reach in fractional units, across each pair of faces
+    shifts = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1).reshape(-1, 3)
+    images = frac + shifts[:, None]
+    cell, atom = np.nonzero(((images > -margin) & (images < 1 + margin)).all(-1))
+    return atom, shifts[cell], images[cell, atom] @ lattice
+
 def neighbours(crystal, reach):
     """All pairs of atoms closer than `reach` (A), images included, each pair once.
 
     Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in any cell."""
     from scipy.spatial import cKDTree
-    lattice, frac = crystal.lattice, crystal.frac_coords
-    margin = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0)  # the reach in fractional units, across each pair of faces
-    shifts = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1).reshape(-1, 3)
-    images = frac + shifts[:, None]
-    cell, atom = np.nonzero(((images > -margin - 1e-9) & (images < 1 + margin + 1e-9)).all(-1))
-    home, around = cKDTree(frac @ lattice), cKDTree(images[cell, atom] @ lattice)
-    found = home.sparse_distance_matrix(around, reach, output_type="ndarray")
-    i, j, image = found["i"], atom[found["j"]], shifts[cell[found["j"]]]
+    atom, cell, cart = shell(crystal, reach)
+    found = cKDTree(crystal.cart_coords).sparse_distance_matrix(cKDTree(cart), reach, output_type="ndarray")
+    i, j, image = found["i"], atom[found["j"]], cell[found["j"]]
     ahead = (image * [4, 2, 1]).astype(float) @ [1e6, 1e3, 1.0] > 0  # of an atom and its own images one of each two
     once = (i < j) | ((i == j) & ahead)
     return i[once], j[once], image[once], found["v"][once]
@@ -281,6 +285,7 @@ def _graph_key(block):
     parts = (block.elements, block.bonds, block.connection_atoms, np.array([block.is_metal, len(block.elements)], dtype=np.int64))
     return hashlib.blake2b(b"|".join(p.tobytes() for p in parts), digest_size=8).hexdigest()
 
+# %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #1f748249
 @dataclass(frozen=True, eq=False)
 class BuildingBlock:
     """A metal node or an organic linker with the points where it is joined to others.

@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['TRIPLE_BOND', 'EXPOSED', 'OVERLAP', 'CHECKS', 'VDW', 'HELIUM', 'NITROGEN', 'PORES', 'MIN_PLD', 'NEEDS_NO_BONDS',
-           'Environment', 'overcoordinated', 'crowded_hydrogens', 'bond_angles', 'undercoordinated', 'sphere_points',
-           'open_angle', 'exposed_metals', 'overlaps', 'lone_molecules', 'vdw_radii', 'clearance', 'clearance_grid',
-           'void_regions', 'free_sphere_radius', 'void_fraction', 'surface_area', 'pore_properties',
-           'coordination_sequences', 'framework_identity', 'check_mof', 'describe_mof', 'MofEvaluation', 'share',
-           'evaluate_mofs', 'summarise', 'plot_summary']
+           'MAX_VOLUME_CHANGE', 'STAGES', 'Environment', 'overcoordinated', 'crowded_hydrogens', 'bond_angles',
+           'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals', 'overlaps', 'lone_molecules',
+           'vdw_radii', 'clearance', 'clearance_grid', 'void_regions', 'free_sphere_radius', 'void_fraction',
+           'surface_area', 'pore_properties', 'coordination_sequences', 'framework_identity', 'check_mof',
+           'describe_mof', 'volume_kept', 'MofEvaluation', 'share', 'evaluate_mofs', 'summarise', 'plot_summary']
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #7d66ccdb
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .building_blocks import Mof, connected, decompose, is_metal, neighbours
+from .building_blocks import Mof, connected, decompose, is_metal, neighbours, shell
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, parallel_map, time_limit, wilson
 
@@ -125,19 +125,11 @@ VDW = {1: 1.09, 2: 1.40, 3: 1.82, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 10: 1.54, 
 
 def vdw_radii(elements): return np.array([VDW.get(int(z), 2.0) for z in elements])
 
-def _around(crystal, reach):
-    "The atoms of the cell and of a shell of `reach` A around it: index (m,), position (m, 3) A."
-    margin = reach * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
-    shifts = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1).reshape(-1, 3)
-    frac = crystal.frac_coords + shifts[:, None]
-    cell, atom = np.nonzero(((frac > -margin) & (frac < 1 + margin)).all(-1))
-    return atom, frac[cell, atom] @ crystal.lattice
-
 def clearance(crystal, points, reach=20.0):
     "Distance (A) from fractional points (n, 3) to the surface of the nearest atom, negative inside one. Exact up to `reach` less the largest radius."
     from scipy.spatial import cKDTree
     radii = vdw_radii(crystal.elements)
-    atom, cart = _around(crystal, reach)
+    atom, _, cart = shell(crystal, reach)
     x, best = (points - np.floor(points)) @ crystal.lattice, np.full(len(points), reach - radii.max())
     for r in np.unique(radii):                                         # one tree for each kind of ball
         best = np.minimum(best, cKDTree(cart[radii[atom] == r]).query(x, distance_upper_bound=reach)[0] - r)
@@ -273,6 +265,14 @@ def describe_mof(crystal, timeout=120, min_pld=MIN_PLD):
     except (MatgenError, ValueError) as error: row["failure"] = "; ".join(filter(None, [row["failure"], f"decomposition: {error}"]))
     return row | {"checks_passed": all(row[name] for name in [*CHECKS, "porous"])}
 
+# %% ../../nbs/4_mofdiff/22_evaluation.ipynb #22e00002
+MAX_VOLUME_CHANGE = 0.25    # relative, by relaxation
+
+def volume_kept(row, most=MAX_VOLUME_CHANGE):
+    "Whether relaxation left the volume within a share `most` of what it was, from the row's `volume_change`; None where nothing is known of it."
+    change = row.get("volume_change")
+    return None if change is None or change == "" or math.isnan(change) else bool(abs(change) <= most)
+
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #7fdc4f73
 @dataclass
 class MofEvaluation:
@@ -297,10 +297,12 @@ def _novelty(table, known):
         if row["valid"]: seen.add(row["identity"])
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #c9dd232d
+STAGES = ("matched", "assembled", "converged", "volume_kept")    # what a framework has to pass before the checks count
+
 def evaluate_mofs(mofs, reference=(), rows=None, n_jobs=-1, timeout=120, min_pld=MIN_PLD, progress=True):
     """Judge frameworks. mofs: list of Crystal (None: nothing was made). reference: identities (str) or Crystals of the training set, for novelty.
-    rows: what is known of each (`matched`, `assembled`, `converged` are used; a stage without an entry was not asked for). Returns `MofEvaluation`.
-    valid = matched, assembled and converged (where given), all checks, PLD >= min_pld. unique: first valid one of its identity; vnu: valid, novel, unique."""
+    rows: what is known of each (`matched`, `assembled`, `converged`, `volume_change` are used; a stage without an entry was not asked for). Returns `MofEvaluation`.
+    valid = matched, assembled, converged and volume_kept (where given), all checks, PLD >= min_pld. unique: first valid one of its identity; vnu: valid, novel, unique."""
     known = set(i for i in reference if isinstance(i, str))
     work, names = partial(describe_mof, timeout=timeout, min_pld=min_pld), [(r or {}).get("name", str(i)) for i, r in enumerate(rows or [None] * len(mofs))]
     crystals = [c for c in reference if not isinstance(c, str)]
@@ -308,14 +310,16 @@ def evaluate_mofs(mofs, reference=(), rows=None, n_jobs=-1, timeout=120, min_pld
     found, failures = parallel_map(work, mofs, names, n_jobs=n_jobs, timeout=3 * timeout, progress="judging" if progress else None)
     reasons = iter(failures)
     table = [{**(r or {}), **(f if f is not None else describe_mof(None) | {"failure": next(reasons).reason})} for r, f in zip(rows or [None] * len(mofs), found)]
-    for row in table: row["valid"] = row["checks_passed"] and all(row.get(stage) in (True, None) for stage in ("matched", "assembled", "converged"))
+    for row in table:
+        if (kept := volume_kept(row)) is not None: row["volume_kept"] = kept
+        row["valid"] = bool(row["checks_passed"]) and all(row.get(stage) in (True, None) for stage in STAGES)
     _novelty(table, known)
     return MofEvaluation(table, summarise(table, bool(known), min_pld), failures)
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #6bceb7a7
 def summarise(table, has_reference=True, min_pld=MIN_PLD):
     "The shares of a table as a summary; every entry says what was counted."
-    stages = [s for s in ("matched", "assembled", "converged") if any(s in r for r in table)]
+    stages = [s for s in STAGES if any(s in r for r in table)]
     out = {s: share([r.get(s) for r in table], f"{s}; all inputs") for s in stages}
     out |= {name: share([r[name] for r in table], "ours, after MOFChecker's list; all inputs") for name in CHECKS}
     out["porous"] = share([r["porous"] for r in table], f"pore-limiting diameter >= {min_pld} A, grid 0.3 A; all inputs")

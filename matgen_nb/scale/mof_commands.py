@@ -259,20 +259,21 @@ def first_reason(row, assembled, relaxed, judged):
     if assembled.get("reason"): return f"assembly: {assembled['reason']}"
     if assembled.get("bond_success") != 1: return f"assembly: {1 - assembled.get('bond_success', 0):.0%} of the bonds between blocks do not close"
     if relaxed and not relaxed.get("converged"): return relaxed.get("reason", "relaxation: did not converge")
-    from matgen_nb.mofdiff.evaluation import CHECKS
+    from matgen_nb.mofdiff.evaluation import CHECKS, volume_kept
+    if volume_kept(relaxed) is False: return f"relaxation: the volume changed by {relaxed['volume_change']:+.0%}"
     missed = [name for name in (*CHECKS, "porous") if not judged.get(name)]
     return judged.get("failure") or (f"checks: {', '.join(missed)}" if missed else "")
 
 def collect(out, known=(), relax=True):
     "Rows of all frameworks of a run, with valid, unique, novel, vnu; and the summary with its intervals."
-    from matgen_nb.mofdiff.evaluation import _novelty, describe_mof, summarise
+    from matgen_nb.mofdiff.evaluation import _novelty, describe_mof, summarise, volume_kept
     table, out = [], Path(out)
     for row in read_sampled(out)[1]:
         a, r, j = (read_stage(out/stage, row["name"])[0] or {} for stage in STAGES)
         row |= {k: v for k, v in a.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=a.get("bond_success") == 1)
-        if relax: row |= {k: v for k, v in r.items() if k in ("energy_per_atom", "volume_change", "stopped")} | dict(converged=r.get("converged", False))
+        if relax: row |= {k: v for k, v in r.items() if k in ("energy_per_atom", "volume_change", "stopped")} | dict(converged=r.get("converged", False), volume_kept=bool(volume_kept(r)))
         row |= {k: v for k, v in (j or describe_mof(None)).items() if k != "name"} | dict(reason=first_reason(row, a, r if relax else {}, j))
-        row["valid"] = bool(row["matched"] and row["assembled"] and row.get("converged", True) and row.get("checks_passed"))
+        row["valid"] = bool(row["matched"] and row["assembled"] and row.get("converged", True) and row.get("volume_kept", True) and row.get("checks_passed"))
         table.append(row)
     _novelty(table, set(known))
     return table, summarise(table, bool(known))
@@ -396,14 +397,14 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
 def relax_shown(mof, row, most_atoms, limit):
     "(Mof, row) after a short relaxation, where the framework is small, converges within `limit` seconds and stays valid if it was; else as given."
     from matgen_nb.mofdiff.building_blocks import Mof
-    from matgen_nb.mofdiff.evaluation import describe_mof
+    from matgen_nb.mofdiff.evaluation import describe_mof, volume_kept
     from matgen_nb.mofdiff.relaxation import relax
     as_given = mof, row | dict(stage="assembled")
     if len(mof.crystal) > most_atoms: return as_given
     try: r = relax(mof, time_limit=limit)
     except MatgenError: return as_given
-    after = describe_mof(r.crystal) if r.converged else {}
-    if not r.converged or row["valid"] > after["checks_passed"]: return as_given
+    after = describe_mof(r.crystal) if r.converged and volume_kept(r.row) else None
+    if after is None or row["valid"] > after["checks_passed"]: return as_given
     return Mof(r.crystal, r.bonds, r.images), row | after | dict(valid=after["checks_passed"], stage="relaxed", **{k: r.row[k] for k in ("energy_per_atom", "volume_change")})
 
 def best_framework(built, judged=3, most_atoms=120, limit=20.):
