@@ -209,3 +209,136 @@ def test_half_precision_keeps_the_geometry():
     full = model.loss(batch, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16): half = model.loss(batch, torch.Generator().manual_seed(0))
     for part in full: assert float(half[part]) == pytest.approx(float(full[part]), rel=.02), part
+
+
+def crystals(n=24):
+    "n crystals of two kinds, with 2 and 3 orbits."
+    import numpy as np
+    from matgen_nb.symmcd.dataset import from_units, prepare_one
+    from matgen_nb.symmetry.crystal import Crystal
+    salt = Crystal(5.64 * np.eye(3), [11] * 4 + [17] * 4, [[0, 0, 0], [0, .5, .5], [.5, 0, .5], [.5, .5, 0], [.5, 0, 0], [0, .5, 0], [0, 0, .5], [.5, .5, .5]])
+    perovskite = Crystal(3.9 * np.eye(3), [22, 38, 8, 8, 8], [[0, 0, 0], [.5, .5, .5], [.5, 0, 0], [0, .5, 0], [0, 0, .5]])
+    return from_units([prepare_one(salt), prepare_one(perovskite), prepare_one(perovskite)] * (n // 3))
+
+
+def symmcd(data, **changes):
+    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    torch.manual_seed(0)
+    return SymmCD(preset("tiny", **changes), statistics(data))
+
+
+def mofdiff():
+    "A small model on toy frameworks, and its data."
+    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.model import MofDiff, preset, statistics
+    from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
+    data = MofData.from_coarse(toy_mofs(40))
+    data = data.with_embeddings(toy_embeddings(data.library))
+    torch.manual_seed(0)
+    return MofDiff(preset("tiny"), statistics(data)), data
+
+
+SHARED = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_training import crystals, symmcd, make
+torch.set_num_threads(1)
+data = crystals()
+make({out!r}, data=data, model=symmcd(data), devices={n}, batch_size=8, steps=12, lr=1e-3, log_every=2, val_every=4).fit()
+"""
+
+
+def test_noise_does_not_depend_on_the_number_of_processes(tmp_path):
+    "SymmCD with its own noisy loss: the curve of two processes is that of one."
+    curves, weights = [], []
+    for n in (1, 2):
+        out = tmp_path/str(n)
+        done = run_script(tmp_path/f"run{n}.py", SHARED.format(tests=str(Path(__file__).parent), out=str(out), n=n))
+        assert done.returncode == 0, done.stderr[-2000:]
+        curves.append([x for row in losses(read_history(out/"history.csv")) for x in row if x is not None])
+        weights.append(load_checkpoint(out/"best.safetensors")[0])
+    assert len(curves[0]) > 12 and curves[0] == pytest.approx(curves[1], rel=1e-5, abs=1e-5)
+    assert all(torch.allclose(weights[0][k].float(), weights[1][k].float(), atol=1e-4) for k in weights[0])
+
+
+@pytest.mark.parametrize("changes", [{}, dict(site_symmetry="independent", images=0)])
+def test_shares_of_a_batch_make_up_its_loss(changes):
+    data = crystals()
+    model, seeded = symmcd(data, **changes), lambda: torch.Generator().manual_seed(1)
+    batch = data.select(torch.arange(24))
+    whole = model.loss(batch, seeded())
+    for world in (2, 3, 8):
+        parts = [model.loss(batch, seeded(), share=(rank, world)) for rank in range(world)]
+        for name in whole: torch.testing.assert_close(sum(p[name] for p in parts) / world, whole[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["symmcd", "mofdiff"])
+def test_compiled_once_for_all_shapes(kind):
+    from torch._dynamo.utils import counters
+    if kind == "symmcd":
+        data = crystals()
+        model = symmcd(data)
+    else: model, data = mofdiff()
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randint(len(data), (int(torch.randint(3, 20, (), generator=generator)),), generator=generator) for _ in range(50)]
+    run = lambda: torch.stack([model.loss(data.select(b), torch.Generator().manual_seed(k))["loss"].detach() for k, b in enumerate(batches)])
+    eager, keys = run(), list(model.state_dict())
+    torch._dynamo.reset()
+    counters.clear()
+    assert training.compile_regions(model, backend="aot_eager") >= 3 and list(model.state_dict()) == keys
+    torch.testing.assert_close(run(), eager, rtol=1e-5, atol=1e-5)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3 and not counters["graph_break"]
+
+
+def test_a_compiled_run_gives_the_same_curve(tmp_path, monkeypatch):
+    whole, compiled = training.compile_regions, []
+    monkeypatch.setattr(training, "compile_regions", lambda model: compiled.append(whole(model, backend="aot_eager")))
+    data = crystals()
+    choices = dict(data=data, steps=8, batch_size=6, log_every=2)
+    plain, quick = (losses(make(tmp_path/str(on), model=symmcd(data), compile=on, **choices).fit()) for on in (False, True))
+    assert compiled == [3] and [x for row in plain for x in row if x is not None] == pytest.approx([x for row in quick for x in row if x is not None], rel=1e-5)
+
+
+def no_doubles():
+    "A mode in which every operation that meets a float64 tensor fails, unless it only casts it to something narrower (which happens on the CPU)."
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    class NoDoubles(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            seen = out if function is torch.ops.aten._to_copy.default else (args, kwargs, out)
+            for t in tree_leaves(seen): assert not (isinstance(t, torch.Tensor) and t.dtype == torch.float64), f"{function} met float64, shape {tuple(t.shape)}"
+            return out
+    return NoDoubles()
+
+
+def test_no_float64_where_there_is_none(monkeypatch):
+    "Apple's GPU has no float64. Not run on a Mac: on a CPU, with the tables that a Mac would get, a whole step of SymmCD must make no double and move none."
+    from matgen_nb.symmetry import lattice, space_groups
+    data = crystals()
+    model = symmcd(data)
+    batch, optimizer = data.select(torch.arange(12)), training.make_optimizer(model, TrainConfig())
+    seeded = lambda: torch.Generator().manual_seed(0)
+    want = model.loss(batch, seeded())["loss"].detach()                      # also makes the float32 copies of the schedules
+    with pytest.raises(AssertionError, match="float64"), no_doubles(): model.loss(batch, seeded())
+    for module in (lattice, space_groups): monkeypatch.setattr(module, "device_float", lambda device: torch.float32)
+    space_groups.wyckoff_tables.cache_clear()
+    try:
+        moved = [*vars(space_groups.wyckoff_tables("cpu")).values(), *model.parameters(), *model.buffers(), *vars(batch).values()]
+        assert {t.dtype for t in moved} <= {torch.float32, torch.int64, torch.bool}
+        with no_doubles():
+            loss = model.loss(batch, seeded())["loss"]
+            loss.backward()
+            training.guarded_step(optimizer, torch.tensor(False))
+        torch.testing.assert_close(loss.detach(), want, rtol=1e-5, atol=1e-5)
+    finally: space_groups.wyckoff_tables.cache_clear()
+
+
+def test_data_with_doubles_stay_off_a_device_without_them(tmp_path):
+    class Doubles(Data):
+        def to(self, device): raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+    trainer = make(tmp_path, data=Doubles(torch.zeros(8, 3)))
+    trainer.device = torch.device("mps")
+    assert trainer._resident(trainer.data) is trainer.data
+    trainer.device = torch.device("cpu")
+    with pytest.raises(TypeError): trainer._resident(trainer.data)

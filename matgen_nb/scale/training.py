@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'TrainConfig', 'check_config', 'learning_rate', 'ema_decay', 'ema_update', 'mix_seed', 'Sampler',
-           'make_optimizer', 'guarded_step', 'save_checkpoint', 'load_checkpoint', 'pack_state', 'unpack_state',
-           'load_weights', 'write_history', 'read_history', 'plot_history', 'polite_stop', 'Trainer']
+           'make_optimizer', 'guarded_step', 'compile_regions', 'save_checkpoint', 'load_checkpoint', 'pack_state',
+           'unpack_state', 'load_weights', 'write_history', 'read_history', 'plot_history', 'polite_stop', 'Trainer']
 
 # %% ../../nbs/5_scale/24_training.ipynb #301b679e
-import copy, csv, json, math, signal, threading, time
+import copy, csv, inspect, json, math, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ def mix_seed(*numbers):
 class Sampler:
     """Shuffled batches as a pure function of the step: `sampler.at(step) -> (epoch, indices)`.
 
-    indices: which of the n items, (n,) int64. A last, shorter batch of an epoch is dropped. `at` takes this process's share of the global batch."""
+    indices: which of the n items, (n,) int64. A last, shorter batch of an epoch is dropped. `whole` is the global batch, `at` this process's share of it."""
     def __init__(self, indices, batch_size, seed=0, rank=0, world=1):
         self.indices, self.seed, self.rank, self.world = indices, seed, rank, world
         self.batch_size = min(batch_size, len(indices) // world * world)
@@ -101,12 +101,15 @@ class Sampler:
         self.steps_per_epoch = len(indices) // self.batch_size
         self.epoch, self.order = None, None
 
-    def at(self, step):
+    def whole(self, step):
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             g = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
             self.epoch, self.order = epoch, self.indices[torch.randperm(len(self.indices), generator=g).to(self.indices.device)]
-        batch = self.order[position * self.batch_size:(position + 1) * self.batch_size]
+        return epoch, self.order[position * self.batch_size:(position + 1) * self.batch_size]
+
+    def at(self, step):
+        epoch, batch = self.whole(step)
         return epoch, batch[self.rank::self.world]
 
 # %% ../../nbs/5_scale/24_training.ipynb #0ae0b597
@@ -131,6 +134,14 @@ def guarded_step(optimizer, bad):
     raw = getattr(optimizer, "optimizer", optimizer)
     raw.grad_scale, raw.found_inf = None, bad.float()
     optimizer.step()
+
+# %% ../../nbs/5_scale/24_training.ipynb #1512932e
+def compile_regions(model, **options):
+    """Compile, for all shapes at once, the parts of a model that are marked `region`; its `network`, or all of it, where nothing is marked. Returns how many parts.
+    options: of torch.compile, as backend="aot_eager". Weights and their names stay as they are."""
+    parts = [m for m in model.modules() if getattr(m, "region", False)] or [getattr(model, "network", model)]
+    for part in parts: part.compile(**{"dynamic": True} | options)
+    return len(parts)
 
 # %% ../../nbs/5_scale/24_training.ipynb #a1386e73
 FORMAT = "matgen-checkpoint-1"
@@ -282,7 +293,7 @@ class _Placed(_Setup):
     def _place(self):
         c, fabric = self.config, self.fabric
         self.model.to(self.device)
-        if c.compile: getattr(self.model, "network", self.model).compile(dynamic=True)
+        if c.compile: compile_regions(self.model)
         optimizer = make_optimizer(self.model, c)
         self.wrapped, self.optimizer = fabric.setup(_LossModule(self.model), optimizer)
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False).eval() if c.ema_decay else None
@@ -296,9 +307,12 @@ class _Placed(_Setup):
         self.window, self.names, self.history = None, [], []
 
     def _resident(self, data):
-        "The data on the device if it fits there, else where it is."
+        "The data on the device if it fits there (and, on mps, has no float64), else where it is."
         try: return data.to(self.device)
         except torch.OutOfMemoryError: return data
+        except TypeError:
+            if self.device.type != "mps": raise
+            return data
 
 # %% ../../nbs/5_scale/24_training.ipynb #f16acded
 class _Counting(_Placed):
@@ -318,16 +332,21 @@ class _Counting(_Placed):
 # %% ../../nbs/5_scale/24_training.ipynb #2f8b1aa3
 class _Stepping(_Counting):
     "Adds the training step."
+    def _draw(self):
+        "Arguments of the loss: this process's batch and noise; or, where the model can share them, the batch of all processes, the noise of all, and whose part is ours."
+        c, rank, world = self.config, self.fabric.global_rank, self.fabric.world_size
+        shared = world > 1 and "share" in inspect.signature(self.model.loss).parameters
+        torch.manual_seed(mix_seed(c.seed, self.step, rank, 1))          # for dropout and the like
+        self.generator.manual_seed(mix_seed(c.seed, self.step, 0 if shared else rank, 1))
+        self.epoch, indices = self.sampler.whole(self.step) if shared else self.sampler.at(self.step)
+        return self.data.select(indices).to(self.device), self.generator, *([(rank, world)] if shared else [])
+
     def _train_step(self):
         c, fabric = self.config, self.fabric
         self.lr = learning_rate(c, self.step, self._progress())
         for group in self.optimizer.param_groups: group["lr"] = self.lr
-        self.epoch, indices = self.sampler.at(self.step)
-        seed = mix_seed(c.seed, self.step, fabric.global_rank, 1)
-        torch.manual_seed(seed)                                          # for dropout and the like
-        self.generator.manual_seed(seed)
-        batch = self.data.select(indices).to(self.device)
-        losses = self.wrapped(lambda: (batch, self.generator))
+        drawn = self._draw()
+        losses = self.wrapped(lambda: drawn)
         self.optimizer.zero_grad()
         fabric.backward(losses["loss"])
         norm = fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=c.clip_norm or math.inf, error_if_nonfinite=False)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['K_BASIS', 'FAMILIES', 'lattice_from_parameters', 'lattice_parameters', 'metric_tensor', 'volume', 'lattice_to_k',
-           'k_to_lattice', 'crystal_family', 'k_mask', 'k_offset', 'constrain_k']
+           'k_to_lattice', 'crystal_family', 'device_float', 'k_mask', 'k_offset', 'constrain_k']
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #b85b9d3c
 import numpy as np
@@ -91,7 +91,8 @@ def k_to_lattice(k):
 
     The inverse of `lattice_to_k` up to a rotation of the whole cell: lengths, angles and volume come back."""
     k = _floating(k)
-    return torch.linalg.matrix_exp(torch.einsum('...k,kij->...ij', k, K_BASIS.to(k)))
+    with torch.autocast(k.device.type, enabled=False):              # an exponential of bfloat16 products would be no cell at all
+        return torch.linalg.matrix_exp(torch.einsum('...k,kij->...ij', k, K_BASIS.to(k)))
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #576caa98
 FAMILIES = {'triclinic': (1, 2), 'monoclinic': (3, 15), 'orthorhombic': (16, 74), 'tetragonal': (75, 142),
@@ -112,11 +113,17 @@ for _number in range(1, 231):
     _MASK[_number] = torch.tensor([str(i) in _FREE[crystal_family(_number)] for i in range(1, 7)])
 _OFFSET[143:195, 0] = -np.log(3) / 4  # gamma = 120 degrees: cos(gamma) = tanh(2 k1) = -1/2
 
+# %% ../../nbs/1_symmetry/01_lattice.ipynb #98b4bff5
+def device_float(device):
+    "The widest float of a device: float64, but float32 on Apple's GPU (mps)."
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #5d08ef0f
 def _rows(table, number):
     number = torch.as_tensor(number, dtype=torch.long)
     if number.numel() and not (0 <= int(number.min()) and int(number.max()) <= 230):
         raise ValueError(f"space-group numbers go from 1 to 230 (0: none), not {int(number.min())} to {int(number.max())}")
+    if table.is_floating_point(): table = table.to(device_float(number.device))
     return table.to(number.device)[number]
 
 def k_mask(number):
@@ -124,7 +131,7 @@ def k_mask(number):
     return _rows(_MASK, number)
 
 def k_offset(number):
-    "The values of the components of k that a space group fixes, 0 where free: number (...), returns float64 (..., 6)."
+    "The values of the components of k that a space group fixes, 0 where free: number (...), returns float64 (..., 6) (float32 on mps)."
     return _rows(_OFFSET, number)
 
 def constrain_k(k, number):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import matgen_nb
+from .lattice import device_float
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #390cde16
 TABLE_PATH = Path(matgen_nb.__file__).parent / "data" / "space_groups.npz"
@@ -326,7 +327,7 @@ def _class_tables(T, site_class):
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #9820a628
 @functools.lru_cache(None)
 def wyckoff_tables(device="cpu"):
-    "The whole table on a device, see `WyckoffTables`; cached per device."
+    "The whole table on a device, see `WyckoffTables`; cached per device. On mps, which has no float64, its floats are float32."
     T = load_table()
     site_class = np.concatenate([[w.site_class for w in SpaceGroup(n).wyckoff_positions] for n in range(1, 231)])
     pad = lambda offsets: np.concatenate([[0], offsets])
@@ -334,7 +335,7 @@ def wyckoff_tables(device="cpu"):
                   **{n: T[n] for n in ("multiplicity", "dof", "one_hot_id", "member_offset")}, **_class_tables(T, site_class))
     floats = dict(A=T["member_A"], t=T["member_t"] / DENOMINATOR, R=T["rotations"], w=T["translations"] / DENOMINATOR, one_hots=T["one_hots"])
     cast = lambda arrays, dtype: {n: torch.as_tensor(np.asarray(a), dtype=dtype).to(device) for n, a in arrays.items()}
-    return WyckoffTables(**cast(arrays, torch.int64), **cast(floats, torch.float64))
+    return WyckoffTables(**cast(arrays, torch.int64), **cast(floats, device_float(device)))
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #0d1dc47a
 @functools.lru_cache(None)
