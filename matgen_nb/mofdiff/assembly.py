@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['GOOD', 'STRAINS', 'TRUST', 'SLACK', 'ends', 'quaternion_to_matrix', 'shuffled', 'rotation_grid', 'kabsch', 'shells',
-           'partners', 'shell_cost', 'scan', 'distinct', 'pair_rewards', 'choose_jointly', 'Joints', 'collate',
-           'turned', 'gaps', 'soften', 'pull_together', 'place', 'match', 'rescan', 'next_candidates', 'unlike',
-           'explore', 'bonded_pairs', 'measure', 'cross_matrix', 'rotation_from_vector', 'residuals', 'drift', 'polish',
-           'Assembled', 'place_atoms', 'find_clashes', 'alternatives', 'crowding', 'relieve', 'why_not', 'search',
-           'to_atoms', 'badness', 'finish', 'assemble_batch', 'assemble']
+           'partners', 'shell_cost', 'surroundings', 'scan', 'distinct', 'pair_rewards', 'choose_jointly', 'Joints',
+           'collate', 'turned', 'gaps', 'soften', 'pull_together', 'place', 'match', 'rescan', 'next_candidates',
+           'unlike', 'explore', 'bonded_pairs', 'measure', 'cross_matrix', 'rotation_from_vector', 'residuals', 'drift',
+           'polish', 'Assembled', 'place_atoms', 'find_clashes', 'alternatives', 'crowding', 'relieve', 'why_not',
+           'mismatch', 'search', 'to_atoms', 'badness', 'finish', 'assemble_batch', 'assemble']
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #190bf0b4
 import math
@@ -109,15 +109,20 @@ def shell_cost(R, points, out, centres, shell, cap=4.0):
     cost, chosen = ((distance - shell[:, 0]) ** 2 + (cosine + shell[:, 1]) ** 2).min(-1)
     return cost.clamp(max=cap).sum(-1), chosen
 
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #2f9791e7
+def surroundings(coarse, k, device="cpu"):
+    "What block k has to fit: its points and bonds (c, 3), and around it the centres (f, 3) and shells (f, 2) of its partners, A, tensors on `device`."
+    points, bonds, _ = ends(coarse.blocks[k])
+    vectors, index = partners(coarse, k)
+    surfaces = [shells(coarse.blocks[j]) for j in index]
+    centres = np.repeat(vectors, [len(s) for s in surfaces], axis=0)
+    return tuple(torch.as_tensor(a, device=device) for a in (points, bonds, centres, np.concatenate(surfaces)))
+
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #1da76344
 def scan(coarse, k, grid, keep=256, out=48, steps=4):
     """The `out` most promising rotations (out, 3, 3) of block k, best first: score every rotation of the grid against the shells of the partners,
     polish the `keep` best (each point moves to the nearest place of its shell, then Kabsch), drop those within 12 degrees of a better one."""
-    points, bonds, _ = (torch.as_tensor(a, device=grid.device) for a in ends(coarse.blocks[k]))
-    vectors, index = partners(coarse, k)
-    surfaces = [shells(coarse.blocks[j]) for j in index]
-    centres = torch.as_tensor(np.repeat(vectors, [len(s) for s in surfaces], axis=0), device=grid.device)
-    shell = torch.as_tensor(np.concatenate(surfaces), device=grid.device)
+    points, bonds, centres, shell = surroundings(coarse, k, grid.device)
     size = max(1, 1_000_000 // (len(points) * len(centres)))
     score = torch.cat([shell_cost(R, points, bonds, centres, shell)[0] for R in grid.split(size)])
     R = grid[score.argsort(stable=True)[:keep]]
@@ -552,6 +557,16 @@ def why_not(coarse):
     if not organic: return "there is no organic block"
     if metal != organic: return f"{metal} metal against {organic} organic connection points: some would stay open; choose blocks jointly (lesson 19)"
     return ""
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #95abaab1
+def mismatch(coarse, rotations=400):
+    """How badly beads, blocks and cell go together, A^2 per connection point: the mean `shell_cost` when every block takes its best rotation of a grid.
+
+    About 0.1 for real frameworks (the grid is coarse), up to 4. inf where `why_not` knows a reason against assembly."""
+    if why_not(coarse): return math.inf
+    grid = rotation_grid(rotations)
+    cost = sum(float(shell_cost(grid, *surroundings(coarse, k))[0].min()) for k in range(len(coarse)))
+    return cost / sum(b.num_connections for b in coarse.blocks)
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #b7739e50
 def search(mofs, seed=0, starts=64, rotations=4096, device="cpu", keep=8, free_cell=True, generations=3):
