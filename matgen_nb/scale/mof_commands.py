@@ -408,10 +408,10 @@ def relax_shown(mof, row, most_atoms, limit):
     return Mof(r.crystal, r.bonds, r.images), row | after | dict(valid=after["checks_passed"], stage="relaxed", **{k: r.row[k] for k in ("energy_per_atom", "volume_change")})
 
 def best_framework(built, judged=3, most_atoms=120, limit=20.):
-    "The best of a list of `Assembled`: (its number, Mof, row). Closed ones first, then few clashes, then few atoms; of the first `judged` closed ones the first valid one."
+    "The best of a list of `Assembled`: (its number, Mof, row). Closed ones first, then few clashes, a cell like the drawn one, few atoms; of the first `judged` closed ones the first valid one."
     from matgen_nb.mofdiff.evaluation import describe_mof
     there = [i for i, b in enumerate(built) if b.crystal is not None]
-    order = sorted(there, key=lambda i: (-built[i].row["bond_success"], built[i].row["clashes"], len(built[i].crystal), i))
+    order = sorted(there, key=lambda i: (-built[i].row["bond_success"], built[i].row["clashes"], built[i].row["strain"] > .3, len(built[i].crystal), i))
     if not order: raise MatgenError("none of the frameworks could be assembled: no connection points match")
     best = None
     for i in [i for i in order if built[i].row["bond_success"] == 1][:judged] or order[:1]:
@@ -468,7 +468,7 @@ def mof_pair(coarse, mof, owner, title=""):
     coarse.plot(ax=left, pixels=330)
     plot_whole(mof, owner, coarse.frac_coords, right)
     left.set_title("beads: what the model draws", fontsize=9)
-    right.set_title("atoms: after assembly", fontsize=9)
+    right.set_title("atoms: what assembly makes of it", fontsize=9)
     figure.suptitle(title, fontsize=9, y=.99)
     figure.subplots_adjust(.01, .01, .99, .82, .02)
     return figure
