@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'STAGES', 'prepare_mofs_command', 'choose_training', 'fit_blocks', 'report_training',
            'train_blocks_command', 'net_identity', 'known_identities', 'fit_mofdiff', 'train_mofdiff_command',
-           'open_mofs', 'sample_stage', 'read_sampled', 'write_stage', 'read_stage', 'assemble_part', 'run_stage',
-           'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part', 'judge_stage', 'first_reason',
-           'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
+           'best_drawn', 'open_mofs', 'sample_stage', 'read_sampled', 'write_stage', 'read_stage', 'assemble_part',
+           'run_stage', 'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part', 'judge_stage',
+           'first_reason', 'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
            'reference_identities', 'draw_closed', 'relax_shown', 'best_framework', 'whole_blocks', 'plot_whole',
            'mof_pair', 'demo_mof', 'mof_folder', 'evaluate_mofs_command', 'design_command']
 
@@ -137,6 +137,14 @@ def train_mofdiff_command(data: Annotated[Path, typer.Argument(help="File made b
     model, history = fit_mofdiff(MofData.load(data), BlockEncoder.from_pretrained(blocks, place), preset, config, out, resume, overwrite)
     report_training(model, history, out, seed, start, f"matgen sample mofdiff --weights {out/'weights.safetensors'} -n 100 --out new")
 
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #d7b01766
+def best_drawn(found, draws):
+    "Of each `draws` samples in a row the one whose beads, blocks and cell go together best (`mismatch` of lesson 20), in order; rows get mismatch and draws."
+    from matgen_nb.mofdiff.assembly import mismatch
+    if draws == 1: return found
+    for s in found: s.row |= dict(mismatch=mismatch(s.coarse), draws=draws)
+    return [min(found[i:i + draws], key=lambda s: s.row["mismatch"]) for i in range(0, len(found), draws)]
+
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #6cb206c1
 STAGES = ("assembled", "relaxed", "judged")
 
@@ -149,14 +157,14 @@ def open_mofs(out, request, resume=False, overwrite=False):
         write_json(out/"request.json", request)
     return out
 
-def sample_stage(model, out, request, **asked):
-    "Beads of `request[\"n\"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over."
+def sample_stage(model, out, request, draws=1, **asked):
+    "Beads of `request[\"n\"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_drawn`."
     from matgen_nb.mofdiff.coarse_graining import MofData
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
     for i, first, n in chunks(request["n"], request["chunk"]):
         path = Path(out)/"sampled"/f"{i:05d}.safetensors"
         if path.exists() and path.with_suffix(".csv").exists(): continue
-        found = model.sample(n, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], **asked)
+        found = best_drawn(model.sample(n * draws, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], **asked), draws)
         for k, s in enumerate(found, first): s.coarse, s.row = replace(s.coarse, name=f"mof_{k:05d}"), {**s.row, "name": f"mof_{k:05d}", "index": k}
         MofData.from_coarse([s.coarse for s in found], tolerance=1e-6).save(path)
         write_table(path.with_suffix(".csv"), [s.row for s in found])
@@ -315,14 +323,14 @@ def finish_mofs(out, known, record, relax=True, pictures=24):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #1db28f3d
 def make_mofs(model, n, out, seed=0, steps=100, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
-              weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, progress=True, **asked):
+              weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, draws=1, progress=True, **asked):
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
-    (relax=False) can be. known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
+    (relax=False) can be. draws: each framework is the best fitting of so many (`best_drawn`). known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
     start = time.monotonic()
-    if n < 1 or chunk < 1: raise MatgenError("the number of frameworks and the chunk must be at least 1")
-    request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, **asked)
+    if min(n, chunk, draws) < 1: raise MatgenError("the number of frameworks, the chunk and the draws must be at least 1")
+    request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, draws=draws, **asked)
     out = open_mofs(out, request, resume, overwrite)
-    sample_stage(model, out, request, steps=steps, target=target, progress=progress, **asked)
+    sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
     coarse, rows = read_sampled(out)
     device = str(model.device.type) if model.device.type == "cuda" else "cpu"
     assemble_stage([c for c, r in zip(coarse, rows) if r["matched"]], out, seed, n_jobs, device, assemble_limit, starts, generations)
@@ -340,6 +348,7 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
                            prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
                            num_blocks: Annotated[Optional[int], typer.Option(help="Blocks in the cell; default: as the code says.")] = None,
                            target: Annotated[Optional[str], typer.Option(help="Property to aim at: name=value.")] = None,
+                           draws: Annotated[int, typer.Option(help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
                            starts: Annotated[int, typer.Option(help="Joint choices of orientations that compete in assembly.")] = 64,
                            generations: Annotated[int, typer.Option(help="Rounds of search in assembly, at most.")] = 3,
                            chunk: Annotated[int, typer.Option(help="Frameworks drawn together. Another number, other frameworks.")] = CHUNK,
@@ -356,7 +365,7 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
     model = MofDiff.from_pretrained(weights, pick_device(device))
     asked = {key: value for key, value in dict(eta=eta, prior=prior, num_blocks=num_blocks).items() if value is not None}
     table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, chunk, resume, overwrite, file_hash(find_weights(weights)),
-                               assemble_limit, relax_limit, starts, generations, **asked)
+                               assemble_limit, relax_limit, starts, generations, draws, **asked)
     say(summary_text(summary) + f"\n{sum(r['valid'] for r in table)} valid frameworks of {len(table)} in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #919c3289
