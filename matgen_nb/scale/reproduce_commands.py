@@ -306,8 +306,9 @@ def framework_steps(job, steps, corrector):
     "The same for frameworks, assembled and judged but not relaxed; an empty list where the sampler has no corrector."
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     from matgen_nb.scale.command_line import file_hash
+    import matgen_nb.mofdiff.sampling  # noqa: F401
     s, more = job.settings, dict(corrector=corrector) if corrector else {}
-    if more and "corrector" not in inspect.signature(make_mofs).parameters: return []
+    if more and "corrector" not in inspect.signature(MofDiff.sample).parameters: return []
     model, cpu, out = MofDiff.from_pretrained(s["mofdiff"], job.device), time.process_time(), job.out/"runs"/f"frameworks-{steps}-{corrector}"
     _, summary = make_mofs(model, s["frameworks"], out, job.seed, steps, relax=False, n_jobs=job.n_jobs, resume=True, weights=file_hash(find_weights(s["mofdiff"])),
                            starts=s["starts"], generations=s["generations"], progress=False, **more)
