@@ -499,7 +499,7 @@ def guided_score(model, n, known, out, t, apart=0.75):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1f7514fb
 @torch.no_grad()
-def sample_requests(model, requests, generator, steps=100, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, advance=lambda n=1: None):
+def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, advance=lambda n=1: None):
     "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step."
     state, known = start_state(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
@@ -522,7 +522,7 @@ def _with_retries(model, requests, generator, retries, closest, advance, **how):
     return samples
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
-def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=100, eta=1.0,
+def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
            guide=0.5, apart=0.75, corrector=0, snr=0.2, retries=0, closest=0.5, batch_size=256, progress=True):
     """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
 
@@ -533,7 +533,7 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     the row says how far, `pushed_max`, A). corrector: Langevin steps of the coordinates after each step, each a further
     network call, of relative size snr. retries: how often a crystal with atoms nearer than `closest` A is drawn again.
     Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
-    steps = 100 if steps is None else steps
+    steps = 25 if steps is None else steps
     check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
     requests = [draw(rng) for _ in range(n)]
