@@ -198,7 +198,7 @@ def pooled_spread(rows, column, sampler):
         squares, freedom = squares + statistics.variance(values) * (len(values) - 1), freedom + len(values) - 1
     return (squares / freedom) ** .5 if freedom else float("nan"), freedom
 
-# %% ../../nbs/5_scale/28_ablations.ipynb #20bd7136
+# %% ../../nbs/5_scale/28_ablations.ipynb #2d74e5df
 def reference_setting(variant, weights, sampler):
     "The setting that a setting is compared with: another variant with the variant it goes against, the base's raw weights with its averaged ones, its samplers with the default."
     if variant != "base": return VARIANTS[variant].against, weights, "default" if sampler == "clipped" else sampler
@@ -215,6 +215,7 @@ def margin(rows, column, sampler, n, m):
     if counting: spread = max(spread, statistics.mean(counting) ** .5)
     return float(t.ppf(.975, freedom)) * spread * (1 / n + 1 / m) ** .5 if freedom else float("nan")
 
+# %% ../../nbs/5_scale/28_ablations.ipynb #6d7d1231
 def summarise_ablations(rows, columns=tuple(FIGURES)):
     """A row (dict) for every setting: variant, weights, sampler, seeds, and for each column its mean `c`, `c_change` against the `reference_setting`,
     and `c_verdict`: 'better', 'worse', or '' where the change lies within the `margin` of chance."""
