@@ -79,7 +79,7 @@ def test_arms_are_reproducible_and_unknown_ones_refused(model):
 
 
 def test_design_reports_both_arms_and_counts_failures_as_misses(model):
-    out = pd.design(model, NAME, 300.0, n=2, measure=lambda c: c.volume, arms=("optimised",), steps=3, sampling_steps=4, starts=4, progress=False)
+    out = pd.design(model, NAME, 300.0, n=2, measure=lambda c: c.volume, arms=("optimised",), steps=3, sampling_steps=4, starts=4, draws=2, generations=2, progress=False)
     assert [r["arm"] for r in out.rows] == ["random"] * 2 + ["optimised"] * 2 and len(out.crystals) == 4
     for arm, s in out.summary.items():
         assert s["success"]["n"] == 2 and s["success"]["value"] <= min(s["hit"]["value"], s["valid"]["value"])
@@ -88,7 +88,33 @@ def test_design_reports_both_arms_and_counts_failures_as_misses(model):
         assert (crystal is None) == math.isnan(row["measured"]) and row["success"] <= row["hit"]
 
 
-@pytest.mark.parametrize("changes", [dict(target="max"), dict(target=math.inf), dict(n=0), dict(tolerance=0.0), dict(target=0.0)])
+def test_best_fitting_keeps_the_least_mismatch_of_each_group(model):
+    samples = model.sample(6, seed=0, steps=4, progress=False)
+    kept = pd.best_fitting(samples, 3)
+    assert kept == [min(samples[i:i + 3], key=lambda s: pd.mismatch(s.coarse)) for i in (0, 3)] and all("mismatch" in s.row for s in samples)
+    assert pd.best_fitting(samples, 1) is samples
+
+
+def test_a_pore_property_of_what_was_not_built_is_a_miss():
+    out = pd.judge([None], [dict(name="a", bond_success=0.0)], "void_fraction", 0.7, 0.1)
+    row, shares = out.table[0], pd.summarise_arm(out, "void_fraction", 0.7, 0.1)
+    assert math.isnan(row["measured"]) and not row["hit"] and not row["success"]
+    assert shares["closed"]["value"] == shares["closed_hit"]["value"] == 0 and shares["closed"]["n"] == 1
+
+
+def test_relaxation_hands_on_the_change_of_volume(model, monkeypatch):
+    from types import SimpleNamespace
+    crystal = textbook_crystal("IRMOF-1")
+    built = SimpleNamespace(crystal=crystal, row=dict(assembled=True, cp_error=0.1, bond_success=1.0, clashes=0, reason=""))
+    relaxed = SimpleNamespace(crystal=crystal, converged=True, row=dict(volume_change=-0.7, stopped=""))
+    monkeypatch.setattr(pd, "assemble", lambda coarse, **k: [built] * len(coarse))
+    monkeypatch.setattr(pd, "relax_many", lambda mofs, names, **k: ([relaxed] * len(mofs), []))
+    crystals, rows = pd.build(model.sample(1, seed=0, steps=4, progress=False), relax=True)
+    assert rows[0]["volume_change"] == -0.7
+    assert pd.judge(crystals, rows, "density", crystal.density, 0.1).table[0]["volume_kept"] is False
+
+
+@pytest.mark.parametrize("changes", [dict(target="max"), dict(target=math.inf), dict(n=0), dict(draws=0), dict(tolerance=0.0), dict(target=0.0)])
 def test_design_refuses(model, changes):
     with pytest.raises(MatgenError): pd.design(model, NAME, **{**dict(target=300.0, n=2, measure=lambda c: c.volume, progress=False), **changes})
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'SITES', 'GASES', 'CRITICAL', 'property_objective', 'TrustRegion', 'trust_region', 'Optimised',
-           'optimise_codes', 'draw_codes', 'build', 'measure_all', 'judge', 'Design', 'design', 'summarise_arm',
-           'plot_design', 'framework_lj', 'insertion_energy', 'henry_coefficient', 'raspa', 'repeats', 'gcmc',
-           'co2_working_capacity']
+           'optimise_codes', 'draw_codes', 'build', 'best_fitting', 'measure_all', 'judge', 'Design', 'design',
+           'summarise_arm', 'plot_design', 'framework_lj', 'insertion_energy', 'henry_coefficient', 'raspa', 'repeats',
+           'gcmc', 'co2_working_capacity']
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #c5e9af2b
 import math
@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from .assembly import assemble
+from .assembly import assemble, mismatch
 from .evaluation import PORES, evaluate_mofs, share
 from .relaxation import relax_many, uff_table
 from .sampling import codes_for_target, sample_codes
@@ -103,9 +103,10 @@ def draw_codes(model, arm, n, property, target, seed=0, start=None, trust=0.9, s
     return optimise_codes(model, cloud[chosen.to(cloud.device)], property, target, steps, lr, region).codes
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #1269647b
-def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_limit=120.0, progress=None):
-    """Assemble, and with `relax` relax, a list of `MofSample`: crystals (None where nothing came out) and rows (dicts: `matched`, `assembled`, `converged`, `reason`)."""
-    built = assemble([s.coarse for s in samples], seed=seed, starts=starts, device=device, n_jobs=n_jobs, progress=progress and "assembling")
+def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_limit=120.0, progress=None, generations=3):
+    """Assemble, and with `relax` relax, a list of `MofSample`: crystals (None where nothing came out) and rows (dicts: `matched`, `assembled`,
+    `bond_success`, `reason`; with `relax` `converged` and `volume_change`)."""
+    built = assemble([s.coarse for s in samples], seed=seed, starts=starts, generations=generations, device=device, n_jobs=n_jobs, progress=progress and "assembling")
     crystals = [b.crystal for b in built]
     rows = [{**s.row, "name": s.coarse.name, "assembled": bool(b.row["assembled"]), "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
              "clashes": b.row["clashes"], "reason": s.row["reason"] or b.row["reason"]} for s, b in zip(samples, built)]
@@ -117,9 +118,16 @@ def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_
     for i, r in zip(good, relaxed):
         if r is None: rows[i]["reason"] = next(reasons).reason
         else:
-            crystals[i], rows[i]["converged"] = r.crystal, r.converged
+            crystals[i], rows[i]["converged"], rows[i]["volume_change"] = r.crystal, r.converged, r.row["volume_change"]
             rows[i]["reason"] = rows[i]["reason"] or ("" if r.converged else r.row["stopped"])
     return crystals, rows
+
+# %% ../../nbs/4_mofdiff/23_property_design.ipynb #d23a0002
+def best_fitting(samples, draws):
+    "Of each `draws` samples in a row the one with the least `mismatch`, in order; the rows get it."
+    if draws == 1: return samples
+    for s in samples: s.row["mismatch"] = mismatch(s.coarse)
+    return [min(samples[i:i + draws], key=lambda s: s.row["mismatch"]) for i in range(0, len(samples), draws)]
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #30a5f9d3
 def measure_all(crystals, measure, names=None, n_jobs=1, timeout=600):
@@ -135,7 +143,7 @@ def judge(crystals, rows, property, target, tolerance, measure=None, reference=(
     if measure is None and property not in PORES:
         raise MatgenError(f"{property} is not measured by pore_properties ({', '.join(PORES)}): give measure=, a function of a Crystal")
     result = evaluate_mofs(crystals, reference, rows, n_jobs=n_jobs, timeout=timeout, progress=False)
-    if measure is None: values = [math.nan if r[property] is None else r[property] for r in result.table]
+    if measure is None: values = [math.nan if r.get(property) is None else r[property] for r in result.table]     # none: there is no crystal
     else: values, failures = measure_all(crystals, measure, [r["name"] for r in rows], n_jobs)
     if measure is not None: result.failures.extend(failures)
     for row, value in zip(result.table, values):
@@ -155,20 +163,22 @@ class Design:
         return sorted(hits, key=lambda cr: abs(cr[1]["measured"] - self.target))[:n]
 
 def design(model, property, target, n=16, seed=0, tolerance=None, arms=("random", "optimised"), start=None, trust=0.9, measure=None, relax=False,
-           reference=(), steps=100, sampling_steps=100, starts=64, n_jobs=1, time_limit=120.0, progress=True):
+           reference=(), steps=100, sampling_steps=100, starts=64, n_jobs=1, time_limit=120.0, progress=True, draws=1, generations=3):
     """n frameworks of each arm for a target value: codes, samples, atoms, and the property measured on what came out. Returns `Design`.
 
     tolerance: default a tenth of |target|. start, trust, steps: see `draw_codes`. measure: function of a Crystal, default the pore property of that name.
-    relax: measure after relaxation. reference: identities or crystals that count as known. Same seed, arguments and device: same outcome."""
+    relax: measure after relaxation. reference: identities or crystals that count as known. draws: of as many coarse frameworks in a row the one whose blocks
+    fit best is kept, in every arm alike. starts, generations: see `assemble`. Same seed, arguments and device: same outcome."""
     if not isinstance(target, (int, float)) or not math.isfinite(target): raise MatgenError(f"the target must be a number, not {target!r}")
-    if n < 1 or int(n) != n: raise MatgenError(f"n must be a whole number of at least 1, got {n}")
+    for name, value in dict(n=n, draws=draws).items():
+        if value < 1 or int(value) != value: raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")
     tolerance = 0.1 * abs(target) if tolerance is None else float(tolerance)
     if not tolerance > 0: raise MatgenError(f"the tolerance must be positive, got {tolerance}")
     out = Design([], [], {}, property, float(target), tolerance)
     for arm in dict.fromkeys(("random", *arms)):
-        z = draw_codes(model, arm, n, property, target, seed, start, trust, steps)
-        samples = model.sample(n, seed=seed, steps=sampling_steps, z=z, progress=progress)
-        crystals, rows = build(samples, seed, relax, starts, "cpu", n_jobs, time_limit, progress or None)
+        z = draw_codes(model, arm, n * draws, property, target, seed, start, trust, steps)
+        samples = best_fitting(model.sample(n * draws, seed=seed, steps=sampling_steps, z=z, progress=progress), draws)
+        crystals, rows = build(samples, seed, relax, starts, "cpu", n_jobs, time_limit, progress or None, generations)
         judged = judge(crystals, [dict(arm=arm, **r) for r in rows], property, target, tolerance, measure, reference, n_jobs)
         out.rows += judged.table; out.crystals += crystals; out.failures += judged.failures
         out.summary[arm] = summarise_arm(judged, property, target, tolerance, relax)
@@ -178,7 +188,11 @@ def design(model, property, target, n=16, seed=0, tolerance=None, arms=("random"
 def summarise_arm(judged, property, target, tolerance, relaxed=False):
     "The shares of one arm: those of `evaluate_mofs` that count, `hit` and `success`."
     what = f"{property} measured {'after' if relaxed else 'without'} relaxation within {tolerance:g} of {target:g}; all inputs"
-    shares = {name: judged.summary[name] for name in ("matched", "assembled", "converged", "valid") if name in judged.summary}
+    shares = {name: judged.summary[name] for name in ("matched", "assembled", "converged", "volume_kept", "valid") if name in judged.summary}
+    closed = [r.get("bond_success") == 1 for r in judged.table]
+    if any("bond_success" in r for r in judged.table):
+        shares |= dict(closed=share(closed, "all bonds between blocks close; all inputs"),
+                       closed_hit=share([c and r["hit"] for c, r in zip(closed, judged.table)], "all bonds close and " + what))
     return shares | dict(hit=share([r["hit"] for r in judged.table], what), success=share([r["success"] for r in judged.table], "valid and " + what))
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #dda67f0d
