@@ -24,12 +24,12 @@ from ..utils import MatgenError, atomic_write
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290005
 SETTINGS = {
     "symmcd-mp20-small": dict(preset="small", steps=37_000, batch_size=128, lr=1.5e-3, n=2000, sample_steps=100, reference=1000),
-    "blocks-small": dict(preset="small", steps=1000, batch_size=64, lr=2e-3, held_blocks=.11, held_conformers=.25, rattle=.1),
-    "mofdiff-small": dict(preset="small", steps=2100, batch_size=64, lr=1.5e-3, n=500, sample_steps=100, starts=32, generations=2, blocks="blocks-small"),
+    "blocks-small": dict(preset="small", steps=1600, batch_size=64, lr=2e-3, held_blocks=.1, held_conformers=.3, rattle=.1, limit=6000),
+    "mofdiff-small": dict(preset="small", steps=9340, batch_size=64, lr=1.5e-3, n=500, sample_steps=100, starts=32, generations=2, blocks="blocks-small", limit=6000),
     "ablations": dict(steps=800, n=400, sample_steps=25, seeds=3, fewer=("4 frequencies", "128 frequencies", "release lattice", "independent, no images"), reference=600),
     "steps": dict(grid=(25, 50, 100, 250, 1000), correctors=(0, 1), symmcd="symmcd-mp20-small", mofdiff="mofdiff-small", n=400, frameworks=100, reference=1000, starts=32, generations=2),
 }
-SCALED = dict(steps=2, n=4, frameworks=2, reference=8)     # what --scale makes smaller, and the least that is left
+SCALED = dict(steps=2, n=4, frameworks=2, reference=8, limit=64)     # what --scale makes smaller, and the least that is left
 
 def settings(name, scale=1.):
     "The settings of a recipe, sizes multiplied by `scale` in (0, 1]."
@@ -182,11 +182,11 @@ def split_blocks(blocks, held_blocks, held_conformers, seed=0):
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290026
 def mofs_of(job):
-    "MofData of --data: a prepared file, or a source that is prepared now (default: the embedded frameworks)."
+    "MofData of --data: a prepared file, or a source of which so many are prepared now as the settings say (default: embedded, built where they do not ship)."
     from matgen_nb.mofdiff.coarse_graining import MofData, prepare_mofs
     source, path = job.data or "embedded", job.out/"mofs.safetensors"
     if Path(source).suffix == ".safetensors": return MofData.load(source)
-    if not path.exists(): say(str(prepare_mofs(source, path, n_jobs=job.n_jobs, progress=None)[1]))
+    if not path.exists(): say(str(prepare_mofs(source, path, n_jobs=job.n_jobs, limit=job.settings.get("limit"), progress=None)[1]))
     return MofData.load(path)
 
 def finds(encoder, queries, library, what):
@@ -198,7 +198,7 @@ def finds(encoder, queries, library, what):
     return share([getattr(q, what) == getattr(library[k], what) for q, k in zip(queries, found)], f"nearest block: same {what}")
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290028
-@recipe("blocks-small", "encoder of building blocks, preset small: what a block finds next to it", "frameworks: --data (default: embedded)", "about 10 min; one CPU thread", "mofs",
+@recipe("blocks-small", "encoder of building blocks, preset small: what a block finds next to it", "frameworks: --data (default: 6,000 embedded ones, most of which are built first)", "about 15 min to build the frameworks, 8 to train; one CPU thread", "mofs",
         card=dict(conformers_identity="find their own identity in", conformers_connections="the right number of connection points in",
                   unseen_connections="find one with as many connection points in", unseen_kind="of the same kind in", disguised_identity="find themselves in"))
 def reproduce_blocks(job):
@@ -220,8 +220,8 @@ def reproduce_blocks(job):
     return figure_rows(job.name, summary), embedding_map(encoder, train)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290030
-@recipe("mofdiff-small", "MOFDiff, preset small: 500 samples, assembled and judged, not relaxed", "frameworks: --data (default: embedded)",
-        "about 15 min of training, 10 of assembling and judging; one CPU thread", "mofs",
+@recipe("mofdiff-small", "MOFDiff, preset small: 500 samples, assembled and judged, not relaxed", "frameworks: --data (default: 6,000 embedded ones, most of which are built first)",
+        "about 15 min to build the frameworks, 70 to train, 25 to sample, assemble and judge; one CPU thread", "mofs",
         card=dict(matched=r"\n\| matched \| *\d*:", assembled=r"all bonds between blocks close \| *\d*:", valid=r"valid before relaxation \| *\d*:",
                   unique=r"\n\| unique[^|]*\| *\d*:", novel=r"\n\| novel[^|]*\| *\d*:", vnu=r"\n\| valid, novel, unique \| *\d*:"))
 def reproduce_mofdiff(job):
