@@ -48,7 +48,7 @@ BLOCK_TRAINING = {"tiny": dict(steps=200, batch_size=32, lr=2e-3, warmup_steps=2
                   "small": dict(steps=1000, batch_size=64, lr=2e-3, warmup_steps=50, ema_decay=.99, log_every=20),
                   "full": dict(steps=50_000, batch_size=256, lr=1e-3, warmup_steps=500)}
 MOF_TRAINING = {"tiny": dict(steps=1000, batch_size=32, lr=2e-3, warmup_steps=50, ema_decay=.99, log_every=20),
-                "small": dict(steps=20_000, batch_size=64, lr=1.5e-3, warmup_steps=100, ema_decay=.995, log_every=20),
+                "small": dict(steps=10_000, batch_size=64, lr=1.5e-3, warmup_steps=100, ema_decay=.998, log_every=20),
                 "full": dict(steps=200_000, batch_size=256, lr=5e-4, warmup_steps=1000, ema_decay=.9995),
                 "release": dict(steps=200_000, batch_size=128, lr=3e-4, warmup_steps=0, ema_decay=0.)}
 
