@@ -109,7 +109,7 @@ def disguised(block, rng, sigma=0.05):
     place = np.argsort(order)
     move = lambda x: (x + sigma * rng.normal(size=x.shape)) @ R.T + shift
     return replace(block, elements=block.elements[order], cart_coords=move(block.cart_coords[order]), bonds=place[block.bonds],
-                   connection_points=move(block.connection_points[points]), connection_atoms=place[block.connection_atoms[points]])
+                   connection_points=move(block.connection_points[points]), connection_atoms=place[block.connection_atoms[points]], graph="")          # renumbered, the same block
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #c75c60df
 def nearest(queries, library):
