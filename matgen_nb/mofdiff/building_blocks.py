@@ -5,7 +5,8 @@ __all__ = ['TEXTBOOK', 'BOND_TOLERANCE', 'COVALENT_TOLERANCE', 'PADDLEWHEEL', 'P
            'shell', 'neighbours', 'integer_basis', 'primitive_cell', 'drop_duplicates', 'is_metal', 'find_bonds', 'Mof',
            'from_crystal', 'from_cif', 'textbook_mof', 'textbook_mofs', 'hill_formula', 'BuildingBlock',
            'block_diameter', 'rotated_block', 'connected', 'Decomposition', 'decompose', 'recompose', 'render_scene',
-           'block_scene', 'plot_block', 'plot_decomposition', 'molecule', 'block_fingerprint', 'block_identity']
+           'cell_sticks', 'block_scene', 'plot_block', 'plot_decomposition', 'molecule', 'block_fingerprint',
+           'block_identity']
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #e90899af
 import csv
@@ -549,6 +550,13 @@ def render_scene(spheres, sticks, view=None, pixels=300):
     for center, radius, color in spheres: draw_sphere(canvas, turn(center), radius, np.asarray(color))
     picture = canvas.color[: len(canvas.color) // 2 * 2, : canvas.color.shape[1] // 2 * 2]
     return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]
+
+# %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #9b3f0808
+def cell_sticks(lattice):
+    "The twelve edges of a cell (3, 3), A, as thin grey sticks for `render_scene`."
+    import itertools
+    corners = np.array(list(itertools.product((0, 1), repeat=3)))
+    return [(a @ lattice, b @ lattice, 0.07, (.45, .45, .45)) for a, b in itertools.combinations(corners, 2) if np.abs(a - b).sum() == 1]
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #b584bd89
 POINT_COLOR = (0.95, 0.15, 0.55)  # connection points

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .building_blocks import BuildingBlock, Decomposition, Mof, decompose, neighbours, render_scene
+from .building_blocks import BuildingBlock, Decomposition, Mof, cell_sticks, decompose, neighbours, render_scene
 from ..symmetry.crystal import Crystal, camera, min_distance
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map
 
@@ -79,9 +79,7 @@ def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
     spheres = [(at(k), 1.3 if b.is_metal else 0.9, BEAD_COLORS[b.is_metal]) for k, b in enumerate(coarse.blocks)]
     sticks = [(at(m), at(o, s), 0.22, (.8, .8, .78)) for m, o, s in contacts(coarse)]
     spheres += [(at(o, s), 0.9, BEAD_COLORS[False]) for m, o, s in contacts(coarse) if s.any()]
-    corners = np.array(list(itertools.product((0, 1), repeat=3)))
-    edges = [(a, b) for a, b in itertools.combinations(corners, 2) if np.abs(a - b).sum() == 1]
-    sticks += [(a @ coarse.lattice, b @ coarse.lattice, 0.07, (.45, .45, .45)) for a, b in edges]
+    sticks += cell_sticks(coarse.lattice)
     ax.imshow(render_scene(spheres, sticks, camera(coarse.lattice, azimuth, elevation), pixels), interpolation="bilinear")
     ax.axis("off")
     return ax

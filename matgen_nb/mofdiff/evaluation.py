@@ -6,7 +6,8 @@ __all__ = ['TRIPLE_BOND', 'EXPOSED', 'OVERLAP', 'CHECKS', 'VDW', 'HELIUM', 'NITR
            'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals', 'overlaps', 'lone_molecules',
            'vdw_radii', 'clearance', 'clearance_grid', 'void_regions', 'free_sphere_radius', 'void_fraction',
            'surface_area', 'pore_properties', 'coordination_sequences', 'framework_identity', 'check_mof',
-           'describe_mof', 'volume_kept', 'MofEvaluation', 'share', 'evaluate_mofs', 'summarise', 'plot_summary']
+           'describe_mof', 'volume_kept', 'MofEvaluation', 'share', 'is_valid', 'evaluate_mofs', 'summarise',
+           'plot_summary']
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #7d66ccdb
 import hashlib
@@ -299,6 +300,11 @@ def _novelty(table, known):
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #c9dd232d
 STAGES = ("matched", "assembled", "converged", "volume_kept")    # what a framework has to pass before the checks count
 
+def is_valid(row):
+    "Whether a framework passed all checks, and every one of the STAGES that its row knows of."
+    return bool(row["checks_passed"]) and all(row.get(stage) in (True, None) for stage in STAGES)
+
+# %% ../../nbs/4_mofdiff/22_evaluation.ipynb #af1cc1f9
 def evaluate_mofs(mofs, reference=(), rows=None, n_jobs=-1, timeout=120, min_pld=MIN_PLD, progress=True):
     """Judge frameworks. mofs: list of Crystal (None: nothing was made). reference: identities (str) or Crystals of the training set, for novelty.
     rows: what is known of each (`matched`, `assembled`, `converged`, `volume_change` are used; a stage without an entry was not asked for). Returns `MofEvaluation`.
@@ -312,7 +318,7 @@ def evaluate_mofs(mofs, reference=(), rows=None, n_jobs=-1, timeout=120, min_pld
     table = [{**(r or {}), **(f if f is not None else describe_mof(None) | {"failure": next(reasons).reason})} for r, f in zip(rows or [None] * len(mofs), found)]
     for row in table:
         if (kept := volume_kept(row)) is not None: row["volume_kept"] = kept
-        row["valid"] = bool(row["checks_passed"]) and all(row.get(stage) in (True, None) for stage in STAGES)
+        row["valid"] = is_valid(row)
     _novelty(table, known)
     return MofEvaluation(table, summarise(table, bool(known), min_pld), failures)
 

@@ -186,7 +186,7 @@ def raw_k(self, k, num_blocks):
 
 def cells(self, k, num_blocks):
     "Cells (B, 3, 3), rows in A, of standardised k (B, 6) and K (B,). Always possible ones: the exponential of a symmetric matrix."
-    with torch.autocast(k.device.type, enabled=False): return k_to_lattice(self.raw_k(k.float(), num_blocks))
+    return k_to_lattice(self.raw_k(k.float(), num_blocks))
 
 MofDiff.standard_k, MofDiff.raw_k, MofDiff.cells = standard_k, raw_k, cells
 
@@ -204,8 +204,7 @@ def raw_features(self, features):
 def beads(self, batch):
     "A `MofBatch` as `Beads` on the model's scales, cell in standard orientation."
     k = lattice_to_k(batch.lattice)
-    with torch.autocast(k.device.type, enabled=False): lattice = k_to_lattice(k)
-    return Beads(self.standard_k(k, batch.num_blocks), lattice, batch.num_blocks, batch.frac_coords, self.standard_features(batch.features), batch.batch)
+    return Beads(self.standard_k(k, batch.num_blocks), k_to_lattice(k), batch.num_blocks, batch.frac_coords, self.standard_features(batch.features), batch.batch)
 
 MofDiff.standard_features, MofDiff.raw_features, MofDiff.beads = standard_features, raw_features, beads
 

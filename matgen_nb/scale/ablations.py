@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'SAMPLERS', 'BASE', 'TRAIN', 'FIGURES', 'POOL', 'SHARES', 'SIGNS', 'PANELS', 'nearest_to_centre',
            'logarithm_of_cell', 'Variant', 'variant_model', 'train_variant', 'held_out_loss', 'judge_samples', 'draws',
-           'draw_samples', 'run_variant', 'plan_runs', 'run_ablations', 'published_ablations', 'by_setting',
+           'draw_samples', 'run_variant', 'kept', 'plan_runs', 'run_ablations', 'published_ablations', 'by_setting',
            'pooled_spread', 'reference_setting', 'margin', 'summarise_ablations', 'ablation_text', 'plot_ablations']
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #13a6dcbc
@@ -150,6 +150,13 @@ def run_variant(name, data, val, reference, folder, seed=0, steps=1200, n=400, s
                          **judge_samples(samples, reference, seed), **loss[weights], **cost, torch=torch.__version__, matgen_nb=matgen_nb.__version__))
     return rows
 
+# %% ../../nbs/5_scale/28_ablations.ipynb #aae22fdd
+def kept(path, make):
+    "The rows (list of dicts) of a JSON file; `make()` is called, and its answer kept, if the file is not there."
+    from matgen_nb.scale.command_line import write_json
+    if not path.exists(): write_json(path, make())
+    return json.loads(path.read_text(encoding="utf-8"))
+
 # %% ../../nbs/5_scale/28_ablations.ipynb #969a5322
 def plan_runs(names, seeds, fewer=(), less=2):
     "[(seed, variant)]: one seed of everything first, so that a run that is stopped has measured all variants; variants in `fewer` get `less` seeds."
@@ -158,14 +165,14 @@ def plan_runs(names, seeds, fewer=(), less=2):
 def run_ablations(data, val, reference, out, runs, report=lambda text: None, **how):
     "Every (seed, variant) of `runs` that has no file yet in the folder `out`: trains, judges, writes one JSON each. Returns all rows. `how`: see `run_variant`."
     out, rows = Path(out), []
-    from matgen_nb.scale.command_line import write_json
+    def measure(i, seed, name, stem):
+        start = time.monotonic()
+        found = run_variant(name, data, val, reference, out/"training"/stem, seed, resume=True, **how)
+        report(f"{i + 1} of {len(runs)}: {name}, seed {seed}, {time.monotonic() - start:.0f} s")
+        return found
     for i, (seed, name) in enumerate(runs):
-        path = out/f"{name.replace(' ', '-')}-{seed}.json"
-        if not path.exists():
-            start = time.monotonic()
-            write_json(path, run_variant(name, data, val, reference, out/"training"/path.stem, seed, resume=True, **how))
-            report(f"{i + 1} of {len(runs)}: {name}, seed {seed}, {time.monotonic() - start:.0f} s")
-        rows += json.loads(path.read_text(encoding="utf-8"))
+        stem = f"{name.replace(' ', '-')}-{seed}"
+        rows += kept(out/f"{stem}.json", lambda: measure(i, seed, name, stem))
     return rows
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #7fb30ad4

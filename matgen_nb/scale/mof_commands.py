@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'STAGES', 'prepare_mofs_command', 'choose_training', 'fit_blocks', 'report_training',
            'train_blocks_command', 'net_identity', 'known_identities', 'fit_mofdiff', 'train_mofdiff_command',
-           'best_drawn', 'open_mofs', 'sample_stage', 'read_sampled', 'write_stage', 'read_stage', 'assemble_part',
-           'run_stage', 'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part', 'judge_stage',
-           'first_reason', 'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
+           'open_mofs', 'sample_stage', 'read_sampled', 'write_stage', 'read_stage', 'assemble_part', 'run_stage',
+           'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part', 'judge_stage', 'first_reason',
+           'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
            'reference_identities', 'draw_closed', 'relax_shown', 'best_framework', 'whole_blocks', 'plot_whole',
            'mof_pair', 'demo_mof', 'mof_folder', 'evaluate_mofs_command', 'design_command']
 
@@ -137,14 +137,6 @@ def train_mofdiff_command(data: Annotated[Path, typer.Argument(help="File made b
     model, history = fit_mofdiff(MofData.load(data), BlockEncoder.from_pretrained(blocks, place), preset, config, out, resume, overwrite)
     report_training(model, history, out, seed, start, f"matgen sample mofdiff --weights {out/'weights.safetensors'} -n 100 --out new")
 
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #d7b01766
-def best_drawn(found, draws):
-    "Of each `draws` samples in a row the one whose beads, blocks and cell go together best (`mismatch` of lesson 20), in order; rows get mismatch and draws."
-    from matgen_nb.mofdiff.assembly import mismatch
-    if draws == 1: return found
-    for s in found: s.row |= dict(mismatch=mismatch(s.coarse), draws=draws)
-    return [min(found[i:i + draws], key=lambda s: s.row["mismatch"]) for i in range(0, len(found), draws)]
-
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #6cb206c1
 STAGES = ("assembled", "relaxed", "judged")
 
@@ -158,14 +150,16 @@ def open_mofs(out, request, resume=False, overwrite=False):
     return out
 
 def sample_stage(model, out, request, draws=1, **asked):
-    "Beads of `request[\"n\"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_drawn`."
+    "Beads of `request[\"n\"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_fitting`."
     from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.property_design import best_fitting
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
+    told = dict(draws=draws) if draws > 1 else {}
     for i, first, n in chunks(request["n"], request["chunk"]):
         path = Path(out)/"sampled"/f"{i:05d}.safetensors"
         if path.exists() and path.with_suffix(".csv").exists(): continue
-        found = best_drawn(model.sample(n * draws, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], **asked), draws)
-        for k, s in enumerate(found, first): s.coarse, s.row = replace(s.coarse, name=f"mof_{k:05d}"), {**s.row, "name": f"mof_{k:05d}", "index": k}
+        found = best_fitting(model.sample(n * draws, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], **asked), draws)
+        for k, s in enumerate(found, first): s.coarse, s.row = replace(s.coarse, name=f"mof_{k:05d}"), {**s.row, **told, "name": f"mof_{k:05d}", "index": k}
         MofData.from_coarse([s.coarse for s in found], tolerance=1e-6).save(path)
         write_table(path.with_suffix(".csv"), [s.row for s in found])
 
@@ -274,14 +268,14 @@ def first_reason(row, assembled, relaxed, judged):
 
 def collect(out, known=(), relax=True):
     "Rows of all frameworks of a run, with valid, unique, novel, vnu; and the summary with its intervals."
-    from matgen_nb.mofdiff.evaluation import _novelty, describe_mof, summarise, volume_kept
+    from matgen_nb.mofdiff.evaluation import _novelty, describe_mof, is_valid, summarise, volume_kept
     table, out = [], Path(out)
     for row in read_sampled(out)[1]:
         a, r, j = (read_stage(out/stage, row["name"])[0] or {} for stage in STAGES)
         row |= {k: v for k, v in a.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=a.get("bond_success") == 1)
         if relax: row |= {k: v for k, v in r.items() if k in ("energy_per_atom", "volume_change", "stopped")} | dict(converged=r.get("converged", False), volume_kept=bool(volume_kept(r)))
         row |= {k: v for k, v in (j or describe_mof(None)).items() if k != "name"} | dict(reason=first_reason(row, a, r if relax else {}, j))
-        row["valid"] = bool(row["matched"] and row["assembled"] and row.get("converged", True) and row.get("volume_kept", True) and row.get("checks_passed"))
+        row["valid"] = is_valid(row)
         table.append(row)
     _novelty(table, set(known))
     return table, summarise(table, bool(known))
@@ -325,7 +319,7 @@ def finish_mofs(out, known, record, relax=True, pictures=24):
 def make_mofs(model, n, out, seed=0, steps=100, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
               weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, draws=1, progress=True, **asked):
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
-    (relax=False) can be. draws: each framework is the best fitting of so many (`best_drawn`). known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
+    (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
     start = time.monotonic()
     if min(n, chunk, draws) < 1: raise MatgenError("the number of frameworks, the chunk and the draws must be at least 1")
     request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, draws=draws, **asked)
@@ -455,15 +449,13 @@ def whole_blocks(mof, owner, beads):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00013
 def plot_whole(mof, owner, beads, ax, pixels=330):
     "Draw `whole_blocks` and the cell on `ax`, seen as `CoarseMof.plot` sees the beads."
-    import itertools
-    from matgen_nb.mofdiff.building_blocks import render_scene
+    from matgen_nb.mofdiff.building_blocks import cell_sticks, render_scene
     from matgen_nb.symmetry.crystal import camera, element_table
     (cart, elements, bonds), table = whole_blocks(mof, owner, beads), element_table()
-    colors, corners = 0.92 * table.color[elements], np.array(list(itertools.product((0, 1), repeat=3)))
+    colors = 0.92 * table.color[elements]
     spheres = [(x, 0.45 * table.radius[z], c) for x, z, c in zip(cart, elements, colors)]
     sticks = [(cart[i], (cart[i] + cart[j]) / 2, 0.13, colors[i]) for pair in bonds.tolist() for i, j in (pair, pair[::-1])]
-    edges = [(p @ mof.crystal.lattice, q @ mof.crystal.lattice) for p, q in itertools.combinations(corners, 2) if np.abs(p - q).sum() == 1]
-    sticks += [(p, q, 0.07, (.45, .45, .45)) for p, q in edges]
+    sticks += cell_sticks(mof.crystal.lattice)
     ax.imshow(render_scene(spheres, sticks, camera(mof.crystal.lattice, 25., 14.), pixels), interpolation="bilinear")
     ax.axis("off")
 

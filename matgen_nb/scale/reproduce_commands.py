@@ -4,7 +4,7 @@
 __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'SHOWN', 'settings', 'Recipe', 'recipe', 'Job', 'prepared_crystals',
            'crystals_of', 'some', 'card_text', 'card_value', 'figure_row', 'figure_rows', 'show_rows', 'trained',
            'sampled_crystals', 'reproduce_symmcd', 'split_blocks', 'mofs_of', 'finds', 'reproduce_blocks',
-           'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'kept', 'fewest_steps', 'crystal_steps',
+           'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps', 'setting_rows', 'crystal_steps',
            'framework_steps', 'plot_steps', 'step_rows', 'reproduce_steps', 'open_recipe', 'run_recipe', 'list_text',
            'reproduce']
 
@@ -273,11 +273,6 @@ def reproduce_ablations(job):
     return ablation_rows(rows, published_ablations()), plot_ablations(rows)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290038
-def kept(path, make):
-    "The rows (list of dicts) of a JSON file; `make()` is called, and its answer kept, if the file is not there."
-    if not path.exists(): write_json(path, make())
-    return json.loads(path.read_text(encoding="utf-8"))
-
 def fewest_steps(rows):
     "{model: the fewest steps, without corrector, all of whose measures lie in the 95 % interval of the most steps}; measures that have an interval."
     out = {}
@@ -290,6 +285,12 @@ def fewest_steps(rows):
     return out
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290040
+def setting_rows(summary, model, steps, corrector, cpu_s):
+    "A row for each measure of a summary, with its setting; cpu_s: CPU seconds of one sample."
+    about = dict(model=model, steps=steps, corrector=corrector, cpu_s_per_1000=round(1000 * cpu_s, 2))
+    return [dict(what=key, **about, found=e["value"], low=e["low"], high=e["high"], n=e["n"]) for key, e in summary.items()]
+
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #6ece7d63
 def crystal_steps(job, reference, steps, corrector):
     "Rows of one setting of the crystals' sampler: measures, each an entry of a summary, and CPU seconds."
     from matgen_nb.symmcd.evaluation import evaluate_crystals
@@ -299,8 +300,7 @@ def crystal_steps(job, reference, steps, corrector):
     samples = model.sample(job.settings["n"], seed=job.seed, steps=steps, corrector=corrector, progress=False)
     cpu = time.process_time() - cpu
     result = evaluate_crystals([s.crystal for s in samples], reference, ("validity", "distributions", "symmetry"), n_jobs=job.n_jobs, seed=job.seed, progress=False)
-    about = dict(model="symmcd", steps=steps, corrector=corrector, cpu_s_per_1000=round(1000 * cpu / len(samples), 2))
-    return [dict(what=key, **about, found=e["value"], low=e["low"], high=e["high"], n=e["n"]) for key, e in result.summary.items()]
+    return setting_rows(result.summary, "symmcd", steps, corrector, cpu / len(samples))
 
 def framework_steps(job, steps, corrector):
     "The same for frameworks, assembled and judged but not relaxed; an empty list where the sampler has no corrector."
@@ -312,8 +312,7 @@ def framework_steps(job, steps, corrector):
     model, cpu, out = MofDiff.from_pretrained(s["mofdiff"], job.device), time.process_time(), job.out/"runs"/f"frameworks-{steps}-{corrector}"
     _, summary = make_mofs(model, s["frameworks"], out, job.seed, steps, relax=False, n_jobs=job.n_jobs, resume=True, weights=file_hash(find_weights(s["mofdiff"])),
                            starts=s["starts"], generations=s["generations"], progress=False, **more)
-    about = dict(model="mofdiff", steps=steps, corrector=corrector, cpu_s_per_1000=round(1000 * (time.process_time() - cpu) / s["frameworks"], 2))
-    return [dict(what=key, **about, found=e["value"], low=e["low"], high=e["high"], n=e["n"]) for key, e in summary.items()]
+    return setting_rows(summary, "mofdiff", steps, corrector, (time.process_time() - cpu) / s["frameworks"])
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290042
 SHOWN = {"symmcd": ("struct_valid", "comp_valid"), "mofdiff": ("assembled", "valid")}
@@ -350,6 +349,7 @@ def step_rows(rows):
         "about 1 h; one CPU thread (1,000 steps with corrector take half of it)")
 def reproduce_steps(job):
     "Every setting is one file in job.out/runs; those that are there are not measured again."
+    from matgen_nb.scale.ablations import kept
     from matgen_nb.symmcd.evaluation import prepare_reference
     s, rows, source = job.settings, [], job.val or job.data or "mp-20"
     val = prepared_crystals(source, job.out/"val.safetensors", "val", job.n_jobs)
