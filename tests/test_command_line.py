@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from matgen_nb.scale import command_line as cli
+from matgen_nb.symmcd.evaluation import composition_validity
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -283,6 +284,23 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
     assert run(*line[:4], "--guide", 2, "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"table.csv").exists()
+
+
+def test_neutral_crystals_on_request(tmp_path, capsys):
+    "What cannot balance is drawn again, for the same group and number of orbits; the wish belongs to the request."
+    rows = {}
+    for name, more in (("plain", []), ("neutral", ["--neutral"])):
+        line = ["sample", "symmcd", "-n", 12, "--steps", 4, "--seed", 2, "--device", "cpu", "--out", tmp_path/name, *more]
+        assert run(*line) == 0
+        rows[name] = cli.read_table(tmp_path/name/"table.csv")
+    good = {name: [composition_validity(r["formula"]) for r in table] for name, table in rows.items()}
+    assert sum(good["plain"]) < sum(good["neutral"]) and all(r["attempts"] == 1 for r, ok in zip(rows["plain"], good["plain"]))
+    assert all(ok or int(r["attempts"]) == 6 for r, ok in zip(rows["neutral"], good["neutral"]))
+    for key in ("space_group", "num_orbits"): assert [r[key] for r in rows["plain"]] == [r[key] for r in rows["neutral"]]
+    request = json.loads((tmp_path/"neutral"/"request.json").read_text())
+    assert request["neutral"] is True and request["retries"] == 5
+    capsys.readouterr()
+    assert run(*line[:-1], "--resume") == 2 and "neutral was" in capsys.readouterr().err
 
 
 def test_demo_from_beginning_to_end(tmp_path, capsys):

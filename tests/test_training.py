@@ -241,30 +241,39 @@ def mofdiff():
 SHARED = """
 import sys, torch
 sys.path.insert(0, {tests!r})
-from test_training import crystals, symmcd, make
+from test_training import both, make
 torch.set_num_threads(1)
-data = crystals()
-make({out!r}, data=data, model=symmcd(data), devices={n}, batch_size=8, steps=12, lr=1e-3, log_every=2, val_every=4).fit()
+model, data = both({kind!r})
+make({out!r}, data=data, model=model, devices={n}, batch_size=8, steps=12, lr=1e-3, log_every=2, val_every=4).fit()
 """
 
 
-def test_noise_does_not_depend_on_the_number_of_processes(tmp_path):
-    "SymmCD with its own noisy loss: the curve of two processes is that of one."
+def both(kind):
+    "A small model of a kind, and its data."
+    if kind == "mofdiff": return mofdiff()
+    data = crystals()
+    return symmcd(data), data
+
+
+@pytest.mark.parametrize("kind", ["symmcd", "mofdiff"])
+def test_noise_does_not_depend_on_the_number_of_processes(tmp_path, kind):
+    "Both models with their own noisy loss: the curve of two processes is that of one."
     curves, weights = [], []
     for n in (1, 2):
         out = tmp_path/str(n)
-        done = run_script(tmp_path/f"run{n}.py", SHARED.format(tests=str(Path(__file__).parent), out=str(out), n=n))
+        done = run_script(tmp_path/f"run{n}.py", SHARED.format(tests=str(Path(__file__).parent), out=str(out), n=n, kind=kind))
         assert done.returncode == 0, done.stderr[-2000:]
         curves.append([x for row in losses(read_history(out/"history.csv")) for x in row if x is not None])
         weights.append(load_checkpoint(out/"best.safetensors")[0])
     assert len(curves[0]) > 12 and curves[0] == pytest.approx(curves[1], rel=1e-5, abs=1e-5)
-    assert all(torch.allclose(weights[0][k].float(), weights[1][k].float(), atol=1e-4) for k in weights[0])
+    for k in set(weights[0]) - {"ema/denoiser.to_axes.bias"}:          # that bias is taken out again with the mean: its gradient is rounding, which Adam blows up
+        assert torch.allclose(weights[0][k].float(), weights[1][k].float(), atol=1e-4), k
 
 
-@pytest.mark.parametrize("changes", [{}, dict(site_symmetry="independent", images=0)])
+@pytest.mark.parametrize("changes", [{}, dict(site_symmetry="independent", images=0), None])
 def test_shares_of_a_batch_make_up_its_loss(changes):
-    data = crystals()
-    model, seeded = symmcd(data, **changes), lambda: torch.Generator().manual_seed(1)
+    data, seeded = crystals(), lambda: torch.Generator().manual_seed(1)
+    model, data = mofdiff() if changes is None else (symmcd(data, **changes), data)
     batch = data.select(torch.arange(24))
     whole = model.loss(batch, seeded())
     for world in (2, 3, 8):
@@ -275,10 +284,7 @@ def test_shares_of_a_batch_make_up_its_loss(changes):
 @pytest.mark.parametrize("kind", ["symmcd", "mofdiff"])
 def test_compiled_once_for_all_shapes(kind):
     from torch._dynamo.utils import counters
-    if kind == "symmcd":
-        data = crystals()
-        model = symmcd(data)
-    else: model, data = mofdiff()
+    model, data = both(kind)
     generator = torch.Generator().manual_seed(3)
     batches = [torch.randint(len(data), (int(torch.randint(3, 20, (), generator=generator)),), generator=generator) for _ in range(50)]
     run = lambda: torch.stack([model.loss(data.select(b), torch.Generator().manual_seed(k))["loss"].detach() for k, b in enumerate(batches)])

@@ -51,21 +51,23 @@ class MessageLayer(nn.Module):
     """One round of messages: h (M, width), edge (E, edge_size), pairs i, j (E,), degree (M, 1) -> new h (M, width), messages (E, width).
 
     The first linear map of the message is split into its parts for i, j and the edge, so the wide products are done once per part, not
-    once per pair (the result is the same). region: worth compiling by itself, see lesson 24."""
+    once per pair (the result is the same). dropout: share of the numbers in a layer's contribution that are left out at random in training.
+    region: worth compiling by itself, see lesson 24."""
     region = True
-    def __init__(self, width, edge_size):
+    def __init__(self, width, edge_size, dropout=0.0):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.to_i, self.to_j = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.edge, self.out = nn.Linear(edge_size, width, bias=False), nn.Linear(width, width)
         self.node = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, h, edge, i, j, degree):
         x = self.norm(h)
         inner = self.to_i(x).index_select(0, i) + self.to_j(x).index_select(0, j) + self.edge(edge)
         message = nn.functional.silu(self.out(nn.functional.silu(inner)))
         mean = torch.zeros_like(x).index_add_(0, i, message.to(x.dtype)) / degree
-        return h + self.node(torch.cat([x, mean], 1)), message
+        return h + self.drop(self.node(torch.cat([x, mean], 1))), message
 
 # %% ../../nbs/2_diffusion/08b_layers.ipynb #2df79516
 def structure_mean(values, batch, n):

@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'FORMAT', 'MofDiffConfig', 'preset', 'Library', 'typical', 'thin_library', 'Statistics', 'per_bead',
            'squash', 'unsquash', 'statistics', 'mlp', 'LatentPrior', 'MofDiff', 'standard_k', 'raw_k', 'cells',
            'standard_features', 'raw_features', 'beads', 'encode', 'decode_num_blocks', 'decode_k', 'decode_properties',
-           'feature_target', 'feature_eps', 'network_time', 'noisy', 'training_cells', 'loss', 'pack_library',
-           'unpack_library', 'save_pretrained', 'from_pretrained']
+           'feature_target', 'feature_eps', 'network_time', 'training_cells', 'Noise', 'draw_noise', 'share_of',
+           'noisy', 'loss', 'pack_library', 'unpack_library', 'save_pretrained', 'from_pretrained']
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #34c25a2d
 import json
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..diffusion.gaussian import GaussianDiffusion, random_normal, random_uniform
-from ..diffusion.layers import structure_mean, time_features
+from ..diffusion.layers import rows_of, structure_mean, time_features
 from ..diffusion.torus import TorusDiffusion
 from .coarse_graining import pack_blocks, unpack_blocks
 from .network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, without_mean
@@ -249,63 +249,90 @@ def network_time(self, t):
 MofDiff.feature_target, MofDiff.feature_eps, MofDiff.network_time = feature_target, feature_eps, network_time
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #b5091271
-def noisy(self, b, z, k, t, generator=None):
-    "Noise `Beads` b at times t (B,) under the cell of standardised k (B, 6): (`Beads` for the denoiser, target of the features, target of the score)."
-    rows = t[b.batch]
-    f, eps = self.feature_noise.add_noise(b.features, rows, generator)
-    x, score = self.coordinate_noise.add_noise(b.x, rows, generator)
-    state = replace(b, k=k, lattice=self.cells(k, b.num_blocks), x=x, features=f, t=self.network_time(t), sigma=self.coordinate_noise.sigma(t, k[:, 0]), z=z)
-    return state, self.feature_target(b.features, eps, rows), without_mean(score, b.batch, b.num_blocks)
-
-def training_cells(self, k, k_hat, generator=None):
-    "The cell that the denoiser is shown in training (B, 6): the true one, the predicted one, or the true one perturbed."
-    u = random_uniform((len(k), 1), generator, k.device)
+def training_cells(self, k, k_hat, u, shake):
+    "The cell that the denoiser is shown in training (B, 6): the true one, the predicted one, or the true one perturbed. u (B, 1) in [0, 1) decides which; shake (B, 6), normal."
     c = self.config.true_cell
-    shaken = k + 0.2 * random_normal(k.shape, generator, k.device)
-    return torch.where(u < c, k, torch.where(u < (1 + c) / 2, k_hat.detach(), shaken))
+    return torch.where(u < c, k, torch.where(u < (1 + c) / 2, k_hat.detach(), k + 0.2 * shake))
 
-MofDiff.noisy, MofDiff.training_cells = noisy, training_cells
+MofDiff.training_cells = training_cells
+
+# %% ../../nbs/4_mofdiff/18_model.ipynb #n18noise2
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of one training step. Per MOF: z (B, latent) of the code, t (B,) int64, u (B, 1) and shake (B, 6) of `training_cells`, prior_t (draws, B) and
+    prior_z (draws, B, latent) of the latent prior; per bead: features and x as noised, and their targets eps (M, d) and score (M, 3)."""
+    z: torch.Tensor; t: torch.Tensor; u: torch.Tensor; shake: torch.Tensor; features: torch.Tensor; eps: torch.Tensor; x: torch.Tensor; score: torch.Tensor
+    prior_t: torch.Tensor; prior_z: torch.Tensor
+
+def draw_noise(self, b, generator=None, t=None, draws=8):
+    "The `Noise` for a batch of `Beads`; t (B,): times that are given, else drawn from 1..T."
+    n, size, device = len(b.num_blocks), self.config.latent, b.x.device
+    times = lambda n: torch.randint(1, self.config.T + 1, (n,), generator=generator, device=device if generator is None else generator.device).to(device)
+    z, t = random_normal((n, size), generator, device), times(n) if t is None else t
+    u, shake = random_uniform((n, 1), generator, device), random_normal((n, 6), generator, device)
+    f, eps = self.feature_noise.add_noise(b.features, t[b.batch], generator)
+    x, score = self.coordinate_noise.add_noise(b.x, t[b.batch], generator)
+    prior_t, prior_z = times(draws * n), random_normal((draws * n, size), generator, device)
+    return Noise(z, t, u, shake, f, eps, x, score, prior_t.reshape(draws, n), prior_z.reshape(draws, n, size))
+
+def share_of(b, noise, rank, world):
+    "What falls to process `rank` of `world` of `Beads` and their `Noise`: every world-th MOF, from `rank` on."
+    chosen = torch.arange(rank, len(b.num_blocks), world, device=b.x.device)
+    rows, owner = rows_of(b.num_blocks, chosen)
+    mine = {name: getattr(b, name)[chosen] for name in ("k", "lattice", "num_blocks")} | {name: getattr(b, name)[rows] for name in ("x", "features")}
+    drawn = {name: getattr(noise, name)[chosen] for name in ("z", "t", "u", "shake")} | {name: getattr(noise, name)[rows] for name in ("features", "eps", "x", "score")}
+    return Beads(**mine, batch=owner), Noise(**drawn, prior_t=noise.prior_t[:, chosen], prior_z=noise.prior_z[:, chosen])
+
+MofDiff.draw_noise = draw_noise
+
+# %% ../../nbs/4_mofdiff/18_model.ipynb #n18noise4
+def noisy(self, b, z, k, noise):
+    "`Beads` b as noised, under codes z (B, latent) and the cell of standardised k (B, 6): (`Beads` for the denoiser, target of the features, target of the score)."
+    state = replace(b, k=k, lattice=self.cells(k, b.num_blocks), x=noise.x, features=noise.features, t=self.network_time(noise.t),
+                    sigma=self.coordinate_noise.sigma(noise.t, k[:, 0]), z=z)
+    return state, self.feature_target(b.features, noise.eps, noise.t[b.batch]), without_mean(noise.score, b.batch, b.num_blocks)
+
+MofDiff.noisy = noisy
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #625fc35b
-def _diffusion_loss(self, b, z, k_hat, generator):
+def _diffusion_loss(self, b, z, k_hat, noise):
     "Errors of the denoiser on features and coordinates, one time per MOF."
-    n = len(z)
-    source = generator.device if generator is not None else z.device
-    t = torch.randint(1, self.config.T + 1, (n,), generator=generator, device=source).to(z.device)
-    state, target, score = self.noisy(b, z, self.training_cells(b.k, k_hat, generator), t, generator)
+    state, target, score = self.noisy(b, z, self.training_cells(b.k, k_hat, noise.u, noise.shake), noise)
     f_hat, score_hat = self.denoiser(state)
-    return dict(features=structure_mean((f_hat - target).square().mean(1), b.batch, n), x=structure_mean((score_hat - score).square().mean(1), b.batch, n))
+    errors = dict(features=(f_hat - target).square().mean(1), x=(score_hat - score).square().mean(1))
+    return {name: structure_mean(error, b.batch, len(z)) for name, error in errors.items()}
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #15c7a51a
-def _prior_loss(self, z, generator, draws=8):
+def _prior_loss(self, z, noise):
     "Error of the latent prior, at several times for each code since it is cheap; the codes are taken as they are."
-    z, source = z.detach().repeat(draws, 1), generator.device if generator is not None else z.device
-    t = torch.randint(1, self.config.T + 1, (len(z),), generator=generator, device=source).to(z.device)
-    z_t, eps = self.latent_noise.add_noise(z, t, generator)
-    v = self.latent_noise.signal(t, z) * eps - self.latent_noise.noise(t, z) * z
-    return (self.latent_prior(z_t, t / self.config.T) - v).square().mean()
+    t, eps = noise.prior_t.flatten(), noise.prior_z.flatten(0, 1)
+    z = z.detach().repeat(len(noise.prior_t), 1)
+    signal, std = self.latent_noise.signal(t, z), self.latent_noise.noise(t, z)
+    return (self.latent_prior(signal * z + std * eps, t / self.config.T) - (signal * eps - std * z)).square().mean()
 
-def _property_loss(self, z, y):
-    "Squared error of the standardised properties, over those that are known; 0 where none is."
+def _property_loss(self, z, y, each):
+    "Squared error of the standardised properties, over those that are known; 0 where none is. each: how many are known of a MOF on average, in the batch of all processes."
     if self.to_properties is None: return z.new_zeros(())
     y = (squash(y) - self.stat_property_mean) / self.stat_property_std
     known = y.isfinite()
-    return (torch.where(known, self.to_properties(z) - torch.where(known, y, 0), 0) ** 2).sum() / known.sum().clamp(min=1)
+    return (torch.where(known, self.to_properties(z) - torch.where(known, y, 0), 0) ** 2).sum() / (each * len(y)).clamp(min=1e-9)
 
 MofDiff._diffusion_loss, MofDiff._prior_loss, MofDiff._property_loss = _diffusion_loss, _prior_loss, _property_loss
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #ced2303f
-def loss(self, batch, generator=None):
+def loss(self, batch, generator=None, share=None):
     """Training loss of a `MofBatch`. Returns {'loss', 'features', 'x', 'k', 'num_blocks', 'properties', 'kl', 'prior'}, scalars.
 
-    kl is per MOF and in nats."""
-    b = self.beads(batch)
+    kl is per MOF and in nats. share: (rank, world), the loss of one process's MOFs alone; its mean over the processes is the loss of the batch, when world divides it."""
+    b, y = self.beads(batch), batch.properties
+    noise, each = self.draw_noise(b, generator), y.isfinite().sum() / len(y)
+    if share: (b, noise), y = share_of(b, noise, *share), y[share[0]::share[1]]
     mu, log_var = self.encoder(b)
-    z = mu + (log_var / 2).exp() * random_normal(mu.shape, generator, mu.device, torch.float32)
+    z = mu + (log_var / 2).exp() * noise.z
     k_hat, K = self.decode_k(z, b.num_blocks), b.num_blocks.clamp(max=len(self.stat_num_blocks) - 1)
-    parts = dict(**self._diffusion_loss(b, z, k_hat, generator), k=(k_hat - b.k).square().mean(),
-                 num_blocks=nn.functional.cross_entropy(self.to_num_blocks(z), K), properties=self._property_loss(z, batch.properties),
-                 kl=0.5 * (mu.square() + log_var.exp() - log_var - 1).sum(1).mean(), prior=self._prior_loss(z, generator))
+    parts = dict(**self._diffusion_loss(b, z, k_hat, noise), k=(k_hat - b.k).square().mean(),
+                 num_blocks=nn.functional.cross_entropy(self.to_num_blocks(z), K), properties=self._property_loss(z, y, each),
+                 kl=0.5 * (mu.square() + log_var.exp() - log_var - 1).sum(1).mean(), prior=self._prior_loss(z, noise))
     total = sum(getattr(self.config, f"weight_{name}") * value for name, value in parts.items())
     return dict(loss=total, **parts)
 

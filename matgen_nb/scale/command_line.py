@@ -6,9 +6,9 @@ __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 
            'gallery_png', 'write_cifs', 'write_results', 'fresh_folder', 'our_error', 'chunks', 'chunk_seed',
            'read_table', 'join_tables', 'open_run', 'is_finished', 'stream', 'finish_stream', 'say', 'Device',
            'pick_device', 'prepare_crystals', 'training_config', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd',
-           'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'sample_symmcd',
-           'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability',
-           'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
+           'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal',
+           'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge',
+           'add_stability', 'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import base64, csv, hashlib, html, io, json, os, platform, subprocess, sys, time
@@ -390,6 +390,12 @@ def sample_stream(model, request, asked, out, title, resume, overwrite):
     finish_stream(out, title, run_record(_command(), request["seed"], time.monotonic() - start, request=request), Crystal.from_cif)
     return drawn
 
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25neu1
+def neutral_crystal(sample):
+    "Whether the charges of a `Sample`'s elements can balance (`composition_validity` of lesson 13)."
+    from matgen_nb.symmcd.evaluation import composition_validity
+    return composition_validity(sample.crystal.elements)
+
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
 def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
@@ -404,6 +410,7 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
                   apart: Annotated[Optional[float], typer.Option(help="Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.")] = None,
                   corrector: Annotated[Optional[int], typer.Option(help="Langevin steps after each step; each costs one more.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
+                  neutral: Annotated[bool, typer.Option("--neutral", help="Draw also those again whose charges cannot balance (5 times, unless --retries says otherwise).")] = False,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
                   resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
                   overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
@@ -413,8 +420,9 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
     asked = dict(space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
                  guide=guide, apart=apart, corrector=corrector, retries=retries)
-    asked = {key: value for key, value in asked.items() if value is not None}
+    asked = {key: value for key, value in asked.items() if value is not None} | (dict(neutral=True, retries=5 if retries is None else retries) if neutral else {})
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
+    if asked.pop("neutral", False): asked["accept"] = neutral_crystal
     model, start = SymmCD.from_pretrained(weights, pick_device(device)), time.monotonic()
     drawn = sample_stream(model, request, asked, out, "SymmCD samples", resume, overwrite)
     say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")

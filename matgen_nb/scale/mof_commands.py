@@ -316,7 +316,7 @@ def finish_mofs(out, known, record, relax=True, pictures=24):
     return table, summary
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #1db28f3d
-def make_mofs(model, n, out, seed=0, steps=100, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
+def make_mofs(model, n, out, seed=0, steps=25, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
               weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, draws=1, progress=True, **asked):
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
     (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
@@ -337,8 +337,9 @@ def make_mofs(model, n, out, seed=0, steps=100, target=None, relax=True, known=N
 @sample_app.command("mofdiff", epilog="Example: `matgen sample mofdiff --weights mofdiff/weights.safetensors -n 100 --out new`, later `--resume`")
 def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="How many frameworks.")] = 20,
                            weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
-                           steps: Annotated[int, typer.Option(help="Denoising steps.")] = 100,
+                           steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
                            eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
+                           corrector: Annotated[Optional[int], typer.Option(help="Langevin steps of the places after each step.")] = None,
                            prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
                            num_blocks: Annotated[Optional[int], typer.Option(help="Blocks in the cell; default: as the code says.")] = None,
                            target: Annotated[Optional[str], typer.Option(help="Property to aim at: name=value.")] = None,
@@ -357,7 +358,7 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     start, known = time.monotonic(), reference_identities(reference) if reference else None
     model = MofDiff.from_pretrained(weights, pick_device(device))
-    asked = {key: value for key, value in dict(eta=eta, prior=prior, num_blocks=num_blocks).items() if value is not None}
+    asked = {key: value for key, value in dict(eta=eta, corrector=corrector, prior=prior, num_blocks=num_blocks).items() if value is not None}
     table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, chunk, resume, overwrite, file_hash(find_weights(weights)),
                                assemble_limit, relax_limit, starts, generations, draws, **asked)
     say(summary_text(summary) + f"\n{sum(r['valid'] for r in table)} valid frameworks of {len(table)} in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
@@ -384,7 +385,7 @@ def reference_identities(path, n_jobs=-1):
     return sorted({row["identity"] for row in found if row and row["identity"]})
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00002
-def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=100):
+def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=25):
     "Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its bonds. Returns lists of `CoarseMof` and of `Assembled`."
     from matgen_nb.mofdiff.assembly import assemble
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
@@ -521,17 +522,21 @@ def design_command(out: Out, property: Annotated[str, typer.Option(help="One tha
                    tolerance: Annotated[Optional[float], typer.Option(help="Counts as hit; default: a tenth of the target.")] = None,
                    n: Annotated[int, typer.Option("-n", help="Frameworks designed, and as many drawn at random.")] = 16,
                    weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
+                   arms: Annotated[str, typer.Option(help="Ways to choose codes, with commas: optimised (gradient, trust region), selected (best of many draws). Random codes always stand beside them.")] = "optimised,selected",
+                   draws: Annotated[int, typer.Option(help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
                    relax: Annotated[bool, typer.Option(help="Relax with UFF before measuring.")] = False,
                    n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
                    overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Frameworks with a wanted property, measured on what was made, beside random ones."
     from matgen_nb.mofdiff.model import MofDiff
-    from matgen_nb.mofdiff.property_design import design
+    from matgen_nb.mofdiff.property_design import ARMS, design
     from matgen_nb.scale.command_line import fresh_folder, write_results
     model, start = MofDiff.from_pretrained(weights, pick_device(device)), time.monotonic()
     if property not in model.property_names: raise MatgenError(f"the model was not trained on {property!r}; it knows {', '.join(model.property_names) or 'no property'}")
+    wrong = sorted(set(arms := [a.strip() for a in arms.split(",") if a.strip()]) - set(ARMS))
+    if wrong: raise MatgenError(f"--arms: {', '.join(wrong)} is none of {', '.join(ARMS)}")
     out = fresh_folder(out, overwrite)
-    made = design(model, property, target, n, seed, tolerance, relax=relax, reference=getattr(model, "info", {}).get("identities", ()), n_jobs=n_jobs)
+    made = design(model, property, target, n, seed, tolerance, arms, relax=relax, draws=draws, reference=getattr(model, "info", {}).get("identities", ()), n_jobs=n_jobs)
     write_results(out, made.crystals, made.rows, f"Design: {property} = {target:g}", run_record(_command(), seed, time.monotonic() - start, tolerance=made.tolerance))
     write_json(out/"summary.json", made.summary)
     for arm, summary in made.summary.items(): say(f"{arm}\n{summary_text(summary)}")

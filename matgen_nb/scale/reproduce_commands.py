@@ -9,16 +9,17 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'SHOWN', 'settings', 'Reci
            'reproduce']
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290002
-import inspect, json, re, time
+import json, re, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Callable, Optional
 
+import numpy as np
 import typer
 
 from .command_line import (Device, On, Overwrite, Seed, _command, app, fit_model, fit_symmcd, judge, load_data, open_run, pick_device, read_crystals,
                                           read_table, run_record, sample_stream, say, training_reference, write_json, write_table)
-from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, choose_training, fit_mofdiff, make_mofs
+from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, choose_training, fit_mofdiff, make_mofs, read_sampled
 from ..utils import MatgenError, atomic_write
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290005
@@ -303,15 +304,19 @@ def crystal_steps(job, reference, steps, corrector):
     return setting_rows(result.summary, "symmcd", steps, corrector, cpu / len(samples))
 
 def framework_steps(job, steps, corrector):
-    "The same for frameworks, assembled and judged but not relaxed; an empty list where the sampler has no corrector."
+    "The same for frameworks, assembled and judged but not relaxed, and how well their beads go together (`mismatch` of lesson 20, mean, A^2); the CPU seconds are those of all of this."
+    from matgen_nb.mofdiff.assembly import mismatch
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     from matgen_nb.scale.command_line import file_hash
+    from matgen_nb.symmcd.evaluation import resampled
     import matgen_nb.mofdiff.sampling  # noqa: F401
-    s, more = job.settings, dict(corrector=corrector) if corrector else {}
-    if more and "corrector" not in inspect.signature(MofDiff.sample).parameters: return []
+    s = job.settings
     model, cpu, out = MofDiff.from_pretrained(s["mofdiff"], job.device), time.process_time(), job.out/"runs"/f"frameworks-{steps}-{corrector}"
     _, summary = make_mofs(model, s["frameworks"], out, job.seed, steps, relax=False, n_jobs=job.n_jobs, resume=True, weights=file_hash(find_weights(s["mofdiff"])),
-                           starts=s["starts"], generations=s["generations"], progress=False, **more)
+                           starts=s["starts"], generations=s["generations"], progress=False, corrector=corrector)
+    fit = [mismatch(coarse) for coarse, row in zip(*read_sampled(out)) if row["matched"]]
+    value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
+    summary["mismatch"] = dict(value=float(value), low=float(low), high=float(high), n=len(fit))
     return setting_rows(summary, "mofdiff", steps, corrector, (time.process_time() - cpu) / s["frameworks"])
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290042

@@ -32,6 +32,7 @@ class SymmCDConfig:
     frequencies: int = 16
     images: int = 16
     site_symmetry: str = "class"
+    dropout: float = 0.0
     standardise: bool = True
     site_power: float = 1.0
     T: int = 1000
@@ -43,13 +44,13 @@ class SymmCDConfig:
     weight_site: float = 0.5
 
     @property
-    def network(self): return NetworkConfig(self.width, self.layers, self.frequencies, self.images, self.site_symmetry)
+    def network(self): return NetworkConfig(self.width, self.layers, self.frequencies, self.images, self.site_symmetry, self.dropout)
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #dadff9b5
 _PAPER = dict(frequencies=128, images=0, site_symmetry="independent", standardise=False,
               weight_k=5.0, weight_x=1.0, weight_elements=0.1, weight_site=10.0)
-PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, site_power=4.0), small=SymmCDConfig(width=192, layers=4, site_power=4.0),
-               full=SymmCDConfig(width=512, layers=6, site_power=4.0), paper=SymmCDConfig(width=1024, layers=8, **_PAPER), paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
+PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, site_power=4.0), small=SymmCDConfig(width=192, layers=4, dropout=0.1, site_power=4.0),
+               full=SymmCDConfig(width=512, layers=6, dropout=0.1, site_power=4.0), paper=SymmCDConfig(width=1024, layers=8, **_PAPER), paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
 
 def preset(name, **changes):
     "A named configuration, fields changed by keyword: preset('tiny', layers=2)."

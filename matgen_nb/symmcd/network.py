@@ -22,12 +22,13 @@ class NetworkConfig:
 
     frequencies: Fourier features of fractional differences (128 in the release). images: radial functions of distances to the
     symmetry images under the current lattice (0: none, as in the paper). site_symmetry: "class" (one categorical over the classes
-    of the group) or "independent" (the paper's 15 x 13)."""
+    of the group) or "independent" (the paper's 15 x 13). dropout: see `MessageLayer`."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
     images: int = 16
     site_symmetry: str = "class"
+    dropout: float = 0.0
     num_elements: int = 94
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #ba7e3ea0
@@ -105,7 +106,7 @@ class OrbitNetwork(nn.Module):
         self.element, self.site = nn.Embedding(c.num_elements, w), nn.Linear(site_size, w)
         self.crystal = nn.Sequential(nn.Linear(self.groups.shape[1] + 128 + 6 + 9 + 1, w), nn.SiLU(), nn.Linear(w, w))
         edge_size = 6 * c.frequencies + c.images
-        self.layers = nn.ModuleList(MessageLayer(w, edge_size) for _ in range(c.layers))
+        self.layers = nn.ModuleList(MessageLayer(w, edge_size, c.dropout) for _ in range(c.layers))
         self.norm = nn.LayerNorm(w)
         self.to_k = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, 6))
         self.to_x, self.to_element = nn.Linear(w, 3), nn.Linear(w, c.num_elements)

@@ -509,12 +509,12 @@ def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, ap
     return finish(model, state, out, known, requests, apart)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #69fe2be4
-def _with_retries(model, requests, generator, retries, closest, advance, **how):
-    "Sample; crystals with atoms nearer than `closest` A are drawn again up to `retries` times; each row says how often."
+def _with_retries(model, requests, generator, retries, good, advance, **how):
+    "Sample; crystals (`Sample`) that are not `good` are drawn again up to `retries` times, for the same request; each row says how often."
     samples = sample_requests(model, requests, generator, advance=advance, **how)
     for s in samples: s.row["attempts"] = 1
     for _ in range(retries):
-        bad = [i for i, s in enumerate(samples) if s.row["min_distance"] < closest]
+        bad = [i for i, s in enumerate(samples) if not good(s)]
         if not bad: break
         for i, s in zip(bad, sample_requests(model, [requests[i] for i in bad], generator, **how)):
             s.row["attempts"] = samples[i].row["attempts"] + 1
@@ -523,7 +523,7 @@ def _with_retries(model, requests, generator, retries, closest, advance, **how):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
-           guide=0.5, apart=0.75, corrector=0, snr=0.2, retries=0, closest=0.5, batch_size=256, progress=True):
+           guide=0.5, apart=0.75, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True):
     """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
 
     space_group: number, or a list to draw from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element appears;
@@ -531,19 +531,21 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     calls (at most T). eta: 1 stochastic, 0 deterministic given the start. guide: share of the time, at the end, in which coordinates are led to the
     sites the network believes in (0: never). apart: atoms nearer than this times the sum of their covalent radii move apart along their sites (0: never;
     the row says how far, `pushed_max`, A). corrector: Langevin steps of the coordinates after each step, each a further
-    network call, of relative size snr. retries: how often a crystal with atoms nearer than `closest` A is drawn again.
+    network call, of relative size snr. retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
+    nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
     Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps = 25 if steps is None else steps
     check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
     requests = [draw(rng) for _ in range(n)]
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))      # crystals of like size share a batch
+    good = lambda s: s.row["min_distance"] >= closest and (accept is None or accept(s))
     samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector, snr=snr)
     with progress_bar("sampling", n * steps, show=progress) as advance:
         for first in range(0, n, batch_size):
             rows = order[first:first + batch_size]
             generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
-            for i, s in zip(rows, _with_retries(self, [requests[i] for i in rows], generator, retries, closest, advance, **how)): samples[i] = s
+            for i, s in zip(rows, _with_retries(self, [requests[i] for i in rows], generator, retries, good, advance, **how)): samples[i] = s
     for i, s in enumerate(samples): s.row = dict(index=i, **s.row)
     return samples
 
