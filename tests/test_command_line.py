@@ -323,3 +323,22 @@ def test_further_commands_are_found(monkeypatch):
     module = types.ModuleType("matgen_nb.scale.other_commands")
     monkeypatch.setitem(sys.modules, "matgen_nb.scale.other_commands", module)
     assert cli.load_commands() == ["other_commands"]
+
+
+def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsys):
+    "On a Mac: training may use its GPU, sampling takes the CPU by itself and says so where mps is asked for."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert cli.pick_device("auto") == "mps" and cli.pick_device("mps") == "mps" and cli.pick_device("auto", float64=True) == "cpu"
+    assert run("sample", "symmcd", "-n", 2, "--steps", 2, "--out", tmp_path/"auto") == 0
+    assert run("sample", "symmcd", "-n", 2, "--device", "mps", "--out", tmp_path/"mps") == 2 and "no float64" in capsys.readouterr().err and not (tmp_path/"mps").exists()
+    assert run("sample", "mofdiff", "-n", 2, "--device", "mps", "--out", tmp_path/"mps") == 2 and not (tmp_path/"mps").exists()
+
+
+@pytest.mark.parametrize("name", ["symmcd", "mofdiff"])
+def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
+    from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.symmcd.sampling import SymmCD
+    model = (SymmCD if name == "symmcd" else MofDiff).from_pretrained("symmcd-mp20-small" if name == "symmcd" else "mofdiff-small")
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("mps")))
+    with pytest.raises(MatgenError, match="float64"): model.sample(2, steps=2, progress=False)

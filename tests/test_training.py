@@ -270,7 +270,7 @@ def test_noise_does_not_depend_on_the_number_of_processes(tmp_path, kind):
         assert torch.allclose(weights[0][k].float(), weights[1][k].float(), atol=1e-4), k
 
 
-@pytest.mark.parametrize("changes", [{}, dict(site_symmetry="independent", images=0), None])
+@pytest.mark.parametrize("changes", [{}, dict(site_symmetry="independent", images=0), dict(substitute=1.0), None])
 def test_shares_of_a_batch_make_up_its_loss(changes):
     data, seeded = crystals(), lambda: torch.Generator().manual_seed(1)
     model, data = mofdiff() if changes is None else (symmcd(data, **changes), data)

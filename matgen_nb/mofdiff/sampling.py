@@ -210,6 +210,7 @@ def codes_for_target(model, n, target, generator, prior="learned", draws=32, ste
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #d0f09ef6
 def check_sample_request(model, n, steps, z, num_blocks, library, batch_size, corrector=0):
     "MatgenError for values that no request can have, before anything is computed."
+    if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which the choice of blocks needs: sample with model.to('cpu')")
     if int(corrector) != corrector or not 0 <= corrector <= 100: raise MatgenError(f"corrector must be a whole number from 0 to 100, got {corrector!r}")
     for name, value in [("number of samples", n), ("steps", steps), ("num_blocks", num_blocks), ("batch_size", batch_size)]:
         if value is not None and (int(value) != value or value < 1): raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")

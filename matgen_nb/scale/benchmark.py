@@ -270,11 +270,11 @@ def benchmark(out: Out = Path("matgen-benchmark"), seconds: Annotated[float, typ
     out, start = fresh_folder(out, overwrite), time.monotonic()
     torch.set_num_threads(threads)
     def report(row): say(f"{row['task']:14s} {row['per_second']:12,.2f} {row['unit']} per second   ({row['low']:,.2f} to {row['high']:,.2f}; {row['repeats']} repeats)")
-    rows = run_benchmark(pick_device(device), seconds, seed, only.split(",") if only else None, report)
+    rows = run_benchmark(pick_device(device, float64=True), seconds, seed, only.split(",") if only else None, report)
     if others:
         rows = compare(rows, others)
         for row in rows: say(f"{row['task']:14s} {row['ratio']:8.2f} times {compare_with}" + ("" if row["clear"] == "yes" else "   (the ranges overlap)") if "ratio" in row else f"{row['task']:14s} not in {compare_with}")
     write_table(out/"table.csv", rows)
     with atomic_write(out/"benchmark.png", "wb") as f: plot_benchmark(rows, others, ("this run", str(compare_with))).savefig(f, format="png")
-    write_json(out/"run.json", run_record(_command(), seed, time.monotonic() - start, environment=environment(pick_device(device))))
+    write_json(out/"run.json", run_record(_command(), seed, time.monotonic() - start, environment=environment(pick_device(device, float64=True))))
     say(f"results: {out}")

@@ -267,11 +267,13 @@ def _common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 _state = {"debug": False}
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #8c7462d4
-def pick_device(device):
-    "'cpu', 'cuda' or 'mps' for a Device or its name; MatgenError if this machine does not have it."
+def pick_device(device, float64=False):
+    """'cpu', 'cuda' or 'mps' for a Device or its name; MatgenError if this machine does not have it. float64: for work that needs it, as placing atoms on their
+    sites does. Apple's GPU (mps) has none: "auto" passes it by, and it is refused where it is asked for."""
     import torch
     device = getattr(device, "value", device)
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not float64, "cpu": True}
+    if device == "mps" and float64: raise MatgenError("mps can train, but has no float64, which this work needs: use --device cpu (or auto)")
     if device == "auto": return next(name for name, here in have.items() if here)
     if not have[device]: raise MatgenError(f"this machine has no {device} device: use --device auto")
     return device
@@ -423,7 +425,7 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
     asked = {key: value for key, value in asked.items() if value is not None} | (dict(neutral=True, retries=5 if retries is None else retries) if neutral else {})
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
     if asked.pop("neutral", False): asked["accept"] = neutral_crystal
-    model, start = SymmCD.from_pretrained(weights, pick_device(device)), time.monotonic()
+    model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     drawn = sample_stream(model, request, asked, out, "SymmCD samples", resume, overwrite)
     say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
 
@@ -531,7 +533,7 @@ def demo(out: Out = Path("matgen-demo"), n: Annotated[int, typer.Option("-n", he
          mofs: Annotated[int, typer.Option(min=0, help="Frameworks to draw; the best that can be assembled is shown. 0: none.")] = 24,
          known: Annotated[int, typer.Option(help="Embedded crystals to judge against.")] = 200, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "A few minutes: prepare, train, sample and judge crystals on embedded data, and build a metal-organic framework, with a gallery to look at."
-    out, start, place, row, wide = fresh_folder(out, overwrite), time.monotonic(), pick_device(device), None, []
+    out, start, place, row, wide = fresh_folder(out, overwrite), time.monotonic(), pick_device(device, float64=True), None, []
     crystals, rows, summary = demo_crystals(out, n, seconds, seed, place, known, overwrite)
     if mofs:
         from matgen_nb.scale.mof_commands import demo_mof

@@ -357,7 +357,7 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
     "Generate frameworks: sample, assemble, relax, judge; every stage on the disk, restartable."
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     start, known = time.monotonic(), reference_identities(reference) if reference else None
-    model = MofDiff.from_pretrained(weights, pick_device(device))
+    model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
     asked = {key: value for key, value in dict(eta=eta, corrector=corrector, prior=prior, num_blocks=num_blocks).items() if value is not None}
     table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, chunk, resume, overwrite, file_hash(find_weights(weights)),
                                assemble_limit, relax_limit, starts, generations, draws, **asked)
@@ -531,7 +531,7 @@ def design_command(out: Out, property: Annotated[str, typer.Option(help="One tha
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.mofdiff.property_design import ARMS, design
     from matgen_nb.scale.command_line import fresh_folder, write_results
-    model, start = MofDiff.from_pretrained(weights, pick_device(device)), time.monotonic()
+    model, start = MofDiff.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     if property not in model.property_names: raise MatgenError(f"the model was not trained on {property!r}; it knows {', '.join(model.property_names) or 'no property'}")
     wrong = sorted(set(arms := [a.strip() for a in arms.split(",") if a.strip()]) - set(ARMS))
     if wrong: raise MatgenError(f"--arms: {', '.join(wrong)} is none of {', '.join(ARMS)}")

@@ -413,7 +413,7 @@ def reproduce(name: Annotated[Optional[str], typer.Argument(help="A recipe; see 
     "Run the recipe behind a table of ours, from the data to the figures, and compare."
     if list_ or name is None: return say(list_text())
     settings(name, scale)
-    out, place = out or Path(f"reproduce-{name}"), pick_device(device)
+    out, place = out or Path(f"reproduce-{name}"), pick_device(device, float64=True)
     rows = run_recipe(name, out, data, val, scale, seed, place, n_jobs, resume, overwrite)
     say(show_rows(rows))
     if scale < 1: say(f"\nmade at a scale of {scale:g}: fewer steps and samples than published, so the figures are not expected to agree")

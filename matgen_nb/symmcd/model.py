@@ -16,6 +16,7 @@ from ..diffusion.categorical import CategoricalDiffusion
 from ..diffusion.gaussian import GaussianDiffusion
 from ..diffusion.layers import rows_of, structure_mean
 from ..diffusion.torus import TorusDiffusion
+from .dataset import atomic_volumes, substituted
 from .network import NetworkConfig, Noisy, OrbitNetwork
 from ..symmetry.lattice import k_mask, k_offset, k_to_lattice
 from ..symmetry.space_groups import MAX_CLASSES, wyckoff_tables
@@ -26,7 +27,8 @@ from ..utils import MatgenError, atomic_write, find_weights, read_weights
 class SymmCDConfig:
     """Everything that decides what a SymmCD is; stored with its weights. standardise: diffuse the free components of k in units of their
     spread (the paper diffuses them raw). site_power: above 1, site symmetries are settled before the places (1: all at once, as in the paper).
-    The preset `paper` has the loss weights of the release, these are ours."""
+    substitute: chance that a crystal gets an
+    element of the same column in training (lesson 9), tried twice. dropout: see `MessageLayer`. The preset `paper` has the loss weights of the release, these are ours."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
@@ -35,6 +37,7 @@ class SymmCDConfig:
     dropout: float = 0.0
     standardise: bool = True
     site_power: float = 1.0
+    substitute: float = 0.0
     T: int = 1000
     sigma_min: float = 0.005
     sigma_max: float = 0.5
@@ -49,8 +52,9 @@ class SymmCDConfig:
 # %% ../../nbs/3_symmcd/11_model.ipynb #dadff9b5
 _PAPER = dict(frequencies=128, images=0, site_symmetry="independent", standardise=False,
               weight_k=5.0, weight_x=1.0, weight_elements=0.1, weight_site=10.0)
-PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, site_power=4.0), small=SymmCDConfig(width=192, layers=4, dropout=0.1, site_power=4.0),
-               full=SymmCDConfig(width=512, layers=6, dropout=0.1, site_power=4.0), paper=SymmCDConfig(width=1024, layers=8, **_PAPER), paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
+_OURS = dict(site_power=4.0, dropout=0.1, substitute=0.5)
+PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, site_power=4.0), small=SymmCDConfig(width=192, layers=4, **_OURS),
+               full=SymmCDConfig(width=512, layers=6, **_OURS), paper=SymmCDConfig(width=1024, layers=8, **_PAPER), paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
 
 def preset(name, **changes):
     "A named configuration, fields changed by keyword: preset('tiny', layers=2)."
@@ -63,9 +67,10 @@ SymmCDConfig.preset = staticmethod(preset)
 @dataclass
 class Statistics:
     """What the model knows of its training set besides weights: k_mean and k_std (6,), elements (94,) marginal, classes (231, 15) share of each
-    site-symmetry class per group, groups (231,) counts, orbits (231, 65) counts of crystals with M orbits. All float32."""
+    site-symmetry class per group, groups (231,) counts, orbits (231, 65) counts of crystals with M orbits, volumes (94,) of the elements (A^3). All float32."""
     k_mean: torch.Tensor; k_std: torch.Tensor; elements: torch.Tensor
     classes: torch.Tensor; groups: torch.Tensor; orbits: torch.Tensor
+    volumes: torch.Tensor = field(default_factory=lambda: torch.full((94,), 15.0))          # files of earlier versions have none
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #16b3d0ac
 def statistics(data, max_orbits=64):
@@ -85,7 +90,7 @@ def statistics(data, max_orbits=64):
     width = max_orbits + 1
     orbits = torch.bincount(data.space_group * width + data.num_orbits.clamp(max=max_orbits), minlength=231 * width).reshape(231, -1)
     return Statistics(mean.float(), std.float(), (elements / elements.sum()).float(),
-                      (classes / classes.sum(1, keepdim=True).clamp(min=1e-9)).float(), groups.float(), orbits.float())
+                      (classes / classes.sum(1, keepdim=True).clamp(min=1e-9)).float(), groups.float(), orbits.float(), atomic_volumes(data).float())
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #aa94265f
 class SymmCD(nn.Module):
@@ -195,6 +200,7 @@ def loss(self, batch, generator=None, share=None):
     """Training loss of a `Batch`: one t per crystal, shared by all four parts. Returns {'loss', 'k', 'x', 'elements', 'site'} scalars.
     share: (rank, world), the loss of one process's crystals alone; its mean over the processes is the loss of the batch, when world divides it."""
     c = self.config
+    if self.training and c.substitute: batch = substituted(batch, self.stat_elements, self.stat_volumes, generator, c.substitute)
     device = generator.device if generator is not None else batch.k.device
     t = torch.randint(1, c.T + 1, (len(batch),), generator=generator, device=device).to(batch.k.device)
     with torch.autocast(t.device.type, enabled=False):                   # under mixed precision the geometry stays float32
@@ -228,6 +234,7 @@ SymmCD.save_pretrained = save_pretrained
 def _rebuild(metadata, tensors):
     "The model of a file's header and tensors, its statistics among them."
     state = {n: t.float() for n, t in tensors.items()}
+    state.setdefault("stat_volumes", torch.full((94,), 15.0))
     model = SymmCD(SymmCDConfig(**json.loads(metadata["config"])), Statistics(**{n.removeprefix("stat_"): t for n, t in state.items() if n.startswith("stat_")}))
     model.load_state_dict(state)
     model.info = json.loads(metadata.get("info", "{}"))

@@ -553,7 +553,8 @@ SymmCD.sample = sample
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
 def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256):
-    "MatgenError for options of `sample` that mean nothing."
+    "MatgenError for options of `sample` that mean nothing, and for a device that cannot sample."
+    if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which placing atoms on their sites needs: sample with model.to('cpu')")
     for name, value, low, high in [("the number of samples", n, 1, 10**8), ("seed", seed, 0, 2**63), ("steps", steps, 1, model.config.T), ("corrector", corrector, 0, 100),
                                    ("retries", retries, 0, 1000), ("batch_size", batch_size, 1, 10**6)]:
         if not (isinstance(value, (int, np.integer)) and low <= value <= high): raise MatgenError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
