@@ -163,7 +163,7 @@ class Design:
         return sorted(hits, key=lambda cr: abs(cr[1]["measured"] - self.target))[:n]
 
 def design(model, property, target, n=16, seed=0, tolerance=None, arms=("random", "optimised"), start=None, trust=0.9, measure=None, relax=False,
-           reference=(), steps=100, sampling_steps=25, starts=64, n_jobs=1, time_limit=120.0, progress=True, draws=1, generations=3):
+           reference=(), steps=100, sampling_steps=50, starts=64, n_jobs=1, time_limit=120.0, progress=True, draws=1, generations=3):
     """n frameworks of each arm for a target value: codes, samples, atoms, and the property measured on what came out. Returns `Design`.
 
     tolerance: default a tenth of |target|. start, trust, steps: see `draw_codes`. measure: function of a Crystal, default the pore property of that name.

@@ -60,7 +60,7 @@ def corrector_step(model, b, s, generator=None, snr=0.2):
     return replace(b, x=model.coordinate_noise.correct(b.x, model.denoiser(b)[1], s, generator, snr))
 
 @torch.no_grad()
-def denoise(model, z, num_blocks=None, k=None, generator=None, steps=25, eta=1.0, corrector=0, snr=0.2, advance=lambda n=1: None):
+def denoise(model, z, num_blocks=None, k=None, generator=None, steps=50, eta=1.0, corrector=0, snr=0.2, advance=lambda n=1: None):
     """The whole reverse process for codes z (B, latent). K (B,) and standardised k (B, 6) come from the heads unless given. Returns clean `Beads`.
     corrector: how many `corrector_step`s of size snr follow each step."""
     if num_blocks is None: num_blocks = model.decode_num_blocks(z).argmax(1)
@@ -221,7 +221,7 @@ def check_sample_request(model, n, steps, z, num_blocks, library, batch_size, co
     check_library(model.library if library is None else library, len(model.stat_feature_mean))
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #941aa423
-def sample(self, n, seed=0, steps=25, target=None, z=None, num_blocks=None, library=None, prior="learned", joint=True, eta=1.0, corrector=0, batch_size=256, progress=True):
+def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, library=None, prior="learned", joint=True, eta=1.0, corrector=0, batch_size=256, progress=True):
     """Draw n new MOFs. Returns a list of `MofSample` (coarse, row).
 
     steps: network calls (at most T). target: {property: value}, codes whose predicted properties are nearest; z (n, latent): codes that are given. num_blocks: K of

@@ -316,7 +316,7 @@ def finish_mofs(out, known, record, relax=True, pictures=24):
     return table, summary
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #1db28f3d
-def make_mofs(model, n, out, seed=0, steps=25, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
+def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
               weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, draws=1, progress=True, **asked):
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
     (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
@@ -337,7 +337,7 @@ def make_mofs(model, n, out, seed=0, steps=25, target=None, relax=True, known=No
 @sample_app.command("mofdiff", epilog="Example: `matgen sample mofdiff --weights mofdiff/weights.safetensors -n 100 --out new`, later `--resume`")
 def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="How many frameworks.")] = 20,
                            weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
-                           steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+                           steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
                            eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
                            corrector: Annotated[Optional[int], typer.Option(help="Langevin steps of the places after each step.")] = None,
                            prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
@@ -385,7 +385,7 @@ def reference_identities(path, n_jobs=-1):
     return sorted({row["identity"] for row in found if row and row["identity"]})
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00002
-def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=25):
+def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=50):
     "Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its bonds. Returns lists of `CoarseMof` and of `Assembled`."
     from matgen_nb.mofdiff.assembly import assemble
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
