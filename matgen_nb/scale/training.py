@@ -239,7 +239,9 @@ def plot_history(history, ax=None):
     val = [row for row in history if "val_loss" in row]
     ax.plot([r["step"] for r in history], [r["loss"] for r in history], lw=1, label="training")
     if val: ax.plot([r["step"] for r in val], [r["val_loss"] for r in val], "o-", ms=3, lw=1, label="held out, averaged weights")
-    if all(r["loss"] > 0 for r in history): ax.set_yscale("log")
+    low, high = (f(r["loss"] for r in history) for f in (min, max))
+    if 0 < 3 * low < high: ax.set_yscale("log")
+    ax.locator_params(axis="x", nbins=6)
     behind = ax.twinx()
     behind.fill_between([r["step"] for r in history], [r["lr"] for r in history], color="0.5", alpha=.15, lw=0)
     behind.set(ylabel="learning rate", ylim=(0, None))
