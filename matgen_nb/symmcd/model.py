@@ -27,8 +27,7 @@ from ..utils import MatgenError, atomic_write, find_weights, read_weights
 class SymmCDConfig:
     """Everything that decides what a SymmCD is; stored with its weights. standardise: diffuse the free components of k in units of their
     spread (the paper diffuses them raw). site_power: above 1, site symmetries are settled before the places (1: all at once, as in the paper).
-    substitute: chance that a crystal gets an
-    element of the same column in training (lesson 9), tried twice. dropout: see `MessageLayer`. The preset `paper` has the loss weights of the release, these are ours."""
+    substitute: chance that a crystal gets an element of the same column in training (lesson 9), tried twice. dropout: see `MessageLayer`. The preset `paper` has the loss weights of the release, these are ours."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
@@ -234,9 +233,9 @@ SymmCD.save_pretrained = save_pretrained
 def _rebuild(metadata, tensors):
     "The model of a file's header and tensors, its statistics among them."
     state = {n: t.float() for n, t in tensors.items()}
-    state.setdefault("stat_volumes", torch.full((94,), 15.0))
-    model = SymmCD(SymmCDConfig(**json.loads(metadata["config"])), Statistics(**{n.removeprefix("stat_"): t for n, t in state.items() if n.startswith("stat_")}))
-    model.load_state_dict(state)
+    stats = Statistics(**{n.removeprefix("stat_"): t for n, t in state.items() if n.startswith("stat_")})
+    model = SymmCD(SymmCDConfig(**json.loads(metadata["config"])), stats)
+    model.load_state_dict({"stat_volumes": stats.volumes} | state)
     model.info = json.loads(metadata.get("info", "{}"))
     return model
 
