@@ -238,6 +238,15 @@ def mofdiff():
     return MofDiff(preset("tiny"), statistics(data)), data
 
 
+def block_encoder(**changes):
+    "A small model on random blocks, some of them of one identity, and its data."
+    from test_embedding import random_block
+    from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder, preset
+    blocks = [random_block(k) for k in range(30)]
+    torch.manual_seed(0)
+    return BlockEncoder(preset("tiny", **changes)), BlockData(blocks, identity=[f"block {k // 3}" for k in range(30)])
+
+
 SHARED = """
 import sys, torch
 sys.path.insert(0, {tests!r})
@@ -251,13 +260,14 @@ make({out!r}, data=data, model=model, devices={n}, batch_size=8, steps=12, lr=1e
 def both(kind):
     "A small model of a kind, and its data."
     if kind == "mofdiff": return mofdiff()
+    if kind == "blocks": return block_encoder()
     data = crystals()
     return symmcd(data), data
 
 
-@pytest.mark.parametrize("kind", ["symmcd", "mofdiff"])
+@pytest.mark.parametrize("kind", ["symmcd", "blocks", "mofdiff"])
 def test_noise_does_not_depend_on_the_number_of_processes(tmp_path, kind):
-    "Both models with their own noisy loss: the curve of two processes is that of one."
+    "Every model with its own noisy loss: the curve of two processes is that of one."
     curves, weights = [], []
     for n in (1, 2):
         out = tmp_path/str(n)
@@ -279,6 +289,22 @@ def test_shares_of_a_batch_make_up_its_loss(changes):
     for world in (2, 3, 8):
         parts = [model.loss(batch, seeded(), share=(rank, world)) for rank in range(world)]
         for name in whole: torch.testing.assert_close(sum(p[name] for p in parts) / world, whole[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(space="projection"), dict(contrastive="release", views=3)])
+def test_shares_of_blocks_give_the_gradient_of_the_whole(changes):
+    "A loss that compares all with all: each process's part, averaged, must be the gradient of one process, for every weight."
+    model, data = block_encoder(**changes)
+    batch, grads = data.select(torch.arange(16)), []
+    for world in (1, 2, 4):
+        model.zero_grad()
+        for rank in range(world):
+            parts = model.loss(batch, torch.Generator().manual_seed(1), **(dict(share=(rank, world)) if world > 1 else {}))
+            (parts["loss"] / world).backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    for other in grads[1:]:
+        assert other.keys() == grads[0].keys()
+        for name, value in grads[0].items(): torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["symmcd", "mofdiff"])

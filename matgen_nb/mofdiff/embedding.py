@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['MAX_ELEMENT', 'PRESETS', 'FORMAT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'BlockData', 'random_rotation',
            'disguised', 'nearest', 'block_pairs', 'envelope', 'BlockLayer', 'BlockConfig', 'preset', 'BlockEncoder',
-           'sizes', 'embed', 'encode', 'supervised_contrastive', 'release_contrastive', 'views', 'loss', 'retrieval',
-           'principal', 'embedding_map', 'save_pretrained', 'from_pretrained']
+           'sizes', 'embed', 'encode', 'supervised_contrastive', 'release_contrastive', 'views', 'of_all', 'loss',
+           'retrieval', 'principal', 'embedding_map', 'save_pretrained', 'from_pretrained']
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #288ca95c
 import json
@@ -271,15 +271,31 @@ def views(batch, n, rattle, generator=None):
     noise = torch.randn(out.coords.shape, generator=generator, device=device).to(out.coords)
     return replace(out, coords=out.coords + width[out.batch] * noise)
 
-def loss(self, batch, generator=None):
-    "Training loss of a `BlockBatch`: {'loss', 'contrastive', 'atoms', 'connections', 'diameter'} scalars."
+# %% ../../nbs/4_mofdiff/15_embedding.ipynb #985e44f3
+def of_all(z, rank, world, part):
+    """Embeddings (n world, d) of a whole batch on each of `world` processes, z (n, d) being those of every world-th block from `rank` on. The others' come from their processes,
+    without gradient; where no such processes run, from part(r), the embeddings of rank r. Gradients through z are multiplied by `world`."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [torch.empty_like(z) for _ in range(world)]
+        torch.distributed.all_gather(parts, z.detach().contiguous())
+    else:
+        with torch.no_grad(): parts = [part(r).float() for r in range(world)]
+    parts[rank] = world * z - ((world - 1) * z).detach()
+    return torch.stack(parts, 1).flatten(0, 1)
+
+# %% ../../nbs/4_mofdiff/15_embedding.ipynb #985e44f4
+def loss(self, batch, generator=None, share=None):
+    """Training loss of a `BlockBatch`: {'loss', 'contrastive', 'atoms', 'connections', 'diameter'} scalars.
+    share: (rank, world), for one of several processes: it embeds every world-th view, see `of_all`; the mean over the processes is the loss of the batch, when world divides its views."""
     c = self.config
     seen = views(batch, c.views, c.rattle, generator)
-    z, known = self.embed(seen)
-    contrastive = supervised_contrastive if c.contrastive == "supervised" else release_contrastive
+    part = lambda rank: self.embed(take(seen, torch.arange(rank, len(seen), share[1])))
+    z, known = self.embed(seen) if share is None else part(share[0])
     errors = (self.heads(z).float() - known).square().mean(0)
+    whole = z.float() if share is None else of_all(z.float(), *share, lambda rank: part(rank)[0])
+    contrastive = supervised_contrastive if c.contrastive == "supervised" else release_contrastive
     with torch.autocast(z.device.type, enabled=False):
-        p = nn.functional.normalize(self.project(z.float()), dim=1)
+        p = nn.functional.normalize(self.project(whole), dim=1)
         parts = dict(contrastive=contrastive(p, seen.identity, c.temperature), atoms=errors[0], connections=errors[1], diameter=errors[2])
     return dict(loss=sum(getattr(c, f"weight_{name}") * value for name, value in parts.items()), **parts)
 
