@@ -68,9 +68,10 @@ VARIANTS = {
     "128 frequencies": Variant("128 Fourier frequencies", dict(frequencies=128)),
     "independent, no images": Variant("independent site symmetries and no distances, as in the paper", dict(site_symmetry="independent", images=0), against="no images"),
     "release lattice": Variant("logarithm of the cell itself, not standardised", dict(standardise=False), logarithm_of_cell, votes=False, other=("loss_k",)),
+    "copy head": Variant("added: orbits speak for their elements (lesson 10)", dict(copy=True)),
 }
 SAMPLERS = {"default": dict(), "not led to sites": dict(guide=0.), "not kept apart": dict(apart=0.), "neither": dict(guide=0., apart=0.),
-            "clipped": dict(clip=4.)}
+            "clipped": dict(clip=4.), "balanced": dict(balance=1.)}         # the others draw elements as the network says: balance=0
 BASE = dict(width=96, layers=3, site_power=4.0)
 TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=.99)
 
@@ -122,14 +123,14 @@ def judge_samples(samples, reference, seed=0):
 # %% ../../nbs/5_scale/28_ablations.ipynb #84c4ab79
 def draws(name):
     "(weights, sampler) pairs that are judged for a variant: more of them where they answer a question, since they cost no further training."
-    more = {"base": [("averaged", "not led to sites"), ("averaged", "not kept apart"), ("raw", "default"), ("raw", "neither")],
+    more = {"base": [("averaged", "not led to sites"), ("averaged", "not kept apart"), ("averaged", "balanced"), ("raw", "default"), ("raw", "neither")],
             "raw k": [("averaged", "clipped")], "release lattice": [("averaged", "clipped")]}
     return [("averaged", "default"), ("averaged", "neither"), *more.get(name, ())]
 
 def draw_samples(model, sampler, n, seed=0, steps=25):
     "n samples with one of the SAMPLERS; `clip` bounds every estimate of the clean lattice vector (lesson 06), which a model with standardised k does anyway."
     import matgen_nb.symmcd.sampling  # noqa: F401
-    how, before = dict(SAMPLERS[sampler]), model.lattice_noise.clip
+    how, before = dict(balance=0.) | SAMPLERS[sampler], model.lattice_noise.clip
     model.lattice_noise.clip = how.pop("clip", before)
     try: return model.sample(n, seed=seed, steps=steps, progress=False, **how)
     finally: model.lattice_noise.clip = before
@@ -183,10 +184,10 @@ def published_ablations():
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #cd6af1c4
 FIGURES = {"struct_valid": ("struct. valid", "more"), "comp_valid": ("comp. valid", "more"), "group_kept": ("group kept", "more"),
-           "space_group_jsd": ("group distance", "less"), "wasserstein_density": ("density distance", "less"), "moved_far": ("moved > 0.5 A", "less"),
+           "space_group_jsd": ("group distance", "less"), "wasserstein_density": ("density distance", "less"), "wasserstein_n_elements": ("elements distance", "less"), "moved_far": ("moved > 0.5 A", "less"),
            "loss_x": ("held-out loss, x", "less"), "loss_k": ("held-out loss, k", "less")}
 
-POOL = {"clipped": "default", "not led to sites": "neither", "not kept apart": "neither"}       # samplers few settings have: whose spread they take
+POOL = {"clipped": "default", "balanced": "default", "not led to sites": "neither", "not kept apart": "neither"}       # samplers few settings have: whose spread they take
 SHARES = ("struct_valid", "comp_valid", "group_kept")                       # shares of the samples
 
 def by_setting(rows):
@@ -243,7 +244,7 @@ def summarise_ablations(rows, columns=tuple(FIGURES)):
 # %% ../../nbs/5_scale/28_ablations.ipynb #3d371e15
 SIGNS = {"better": "+", "worse": "-", "": " "}
 
-def ablation_text(table, columns=("struct_valid", "comp_valid", "group_kept", "space_group_jsd", "wasserstein_density", "moved_far"), **only):
+def ablation_text(table, columns=("struct_valid", "comp_valid", "group_kept", "space_group_jsd", "wasserstein_density", "wasserstein_n_elements", "moved_far"), **only):
     "Aligned lines of a summary: means, + or - where a setting is better or worse than what it is compared with beyond chance. only: weights=, sampler=, variant= to choose lines."
     lines = [["", "seeds", *(FIGURES[c][0] for c in columns)]]
     for line in (t for t in table if all(t[key] == value for key, value in only.items())):

@@ -6,7 +6,7 @@ __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 
            'gallery_png', 'write_cifs', 'write_results', 'fresh_folder', 'our_error', 'chunks', 'chunk_seed',
            'read_table', 'join_tables', 'open_run', 'is_finished', 'stream', 'finish_stream', 'say', 'Device',
            'pick_device', 'prepare_crystals', 'training_config', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd',
-           'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal',
+           'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given',
            'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge',
            'add_stability', 'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
 
@@ -394,9 +394,14 @@ def sample_stream(model, request, asked, out, title, resume, overwrite):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25neu1
 def neutral_crystal(sample):
-    "Whether the charges of a `Sample`'s elements can balance (`composition_validity` of lesson 13)."
-    from matgen_nb.symmcd.evaluation import composition_validity
+    "Whether the charges of a `Sample`'s elements can balance (`composition_validity` of lesson 9b)."
+    from matgen_nb.symmcd.composition import composition_validity
     return composition_validity(sample.crystal.elements)
+
+def given(neutral, **options):
+    "The options that are not None; with `neutral`, 5 retries unless they say otherwise."
+    options = {key: value for key, value in options.items() if value is not None}
+    return dict(retries=5) | options | dict(neutral=True) if neutral else options
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
@@ -410,9 +415,10 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
                   eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
                   guide: Annotated[Optional[float], typer.Option(help="Share of the time, at the end, in which atoms are led to their sites; 0: never.")] = None,
                   apart: Annotated[Optional[float], typer.Option(help="Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.")] = None,
+                  balance: Annotated[Optional[float], typer.Option(help="Share of crystals whose elements are chosen so that charges can balance; default: that of the training set; 0: never.")] = None,
                   corrector: Annotated[Optional[int], typer.Option(help="Langevin steps after each step; each costs one more.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
-                  neutral: Annotated[bool, typer.Option("--neutral", help="Draw also those again whose charges cannot balance (5 times, unless --retries says otherwise).")] = False,
+                  neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
                   resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
                   overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
@@ -420,11 +426,10 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
     from matgen_nb.symmcd.model import SymmCD, find_weights
     import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
-    asked = dict(space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
-                 guide=guide, apart=apart, corrector=corrector, retries=retries)
-    asked = {key: value for key, value in asked.items() if value is not None} | (dict(neutral=True, retries=5 if retries is None else retries) if neutral else {})
+    asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
+                  guide=guide, apart=apart, balance=balance, corrector=corrector, retries=retries)
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
-    if asked.pop("neutral", False): asked["accept"] = neutral_crystal
+    if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     drawn = sample_stream(model, request, asked, out, "SymmCD samples", resume, overwrite)
     say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NetworkConfig', 'image_features', 'image_vectors', 'class_features', 'class_kinds', 'Noisy', 'OrbitNetwork',
-           'forward']
+           'multiplicity', 'votes', 'forward']
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #489a9eaa
 from dataclasses import dataclass
@@ -22,13 +22,14 @@ class NetworkConfig:
 
     frequencies: Fourier features of fractional differences (128 in the release). images: radial functions of distances to the
     symmetry images under the current lattice (0: none, as in the paper). site_symmetry: "class" (one categorical over the classes
-    of the group) or "independent" (the paper's 15 x 13). dropout: see `MessageLayer`."""
+    of the group) or "independent" (the paper's 15 x 13). dropout: see `MessageLayer`. copy: orbits vote for their elements, see `OrbitNetwork.votes`."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
     images: int = 16
     site_symmetry: str = "class"
     dropout: float = 0.0
+    copy: bool = False
     num_elements: int = 94
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #ba7e3ea0
@@ -112,6 +113,7 @@ class OrbitNetwork(nn.Module):
         self.to_x, self.to_element = nn.Linear(w, 3), nn.Linear(w, c.num_elements)
         self.to_site = nn.Linear(w, site_size)
         self.to_vector = nn.Linear(w, c.images, bias=False) if c.images else None
+        self.to_copy = nn.Linear(w, 1, bias=False) if c.copy else None
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #9fb89eb7
 def _embed(self, n):
@@ -127,18 +129,26 @@ def _edges(self, n, i, j):
     if self.config.frequencies: parts.append(fourier(n.x[i] - n.x[j], self.config.frequencies))
     if self.config.images:
         counts, vectors = image_features(n.x, n.lattice, n.space_group, i, j, n.batch[i], self.config.images)
-        multiplicity = self._multiplicity(n)[j][:, None]
+        multiplicity = self.multiplicity(n)[j][:, None]
         parts.append((counts * multiplicity).clamp(max=24) ** 0.5)
     return torch.cat(parts, 1), vectors
 
-def _multiplicity(self, n):
-    "How many atoms each orbit stands for, under its noisy site symmetry (the general one where classes are not known)."
+def multiplicity(self, n):
+    "How many atoms each orbit of a `Noisy` batch stands for (M,), under its noisy site symmetry (the general one where classes are not known)."
     tables = wyckoff_tables(str(n.x.device))
     group = n.space_group[n.batch]
     if self.independent: return (tables.operation_offset[group + 1] - tables.operation_offset[group]).float()
     return tables.class_multiplicity[group, n.site].float()
 
-OrbitNetwork._embed, OrbitNetwork._edges, OrbitNetwork._multiplicity = _embed, _edges, _multiplicity
+OrbitNetwork._embed, OrbitNetwork._edges, OrbitNetwork.multiplicity = _embed, _edges, multiplicity
+
+# %% ../../nbs/3_symmcd/10_network.ipynb #n10copy2
+def votes(self, n, message, i, j):
+    "What the pairs (i, j) (E,) of a `Noisy` batch add to the logits of the elements, (M, 94), read off their messages (E, width): j speaks for the element it shows, never to itself."
+    vote, width = self.to_copy(message)[:, 0].masked_fill(i == j, 0), self.config.num_elements
+    return torch.zeros(len(n.x) * width, device=vote.device, dtype=vote.dtype).index_add_(0, i * width + n.elements[j], vote).reshape(-1, width)
+
+OrbitNetwork.votes = votes
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #b2539359
 def forward(self, n):
@@ -151,12 +161,14 @@ def forward(self, n):
     h = self.norm(h)
     score = self.to_x(h)
     if vectors is not None:
-        pull = (self.to_vector(message)[..., None] * vectors).sum(1) * self._multiplicity(n)[j][:, None]
+        pull = (self.to_vector(message)[..., None] * vectors).sum(1) * self.multiplicity(n)[j][:, None]
         score = score + torch.zeros_like(score).index_add_(0, i, pull.to(score.dtype)) * (0.1 / (n.sigma[n.batch] + 0.01))[:, None]
     pooled = torch.zeros(len(n.t), h.shape[1], device=h.device, dtype=h.dtype).index_add_(0, n.batch, h) / n.num_orbits[:, None]
+    elements = self.to_element(h)
+    if self.to_copy is not None: elements = elements + self.votes(n, message, i, j)
     site = self.to_site(h)
     if self.independent: site = site.reshape(-1, 15, 13)
     else: site = (site @ self.kinds.T).gather(1, self.kind[n.space_group[n.batch]])    # a logit for each kind of class, then those of the group
-    return self.to_k(pooled), score, self.to_element(h), site
+    return self.to_k(pooled), score, elements, site
 
 OrbitNetwork.forward = forward

@@ -4,8 +4,8 @@
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
            'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'Request', 'Prior', 'find_cells',
            'nearest_possible', 'check_request', 'plan', 'make_request', 'Known', 'start_state', 'time_grid', 'told',
-           'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart',
-           'Sample', 'finish', 'guided_score', 'sample_requests', 'sample', 'check_options']
+           'balanced_elements', 'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements',
+           'crowding', 'keep_apart', 'Sample', 'finish', 'guided_score', 'sample_requests', 'sample', 'check_options']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -18,8 +18,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..diffusion.categorical import masked_logits
+from ..diffusion.categorical import draw_categories, masked_logits
 from ..diffusion.torus import wrap_difference
+from .composition import charges_balance, element_counts
 from .model import SymmCD
 from .network import Noisy, all_pairs, image_vectors
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -156,8 +157,8 @@ def draw_sites(number, counts, shares, orbits, rng):
 @dataclass(frozen=True)
 class Request:
     """One crystal to be made. space_group and num_orbits are always set; sites (M,) classes and elements (M,) atomic numbers are set
-    where the request fixes them; allowed: atomic numbers that may be used, each at least once, or None."""
-    space_group: int; num_orbits: int; sites: tuple = None; elements: tuple = None; allowed: tuple = None
+    where the request fixes them; allowed: atomic numbers that may be used, each at least once, or None; balance: whether the charges should be able to balance."""
+    space_group: int; num_orbits: int; sites: tuple = None; elements: tuple = None; allowed: tuple = None; balance: bool = False
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #b8a30403
 class Prior:
@@ -232,21 +233,27 @@ def check_request(space_group=None, formula=None, chemical_system=None, num_atom
     return groups and [int(g) for g in groups], counts or None, allowed
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #28dccc4e
-def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, most_units=16):
+def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, most_units=(16, 96)):
     """Check what a user asks for, count in how many ways it can be had, and return a function rng -> `Request` that is random in all that was left open.
-    MatgenError, with the reason and the nearest possible requests, where it is impossible."""
+    MatgenError, with the reason and the nearest possible requests, where it is impossible. most_units: of a formula in the cell; the second
+    number for groups asked for that can hold none so small."""
     groups, counts, allowed = check_request(space_group, formula, chemical_system, num_atoms, num_orbits)
     prior = Prior(model)
     chosen = {g: 1. for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
     if counts is None and num_atoms is None: return lambda rng: _open_request(prior, chosen, num_orbits, allowed, rng)
     one = tuple(counts.values()) if counts else (1,)
-    sizes = [tuple(z * n for n in one) for z in range(1, (most_units if counts else 2 * (num_atoms or 1) + 24) + 1)]
+    sizes = [tuple(z * n for n in one) for z in range(1, (most_units[0] if counts else 2 * (num_atoms or 1) + 24) + 1)]
     contents = [c for c in sizes if sum(c) == num_atoms] or [tuple(num_atoms // sum(one) * n for n in one)] if num_atoms else sizes
     contents, sizes = ([c for c in each if sum(c) <= MOST_ATOMS] for each in (contents, sizes))
     least = 1 if counts else len(allowed or ())
     cells = find_cells(prior, chosen, contents, num_orbits, least)
+    missing = set(groups or ()) - {g for g, _, _ in cells}
+    if missing and counts and not num_atoms:
+        larger = [c for z in range(most_units[0] + 1, most_units[1] + 1) if sum(c := tuple(z * n for n in one)) <= MOST_ATOMS]
+        cells += find_cells(prior, {g: chosen[g] for g in missing}, larger, num_orbits, least)
     what = (formula or "") + (f" with {num_atoms} atoms" if counts and num_atoms else f"{num_atoms} atoms" if num_atoms else "") + (
-        f" on {num_orbits} orbits" if num_orbits else "") + (f" with {len(allowed)} elements" if allowed and not counts else "")
+        f" on {num_orbits} orbits" if num_orbits else "") + (f" with {len(allowed)} elements" if allowed and not counts else "") + (
+        f" in a cell of up to {min(most_units[1] * sum(one), MOST_ATOMS)} atoms" if counts and not num_atoms else "")
     missing = set(groups or ()) - {g for g, _, _ in cells}
     if missing: _refuse(prior, min(missing), what, contents, sizes, num_orbits, least)
     if not cells: raise MatgenError(f"no space group of the training set can hold {what}. {nearest_possible(prior, 1, contents, sizes, num_orbits, least)}.")
@@ -280,8 +287,9 @@ def make_request(model, rng, **asked):
 @dataclass
 class Known:
     """What the requests of a batch fix. sites (M,) class, or (M, 15) elements of the axes when they are independent, and elements (M,) 0-based: -1 where
-    they are free; classes (M,) as asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed."""
-    sites: torch.Tensor; elements: torch.Tensor; classes: torch.Tensor; prior: torch.Tensor
+    they are free; classes (M,) as asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
+    balance (B,) bool: crystals whose elements are free and whose charges should balance."""
+    sites: torch.Tensor; elements: torch.Tensor; classes: torch.Tensor; prior: torch.Tensor; balance: torch.Tensor
 
 def _known(model, requests):
     flat = lambda name: torch.tensor([v for r in requests for v in (getattr(r, name) or [-1] * r.num_orbits)], device=model.device)
@@ -294,7 +302,8 @@ def _known(model, requests):
         group = torch.tensor([r.space_group for r in requests], device=model.device).repeat_interleave(orbits)
         axes = T.one_hots[T.class_one_hot[group, classes.clamp(min=0)].clamp(min=0)].argmax(-1)
         sites = torch.where(classes[:, None] >= 0, axes, -1)
-    return Known(sites, torch.where(elements > 0, elements - 1, -1), classes, prior)
+    balance = torch.tensor([r.balance and r.elements is None for r in requests], device=model.device)
+    return Known(sites, torch.where(elements > 0, elements - 1, -1), classes, prior, balance)
 
 def _element_prior(share, allowed):
     if allowed is None: return share
@@ -329,6 +338,28 @@ def told(logits, value):
     sure = torch.full_like(logits, -torch.inf).scatter(-1, value.clamp(min=0)[..., None], 0.)
     return torch.where((value >= 0)[..., None], sure, logits)
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12bal2
+def balanced_elements(logits, atoms, batch, asked, generator=None, rounds=16):
+    """Elements (M,) 0-based, drawn from logits (M, 94) orbit by orbit; in the crystals `asked` (B,) bool again, up to `rounds` times, until charges can balance.
+    atoms (M,) that each orbit stands for, batch (M,) its crystal. Returns them and whether a crystal is still not balanced (B,)."""
+    p = torch.softmax(logits.float(), -1)
+    elements, open_ = draw_categories(p, generator), asked.clone()
+    for left in reversed(range(rounds)):
+        at = open_.nonzero()[:, 0]
+        open_[at] = ~charges_balance(element_counts(elements, atoms, batch, len(asked))[at])
+        rows = open_[batch]
+        if not left or not rows.any(): break
+        elements[rows] = draw_categories(p[rows], generator)
+    return elements, open_
+
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12bal4
+def _aims(model, n, known, logits, generator):
+    "Logits (M, 94) with all that is known of the elements put in: told ones, and one balanced draw where charges are asked to balance."
+    logits = told(logits, known.elements)
+    if not known.balance.any(): return logits
+    drawn, _ = balanced_elements(masked_logits(logits, known.prior), model.network.multiplicity(n), n.batch, known.balance, generator)
+    return told(logits, torch.where(known.balance[n.batch], drawn, -1))
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f3c25b00
 def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75):
     """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state, outputs of the network).
@@ -338,7 +369,7 @@ def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75
     mask, prior = model.mask(n.space_group), model.site_prior(n.space_group[n.batch])
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, eta) * mask
     x = model.coordinate_noise.step(n.x, score, t, s, generator, eta)
-    a = model.element_noise.step(n.elements, told(elements, known.elements), t, s, known.prior, generator)
+    a = model.element_noise.step(n.elements, _aims(model, n, known, elements, generator), t, s, known.prior, generator)
     S, site = n.site, told(site, known.sites)
     if model.network.independent: S = model.site_noise.step(S.flatten(), site.flatten(0, 1), t, s, prior.flatten(0, 1), generator).reshape(-1, 15)
     else: S = model.site_noise.step(S, site, t, s, prior, generator)
@@ -523,21 +554,23 @@ def _with_retries(model, requests, generator, retries, good, advance, **how):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
-           guide=0.5, apart=0.75, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True):
+           guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True):
     """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
 
     space_group: number, or a list to draw from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element appears;
     num_atoms: in the conventional cell; num_orbits: M; all drawn from the training set's statistics where left out. steps: network
     calls (at most T). eta: 1 stochastic, 0 deterministic given the start. guide: share of the time, at the end, in which coordinates are led to the
     sites the network believes in (0: never). apart: atoms nearer than this times the sum of their covalent radii move apart along their sites (0: never;
-    the row says how far, `pushed_max`, A). corrector: Langevin steps of the coordinates after each step, each a further
+    the row says how far, `pushed_max`, A). balance: share of the crystals whose elements are drawn such that charges can balance (see `balanced_elements`;
+    None: the share of the training set; formulas that are asked for are left alone). corrector: Langevin steps of the coordinates after each step, each a further
     network call, of relative size snr. retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
     nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
     Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps = 25 if steps is None else steps
-    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size)
+    balance = float(self.stat_balanced) if balance is None else balance
+    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
-    requests = [draw(rng) for _ in range(n)]
+    requests = [replace(draw(rng), balance=bool(rng.random() < balance)) for _ in range(n)]
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))      # crystals of like size share a batch
     good = lambda s: s.row["min_distance"] >= closest and (accept is None or accept(s))
     samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector, snr=snr)
@@ -552,12 +585,13 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
 SymmCD.sample = sample
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
-def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256):
+def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256, balance=0):
     "MatgenError for options of `sample` that mean nothing, and for a device that cannot sample."
     if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which placing atoms on their sites needs: sample with model.to('cpu')")
     for name, value, low, high in [("the number of samples", n, 1, 10**8), ("seed", seed, 0, 2**63), ("steps", steps, 1, model.config.T), ("corrector", corrector, 0, 100),
                                    ("retries", retries, 0, 1000), ("batch_size", batch_size, 1, 10**6)]:
         if not (isinstance(value, (int, np.integer)) and low <= value <= high): raise MatgenError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
     if not 0 <= guide <= 1: raise MatgenError(f"guide is a share of the time, from 0 to 1, got {guide!r}")
+    if not 0 <= balance <= 1: raise MatgenError(f"balance is a share of the crystals, from 0 to 1, got {balance!r}")
     if not 0 <= apart <= 1: raise MatgenError(f"apart is a share of the sum of covalent radii, from 0 to 1, got {apart!r}")
     if not 0 <= eta <= 1: raise MatgenError(f"eta must lie between 0 (deterministic) and 1 (stochastic), got {eta!r}")
