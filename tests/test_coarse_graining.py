@@ -1,5 +1,6 @@
 """Frameworks as beads: sets from folders, tables and archives, what the limits drop, files that come back, and bad input named and skipped."""
 import io
+import json
 import os
 import sys
 import tarfile
@@ -231,12 +232,37 @@ def test_download_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
     def offline(*args, **kwargs): raise ConnectionError("no network")
     monkeypatch.setattr(pooch, "retrieve", offline)
+    monkeypatch.setattr(coarse_graining, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
     with pytest.raises(MatgenError, match="Without a network"): coarse_graining.download("structures")
+
+
+def test_download_is_checked_against_what_the_archive_states(tmp_path, monkeypatch):
+    "A server that plays the archive, with the real pooch: the right file is taken, another one is refused and nothing stays."
+    import functools, http.server, threading
+    import pooch
+    site = tmp_path / "site"
+    (site / "api").mkdir(parents=True)
+    archive(site / "MOF_database.tar.gz", {"m.cif": "data_m"})
+    archive(site / "screening_data.tar.gz", {"t.csv": "a"})
+    entries = [dict(key="MOF_database.tar.gz", checksum="md5:" + pooch.file_hash(str(site / "MOF_database.tar.gz"), "md5")), dict(key="screening_data.tar.gz", checksum="md5:" + "0" * 32)]
+    (site / "api" / "files").write_text(json.dumps(dict(entries=entries)))
+    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *args: None))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    for name, value in (("BW_DB", url), ("BW_DB_RECORD", url + "api/files")): monkeypatch.setattr(coarse_graining, name, value)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    try:
+        assert coarse_graining.download("structures").exists()
+        with pytest.raises(MatgenError, match="not the file that was published.*md5:000"): coarse_graining.download("properties")
+    finally: server.shutdown()
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["bw-db-MOF_database.tar.gz", "bw-db-MOF_database.tar.gz.sha256"]
 
 
 def test_download_keeps_a_checksum(tmp_path, monkeypatch):
     import pooch
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
+    monkeypatch.setattr(coarse_graining, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
     asked = []
     def fetch(url, known_hash, fname, path):
         asked.append(known_hash)

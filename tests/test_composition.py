@@ -114,6 +114,11 @@ def test_balance_leaves_requests_alone(model):
     with pytest.raises(Exception, match="balance is a share"): model.sample(1, balance=2, progress=False)
 
 
+def test_balance_changes_no_request(model):
+    asked = [[(s.row["space_group"], s.row["num_orbits"]) for s in model.sample(10, seed=4, steps=3, balance=b, progress=False)] for b in (0, .5, 1)]
+    assert asked[0] == asked[1] == asked[2]
+
+
 def test_same_seed_same_crystals(model):
     a, b = (model.sample(8, seed=5, steps=6, balance=.5, progress=False) for _ in range(2))
     assert [s.row for s in a] == [s.row for s in b]

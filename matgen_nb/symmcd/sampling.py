@@ -566,11 +566,10 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     network call, of relative size snr. retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
     nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
     Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
-    steps = 25 if steps is None else steps
-    balance = float(self.stat_balanced) if balance is None else balance
+    steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
     check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
-    requests = [replace(draw(rng), balance=bool(rng.random() < balance)) for _ in range(n)]
+    requests = [replace(draw(rng), balance=bool(a)) for a in np.random.default_rng((seed, 1)).random(n) < balance]
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))      # crystals of like size share a batch
     good = lambda s: s.row["min_distance"] >= closest and (accept is None or accept(s))
     samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector, snr=snr)
