@@ -143,7 +143,7 @@ def sampled_crystals(model, weights, job):
     return read_crystals(job.out/"samples", job.n_jobs)[:2]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290021
-@recipe("symmcd-mp20-small", "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in two, see their card), 10,000 samples judged against 1,000 held-out crystals",
+@recipe("symmcd-mp20-small", "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in several stages, see their card), 10,000 samples judged against 1,000 held-out crystals",
         "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)", "about 2 h of training, 3 min of sampling, 20 min of judging; one CPU thread",
         card=dict(struct_valid="structural validity", comp_valid="compositional validity", valid=r"\n\| both", coverage_recall="coverage recall / precision",
                   coverage_precision=r"coverage recall / precision[^/]*/", wasserstein_density=r"number of elements \|", wasserstein_n_elements=r"number of elements \|[^/]*/",
