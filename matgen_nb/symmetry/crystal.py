@@ -310,15 +310,17 @@ def visible_atoms(crystal, edge=0.02):
     inside = ((frac > -edge) & (frac < 1 + edge)).all(1)
     return np.repeat(crystal.elements, len(shifts))[inside], frac[inside]
 
-def bonds(elements, cart_coords, stretch=1.15):
-    "Pairs (n, 2) of atoms closer than `stretch` x the sum of their covalent radii; between metals only if there is nothing else."
+def bonds(elements, cart_coords, stretch=1.15, most=1500):
+    """Pairs (n, 2) of atoms closer than `stretch` x the sum of their covalent radii; between metals only if there is nothing else.
+    Of more than `most`, which only a heap of overlapping atoms has, the shortest."""
     table = element_table()
     radius, chi = table.radius[elements], np.nan_to_num(table.electronegativity[elements])
     distance = np.linalg.norm(cart_coords[:, None] - cart_coords, axis=-1)
     near = np.triu(distance < stretch * (radius[:, None] + radius), 1)
     polar = np.abs(chi[:, None] - chi) > 0.4
     covalent = np.minimum(chi[:, None], chi) > 1.8
-    return np.argwhere(near & (polar | covalent) if (near & (polar | covalent)).any() else near)
+    pairs = np.argwhere(near & (polar | covalent) if (near & (polar | covalent)).any() else near)
+    return pairs[np.argsort(distance[tuple(pairs.T)], kind="stable")[:most]] if len(pairs) > most else pairs
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #0e46463b
 class Canvas:
