@@ -279,7 +279,7 @@ def of_all(z, rank, world, part):
         parts = [torch.empty_like(z) for _ in range(world)]
         torch.distributed.all_gather(parts, z.detach().contiguous())
     else:
-        with torch.no_grad(): parts = [part(r).float() for r in range(world)]
+        with torch.no_grad(): parts = [None if r == rank else part(r).float() for r in range(world)]
     parts[rank] = world * z - ((world - 1) * z).detach()
     return torch.stack(parts, 1).flatten(0, 1)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OXIDATION_STATES', 'NOBLE', 'FORMAT', 'PUBLIC', 'PUBLIC_ROWS', 'prototypes', 'can_balance', 'embedded', 'prepare_one',
            'Batch', 'CrystalData', 'from_units', 'select', 'subset', 'column', 'same_column', 'multiplicity',
-           'atomic_volumes', 'substituted', 'save', 'load', 'read_folder', 'read_csv', 'download', 'read_source',
-           'Report', 'prepare']
+           'element_counts', 'atomic_volumes', 'substituted', 'save', 'load', 'read_folder', 'read_csv', 'download',
+           'read_source', 'Report', 'prepare']
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #22a61cc7
 import csv
@@ -180,11 +180,14 @@ def multiplicity(batch):
     T, group = wyckoff_tables(str(batch.k.device)), batch.space_group[batch.batch]
     return T.multiplicity[T.wyckoff_offset[group] + batch.wyckoff]
 
+def element_counts(elements, atoms, batch, n):
+    "Atoms of each element in n crystals, (n, 94) int64, from orbits: elements (M,) 0-based, atoms (M,) of each, batch (M,) its crystal."
+    return torch.zeros(n, 94, dtype=torch.long, device=elements.device).index_put_((batch, elements), atoms.long(), accumulate=True)
+
 def atomic_volumes(data, pull=0.01, typical=15.0, least=3.0):
     "Volume (A^3) of the elements 1..94 in the crystals of a `CrystalData`, (94,) float64: least squares of the relative error of the cells, `pull` (weight of a crystal) towards `typical`."
     b = data.to("cpu").select(torch.arange(len(data)))
-    counts = torch.zeros(len(b), 94, dtype=torch.float64).index_put_((b.batch, b.elements - 1), multiplicity(b).double(), accumulate=True)
-    A = counts / torch.linalg.det(k_to_lattice(b.k.double()))[:, None]
+    A = element_counts(b.elements - 1, multiplicity(b), b.batch, len(b)) / torch.linalg.det(k_to_lattice(b.k.double()))[:, None]
     weight = pull / typical ** 2
     v = torch.linalg.solve(A.T @ A + weight * torch.eye(94, dtype=A.dtype), A.sum(0) + weight * typical)
     return v.clamp(min=least)

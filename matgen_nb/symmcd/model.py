@@ -16,8 +16,8 @@ from ..diffusion.categorical import CategoricalDiffusion
 from ..diffusion.gaussian import GaussianDiffusion
 from ..diffusion.layers import rows_of, structure_mean
 from ..diffusion.torus import TorusDiffusion
-from .composition import charges_balance, element_counts
-from .dataset import atomic_volumes, multiplicity, substituted
+from .composition import charges_balance
+from .dataset import atomic_volumes, element_counts, multiplicity, substituted
 from .network import NetworkConfig, Noisy, OrbitNetwork
 from ..symmetry.lattice import k_mask, k_offset, k_to_lattice
 from ..symmetry.space_groups import MAX_CLASSES, wyckoff_tables
@@ -78,7 +78,7 @@ class Statistics:
 # %% ../../nbs/3_symmcd/11_model.ipynb #n11bal1
 def balanced_share(data, size=10_000):
     "Share of the crystals of a `CrystalData` whose charges can balance (lesson 9b), looked at `size` at a time."
-    parts = [data.select(rows) for rows in torch.arange(len(data)).split(size)]
+    parts = (data.select(rows) for rows in torch.arange(len(data)).split(size))
     return sum(int(charges_balance(element_counts(b.elements - 1, multiplicity(b), b.batch, len(b))).sum()) for b in parts) / len(data)
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #16b3d0ac

@@ -20,7 +20,8 @@ import torch
 
 from ..diffusion.categorical import draw_categories, masked_logits
 from ..diffusion.torus import wrap_difference
-from .composition import charges_balance, element_counts
+from .composition import charges_balance
+from .dataset import element_counts
 from .model import SymmCD
 from .network import Noisy, all_pairs, image_vectors
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -242,20 +243,17 @@ def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=
     chosen = {g: 1. for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
     if counts is None and num_atoms is None: return lambda rng: _open_request(prior, chosen, num_orbits, allowed, rng)
     one = tuple(counts.values()) if counts else (1,)
-    sizes = [tuple(z * n for n in one) for z in range(1, (most_units[0] if counts else 2 * (num_atoms or 1) + 24) + 1)]
-    contents = [c for c in sizes if sum(c) == num_atoms] or [tuple(num_atoms // sum(one) * n for n in one)] if num_atoms else sizes
-    contents, sizes = ([c for c in each if sum(c) <= MOST_ATOMS] for each in (contents, sizes))
+    units = lambda first, last: [c for z in range(first, last + 1) if sum(c := tuple(z * n for n in one)) <= MOST_ATOMS]
+    missing = lambda: set(groups or ()) - {g for g, _, _ in cells}
+    sizes = units(1, most_units[0] if counts else 2 * (num_atoms or 1) + 24)
+    contents = [tuple(num_atoms // sum(one) * n for n in one)] if num_atoms else sizes
     least = 1 if counts else len(allowed or ())
     cells = find_cells(prior, chosen, contents, num_orbits, least)
-    missing = set(groups or ()) - {g for g, _, _ in cells}
-    if missing and counts and not num_atoms:
-        larger = [c for z in range(most_units[0] + 1, most_units[1] + 1) if sum(c := tuple(z * n for n in one)) <= MOST_ATOMS]
-        cells += find_cells(prior, {g: chosen[g] for g in missing}, larger, num_orbits, least)
+    if counts and not num_atoms and (more := missing()): cells += find_cells(prior, {g: chosen[g] for g in more}, units(most_units[0] + 1, most_units[1]), num_orbits, least)
     what = (formula or "") + (f" with {num_atoms} atoms" if counts and num_atoms else f"{num_atoms} atoms" if num_atoms else "") + (
         f" on {num_orbits} orbits" if num_orbits else "") + (f" with {len(allowed)} elements" if allowed and not counts else "") + (
         f" in a cell of up to {min(most_units[1] * sum(one), MOST_ATOMS)} atoms" if counts and not num_atoms else "")
-    missing = set(groups or ()) - {g for g, _, _ in cells}
-    if missing: _refuse(prior, min(missing), what, contents, sizes, num_orbits, least)
+    if missing(): _refuse(prior, min(missing()), what, contents, sizes, num_orbits, least)
     if not cells: raise MatgenError(f"no space group of the training set can hold {what}. {nearest_possible(prior, 1, contents, sizes, num_orbits, least)}.")
     return _requests_for(prior, cells, tuple(counts) if counts else None, allowed, num_orbits, least, even=groups is not None)
 
