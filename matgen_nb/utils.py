@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'MatgenError', 'atomic_write', 'progress_bar', 'Failure', 'time_limit', 'parallel_map', 'describe_failures',
-           'find_weights', 'read_weights', 'wilson']
+           'find_weights', 'read_weights', 'fetch', 'wilson']
 
 # %% ../nbs/00_utils.ipynb #1e5db884
 import os, signal, sys, time
@@ -213,6 +213,29 @@ def read_weights(name_or_path, format, build):
     try: return build(metadata, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise MatgenError(f"{path} does not fit this version of matgen_nb ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+
+# %% ../nbs/00_utils.ipynb #2855cd71
+def fetch(url, name, check, stated=lambda: None, instead="download it elsewhere and pass its path"):
+    """The file of an address, in the user's cache as `name`, fetched when it is not there. Returns its path.
+
+    stated(): the checksum of a new file as its publisher states it, 'md5:...' or 'sha256:...'; None where there is none. check(path): raises MatgenError for a new file that is not
+    what it should be, which is then removed. MatgenError too where it cannot be fetched (instead: what to do then) or a checksum differs."""
+    import pooch
+    folder = Path(pooch.os_cache("matgen_nb"))
+    record = folder / f"{name}.sha256"
+    known = record.read_text().strip() if record.exists() else None
+    expected = f"sha256:{known}" if known else stated()
+    try: path = Path(pooch.retrieve(url, known_hash=expected, fname=name, path=folder))
+    except ValueError as error:
+        raise MatgenError(f"{name} is not the file that was {'kept' if known else 'published'}: its checksum is not {expected}. Try again; if it stays so, there is another version at {url}") from error
+    except Exception as error: raise MatgenError(f"could not fetch {name} from {url}: {type(error).__name__}. Without a network, {instead}") from None
+    if known: return path
+    try: check(path)
+    except MatgenError:
+        path.unlink()
+        raise
+    with atomic_write(record) as file: file.write(pooch.file_hash(str(path)))
+    return path
 
 # %% ../nbs/00_utils.ipynb #fe32d295
 def wilson(k, n, z=1.96):

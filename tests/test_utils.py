@@ -5,7 +5,7 @@ import time
 import joblib
 import pytest
 
-from matgen_nb.utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map, time_limit
+from matgen_nb.utils import Failure, MatgenError, atomic_write, describe_failures, fetch, parallel_map, time_limit
 
 
 def shout(text):
@@ -88,3 +88,31 @@ def test_every_model_reads_its_weights_the_same_way(tmp_path):
     for name, form, text in (("cut", "x 1", "cut short"), ("pickle", "x 1", "cut short"), ("good", "x 2", "another model or version"), ("none", "x 1", "ship with the package: .*symmcd-mp20-small")):
         with pytest.raises(MatgenError, match=text): read_weights(tmp_path/f"{name}.safetensors", form, lambda *parts: parts)
     with pytest.raises(MatgenError, match="does not fit.*no_such"): read_weights(tmp_path/"good.safetensors", "x 1", lambda metadata, tensors: metadata["no_such"])
+
+
+def test_fetch_takes_a_file_once_and_says_what_is_wrong(tmp_path, monkeypatch):
+    "With the real pooch and files in place of a server: stated checksums, a test of the content, the record, what changes later, no network."
+    import pooch
+    site, cache = tmp_path/"site", tmp_path/"cache"
+    site.mkdir()
+    monkeypatch.setattr(pooch, "os_cache", lambda name: cache)
+    def arrive(url, output_file, pooch_, **more):
+        text = (site/str(url).rsplit("/", 1)[1]).read_bytes()                       # OSError where there is none: no network
+        (output_file.write if hasattr(output_file, "write") else open(output_file, "wb").write)(text)
+    monkeypatch.setattr(pooch.core, "choose_downloader", lambda url, **more: arrive)
+    def whole(path):
+        if b"end" not in path.read_bytes(): raise MatgenError(f"{path.name} is cut short")
+    (site/"a.txt").write_text("text end")
+    get = lambda name="a.txt", **more: fetch(f"https://site/{name}", name, whole, **more)
+    stated = "sha256:" + pooch.file_hash(str(site/"a.txt"))
+    with pytest.raises(MatgenError, match="not the file that was published.*sha256:000"): get(stated=lambda: "sha256:" + "0" * 64)
+    assert not list(cache.glob("a.txt*"))
+    assert get(stated=lambda: stated) == cache/"a.txt" and (cache/"a.txt.sha256").read_text() == stated.removeprefix("sha256:")
+    assert get(stated=lambda: pytest.fail("asked again")) == cache/"a.txt"
+    (site/"b.txt").write_text("text e")
+    with pytest.raises(MatgenError, match="cut short"): get("b.txt")
+    assert not list(cache.glob("b.txt*"))
+    with pytest.raises(MatgenError, match="Without a network, ask a friend"): get("c.txt", instead="ask a friend")
+    (site/"a.txt").write_text("other end")
+    (cache/"a.txt").write_text("changed end")
+    with pytest.raises(MatgenError, match="not the file that was kept"): get()

@@ -27,7 +27,7 @@ import torch
 
 from .building_blocks import BuildingBlock, Decomposition, Mof, cell_sticks, decompose, neighbours, render_scene
 from ..symmetry.crystal import Crystal, camera, min_distance
-from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map
+from ..utils import Failure, MatgenError, atomic_write, describe_failures, fetch, parallel_map
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #186ae1bb
 @dataclass(frozen=True, eq=False)
@@ -403,31 +403,16 @@ def download(kind):
 
     What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a complete archive with the published content (see
     `read_bw_db`); its SHA-256 is then kept beside it, and every later use is checked against that. MatgenError says what went wrong."""
-    import pooch
-    name, folder = BW_DB_FILES[kind], Path(pooch.os_cache("matgen_nb"))
-    record = folder / f"bw-db-{name}.sha256"
-    known = record.read_text().strip() if record.exists() else None
-    expected = f"sha256:{known}" if known else stated_checksum(name)
-    try: path = Path(pooch.retrieve(f"{BW_DB}{name}?download=1", known_hash=expected, fname=f"bw-db-{name}", path=folder))
-    except ValueError as error:
-        raise MatgenError(f"{name} of BW-DB is not the file that was {'kept' if known else 'published'}: its checksum is not {expected}. Try again; if it stays so, the archive has another version ({BW_DB})") from error
-    except Exception as error:
-        raise MatgenError(f"could not fetch {name} of BW-DB from {BW_DB}: {type(error).__name__}. Without a network, download and unpack it elsewhere "
-                          "and pass the folder of CIF files instead of 'bw-db', or use 'embedded'") from None
-    if known is None: _record_checksum(path, record)
-    return path
+    name = BW_DB_FILES[kind]
+    return fetch(f"{BW_DB}{name}?download=1", f"bw-db-{name}", _check_archive, lambda: stated_checksum(name),
+                 "download and unpack it elsewhere and pass the folder of CIF files instead of 'bw-db', or use 'embedded'")
 
-# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #4ccfa660
-def _record_checksum(path, record):
-    "Keep the SHA-256 of a file that turns out to be a whole tar archive; remove it and complain where it is not."
-    import pooch
+def _check_archive(path):
+    "MatgenError for a file that is not a whole tar archive with something in it."
     try:
         with tarfile.open(path, "r:gz") as archive: count = sum(1 for _ in archive)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        path.unlink()
-        raise MatgenError(f"{path.name} arrived damaged ({error}); the file was removed, try again") from None
-    if count == 0: raise MatgenError(f"{path.name} is empty")
-    with atomic_write(record) as file: file.write(pooch.file_hash(str(path)))
+    except (tarfile.TarError, EOFError, OSError) as error: raise MatgenError(f"{path.name} arrived damaged ({error}); the file was removed, try again") from None
+    if count == 0: raise MatgenError(f"{path.name} is empty; it was removed, try again")
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #6d226553
 def read_archive(path, suffix=".cif"):

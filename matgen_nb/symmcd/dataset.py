@@ -15,7 +15,7 @@ import itertools
 import json
 import time
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.lattice import k_to_lattice
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
-from ..utils import Failure, MatgenError, atomic_write, parallel_map
+from ..utils import Failure, MatgenError, atomic_write, fetch, parallel_map
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #74fc59ad
 def prototypes():
@@ -269,26 +269,12 @@ def download(name, split="train"):
 
     The first download is checked against the published number of rows and its SHA-256 is kept beside the file; every later use
     is checked against that. MatgenError when offline or when the content is not what was announced."""
-    import pooch
     if (name, split) not in PUBLIC_ROWS: raise MatgenError(f"there is no public set {name!r} with a split {split!r}; splits are train, val, test")
-    url = f"{PUBLIC[name]}{split}.csv"
-    folder = Path(pooch.os_cache("matgen_nb"))
-    record = folder / f"{name}-{split}.sha256"
-    known = record.read_text().strip() if record.exists() else None
-    try: path = pooch.retrieve(url, known_hash=known and f"sha256:{known}", fname=f"{name}-{split}.csv", path=folder)
-    except Exception as error:
-        raise MatgenError(f"could not fetch {name} ({split}) from {url}: {type(error).__name__}. Without a network, download that file elsewhere "
-                          f"and pass its path instead of {name!r}, or use 'embedded'") from None
-    if known is None: _check_download(Path(path), name, split, record)
-    return path
+    return fetch(f"{PUBLIC[name]}{split}.csv", f"{name}-{split}.csv", partial(_check_rows, expected=PUBLIC_ROWS[name, split]),
+                 instead=f"download that file elsewhere and pass its path instead of {name!r}, or use 'embedded'")
 
-def _check_download(path, name, split, record):
-    import pooch
-    rows, expected = len(read_csv(path)), PUBLIC_ROWS[name, split]
-    if rows != expected:
-        path.unlink()
-        raise MatgenError(f"{name} ({split}) should have {expected} rows but {rows} arrived; the file was removed, try again")
-    with atomic_write(record) as file: file.write(pooch.file_hash(str(path)))
+def _check_rows(path, expected):
+    if (rows := len(read_csv(path))) != expected: raise MatgenError(f"{path.name} should have {expected} rows but {rows} arrived; the file was removed, try again")
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #c1c20189
 def read_source(source, split="train", column="cif"):
