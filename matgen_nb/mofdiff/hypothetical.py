@@ -989,7 +989,7 @@ def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, 
     if path.exists() and (data := MofData.load(path)).info.get("recipe") == recipe: return data
     found, stages, at, most, known = {}, Counter(), 0, trials or 60 * n + 200, set(known)
     while len(found) < n and at < most:
-        batch = [(seed, k) for k in range(at, min(most, at + max(64, 8 * n if n < 200 else 2048)))]
+        batch = [(seed, k) for k in range(at, min(most, at + min(2048, max(64, 8 * (n - len(found))))))]
         results, failures = parallel_map(functools.partial(hypothetical, limits=limits, nets=nets), batch, n_jobs=n_jobs, timeout=60, progress=progress, chunk=8 if n_jobs != 1 else "auto")
         at += len(batch)
         for stage, mof in (r or ("timeout", None) for r in results):
