@@ -73,6 +73,19 @@ def test_torus_reverse_recovers_a_wrapped_normal(steps):
     assert abs(d.mean()) < 0.01 and abs(d.std() - w) < 0.008
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("t,s", [(900, 880), (600, 300), (40, 0)])
+def test_a_sharpened_step_goes_farther_never_past_the_estimate(t, s, eta):
+    diffusion, x0 = TorusDiffusion(1000), torch.full((5,), 0.5, dtype=torch.float64)
+    x = x0 + 0.01 * torch.tensor([-3.0, -1, 0, 1, 3])
+    target = -(x - x0) / diffusion.sigma(t, x) ** 2 / diffusion.scale(t, x)               # says: x_0 is at 0.5
+    noise = diffusion.step(x, 0 * target, t, s, generator(3), eta)                          # what a step without a score does
+    way = {c: (noise - diffusion.step(x, target, t, s, generator(3), eta, c) + 0.5) % 1 - 0.5 for c in (1.0, 2.0, 1e6)}
+    assert torch.allclose(way[1e6], x - x0, atol=1e-9), "at most to the estimate of x_0"
+    farther = torch.minimum((2 * way[1.0]).abs(), (x - x0).abs())
+    assert torch.allclose(way[2.0].abs(), farther, atol=1e-9) and torch.equal(diffusion.step(x, target, t, s, generator(3), eta), diffusion.step(x, target, t, s, generator(3), eta, 1.0))
+
+
 def test_torus_at_t_zero():
     x = torch.rand(3, 3, generator=generator())
     x_t, target = TorusDiffusion().add_noise(x, torch.tensor([0, 1, 1000]), generator())

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matgen_nb.diffusion.layers import fourier, radial
 from matgen_nb.mofdiff.coarse_graining import MofBatch, MofData
-from matgen_nb.mofdiff.model import Library, MofDiff, PRESETS, preset, squash, statistics, thin_library, unsquash
-from matgen_nb.mofdiff.network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, all_pairs, joined, pair_geometry, toy_embeddings, toy_mofs, windowed_images, without_mean
+from matgen_nb.mofdiff.model import MIDDLE, Library, MofDiff, PRESETS, preset, squash, statistics, thin_library, unsquash
+from matgen_nb.mofdiff.network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, all_pairs, edge_features, half_of, joined, pair_geometry, radial_table, toy_embeddings, toy_mofs, windowed_images, without_mean
 from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise, time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
 from matgen_nb.utils import MatgenError
@@ -256,6 +257,62 @@ def test_joint_choice_is_matched_whenever_it_can_be():
     assert alone.tolist() == [False, True], "one bead cannot be matched; the others are not harmed"
 
 
+@pytest.mark.parametrize("cutoff", [None, 9.0])
+@pytest.mark.parametrize("bumps,reach", [(32, 20.0), (64, 12.0)])
+def test_geometry_from_the_table_is_the_formula(bumps, reach, cutoff):
+    "Against a sum over all images in float64, bumps by their formula; distances behind the table's end included."
+    b = random_beads(3, (1, 3, 9, 14))
+    b = replace(b, lattice=b.lattice.double() * torch.tensor([1, 1, 1, 3.0])[:, None, None], x=b.x.double())
+    i, j = all_pairs(b.num_blocks)
+    counts, vectors = pair_geometry(b.x, b.lattice, i, j, b.batch[i], bumps, reach, cutoff)
+    u, weight = windowed_images(b.x[j] - b.x[i])
+    distance = (u @ b.lattice[b.batch[i]]).norm(dim=-1)
+    weight = weight * ((distance > 1e-6) & (distance < (cutoff or torch.inf)))
+    seen = torch.cat([radial(distance, bumps, reach), torch.ones_like(distance)[..., None]], -1) * weight[..., None]
+    assert torch.allclose(counts, seen.sum(1), atol=1e-5) and torch.allclose(vectors, torch.einsum("efb,efd->ebd", seen, u), atol=2e-5)
+    assert distance.max() > len(radial_table(bumps, reach, torch.float64, b.x.device)[0]) * radial_table(bumps, reach, torch.float64, b.x.device)[1]
+
+
+def test_half_of_the_pairs_is_enough():
+    "Edge features from half of the pairs are those of every pair by itself."
+    b, config = random_beads(8, (1, 2, 7, 20)), NetworkConfig(features=5)
+    i, j = all_pairs(b.num_blocks)
+    half, source, sign = half_of(i, j)
+    assert len(half) == sum(n * (n + 1) // 2 for n in (1, 2, 7, 20)) and (sign[i == j] == 1).all()
+    edge, vectors = edge_features(b, i, j, config)
+    counts, straight = pair_geometry(b.x, b.lattice, i, j, b.batch[i])
+    assert torch.allclose(vectors, straight, atol=1e-5)
+    assert torch.allclose(edge, torch.cat([fourier(b.x[j] - b.x[i], 4), 4 * counts[:, :-1], counts[:, -1:]], 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_training_times(share):
+    model = MofDiff(preset("tiny", width=32, layers=1, latent=8, middle=share), statistics(toy_data()))
+    t = model.draw_times(40_000, torch.Generator().manual_seed(0))
+    inside = ((t > MIDDLE[0] * 1000) & (t <= MIDDLE[1] * 1000)).float().mean()
+    assert t.dtype == torch.int64 and t.min() >= 1 and t.max() <= 1000 and abs(inside - (share + (1 - share) * (MIDDLE[1] - MIDDLE[0]))) < 0.01
+    assert len(t.unique()) == (1000 if share < 1 else 600)
+
+
+def test_draws_of_one_code_share_what_the_code_says():
+    model = tiny(60)
+    drawn = model.sample(4, seed=1, steps=6, draws=3, batch_size=5, progress=False)
+    assert len(drawn) == 12 and [s.row["index"] for s in drawn] == list(range(12))
+    for group in (drawn[i:i + 3] for i in range(0, 12, 3)):
+        says = np.array([[s.row[name] for name in ("num_blocks", "volume", "predicted_volume_per_block")] for s in group])
+        assert np.allclose(says, says[0], rtol=1e-5)
+        assert len({s.coarse.frac_coords.tobytes() for s in group}) == 3
+    z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    assert len(model.sample(2, z=z, draws=5, steps=3, progress=False)) == 10
+
+
+def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
+    model = tiny(60)
+    plain, sharp, again = (model.sample(3, seed=2, steps=6, sharpen=v, progress=False) for v in (1.0, 3.0, 3.0))
+    assert all(np.array_equal(a.coarse.frac_coords, b.coarse.frac_coords) for a, b in zip(sharp, again))
+    assert all(not np.array_equal(a.coarse.frac_coords, b.coarse.frac_coords) and np.array_equal(a.coarse.lattice, b.coarse.lattice) for a, b in zip(plain, sharp))
+
+
 def test_samples_are_matched_reproducible_and_described():
     model = tiny(60)
     a, b, c = (model.sample(12, seed=s, steps=8, batch_size=5, progress=False) for s in (3, 3, 4))
@@ -276,7 +333,7 @@ def test_sampling_with_given_codes_targets_and_sizes():
     assert low < high
 
 
-@pytest.mark.parametrize("bad,words", [(dict(n=0), "at least 1"), (dict(steps=0), "steps"), (dict(num_blocks=3), "3 blocks"), (dict(z=torch.zeros(2, 9)), "shape"),
+@pytest.mark.parametrize("bad,words", [(dict(n=0), "at least 1"), (dict(steps=0), "steps"), (dict(draws=0), "draws"), (dict(sharpen=0.5), "sharpen"), (dict(num_blocks=3), "3 blocks"), (dict(z=torch.zeros(2, 9)), "shape"),
                                        (dict(target=dict(colour=1)), "not trained on colour"), (dict(prior="flat"), "prior")])
 def test_requests_that_cannot_be_met(bad, words):
     with pytest.raises(MatgenError, match=words): tiny().sample(**{**dict(n=1, steps=3, progress=False), **bad})

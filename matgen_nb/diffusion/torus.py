@@ -97,11 +97,14 @@ class TorusDiffusion:
         return wrap(x0 + delta), wrapped_normal_score(delta, safe) / self.scale(t, x0).clamp(min=1e-30)
 
 # %% ../../nbs/2_diffusion/07_torus.ipynb #84f06602
-def step(self, x_t, target_hat, t, s, generator=None, eta=1.0):
-    "x_t -> x_s for any s < t: ancestral sampling (eta=1), or without new noise (eta=0); wrapped into [0, 1)."
+def step(self, x_t, target_hat, t, s, generator=None, eta=1.0, sharpen=1.0):
+    """x_t -> x_s for any s < t: ancestral sampling (eta=1), or without new noise (eta=0); wrapped into [0, 1).
+
+    sharpen > 1: so many times the way along the score, though never farther than to the estimate of x_0; samples gather at the peaks of the density."""
     now, then = self.sigma(t, x_t), self.sigma(s, x_t)
     fresh = eta**2 * (1 - (then / now) ** 2)  # share of the variance at s that is drawn anew
     drift = now**2 - now * then * (1 - fresh).clamp(min=0).sqrt()
+    drift = torch.minimum(sharpen * drift, now**2)
     z = random_normal(x_t.shape, generator, x_t.device, x_t.dtype)
     return wrap(x_t + drift * self.scale(t, x_t) * target_hat + then * fresh.sqrt() * z)
 

@@ -167,15 +167,15 @@ def design(model, property, target, n=16, seed=0, tolerance=None, arms=("random"
     """n frameworks of each arm for a target value: codes, samples, atoms, and the property measured on what came out. Returns `Design`.
 
     tolerance: default a tenth of |target|. start, trust, steps: see `draw_codes`. measure: function of a Crystal, default the pore property of that name.
-    relax: measure after relaxation. reference: known identities or crystals. draws: of so many the best fitting one is kept. Same seed, arguments, device: same outcome."""
+    relax: measure after relaxation. reference: known identities or crystals. draws: of so many of each code the best fitting one is kept. Same seed, arguments, device: same outcome."""
     if not isinstance(target, (int, float)) or not math.isfinite(target): raise MatgenError(f"the target must be a number, not {target!r}")
     if min(n, draws) < 1 or int(n) != n or int(draws) != draws: raise MatgenError(f"n and draws must be whole numbers of at least 1, got {n} and {draws}")
     tolerance = 0.1 * abs(target) if tolerance is None else float(tolerance)
     if not tolerance > 0: raise MatgenError(f"the tolerance must be positive, got {tolerance}")
     out = Design([], [], {}, property, float(target), tolerance)
     for arm in dict.fromkeys(("random", *arms)):
-        z = draw_codes(model, arm, n * draws, property, target, seed, start, trust, steps)
-        drawn = model.sample(n * draws, seed=seed, steps=sampling_steps, z=z, progress=progress)
+        z = draw_codes(model, arm, n, property, target, seed, start, trust, steps)
+        drawn = model.sample(n, seed=seed, steps=sampling_steps, z=z, draws=draws, progress=progress)
         crystals, rows = build(best_fitting(drawn, draws), seed, relax, starts, "cpu", n_jobs, time_limit, progress or None, generations)
         judged = judge(crystals, [dict(arm=arm, **r) for r in rows], property, target, tolerance, measure, reference, n_jobs)
         out.rows += judged.table; out.crystals += crystals; out.failures += judged.failures

@@ -158,7 +158,7 @@ def sample_stage(model, out, request, draws=1, **asked):
     for i, first, n in chunks(request["n"], request["chunk"]):
         path = Path(out)/"sampled"/f"{i:05d}.safetensors"
         if path.exists() and path.with_suffix(".csv").exists(): continue
-        found = best_fitting(model.sample(n * draws, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], **asked), draws)
+        found = best_fitting(model.sample(n, seed=chunk_seed(request["seed"], i), draws=draws, batch_size=request["chunk"], **asked), draws)
         for k, s in enumerate(found, first): s.coarse, s.row = replace(s.coarse, name=f"mof_{k:05d}"), {**s.row, **told, "name": f"mof_{k:05d}", "index": k}
         MofData.from_coarse([s.coarse for s in found], tolerance=1e-6).save(path)
         write_table(path.with_suffix(".csv"), [s.row for s in found])
@@ -340,6 +340,7 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
                            steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
                            eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
                            corrector: Annotated[Optional[int], typer.Option(help="Langevin steps of the places after each step.")] = None,
+                           sharpen: Annotated[Optional[float], typer.Option(help="Longer steps of the places along the score; 1: as learned. Default 2.")] = None,
                            prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
                            num_blocks: Annotated[Optional[int], typer.Option(help="Blocks in the cell; default: as the code says.")] = None,
                            target: Annotated[Optional[str], typer.Option(help="Property to aim at: name=value.")] = None,
@@ -358,7 +359,7 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     start, known = time.monotonic(), reference_identities(reference) if reference else None
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
-    asked = {key: value for key, value in dict(eta=eta, corrector=corrector, prior=prior, num_blocks=num_blocks).items() if value is not None}
+    asked = {key: value for key, value in dict(eta=eta, sharpen=sharpen, corrector=corrector, prior=prior, num_blocks=num_blocks).items() if value is not None}
     table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, chunk, resume, overwrite, file_hash(find_weights(weights)),
                                assemble_limit, relax_limit, starts, generations, draws, **asked)
     say(summary_text(summary) + f"\n{sum(r['valid'] for r in table)} valid frameworks of {len(table)} in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
