@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'MatgenError', 'atomic_write', 'progress_bar', 'Failure', 'time_limit', 'parallel_map', 'describe_failures',
-           'find_weights', 'read_weights', 'fetch', 'wilson']
+           'find_weights', 'read_weights', 'fetch', 'wilson', 'share']
 
 # %% ../nbs/00_utils.ipynb #1e5db884
 import os, signal, sys, time
@@ -244,3 +244,9 @@ def wilson(k, n, z=1.96):
     p, w = k / n, z * z / n
     half = z * (p * (1 - p) / n + w / (4 * n)) ** 0.5
     return max(0., (p + w / 2 - half) / (1 + w)), min(1., (p + w / 2 + half) / (1 + w))
+
+def share(flags, protocol):
+    "Share of the true ones among flags (any sequence) with its interval, as both evaluations of the course report it: dict of value, low, high, n and the protocol (text)."
+    k, n = sum(bool(flag) for flag in flags), len(flags)
+    low, high = wilson(k, n)
+    return dict(value=k / n if n else float("nan"), low=low, high=high, n=n, protocol=f"{protocol}; 95 % Wilson interval")

@@ -6,8 +6,7 @@ __all__ = ['TRIPLE_BOND', 'EXPOSED', 'OVERLAP', 'CHECKS', 'VDW', 'HELIUM', 'NITR
            'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals', 'overlaps', 'lone_molecules',
            'vdw_radii', 'clearance', 'clearance_grid', 'void_regions', 'free_sphere_radius', 'void_fraction',
            'surface_area', 'pore_properties', 'coordination_sequences', 'framework_identity', 'check_mof',
-           'describe_mof', 'volume_kept', 'MofEvaluation', 'share', 'is_valid', 'evaluate_mofs', 'summarise',
-           'plot_summary']
+           'describe_mof', 'volume_kept', 'MofEvaluation', 'is_valid', 'evaluate_mofs', 'summarise', 'plot_summary']
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #7d66ccdb
 import hashlib
@@ -21,7 +20,7 @@ import numpy as np
 
 from .building_blocks import Mof, connected, decompose, is_metal, neighbours, shell
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, parallel_map, time_limit, wilson
+from ..utils import MatgenError, parallel_map, share, time_limit
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #e54189db
 class Environment:
@@ -281,12 +280,6 @@ class MofEvaluation:
     table: list
     summary: dict
     failures: list = field(default_factory=list)
-
-def share(flags, protocol):
-    "Share of true flags with its 95 % Wilson interval, as an entry of a summary."
-    k, n = sum(bool(f) for f in flags), len(flags)
-    low, high = wilson(k, n)
-    return dict(value=k / n if n else math.nan, low=low, high=high, n=n, protocol=protocol)
 
 def _novelty(table, known):
     "Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as neither."

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from .assembly import assemble, mismatch
-from .evaluation import PORES, evaluate_mofs, share
+from .evaluation import PORES, evaluate_mofs
 from .relaxation import relax_many, uff_table
 from .sampling import codes_for_target, sample_codes
 from .model import squash
 from ..symmetry.crystal import element_table
-from ..utils import MatgenError, parallel_map
+from ..utils import MatgenError, parallel_map, share
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #14a0b49a
 def property_objective(model, property, target):

@@ -193,7 +193,7 @@ def mofs_of(job):
 def finds(encoder, queries, library, what):
     "Share of queries whose nearest block of the library agrees in `what` (identity, num_connections, is_metal), as an entry of a summary."
     from matgen_nb.mofdiff.embedding import nearest
-    from matgen_nb.mofdiff.evaluation import share
+    from matgen_nb.utils import share
     if not queries: return share([], what)
     found = nearest(encoder.encode(queries), encoder.encode(library)).tolist()
     return share([getattr(q, what) == getattr(library[k], what) for q, k in zip(queries, found)], f"nearest block: same {what}")

@@ -26,7 +26,7 @@ import numpy as np
 from .composition import composition_validity, element_data
 from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
 from ..symmetry.crystal import Crystal, min_distance
-from ..utils import MatgenError, atomic_write, parallel_map, time_limit, wilson
+from ..utils import MatgenError, atomic_write, parallel_map, share, time_limit
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #f66ba98f
 def neighbours(crystal, site, radius):
@@ -284,16 +284,13 @@ def match_all(crystals, reference, n_jobs=-1, timeout=60, progress=True):
 METRICS = ("validity", "coverage", "distributions", "symmetry", "uniqueness", "novelty", "templates")
 
 def _entry(value, low, high, n, protocol): return dict(value=value, low=low, high=high, n=n, protocol=protocol)
-def _share(flags, protocol):
-    k, n = sum(bool(f) for f in flags), len(flags)
-    return _entry(k / n if n else math.nan, *wilson(k, n), n, protocol + "; 95 % Wilson interval")
 
 def summarise_validity(table):
     "Structural, compositional and joint validity over all inputs."
-    return {"struct_valid": _share([r.get("struct_valid") for r in table], "CDVAE: shortest distance >= 0.5 A (own images included), volume >= 0.1 A^3; all inputs"),
-            "contact_valid": _share([(r.get("contact_ratio") or 0) >= 0.6 for r in table], "ours: every distance >= 0.6 x sum of covalent radii; all inputs"),
-            "comp_valid": _share([r.get("comp_valid") for r in table], "CDVAE rule, smact 2.2.1 tables; all inputs"),
-            "valid": _share([r["valid"] for r in table], "struct_valid and comp_valid; all inputs")}
+    return {"struct_valid": share([r.get("struct_valid") for r in table], "CDVAE: shortest distance >= 0.5 A (own images included), volume >= 0.1 A^3; all inputs"),
+            "contact_valid": share([(r.get("contact_ratio") or 0) >= 0.6 for r in table], "ours: every distance >= 0.6 x sum of covalent radii; all inputs"),
+            "comp_valid": share([r.get("comp_valid") for r in table], "CDVAE rule, smact 2.2.1 tables; all inputs"),
+            "valid": share([r["valid"] for r in table], "struct_valid and comp_valid; all inputs")}
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #7ef3a61f
 def summarise_coverage(table, reference, struct_cutoff=0.4, comp_cutoff=10.0):
@@ -305,8 +302,8 @@ def summarise_coverage(table, reference, struct_cutoff=0.4, comp_cutoff=10.0):
     s, s_back = nearest(np.array([r["fingerprint"] for r in mine]), np.array([r["fingerprint"] for _, r in theirs]))
     c, c_back = nearest(np.array([r["composition"] for r in mine]), np.array([composition_fingerprint(x.elements) for x, _ in theirs]))
     for r, ds, dc in zip(mine, s, c): r |= dict(struct_distance=float(ds), comp_distance=float(dc), covered=bool(ds <= struct_cutoff and dc <= comp_cutoff))
-    return {"coverage_recall": _share(list((s_back <= struct_cutoff) & (c_back <= comp_cutoff)), protocol + "; over reference crystals"),
-            "coverage_precision": _share([r.get("covered") for r in table], protocol + "; over all inputs")}
+    return {"coverage_recall": share(list((s_back <= struct_cutoff) & (c_back <= comp_cutoff)), protocol + "; over reference crystals"),
+            "coverage_precision": share([r.get("covered") for r in table], protocol + "; over all inputs")}
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #49f7ae7e
 def summarise_distributions(table, reference, rng):
@@ -325,7 +322,7 @@ def summarise_symmetry(table, reference, rng):
     out = {}
     for s in reference.symprecs:
         mine, real = ([r[f"space_group@{s:g}"] for r in rows if r.get(f"space_group@{s:g}")] for rows in (table, reference.rows))
-        out[f"p1_share@{s:g}"] = _share([g == 1 for g in mine], f"spglib, symprec {s:g} A; crystals with a space group")
+        out[f"p1_share@{s:g}"] = share([g == 1 for g in mine], f"spglib, symprec {s:g} A; crystals with a space group")
         if not mine or not real: continue
         q = group_histogram(real)
         value = resampled(lambda x: jensen_shannon(group_histogram(x), q), mine, rng)
@@ -409,14 +406,14 @@ def _summarise(table, crystals, reference, known, metrics, rng, options):
         for i, (r, (twin, novel, why)) in enumerate(zip(table, match_all(crystals, known.crystals if "novelty" in metrics else [], **options))):
             r |= dict(unique=None if twin is None else twin == i, duplicate_of=twin if twin != i else None, novel=novel if "novelty" in metrics else None)
             if why and why not in r["failure"]: r["failure"] = "; ".join(filter(None, [r["failure"], why]))
-        if "uniqueness" in metrics: summary["unique"] = _share([r["unique"] for r in table], "first of its kind in the sample; " + matcher)
-        if "novelty" in metrics: summary["novel"] = _share([r["novel"] for r in table], "no match in the training (else reference) set; " + matcher)
+        if "uniqueness" in metrics: summary["unique"] = share([r["unique"] for r in table], "first of its kind in the sample; " + matcher)
+        if "novelty" in metrics: summary["novel"] = share([r["novel"] for r in table], "no match in the training (else reference) set; " + matcher)
     if "templates" in metrics:
         old = {r.get("template") for r in known.rows}
         for r in table: r["new_template"] = None if r.get("template") is None else r["template"] not in old
         new = {r["template"] for r in table if r["new_template"]}
         summary["new_templates"] = _entry(len(new), len(new), len(new), len(table), "different Wyckoff templates (group: letters, no elements) absent from the training (else reference) set; a count, grows with n; letters depend on the origin choice")
-    summary["failed"] = _share([bool(r["failure"]) for r in table], "a step raised or timed out; named in the table")
+    summary["failed"] = share([bool(r["failure"]) for r in table], "a step raised or timed out; named in the table")
     return summary
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #8c5cf94d
@@ -426,8 +423,8 @@ def hull_energy(elements, entries):
     kinds = sorted(set(int(z) for z in elements))
     inside = [(z, e) for z, e in entries if set(np.asarray(z).tolist()) <= set(kinds)]
     if not inside: return None
-    share = lambda z: [np.mean(np.asarray(z) == k) for k in kinds]
-    found = linprog([e for _, e in inside], A_eq=np.array([share(z) for z, _ in inside]).T, b_eq=share(elements))
+    fractions = lambda z: [np.mean(np.asarray(z) == k) for k in kinds]
+    found = linprog([e for _, e in inside], A_eq=np.array([fractions(z) for z, _ in inside]).T, b_eq=fractions(elements))
     return float(found.fun) if found.status == 0 else None
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #a6d51a9c
@@ -465,4 +462,4 @@ def stability(crystals, hull=None, threshold=0.1, relax_steps=100, n_jobs=1, tim
                           competitors=sum(set(np.asarray(z).tolist()) <= set(c.elements.tolist()) for z, _ in entries), failure=why.get(str(i), "")))
     judged = [r["stable"] for r in table if r["stable"] is not None]
     text = f"CHGNet, at most {relax_steps} steps, e_above_hull <= {threshold} eV/atom; hull: CHGNet energies of the given reference; denominator: judged crystals ({len(table) - len(judged)} of {len(table)} not judged)"
-    return table, {"stable": _share(judged, text)}
+    return table, {"stable": share(judged, text)}
