@@ -104,14 +104,14 @@ def draw_codes(model, arm, n, property, target, seed=0, start=None, trust=0.9, s
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #1269647b
 def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_limit=120.0, progress=None, generations=3):
-    """Assemble, and with `relax` relax, a list of `MofSample`: crystals (None where nothing came out) and rows (dicts: `matched`, `assembled`,
-    `bond_success`, `reason`; with `relax` `converged` and `volume_change`)."""
+    """Assemble, and with `relax` relax, a list of `MofSample`: crystals (None where nothing came out) and rows (dicts: `matched`, `assembled` (all bonds between
+    blocks close; atoms may clash, relaxation can part them, and the checks decide), `bond_success`, `clashes`, `reason`; with `relax` `converged` and `volume_change`)."""
     built = assemble([s.coarse for s in samples], seed=seed, starts=starts, generations=generations, device=device, n_jobs=n_jobs, progress=progress and "assembling")
     crystals = [b.crystal for b in built]
-    rows = [{**s.row, "name": s.coarse.name, "assembled": bool(b.row["assembled"]), "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
+    rows = [{**s.row, "name": s.coarse.name, "assembled": b.row["bond_success"] == 1, "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
              "clashes": b.row["clashes"], "reason": s.row["reason"] or b.row["reason"]} for s, b in zip(samples, built)]
     if not relax: return crystals, rows
-    good = [i for i, b in enumerate(built) if b.row["assembled"]]
+    good = [i for i, row in enumerate(rows) if row["assembled"]]
     relaxed, failures = relax_many([built[i] for i in good], [rows[i]["name"] for i in good], n_jobs=n_jobs, time_limit=time_limit, progress=progress and "relaxing")
     reasons = iter(failures)
     for row in rows: row["converged"] = False

@@ -340,7 +340,7 @@ def sample_mofdiff_command(out: Out, n: Annotated[int, typer.Option("-n", help="
                            steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
                            eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
                            corrector: Annotated[Optional[int], typer.Option(help="Langevin steps of the places after each step.")] = None,
-                           sharpen: Annotated[Optional[float], typer.Option(help="Longer steps of the places along the score; 1: as learned. Default 2.")] = None,
+                           sharpen: Annotated[Optional[float], typer.Option(help="Longer steps of the places along the score; 1: as learned. Default 3.")] = None,
                            prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
                            num_blocks: Annotated[Optional[int], typer.Option(help="Blocks in the cell; default: as the code says.")] = None,
                            target: Annotated[Optional[str], typer.Option(help="Property to aim at: name=value.")] = None,

@@ -26,7 +26,7 @@ from ..utils import MatgenError, atomic_write
 SETTINGS = {
     "symmcd-mp20-small": dict(preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=1000),
     "blocks-small": dict(preset="small", steps=1600, batch_size=64, lr=2e-3, held_blocks=.1, held_conformers=.3, rattle=.1, limit=6000),
-    "mofdiff-small": dict(preset="small", steps=9340, batch_size=64, lr=1.5e-3, n=500, sample_steps=100, starts=32, generations=2, blocks="blocks-small", limit=6000),
+    "mofdiff-small": dict(preset="small", steps=13620, batch_size=64, lr=1.5e-3, n=500, sample_steps=50, starts=32, generations=2, blocks="blocks-small", limit=6000),
     "ablations": dict(steps=800, n=400, sample_steps=25, seeds=3, fewer=("4 frequencies", "128 frequencies", "release lattice", "independent, no images"), reference=600),
     "steps": dict(grid=(25, 50, 100, 250, 1000), correctors=(0, 1), symmcd="symmcd-mp20-small", mofdiff="mofdiff-small", n=400, frameworks=100, reference=1000, starts=32, generations=2),
 }
@@ -222,7 +222,7 @@ def reproduce_blocks(job):
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290030
 @recipe("mofdiff-small", "MOFDiff, preset small: 500 samples, assembled and judged, not relaxed", "frameworks: --data (default: 6,000 embedded ones, most of which are built first)",
-        "about 15 min to build the frameworks, 70 to train, 25 to sample, assemble and judge; one CPU thread", "mofs",
+        "about 35 min to build the frameworks, 75 to train, 15 to sample, assemble and judge; one CPU thread", "mofs",
         card=dict(matched=r"\n\| matched \| *\d*:", assembled=r"all bonds between blocks close \| *\d*:", valid=r"valid before relaxation \| *\d*:",
                   unique=r"\n\| unique[^|]*\| *\d*:", novel=r"\n\| novel[^|]*\| *\d*:", vnu=r"\n\| valid, novel, unique \| *\d*:"))
 def reproduce_mofdiff(job):

@@ -132,8 +132,8 @@ def site_fingerprint(crystal, site):
     out = np.zeros(MOTIF_START[-1])
     weights, vectors = bond_weights(crystal, site)
     levels = np.append(np.unique(weights)[::-1], 0.0)
-    share = -np.diff(_semicircle(np.minimum(levels, 1)))
-    for level, wt in zip(levels, share):
+    part = -np.diff(_semicircle(np.minimum(levels, 1)))
+    for level, wt in zip(levels, part):
         cn = int((weights >= level).sum())
         if cn > 24: continue
         start, sites = MOTIF_START[cn - 1], [SimpleNamespace(coords=x) for x in np.vstack([np.zeros(3), vectors[:cn]])]
