@@ -136,7 +136,7 @@ def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None)
     at = (distance / step).nan_to_num(0.0).clamp(max=len(table) - 2)
     row, part = at.long(), at.frac()
     rows, ends = torch.cat([row, row + 1], 1), torch.cat([weight * (1 - part), weight * part], 1)     # two rows for each copy
-    moments = torch.stack([ends, *(ends * torch.cat([u, u], 1).unbind(-1)[axis] for axis in range(3))]).flatten(0, 1)
+    moments = torch.stack([ends, *(ends * axis for axis in torch.cat([u, u], 1).unbind(-1))]).flatten(0, 1)
     sums = nn.functional.embedding_bag(rows.repeat(4, 1), table, per_sample_weights=moments, mode="sum").unflatten(0, (4, -1))
     return sums[0], sums[1:].permute(1, 2, 0)
 

@@ -20,7 +20,7 @@ import typer
 from .command_line import (Device, On, Overwrite, Seed, _command, app, fit_model, fit_symmcd, judge, load_data, open_run, pick_device, read_crystals,
                                           read_table, run_record, sample_stream, say, training_reference, write_json, write_table)
 from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, choose_training, fit_mofdiff, make_mofs, read_sampled
-from ..utils import MatgenError, atomic_write
+from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290005
 SETTINGS = {
@@ -193,7 +193,6 @@ def mofs_of(job):
 def finds(encoder, queries, library, what):
     "Share of queries whose nearest block of the library agrees in `what` (identity, num_connections, is_metal), as an entry of a summary."
     from matgen_nb.mofdiff.embedding import nearest
-    from matgen_nb.utils import share
     if not queries: return share([], what)
     found = nearest(encoder.encode(queries), encoder.encode(library)).tolist()
     return share([getattr(q, what) == getattr(library[k], what) for q, k in zip(queries, found)], f"nearest block: same {what}")
