@@ -38,10 +38,10 @@ def atomic_write(path, mode="w", sync=True):
 
 # %% ../nbs/00_utils.ipynb #b7e4337d
 class _Lines:
-    "Progress for logs and notebooks: one plain line at most every `every` seconds."
-    def __init__(self, description, total, every=30.):
+    "Progress for logs and notebooks: one plain line at most every `every` seconds. before: what an earlier run has done, which says nothing about the speed of this one."
+    def __init__(self, description, total, every=30., before=0):
         self.description, self.total, self.every = description, total, every
-        self.done, self.start = 0, time.monotonic()
+        self.done, self.before, self.start = before, before, time.monotonic()
         self.last = self.start
 
     def __call__(self, n=1, note=""):
@@ -49,24 +49,24 @@ class _Lines:
         now = time.monotonic()
         if now - self.last < self.every: return
         self.last = now
-        left = (now - self.start) * (self.total - self.done) / max(self.done, 1)
+        left = (now - self.start) * (self.total - self.done) / max(self.done - self.before, 1)
         print(f"{self.description}: {self.done}/{self.total} {note} (about {left:.0f} s left)", flush=True)
 
 # %% ../nbs/00_utils.ipynb #5d64d5e5
 @contextmanager
-def progress_bar(description, total, show=True):
-    """Context manager that yields `advance(n=1, note="")`.
+def progress_bar(description, total, show=True, before=0):
+    """Context manager that yields `advance(n=1, note="")`. before: how many of `total` an earlier run has done.
 
     A rich bar with time left on stderr when that is a terminal, else a plain line every 30 s; nothing when `show` is false."""
     if not show: yield lambda n=1, note="": None
-    elif not sys.stderr.isatty(): yield _Lines(description, total)
+    elif not sys.stderr.isatty(): yield _Lines(description, total, before=before)
     else:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, note="")
+            task = bar.add_task(description, total=total, completed=before, note="")
             yield lambda n=1, note="": bar.update(task, advance=n, **({"note": note} if note else {}))
 
 # %% ../nbs/00_utils.ipynb #7b9a0687

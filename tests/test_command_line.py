@@ -272,7 +272,7 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
     from matgen_nb.symmcd.sampling import SymmCD
     asked, sample = [], SymmCD.sample
     monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
-    choices = dict(eta=.5, guide=.25, apart=.6, corrector=1, retries=2)
+    choices = dict(eta=.5, guide=.25, apart=.6, sharpen=2, corrector=1, retries=2)
     line = ["sample", "symmcd", "-n", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path/"s", *(x for k, v in choices.items() for x in (f"--{k}", v))]
     assert run(*line) == 0 and asked[0] | choices == asked[0]
     request = json.loads((tmp_path/"s"/"request.json").read_text())

@@ -96,10 +96,10 @@ def test_best_fitting_keeps_the_least_mismatch_of_each_group(model):
 
 
 def test_a_pore_property_of_what_was_not_built_is_a_miss():
-    out = pd.judge([None], [dict(name="a", bond_success=0.0)], "void_fraction", 0.7, 0.1)
+    out = pd.judge([None], [dict(name="a", assembled=False)], "void_fraction", 0.7, 0.1)
     row, shares = out.table[0], pd.summarise_arm(out, "void_fraction", 0.7, 0.1)
     assert math.isnan(row["measured"]) and not row["hit"] and not row["success"]
-    assert shares["closed"]["value"] == shares["closed_hit"]["value"] == 0 and shares["closed"]["n"] == 1
+    assert shares["assembled"]["value"] == shares["assembled_hit"]["value"] == 0 and shares["assembled"]["n"] == 1
 
 
 def test_relaxation_hands_on_the_change_of_volume(model, monkeypatch):

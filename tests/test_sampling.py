@@ -225,6 +225,13 @@ def test_guided_score_leads_onto_the_sites(model):
     assert plain.row != led.row and holds(led)
 
 
+def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
+    plain, sharp, again = (OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, sharpen=v, progress=False) for v in (1., 3., 3.))
+    assert [s.row for s in sharp] == [s.row for s in again] and all(holds(s) for s in sharp)
+    assert any(not np.array_equal(a.unit.frac_coords, b.unit.frac_coords) for a, b in zip(plain, sharp))
+    assert [s.row for s in sharp] == [s.row for s in OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, progress=False)], "on by default"
+
+
 def test_kept_apart_along_the_sites():
     "Points stay on their positions, fixed ones where they are; contacts become fewer; what is not crowded is not touched; 0 switches it off."
     rng, model = np.random.default_rng(1), OURS
@@ -280,7 +287,7 @@ def test_damaged_weights_are_named():
     (dict(formula="SiO2", num_orbits=1), "at least 2 orbits"), (dict(chemical_system="Li-Fe-O", num_atoms=2), "at least 3 atoms"), (dict(chemical_system=" - "), "no element"),
     (dict(chemical_system="Li-Xx"), "Xx"), (dict(space_group=225, num_atoms=7), "Nearest possible"), (dict(space_group=[1, 225], num_atoms=7), "225"),
     (dict(space_group=221, formula="SrTiO3", num_atoms=5, num_orbits=4), "numbers of orbits: 3"), (dict(n=0), "samples"), (dict(steps=0), "steps"), (dict(steps=1001), "steps"),
-    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
+    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(sharpen=.5), "sharpen"), (dict(snr=0), "snr"), (dict(closest=-1), "closest"), (dict(formula=""), "not a chemical formula"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
 def test_refusals_say_why(asked, says):
     with pytest.raises(MatgenError, match=says): OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
 

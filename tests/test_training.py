@@ -180,9 +180,36 @@ def test_time_budget_ends_with_a_small_rate(tmp_path):
 
 
 @pytest.mark.parametrize("choice, text", [(dict(steps=None), "steps or epochs"), (dict(lr=-1.), "positive"), (dict(schedule="x"), "schedule"),
-                                          (dict(precision="16-mixed"), "bf16-mixed"), (dict(device="tpu"), "device"), (dict(batch_size=5, devices=2), "divide")])
+                                          (dict(precision="16-mixed"), "bf16-mixed"), (dict(steps=-4), "steps must be positive"), (dict(steps=None, epochs=-1), "epochs must be positive"),
+                                          (dict(max_seconds=0.), "max_seconds must be positive"), (dict(val_fraction=1.5), "val_fraction"), (dict(clip_norm=-1.), "clip_norm"), (dict(device="tpu"), "device"), (dict(batch_size=5, devices=2), "divide")])
 def test_configuration_is_checked(tmp_path, choice, text):
     with pytest.raises(MatgenError, match=text): make(tmp_path, **choice)
+
+
+def test_a_run_is_not_resumed_with_other_data_or_another_rate(tmp_path):
+    make(tmp_path, steps=4).fit()
+    other = Data(make(tmp_path, steps=4).data.x + .1)
+    with pytest.raises(MatgenError, match="the data are not those of the run"): make(tmp_path, steps=8, data=other).fit(resume=True)
+    with pytest.raises(MatgenError, match="lr was .* and is now"): make(tmp_path, steps=8, lr=1e-5).fit(resume=True)
+    assert make(tmp_path, steps=8).fit(resume=True)[-1]["step"] == 8
+
+
+def test_what_cannot_start_says_so(tmp_path, monkeypatch):
+    for name in ("MASTER_ADDR", "NODE_RANK", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "KUBERNETES_PORT", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE"): monkeypatch.delenv(name, raising=False)
+    with pytest.raises(MatgenError, match="srun .* or torchrun"): make(tmp_path, num_nodes=2).fit()
+    with pytest.raises(MatgenError, match="training cannot start .*nonsense"): make(tmp_path, strategy="nonsense").fit()
+
+
+def test_time_left_after_resume_counts_this_run_only(tmp_path, capsys, monkeypatch):
+    from matgen_nb import utils
+    lines = utils._Lines("training", 20_000, every=0., before=10_000)
+    lines.start -= 30
+    lines(100)
+    left = int(capsys.readouterr().out.split("about ")[1].split()[0])
+    assert 2900 < left < 3100
+    monkeypatch.setattr(utils._Lines.__init__, "__defaults__", (0., 0))
+    make(tmp_path, steps=10**7, max_seconds=.5, checkpoint_every=None, val_every=10**6, log_every=5, progress=True).fit()
+    assert "/1000" in capsys.readouterr().out.splitlines()[-1], "with a budget of time the bar counts thousandths of the run"
 
 
 def test_bf16_on_cpu_and_epochs(tmp_path):
@@ -255,6 +282,29 @@ torch.set_num_threads(1)
 model, data = both({kind!r})
 make({out!r}, data=data, model=model, devices={n}, batch_size=8, steps=12, lr=1e-3, log_every=2, val_every=4).fit()
 """
+
+
+BROKEN = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_training import Model, make
+torch.set_num_threads(1)
+torch.manual_seed(1)
+model = Model()
+model.fail_at = {fail_at}
+make({out!r}, model=model, devices=2, steps=12, checkpoint_every=7, log_every=5).fit(resume=True)
+"""
+
+
+def test_two_processes_resume_in_the_middle_of_a_logging_window(tmp_path):
+    "The checkpoint of step 7 holds the sums of steps 6 and 7 of both processes: the row of step 10 is that of a run without a break."
+    script = lambda out, fail_at: run_script(tmp_path/"run.py", BROKEN.format(tests=str(Path(__file__).parent), out=str(tmp_path/out), fail_at=fail_at))
+    assert script("broken", 9).returncode != 0 and load_checkpoint(tmp_path/"broken"/"last.safetensors")[1]["step"] == 7
+    for out in ("broken", "whole"):
+        done = script(out, None)
+        assert done.returncode == 0, done.stderr[-2000:]
+    broken, whole = (losses(read_history(tmp_path/out/"history.csv")) for out in ("broken", "whole"))
+    assert [row[:1] for row in broken] == [row[:1] for row in whole] and [x for r in broken for x in r if x is not None] == pytest.approx([x for r in whole for x in r if x is not None], rel=1e-6)
 
 
 def both(kind):
@@ -354,7 +404,7 @@ def test_no_float64_where_there_is_none(monkeypatch):
     want = model.loss(batch, seeded())["loss"].detach()                      # also makes the float32 copies of the schedules
     with pytest.raises(AssertionError, match="float64"), no_doubles(): model.loss(batch, seeded())
     for module in (lattice, space_groups): monkeypatch.setattr(module, "device_float", lambda device: torch.float32)
-    space_groups.wyckoff_tables.cache_clear()
+    space_groups.wyckoff_tables.cache_clear(); lattice._on.cache_clear()
     try:
         moved = [*vars(space_groups.wyckoff_tables("cpu")).values(), *model.parameters(), *model.buffers(), *vars(batch).values()]
         assert {t.dtype for t in moved} <= {torch.float32, torch.int64, torch.bool}
@@ -363,7 +413,7 @@ def test_no_float64_where_there_is_none(monkeypatch):
             loss.backward()
             training.guarded_step(optimizer, torch.tensor(False))
         torch.testing.assert_close(loss.detach(), want, rtol=1e-5, atol=1e-5)
-    finally: space_groups.wyckoff_tables.cache_clear()
+    finally: space_groups.wyckoff_tables.cache_clear(); lattice._on.cache_clear()
 
 
 def test_data_with_doubles_stay_off_a_device_without_them(tmp_path):

@@ -162,7 +162,7 @@ class Design:
         hits = [(c, r) for c, r in zip(self.crystals, self.rows) if r["success"] and r["arm"] != "random"]
         return sorted(hits, key=lambda cr: abs(cr[1]["measured"] - self.target))[:n]
 
-def design(model, property, target, n=16, seed=0, tolerance=None, arms=("random", "optimised"), start=None, trust=0.9, measure=None, relax=False,
+def design(model, property, target, n=16, seed=0, tolerance=None, arms=("optimised", "selected"), start=None, trust=0.9, measure=None, relax=False,
            reference=(), steps=100, sampling_steps=50, starts=64, n_jobs=1, time_limit=120.0, progress=True, draws=1, generations=3):
     """n frameworks of each arm for a target value: codes, samples, atoms, and the property measured on what came out. Returns `Design`.
 
@@ -187,10 +187,7 @@ def summarise_arm(judged, property, target, tolerance, relaxed=False):
     "The shares of one arm: those of `evaluate_mofs` that count, `hit` and `success`."
     what = f"{property} measured {'after' if relaxed else 'without'} relaxation within {tolerance:g} of {target:g}; all inputs"
     shares = {name: judged.summary[name] for name in ("matched", "assembled", "converged", "volume_kept", "valid") if name in judged.summary}
-    closed = [r.get("bond_success") == 1 for r in judged.table]
-    if any("bond_success" in r for r in judged.table):
-        shares |= dict(closed=share(closed, "all bonds between blocks close; all inputs"),
-                       closed_hit=share([c and r["hit"] for c, r in zip(closed, judged.table)], "all bonds close and " + what))
+    if "assembled" in shares: shares["assembled_hit"] = share([bool(r["assembled"]) and r["hit"] for r in judged.table], "all bonds close and " + what)
     return shares | dict(hit=share([r["hit"] for r in judged.table], what), success=share([r["success"] for r in judged.table], "valid and " + what))
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #dda67f0d

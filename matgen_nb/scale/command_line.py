@@ -2,13 +2,14 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite',
-           'TRAINING', 'run_record', 'write_table', 'write_json', 'crystal_png', 'write_gallery', 'caption',
-           'gallery_png', 'write_cifs', 'write_results', 'fresh_folder', 'our_error', 'chunks', 'chunk_seed',
-           'read_table', 'join_tables', 'open_run', 'is_finished', 'stream', 'finish_stream', 'say', 'Device',
-           'pick_device', 'prepare_crystals', 'training_config', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd',
-           'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given',
-           'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge',
-           'add_stability', 'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
+           'Devices', 'Nodes', 'Strategy', 'Precision', 'Compile', 'TRAINING', 'run_record', 'write_table',
+           'write_json', 'crystal_png', 'write_gallery', 'caption', 'gallery_png', 'write_cifs', 'write_results',
+           'fresh_folder', 'our_error', 'chunks', 'chunk_seed', 'read_table', 'join_tables', 'open_run', 'is_finished',
+           'stream', 'finish_stream', 'say', 'Device', 'pick_device', 'prepare_crystals', 'training_config',
+           'load_data', 'new_symmcd', 'fit_model', 'report_training', 'fit_symmcd', 'train_symmcd', 'sample_rows',
+           'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given', 'sample_symmcd', 'read_crystals',
+           'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability',
+           'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import base64, csv, hashlib, html, io, json, os, platform, subprocess, sys, time
@@ -260,6 +261,11 @@ Seed = Annotated[int, typer.Option(help="Random seed: same seed, same result.")]
 On = Annotated[Device, typer.Option(help="Where to compute.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+Devices = Annotated[int, typer.Option(help="Processes on each node: GPUs, or parts of a CPU.")]
+Nodes = Annotated[int, typer.Option(help="Machines; start with srun or torchrun (lesson 24).")]
+Strategy = Annotated[str, typer.Option(help="How processes share the work, a name of Lightning Fabric; auto: ddp.")]
+Precision = Annotated[str, typer.Option(help="32-true or bf16-mixed.")]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile of the network's parts.")]
 
 @app.callback()
 def _common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False): _state["debug"] = debug
@@ -331,7 +337,15 @@ def fit_model(model, data, config, out, resume=False, overwrite=False, val=None)
     if not trainer.main: return None, history
     best = trainer.ema_model if trainer.ema_model is not None else trainer.model
     best.save_pretrained(Path(out)/"weights.safetensors")
+    best.stopped = trainer.stopped
     return best, history
+
+def report_training(model, history, out, seed, start, follow):
+    "Record and last words of a training command. A helper process has no model and says nothing; a training that was told to stop ends as Ctrl-C does, with exit code 130."
+    if model is None: return
+    write_json(Path(out)/"run.json", run_record(_command(), seed, time.monotonic() - start, last=history[-1] if history else None))
+    say(f"weights: {out}/weights.safetensors   curve: {out}/loss.png" + (f"\nnext: {follow}" if not model.stopped else ""))
+    if model.stopped: raise KeyboardInterrupt
 
 def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=None):
     "Train SymmCD of a preset on CrystalData into the folder `out`: see `fit_model`."
@@ -341,23 +355,20 @@ def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=Non
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #42d08042
 @train_app.command("symmcd", epilog="Example: `matgen train symmcd crystals.safetensors --preset small --out run1`, later `--resume`")
-def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen prepare crystals.")], out: Out,
+def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen prepare crystals.")], out: Out = Path("symmcd"),
                  preset: Annotated[str, typer.Option(help="tiny (minutes), small (laptop), full (GPU), paper (as published).")] = "small",
                  val: Annotated[Optional[Path], typer.Option(help="Prepared file for validation; default: 2 % of the data.")] = None,
                  steps: Optional[int] = None, epochs: Optional[float] = None, batch_size: Optional[int] = None, lr: Optional[float] = None,
                  max_seconds: Annotated[Optional[float], typer.Option(help="Time budget; the learning rate follows it.")] = None,
-                 devices: int = 1, nodes: int = 1, strategy: str = "auto",
-                 precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
-                 compile: bool = False, resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+                 devices: Devices = 1, nodes: Nodes = 1, strategy: Strategy = "auto", precision: Precision = "32-true", compile: Compile = False,
+                 resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
                  overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
     config = training_config(preset, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
                              strategy=strategy, precision=precision, compile=compile, seed=seed, device=pick_device(device), val_fraction=0. if val else .02)
     start = time.monotonic()
     model, history = fit_symmcd(load_data(data), preset, config, out, resume, overwrite, load_data(val) if val else None)
-    if model is None: return                                           # a helper process: the main one reports
-    write_json(out/"run.json", run_record(_command(), seed, time.monotonic() - start, last=history[-1] if history else None))
-    say(f"weights: {out/'weights.safetensors'}   curve: {out/'loss.png'}\nnext: matgen sample symmcd --weights {out/'weights.safetensors'} -n 100 --out samples")
+    report_training(model, history, out, seed, start, f"matgen sample symmcd --weights {out/'weights.safetensors'} -n 100 --out samples")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f0714c01
 def sample_rows(samples):
@@ -405,7 +416,7 @@ def given(neutral, **options):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
-def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
+def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
                   weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "symmcd-mp20-small",
                   space_group: Annotated[Optional[str], typer.Option(help="Number, or several: 225,221.")] = None,
                   num_atoms: Optional[int] = None, num_orbits: Optional[int] = None,
@@ -414,6 +425,7 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
                   steps: Annotated[Optional[int], typer.Option(help="Denoising steps.")] = None,
                   eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
                   guide: Annotated[Optional[float], typer.Option(help="Share of the time, at the end, in which atoms are led to their sites; 0: never.")] = None,
+                  sharpen: Annotated[Optional[float], typer.Option(help="Longer steps of the atoms along the score; 1: as learned. Default 3.")] = None,
                   apart: Annotated[Optional[float], typer.Option(help="Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.")] = None,
                   balance: Annotated[Optional[float], typer.Option(help="Share of crystals whose elements are chosen so that charges can balance; default: that of the training set; 0: never.")] = None,
                   corrector: Annotated[Optional[int], typer.Option(help="Langevin steps after each step; each costs one more.")] = None,
@@ -427,7 +439,7 @@ def sample_symmcd(out: Out, n: Annotated[int, typer.Option("-n", help="How many 
     import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
     asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
-                  guide=guide, apart=apart, balance=balance, corrector=corrector, retries=retries)
+                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, corrector=corrector, retries=retries)
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
     if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()

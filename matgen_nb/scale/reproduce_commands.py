@@ -24,11 +24,11 @@ from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290005
 SETTINGS = {
-    "symmcd-mp20-small": dict(preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=1000),
+    "symmcd-mp20-small": dict(preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=10_000),
     "blocks-small": dict(preset="small", steps=1600, batch_size=64, lr=2e-3, held_blocks=.1, held_conformers=.3, rattle=.1, limit=6000),
     "mofdiff-small": dict(preset="small", steps=13620, batch_size=64, lr=1.5e-3, n=500, sample_steps=50, starts=32, generations=2, blocks="blocks-small", limit=6000),
     "ablations": dict(steps=800, n=400, sample_steps=25, seeds=3, fewer=("4 frequencies", "128 frequencies", "release lattice", "independent, no images"), reference=600),
-    "steps": dict(grid=(25, 50, 100, 250, 1000), correctors=(0, 1), symmcd="symmcd-mp20-small", mofdiff="mofdiff-small", n=400, frameworks=100, reference=1000, starts=32, generations=2),
+    "steps": dict(grid=(25, 50, 100, 250, 1000), correctors=(0, 1), symmcd="symmcd-mp20-small", mofdiff="mofdiff-small", n=200, frameworks=100, reference=1000, starts=32, generations=2),
 }
 SCALED = dict(steps=2, n=4, frameworks=2, reference=8, limit=64)     # what --scale makes smaller, and the least that is left
 
@@ -143,7 +143,7 @@ def sampled_crystals(model, weights, job):
     return read_crystals(job.out/"samples", job.n_jobs)[:2]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290021
-@recipe("symmcd-mp20-small", "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in several stages, see their card), 10,000 samples judged against 1,000 held-out crystals",
+@recipe("symmcd-mp20-small", "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in several stages, see their card), 10,000 samples judged against all held-out crystals",
         "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)", "about 2 h of training, 3 min of sampling, 20 min of judging; one CPU thread",
         card=dict(struct_valid="structural validity", comp_valid="compositional validity", valid=r"\n\| both", coverage_recall="coverage recall / precision",
                   coverage_precision=r"coverage recall / precision[^/]*/", wasserstein_density=r"number of elements \|", wasserstein_n_elements=r"number of elements \|[^/]*/",

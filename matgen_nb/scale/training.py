@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['FORMAT', 'TrainConfig', 'check_config', 'learning_rate', 'ema_decay', 'ema_update', 'mix_seed', 'Sampler',
            'make_optimizer', 'guarded_step', 'compile_regions', 'save_checkpoint', 'load_checkpoint', 'pack_state',
-           'unpack_state', 'load_weights', 'write_history', 'read_history', 'plot_history', 'polite_stop', 'Trainer']
+           'unpack_state', 'load_weights', 'write_history', 'read_history', 'plot_history', 'polite_stop',
+           'fingerprint', 'alike', 'check_cluster', 'Trainer']
 
 # %% ../../nbs/5_scale/24_training.ipynb #301b679e
-import copy, csv, inspect, json, math, signal, threading, time
+import copy, csv, inspect, json, math, os, signal, threading, time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import torch
@@ -50,15 +51,17 @@ def check_config(config):
     "Raise MatgenError that names the first field of a TrainConfig that makes no sense."
     def need(good, text):
         if not good: raise MatgenError(f"training configuration: {text}")
-    need(config.steps or config.epochs, "give steps or epochs")
-    need(config.batch_size >= 1 and config.lr > 0, "batch_size and lr must be positive")
+    def positive(*names):
+        for name in names: need(getattr(config, name) is None or getattr(config, name) > 0, f"{name} must be positive, not {getattr(config, name)!r}")
+    need(config.steps is not None or config.epochs is not None, "give steps or epochs")
+    positive("steps", "epochs", "batch_size", "lr", "clip_norm", "max_seconds", "val_every", "checkpoint_every", "checkpoint_seconds")
+    need(0 <= config.val_fraction < 1, f"val_fraction must lie in [0, 1), not {config.val_fraction!r}")
     need(config.schedule in ("cosine", "constant"), f"schedule must be cosine or constant, not {config.schedule!r}")
     need(config.precision in ("32-true", "bf16-mixed"), f"precision must be 32-true or bf16-mixed, not {config.precision!r}")
     need(config.device in ("auto", "cpu", "cuda", "mps"), f"device must be auto, cpu, cuda or mps, not {config.device!r}")
     need(0 <= config.ema_decay < 1, "ema_decay must lie in [0, 1)")
     need(config.log_every >= 1 and config.devices >= 1 and config.num_nodes >= 1, "log_every, devices and num_nodes must be at least 1")
-    need(config.batch_size % (config.devices * config.num_nodes) == 0,
-         f"batch_size {config.batch_size} does not divide evenly over {config.devices * config.num_nodes} processes")
+    need(config.batch_size % (config.devices * config.num_nodes) == 0, f"batch_size {config.batch_size} does not divide evenly over {config.devices * config.num_nodes} processes")
 
 # %% ../../nbs/5_scale/24_training.ipynb #7bcef952
 def learning_rate(config, step, progress):
@@ -266,13 +269,34 @@ def polite_stop():
     finally:
         for s, old in before.items(): signal.signal(s, old)
 
+# %% ../../nbs/5_scale/24_training.ipynb #n24prnt1
+def fingerprint(data, n=64):
+    "What tells one data set from another of the same size: mean and mean square of every tensor of n structures, evenly spread. A list of floats; rounding does not matter to `alike`."
+    def tensors(value, depth=2):
+        if isinstance(value, torch.Tensor): yield value.detach().cpu().double()
+        elif depth and hasattr(value, "__dict__"):
+            for part in vars(value).values(): yield from tensors(part, depth - 1)
+    found = tensors(data.select(torch.linspace(0, len(data) - 1, min(n, len(data))).long()))
+    return [x for t in found if t.numel() for x in (t.nan_to_num().mean().item(), t.nan_to_num().square().mean().item())]
+
+def alike(a, b):
+    "Equal, or lists of floats that agree to four digits."
+    if not (isinstance(a, list) and isinstance(b, list) and len(a) == len(b)): return a == b
+    return all(math.isclose(x, y, rel_tol=1e-4, abs_tol=1e-6) for x, y in zip(a, b))
+
 # %% ../../nbs/5_scale/24_training.ipynb #ad109614
+def check_cluster(environment):
+    "MatgenError when training on several nodes was not started by something that tells the processes of each other: they would wait for ever."
+    if not any(name in environment for name in ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "KUBERNETES_PORT", "OMPI_COMM_WORLD_SIZE")) and not {"MASTER_ADDR", "NODE_RANK"} <= set(environment):
+        raise MatgenError("several nodes have to know of each other: start with srun (--ntasks-per-node as many as --devices) or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each node")
+
+# %% ../../nbs/5_scale/24_training.ipynb #n24setup
 class _Setup:
     "Places model, optimizer, data on devices."
     def __init__(self, model, data, config, out_dir, val=None):
         self.model, self.config, self.out_dir = model, copy.copy(config), Path(out_dir)
         check_config(self.config)
-        self.data, self.index = data, torch.arange(len(data))
+        self.data, self.index, self.fingerprint = data, torch.arange(len(data)), fingerprint(data)
         self.val_data, self.val_index = (val, torch.arange(len(val))) if val is not None else (None, None)
         held = int(len(data) * config.val_fraction)
         if val is None and held:
@@ -281,13 +305,14 @@ class _Setup:
 
     def _launch(self):
         from lightning.fabric import Fabric
-        c = self.config
-        several = c.devices * c.num_nodes > 1
-        self.fabric = Fabric(accelerator="gpu" if c.device == "cuda" else c.device, devices=c.devices, num_nodes=c.num_nodes,
-                             strategy="ddp" if several and c.strategy == "auto" else c.strategy, precision=c.precision)
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        c, several = self.config, self.config.devices * self.config.num_nodes > 1
+        if c.num_nodes > 1: check_cluster(os.environ)
+        try: self.fabric = Fabric(accelerator="gpu" if c.device == "cuda" else c.device, devices=c.devices, num_nodes=c.num_nodes,
+                                  strategy="ddp" if several and c.strategy == "auto" else c.strategy, precision=c.precision)
+        except (ValueError, MisconfigurationException) as error: raise MatgenError(f"training cannot start on {c.devices} x {c.device}: {error}") from error
         self.fabric.launch()
         self.device, self.main = self.fabric.device, self.fabric.global_rank == 0
-        if self.device.type == "cuda": torch.set_float32_matmul_precision("high")
 
 # %% ../../nbs/5_scale/24_training.ipynb #bb34f4c4
 class _Placed(_Setup):
@@ -392,24 +417,26 @@ class _Looking(_Stepping):
 class _Named(_Looking):
     "Adds what must agree between a checkpoint and the run that resumes it."
     def _identity(self):
-        "JSON-able: kind and configuration of the model, seed, batch size, number of structures."
-        import dataclasses
-        model = getattr(self.model, "config", None)
-        model = json.loads(json.dumps(asdict(model))) if dataclasses.is_dataclass(model) else None
-        return {"model": type(self.model).__name__, "model_config": model, "seed": self.config.seed, "batch_size": self.config.batch_size,
-                "structures": len(self.index)}
+        "JSON-able: kind and configuration of the model, what decides the curve, number and fingerprint of the structures."
+        model, c = getattr(self.model, "config", None), self.config
+        model = json.loads(json.dumps(asdict(model))) if is_dataclass(model) else None
+        return {"model": type(self.model).__name__, "model_config": model, "structures": len(self.index), "data": self.fingerprint,
+                **{name: getattr(c, name) for name in ("seed", "batch_size", "lr", "weight_decay", "warmup_steps", "schedule", "clip_norm", "ema_decay", "precision")}}
 
     def _check_identity(self, found):
         "MatgenError that names the first difference between the checkpoint's identity and ours."
         for key, mine in self._identity().items():
-            if found[key] != mine: raise MatgenError(f"cannot resume in {self.out_dir.name}: {key} was {found[key]} and is now {mine}")
+            what = "the data are not those of the run" if key == "data" else f"{key} was {found.get(key)} and is now {mine}"
+            if not alike(found.get(key, mine), mine): raise MatgenError(f"cannot resume in {self.out_dir.name}: {what}")
 
 # %% ../../nbs/5_scale/24_training.ipynb #cc2720fc
 class _Keeping(_Named):
     "Adds checkpoints."
     def save(self, name="last"):
-        "Write the run's state (`last`), or the weights alone (any other name); main process only."
-        if name == "last": self.saved_at = time.monotonic()
+        "Write the run's state (`last`; to be called by all processes, whose logging windows are averaged), or the weights alone (any other name); the main process writes."
+        if name == "last":
+            self.saved_at = self.seconds
+            if self.window is not None: self.window = self.fabric.all_reduce(self.window, reduce_op="mean")
         if not self.main: return
         info = {"identity": self._identity(), "train_config": asdict(self.config), "step": self.step, "seconds": self.seconds,
                 "best": self.best if math.isfinite(self.best) else None, "skipped": self.skipped, "names": self.names, "torch": torch.__version__}
@@ -445,11 +472,24 @@ class _Talking(_Keeping):
         rate = (self.step - mark[1]) * self.sampler.batch_size / max(now - mark[0], 1e-9)
         if val: row["val_loss"] = self.validate()
         self.history.append(row | {"structures_per_s": round(rate, 1), "seconds": round(self.seconds, 2)})
-        if self.main: advance(self.step - mark[1], note=f"loss {row['loss']:.4f}  lr {self.lr:.1e}  {rate:,.0f} structures/s")
+        if self.main: advance(note=f"loss {row['loss']:.4f}  lr {self.lr:.1e}  {rate:,.0f} structures/s")
         if val and row["val_loss"] < self.best:
             self.best = row["val_loss"]
             self.save("best")
         return time.monotonic(), self.step
+
+    @contextmanager
+    def _bar(self):
+        "A bar of the steps, or, where time may run out before they do, of the thousandths of the run: yields advance(note), which looks itself how far we are."
+        total, name = (1000, "training, per mille") if self.config.max_seconds else (self.steps, "training")
+        done = lambda: int(total * min(self._progress(), 1.))
+        told = done()
+        with progress_bar(name, total, self.config.progress and self.main, told) as bar:
+            def advance(note):
+                nonlocal told
+                bar(done() - told, note=note)
+                told = done()
+            yield advance
 
     def _finish(self, stopped):
         "Last files, and a word about how it ended."
@@ -472,7 +512,7 @@ class _Looping(_Talking):
             last = self._progress() >= 1
             log, val = log or last, self.val_data is not None and (last or self.step % self.val_every == 0)
             if log or val: mark = self._log(val, mark, advance)
-            if (c.checkpoint_every and self.step % c.checkpoint_every == 0) or time.monotonic() - self.saved_at > c.checkpoint_seconds: self.save()
+            if (c.checkpoint_every and self.step % c.checkpoint_every == 0) or self.seconds - self.saved_at > c.checkpoint_seconds: self.save()
 
 # %% ../../nbs/5_scale/24_training.ipynb #3b0e5722
 class Trainer(_Looping):
@@ -491,10 +531,9 @@ class Trainer(_Looping):
         if exists and resume: self._restore()
         for torn in self.out_dir.glob(".*.tmp") if self.main else (): torn.unlink(missing_ok=True)      # what a kill left of a file in the making
         self.wrapped.train()
-        self.saved_at = time.monotonic()
-        with polite_stop() as stop, progress_bar("training", self.steps, show=self.config.progress and self.main) as advance:
-            advance(self.step)
-            self._loop(stop, advance)
+        self.saved_at = self.seconds
+        with polite_stop() as stop, self._bar() as advance: self._loop(stop, advance)
         self.save()
-        if self.main: self._finish(stop.is_set())
+        self.stopped = stop.is_set()
+        if self.main: self._finish(self.stopped)
         return self.history

@@ -83,8 +83,8 @@ def balanced_share(data, size=10_000):
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #16b3d0ac
 def statistics(data, max_orbits=64):
-    "Measure `Statistics` on a `CrystalData`."
-    T = wyckoff_tables()
+    "Measure `Statistics` on a `CrystalData`, on the CPU."
+    T, data = wyckoff_tables(), data.to("cpu")
     mask = k_mask(data.space_group)
     k = data.k.double()
     n = mask.sum(0).clamp(min=1)

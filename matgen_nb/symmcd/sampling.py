@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from ..diffusion.categorical import draw_categories, masked_logits
-from ..diffusion.torus import wrap_difference
+from ..diffusion.gaussian import reproducible
+from ..diffusion.torus import SHARPEN, wrap_difference
 from .composition import charges_balance
 from .dataset import element_counts
 from .model import SymmCD
@@ -222,7 +223,8 @@ def check_request(space_group=None, formula=None, chemical_system=None, num_atom
         except (TypeError, ValueError) as error: raise MatgenError(str(error)) from None
     _whole("num_atoms", num_atoms, MOST_ATOMS)
     _whole("num_orbits", num_orbits, MOST_ORBITS)
-    counts, allowed = formula and parse_formula(formula), None if chemical_system is None else parse_system(chemical_system)
+    counts = None if formula is None else parse_formula(formula)
+    allowed = None if chemical_system is None else parse_system(chemical_system)
     if counts and allowed and set(counts) != set(allowed): raise MatgenError(f"the formula {formula} and the chemical system {chemical_system} name different elements: leave one of them out")
     for what, least in ((f"the formula {formula}", len(counts or ())), (f"the chemical system {chemical_system}", len(allowed or ()))):
         if num_orbits and num_orbits < least: raise MatgenError(f"{num_orbits} orbits cannot hold the {least} elements of {what}: ask for at least {least} orbits")
@@ -339,8 +341,9 @@ def told(logits, value):
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12bal2
 def balanced_elements(logits, atoms, batch, asked, generator=None, rounds=16):
     """Elements (M,) 0-based, drawn from logits (M, 94) orbit by orbit; in the crystals `asked` (B,) bool again, up to `rounds` times, until charges can balance.
-    atoms (M,) that each orbit stands for, batch (M,) its crystal. Returns them and whether a crystal is still not balanced (B,)."""
-    p = torch.softmax(logits.float(), -1)
+    atoms (M,) that each orbit stands for, batch (M,) its crystal. Returns them and whether a crystal is still not balanced (B,). Many small sums: done on the CPU, also for a GPU."""
+    device, p = logits.device, torch.softmax(logits.float(), -1).cpu()
+    atoms, batch, asked = atoms.cpu(), batch.cpu(), asked.cpu()
     elements, open_ = draw_categories(p, generator), asked.clone()
     for left in reversed(range(rounds)):
         at = open_.nonzero()[:, 0]
@@ -348,7 +351,7 @@ def balanced_elements(logits, atoms, batch, asked, generator=None, rounds=16):
         rows = open_[batch]
         if not left or not rows.any(): break
         elements[rows] = draw_categories(p[rows], generator)
-    return elements, open_
+    return elements.to(device), open_.to(device)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12bal4
 def _aims(model, n, known, logits, generator):
@@ -359,14 +362,14 @@ def _aims(model, n, known, logits, generator):
     return told(logits, torch.where(known.balance[n.batch], drawn, -1))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f3c25b00
-def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75):
+def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75, sharpen=1.0):
     """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state, outputs of the network).
-    guide: share of the time, at the end, in which coordinates are led to the sites (explained with `guided_score` below)."""
+    guide: share of the time, at the end, in which coordinates are led to the sites (explained with `guided_score` below); sharpen: of the coordinates, see lesson 07."""
     eps, score, elements, site = out = model.network(n)
     if 0 < s and t <= guide * model.config.T: score = guided_score(model, n, known, out, t, apart)
     mask, prior = model.mask(n.space_group), model.site_prior(n.space_group[n.batch])
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, eta) * mask
-    x = model.coordinate_noise.step(n.x, score, t, s, generator, eta)
+    x = model.coordinate_noise.step(n.x, score, t, s, generator, eta, sharpen)
     a = model.element_noise.step(n.elements, _aims(model, n, known, elements, generator), t, s, known.prior, generator)
     S, site = n.site, told(site, known.sites)
     if model.network.independent: S = model.site_noise.step(S.flatten(), site.flatten(0, 1), t, s, prior.flatten(0, 1), generator).reshape(-1, 15)
@@ -528,11 +531,11 @@ def guided_score(model, n, known, out, t, apart=0.75):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1f7514fb
 @torch.no_grad()
-def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, advance=lambda n=1: None):
-    "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step."
+def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, sharpen=SHARPEN, advance=lambda n=1: None):
+    "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step; sharpen: of the coordinates (lesson 07)."
     state, known = start_state(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
-        state, out = reverse_step(model, state, known, t, s, generator, eta, guide, apart)
+        state, out = reverse_step(model, state, known, t, s, generator, eta, guide, apart, sharpen)
         for _ in range(corrector if s else 0): state = corrector_step(model, state, s, generator, snr)
         advance(len(requests))
     return finish(model, state, out, known, requests, apart)
@@ -552,7 +555,7 @@ def _with_retries(model, requests, generator, retries, good, advance, **how):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
-           guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True):
+           guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True, sharpen=SHARPEN):
     """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
 
     space_group: number, or a list to draw from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element appears;
@@ -561,17 +564,17 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     sites the network believes in (0: never). apart: atoms nearer than this times the sum of their covalent radii move apart along their sites (0: never;
     the row says how far, `pushed_max`, A). balance: share of the crystals whose elements are drawn such that charges can balance (see `balanced_elements`;
     None: the share of the training set; formulas that are asked for are left alone). corrector: Langevin steps of the coordinates after each step, each a further
-    network call, of relative size snr. retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
+    network call, of relative size snr. sharpen: of the coordinates, 1 as learned (lesson 07). retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
     nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
     Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
-    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance)
+    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance, sharpen, snr, closest)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
     requests = [replace(draw(rng), balance=bool(a)) for a in np.random.default_rng((seed, 1)).random(n) < balance]
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))      # crystals of like size share a batch
     good = lambda s: s.row["min_distance"] >= closest and (accept is None or accept(s))
-    samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector, snr=snr)
-    with progress_bar("sampling", n * steps, show=progress) as advance:
+    samples, how = [None] * n, dict(steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector, snr=snr, sharpen=sharpen)
+    with progress_bar("sampling", n * steps, show=progress) as advance, reproducible(self.device):
         for first in range(0, n, batch_size):
             rows = order[first:first + batch_size]
             generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
@@ -582,7 +585,7 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
 SymmCD.sample = sample
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
-def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256, balance=0):
+def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256, balance=0, sharpen=1.0, snr=0.2, closest=0.5):
     "MatgenError for options of `sample` that mean nothing, and for a device that cannot sample."
     if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which placing atoms on their sites needs: sample with model.to('cpu')")
     for name, value, low, high in [("the number of samples", n, 1, 10**8), ("seed", seed, 0, 2**63), ("steps", steps, 1, model.config.T), ("corrector", corrector, 0, 100),
@@ -591,4 +594,6 @@ def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, correct
     if not 0 <= guide <= 1: raise MatgenError(f"guide is a share of the time, from 0 to 1, got {guide!r}")
     if not 0 <= balance <= 1: raise MatgenError(f"balance is a share of the crystals, from 0 to 1, got {balance!r}")
     if not 0 <= apart <= 1: raise MatgenError(f"apart is a share of the sum of covalent radii, from 0 to 1, got {apart!r}")
+    if not 0 < snr <= 10 or not 0 <= closest: raise MatgenError(f"snr must be a number above 0, at most 10, and closest one of at least 0 A, got {snr!r} and {closest!r}")
+    if not 1 <= sharpen <= 100: raise MatgenError(f"sharpen must be a number from 1 (as learned) to 100, got {sharpen!r}")
     if not 0 <= eta <= 1: raise MatgenError(f"eta must lie between 0 (deterministic) and 1 (stochastic), got {eta!r}")

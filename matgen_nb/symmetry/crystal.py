@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['element_table', 'atomic_number', 'CrystalError', 'Crystal', 'formula_of', 'min_distance', 'check_overlap', 'read_cif',
            'from_pymatgen', 'to_pymatgen', 'to_cif', 'camera', 'visible_atoms', 'bonds', 'Canvas', 'draw_sphere',
-           'draw_stick', 'render', 'plot', 'plot_gallery', 'show']
+           'draw_stick', 'render', 'element_legend', 'plot', 'plot_gallery', 'show']
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #03b42abe
 import csv
@@ -393,6 +393,14 @@ def render(crystal, pixels=300, azimuth=25.0, elevation=14.0, scale=0.45):
     picture = canvas.color[: len(canvas.color) // 2 * 2, : canvas.color.shape[1] // 2 * 2]
     return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]  # four pixels into one: smooth outlines
 
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #new1
+def element_legend(on, elements, columns=8, **where):
+    "Legend of elements (atomic numbers, each once, in order) in the colours of `render`, on an Axes or, for many pictures together, a Figure."
+    from matplotlib.lines import Line2D
+    table, present = element_table(), sorted({int(z) for z in elements})
+    dots = [Line2D([], [], linestyle='', marker='o', markersize=6.7, markerfacecolor=0.92 * table.color[z], markeredgecolor='0.4', markeredgewidth=0.6, label=table.symbol[z]) for z in present]
+    return on.legend(handles=dots, ncols=max(1, min(columns, len(dots))), frameon=False, fontsize=8, handletextpad=0.1, columnspacing=0.8, **where)
+
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f084df60
 def plot(crystal, ax=None, azimuth=25.0, elevation=14.0, legend=True, pixels=300):
     "Draw the crystal with matplotlib, on `ax` or a new figure; returns the axes."
@@ -401,11 +409,8 @@ def plot(crystal, ax=None, azimuth=25.0, elevation=14.0, legend=True, pixels=300
         ax = plt.figure(figsize=(3.4, 3.4)).add_subplot()
     ax.imshow(render(crystal, pixels, azimuth, elevation), interpolation='bilinear')
     ax.axis('off')
-    table, present = element_table(), sorted(set(crystal.elements.tolist()))
-    for z in present if legend else ():
-        ax.scatter([], [], s=45, color=0.92 * table.color[z], edgecolor='0.4', linewidth=0.6, label=table.symbol[z])
     if legend:
-        ax.legend(loc='upper center', bbox_to_anchor=(0.5, 0.02), ncols=len(present), frameon=False, fontsize=8, handletextpad=0.1, columnspacing=0.8)
+        element_legend(ax, crystal.elements, columns=99, loc='upper center', bbox_to_anchor=(0.5, 0.02))
     return ax
 
 def plot_gallery(crystals, titles=None, columns=4, size=1.7, pixels=170):

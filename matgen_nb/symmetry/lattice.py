@@ -5,6 +5,8 @@ __all__ = ['K_BASIS', 'FAMILIES', 'lattice_from_parameters', 'lattice_parameters
            'k_to_lattice', 'crystal_family', 'device_float', 'k_mask', 'k_offset', 'constrain_k']
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #b85b9d3c
+import functools
+
 import numpy as np
 import torch
 
@@ -119,20 +121,24 @@ def device_float(device):
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #5d08ef0f
-def _rows(table, number):
+@functools.lru_cache(None)
+def _on(device, name):
+    "One of the two tables on a device; a copy is made once."
+    return {"mask": _MASK, "offset": _OFFSET.to(device_float(device))}[name].to(device)
+
+def _rows(name, number):
     number = torch.as_tensor(number, dtype=torch.long)
-    if number.numel() and not (0 <= int(number.min()) and int(number.max()) <= 230):
+    if number.device.type == "cpu" and number.numel() and not (0 <= int(number.min()) and int(number.max()) <= 230):       # elsewhere looking would mean waiting
         raise ValueError(f"space-group numbers go from 1 to 230 (0: none), not {int(number.min())} to {int(number.max())}")
-    if table.is_floating_point(): table = table.to(device_float(number.device))
-    return table.to(number.device)[number]
+    return _on(str(number.device), name)[number]
 
 def k_mask(number):
     "Which components of k a space group leaves free: number int or tensor (...), returns bool (..., 6)."
-    return _rows(_MASK, number)
+    return _rows("mask", number)
 
 def k_offset(number):
     "The values of the components of k that a space group fixes, 0 where free: number (...), returns float64 (..., 6) (float32 on mps)."
-    return _rows(_OFFSET, number)
+    return _rows("offset", number)
 
 def constrain_k(k, number):
     "k (..., 6) with the components that space group `number` fixes set to their exact values; same dtype as k."
