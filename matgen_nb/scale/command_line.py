@@ -6,7 +6,7 @@ __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 
            'write_json', 'crystal_png', 'write_gallery', 'caption', 'gallery_png', 'write_cifs', 'write_results',
            'fresh_folder', 'our_error', 'chunks', 'chunk_seed', 'read_table', 'join_tables', 'open_run', 'is_finished',
            'stream', 'finish_stream', 'say', 'Device', 'pick_device', 'prepare_crystals', 'training_config',
-           'load_data', 'new_symmcd', 'fit_model', 'report_training', 'fit_symmcd', 'train_symmcd', 'sample_rows',
+           'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd', 'report_training', 'train_symmcd', 'sample_rows',
            'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given', 'sample_symmcd', 'read_crystals',
            'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability',
            'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
@@ -340,18 +340,19 @@ def fit_model(model, data, config, out, resume=False, overwrite=False, val=None)
     best.stopped = trainer.stopped
     return best, history
 
+def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=None):
+    "Train SymmCD of a preset on CrystalData into the folder `out`: see `fit_model`."
+    import torch
+    torch.manual_seed(config.seed)
+    return fit_model(new_symmcd(preset, data), data, config, out, resume, overwrite, val)
+
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25rep01
 def report_training(model, history, out, seed, start, follow):
     "Record and last words of a training command. A helper process has no model and says nothing; a training that was told to stop ends as Ctrl-C does, with exit code 130."
     if model is None: return
     write_json(Path(out)/"run.json", run_record(_command(), seed, time.monotonic() - start, last=history[-1] if history else None))
     say(f"weights: {out}/weights.safetensors   curve: {out}/loss.png" + (f"\nnext: {follow}" if not model.stopped else ""))
     if model.stopped: raise KeyboardInterrupt
-
-def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=None):
-    "Train SymmCD of a preset on CrystalData into the folder `out`: see `fit_model`."
-    import torch
-    torch.manual_seed(config.seed)
-    return fit_model(new_symmcd(preset, data), data, config, out, resume, overwrite, val)
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #42d08042
 @train_app.command("symmcd", epilog="Example: `matgen train symmcd crystals.safetensors --preset small --out run1`, later `--resume`")
@@ -432,8 +433,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
                   neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
-                  resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-                  overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+                  resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped continues with --resume."
     from matgen_nb.symmcd.model import SymmCD, find_weights
     import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)

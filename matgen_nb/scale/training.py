@@ -478,6 +478,9 @@ class _Talking(_Keeping):
             self.save("best")
         return time.monotonic(), self.step
 
+# %% ../../nbs/5_scale/24_training.ipynb #n24end01
+class _Ending(_Talking):
+    "Adds the bar and the last words."
     @contextmanager
     def _bar(self):
         "A bar of the steps, or, where time may run out before they do, of the thousandths of the run: yields advance(note), which looks itself how far we are."
@@ -500,7 +503,7 @@ class _Talking(_Keeping):
         if self.skipped: print(f"{self.skipped} steps were skipped because their gradient was not finite")
 
 # %% ../../nbs/5_scale/24_training.ipynb #c36fc300
-class _Looping(_Talking):
+class _Looping(_Ending):
     "Adds the loop."
     def _loop(self, stop, advance):
         c, start, mark = self.config, time.monotonic() - self.seconds, (time.monotonic(), self.step)
