@@ -243,7 +243,7 @@ def wilson(k, n, z=1.96):
     if n == 0: return float("nan"), float("nan")
     p, w = k / n, z * z / n
     half = z * (p * (1 - p) / n + w / (4 * n)) ** 0.5
-    return max(0., (p + w / 2 - half) / (1 + w)), min(1., (p + w / 2 + half) / (1 + w))
+    return (p + w / 2 - half) / (1 + w) if k else 0., (p + w / 2 + half) / (1 + w) if k < n else 1.      # none and all are exact, rounding or not
 
 def share(flags, protocol):
     "Share of the true ones among flags (any sequence) with its interval, as both evaluations of the course report it: dict of value, low, high, n and the protocol (text)."

@@ -328,7 +328,7 @@ def plot_steps(rows):
     "Figure: measures against number of steps with their intervals, a panel for each model; open marks with corrector."
     from matplotlib.figure import Figure
     models = [m for m in SHOWN if any(row["model"] == m for row in rows)]
-    fig = Figure(figsize=(3.1 * len(models), 2.7), dpi=90, layout="constrained")
+    fig = Figure(figsize=(3.1 * len(models), 3.2), dpi=90, layout="constrained")
     for ax, model in zip(fig.subplots(1, len(models), squeeze=False)[0], models):
         for what, color in zip(SHOWN[model], ("tab:blue", "tab:orange", "0.5")):
             for corrector in sorted({r["corrector"] for r in rows}):
@@ -337,8 +337,8 @@ def plot_steps(rows):
                 x, v = [q["steps"] * (1 + .06 * corrector) for q in r], [q["found"] for q in r]
                 ax.errorbar(x, v, [[q["found"] - q["low"] for q in r], [q["high"] - q["found"] for q in r]], fmt="o--" if corrector else "o-", ms=4, lw=1, capsize=2, color=color,
                             mfc="w" if corrector else color, label=what + (", corrector" if corrector else ""))
-        ax.set(xscale="log", xlabel="steps", title=model, ylim=(0, None))
-        ax.legend(fontsize=7, frameon=False)
+        ax.set(xscale="log", xlabel="steps", title=model, ylim=(0, None), ylabel="share" + (", and mismatch in $\\AA^2$" if "mismatch" in SHOWN[model] else ""))
+        ax.legend(fontsize=6, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.2))
     return fig
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #n29steps2
