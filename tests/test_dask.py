@@ -1,5 +1,6 @@
 """The same functions on a Dask cluster: order, failures and time limits are kept. Skipped where Dask is not installed."""
 import time
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -39,33 +40,68 @@ def test_preparing_crystals(tmp_path, cluster):
     assert len(data) == 6 and data.space_group.tolist() == [225] * 6 and [f.name for f in report.failures] == ["x.cif"]
 
 
-def on_dask(function):
-    with joblib.parallel_config(backend="dask"): return function()
+def both(function):
+    "function(n_jobs) in a plain loop, and on Dask with two jobs, where the workers must have had the work."
+    with distributed.get_task_stream() as stream, joblib.parallel_config(backend="dask"): there = function(2)
+    assert any("batch_of" in task["key"] for task in stream.data), "nothing ran on the cluster"
+    return function(1), there
 
 
 def test_evaluating_crystals(cluster):
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     chloride = Crystal(4.12 * np.eye(3), [55, 17], [[0, 0, 0], [.5, .5, .5]])
-    judge = lambda: evaluate_crystals([SALT, chloride, None], [SALT], ("validity", "symmetry", "uniqueness", "novelty"), n_jobs=2, progress=False)
-    here, there = judge(), on_dask(judge)
-    assert str(here) == str(there) and [r["failure"] for r in there.table][:2] == ["", ""] and there.table[2]["failure"] == "no crystal"
-    assert there.summary["novel"]["value"] == pytest.approx(1 / 3)
+    potassium = Crystal(6.29 * np.eye(3), [19] * 4 + [17] * 4, SALT.frac_coords)
+    crushed = Crystal(4 * np.eye(3), [11, 17, 17], np.zeros((3, 3)))
+    metrics = "validity", "coverage", "symmetry", "uniqueness", "novelty"
+    here, there = both(lambda n: evaluate_crystals([SALT, crushed, chloride, SALT], [SALT, potassium], metrics, n_jobs=n, progress=False))
+    assert repr(here.table) == repr(there.table) and repr(here.summary) == repr(there.summary)
+    assert [r["space_group@0.1"] for r in there.table] == [225, None, 221, 225] and [r["valid"] for r in there.table] == [True, False, True, True]
+    assert [r["failure"] == "" for r in there.table] == [True, False, True, True] and "atoms may overlap" in there.table[1]["failure"]
+    assert [r["unique"] for r in there.table] == [True, True, True, False] and [r["novel"] for r in there.table] == [False, True, True, False]
 
 
-def test_assembling_relaxing_and_judging_frameworks(cluster):
+NAMES = "MIL-53", "broken", "MOF-74"
+
+
+@pytest.fixture(scope="module")
+def assembled(cluster):
+    "Two textbook frameworks and, between them, one with a chemical element that there is not: assembled here and on Dask."
     from matgen_nb.mofdiff.assembly import assemble
     from matgen_nb.mofdiff.building_blocks import decompose, textbook_mof
-    from matgen_nb.mofdiff.coarse_graining import CoarseMof
-    from matgen_nb.mofdiff.evaluation import evaluate_mofs
+    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    first, last = (from_decomposition(decompose(textbook_mof(n)), n) for n in (NAMES[0], NAMES[2]))
+    block = first.blocks[-1]
+    broken = replace(first, name="broken", blocks=[*first.blocks[:-1], replace(block, elements=np.full(len(block.elements), 150))])
+    return both(lambda n: assemble([first, broken, last], starts=8, rotations=512, generations=1, batch_size=1, n_jobs=n))
+
+
+def assert_same(a, b):
+    "The same cell, atoms and bonds: positions to 1e-6 (or a whole cell away), bond vectors to 1e-5 A."
+    bond_vectors = lambda x: (x.crystal.frac_coords[x.bonds[:, 1]] + x.images - x.crystal.frac_coords[x.bonds[:, 0]]) @ x.crystal.lattice
+    moved = a.crystal.frac_coords - b.crystal.frac_coords
+    assert np.array_equal(a.crystal.elements, b.crystal.elements) and np.array_equal(a.bonds, b.bonds) and np.allclose(moved, moved.round(), atol=1e-6)
+    assert np.allclose(a.crystal.lattice, b.crystal.lattice, atol=1e-6) and np.allclose(bond_vectors(a), bond_vectors(b), atol=1e-5)
+
+
+def test_assembling_frameworks(assembled):
+    here, there = assembled
+    assert [a.row["name"] for a in there] == list(NAMES) and [a.row["assembled"] for a in there] == [True, False, True]
+    assert there[1].crystal is None and "150" in there[1].row["reason"] and there[1].row["reason"] == here[1].row["reason"]
+    for a, b in zip(here[::2], there[::2]): assert_same(a, b)
+
+
+def test_relaxing_frameworks(assembled):
     from matgen_nb.mofdiff.relaxation import relax_many
-    names = ["MIL-53", "IRMOF-1"]
-    coarse = [CoarseMof.from_decomposition(decompose(textbook_mof(n)), name=n) for n in names]
-    build = lambda: assemble(coarse, seed=0, starts=8, generations=1, batch_size=1, n_jobs=2)
-    here, there = build(), on_dask(build)
-    assert all(a.row["assembled"] and np.allclose(a.crystal.frac_coords, b.crystal.frac_coords, atol=1e-6) for a, b in zip(here, there))
-    relax = lambda: relax_many([here[0], None], ["MIL-53", "nothing"], n_jobs=2, time_limit=120)
-    (rested, none), failures = on_dask(relax)
-    assert rested.row["converged"] and none is None and [f.name for f in failures] == ["nothing"]
-    assert np.allclose(rested.crystal.lattice, relax()[0][0].crystal.lattice, atol=1e-6)
-    judge = lambda: evaluate_mofs([a.crystal for a in here] + [None], (), [dict(name=n) for n in [*names, "nothing"]], n_jobs=2, progress=False)
-    assert str(judge()) == str(on_dask(judge))
+    (here, failures), (there, same) = both(lambda n: relax_many(assembled[0], NAMES, n_jobs=n, steps=100, progress=None))
+    assert failures == same and [f.name for f in failures] == ["broken"] and here[1] is there[1] is None
+    for a, b in zip(here[::2], there[::2]):
+        assert_same(a, b)
+        assert b.converged and np.allclose(a.energies, b.energies, rtol=0, atol=1e-6) and b.energies[-1] < b.energies[0]
+
+
+def test_judging_frameworks(assembled):
+    from matgen_nb.mofdiff.evaluation import evaluate_mofs
+    mil, _, mof = (a.crystal for a in assembled[0])
+    here, there = both(lambda n: evaluate_mofs([mil, "no crystal at all", mof], [mil], [dict(name=n) for n in NAMES], n_jobs=n, progress=False))
+    assert repr(here) == repr(there) and [f.name for f in there.failures] == ["broken"]
+    assert [r["valid"] for r in there.table] == [True, False, True] and [r["novel"] for r in there.table] == [False, False, True]
