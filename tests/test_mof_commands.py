@@ -178,7 +178,15 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, wei
         changed[changed.index(option) + 1] = str(value)
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{option[2:]} was" in capsys.readouterr().err
-    assert run("sample", "mofdiff", "--weights", weights, "--prior", "odd", "--device", "cpu", "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"table.csv").exists()
+    assert run("sample", "mofdiff", "--weights", weights, "--prior", "odd", "--device", "cpu", "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"request.json").exists(), "the corrected call must find the folder empty"
+
+
+def test_a_verdict_that_never_came_is_a_failure_and_no_crash(tmp_path, data):
+    for n in (c.name for c in put_sampled(tmp_path, data)):
+        mc.write_stage(tmp_path/"assembled", n, dict(bond_success=1., clashes=0))
+        mc.write_stage(tmp_path/"judged", n, dict(reason="took longer than 120 s"))
+    table, summary = mc.collect(tmp_path, relax=False)
+    assert len(table) == len(NAMES) and summary["valid"]["value"] == 0 and all(r["assembled"] and r["reason"] for r in table)
 
 
 def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):

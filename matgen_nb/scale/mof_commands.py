@@ -271,7 +271,7 @@ def collect(out, known=(), relax=True):
         a, r, j = (read_stage(out/stage, row["name"])[0] or {} for stage in STAGES)
         row |= {k: v for k, v in a.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=a.get("bond_success") == 1)
         if relax: row |= {k: v for k, v in r.items() if k in ("energy_per_atom", "volume_change", "stopped")} | dict(converged=r.get("converged", False), volume_kept=bool(volume_kept(r)))
-        row |= {k: v for k, v in (j or describe_mof(None)).items() if k != "name"} | dict(reason=first_reason(row, a, r if relax else {}, j))
+        row |= {k: v for k, v in (describe_mof(None) | j).items() if k != "name"} | dict(reason=first_reason(row, a, r if relax else {}, j))
         row["valid"] = is_valid(row)
         table.append(row)
     _novelty(table, set(known))
@@ -323,7 +323,10 @@ def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=No
     if min(n, chunk, draws) < 1: raise MatgenError("the number of frameworks, the chunk and the draws must be at least 1")
     request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, draws=draws, **asked)
     out = open_mofs(out, request, resume, overwrite)
-    sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
+    try: sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
+    except MatgenError:                                                # refused before anything was drawn: nothing that would block the corrected call
+        if not any((out/"sampled").glob("*")): (out/"request.json").unlink(missing_ok=True)
+        raise
     coarse, rows = read_sampled(out)
     device = str(model.device.type) if model.device.type == "cuda" else "cpu"
     assemble_stage([c for c, r in zip(coarse, rows) if r["matched"]], out, seed, n_jobs, device, assemble_limit, starts, generations)
