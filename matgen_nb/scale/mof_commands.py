@@ -143,7 +143,6 @@ def open_mofs(out, request, resume=False, overwrite=False):
     if not (resume and (out/"request.json").exists()):
         for stage in ("sampled", *STAGES):
             for old in (out/stage).glob("*"): old.unlink()
-        write_json(out/"request.json", request)
     return out
 
 def sample_stage(model, out, request, draws=1, **asked):
@@ -157,6 +156,7 @@ def sample_stage(model, out, request, draws=1, **asked):
         if path.exists() and path.with_suffix(".csv").exists(): continue
         found = best_fitting(model.sample(n, seed=chunk_seed(request["seed"], i), draws=draws, batch_size=request["chunk"], **asked), draws)
         for k, s in enumerate(found, first): s.coarse, s.row = replace(s.coarse, name=f"mof_{k:05d}"), {**s.row, **told, "name": f"mof_{k:05d}", "index": k}
+        if not (Path(out)/"request.json").exists(): write_json(Path(out)/"request.json", request)       # not before something was drawn: what is refused leaves nothing
         MofData.from_coarse([s.coarse for s in found], tolerance=1e-6).save(path)
         write_table(path.with_suffix(".csv"), [s.row for s in found])
 
@@ -323,10 +323,7 @@ def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=No
     if min(n, chunk, draws) < 1: raise MatgenError("the number of frameworks, the chunk and the draws must be at least 1")
     request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, draws=draws, **asked)
     out = open_mofs(out, request, resume, overwrite)
-    try: sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
-    except MatgenError:                                                # refused before anything was drawn: nothing that would block the corrected call
-        if not any((out/"sampled").glob("*")): (out/"request.json").unlink(missing_ok=True)
-        raise
+    sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
     coarse, rows = read_sampled(out)
     device = str(model.device.type) if model.device.type == "cuda" else "cpu"
     assemble_stage([c for c, r in zip(coarse, rows) if r["matched"]], out, seed, n_jobs, device, assemble_limit, starts, generations)
