@@ -103,13 +103,16 @@ def _thread_limit(seconds):
 @contextmanager
 def time_limit(seconds=None, hard=False):
     """Raise TimeoutError in the body after `seconds` (None: no limit). By a signal in the main thread on Unix; elsewhere only between
-    Python instructions. With `hard`, code that cannot be interrupted ends the whole process some seconds later: for worker processes only."""
+    Python instructions. With `hard`, code that cannot be interrupted ends the whole process some seconds later: for worker processes only.
+    Limits may stand within each other: the one that ends first counts."""
     import faulthandler, threading
     if seconds is None: yield; return
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         with _thread_limit(seconds): yield
         return
     def alarm(signum, frame): raise TimeoutError(f"took longer than {seconds:g} s")
+    start, outer = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]      # seconds that a limit around this one has left; 0: there is none
+    if 0 < outer <= seconds: yield; return
     before = signal.signal(signal.SIGALRM, alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     if hard: faulthandler.dump_traceback_later(seconds + 2, exit=True, file=open(os.devnull, "w"))
@@ -117,6 +120,7 @@ def time_limit(seconds=None, hard=False):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if outer: signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - start), 1e-3))
         if hard: faulthandler.cancel_dump_traceback_later()
 
 # %% ../nbs/00_utils.ipynb #6aca8645

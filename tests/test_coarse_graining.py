@@ -283,3 +283,21 @@ def test_real_frameworks():
     points = torch.tensor([b.num_connections * (1 if b.is_metal else -1) for b in data.library])
     batch = data.select(range(len(data)))
     assert torch.zeros(len(data), dtype=torch.long).index_add(0, batch.batch, points[batch.block]).eq(0).all(), "metal points = organic points in every framework"
+
+
+def test_a_part_of_the_embedded_set_holds_its_own_blocks_only(tmp_path):
+    data, _ = prepare_mofs("embedded", tmp_path/"m.safetensors", limit=20, n_jobs=1, progress=None)
+    assert len(data) == 20 and len(data.library) == len(set(data.block.tolist())) < 100
+    whole, _ = prepare_mofs("embedded", limit=40, n_jobs=1, progress=None)
+    for i in range(20): assert [b.identity for b in data[i].blocks] == [b.identity for b in whole[i].blocks] and np.array_equal(data[i].frac_coords, whole[i].frac_coords)
+
+
+def test_properties_are_refused_where_they_would_be_ignored(tmp_path):
+    (tmp_path/"p.csv").write_text("file,x\na,1\n")
+    (tmp_path/"all.csv").write_text("name,cif\na,b\n")
+    for source in ("embedded", "bw-db", tmp_path/"all.csv"):
+        with pytest.raises(MatgenError, match="folder of CIF files"): prepare_mofs(source, properties=tmp_path/"p.csv", n_jobs=1, progress=None)
+    (tmp_path/"cifs").mkdir()
+    textbook_crystal("IRMOF-1").to_cif(tmp_path/"cifs"/"a.cif")
+    (tmp_path/"words.csv").write_text("file,x\na,big\n")
+    with pytest.raises(MatgenError, match="holds no numbers"): prepare_mofs(tmp_path/"cifs", properties=tmp_path/"words.csv", n_jobs=1, progress=None)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from matgen_nb.mofdiff.building_blocks import decompose, textbook_mofs
+from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mofs
 from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData, from_decomposition
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, find_weights, statistics
 from matgen_nb.scale import command_line as cli, mof_commands as mc
+from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
 COMMANDS = (["prepare", "mofs"], ["train", "blocks"], ["train", "mofdiff"], ["sample", "mofdiff"], ["evaluate", "mofs"], ["design"])
@@ -134,12 +135,12 @@ def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, da
     real = assembly.assemble
     def slow(part, **settings):
         if any(c.name == "mof_00001" for c in part):
-            try: time.sleep(10)
+            try: time.sleep(100)
             except TimeoutError as error: return [assembly._failed(c, str(error), True) for c in part]
         return real(part, **settings)
     monkeypatch.setattr(assembly, "assemble", slow)
     named = put_sampled(tmp_path, data)
-    mc.assemble_stage(named, tmp_path, starts=16, generations=1, limit=2.)
+    mc.assemble_stage(named, tmp_path, starts=4, generations=1, limit=6.)
     rows = [mc.read_stage(tmp_path/"assembled", c.name) for c in named]
     assert rows[1][1] is None and "took longer" in rows[1][0]["reason"] and rows[0][1] is not None
     mc.judge_stage([c.name for c in named], tmp_path)
@@ -181,12 +182,84 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, wei
     assert run("sample", "mofdiff", "--weights", weights, "--prior", "odd", "--device", "cpu", "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"request.json").exists(), "the corrected call must find the folder empty"
 
 
+def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
+    named = put_sampled(tmp_path, data)
+    for c, name in zip(named, NAMES):
+        mof, cart = textbook_mofs()[name], textbook_mofs()[name].crystal.cart_coords.copy()
+        mc.write_stage(tmp_path/"assembled", c.name, dict(bond_success=1, clashes=0), mof.crystal, mof.bonds, mof.images)
+        if name == "IRMOF-1":                                                       # a linker slips: all checks pass, the net is another
+            d = decompose(mof)
+            cart[next(a for b, a in zip(d.blocks, d.atoms) if not b.is_metal), 0] += 1.5
+        after = Crystal(mof.crystal.lattice, mof.crystal.elements, cart @ np.linalg.inv(mof.crystal.lattice))
+        mc.write_stage(tmp_path/"relaxed", c.name, dict(converged=True, volume_change=0., energy_per_atom=0., stopped="converged"), after, mof.bonds, mof.images)
+    mc.judge_stage([c.name for c in named], tmp_path)
+    table, summary = mc.collect(tmp_path, mc.known_identities(data)[:0])
+    assert [r["valid"] for r in table] == [False, True, True] and all(r["valid_before"] for r in table) and [r["vnu"] for r in table] == [False, True, True]
+    assert table[0]["checks_passed"] and table[0]["as_drawn"] is False and table[0]["reason"].startswith("not as drawn")
+    assert summary["as_drawn"]["value"] == summary["valid"]["value"] == 2 / 3 and summary["valid_before"]["value"] == summary["vnu_before"]["value"] == 1
+    assert all(r["novel"] is None and r["vnu"] is None for r in mc.collect(tmp_path)[0]), "nothing to compare with"
+    unrelaxed, before = mc.collect(tmp_path, relax=False)
+    assert [r["stage"] for r in unrelaxed] == ["assembled"] * 3 and before["valid"]["value"] == 1 and "converged" not in before and "valid_before" not in before
+    mc.finish_mofs(tmp_path, None, dict(command="test"), relax=False)                # asked for without relaxation after it was relaxed
+    assert [r["stage"] for r in cli.read_table(tmp_path/"table.csv")] == ["assembled"] * 3
+
+
+def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
+    run_, named = tmp_path/"run", put_sampled(tmp_path/"run", data)
+    for c, name, bonds, fine in zip(named, NAMES, (1, .9, 1), (True, True, False)):
+        mof = textbook_mofs()[name]
+        mc.write_stage(run_/"assembled", c.name, dict(bond_success=bonds, clashes=0), mof.crystal, mof.bonds, mof.images)
+        if bonds == 1: mc.write_stage(run_/"relaxed", c.name, dict(converged=fine, volume_change=0.), mof.crystal, mof.bonds, mof.images)
+    assert run("evaluate", "mofs", run_, "--n-jobs", 1, "--out", tmp_path/"j") == 0
+    rows, summary = cli.read_table(tmp_path/"j"/"table.csv"), json.loads((tmp_path/"j"/"summary.json").read_text())
+    assert [(r["assembled"], r["converged"], r["valid"]) for r in rows] == [("True", "True", "True"), ("False", "False", "False"), ("True", "False", "False")]
+    assert summary["valid"]["n"] == 3 and "novel" not in summary and not any(r.get("novel") for r in rows), "no reference, no verdict on novelty"
+
+
+def test_references(tmp_path, cifs, capsys):
+    assert mc.reference_identities("mofdiff-small") == MofDiff.from_pretrained("mofdiff-small").info["identities"]
+    with pytest.raises(MatgenError, match="no prepared file"): mc.reference_identities("mofdiff-tiny")
+    (tmp_path/"bad").mkdir()
+    (tmp_path/"bad"/"salt.cif").write_text(Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [.5, .5, .5]]).to_cif())
+    with pytest.raises(MatgenError, match="none of the 1 structures"): mc.reference_identities(tmp_path/"bad", n_jobs=1)
+    (cifs/"salt.cif").write_text((tmp_path/"bad"/"salt.cif").read_text())
+    assert len(mc.reference_identities(cifs, n_jobs=1)) == 3 and "1 of 4" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_says_why_in_its_row(tmp_path, cifs):
+    (cifs/"broken.cif").write_text("data_x\n_cell_length_a 10\n")
+    assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path/"j") == 0
+    row = next(r for r in cli.read_table(tmp_path/"j"/"table.csv") if r["name"] == "broken")
+    assert row["failure"] not in ("", "no crystal") and row["valid"] == "False"
+    for name in NAMES: (cifs/f"{name}.cif").unlink()
+    assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path/"k") == 2 and not (tmp_path/"k").exists()
+
+
+def test_the_nets_of_beads_are_counted():
+    double = textbook_mofs()["IRMOF-10"].crystal
+    twice = Mof.from_crystal(Crystal(double.lattice, np.tile(double.elements, 2), np.concatenate([double.frac_coords, double.frac_coords + .25])))
+    d = decompose(twice)
+    assert d.nets == 2 and framework_identity(d) == mc.net_identity(from_decomposition(d, "two")) != framework_identity(decompose(textbook_mofs()["IRMOF-10"]))
+
+
+@pytest.mark.parametrize("options", [("--starts", 0), ("--generations", 0), ("--draws", 0), ("--assemble-limit", -1), ("--relax-limit", 0), ("--eta", 7), ("--seed", -1), ("--target", "density=nan"),
+                                     ("--target", "density=inf")], ids=str)
+def test_amounts_that_no_run_can_have(tmp_path, weights, options):
+    assert run("sample", "mofdiff", "--weights", weights, "-n", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path/"s", *options) == 2
+    assert not (tmp_path/"s").exists() or not list((tmp_path/"s").rglob("*.json"))
+
+
+def test_the_same_from_python(tmp_path, model):
+    for changes in (dict(starts=0), dict(generations=0), dict(relax_limit=0.), dict(assemble_limit=-1.), dict(eta=7.)):
+        with pytest.raises(MatgenError): mc.make_mofs(model, 1, tmp_path/"s", **(dict(steps=2, progress=False) | changes))
+
+
 def test_a_verdict_that_never_came_is_a_failure_and_no_crash(tmp_path, data):
     for n in (c.name for c in put_sampled(tmp_path, data)):
         mc.write_stage(tmp_path/"assembled", n, dict(bond_success=1., clashes=0))
         mc.write_stage(tmp_path/"judged", n, dict(reason="took longer than 120 s"))
     table, summary = mc.collect(tmp_path, relax=False)
-    assert len(table) == len(NAMES) and summary["valid"]["value"] == 0 and all(r["assembled"] and r["reason"] for r in table)
+    assert len(table) == len(NAMES) and summary["valid"]["value"] == 0 and all(r["assembled"] and r["reason"] == "judging: took longer than 120 s" for r in table)
 
 
 def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from matgen_nb.mofdiff import property_design as pd
-from matgen_nb.mofdiff.building_blocks import textbook_crystal
+from matgen_nb.mofdiff.building_blocks import Mof, textbook_crystal, textbook_mof
 from matgen_nb.mofdiff.coarse_graining import MofData
 from matgen_nb.mofdiff.model import MofDiff, preset, statistics
 from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
@@ -104,14 +104,23 @@ def test_a_pore_property_of_what_was_not_built_is_a_miss():
 
 def test_relaxation_hands_on_the_change_of_volume(model, monkeypatch):
     from types import SimpleNamespace
-    crystal = textbook_crystal("IRMOF-1")
-    built = SimpleNamespace(crystal=crystal, row=dict(assembled=True, cp_error=0.1, bond_success=1.0, clashes=0, reason=""))
-    relaxed = SimpleNamespace(crystal=crystal, converged=True, row=dict(volume_change=-0.7, stopped=""))
+    mof = textbook_mof("IRMOF-1")
+    crystal = mof.crystal
+    built = SimpleNamespace(crystal=crystal, to_mof=lambda: mof, row=dict(assembled=True, cp_error=0.1, bond_success=1.0, clashes=0, reason=""))
+    relaxed = SimpleNamespace(crystal=crystal, bonds=mof.bonds, images=mof.images, converged=True, row=dict(volume_change=-0.7, stopped=""))
     monkeypatch.setattr(pd, "assemble", lambda coarse, **k: [built] * len(coarse))
     monkeypatch.setattr(pd, "relax_many", lambda mofs, names, **k: ([relaxed] * len(mofs), []))
-    crystals, rows = pd.build(model.sample(1, seed=0, steps=4, progress=False), relax=True)
+    made, rows = pd.build(model.sample(1, seed=0, steps=4, progress=False), relax=True)
     assert rows[0]["volume_change"] == -0.7
-    assert pd.judge(crystals, rows, "density", crystal.density, 0.1).table[0]["volume_kept"] is False
+    row = pd.judge(made, rows, "density", crystal.density, 0.1).table[0]
+    assert row["volume_kept"] is False and row["as_drawn"] is True
+
+
+def test_what_is_not_as_drawn_is_no_success():
+    mof = textbook_mof("IRMOF-1")
+    torn = Mof(mof.crystal, mof.bonds[:-1], mof.images[:-1])                   # drawn with one bond less than the atoms show
+    row = pd.judge([torn], [dict(name="a")], "density", mof.crystal.density, 0.1).table[0]
+    assert row["checks_passed"] and row["hit"] and row["as_drawn"] is False and not row["valid"] and not row["success"]
 
 
 @pytest.mark.parametrize("changes", [dict(target="max"), dict(target=math.inf), dict(n=0), dict(draws=0), dict(tolerance=0.0), dict(target=0.0)])
@@ -119,7 +128,10 @@ def test_design_refuses(model, changes):
     with pytest.raises(MatgenError): pd.design(model, NAME, **{**dict(target=300.0, n=2, measure=lambda c: c.volume, progress=False), **changes})
 
 
-def test_a_property_without_a_measure_is_refused():
+def test_a_property_without_a_measure_is_refused(model, monkeypatch):
+    monkeypatch.setattr(pd, "draw_codes", lambda *a, **k: pytest.fail("drew before it refused"))
+    with pytest.raises(MatgenError, match="measure="): pd.design(model, NAME, 300.0, n=1, progress=False)
+    with pytest.raises(MatgenError, match="not trained on"): pd.design(model, "price", 300.0, n=1, progress=False)
     with pytest.raises(MatgenError, match="measure="): pd.judge([textbook_crystal("IRMOF-1")], [dict(name="a")], NAME, 1.0, 0.1)
 
 

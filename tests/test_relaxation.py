@@ -240,6 +240,20 @@ def test_bonds_follow_atoms_through_the_faces_of_the_cell():
     assert abs(energy_of(result.crystal, result.bonds, result.images) - result.energies[-1]) < 1e-8
 
 
+@pytest.mark.parametrize("degrees", [5, 15, 25, 40])
+def test_ligands_folded_onto_each_other_part_again(degrees):
+    t = np.radians(degrees)
+    ligands = 1.9 * np.array([[1, 0, 0], [-1, 0, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1], [np.cos(t), np.sin(t), 0]])
+    cart = np.concatenate([np.zeros((1, 3)), ligands]) + 6
+    crystal = Crystal(12. * np.eye(3), [24] + 6 * [9], cart / 12)
+    mof = Mof(crystal, np.array([[0, k] for k in range(1, 7)]), np.zeros((6, 3), dtype=int), "CrF6")
+    result = relax(mof, stages=(False,))
+    d = result.crystal.cart_coords[1:] - result.crystal.cart_coords[0]
+    u = d / np.linalg.norm(d, axis=1, keepdims=True)
+    cosine = (u @ u.T)[np.triu_indices(6, 1)]
+    assert result.converged and cosine.max() < (0.7 if degrees < 20 else 0.1), "no two ligands in one place; an octahedron, except from nearly on top of each other"
+
+
 def test_a_plain_crystal_gets_its_bonds():
     c = textbook_mof("MOF-74").crystal
     assert relax(c, stages=(False,)).row["name"] == c.formula

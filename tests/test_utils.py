@@ -74,6 +74,20 @@ def test_time_limit_is_removed():
     assert issubclass(MatgenError, Exception)
 
 
+def test_limits_within_limits():
+    with pytest.raises(TimeoutError, match="than 0.3 s"):
+        with time_limit(.3):
+            with time_limit(5): pass                                     # done in time: the limit around it goes on
+            time.sleep(5)
+    with pytest.raises(TimeoutError, match="than 0.2 s"):
+        with time_limit(.2):
+            with time_limit(5): time.sleep(10)                           # the outer one ends first
+    with time_limit(5):
+        with pytest.raises(TimeoutError, match="than 0.1 s"):
+            with time_limit(.1): time.sleep(5)
+    time.sleep(.2)
+
+
 def test_every_model_reads_its_weights_the_same_way(tmp_path):
     import torch
     from safetensors.torch import save_file

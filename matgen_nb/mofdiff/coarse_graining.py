@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['BEAD_COLORS', 'FORMAT', 'PAPER_LIMITS', 'KEYS', 'BW_DB', 'BW_DB_FILES', 'BW_DB_TABLE', 'BW_DB_ROWS', 'BW_DB_RECORD',
            'CoarseMof', 'from_decomposition', 'contacts', 'plot_coarse', 'join', 'handedness', 'block_signature',
-           'BlockLibrary', 'MofBatch', 'MofData', 'to_device', 'with_embeddings', 'select', 'subset', 'from_coarse',
-           'pack_blocks', 'unpack_blocks', 'save', 'load', 'Limits', 'bead_distance', 'check_block', 'excess',
-           'read_properties', 'read_folder', 'read_csv', 'stated_checksum', 'download', 'read_archive', 'read_bw_db',
-           'read_source', 'coarse_grain', 'Report', 'prepare_mofs']
+           'BlockLibrary', 'MofBatch', 'MofData', 'to_device', 'with_embeddings', 'select', 'subset', 'trimmed',
+           'from_coarse', 'pack_blocks', 'unpack_blocks', 'save', 'load', 'Limits', 'bead_distance', 'check_block',
+           'excess', 'read_properties', 'read_folder', 'read_csv', 'stated_checksum', 'download', 'read_archive',
+           'read_bw_db', 'read_source', 'coarse_grain', 'Report', 'prepare_mofs']
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #774d9b32
 import csv
@@ -228,7 +228,12 @@ def subset(data, indices):
     return replace(data, lattice=data.lattice[indices], num_blocks=data.num_blocks[indices], frac_coords=data.frac_coords[rows], block=data.block[rows],
                    properties=data.properties[indices], names=[data.names[i] for i in indices.tolist()])
 
-MofData.subset = subset
+def trimmed(data):
+    "The same frameworks with those blocks only that they are made of."
+    used, block = torch.unique(data.block, return_inverse=True)
+    return replace(data, block=block, library=[data.library[i] for i in used.tolist()], embeddings=None if data.embeddings is None else data.embeddings[used])
+
+MofData.subset, MofData.trimmed = subset, trimmed
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #a2bf9f42
 def from_coarse(coarse, info=None, tolerance=0.1):
@@ -365,6 +370,7 @@ def read_folder(path, properties=None):
         try: known = read_properties(tables[0])
         except MatgenError: known = {}
     if properties and not any(p.stem in known for p in files): raise MatgenError(f"{properties} names none of the {len(files)} structures in {path}")
+    if properties and not any(known.values()): raise MatgenError(f"{properties} holds no numbers: a column for each property, a row for each structure")
     return [(p.stem, p.read_text(encoding="utf-8", errors="replace"), known.get(p.stem, {})) for p in files]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #2a4aa6e5
@@ -483,6 +489,8 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
     for one framework. tolerance: A, blocks alike within it are one. A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
     start = time.time()
     if limit is not None and limit < 1: raise MatgenError(f"limit must be at least 1, got {limit}")
+    if properties is not None and not (isinstance(source, (str, Path)) and Path(source).is_dir()):
+        raise MatgenError(f"a CSV of properties goes with a folder of CIF files, not with {str(source)[:80]!r}: the sets that are known by name have theirs, and a CSV of CIF texts holds them in columns of its own")
     if isinstance(source, str) and source == "embedded": return _embedded(out, limit, limits, seed, n_jobs, progress, start)
     items, total, kept, failures, notes = iter(read_source(source, column, properties)), 0, [], [], {}
     while part := list(itertools.islice(items, chunk if limit is None else min(chunk, limit - total))):
@@ -508,6 +516,7 @@ def _embedded(out, limit, limits, seed, n_jobs, progress, start):
     failures = [Failure(name, "outside the limits: " + "; ".join(r)) for name, r in zip(data.names, reasons) if r]
     total, data = len(data), data.subset([i for i, r in enumerate(reasons) if not r]) if failures else data
     if not len(data): raise MatgenError(f"none of the {total} embedded frameworks could be prepared; the first failure: {failures[0]}")
+    data = data.trimmed()
     data.info = data.info | dict(limits=asdict(limits))
     if out is not None: data.save(out)
     return data, Report(total, len(data), failures, {}, time.time() - start)

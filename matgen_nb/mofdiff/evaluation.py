@@ -253,17 +253,25 @@ def check_mof(crystal, min_pld=MIN_PLD, spacing=0.3):
     return row | {"failure": "; ".join(failures)}
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #af9e5577
-def describe_mof(crystal, timeout=120, min_pld=MIN_PLD):
-    "Everything about one framework that needs no other: checks, pores, formula, number of atoms and blocks, identity; a dict."
+def describe_mof(made, timeout=120, min_pld=MIN_PLD):
+    """Everything about one framework that needs no other: checks, pores, formula, number of atoms and blocks, identity; a dict. made: a Crystal; or a Mof,
+    whose listed bonds are those it was built with: then `as_drawn` says whether the bonds that the atoms show make the same blocks and net. None: nothing was made."""
     row = dict(formula="", num_atoms=0, num_blocks=None, identity=None)
-    if crystal is None: return row | dict.fromkeys([*CHECKS, "porous"], False) | {"failure": "no crystal", "checks_passed": False}
+    if made is None: return row | dict.fromkeys([*CHECKS, "porous"], False) | {"failure": "no crystal", "checks_passed": False}
+    crystal = getattr(made, "crystal", made)
     row |= dict(formula=crystal.formula, num_atoms=len(crystal))
-    with time_limit(timeout): row |= check_mof(crystal, min_pld)
-    try:
-        d = decompose(Mof.from_crystal(crystal))
-        row |= dict(num_blocks=len(d), identity=framework_identity(d))
-    except (MatgenError, ValueError) as error: row["failure"] = "; ".join(filter(None, [row["failure"], f"decomposition: {error}"]))
+    with time_limit(timeout):
+        row |= check_mof(crystal, min_pld)
+        row["num_blocks"], row["identity"], failure = _identity(crystal)
+        if made is not crystal: row["as_drawn"] = row["identity"] is not None and row["identity"] == _identity(made)[1]
+    row["failure"] = "; ".join(filter(None, [row["failure"], failure]))
     return row | {"checks_passed": all(row[name] for name in [*CHECKS, "porous"])}
+
+def _identity(made):
+    "Number of blocks and `framework_identity` of a Crystal, or of a Mof by its listed bonds, and why there is none."
+    try: d = decompose(made if isinstance(made, Mof) else Mof.from_crystal(made))
+    except (MatgenError, ValueError) as error: return None, None, f"decomposition: {error}"
+    return len(d), framework_identity(d), ""
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #22e00002
 MAX_VOLUME_CHANGE = 0.25    # relative, by relaxation
@@ -281,27 +289,29 @@ class MofEvaluation:
     summary: dict
     failures: list = field(default_factory=list)
 
-def _novelty(table, known):
-    "Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as neither."
+def _novelty(table, known=None):
+    "Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as neither. known: identities; None, nothing to compare with: novel and vnu are None."
     seen = set()
     for row in table:
         row["unique"] = row["identity"] is not None and row["identity"] not in seen
-        row["novel"] = row["identity"] is not None and row["identity"] not in known
-        row["vnu"] = row["valid"] and row["unique"] and row["novel"]
+        row["novel"] = None if known is None else row["identity"] is not None and row["identity"] not in known
+        row["vnu"] = None if known is None else row["valid"] and row["unique"] and row["novel"]
         if row["valid"]: seen.add(row["identity"])
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #c9dd232d
-STAGES = ("matched", "assembled", "converged", "volume_kept")    # what a framework has to pass before the checks count
+STAGES = ("matched", "assembled", "converged", "volume_kept", "as_drawn")    # what a framework has to pass before the checks count
 
 def is_valid(row):
     "Whether a framework passed all checks, and every one of the STAGES that its row knows of."
     return bool(row["checks_passed"]) and all(row.get(stage) in (True, None) for stage in STAGES)
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #af1cc1f9
-def evaluate_mofs(mofs, reference=(), rows=None, n_jobs=-1, timeout=120, min_pld=MIN_PLD, progress=True):
-    """Judge frameworks. mofs: list of Crystal (None: nothing was made). reference: identities (str) or Crystals of the training set, for novelty.
-    rows: what is known of each (`matched`, `assembled`, `converged`, `volume_change` are used; a stage without an entry was not asked for). Returns `MofEvaluation`.
-    valid = matched, assembled, converged and volume_kept (where given), all checks, PLD >= min_pld. unique: first valid one of its identity; vnu: valid, novel, unique."""
+def evaluate_mofs(mofs, reference=None, rows=None, n_jobs=-1, timeout=120, min_pld=MIN_PLD, progress=True):
+    """Judge frameworks. mofs: list of Crystal, or Mof with the bonds it was built with, or None: nothing was made. reference: identities (str) or Crystals of the training set;
+    without it `novel` and `vnu` are None. rows: what is known of each (`matched`, `assembled`, `converged`, `volume_change` are used; a stage without an entry was not asked for).
+    Returns `MofEvaluation`. valid = matched, assembled, converged, volume_kept and as_drawn (where known), all checks, PLD >= min_pld. unique: first valid one of its identity; vnu: valid, novel, unique."""
+    if rows is not None and len(rows) != len(mofs): raise MatgenError(f"{len(rows)} rows for {len(mofs)} frameworks: give one row for each")
+    reference = list(reference if reference is not None else ())
     known = set(i for i in reference if isinstance(i, str))
     work, names = partial(describe_mof, timeout=timeout, min_pld=min_pld), [(r or {}).get("name", str(i)) for i, r in enumerate(rows or [None] * len(mofs))]
     crystals = [c for c in reference if not isinstance(c, str)]
@@ -312,13 +322,13 @@ def evaluate_mofs(mofs, reference=(), rows=None, n_jobs=-1, timeout=120, min_pld
     for row in table:
         if (kept := volume_kept(row)) is not None: row["volume_kept"] = kept
         row["valid"] = is_valid(row)
-    _novelty(table, known)
-    return MofEvaluation(table, summarise(table, bool(known), min_pld), failures)
+    _novelty(table, known if reference else None)
+    return MofEvaluation(table, summarise(table, bool(reference), min_pld), failures)
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #6bceb7a7
 def summarise(table, has_reference=True, min_pld=MIN_PLD):
     "The shares of a table as a summary; every entry says what was counted."
-    stages = [s for s in STAGES if any(s in r for r in table)]
+    stages = [s for s in STAGES if any(r.get(s) is not None for r in table)]
     out = {s: share([r.get(s) for r in table], f"{s}; all inputs") for s in stages}
     out |= {name: share([r[name] for r in table], "ours, after MOFChecker's list; all inputs") for name in CHECKS}
     out["porous"] = share([r["porous"] for r in table], f"pore-limiting diameter >= {min_pld} A, grid 0.3 A; all inputs")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .assembly import assemble, mismatch
+from .building_blocks import Mof
 from .evaluation import PORES, evaluate_mofs
 from .relaxation import relax_many, uff_table
 from .sampling import codes_for_target, sample_codes
@@ -104,13 +105,13 @@ def draw_codes(model, arm, n, property, target, seed=0, start=None, trust=0.9, s
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #1269647b
 def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_limit=120.0, progress=None, generations=3):
-    """Assemble, and with `relax` relax, a list of `MofSample`: crystals (None where nothing came out) and rows (dicts: `matched`, `assembled` (all bonds between
+    """Assemble, and with `relax` relax, a list of `MofSample`: Mofs with the bonds they were built with (None where nothing came out) and rows (dicts: `matched`, `assembled` (all bonds between
     blocks close; atoms may clash, relaxation can part them, and the checks decide), `bond_success`, `clashes`, `reason`; with `relax` `converged` and `volume_change`)."""
     built = assemble([s.coarse for s in samples], seed=seed, starts=starts, generations=generations, device=device, n_jobs=n_jobs, progress=progress and "assembling")
-    crystals = [b.crystal for b in built]
+    made = [None if b.crystal is None else b.to_mof() for b in built]
     rows = [{**s.row, "name": s.coarse.name, "assembled": b.row["bond_success"] == 1, "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
              "clashes": b.row["clashes"], "reason": s.row["reason"] or b.row["reason"]} for s, b in zip(samples, built)]
-    if not relax: return crystals, rows
+    if not relax: return made, rows
     good = [i for i, row in enumerate(rows) if row["assembled"]]
     relaxed, failures = relax_many([built[i] for i in good], [rows[i]["name"] for i in good], n_jobs=n_jobs, time_limit=time_limit, progress=progress and "relaxing")
     reasons = iter(failures)
@@ -118,9 +119,9 @@ def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_
     for i, r in zip(good, relaxed):
         if r is None: rows[i]["reason"] = next(reasons).reason
         else:
-            crystals[i], rows[i]["converged"], rows[i]["volume_change"] = r.crystal, r.converged, r.row["volume_change"]
+            made[i], rows[i]["converged"], rows[i]["volume_change"] = Mof(r.crystal, r.bonds, r.images, rows[i]["name"]), r.converged, r.row["volume_change"]
             rows[i]["reason"] = rows[i]["reason"] or ("" if r.converged else r.row["stopped"])
-    return crystals, rows
+    return made, rows
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #d23a0002
 def best_fitting(samples, draws):
@@ -138,13 +139,16 @@ def measure_all(crystals, measure, names=None, n_jobs=1, timeout=600):
     for i, value in zip(there, found): values[i] = np.nan if value is None else value
     return values, failures
 
-def judge(crystals, rows, property, target, tolerance, measure=None, reference=(), n_jobs=1, timeout=120):
-    "Add to the rows what `evaluate_mofs` says, `measured`, `hit` (within the tolerance, finite) and `success` (hit and valid). Returns `MofEvaluation`."
+def _check_measure(property, measure):
     if measure is None and property not in PORES:
         raise MatgenError(f"{property} is not measured by pore_properties ({', '.join(PORES)}): give measure=, a function of a Crystal")
-    result = evaluate_mofs(crystals, reference, rows, n_jobs=n_jobs, timeout=timeout, progress=False)
+
+def judge(made, rows, property, target, tolerance, measure=None, reference=(), n_jobs=1, timeout=120):
+    "Add to the rows what `evaluate_mofs` says of Crystals or Mofs, `measured`, `hit` (within the tolerance, finite) and `success` (hit and valid). Returns `MofEvaluation`."
+    _check_measure(property, measure)
+    result = evaluate_mofs(made, reference, rows, n_jobs=n_jobs, timeout=timeout, progress=False)
     if measure is None: values = [math.nan if r.get(property) is None else r[property] for r in result.table]     # none: there is no crystal
-    else: values, failures = measure_all(crystals, measure, [r["name"] for r in rows], n_jobs)
+    else: values, failures = measure_all([getattr(m, "crystal", m) for m in made], measure, [r["name"] for r in rows], n_jobs)
     if measure is not None: result.failures.extend(failures)
     for row, value in zip(result.table, values):
         hit = bool(np.isfinite(value) and abs(value - target) <= tolerance)
@@ -172,13 +176,15 @@ def design(model, property, target, n=16, seed=0, tolerance=None, arms=("optimis
     if min(n, draws) < 1 or int(n) != n or int(draws) != draws: raise MatgenError(f"n and draws must be whole numbers of at least 1, got {n} and {draws}")
     tolerance = 0.1 * abs(target) if tolerance is None else float(tolerance)
     if not tolerance > 0: raise MatgenError(f"the tolerance must be positive, got {tolerance}")
+    property_objective(model, property, target)       # what cannot be asked for, or not be measured, is refused before anything is drawn
+    _check_measure(property, measure)
     out = Design([], [], {}, property, float(target), tolerance)
     for arm in dict.fromkeys(("random", *arms)):
         z = draw_codes(model, arm, n, property, target, seed, start, trust, steps)
         drawn = model.sample(n, seed=seed, steps=sampling_steps, z=z, draws=draws, progress=progress)
-        crystals, rows = build(best_fitting(drawn, draws), seed, relax, starts, "cpu", n_jobs, time_limit, progress or None, generations)
-        judged = judge(crystals, [dict(arm=arm, **r) for r in rows], property, target, tolerance, measure, reference, n_jobs)
-        out.rows += judged.table; out.crystals += crystals; out.failures += judged.failures
+        made, rows = build(best_fitting(drawn, draws), seed, relax, starts, "cpu", n_jobs, time_limit, progress or None, generations)
+        judged = judge(made, [dict(arm=arm, **r) for r in rows], property, target, tolerance, measure, reference, n_jobs)
+        out.rows += judged.table; out.crystals += [m and m.crystal for m in made]; out.failures += judged.failures
         out.summary[arm] = summarise_arm(judged, property, target, tolerance, relax)
     return out
 
@@ -186,7 +192,7 @@ def design(model, property, target, n=16, seed=0, tolerance=None, arms=("optimis
 def summarise_arm(judged, property, target, tolerance, relaxed=False):
     "The shares of one arm: those of `evaluate_mofs` that count, `hit` and `success`."
     what = f"{property} measured {'after' if relaxed else 'without'} relaxation within {tolerance:g} of {target:g}; all inputs"
-    shares = {name: judged.summary[name] for name in ("matched", "assembled", "converged", "volume_kept", "valid") if name in judged.summary}
+    shares = {name: judged.summary[name] for name in ("matched", "assembled", "converged", "volume_kept", "as_drawn", "valid") if name in judged.summary}
     if "assembled" in shares: shares["assembled_hit"] = share([bool(r["assembled"]) and r["hit"] for r in judged.table], "all bonds close and " + what)
     return shares | dict(hit=share([r["hit"] for r in judged.table], what), success=share([r["success"] for r in judged.table], "valid and " + what))
 

@@ -237,9 +237,10 @@ _SQUARE = (1 / 16, 0., 0., -1 / 16)
 def _cosine(a, b): return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-9)
 
 def angle_energy(p, c):
-    "Energies (M,) of angles p (M, 3, 3) with the vertex in the middle."
+    "Energies (M,) of angles p (M, 3, 3) with the vertex in the middle. The four-fold form has a wall below 50 degrees."
     x2 = (x := _cosine(p[:, 0] - p[:, 1], p[:, 2] - p[:, 1]))**2
-    return c[:, 0] + c[:, 1] * x + c[:, 2] * (2 * x2 - 1) + c[:, 3] * (8 * x2 * x2 - 8 * x2 + 1)
+    energy = c[:, 0] + c[:, 1] * x + c[:, 2] * (2 * x2 - 1) + c[:, 3] * (8 * x2 * x2 - 8 * x2 + 1)
+    return energy + 128 * c[:, 0] * (c[:, 3] != 0) * (x - math.cos(math.radians(50))).clamp(min=0)**2   # c0 = K / 16
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #ce6a34d4
 def _natural_angle(types, geometry, j):

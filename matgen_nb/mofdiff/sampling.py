@@ -209,11 +209,12 @@ def codes_for_target(model, n, target, generator, prior="learned", draws=32, ste
     return z[error.argsort(stable=True)[:n]]
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #d0f09ef6
-def check_sample_request(model, n, steps, z, num_blocks, library, batch_size, corrector=0, sharpen=1.0, draws=1):
+def check_sample_request(model, n, steps, z, num_blocks, library, batch_size, corrector=0, sharpen=1.0, draws=1, eta=1.0):
     "MatgenError for values that no request can have, before anything is computed."
     if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which the choice of blocks needs: sample with model.to('cpu')")
     if int(corrector) != corrector or not 0 <= corrector <= 100: raise MatgenError(f"corrector must be a whole number from 0 to 100, got {corrector!r}")
     if not 1 <= sharpen <= 100: raise MatgenError(f"sharpen must be a number from 1 (as learned) to 100, got {sharpen!r}")
+    if not 0 <= eta <= 1: raise MatgenError(f"eta must be a number from 0 (deterministic given the start) to 1 (stochastic), got {eta!r}")
     for name, value in [("number of samples", n), ("draws", draws), ("steps", steps), ("num_blocks", num_blocks), ("batch_size", batch_size)]:
         if value is not None and (int(value) != value or value < 1): raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")
     if z is not None and tuple(np.shape(z)) != (n, model.config.latent):
@@ -231,7 +232,7 @@ def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, libr
     all samples, else from the codes. library: blocks to decode with, else the model's own. prior: "learned" or "normal". joint: blocks chosen together,
     so that connection points match. eta: 1 stochastic, 0 deterministic given the start. sharpen: of the places, 1 as learned (lesson 07). corrector: Langevin steps of the
     places after each step, a further network call each. draws: so many MOFs of each code, in a row, n x draws in all. Same seed, arguments and device: same MOFs."""
-    check_sample_request(self, n, steps, z, num_blocks, library, batch_size, corrector, sharpen, draws)
+    check_sample_request(self, n, steps, z, num_blocks, library, batch_size, corrector, sharpen, draws, eta)
     samples, group = [], max(1, batch_size // draws)
     with progress_bar("sampling", n * draws * (len(time_grid(self.config.T, steps)) - 1), show=progress) as advance, reproducible(self.device):
         for first in range(0, n, group):

@@ -257,7 +257,7 @@ class Device(str, Enum):
     cuda = "cuda"
     mps = "mps"
 
-Seed = Annotated[int, typer.Option(help="Random seed: same seed, same result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed: same seed, same result.")]
 On = Annotated[Device, typer.Option(help="Where to compute.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]

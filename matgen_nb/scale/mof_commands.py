@@ -5,9 +5,10 @@ __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'STAGES', 'prepare_mofs_command', '
            'train_blocks_command', 'net_identity', 'known_identities', 'fit_mofdiff', 'train_mofdiff_command',
            'open_mofs', 'sample_stage', 'read_sampled', 'write_stage', 'read_stage', 'assemble_part', 'run_stage',
            'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part', 'judge_stage', 'first_reason',
-           'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
+           'stage_rows', 'collect', 'mof_sheet', 'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target',
            'reference_identities', 'draw_closed', 'relax_shown', 'best_framework', 'whole_blocks', 'plot_whole',
-           'mof_pair', 'demo_mof', 'mof_folder', 'evaluate_mofs_command', 'design_command']
+           'mof_pair', 'demo_mof', 'is_run', 'run_frameworks', 'frameworks_of', 'evaluate_mofs_command',
+           'design_command']
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #df4d69bf
 import json, time
@@ -22,7 +23,7 @@ import typer
 from .command_line import (CHUNK, Compile, Device, Devices, Nodes, On, Out, Overwrite, Precision, Seed, Strategy, _command, _small_png, app, chunk_seed, chunks, evaluate_app, file_hash, fit_model, open_run, pick_device,
                                           prepare_app, read_crystals, read_table, report_training, run_record, sample_app, say, summary_text, train_app, write_gallery, write_json, write_table)
 from ..symmetry.crystal import element_legend
-from ..utils import MatgenError, atomic_write, describe_failures, parallel_map, time_limit
+from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map, time_limit
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #fb3843c2
 @prepare_app.command("mofs", epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded --limit 5000 --out many.safetensors`")
@@ -32,7 +33,7 @@ def prepare_mofs_command(source: Annotated[str, typer.Argument(help="embedded, b
                          limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first so many. With embedded, 1,632 ship; of a larger number the rest is built "
                                                                                        "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).")] = None,
                          n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
-                         timeout: Annotated[float, typer.Option(help="Seconds one framework may take.")] = 60.,
+                         timeout: Annotated[float, typer.Option(min=.1, help="Seconds one framework may take.")] = 60.,
                          overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.cpu):
     "Take frameworks apart into building blocks and write one training file."
     from matgen_nb.mofdiff.coarse_graining import prepare_mofs
@@ -90,13 +91,14 @@ def train_blocks_command(data: Annotated[Path, typer.Argument(help="File made by
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #9c6d0913
 def net_identity(coarse, slack=1.05):
     "`framework_identity` of beads: metal and organic blocks nearer than `slack` x the sum of their arms are joined. None where it cannot be told."
-    from matgen_nb.mofdiff.building_blocks import Decomposition
+    from matgen_nb.mofdiff.building_blocks import Decomposition, _nets
     from matgen_nb.mofdiff.coarse_graining import contacts
     from matgen_nb.mofdiff.evaluation import framework_identity
     pairs = contacts(coarse, slack)
     if not pairs: return None
     connections, images = np.array([[m, 0, o, 0] for m, o, _ in pairs]), np.array([s for *_, s in pairs]).astype(int)
-    return framework_identity(Decomposition(coarse.lattice, coarse.blocks, coarse.frac_coords, connections, images))
+    nets, dimension = _nets(len(coarse), connections, images)
+    return framework_identity(Decomposition(coarse.lattice, coarse.blocks, coarse.frac_coords, connections, images, nets=nets, dimension=dimension))
 
 def known_identities(data, slacks=(1.05, 1.1)):
     "Identities of a `MofData` for novelty, a sorted list; read at two slacks, since calling a known framework new is the worse mistake."
@@ -236,23 +238,21 @@ def relax_stage(names, out, n_jobs=1, limit=120.):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #5a528777
 def judge_part(name, out, limit=120.):
-    "Judge the last structure there is of a framework; writes out/judged/name.json."
+    "Judge a framework as it was assembled and, where it was relaxed, as relaxation left it; writes out/judged/name.json, a verdict for each."
     from matgen_nb.mofdiff.evaluation import describe_mof
-    for stage in ("relaxed", "assembled"):
-        _, mof = read_stage(Path(out)/stage, name)
-        if mof is not None: break
-    write_stage(Path(out)/"judged", name, {**describe_mof(mof and mof.crystal, limit), "stage": stage if mof else "sampled"})
+    found = {stage: read_stage(Path(out)/stage, name)[1] for stage in ("assembled", "relaxed")}
+    write_stage(Path(out)/"judged", name, {stage: describe_mof(mof, limit) for stage, mof in found.items() if mof is not None})
 
 def judge_stage(names, out, n_jobs=1, limit=120.):
-    "Checks, pores and identity of the `closed` frameworks of a run in out/judged; those that have been relaxed since are judged again."
+    "Checks, pores and identity of the `closed` frameworks of a run in out/judged, before and after relaxation; those that have been relaxed since are judged again."
     folder, names = Path(out)/"judged", closed(names, out)
     for n in names:
         row, _ = read_stage(folder, n)
-        if row and row.get("stage") == "assembled" and (Path(out)/"relaxed"/f"{n}.cif").exists(): (folder/f"{n}.json").unlink()
-    run_stage(partial(judge_part, out=out, limit=limit), names, [[n] for n in names], folder, "judging", n_jobs, 3 * limit)
+        if row and "relaxed" not in row and (Path(out)/"relaxed"/f"{n}.cif").exists(): (folder/f"{n}.json").unlink()
+    run_stage(partial(judge_part, out=out, limit=limit), names, [[n] for n in names], folder, "judging", n_jobs, 6 * limit)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #764999d6
-def first_reason(row, assembled, relaxed, judged):
+def first_reason(row, assembled, relaxed, verdict):
     "Why a framework is not valid: the first stage that says so; empty for a valid one."
     if not row["matched"]: return row.get("reason") or "connection points do not match"
     if assembled.get("reason"): return f"assembly: {assembled['reason']}"
@@ -260,22 +260,40 @@ def first_reason(row, assembled, relaxed, judged):
     if relaxed and not relaxed.get("converged"): return relaxed.get("reason", "relaxation: did not converge")
     from matgen_nb.mofdiff.evaluation import CHECKS, volume_kept
     if volume_kept(relaxed) is False: return f"relaxation: the volume changed by {relaxed['volume_change']:+.0%}"
-    missed = [name for name in (*CHECKS, "porous") if not judged.get(name)]
-    return judged.get("failure") or (f"checks: {', '.join(missed)}" if missed else "")
+    if "checks_passed" not in verdict: return f"judging: {verdict.get('reason', 'has not been done')}"
+    if verdict["failure"]: return verdict["failure"]
+    if not verdict["as_drawn"]: return "not as drawn: by their distances the atoms form other blocks, or another net, than were put together"
+    missed = [name for name in (*CHECKS, "porous") if not verdict[name]]
+    return f"checks: {', '.join(missed)}" if missed else ""
 
-def collect(out, known=(), relax=True):
-    "Rows of all frameworks of a run, with valid, unique, novel, vnu; and the summary with its intervals."
-    from matgen_nb.mofdiff.evaluation import _novelty, describe_mof, is_valid, summarise, volume_kept
-    table, out = [], Path(out)
-    for row in read_sampled(out)[1]:
-        a, r, j = (read_stage(out/stage, row["name"])[0] or {} for stage in STAGES)
-        row |= {k: v for k, v in a.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=a.get("bond_success") == 1)
-        if relax: row |= {k: v for k, v in r.items() if k in ("energy_per_atom", "volume_change", "stopped")} | dict(converged=r.get("converged", False), volume_kept=bool(volume_kept(r)))
-        row |= {k: v for k, v in (describe_mof(None) | j).items() if k != "name"} | dict(reason=first_reason(row, a, r if relax else {}, j))
-        row["valid"] = is_valid(row)
-        table.append(row)
-    _novelty(table, set(known))
-    return table, summarise(table, bool(known))
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00002
+def stage_rows(row, out, relax=True):
+    "The row of a framework with what its stages say, before relaxation and (with `relax`) after it: two rows, each with `valid`; the second is the first where nothing was to be relaxed."
+    from matgen_nb.mofdiff.evaluation import describe_mof, is_valid, volume_kept
+    assembled, relaxed, judged = (read_stage(Path(out)/stage, row["name"])[0] or {} for stage in STAGES)
+    row = row | {k: v for k, v in assembled.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=assembled.get("bond_success") == 1)
+    def judge(row, relaxed):
+        stage = next((s for s in ("relaxed", "assembled") if s in judged and (relaxed or s == "assembled")), "sampled")
+        verdict = judged.get(stage, {k: v for k, v in judged.items() if k == "reason"})
+        row = row | {k: v for k, v in (describe_mof(None) | verdict).items() if k != "name"} | dict(stage=stage, reason=first_reason(row, assembled, relaxed, verdict))
+        return row | dict(valid=is_valid(row))
+    before = judge(row, {})
+    if not relax: return before, before
+    told = {k: v for k, v in relaxed.items() if k in ("energy_per_atom", "volume_change", "stopped")}
+    return before, judge(row | told | dict(converged=relaxed.get("converged", False), volume_kept=bool(volume_kept(relaxed))), relaxed)
+
+def collect(out, known=None, relax=True):
+    """Rows of all frameworks of a run, with valid, unique, novel, vnu, and the summary with its intervals. With `relax` they are those of the relaxed frameworks, and
+    `valid_before` and `vnu_before` are what the same checks said before relaxation. known: identities for novelty, None for no such columns."""
+    from matgen_nb.mofdiff.evaluation import _novelty, summarise
+    from matgen_nb.utils import share
+    before, table = ([rows[k] for rows in [stage_rows(row, out, relax) for row in read_sampled(out)[1]]] for k in (0, 1))
+    for rows in ([before, table] if relax else [table]): _novelty(rows, None if known is None else set(known))
+    summary = summarise(table, known is not None)
+    for name in ("valid", "vnu") if relax else ():
+        for row, first in zip(table, before): row[f"{name}_before"] = first[name]
+        if known is not None or name == "valid": summary[f"{name}_before"] = share([r[name] for r in before], f"{name} by the same checks, before relaxation; all inputs")
+    return table, summary
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #517b5d8a
 def mof_sheet(coarse, crystals, titles, columns=6):
@@ -305,8 +323,8 @@ def finish_mofs(out, known, record, relax=True, pictures=24):
     write_table(out/"table.csv", table)
     write_json(out/"summary.json", summary)
     order = sorted((i for i, r in enumerate(table) if r["assembled"]), key=lambda i: (not table[i]["valid"], i))[:pictures]
-    last = lambda n: next((m.crystal for stage in ("relaxed", "assembled") if (m := read_stage(out/stage, n)[1]) is not None), None)
-    shown = {i: last(table[i]["name"]) for i in order}
+    found = {i: read_stage(out/("relaxed" if table[i]["stage"] == "relaxed" else "assembled"), table[i]["name"])[1] for i in order}
+    shown = {i: mof and mof.crystal for i, mof in found.items()}
     rows = [table[i] for i in order] + [r for i, r in enumerate(table) if i not in shown]
     write_gallery(out/"gallery.html", "New frameworks", [*shown.values()] + [None] * (len(rows) - len(shown)), rows, f"{len(table)} frameworks, made by: {record['command']}")
     sheet = mof_sheet([coarse[i] for i in order[:12]], [shown[i] for i in order[:12]], [f"{table[i]['name']}\n{table[i]['formula'][:28]}" for i in order[:12]])
@@ -320,7 +338,8 @@ def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=No
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
     (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
     start = time.monotonic()
-    if min(n, chunk, draws) < 1: raise MatgenError("the number of frameworks, the chunk and the draws must be at least 1")
+    if min(n, chunk, draws, starts, generations) < 1: raise MatgenError("the number of frameworks, chunk, draws, starts and generations must be at least 1")
+    if not min(assemble_limit, relax_limit) > 0: raise MatgenError(f"time limits are seconds above 0, not {assemble_limit:g} and {relax_limit:g}")
     request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, draws=draws, **asked)
     out = open_mofs(out, request, resume, overwrite)
     sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
@@ -329,7 +348,7 @@ def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=No
     assemble_stage([c for c, r in zip(coarse, rows) if r["matched"]], out, seed, n_jobs, device, assemble_limit, starts, generations)
     if relax: relax_stage([c.name for c in coarse], out, n_jobs, relax_limit)
     judge_stage([c.name for c in coarse], out, n_jobs)
-    known = known if known is not None else getattr(model, "info", {}).get("identities", ())
+    known = known if known is not None else getattr(model, "info", {}).get("identities")
     return finish_mofs(out, known, run_record(_command(), seed, time.monotonic() - start, request=request, relax=relax), relax)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #56ee1fae
@@ -337,20 +356,20 @@ def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=No
 def sample_mofdiff_command(out: Out = Path("mofdiff-samples"), n: Annotated[int, typer.Option("-n", help="How many frameworks.")] = 20,
                            weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
                            steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
-                           eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
+                           eta: Annotated[Optional[float], typer.Option(min=0, max=1, help="1: stochastic; 0: deterministic given the start.")] = None,
                            corrector: Annotated[Optional[int], typer.Option(help="Langevin steps of the places after each step.")] = None,
                            sharpen: Annotated[Optional[float], typer.Option(help="Longer steps of the places along the score; 1: as learned. Default 3.")] = None,
                            prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
                            num_blocks: Annotated[Optional[int], typer.Option(help="Blocks in the cell; default: as the code says.")] = None,
                            target: Annotated[Optional[str], typer.Option(help="Property to aim at: name=value.")] = None,
-                           draws: Annotated[int, typer.Option(help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
-                           starts: Annotated[int, typer.Option(help="Joint choices of orientations that compete in assembly.")] = 64,
-                           generations: Annotated[int, typer.Option(help="Rounds of search in assembly, at most.")] = 3,
+                           draws: Annotated[int, typer.Option(min=1, help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
+                           starts: Annotated[int, typer.Option(min=1, help="Joint choices of orientations that compete in assembly.")] = 64,
+                           generations: Annotated[int, typer.Option(min=1, help="Rounds of search in assembly, at most.")] = 3,
                            chunk: Annotated[int, typer.Option(help="Frameworks drawn together. Another number, other frameworks.")] = CHUNK,
                            relax: Annotated[bool, typer.Option(help="Relax with UFF before judging.")] = True,
-                           relax_limit: Annotated[float, typer.Option(help="Seconds one relaxation may take.")] = 120.,
-                           assemble_limit: Annotated[float, typer.Option(help="Seconds one assembly may take.")] = 60.,
-                           reference: Annotated[Optional[Path], typer.Option(help="What novelty compares with; default: the training set.")] = None,
+                           relax_limit: Annotated[float, typer.Option(min=.1, help="Seconds one relaxation may take.")] = 120.,
+                           assemble_limit: Annotated[float, typer.Option(min=.1, help="Seconds one assembly may take.")] = 60.,
+                           reference: Annotated[Optional[Path], typer.Option(help="What novelty compares with (prepared file, weights, folder of CIF files or CSV); default: the training set.")] = None,
                            n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
                            resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
                            overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
@@ -367,21 +386,30 @@ def sample_mofdiff_command(out: Out = Path("mofdiff-samples"), n: Annotated[int,
 def parse_target(text):
     "'void_fraction=0.8' -> {'void_fraction': 0.8}; several with commas. None -> None."
     if text is None: return None
-    try: return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
-    except ValueError: raise MatgenError(f"--target must be name=value, such as void_fraction=0.8, not {text!r}") from None
+    try: found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError: found = {"": np.nan}
+    if not np.isfinite([*found.values()]).all(): raise MatgenError(f"--target must be name=value, such as void_fraction=0.8, not {text!r}")
+    return found
+
+def _stored_identities(path):
+    "Identities of a prepared file, or of the training set of weights (a file, or the name of weights that ship)."
+    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.model import MofDiff
+    try: return MofDiff.from_pretrained(path).info["identities"]
+    except (MatgenError, KeyError, AttributeError):
+        if Path(path).is_file(): return known_identities(MofData.load(path))
+        raise MatgenError(f"--reference: {path} is no prepared file, no folder, no CSV and no name of weights that ship") from None
 
 def reference_identities(path, n_jobs=-1):
-    "Identities to compare with: of a prepared file, of weights (their training set), or of a folder of CIF files."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    "Identities to compare with: of a prepared file, of weights (their training set), or of a folder of CIF files or a CSV. MatgenError where none can be had."
     from matgen_nb.mofdiff.evaluation import describe_mof
-    from matgen_nb.mofdiff.model import MofDiff
-    if Path(path).suffix == ".safetensors":
-        try: return known_identities(MofData.load(path))
-        except MatgenError as error:
-            try: return MofDiff.from_pretrained(path).info["identities"]
-            except (MatgenError, KeyError): raise error from None
-    crystals, _, failures = read_crystals(path, n_jobs)
-    found, _ = parallel_map(describe_mof, [c for c in crystals if c is not None], n_jobs=n_jobs, timeout=300, progress="reference")
+    if Path(path).suffix == ".safetensors" or not Path(path).exists(): return _stored_identities(path)
+    crystals, names, failures = read_crystals(path, n_jobs)
+    there = [(c, n) for c, n in zip(crystals, names) if c is not None]
+    found, slow = parallel_map(describe_mof, [c for c, _ in there], [n for _, n in there], n_jobs=n_jobs, timeout=300, progress="reference")
+    lost = [*failures, *slow, *(Failure(n, row["failure"]) for (_, n), row in zip(there, found) if row and not row["identity"])]
+    if lost: say(f"reference: {describe_failures(lost, len(names))}")
+    if len(lost) == len(names): raise MatgenError(f"--reference: none of the {len(names)} structures in {path} could be taken apart, so nothing can be said of novelty")
     return sorted({row["identity"] for row in found if row and row["identity"]})
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00002
@@ -407,9 +435,10 @@ def relax_shown(mof, row, most_atoms, limit):
     if len(mof.crystal) > most_atoms: return as_given
     try: r = relax(mof, time_limit=limit)
     except MatgenError: return as_given
-    after = describe_mof(r.crystal) if r.converged and volume_kept(r.row) else None
-    if after is None or row["valid"] > after["checks_passed"]: return as_given
-    return Mof(r.crystal, r.bonds, r.images), row | after | dict(valid=after["checks_passed"], stage="relaxed", **{k: r.row[k] for k in ("energy_per_atom", "volume_change")})
+    moved = Mof(r.crystal, r.bonds, r.images)
+    after = describe_mof(moved) if r.converged and volume_kept(r.row) else None
+    if after is None or row["valid"] > (valid := after["checks_passed"] and after["as_drawn"]): return as_given
+    return moved, row | after | dict(valid=valid, stage="relaxed", **{k: r.row[k] for k in ("energy_per_atom", "volume_change")})
 
 def best_framework(built, judged=3, most_atoms=120, limit=20.):
     "The best of a list of `Assembled`: (its number, Mof, row). Closed ones first, then few clashes, a cell like the drawn one, few atoms; of the first `judged` closed ones the first valid one."
@@ -419,8 +448,8 @@ def best_framework(built, judged=3, most_atoms=120, limit=20.):
     if not order: raise MatgenError("none of the frameworks could be assembled: no connection points match")
     best = None
     for i in [i for i in order if built[i].row["bond_success"] == 1][:judged] or order[:1]:
-        row = built[i].row | describe_mof(built[i].crystal)
-        row["valid"] = bool(row["bond_success"] == 1 and row["checks_passed"])
+        row = built[i].row | describe_mof(built[i].to_mof())
+        row["valid"] = bool(row["bond_success"] == 1 and row["checks_passed"] and row["as_drawn"])
         if best is None or row["valid"]: best = i, row
         if row["valid"]: break
     i, row = best
@@ -493,25 +522,43 @@ def demo_mof(out, n=24, seed=0, weights="mofdiff-small", device="cpu", n_jobs=1,
     return row, text
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d047ee7d
-def mof_folder(source):
-    "Where the CIF files of a source are: the last stage of a run, or the source itself."
-    return next((Path(source)/stage for stage in ("relaxed", "assembled") if any((Path(source)/stage).glob("*.cif"))), Path(source))
+def is_run(source):
+    "Whether a folder is that of a run of `make_mofs`."
+    return any((Path(source)/"sampled").glob("*.safetensors"))
+
+def run_frameworks(out):
+    "All frameworks of a run as its last stage left them: Mofs (None: none came out) and rows with name, matched, assembled and, of a relaxed run, converged and volume_change."
+    relaxed, mofs, rows = any((Path(out)/"relaxed").glob("*.json")), [], []
+    for name, matched in ((row["name"], row["matched"]) for row in read_sampled(out)[1]):
+        (assembled, mof), (after, moved) = (read_stage(Path(out)/stage, name) for stage in ("assembled", "relaxed"))
+        rows.append(dict(name=name, matched=matched, assembled=(assembled or {}).get("bond_success") == 1))
+        if relaxed: rows[-1] |= dict(converged=(after or {}).get("converged", False), volume_change=(after or {}).get("volume_change"))
+        mofs.append((moved or mof) if rows[-1]["assembled"] else None)
+    return mofs, rows
+
+def frameworks_of(source, n_jobs=-1):
+    "Crystals or Mofs (None where there is none) and rows of a folder of a run, of a folder of CIF files or of a CSV; what cannot be read says so in its row."
+    if is_run(source): return run_frameworks(source)
+    crystals, names, failures = read_crystals(source, n_jobs)
+    if failures: say(describe_failures(failures, len(crystals)))
+    if len(failures) == len(names): raise MatgenError(f"none of the {len(names)} structures in {source} could be read")
+    reason = {f.name: f.reason for f in failures}
+    return crystals, [dict(name=n.removesuffix(".cif")) | (dict(unread=reason[n]) if n in reason else {}) for n in names]
 
 @evaluate_app.command("mofs", epilog="Example: `matgen evaluate mofs my_cifs/ --reference mofs.safetensors --out judged`")
 def evaluate_mofs_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, folder of a run, or a CSV with a cif column.")], out: Out,
-                          reference: Annotated[Optional[Path], typer.Option(help="For novelty: prepared file, weights, folder of CIF files or CSV.")] = None,
+                          reference: Annotated[Optional[Path], typer.Option(help="For novelty: prepared file, weights (file or name), folder of CIF files or CSV.")] = None,
                           n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
-                          timeout: Annotated[float, typer.Option(help="Seconds one framework may take.")] = 120.,
+                          timeout: Annotated[float, typer.Option(min=.1, help="Seconds one framework may take.")] = 120.,
                           overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.cpu):
     "Named checks, pores, uniqueness and novelty of frameworks: per structure and in total."
     from matgen_nb.mofdiff.evaluation import evaluate_mofs, plot_summary
     from matgen_nb.scale.command_line import fresh_folder, write_results
-    known, start = reference_identities(reference, n_jobs) if reference else (), time.monotonic()
-    out, (crystals, names, failures) = fresh_folder(out, overwrite), read_crystals(mof_folder(source), n_jobs)
-    names = [n.removesuffix(".cif") for n in names]
-    if failures: say(describe_failures(failures, len(crystals)))
-    result = evaluate_mofs(crystals, known, [dict(name=n) for n in names], n_jobs, timeout)
-    write_results(out, crystals, result.table, "Evaluation of frameworks", run_record(_command(), seed, time.monotonic() - start))
+    known, start = reference_identities(reference, n_jobs) if reference else None, time.monotonic()
+    made, rows = frameworks_of(source, n_jobs)
+    out, result = fresh_folder(out, overwrite), evaluate_mofs(made, known, rows, n_jobs, timeout)
+    for row in result.table: row["failure"] = row.pop("unread", None) or row["failure"]
+    write_results(out, [getattr(m, "crystal", m) for m in made], result.table, "Evaluation of frameworks", run_record(_command(), seed, time.monotonic() - start))
     write_json(out/"summary.json", result.summary)
     with atomic_write(out/"summary.png", "wb") as f: plot_summary(result).figure.savefig(f, format="png", dpi=90, bbox_inches="tight")
     say(summary_text(result.summary) + f"\nresults: {out}")
@@ -523,7 +570,7 @@ def design_command(out: Out, property: Annotated[str, typer.Option(help="One tha
                    n: Annotated[int, typer.Option("-n", help="Frameworks designed, and as many drawn at random.")] = 16,
                    weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
                    arms: Annotated[str, typer.Option(help="Ways to choose codes, with commas: optimised (gradient, trust region), selected (best of many draws). Random codes always stand beside them.")] = "optimised,selected",
-                   draws: Annotated[int, typer.Option(help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
+                   draws: Annotated[int, typer.Option(min=1, help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
                    relax: Annotated[bool, typer.Option(help="Relax with UFF before measuring.")] = False,
                    n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
                    overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
