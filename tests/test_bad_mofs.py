@@ -48,7 +48,7 @@ def bad_cifs():
             "no-carbon": (Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [.5, .5, .5]]).to_cif(), "no carbon"),
             "disorder": (re.sub(r"(?m)^(C C.*) 1$", r"\1 0.5", metal.to_cif()), "disordered"),
             "overlap": (with_atoms(mof, [6], [mof.cart_coords[0] + .3]).to_cif(), "overlap"),
-            "torn": (mof.to_cif()[:400], ""),
+            "torn": (mof.to_cif()[:400], "no atoms"),
             "molecule": (Crystal(12 * np.eye(3), [30, 6, 8, 8, 1], np.array([[0, 0, 0], [2.9, 0, 0], [2.25, 1.08, 0], [2.25, -1.08, 0], [4, 0, 0]]) / 12).to_cif(), "not a framework"),
             "three-thousand": (three_thousand().to_cif(), "280 blocks in the primitive cell, the limit is 20"),
             "solvent": (with_atoms(mof, [8, 1, 1], water).to_cif(), None),
@@ -139,13 +139,13 @@ def test_relaxations_that_blow_up_or_hang_take_no_neighbour_with_them(tmp_path, 
     mof = textbook_mof("MIL-53")
     crushed = Mof(Crystal(mof.crystal.lattice * .5, mof.crystal.elements, mof.crystal.frac_coords), mof.bonds, mof.images)
     real = relaxation.relax
-    monkeypatch.setattr(relaxation, "relax", lambda m, **how: time.sleep(60) if how["name"] == "hangs" else real(m, **how))
+    monkeypatch.setattr(relaxation, "relax", lambda m, **how: time.sleep(600) if how["name"] == "hangs" else real(m, **how))
     for name, m in (("crushed", crushed), ("hangs", mof), ("good", mof)): mc.write_stage(tmp_path/"assembled", name, dict(bond_success=1), m.crystal, m.bonds, m.images)
-    monkeypatch.setattr(mc, "run_stage", lambda *a, _run=mc.run_stage: _run(*a[:-1], 20))             # seconds for one, instead of 2 x limit + 60
-    mc.relax_stage(["crushed", "hangs", "good"], tmp_path, limit=15.)
+    monkeypatch.setattr(mc, "run_stage", lambda *a, _run=mc.run_stage: _run(*a[:-1], 40))             # seconds for one, instead of 2 x limit + 60
+    mc.relax_stage(["crushed", "hangs", "good"], tmp_path, limit=35.)
     rows = {n: mc.read_stage(tmp_path/"relaxed", n)[0] for n in ("crushed", "hangs", "good")}
-    assert "took longer than 20 s" in rows["hangs"]["reason"] and not rows["crushed"]["converged"] and rows["crushed"]["reason"]
-    assert rows["good"]["stopped"] == "converged" or "time limit" in rows["good"]["stopped"]
+    assert "took longer than 40 s" in rows["hangs"]["reason"] and not rows["crushed"]["converged"] and rows["crushed"]["reason"]
+    assert rows["good"]["stopped"] == "converged" and not rows["good"]["reason"]
     no_leftovers(tmp_path)
 
 

@@ -91,6 +91,16 @@ def test_prepare_names_what_fails(tmp_path, cifs, capsys):
     assert run("prepare", "mofs", cifs, "--out", tmp_path/"m.safetensors") == 2
 
 
+def test_several_sources_make_one_file(tmp_path, cifs, data, capsys):
+    data.save(tmp_path/"first.safetensors")
+    assert run("prepare", "mofs", tmp_path/"first.safetensors", "embedded", cifs, "--limit", 2, "--n-jobs", 1, "--out", tmp_path/"all.safetensors") == 0
+    made = MofData.load(tmp_path/"all.safetensors")
+    assert len(made) == 3 + 2 + 2 and made.names[:3] == list(NAMES) and made.names[5:] == sorted(NAMES)[:2]
+    for i in (0, 1, 2): assert np.array_equal(made[i].frac_coords, data[i].frac_coords) and [b.identity for b in made[i].blocks] == [b.identity for b in data[i].blocks]
+    assert set(made.property_names) == {"density", "void_fraction", "lcd"} and made.properties[5:].isnan().all() and "prepared before" in capsys.readouterr().out
+    assert run("prepare", "mofs", tmp_path/"first.safetensors", tmp_path/"none", "--out", tmp_path/"x.safetensors") == 2 and not (tmp_path/"x.safetensors").exists()
+
+
 def test_train_both_networks(tmp_path, data):
     data.save(tmp_path/"m.safetensors")
     assert run("train", "blocks", tmp_path/"m.safetensors", "--preset", "tiny", "--steps", 3, "--device", "cpu", "--out", tmp_path/"b") == 0

@@ -4,9 +4,9 @@
 __all__ = ['BEAD_COLORS', 'FORMAT', 'PAPER_LIMITS', 'KEYS', 'BW_DB', 'BW_DB_FILES', 'BW_DB_TABLE', 'BW_DB_ROWS', 'BW_DB_RECORD',
            'CoarseMof', 'from_decomposition', 'contacts', 'plot_coarse', 'join', 'handedness', 'block_signature',
            'BlockLibrary', 'MofBatch', 'MofData', 'to_device', 'with_embeddings', 'select', 'subset', 'trimmed',
-           'from_coarse', 'pack_blocks', 'unpack_blocks', 'save', 'load', 'Limits', 'bead_distance', 'check_block',
-           'excess', 'read_properties', 'read_folder', 'read_csv', 'stated_checksum', 'download', 'read_archive',
-           'read_bw_db', 'read_source', 'coarse_grain', 'Report', 'prepare_mofs']
+           'from_coarse', 'merged', 'pack_blocks', 'unpack_blocks', 'save', 'load', 'Limits', 'bead_distance',
+           'check_block', 'excess', 'read_properties', 'read_folder', 'read_csv', 'stated_checksum', 'download',
+           'read_archive', 'read_bw_db', 'read_source', 'coarse_grain', 'Report', 'prepare_mofs']
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #774d9b32
 import csv
@@ -246,6 +246,11 @@ def from_coarse(coarse, info=None, tolerance=0.1):
     return MofData(torch.as_tensor(np.stack([m.lattice for m in coarse])), torch.tensor([len(m) for m in coarse]),
                    torch.as_tensor(np.concatenate([m.frac_coords for m in coarse])), block, torch.tensor(values, dtype=torch.float32).reshape(len(coarse), -1),
                    library.blocks, [m.name or str(i) for i, m in enumerate(coarse)], names, None, dict(info or {}))
+
+def merged(sets, tolerance=0.02):
+    "Several `MofData` as one, in order; blocks alike within `tolerance` (A) are stored once, properties that a set does not have are nan."
+    sources = [str(data.info.get("source", "")) for data in sets]
+    return from_coarse([data[i] for data in sets for i in range(len(data))], dict(source=" + ".join(filter(None, sources)), sets=[data.info for data in sets]), tolerance)
 
 MofData.from_coarse = staticmethod(from_coarse)
 
