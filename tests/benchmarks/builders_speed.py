@@ -6,6 +6,7 @@ Plans are drawn at random as in lesson 16b; kept are those with carboxylates alo
 node (C-O 1.27 A), as in PORMAKE's library, and the net comes from their own collection. All results pass the same tests: gaps up to 0.3 A (there: the length of
 the new C-C bond against 1.5 A), density, contacts of atoms more than three bonds apart. Seconds are CPU seconds of this process, without reading nets."""
 import argparse
+import contextlib
 import itertools
 import os
 import tempfile
@@ -95,7 +96,7 @@ def build_ours(plan, rng):
 
 class Pormake:
     def __init__(self):
-        import pormake
+        with contextlib.chdir(tempfile.gettempdir()): import pormake         # it leaves a runtime.log where one stands
         pormake.log.disable_print()
         self.package, self.nets, self.builder = pormake, pormake.Database(), pormake.Builder()
 
