@@ -72,13 +72,16 @@ def contacts(coarse, slack=1.1):
 BEAD_COLORS = {True: (0.25, 0.45, 0.85), False: (0.65, 0.65, 0.62)}  # metal node, organic linker
 
 def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
-    "Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell; returns the axes."
+    """Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell; returns the axes.
+    A linker whose nodes all lie in other cells is drawn beside those that its images reach, not alone."""
     import matplotlib.pyplot as plt
     ax = ax or plt.figure(figsize=(3, 3)).add_subplot()
     at = lambda k, s=0: (coarse.frac_coords[k] + s) @ coarse.lattice
-    spheres = [(at(k), 1.3 if b.is_metal else 0.9, BEAD_COLORS[b.is_metal]) for k, b in enumerate(coarse.blocks)]
-    sticks = [(at(m), at(o, s), 0.22, (.8, .8, .78)) for m, o, s in contacts(coarse)]
-    spheres += [(at(o, s), 0.9, BEAD_COLORS[False]) for m, o, s in contacts(coarse) if s.any()]
+    joints = contacts(coarse)
+    elsewhere = {o for _, o, _ in joints} - {o for _, o, s in joints if not s.any()}
+    spheres = [(at(k), 1.3 if b.is_metal else 0.9, BEAD_COLORS[b.is_metal]) for k, b in enumerate(coarse.blocks) if k not in elsewhere]
+    sticks = [(at(m), at(o, s), 0.22, (.8, .8, .78)) for m, o, s in joints]
+    spheres += [(at(o, s), 0.9, BEAD_COLORS[False]) for m, o, s in joints if s.any()]
     sticks += cell_sticks(coarse.lattice)
     ax.imshow(render_scene(spheres, sticks, camera(coarse.lattice, azimuth, elevation), pixels), interpolation="bilinear")
     ax.axis("off")

@@ -323,6 +323,7 @@ def embedding_map(encoder, blocks, draw=8, ax=None):
     """The library on the two widest directions of its embedding: circles are metal nodes, triangles linkers, colour the number of connection points;
     `draw` blocks that lie far apart are drawn. Returns the figure."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     if ax is None: ax = Figure(figsize=(6, 4.6), dpi=90).subplots()
     xy, share = principal(encoder.encode(blocks).cpu())
     xy, points = xy.numpy(), np.array([b.num_connections for b in blocks])
@@ -336,6 +337,8 @@ def embedding_map(encoder, blocks, draw=8, ax=None):
     for k in chosen:
         away = (xy[k] - middle) / max(np.linalg.norm(xy[k] - middle), 1e-9)
         draw_block(ax, blocks[k], xy[k] + 0.1 * span * away, 0.07 * span)
+    marks = (("o", "0.5", "metal node"), ("^", "0.5", "linker"), ("*", "tab:red", "connection point"))
+    ax.legend(handles=[Line2D([], [], ls="", marker=m, color=c, label=text) for m, c, text in marks], ncols=3, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(.5, 1))
     bar = ax.figure.colorbar(dots, ax=ax, ticks=range(len(levels)), label="connection points")
     bar.ax.set_yticklabels(levels)
     ax.set(xlabel=f"first direction ({share[0]:.0%} of the variance)", ylabel=f"second ({share[1]:.0%})", aspect="equal")

@@ -354,7 +354,7 @@ def plot_benchmark(rows, others=(), labels=("this run", "the other table")):
             ax.plot(r["per_second"], y + shift, "o", color=color, ms=5)
             ax.annotate(f"{r['per_second']:,.3g}", (r["high"], y + shift), textcoords="offset points", xytext=(6, -3), fontsize=7)
     ax.set(yticks=range(len(rows)), yticklabels=[f"{r['task']}\n({r['unit']})" for r in rows], xscale="log", xlabel="per second")
-    ax.margins(x=.2); ax.invert_yaxis()
+    ax.margins(x=.3); ax.invert_yaxis()
     if others:
         for color, label in (("tab:blue", labels[0]), ("0.6", labels[1])): ax.plot([], [], "o", color=color, label=label)
         ax.legend(fontsize=7, frameon=False)

@@ -50,12 +50,16 @@ def write_json(path, record):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #55573b03
 def crystal_png(crystal, size=2.2):
-    "PNG bytes of a still picture of a crystal; a grey square with the reason when drawing fails."
+    "PNG bytes of a still picture of a crystal with the names of its elements; a grey square with the reason when drawing fails."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matgen_nb.symmetry.crystal import element_legend
     figure = Figure(figsize=(size, size), dpi=80)
     FigureCanvasAgg(figure)
-    try: crystal.plot(ax=figure.add_axes([0, 0, 1, 1]))
+    try:
+        low = .1 * -(-len(set(crystal.elements.tolist())) // 5)                 # a line for every five elements
+        crystal.plot(ax=figure.add_axes([0, low, 1, 1 - low]), legend=False)
+        element_legend(figure, crystal.elements, columns=5, loc="lower center", borderpad=0, borderaxespad=.2, labelspacing=.2)
     except Exception as error:
         figure.clear()
         figure.text(.5, .5, f"no picture:\n{str(error)[:60]}", ha="center", va="center", fontsize=6, color="0.4")
@@ -109,14 +113,14 @@ def gallery_png(path, crystals, rows, limit=24, columns=6):
     shown = [pair for pair in zip(crystals, rows) if pair[0] is not None][:limit]
     columns = max(min(columns, len(shown)), 1)
     lines = max(-(-len(shown) // columns), 1)
-    figure = Figure(figsize=(1.5 * columns, 1.65 * lines), dpi=90)
+    figure = Figure(figsize=(1.7 * columns, 1.9 * lines), dpi=90)
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes: ax.axis("off")
     for ax, (crystal, row) in zip(axes, shown):
         ax.imshow(imread(io.BytesIO(crystal_png(crystal))))
         ax.set_title(f"{row.get('formula', '')}\n{row.get('space_group', '')}", fontsize=6)
-    figure.subplots_adjust(0, 0, 1, 1 - .3 / (1.65 * lines), .02, .25)
+    figure.subplots_adjust(0, 0, 1, 1 - .3 / (1.9 * lines), .02, .22)
     with atomic_write(path, "wb") as f: _small_png(figure, f)
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #03343eb4
@@ -566,7 +570,7 @@ def demo(out: Out = Path("matgen-demo"), n: Annotated[int, typer.Option("-n", he
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #26a6f145
 def load_commands():
-    "Import the modules of this floor that add commands; returns their names."
+    "Import the modules of `matgen_nb.scale` that add commands; returns their names."
     import importlib, pkgutil
     import matgen_nb.scale
     names = [m.name for m in pkgutil.iter_modules(matgen_nb.scale.__path__) if m.name == "benchmark" or m.name.endswith("commands")]

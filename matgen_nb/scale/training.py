@@ -246,10 +246,11 @@ def plot_history(history, ax=None):
     if 0 < 3 * low < high: ax.set_yscale("log")
     ax.locator_params(axis="x", nbins=6)
     behind = ax.twinx()
-    behind.fill_between([r["step"] for r in history], [r["lr"] for r in history], color="0.5", alpha=.15, lw=0)
+    behind.fill_between([r["step"] for r in history], [r["lr"] for r in history], color="0.5", alpha=.15, lw=0, label="learning rate")
     behind.set(ylabel="learning rate", ylim=(0, None))
     ax.set(xlabel="step", ylabel="loss")
-    ax.legend(fontsize=8)
+    lines = [a.get_legend_handles_labels() for a in (ax, behind)]
+    ax.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], fontsize=8)
     ax.figure.tight_layout()
     return ax.figure
 

@@ -368,7 +368,7 @@ def plot(evaluation):
         for v, name, color in zip(both, ("reference", "sample"), ("0.7", "tab:blue")):
             if v: ax.hist(v, bins, weights=np.full(len(v), 1 / len(v)), color=color, label=name, histtype="stepfilled" if name == "reference" else "step", lw=1.6)
         ax.set(xlabel=label, ylabel="share")
-    axes[0, 0].legend(frameon=False)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside upper center")
     return fig
 
 Evaluation.plot = Evaluation.show = plot

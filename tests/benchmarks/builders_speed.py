@@ -1,11 +1,12 @@
-"""Yield and speed of our builder of hypothetical frameworks beside PORMAKE (pip install pormake), on one CPU thread.
+"""Yield and speed of our builder of hypothetical frameworks beside PORMAKE or AuToGraFS (pip install pormake, pip install autografs), on one CPU thread.
 
-    python tests/benchmarks/builders_speed.py [--plans 50] [--ours]
+    python tests/benchmarks/builders_speed.py [--beside pormake|autografs|none] [--plans 50]
 
-Plans are drawn at random as in lesson 16b; kept are those with carboxylates alone and one linker at most. For PORMAKE the carboxylate goes to the node (C-O 1.27 A),
-as in its own library, and the net comes from its database. Both results pass the same tests: gaps up to 0.3 A (PORMAKE: the length of the new C-C bond
-against 1.5 A), density, contacts of atoms more than three bonds apart. Seconds are CPU seconds of this process."""
+Plans are drawn at random as in lesson 16b; kept are those with carboxylates alone and one linker at most. For the others' builders the carboxylate goes to the
+node (C-O 1.27 A), as in PORMAKE's library, and the net comes from their own collection. All results pass the same tests: gaps up to 0.3 A (there: the length of
+the new C-C bond against 1.5 A), density, contacts of atoms more than three bonds apart. Seconds are CPU seconds of this process, without reading nets."""
 import argparse
+import contextlib
 import itertools
 import os
 import tempfile
@@ -19,7 +20,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 import numpy as np
 
 from matgen_nb.mofdiff.hypothetical import LIMITS, Rejected, _unit, _within_three_bonds, build, draw_plan, net_facts, settle_twist, site_of, vdw_radii
-from matgen_nb.symmetry.crystal import element_table
+from matgen_nb.symmetry.crystal import atomic_number, element_table
 
 SYMBOL = element_table().symbol
 
@@ -93,22 +94,66 @@ def build_ours(plan, rng):
     except np.linalg.LinAlgError: return "gap"
 
 
-def build_theirs(pormake, builder, topology, nodes, edge):
-    linker = pormake.BuildingBlock(str(edge)) if edge else None
-    blocks = builder.make_bbs_by_type(topology, {v: pormake.BuildingBlock(str(p)) for v, p in nodes.items()}, {tuple(t): linker for t in topology.unique_edge_types})
-    return builder.build(topology, blocks, wrap=False), [k for k, b in enumerate(blocks) if b is not None for z in b.atoms.numbers if z]
+class Pormake:
+    def __init__(self):
+        with contextlib.chdir(tempfile.gettempdir()): import pormake         # it leaves a runtime.log where one stands
+        pormake.log.disable_print()
+        self.package, self.nets, self.builder = pormake, pormake.Database(), pormake.Builder()
+
+    def read(self, name): return self.nets.get_topo(name)
+
+    def build(self, net, nodes, edge):
+        "Atomic numbers, Cartesian coordinates, cell, bonds and owner (the block of each atom) of a framework."
+        linker = self.package.BuildingBlock(str(edge)) if edge else None
+        blocks = self.builder.make_bbs_by_type(net, {v: self.package.BuildingBlock(str(p)) for v, p in nodes.items()}, {tuple(t): linker for t in net.unique_edge_types})
+        framework = self.builder.build(net, blocks, wrap=False)
+        owner = [k for k, b in enumerate(blocks) if b is not None for z in b.atoms.numbers if z]
+        return framework.atoms.numbers, framework.atoms.positions, np.array(framework.atoms.cell), np.array(framework.bonds), np.array(owner)
 
 
-def verdict(framework, owner):
-    "The tests of lesson 16b on PORMAKE's framework; owner: the block of each atom."
+class Autografs:
+    def __init__(self):
+        import logging
+        import warnings
+        import autografs
+        from autografs.utils import xyz_to_sbu
+        logging.disable(logging.INFO)
+        warnings.simplefilter("ignore")
+        self.maker, self.parse = autografs.Autografs(), xyz_to_sbu
+
+    def read(self, name): return self.maker.topologies[name]
+
+    def block(self, path):
+        "A block from our file, without its bonds, which this package finds by itself."
+        count, _, *rows = path.read_text().splitlines()
+        plain = path.with_suffix(".plain.xyz")
+        plain.write_text("\n".join([count, f"name={path.stem}", *rows[:int(count)]]) + "\n")
+        return next(iter(self.parse(str(plain)).values()))
+
+    def build(self, net, nodes, edge):
+        "As `Pormake.build`; which node goes to which kind of vertex is tried where several have as many ends."
+        ends = lambda block: len(block.atoms.indices_from_symbol("X"))
+        slots, ours, linker = [s for s in net.mappings if ends(s) > 2], [self.block(p) for p in nodes.values()], self.block(edge) if edge else None
+        ways = [m for m in itertools.product(ours, repeat=len(slots)) if len(set(map(id, m))) == min(len(ours), len(slots)) and all(ends(b) == ends(s) for b, s in zip(m, slots))]
+        for k, way in enumerate(ways):
+            try: framework = self.maker.build(net, dict(zip(slots, way)) | {s: linker for s in net.mappings if ends(s) == 2}, max_rmsd=0.5); break
+            except Exception:
+                if k == len(ways) - 1: raise
+        else: raise ValueError("no block for a vertex")
+        place, graph = {k: n for n, k in enumerate(sorted(framework.graph))}, framework.graph
+        bonds = np.array([(place[i], place[j]) for i, j in graph.edges()])
+        return np.array([atomic_number(x) for x in framework.symbols]), framework.cart_coords, framework.cell, bonds, np.array([graph.nodes[k]["slot"] for k in place])
+
+
+def verdict(numbers, cart, cell, bonds, owner):
+    "The tests of lesson 16b on a framework; owner: the block of each atom."
     from scipy.spatial import cKDTree
-    atoms, bonds, owner = framework.atoms, np.array(framework.bonds), np.array(owner)
-    cell, frac = np.array(atoms.cell), atoms.get_scaled_positions(wrap=False)
+    frac, atoms = cart @ np.linalg.inv(cell), range(len(numbers))
     delta = frac[bonds[:, 1]] - frac[bonds[:, 0]]
     shift = -np.round(delta).astype(int)
     length = np.linalg.norm((delta + shift) @ cell, axis=1)
     if np.abs(length[owner[bonds[:, 0]] != owner[bonds[:, 1]]] - 1.5).max() > LIMITS["gap"]: return "gap"
-    density = atoms.get_masses().sum() / abs(np.linalg.det(cell)) * 1.66054
+    density = element_table().mass[numbers].sum() / abs(np.linalg.det(cell)) * 1.66054
     if not LIMITS["density"][0] < density < LIMITS["density"][1]: return "density"
     bonded, inverse = _within_three_bonds(len(atoms), bonds, shift), np.linalg.inv(cell)
     home, grid = np.floor(frac).astype(int), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
@@ -118,43 +163,39 @@ def verdict(framework, owner):
     hits = cKDTree(wrapped).sparse_distance_matrix(cKDTree(images[keep]), 3.0, output_type="coo_matrix")
     i, at = hits.row, keep[hits.col]
     j, image = at % len(atoms), grid[at // len(atoms)] - home[at % len(atoms)] + home[i]
-    radii = vdw_radii(atoms.numbers)
+    radii = vdw_radii(numbers)
     close = (hits.data / (radii[i] + radii[j]) < LIMITS["contact"]).nonzero()[0]
     return "contact" if any((int(i[k]), int(j[k]), *map(int, image[k])) not in bonded for k in close) else "ok"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--beside", choices=("pormake", "autografs", "none"), default="pormake")
     parser.add_argument("--plans", type=int, default=50)
-    parser.add_argument("--ours", action="store_true", help="without PORMAKE")
     options = parser.parse_args()
     outcome, seconds = Counter(), Counter()
-    if not options.ours:
-        import pormake
-        pormake.log.disable_print()
-        database, builder = pormake.Database(), pormake.Builder()
+    other = dict(pormake=Pormake, autografs=Autografs, none=lambda: None)[options.beside]()
     with tempfile.TemporaryDirectory() as folder:
         for plan, rng, name, nodes, edge in plans(options.plans, Path(folder)):
             start = time.process_time()
             ours, theirs = build_ours(plan, rng), "not run"
             seconds["ours"] += time.process_time() - start
-            if not options.ours:
+            if other:
+                start = time.process_time()
                 try:
+                    net = other.read(name)
                     start = time.process_time()
-                    topology = database.get_topo(name)
-                    read = time.process_time()
-                    framework = build_theirs(pormake, builder, topology, nodes, edge)
-                    seconds["reading nets"] += read - start
-                    seconds["PORMAKE"] += time.process_time() - read
-                    theirs = verdict(*framework)
-                except Exception as error: theirs = f"error: {str(error)[:40]}"
-            outcome[ours, theirs] += 1
-            print(f"{plan.name:44s} ours {ours:8s} PORMAKE {theirs}", flush=True)
-    print("(ours, PORMAKE):", dict(outcome))
-    for who, k in [("ours", 0), ("PORMAKE", 1)][:1 if options.ours else 2]:
+                    framework = other.build(net, nodes, edge)
+                    theirs = None
+                except Exception as error: theirs = f"error: {str(error)[:60]}"
+                seconds[options.beside] += time.process_time() - start
+                theirs = theirs or verdict(*framework)
+            outcome[ours, theirs.split(":")[0]] += 1
+            print(f"{plan.name:44s} ours {ours:8s} {options.beside} {theirs}", flush=True)
+    print(f"(ours, {options.beside}):", dict(outcome))
+    for who, k in [("ours", 0), (options.beside, 1)][:2 if other else 1]:
         good = sum(n for pair, n in outcome.items() if pair[k] == "ok")
-        print(f"{who:8s} {good} good of {options.plans}, {seconds[who]:.1f} CPU s, {seconds[who] / max(1, good):.2f} for each good one")
-    if not options.ours: print(f"reading PORMAKE's nets (kept for the next time): {seconds['reading nets']:.1f} CPU s")
+        print(f"{who:9s} {good} good of {options.plans}, {seconds[who]:.1f} CPU s, {seconds[who] / max(1, good):.2f} for each good one")
 
 
 if __name__ == "__main__": main()
