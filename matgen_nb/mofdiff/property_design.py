@@ -166,6 +166,7 @@ class Design:
         hits = [(c, r) for c, r in zip(self.crystals, self.rows) if r["success"] and r["arm"] != "random"]
         return sorted(hits, key=lambda cr: abs(cr[1]["measured"] - self.target))[:n]
 
+# %% ../../nbs/4_mofdiff/23_property_design.ipynb #23c00002
 def design(model, property, target, n=16, seed=0, tolerance=None, arms=("optimised", "selected"), start=None, trust=0.9, measure=None, relax=False,
            reference=(), steps=100, sampling_steps=50, starts=64, n_jobs=1, time_limit=120.0, progress=True, draws=1, generations=3):
     """n frameworks of each arm for a target value: codes, samples, atoms, and the property measured on what came out. Returns `Design`.

@@ -41,6 +41,7 @@ def prepare_sources(sources, **options):
         failures, notes = failures + report.failures, notes | report.notes
     return merged(sets) if len(sets) > 1 else sets[0], "\n".join(told), failures, notes
 
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00004
 @prepare_app.command("mofs", epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded my_cifs/ --limit 5000 --out many.safetensors`")
 def prepare_mofs_command(source: Annotated[list[str], typer.Argument(help="embedded, bw-db, a folder of CIF files, a CSV with a cif column, or a prepared file; several are put together.")],
                          out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
@@ -560,6 +561,7 @@ def frameworks_of(source, n_jobs=-1):
     reason = {f.name: f.reason for f in failures}
     return crystals, [dict(name=n.removesuffix(".cif")) | (dict(unread=reason[n]) if n in reason else {}) for n in names]
 
+# %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00006
 @evaluate_app.command("mofs", epilog="Example: `matgen evaluate mofs my_cifs/ --reference mofs.safetensors --out judged`")
 def evaluate_mofs_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, folder of a run, or a CSV with a cif column.")], out: Out,
                           reference: Annotated[Optional[Path], typer.Option(help="For novelty: prepared file, weights (file or name), folder of CIF files or CSV.")] = None,
