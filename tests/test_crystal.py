@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from matgen_nb.symmetry.crystal import Crystal, element_table, formula_of, min_distance
+from matgen_nb.symmetry.crystal import Crystal, CrystalError, element_table, formula_of, min_distance
 
 quick = settings(max_examples=40, deadline=None)
 lattices = arrays(float, (3, 3), elements=st.floats(-2, 2, width=32)).map(lambda noise: noise + 5 * np.eye(3))
@@ -98,6 +98,14 @@ def test_five_hundred_atoms():
     crystal = Crystal(np.eye(3) * 24, rng.integers(1, 95, 500), grid)
     again = Crystal.from_cif(crystal.to_cif())
     assert len(again) == 500 and np.isclose(min_distance(again), 3)
+
+
+@given(st.integers(20, 1500))
+@settings(max_examples=60, deadline=None)
+def test_a_cif_that_is_cut_off_is_named_or_read(length):
+    text = Crystal(5.64 * np.eye(3), [11, 17] * 4, np.random.default_rng(0).random((8, 3))).to_cif()
+    try: assert len(Crystal.from_cif(text[:length])) <= 8
+    except CrystalError as error: assert "CIF" in str(error)
 
 
 def test_symmetry_of_a_cif_is_expanded():

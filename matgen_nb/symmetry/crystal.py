@@ -227,7 +227,7 @@ def read_cif(text_or_path):
     text, name = _cif_text(text_or_path)
     try:
         blocks = [block for block in gemmi.cif.read_string(text) if len(block.find_loop('_atom_site_fract_x'))]
-    except ValueError as error:  # not the grammar of CIF: pymatgen reads some of these
+    except (ValueError, RuntimeError) as error:  # not the grammar of CIF: pymatgen reads some of these
         return _read_cif_pymatgen(text, name, error)
     if not blocks:
         raise CrystalError(f"{name}: no atoms with fractional coordinates (_atom_site_fract_x) found; is this the CIF of a crystal?")
