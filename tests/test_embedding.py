@@ -55,7 +55,7 @@ def test_every_other_change_matters(encoder, seed):
     unbonded, unplugged = replace(block, bonds=block.bonds[1:]), replace(block, connection_points=block.connection_points[1:], connection_atoms=block.connection_atoms[1:])
     docked = replace(block, connection_atoms=(block.connection_atoms + np.array([1, 0, 0, 0])) % 12)
     z = encoder.encode([block, longer, other, unbonded, unplugged, docked])
-    assert ((z[1:] - z[0]).norm(dim=1) > 1e-4 * spread(encoder)).all()
+    assert ((z[1:] - z[0]).norm(dim=1) > 1e-5 * spread(encoder)).all()             # rounding: 1e-7
 
 
 def test_blocks_of_a_batch_do_not_see_each_other(encoder):
