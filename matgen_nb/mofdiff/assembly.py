@@ -678,6 +678,7 @@ def least_crowded(coarse, solutions):
     best = min(range(len(out)), key=lambda i: out[i][0])
     return out[best][1], out[best][0]
 
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #20a55e0a
 def finish(coarse, joints, solutions, tries=4, free_cell=True, tie=0.02):
     """The `Assembled` with the least badness among the solutions (1, S, ...) of one framework, settled; of those within `tie` of it the least crowded, blocks
     turned where points leave a choice."""
