@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from matgen_nb.mofdiff.assembly import (alternatives, assemble, choose_jointly, collate, ends, gaps, kabsch, match, measure, polish,
-                                        quaternion_to_matrix, rotation_from_vector, rotation_grid, shuffled, soften, unlike, why_not)
-from matgen_nb.mofdiff.building_blocks import BuildingBlock, Mof, decompose, find_bonds, recompose, textbook_mof
+from matgen_nb.mofdiff.assembly import (alternatives, assemble, choose_jointly, collate, ends, exchanges, gaps, kabsch, match, measure, polish, promises,
+                                        quaternion_to_matrix, rotation_from_vector, rotation_grid, settle, shuffled, soften, total_cost, unlike, why_not)
+from matgen_nb.mofdiff.building_blocks import TEXTBOOK, BuildingBlock, Mof, decompose, find_bonds, recompose, textbook_mof
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.utils import MatgenError
 
@@ -36,12 +36,33 @@ def rmsd(a, b):
     return np.inf if found is None else found[0] * (a.volume / len(a)) ** (1 / 3)
 
 
-@pytest.mark.parametrize("name", ["MIL-53", "IRMOF-1", "UiO-66", "MOF-74", "ZIF-8", "HKUST-1", "IRMOF-10"])
+SEEDS = {"MOF-177": (1, 5), "ZIF-8": (5, 8, 11), "HKUST-1": (0, 11)}    # others three; turns of the blocks for which a local search went wrong
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
 def test_textbook_frameworks_come_back(name):
     d, coarse = textbook(name)
-    built = assemble(shuffled(coarse, seed=11))
-    assert built.row["assembled"] and built.row["bond_success"] == 1 and built.row["clashes"] == 0 and built.row["cp_error"] < 0.02
-    assert rmsd(recompose(d), built.crystal) < 0.1
+    for seed in SEEDS.get(name, (0, 3, 11)):
+        built = assemble(shuffled(coarse, seed=seed))
+        assert built.row["assembled"] and built.row["bond_success"] == 1 and built.row["clashes"] == 0 and built.row["cp_error"] < 0.02, seed
+        assert rmsd(recompose(d), built.crystal) < 0.1, seed
+
+
+def test_one_node_turned_over_is_found():
+    "MOF-177 with one node in a nearly right orientation: a first-order estimate names the exchange, and the gaps close."
+    coarse = textbook("MOF-177")[1]
+    joints, table = collate([coarse]), [exchanges(b) for b in coarse.blocks]
+    R = torch.eye(3, dtype=torch.float64).repeat(1, 1, len(coarse), 1, 1)
+    R[0, 0, 0] = torch.as_tensor(table[0][0][-1])
+    state = R, joints.frac[:, None], joints.lattice[:, None]
+    for _ in range(3):
+        to, image, _ = match(joints, *state)
+        state = polish(joints, *state, to, image)
+    stuck = [*state, to, image]
+    promised = promises(coarse, joints, stuck, table)
+    assert torch.isclose(promised[0], total_cost(joints, stuck)[0, 0], rtol=1e-3) and total_cost(joints, stuck) > 0.1 and promised.min() < 0.01
+    settled = settle(coarse, joints, stuck)
+    assert total_cost(joints, settled) < 1e-6 and settle(coarse, joints, settled) is settled
 
 
 @pytest.mark.parametrize("name", ["IRMOF-1", "UiO-66"])

@@ -5,8 +5,9 @@ __all__ = ['GOOD', 'STRAINS', 'TRUST', 'SLACK', 'ends', 'quaternion_to_matrix', 
            'partners', 'shell_cost', 'surroundings', 'scan', 'distinct', 'pair_rewards', 'choose_jointly', 'Joints',
            'collate', 'turned', 'gaps', 'soften', 'pull_together', 'place', 'match', 'rescan', 'next_candidates',
            'unlike', 'explore', 'bonded_pairs', 'measure', 'cross_matrix', 'rotation_from_vector', 'residuals', 'drift',
-           'polish', 'Assembled', 'place_atoms', 'find_clashes', 'alternatives', 'crowding', 'relieve', 'why_not',
-           'mismatch', 'search', 'to_atoms', 'badness', 'finish', 'assemble_batch', 'assemble']
+           'polish', 'Assembled', 'place_atoms', 'find_clashes', 'alternatives', 'crowding', 'relieve', 'exchanges',
+           'total_cost', 'promises', 'settle', 'why_not', 'mismatch', 'search', 'to_atoms', 'badness', 'least_crowded',
+           'finish', 'assemble_batch', 'assemble']
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #190bf0b4
 import math
@@ -540,6 +541,72 @@ def relieve(coarse, R, frac, lattice, sweeps=2):
         if (before == R).all(): break
     return R
 
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #20a55e02
+def exchanges(block, tolerance=1.5, stiffness=0.7):
+    """Rotations (m, 3, 3) of a block that bring each connection point near the place of another, one for each permutation of the points; and what they move
+    (m, c, 2, 3), A: for each place, the point and the bond (times `stiffness`) that arrive there minus those that leave."""
+    from scipy.optimize import linear_sum_assignment
+    points, out, half = ends(block)
+    arms = np.stack([points, stiffness * half[:, None] * out], 1)
+    seen, turns, moves = {tuple(range(len(points)))}, [], []
+    for turn in alternatives(block, tolerance).numpy():
+        new = arms @ turn.T
+        order = tuple(linear_sum_assignment(((arms[:, None] - new) ** 2).sum((2, 3)))[1].tolist())
+        if order not in seen:
+            seen.add(order)
+            turns.append(turn)
+            moves.append(new[list(order)] - arms)
+    return np.reshape(turns, (-1, 3, 3)), np.reshape(moves, (-1, len(points), 2, 3))
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #20a55e05
+def total_cost(joints, solution):
+    "What `polish` makes small (B, S), A^2: squared residuals of the bonds, and the springs that hold beads and cell."
+    shift, strain = drift(joints, *solution[1:3])
+    return residuals(joints, *solution)[0].square().sum(-1) + (TRUST[0] * shift).square().sum((-1, -2)) + (TRUST[1] * strain).square().sum(-1)
+
+def promises(coarse, joints, solution, table, free_cell=True):
+    """First-order estimate of the total cost after each exchange (1 + m,), A^2; first without any. table: the `exchanges` of every block, in order;
+    solution: one, with leading (1, 1); joints of this framework only."""
+    R, frac, lattice, to, image = solution
+    K, C = len(coarse), to.shape[-1]
+    r, J = (x[0, 0] for x in residuals(joints, *solution))
+    shift, strain = (x[0, 0] for x in drift(joints, frac, lattice))
+    spring = torch.cat([torch.full((3 * K,), TRUST[0]), torch.zeros(3 * K), torch.full((6,), TRUST[1] if free_cell else 1e6)]).to(r)
+    pull = spring * torch.cat([shift.flatten(), torch.zeros(3 * K).to(r), strain])
+    owner, place, after = joints.member[0].argmax(-1), to[0, 0].argsort(), [r[None]]
+    for k, (_, moves) in enumerate(table):
+        points, sign = torch.where(owner == k)[0], 1.0 if coarse.blocks[k].is_metal else -1.0
+        change = r.new_zeros(len(moves), C, 2, 3)
+        change[:, points if sign > 0 else place[points - C]] = torch.as_tensor(moves).to(r) @ R[0, 0, k].T * torch.tensor([[sign], [1.0]]).to(r)
+        after.append(r + change.flatten(1))
+    after = torch.cat(after)
+    force = after @ J + spring * pull
+    gain = (force * torch.linalg.solve(J.T @ J + torch.diag(spring**2 + 1e-4), force.T).T).sum(-1)
+    return after.square().sum(-1) + pull.square().sum() - gain
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #20a55e07
+def settle(coarse, joints, solution, free_cell=True, rounds=12, tries=3):
+    """Exchange connection points, one block after another, as long as that lowers the total cost by 1 % and 0.001 A^2.
+
+    solution: one, with leading (1, 1); joints of this framework only. Returns a solution."""
+    tables = {id(b): exchanges(b) for b in coarse.blocks}
+    table = [tables[id(b)] for b in coarse.blocks]
+    labels = [(k, turn) for k, (turns, _) in enumerate(table) for turn in turns]
+    for _ in range(rounds):
+        limit = 0.99 * float(total_cost(joints, solution)) - 1e-3
+        promised = promises(coarse, joints, solution, table, free_cell)[1:]
+        order = [i for i in promised.argsort(stable=True)[:tries].tolist() if promised[i] < limit]
+        if not order: break
+        R, frac, lattice = (x.repeat(1, len(order), *[1] * (x.dim() - 2)) for x in solution[:3])
+        for s, i in enumerate(order): R[0, s, labels[i][0]] = R[0, s, labels[i][0]] @ torch.as_tensor(labels[i][1]).to(R)
+        to, image, _ = match(joints, R, frac, lattice)
+        new = (*polish(joints, R, frac, lattice, to, image, free_cell=free_cell), to, image)
+        cost = total_cost(joints, new)[0]
+        best = int(cost.argmin())
+        if cost[best] > limit: break
+        solution = [x[:, best:best + 1] for x in new]
+    return solution
+
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #f1c24f27
 def why_not(coarse):
     "The reason why a coarse framework cannot be assembled, or ''."
@@ -600,24 +667,38 @@ def badness(built):
     row = built.row
     return row["cp_error"] + 2 * (1 - row["bond_success"]) + 0.1 * row["clashes"] + 0.1 * row["moved"] + row["strain"]
 
-def finish(coarse, joints, solutions, tries=4, free_cell=True):
-    "The `Assembled` with the least badness among the solutions (1, S, ...) of one framework; where blocks are crowded or spin freely they are turned first."
+def least_crowded(coarse, solutions):
+    "Of solutions with leading (1, 1), each with its blocks turned by `relieve`: the one with the least steric energy, and its steric energy (A^2)."
+    out = []
+    for R, frac, lattice, *rest in solutions:
+        x, cell = frac[0, 0].cpu().numpy(), lattice[0, 0].cpu().numpy()
+        turned = relieve(coarse, R[0, 0].cpu().numpy(), x, cell)
+        energy = sum(float(crowding(coarse, k, turned[k:k + 1], turned, x, cell)[0]) for k in range(len(coarse)))
+        out.append((energy, (torch.as_tensor(turned).to(R)[None, None], frac, lattice)))
+    best = min(range(len(out)), key=lambda i: out[i][0])
+    return out[best][1], out[best][0]
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #20a55e0a
+def finish(coarse, joints, solutions, tries=4, free_cell=True, tie=0.02):
+    """The `Assembled` with the least badness among the solutions (1, S, ...) of one framework, settled; of those within `tie` of it the least crowded, blocks
+    turned where points leave a choice."""
     gap, ratio = measure(joints, *solutions)
     bad = (ratio < GOOD[0]) | (ratio > GOOD[1])
-    order = unlike((gap.square().sum(-1) + bad.sum(-1))[0])[:tries]
-    pick = lambda i: [x[:, i:i + 1] for x in solutions]
-    built = [(to_atoms(coarse, joints, pick(int(i))), pick(int(i))) for i in order]
-    best, solution = min(built, key=lambda pair: badness(pair[0]))
-    R, frac, lattice = solution[:3]
-    numpy = lambda x: x[0, 0, :].cpu().numpy()
-    turned = relieve(coarse, numpy(R)[:len(coarse)], numpy(frac)[:len(coarse)], numpy(lattice))
-    if (turned == numpy(R)[:len(coarse)]).all(): return best
-    R = torch.as_tensor(turned, device=R.device)[None, None]
+    order = unlike((gap.square().sum(-1) + bad.sum(-1))[0])[:tries].tolist()
+    found = [[x[:, i:i + 1] for x in solutions] for i in order]
+    built = [to_atoms(coarse, joints, one) for one in found]
+    first = min(range(len(found)), key=lambda i: badness(built[i]))
+    settled = settle(coarse, joints, found[first], free_cell)
+    if settled is not found[first]:
+        found.append(settled)
+        built.append(to_atoms(coarse, joints, settled))
+    best = min(built, key=badness)
+    (R, frac, lattice), _ = least_crowded(coarse, [one for one, b in zip(found, built) if badness(b) <= badness(best) + tie])
     for _ in range(2):
         to, image, _ = match(joints, R, frac, lattice)
         R, frac, lattice = polish(joints, R, frac, lattice, to, image, free_cell=free_cell)
     again = to_atoms(coarse, joints, (R, frac, lattice, to, image))
-    return again if badness(again) < badness(best) + 0.02 else best
+    return again if badness(again) < badness(best) + tie else best
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #286669e5
 def _failed(coarse, reason, matched=False):
