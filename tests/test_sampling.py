@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd.model import Statistics, SymmCD, preset
 from matgen_nb.symmcd.network import all_pairs
-from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, count_ways, crowding, draw_sites, evidence, guided_score, keep_apart, make_request, parse_formula, parse_system, plan,
+from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, cell_doubt, count_ways, crowding, draw_sites, evidence, guided_score, keep_apart, make_request, parse_formula, parse_system, plan,
                                        possible_atoms, sample_requests, settle_sites, site_classes, start_state)
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.crystal import element_table
 from matgen_nb.symmetry.projection import assign_wyckoff, project
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -262,6 +263,42 @@ def test_retries_are_counted():
     assert all(s.row["attempts"] == 1 for s in OURS.sample(4, steps=1, progress=False))
 
 
+def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypatch):
+    "Scripted doubts: the first draw that is not doubted stops, else the least of DRAWS is kept; what was accepted is what one draw gives."
+    import matgen_nb.symmcd.sampling as module
+    script = iter([[.1, .5, .9, .9], [.4, .3, .8], [.6, .05, .2], [.35, .5]])            # crystal 0 passes; 1 never; 2 and 3 see below
+    asked = []
+    monkeypatch.setattr(module, "cell_doubt", lambda model, units, generator: (asked.append(len(units)), next(script))[1])
+    requests = [Request(2, 3)] * 4
+    draw = lambda doubt: module._surest(OURS, requests, torch.Generator().manual_seed(3), doubt, lambda n=1: None, steps=2)
+    samples, once = draw(.15), draw(1.)
+    assert asked == [4, 3, 3, 2] and module.DRAWS == 4
+    assert [s.row["doubt"] for s in samples] == [.1, .35, .05, .2] and [s.row["draws"] for s in samples] == [1, 4, 3, 4]
+    assert np.array_equal(samples[0].unit.frac_coords, once[0].unit.frac_coords) and not np.array_equal(samples[1].unit.frac_coords, once[1].unit.frac_coords)
+
+
+def test_doubt_is_off_unless_asked_or_written_into_the_weights():
+    how = dict(seed=1, steps=2, num_orbits=2, progress=False)
+    plain, off = OURS.sample(3, **how), OURS.sample(3, doubt=1, **how)
+    assert [s.row for s in plain] == [s.row for s in off] and "doubt" not in plain[0].row
+    model = untrained()
+    model.info = dict(doubt=1e-6)
+    assert all(s.row["draws"] == 4 and s.row["attempts"] == 1 for s in model.sample(3, **how))
+    assert [s.row for s in model.sample(3, doubt=1, **how)] == [s.row for s in model.sample(3, doubt=2., **how)]
+    asked, again = (model.sample(3, doubt=.5, **how) for _ in range(2))
+    assert [s.row for s in asked] == [s.row for s in again] and all(holds(s) for s in asked)
+
+
+def test_doubt_knows_a_cell_that_does_not_fit():
+    "Weights that ship: the same crystals with all lengths a fifth longer or shorter are doubted more; each crystal's doubt stands in its place."
+    model = SymmCD.from_pretrained("symmcd-mp20-small")
+    units = [s.unit for s in model.sample(24, seed=4, space_group=[225, 194, 62], num_orbits=3, steps=10, progress=False)]
+    judge = lambda units: np.array(cell_doubt(model, units, torch.Generator().manual_seed(0)))
+    scaled = lambda f: [AsymmetricUnit(u.space_group, u.k + np.array([0, 0, 0, 0, 0, np.log(f)]), u.elements, u.frac_coords, u.wyckoff) for u in units]
+    right = judge(units)
+    assert right.shape == (24,) and (right >= 0).all() and all(np.mean(judge(scaled(f)) > right) > .7 for f in (.8, 1.2))
+
+
 def test_full_fixed_sites_are_left_and_counted(model):
     state, known = start_state(model, [Request(2, 12)], torch.Generator().manual_seed(0))
     c = SpaceGroup(2)["a"].site_class
@@ -287,7 +324,7 @@ def test_damaged_weights_are_named():
     (dict(formula="SiO2", num_orbits=1), "at least 2 orbits"), (dict(chemical_system="Li-Fe-O", num_atoms=2), "at least 3 atoms"), (dict(chemical_system=" - "), "no element"),
     (dict(chemical_system="Li-Xx"), "Xx"), (dict(space_group=225, num_atoms=7), "Nearest possible"), (dict(space_group=[1, 225], num_atoms=7), "225"),
     (dict(space_group=221, formula="SrTiO3", num_atoms=5, num_orbits=4), "numbers of orbits: 3"), (dict(n=0), "samples"), (dict(steps=0), "steps"), (dict(steps=1001), "steps"),
-    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(sharpen=.5), "sharpen"), (dict(snr=0), "snr"), (dict(closest=-1), "closest"), (dict(formula=""), "not a chemical formula"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
+    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(sharpen=.5), "sharpen"), (dict(doubt=0), "doubt"), (dict(snr=0), "snr"), (dict(closest=-1), "closest"), (dict(formula=""), "not a chemical formula"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
 def test_refusals_say_why(asked, says):
     with pytest.raises(MatgenError, match=says): OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
 
