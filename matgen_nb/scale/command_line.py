@@ -424,8 +424,7 @@ def given(neutral, **options):
 def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
                   weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "symmcd-mp20-small",
                   space_group: Annotated[Optional[str], typer.Option(help="Number, or several: 225,221.")] = None,
-                  num_atoms: Optional[int] = None, num_orbits: Optional[int] = None,
-                  formula: Annotated[Optional[str], typer.Option(help="Exact composition, such as BaTiO3.")] = None,
+                  num_atoms: Optional[int] = None, num_orbits: Optional[int] = None, formula: Annotated[Optional[str], typer.Option(help="Exact composition, such as BaTiO3.")] = None,
                   chemical_system: Annotated[Optional[str], typer.Option(help="Such as Li-Fe-O.")] = None,
                   steps: Annotated[Optional[int], typer.Option(help="Denoising steps.")] = None,
                   eta: Annotated[Optional[float], typer.Option(help="1: stochastic; 0: deterministic given the start.")] = None,
@@ -434,6 +433,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   apart: Annotated[Optional[float], typer.Option(help="Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.")] = None,
                   balance: Annotated[Optional[float], typer.Option(help="Share of crystals whose elements are chosen so that charges can balance; default: that of the training set; 0: never.")] = None,
                   corrector: Annotated[Optional[int], typer.Option(help="Langevin steps after each step; each costs one more.")] = None,
+                  doubt: Annotated[Optional[float], typer.Option(help="Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
                   neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
@@ -443,7 +443,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
     import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
     asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
-                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, corrector=corrector, retries=retries)
+                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, corrector=corrector, retries=retries, doubt=doubt)
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
     if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
