@@ -4,6 +4,7 @@ import math
 import re
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from matgen_nb.symmcd.network import all_pairs
 from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, cell_doubt, count_ways, crowding, draw_sites, evidence, guided_score, keep_apart, make_request, parse_formula, parse_system, plan,
                                        possible_atoms, sample_requests, settle_sites, site_classes, start_state)
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
-from matgen_nb.symmetry.crystal import element_table
+from matgen_nb.symmetry.crystal import element_table, min_distance
+from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.projection import assign_wyckoff, project
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
@@ -248,6 +250,39 @@ def test_kept_apart_along_the_sites():
     assert after.sum() < before.sum() and torch.equal(moved.wyckoff, lies.wyckoff)
     calm = torch.zeros(len(requests), dtype=torch.long).index_add_(0, state.batch, before.long()) == 0
     assert (went[calm[state.batch]] == 0).all() and keep_apart(state, lies, state.elements, 0)[1].max() == 0
+
+
+def lone_orbits(group, wyckoff, points, lattice):
+    "What `crowding` and `keep_apart` need to know of crystals of one orbit each: a state, and the pairs."
+    n = len(points)
+    state = SimpleNamespace(batch=torch.arange(n), t=torch.ones(n), num_orbits=torch.ones(n, dtype=torch.long), space_group=torch.full((n,), group), lattice=lattice[None].expand(n, 3, 3),
+                            x=points, elements=torch.full((n,), 10))                    # sodium
+    return state, project(points, torch.full((n,), group), wyckoff, state.lattice)
+
+
+def test_no_point_is_crowded_by_itself():
+    "All 1731 positions, at a place that is special to none, in a wide cell: the images that are the point itself are told from the others."
+    T, free = wyckoff_tables(), torch.tensor([.1373, .2891, .0677], dtype=torch.float64)[:, None]
+    for group in range(1, 231):
+        first = T.wyckoff_offset[group]
+        w = torch.arange(int(T.wyckoff_offset[group + 1] - first)) if group < 230 else torch.arange(len(SpaceGroup(230).wyckoff_positions))
+        at = T.member_offset[first + w]
+        points = (T.A[at] @ free)[..., 0] + T.t[at]
+        state, placed = lone_orbits(group, w, points, 40 * torch.eye(3, dtype=torch.float64))
+        assert not crowding(state, placed.frac_coords, state.elements, all_pairs(state.num_orbits), 0.02)[1].any(), group
+
+
+@pytest.mark.parametrize("hair", [1e-2, 1e-3, 1e-4])                                     # A
+@pytest.mark.parametrize("group, letter", [(180, "f"), (160, "b"), (194, "h"), (189, "k"), (38, "d"), (65, "q")])
+def test_images_a_hair_apart_are_parted(group, letter, hair):
+    lattice = lattice_from_parameters((7, 7, 7), (90, 90, 120 if group > 142 else 90))
+    wyckoff = torch.tensor([[p.letter for p in SpaceGroup(group).wyckoff_positions].index(letter)])
+    at = wyckoff_tables().member_offset[wyckoff_tables().wyckoff_offset[group] + wyckoff]
+    points = (wyckoff_tables().A[at] @ torch.tensor([1., .6, .3], dtype=torch.float64)[:, None] * hair / 7)[..., 0] + wyckoff_tables().t[at]
+    state, placed = lone_orbits(group, wyckoff, points, lattice)
+    moved, went = keep_apart(state, placed, state.elements, 0.75)
+    near = lambda p: min_distance(AsymmetricUnit(group, lattice_to_k(lattice).numpy(), [11], p.frac_coords.numpy(), wyckoff.numpy()).to_crystal())
+    assert near(placed) < 4 * hair and near(moved) > 1.0 and went > 0.5
 
 
 def test_deterministic_when_eta_is_zero():

@@ -449,10 +449,10 @@ def crowding(n, x, elements, pairs, apart):
         pair = rows[pair]
         v = (delta[:, None] @ n.lattice[crystal[pair]].to(x))[:, 0]
         d = v.norm(dim=-1)
-        itself = (i == j)[pair] & (d < 0.02)
+        itself = (i == j)[pair] & (d < 1e-5)                                            # a point on its site is its own image to the last digit
         short = (apart * (radius[i] + radius[j])[pair] - d).masked_fill(itself, 0).clamp(min=0)
         hit = short > 0
-        away = -(short / d.clamp(min=1e-3))[hit, None] * delta[hit]
+        away = -(short / d.clamp(min=1e-5))[hit, None] * delta[hit]
         wish.index_add_(0, i[pair[hit]], away)
         count.index_add_(0, i[pair[hit]], torch.ones_like(d[hit]))
     return wish / count.clamp(min=1)[:, None], count > 0
