@@ -223,7 +223,7 @@ def reproduce_blocks(job):
 @recipe("mofdiff-small", "MOFDiff, preset small: 500 samples, assembled and judged, not relaxed", "frameworks: --data (default: 6,000 embedded ones, most of which are built first)",
         "about 35 min to build the frameworks, 75 to train, 15 to sample, assemble and judge; one CPU thread", "mofs",
         card=dict(matched=r"\n\| matched \| *\d*:", assembled=r"all bonds between blocks close \| *\d*:", valid=r"valid before relaxation \| *\d*:",
-                  unique=r"\n\| unique[^|]*\| *\d*:", novel=r"\n\| novel[^|]*\| *\d*:", vnu=r"\n\| valid, novel, unique \| *\d*:"))
+                  unique=r"\n\| unique[^|]*\| *\d*:", novel=r"\n\| novel[^|]*\| *\d*:", vnu=r"\n\| valid, novel, unique before relaxation \| *\d*:"))
 def reproduce_mofdiff(job):
     "Train on frameworks whose blocks are embedded, sample, assemble, judge."
     from matgen_nb.mofdiff.embedding import BlockEncoder
