@@ -303,7 +303,8 @@ def collect(out, known=None, relax=True):
     `valid_before` and `vnu_before` are what the same checks said before relaxation. known: identities for novelty, None for no such columns."""
     from matgen_nb.mofdiff.evaluation import _novelty, summarise
     from matgen_nb.utils import share
-    before, table = ([rows[k] for rows in [stage_rows(row, out, relax) for row in read_sampled(out)[1]]] for k in (0, 1))
+    pairs = [stage_rows(row, out, relax) for row in read_sampled(out)[1]]
+    before, table = ([pair[k] for pair in pairs] for k in (0, 1))
     for rows in ([before, table] if relax else [table]): _novelty(rows, None if known is None else set(known))
     summary = summarise(table, known is not None)
     for name in ("valid", "vnu") if relax else ():
