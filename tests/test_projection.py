@@ -107,6 +107,21 @@ def test_fixed_sites_are_used_once():
             assert (tables.site_class[tables.wyckoff_offset[group] + placed.wyckoff] == c).all()
 
 
+def test_given_positions_are_taken_however_far():
+    "Each position of every group, given by name: the projection is that of `project`, also where several fixed sites of a class are asked for; crystals without names are placed as before."
+    generator = torch.Generator().manual_seed(0)
+    tables = wyckoff_tables()
+    for number in (2, 47, 139, 194, 221, 227):
+        n = int(tables.wyckoff_offset[number + 1] - tables.wyckoff_offset[number])
+        wyckoff, group = torch.arange(n), torch.full((n,), number)
+        site_class, x, cell = tables.site_class[tables.wyckoff_offset[number] + wyckoff], torch.rand(n, 3, dtype=torch.float64, generator=generator), lattice_of(number).expand(n, 3, 3)
+        given, alone = assign_wyckoff(x, group, site_class, cell, torch.zeros(n, dtype=torch.long), wyckoff), project(x, group, wyckoff, cell)
+        assert torch.equal(given.wyckoff, wyckoff) and torch.allclose(given.distance, alone.distance) and torch.allclose(given.frac_coords, alone.frac_coords)
+        free, batch = torch.full((n,), -1), torch.arange(n)
+        plain, none = (assign_wyckoff(x, group, site_class, cell, batch, w) for w in (None, free))
+        assert torch.equal(plain.wyckoff, none.wyckoff) and torch.equal(plain.frac_coords, none.frac_coords)
+
+
 def test_too_many_orbits_are_refused():
     with pytest.raises(ValueError, match="share"):
         assign_wyckoff(torch.rand(3, 3), torch.full((3,), 225), torch.zeros(3, dtype=torch.long), 5 * torch.eye(3).expand(3, 3, 3), torch.zeros(3, dtype=torch.long))

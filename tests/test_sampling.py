@@ -359,7 +359,7 @@ def test_damaged_weights_are_named():
     (dict(formula="SiO2", num_orbits=1), "at least 2 orbits"), (dict(chemical_system="Li-Fe-O", num_atoms=2), "at least 3 atoms"), (dict(chemical_system=" - "), "no element"),
     (dict(chemical_system="Li-Xx"), "Xx"), (dict(space_group=225, num_atoms=7), "Nearest possible"), (dict(space_group=[1, 225], num_atoms=7), "225"),
     (dict(space_group=221, formula="SrTiO3", num_atoms=5, num_orbits=4), "numbers of orbits: 3"), (dict(n=0), "samples"), (dict(steps=0), "steps"), (dict(steps=1001), "steps"),
-    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(sharpen=.5), "sharpen"), (dict(doubt=0), "doubt"), (dict(snr=0), "snr"), (dict(closest=-1), "closest"), (dict(formula=""), "not a chemical formula"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
+    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(sharpen=.5), "sharpen"), (dict(doubt=0), "doubt"), (dict(templates=-.1), "templates"), (dict(snr=0), "snr"), (dict(closest=-1), "closest"), (dict(formula=""), "not a chemical formula"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
 def test_refusals_say_why(asked, says):
     with pytest.raises(MatgenError, match=says): OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
 

@@ -71,7 +71,7 @@ VARIANTS = {
     "copy head": Variant("added: orbits speak for their elements (lesson 10)", dict(copy=True)),
 }
 SAMPLERS = {"default": dict(), "not led to sites": dict(guide=0.), "not kept apart": dict(apart=0.), "neither": dict(guide=0., apart=0.),
-            "clipped": dict(clip=4.), "balanced": dict(balance=1.)}         # the others draw elements as the network says, places as learned: balance=0, sharpen=1
+            "clipped": dict(clip=4.), "balanced": dict(balance=1.)}     # the others draw elements and sites as the network says, places as learned
 BASE = dict(width=96, layers=3, site_power=4.0)
 TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=.99)
 
@@ -130,7 +130,7 @@ def draws(name):
 def draw_samples(model, sampler, n, seed=0, steps=25):
     "n samples with one of the SAMPLERS; `clip` bounds every estimate of the clean lattice vector (lesson 06), which a model with standardised k does anyway."
     import matgen_nb.symmcd.sampling  # noqa: F401
-    how, before = dict(balance=0., sharpen=1.) | SAMPLERS[sampler], model.lattice_noise.clip
+    how, before = dict(balance=0., sharpen=1., templates=0.) | SAMPLERS[sampler], model.lattice_noise.clip
     model.lattice_noise.clip = how.pop("clip", before)
     try: return model.sample(n, seed=seed, steps=steps, progress=False, **how)
     finally: model.lattice_noise.clip = before

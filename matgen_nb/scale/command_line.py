@@ -432,6 +432,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   sharpen: Annotated[Optional[float], typer.Option(help="Longer steps of the atoms along the score; 1: as learned. Default 3.")] = None,
                   apart: Annotated[Optional[float], typer.Option(help="Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.")] = None,
                   balance: Annotated[Optional[float], typer.Option(help="Share of crystals whose elements are chosen so that charges can balance; default: that of the training set; 0: never.")] = None,
+                  templates: Annotated[Optional[float], typer.Option(help="Share of the known sets of sites due that are taken; 0: all sites as the network says. Default 1.")] = None,
                   corrector: Annotated[Optional[int], typer.Option(help="Langevin steps after each step; each costs one more.")] = None,
                   doubt: Annotated[Optional[float], typer.Option(help="Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
@@ -443,7 +444,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
     import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
     asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
-                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, corrector=corrector, retries=retries, doubt=doubt)
+                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt)
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
     if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()

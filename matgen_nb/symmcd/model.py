@@ -19,6 +19,7 @@ from ..diffusion.torus import TorusDiffusion
 from .composition import charges_balance
 from .dataset import atomic_volumes, element_counts, multiplicity, substituted
 from .network import NetworkConfig, Noisy, OrbitNetwork
+from .templates import count_templates, pack_templates
 from ..symmetry.lattice import k_mask, k_offset, k_to_lattice
 from ..symmetry.space_groups import MAX_CLASSES, wyckoff_tables
 from ..utils import MatgenError, atomic_write, find_weights, read_weights
@@ -69,11 +70,12 @@ SymmCDConfig.preset = staticmethod(preset)
 class Statistics:
     """What the model knows of its training set besides weights: k_mean and k_std (6,), elements (94,) marginal, classes (231, 15) share of each
     site-symmetry class per group, groups (231,) counts, orbits (231, 65) counts of crystals with M orbits, volumes (94,) of the elements (A^3),
-    balanced () share of crystals whose charges can balance. All float32."""
+    balanced () share of crystals whose charges can balance, templates (L,) the packed inventory of lesson 9c. All float32."""
     k_mean: torch.Tensor; k_std: torch.Tensor; elements: torch.Tensor
     classes: torch.Tensor; groups: torch.Tensor; orbits: torch.Tensor
     volumes: torch.Tensor = field(default_factory=lambda: torch.full((94,), 15.0))          # files of earlier versions have none
     balanced: torch.Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    templates: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #n11bal1
 def balanced_share(data, size=10_000):
@@ -99,7 +101,8 @@ def statistics(data, max_orbits=64):
     width = max_orbits + 1
     orbits = torch.bincount(data.space_group * width + data.num_orbits.clamp(max=max_orbits), minlength=231 * width).reshape(231, -1)
     return Statistics(mean.float(), std.float(), (elements / elements.sum()).float(),
-                      (classes / classes.sum(1, keepdim=True).clamp(min=1e-9)).float(), groups.float(), orbits.float(), atomic_volumes(data).float(), torch.tensor(balanced_share(data)))
+                      (classes / classes.sum(1, keepdim=True).clamp(min=1e-9)).float(), groups.float(), orbits.float(), atomic_volumes(data).float(),
+                      torch.tensor(balanced_share(data)), pack_templates(count_templates(data)))
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #aa94265f
 class SymmCD(nn.Module):

@@ -4,9 +4,9 @@
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'DRAWS', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
            'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'Request', 'Prior', 'find_cells',
            'nearest_possible', 'check_request', 'plan', 'make_request', 'Known', 'start_state', 'time_grid', 'told',
-           'balanced_elements', 'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements',
-           'crowding', 'keep_apart', 'Sample', 'finish', 'guided_score', 'sample_requests', 'cell_doubt', 'sample',
-           'check_options']
+           'balanced_elements', 'held_score', 'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites',
+           'settle_elements', 'crowding', 'keep_apart', 'Sample', 'finish', 'guided_score', 'sample_requests',
+           'cell_doubt', 'sample', 'check_options']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -26,9 +26,10 @@ from .composition import charges_balance
 from .dataset import element_counts, from_units
 from .model import SymmCD
 from .network import Noisy, all_pairs, image_vectors
+from .templates import draw_template, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, CrystalError, atomic_number, element_table, min_distance
-from ..symmetry.projection import assign_wyckoff, metric_pseudoinverse
+from ..symmetry.projection import assign_wyckoff, metric_pseudoinverse, nearest_on_members
 from ..symmetry.space_groups import SpaceGroup, check_space_group, wyckoff_tables
 from ..utils import MatgenError, progress_bar
 
@@ -160,14 +161,16 @@ def draw_sites(number, counts, shares, orbits, rng):
 @dataclass(frozen=True)
 class Request:
     """One crystal to be made. space_group and num_orbits are always set; sites (M,) classes and elements (M,) atomic numbers are set
-    where the request fixes them; allowed: atomic numbers that may be used, each at least once, or None; balance: whether the charges should be able to balance."""
-    space_group: int; num_orbits: int; sites: tuple = None; elements: tuple = None; allowed: tuple = None; balance: bool = False
+    where the request fixes them, positions (M,) Wyckoff indices where it fixes even those (then sites are their classes); allowed: atomic numbers that may be used,
+    each at least once, or None; balance: whether the charges should be able to balance."""
+    space_group: int; num_orbits: int; sites: tuple = None; elements: tuple = None; allowed: tuple = None; balance: bool = False; positions: tuple = None
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #b8a30403
 class Prior:
     "What the training set says before a crystal is drawn. groups (231,): how often each space group occurs."
     def __init__(self, model):
         self.groups, self._classes, self._orbits = (getattr(model, f"stat_{name}").cpu().double().numpy() for name in ("groups", "classes", "orbits"))
+        self.templates = unpack_templates(model.stat_templates.cpu())
 
     def shares(self, number):
         "Share of each site-symmetry class in a group, tuple (15,), none below a thousandth."
@@ -237,14 +240,15 @@ def check_request(space_group=None, formula=None, chemical_system=None, num_atom
     return groups and [int(g) for g in groups], counts or None, allowed
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #28dccc4e
-def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, most_units=(16, 96)):
+def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, most_units=(16, 96), templates=1.0):
     """Check what a user asks for, count in how many ways it can be had, and return a function rng -> `Request` that is random in all that was left open.
     MatgenError, with the reason and the nearest possible requests, where it is impossible. most_units: of a formula in the cell; the second
-    number for groups asked for that can hold none so small."""
+    number for groups asked for that can hold none so small. templates: where no atoms are asked for, the share of the known
+    templates due (lesson 9c) that are taken; the other requests leave the sites to the network."""
     groups, counts, allowed = check_request(space_group, formula, chemical_system, num_atoms, num_orbits)
     prior = Prior(model)
     chosen = {g: 1. for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
-    if counts is None and num_atoms is None: return lambda rng: _open_request(prior, chosen, num_orbits, allowed, rng)
+    if counts is None and num_atoms is None: return lambda rng: _open_request(prior, chosen, num_orbits, allowed, templates, rng)
     one = tuple(counts.values()) if counts else (1,)
     units = lambda first, last: [c for z in range(first, last + 1) if sum(c := tuple(z * n for n in one)) <= MOST_ATOMS]
     missing = lambda: set(groups or ()) - {g for g, _, _ in cells}
@@ -261,10 +265,13 @@ def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=
     return _requests_for(prior, cells, tuple(counts) if counts else None, allowed, num_orbits, least, even=groups is not None)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #3a3e9eee
-def _open_request(prior, chosen, num_orbits, allowed, rng):
-    "Request without given atoms."
+def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
+    "Request without given atoms, with the sites of a template if `draw_template` gives one; templates: how often it is asked."
     number = list(chosen)[_draw(list(chosen.values()), rng)]
-    return Request(number, num_orbits or _draw(prior.orbits(number, least=len(allowed or ())), rng), allowed=allowed)
+    M = num_orbits or _draw(prior.orbits(number, least=len(allowed or ())), rng)
+    positions = draw_template(prior.templates, number, M, rng) if templates and rng.random() < templates else None
+    sites = positions and tuple(SpaceGroup(number).wyckoff_positions[w].site_class for w in positions)
+    return Request(number, M, sites, allowed=allowed, positions=positions)
 
 def _requests_for(prior, cells, elements, allowed, exactly, least, even):
     "rng -> `Request` for cells as `find_cells` gives them; even: every group as often as the others."
@@ -288,23 +295,23 @@ def make_request(model, rng, **asked):
 @dataclass
 class Known:
     """What the requests of a batch fix. sites (M,) class, or (M, 15) elements of the axes when they are independent, and elements (M,) 0-based: -1 where
-    they are free; classes (M,) as asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
-    balance (B,) bool: crystals whose elements are free and whose charges should balance."""
-    sites: torch.Tensor; elements: torch.Tensor; classes: torch.Tensor; prior: torch.Tensor; balance: torch.Tensor
+    they are free; classes and positions (M,) as asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
+    balance (B,) bool: crystals whose elements are free and whose charges should balance; held (H,) orbits whose position leaves them not all of space."""
+    sites: torch.Tensor; elements: torch.Tensor; classes: torch.Tensor; positions: torch.Tensor; prior: torch.Tensor; balance: torch.Tensor; held: torch.Tensor
 
 def _known(model, requests):
     flat = lambda name: torch.tensor([v for r in requests for v in (getattr(r, name) or [-1] * r.num_orbits)], device=model.device)
     orbits = torch.tensor([r.num_orbits for r in requests], device=model.device)
     prior = torch.stack([_element_prior(model.stat_elements, r.allowed) for r in requests]).repeat_interleave(orbits, 0)
-    classes, elements = flat("sites"), flat("elements")
-    sites = classes
+    classes, positions, elements = flat("sites"), flat("positions"), flat("elements")
+    sites, T = classes, wyckoff_tables(str(model.device))
+    group = torch.tensor([r.space_group for r in requests], device=model.device).repeat_interleave(orbits)
+    held = ((positions >= 0) & (T.dof[T.wyckoff_offset[group] + positions.clamp(min=0)] < 3)).nonzero()[:, 0]
     if model.network.independent:
-        T = wyckoff_tables(str(model.device))
-        group = torch.tensor([r.space_group for r in requests], device=model.device).repeat_interleave(orbits)
         axes = T.one_hots[T.class_one_hot[group, classes.clamp(min=0)].clamp(min=0)].argmax(-1)
         sites = torch.where(classes[:, None] >= 0, axes, -1)
     balance = torch.tensor([r.balance and r.elements is None for r in requests], device=model.device)
-    return Known(sites, torch.where(elements > 0, elements - 1, -1), classes, prior, balance)
+    return Known(sites, torch.where(elements > 0, elements - 1, -1), classes, positions, prior, balance, held)
 
 def _element_prior(share, allowed):
     if allowed is None: return share
@@ -362,12 +369,22 @@ def _aims(model, n, known, logits, generator):
     drawn, _ = balanced_elements(masked_logits(logits, known.prior), model.network.multiplicity(n), n.batch, known.balance, generator)
     return told(logits, torch.where(known.balance[n.batch], drawn, -1))
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem2
+def held_score(model, n, known, score, t):
+    "The score (M, 3), scaled as the network's; of orbits whose Wyckoff position is given, the one whose x_0 is moved to the nearest point of its first member."
+    if not len(rows := known.held): return score
+    T, per_score = wyckoff_tables(str(n.x.device)), model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
+    first, L = T.member_offset[T.wyckoff_offset[n.space_group[n.batch[rows]]] + known.positions[rows]], n.lattice.double()[n.batch[rows]]
+    clean = n.x[rows] + per_score * score[rows]
+    point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT)[1]
+    return score.index_copy(0, rows, score[rows] + wrap_difference(point.to(clean) - clean) / per_score)
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f3c25b00
 def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75, sharpen=1.0):
     """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state, outputs of the network).
     guide: share of the time, at the end, in which coordinates are led to the sites (explained with `guided_score` below); sharpen: of the coordinates, see lesson 07."""
     eps, score, elements, site = out = model.network(n)
-    if 0 < s and t <= guide * model.config.T: score = guided_score(model, n, known, out, t, apart)
+    if 0 < s: score = guided_score(model, n, known, out, t, apart) if t <= guide * model.config.T else held_score(model, n, known, score, t)
     mask, prior = model.mask(n.space_group), model.site_prior(n.space_group[n.batch])
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, eta) * mask
     x = model.coordinate_noise.step(n.x, score, t, s, generator, eta, sharpen)
@@ -497,7 +514,7 @@ def finish(model, n, out, known, requests, apart=0.75):
     elements, elements_changed = settle_elements(n, out[2], known, requests)
     n, sites, elements = _to_cpu(n), sites.cpu(), elements.cpu()
     clipped, k = _clipped(model, n), model.raw_k(n.k.double(), n.space_group)
-    placed = assign_wyckoff(n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch)
+    placed = assign_wyckoff(n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch, known.positions.cpu())
     placed, pushed = keep_apart(n, placed, elements, apart)
     T = wyckoff_tables()
     first = T.member_offset[T.wyckoff_offset[n.space_group[n.batch]] + placed.wyckoff]
@@ -524,7 +541,7 @@ def guided_score(model, n, known, out, t, apart=0.75):
     classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
     per_score = model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
     clean = n.x + per_score * out[1]
-    placed = assign_wyckoff(clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch)
+    placed = assign_wyckoff(clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch, known.positions)
     placed, _ = keep_apart(n, placed, n.elements, apart, rounds=3)
     goal = clean + wrap_difference(placed.frac_coords.to(clean) - clean)
     sure = likely.gather(1, classes[:, None]).exp() > 0.5
@@ -587,7 +604,7 @@ def _with_retries(model, requests, generator, retries, good, advance, **how):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
-           guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True, sharpen=SHARPEN, doubt=None):
+           guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True, sharpen=SHARPEN, doubt=None, templates=1.0):
     """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
 
     space_group: number, or a list to draw from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element appears; num_atoms: in the conventional cell; num_orbits: M; all drawn from the training set's statistics where left out. steps: network
@@ -597,11 +614,12 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     None: the share of the training set; formulas that are asked for are left alone). corrector: Langevin steps of the coordinates after each step, each a further
     network call, of relative size snr. sharpen: of the coordinates, 1 as learned (lesson 07). retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
     nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
-    doubt: crystals of a larger `cell_doubt` are drawn again, up to DRAWS draws, and the least doubted is kept (1: never; None: as the `info` of the weights says, else never). Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
+    templates: share of the known templates due (lesson 9c) that are taken,
+    where no atoms are asked for; 0: all sites as the network says. doubt: crystals of a larger `cell_doubt` are drawn again, up to DRAWS draws, and the least doubted is kept (1: never; None: as the `info` of the weights says, else never). Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
     doubt = float(vars(self).get("info", {}).get("doubt", 1)) if doubt is None else doubt
-    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance, sharpen, snr, closest, doubt)
-    draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits), np.random.default_rng(seed)
+    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance, sharpen, snr, closest, doubt, templates)
+    draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits, templates=templates), np.random.default_rng(seed)
     requests = [replace(draw(rng), balance=bool(a)) for a in np.random.default_rng((seed, 1)).random(n) < balance]
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))      # crystals of like size share a batch
     good = lambda s: s.row["min_distance"] >= closest and (accept is None or accept(s))
@@ -617,7 +635,7 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
 SymmCD.sample = sample
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
-def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256, balance=0, sharpen=1.0, snr=0.2, closest=0.5, doubt=1.0):
+def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256, balance=0, sharpen=1.0, snr=0.2, closest=0.5, doubt=1.0, templates=1.0):
     "MatgenError for options of `sample` that mean nothing, and for a device that cannot sample."
     if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which placing atoms on their sites needs: sample with model.to('cpu')")
     for name, value, low, high in [("the number of samples", n, 1, 10**8), ("seed", seed, 0, 2**63), ("steps", steps, 1, model.config.T), ("corrector", corrector, 0, 100),
@@ -625,6 +643,7 @@ def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, correct
         if not (isinstance(value, (int, np.integer)) and low <= value <= high): raise MatgenError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
     if not 0 <= guide <= 1: raise MatgenError(f"guide is a share of the time, from 0 to 1, got {guide!r}")
     if not 0 <= balance <= 1: raise MatgenError(f"balance is a share of the crystals, from 0 to 1, got {balance!r}")
+    if not 0 <= templates <= 1: raise MatgenError(f"templates is a share, from 0 (sites as the network says) to 1, got {templates!r}")
     if not 0 <= apart <= 1: raise MatgenError(f"apart is a share of the sum of covalent radii, from 0 to 1, got {apart!r}")
     if not 0 < snr <= 10 or not 0 <= closest: raise MatgenError(f"snr must be a number above 0, at most 10, and closest one of at least 0 A, got {snr!r} and {closest!r}")
     if not doubt > 0: raise MatgenError(f"doubt must be a number above 0 (1: no crystal is drawn again), got {doubt!r}")

@@ -125,20 +125,22 @@ def _row_chunks(sizes, chunk):
     return torch.arange(len(sizes), device=sizes.device).split(torch.bincount(torch.cumsum(sizes, 0) // chunk).clamp(min=0).tolist())
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #121bd0a4
-def choose_wyckoff(frac_coords, space_group, site_class, lattice):
+def choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff=None):
     """Distances from points to every Wyckoff position that shares their site-symmetry class, and the projections.
 
-    frac_coords (N, 3), space_group (N,) or number, site_class (N,) index of the class within the group, lattice (N, 3, 3) or (3, 3).
+    frac_coords (N, 3), space_group (N,) or number, site_class (N,) index of the class within the group, lattice (N, 3, 3) or (3, 3);
+    wyckoff (N,): the only position a point may take, -1 where any of its class will do.
     Returns owner (P,) the point each candidate belongs to, and a `Projection` with P rows. The nearest is not always to be taken:
     a fixed site can be used once, see `assign_wyckoff`."""
     x, group, lattice = _broadcast(frac_coords, space_group, lattice)
     tables = wyckoff_tables(str(x.device))
     start, end = tables.wyckoff_offset[group], tables.wyckoff_offset[group + 1]
     owner = torch.repeat_interleave(torch.arange(len(x), device=x.device), end - start)
-    wyckoff = torch.arange(len(owner), device=x.device) - (torch.cumsum(end - start, 0) - (end - start))[owner]
-    same = tables.site_class[start[owner] + wyckoff] == torch.as_tensor(site_class, device=x.device).long()[owner]
-    owner, wyckoff = owner[same], wyckoff[same]
-    return owner, project(x[owner], group[owner], wyckoff, lattice[owner])
+    index = torch.arange(len(owner), device=x.device) - (torch.cumsum(end - start, 0) - (end - start))[owner]
+    same = tables.site_class[start[owner] + index] == torch.as_tensor(site_class, device=x.device).long()[owner]
+    if wyckoff is not None: same &= (wyckoff[owner] < 0) | (wyckoff[owner] == index)
+    owner, index = owner[same], index[same]
+    return owner, project(x[owner], group[owner], index, lattice[owner])
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #a85c536c
 def assign_fixed_sites(cost):
@@ -158,16 +160,18 @@ def assign_fixed_sites(cost):
     return list(min(states.values())[1])
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #606fb5c6
-def assign_wyckoff(frac_coords, space_group, site_class, lattice, batch):
+def assign_wyckoff(frac_coords, space_group, site_class, lattice, batch, wyckoff=None):
     """Project every orbit to the nearest Wyckoff position of its site-symmetry class, fixed sites (dof 0) at most once per crystal.
 
-    frac_coords (M, 3), space_group (M,), site_class (M,), lattice (M, 3, 3), batch (M,) crystal of each orbit. Returns a `Projection`.
+    frac_coords (M, 3), space_group (M,), site_class (M,), lattice (M, 3, 3), batch (M,) crystal of each orbit; wyckoff (M,): positions that are
+    given, of that class, for all orbits of a crystal, or -1 for all of them. Returns a `Projection`.
     Raises ValueError where a crystal asks for more orbits of a fixed class than the group has sites."""
-    owner, all_positions = choose_wyckoff(frac_coords, space_group, site_class, lattice)
+    owner, all_positions = choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff)
     best = _first_minimum(all_positions.distance, owner, len(frac_coords))
     tables = wyckoff_tables(str(owner.device))
     group = torch.as_tensor(space_group, device=owner.device)
     fixed = tables.class_dof[group, site_class] == 0
+    if wyckoff is not None: fixed &= wyckoff < 0
     for rows in _crowded(batch, site_class, fixed): 
         candidates = torch.stack([(owner == r).nonzero()[:, 0] for r in rows])
         sites = assign_fixed_sites(all_positions.distance[candidates])

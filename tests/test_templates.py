@@ -1,0 +1,160 @@
+"Templates: counted, packed, estimated and drawn as they should be; what a request gives comes out."
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
+from matgen_nb.symmcd.model import SymmCD, preset, statistics
+from matgen_nb.symmcd.sampling import Request, held_score, make_request, plan, sample_requests, start_state
+from matgen_nb.symmcd.templates import count_templates, draw_template, due, pack_templates, unpack_templates
+from matgen_nb.symmetry.projection import project
+from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
+from matgen_nb.utils import MatgenError
+
+CELLS = st.dictionaries(st.integers(1, 6), st.dictionaries(st.lists(st.integers(0, 26), min_size=1, max_size=5).map(lambda t: tuple(sorted(t))), st.integers(1, 9), min_size=1, max_size=4), max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CELLS)
+def test_packing_keeps_every_template(groups):
+    table = {}
+    for group, templates in groups.items():
+        for template, n in templates.items(): table.setdefault((group, len(template)), Counter())[template] = n
+    packed = pack_templates(table)
+    assert packed.dtype == torch.float32 and unpack_templates(packed) == table
+    assert torch.equal(pack_templates(dict(reversed(list(table.items())))), packed), "the order in which they were counted does not matter"
+
+
+@pytest.fixture(scope="module")
+def data(): return from_units([prepare_one(crystal) for _, crystal in prototypes()[:120]])
+
+
+def test_every_crystal_is_counted_once_whatever_the_order_of_its_orbits(data):
+    table = count_templates(data)
+    assert sum(c.total() for c in table.values()) == len(data)
+    for i in range(len(data)):
+        unit = data[i]
+        assert table[unit.space_group, len(unit)][tuple(sorted(unit.wyckoff.tolist()))] >= 1
+    shuffled = []
+    for i in range(len(data)):
+        unit, order = data[i], np.random.default_rng(i).permutation(len(data[i]))
+        shuffled.append(type(unit)(unit.space_group, unit.k, unit.elements[order], unit.frac_coords[order], unit.wyckoff[order]))
+    assert count_templates(from_units(shuffled)) == table
+    assert unpack_templates(statistics(data).templates) == table
+
+
+def test_what_is_due_is_right_on_average():
+    "Draws from a known distribution: n_1 / N of N draws estimates the chance that one more is new, without bias (that of N - 1 draws exactly)."
+    p, N, rng = 1 / np.arange(1, 41), 30, np.random.default_rng(0)
+    p /= p.sum()
+    truth = (p * (1 - p) ** (N - 1)).sum()
+    found = [due(Counter(rng.choice(40, N, p=p).tolist())) for _ in range(4000)]
+    assert abs(np.mean(found) - truth) < 5 * np.std(found) / 4000 ** .5
+    assert due(Counter()) == 1
+
+
+def test_templates_are_drawn_as_often_as_they_occur():
+    table, rng = {(9, 2): Counter({(0, 0): 6, (0, 1): 3, (1, 2): 1})}, np.random.default_rng(0)
+    drawn = Counter(draw_template(table, 9, 2, rng) for _ in range(6000))
+    for key, p in ({None: .1, (0, 0): .54} | {t: .27 / 2 for t in ((0, 1), (1, 0))} | {t: .09 / 2 for t in ((1, 2), (2, 1))}).items():
+        assert abs(drawn[key] / 6000 - p) < 5 * (p / 6000) ** .5, key
+    assert draw_template(table, 9, 3, rng) is None and draw_template({}, 1, 1, rng) is None
+    one = [draw_template(table, 9, 2, np.random.default_rng(4)) for _ in range(2)]
+    assert one[0] == one[1], "the generator alone decides"
+
+
+def request_of(group, positions):
+    return Request(group, len(positions), tuple(SpaceGroup(group)[w].site_class for w in positions), positions=tuple(positions))
+
+
+def untrained(data, name="tiny"):
+    torch.manual_seed(0)
+    return SymmCD(preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
+
+
+@pytest.mark.parametrize("t", [1000, 500, 40])
+def test_held_scores_point_to_the_first_member_of_every_position(data, t):
+    "All 1731 positions: x_0 lies on the first member, is the nearest point of it, stays there when asked again; general positions keep their score."
+    model, T = untrained(data), wyckoff_tables()
+    requests = [request_of(g, range(len(SpaceGroup(g).wyckoff_positions))) for g in range(1, 231)]
+    state, known = start_state(model, requests, torch.Generator().manual_seed(t))
+    assert len(state.x) == 1731
+    score = torch.randn(1731, 3, generator=torch.Generator().manual_seed(1))
+    held = held_score(model, state, known, score, t)
+    per_score = model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
+    clean, before, group = state.x + per_score * held, state.x + per_score * score, state.space_group[state.batch]
+    row = T.wyckoff_offset[group] + known.positions
+    first, general = T.member_offset[row], T.dof[row] == 3
+    assert torch.equal(held[general], score[general]) and general.sum() == 230
+    on = (clean.double() - T.t[first]) - (T.A[first] @ torch.linalg.pinv(T.A[first]) @ (clean.double() - T.t[first])[..., None])[..., 0]
+    on = (on - on.round()).abs()
+    same_orbit = project(clean.double(), group, known.positions, state.lattice.double()[state.batch]).distance
+    assert same_orbit.max() < 1e-4 and on[T.dof[row] == 0].max() < 1e-5
+    again = held_score(model, state, known, held, t)
+    assert ((again - held) * per_score).abs().max() < 1e-5
+    way = lambda x: torch.linalg.norm((x[:, None] @ state.lattice[state.batch])[:, 0], dim=-1)
+    u = torch.rand(1731, 3, generator=torch.Generator().manual_seed(2))
+    other = (T.A[first] @ u.double()[..., None])[..., 0] + T.t[first]          # any other point of the member, at its nearest translate by rounding
+    apart = other - before.double()
+    assert (way(clean - before) <= way((apart - apart.round()).float()) + 1e-4).all()
+
+
+@pytest.mark.parametrize("name", ["tiny", "paper_small"])
+def test_a_template_that_is_given_comes_out(data, name):
+    "An untrained network, which would never find them: every crystal has the positions it was asked for."
+    model, rng = untrained(data, name), np.random.default_rng(0)
+    units = [data[i] for i in rng.permutation(len(data))[:40] if len(data[i]) <= 8]
+    requests = [request_of(u.space_group, rng.permutation(u.wyckoff).tolist()) for u in units]
+    for how in (dict(), dict(guide=0., apart=0.)):
+        made = sample_requests(model, requests, torch.Generator().manual_seed(0), steps=4, **how)
+        assert [s.unit.wyckoff.tolist() for s in made] == [list(r.positions) for r in requests]
+        assert all(s.row["sites_changed"] == 0 for s in made)
+
+
+def test_requests_take_templates_only_where_nothing_else_decides(data):
+    model, rng = untrained(data), np.random.default_rng(0)
+    known = count_templates(data)
+    common = max(known, key=lambda cell: known[cell].total() * (1 - due(known[cell])))
+    assert due(known[common]) < 1, "this set has a cell with a template seen twice"
+    asked = [make_request(model, rng, space_group=common[0], num_orbits=common[1]) for _ in range(200)]
+    given_ = [r for r in asked if r.positions]
+    assert abs(len(given_) / 200 - (1 - due(known[common]))) < .15
+    for r in given_: assert tuple(sorted(r.positions)) in known[common] and r.sites == tuple(SpaceGroup(r.space_group)[w].site_class for w in r.positions)
+    assert all(r.positions is None for r in asked if r not in given_)
+    draw = plan(model, space_group=common[0], num_orbits=common[1], templates=0)
+    assert all((r := draw(rng)).positions is None and r.sites is None for _ in range(50))
+    half = plan(model, space_group=common[0], num_orbits=common[1], templates=.5)
+    assert abs(np.mean([half(rng).positions is not None for _ in range(400)]) - .5 * (1 - due(known[common]))) < .15
+    assert make_request(model, rng, space_group=221, formula="SrTiO3").positions is None
+
+
+def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_path):
+    model = untrained(data)
+    how = dict(steps=3, seed=2, balance=0, progress=False)
+    with_, without = model.sample(12, **how), model.sample(12, templates=0, **how)
+    assert [s.row for s in with_] != [s.row for s in without]
+    with pytest.raises(MatgenError, match="templates is a share"): model.sample(1, templates=1.5)
+    model.save_pretrained(tmp_path / "new.safetensors")
+    again = SymmCD.from_pretrained(tmp_path / "new.safetensors")
+    assert torch.equal(again.stat_templates, model.stat_templates) and [s.row for s in again.sample(12, **how)] == [s.row for s in with_]
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        metadata, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys() if n != "stat_templates"}
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    old = SymmCD.from_pretrained(tmp_path / "old.safetensors")
+    assert len(old.stat_templates) == 0 and [s.row for s in old.sample(12, templates=0, **how)] == [s.row for s in without]
+
+
+def test_weights_that_ship_know_their_templates():
+    model = SymmCD.from_pretrained("symmcd-mp20-small")
+    table = unpack_templates(model.stat_templates)
+    crystals = sum(c.total() for c in table.values())
+    assert crystals == model.stat_groups.sum() == 15_471 and abs(sum(due(c) * c.total() for c in table.values()) / crystals - .0816) < 1e-3
+    for (group, M), counts in table.items():
+        assert all(len(t) == M and 0 <= min(t) and max(t) < len(SpaceGroup(group).wyckoff_positions) for t in counts)
+        fixed = {w for w, p in enumerate(SpaceGroup(group).wyckoff_positions) if p.dof == 0}
+        assert all(n == 1 for t in counts for w, n in Counter(t).items() if w in fixed), "a fixed site is used once"
