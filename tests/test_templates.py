@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
-from matgen_nb.symmcd.sampling import Request, held_score, make_request, plan, sample_requests, start_state
-from matgen_nb.symmcd.templates import count_templates, draw_template, due, pack_templates, unpack_templates
+from matgen_nb.symmcd.sampling import Prior, Request, find_cells, held_score, make_request, parse_formula, plan, sample_requests, start_state
+from matgen_nb.symmcd.templates import count_templates, deal, draw_template, due, pack_templates, unpack_templates, ways_to_deal
 from matgen_nb.symmetry.projection import project
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
@@ -64,6 +64,16 @@ def test_templates_are_drawn_as_often_as_they_occur():
     assert draw_template(table, 9, 3, rng) is None and draw_template({}, 1, 1, rng) is None
     one = [draw_template(table, 9, 2, np.random.default_rng(4)) for _ in range(2)]
     assert one[0] == one[1], "the generator alone decides"
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.lists(st.integers(1, 8), min_size=1, max_size=3), st.integers(0, 99))
+def test_dealing_counts_and_draws_what_trying_finds(sizes, counts, seed):
+    all_ways = [w for w in np.ndindex(*[len(counts)] * len(sizes)) if np.bincount(w, sizes, len(counts)).tolist() == counts]
+    assert ways_to_deal(tuple(sizes), tuple(counts)) == len(all_ways)
+    if all_ways: assert deal(tuple(sizes), tuple(counts), np.random.default_rng(seed)) in all_ways
+    else:
+        with pytest.raises(ValueError, match="cannot be dealt"): deal(tuple(sizes), tuple(counts), np.random.default_rng(seed))
 
 
 def request_of(group, positions):
@@ -128,7 +138,6 @@ def test_requests_take_templates_only_where_nothing_else_decides(data):
     assert all((r := draw(rng)).positions is None and r.sites is None for _ in range(50))
     half = plan(model, space_group=common[0], num_orbits=common[1], templates=.5)
     assert abs(np.mean([half(rng).positions is not None for _ in range(400)]) - .5 * (1 - due(known[common]))) < .15
-    assert make_request(model, rng, space_group=221, formula="SrTiO3").positions is None
 
 
 def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_path):
@@ -150,11 +159,51 @@ def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_p
 
 
 def test_weights_that_ship_know_their_templates():
-    model = SymmCD.from_pretrained("symmcd-mp20-small")
-    table = unpack_templates(model.stat_templates)
+    table = unpack_templates(SHIPPED.stat_templates)
     crystals = sum(c.total() for c in table.values())
-    assert crystals == model.stat_groups.sum() == 15_471 and abs(sum(due(c) * c.total() for c in table.values()) / crystals - .0816) < 1e-3
+    assert crystals == SHIPPED.stat_groups.sum() == 15_471 and abs(sum(due(c) * c.total() for c in table.values()) / crystals - .0816) < 1e-3
     for (group, M), counts in table.items():
         assert all(len(t) == M and 0 <= min(t) and max(t) < len(SpaceGroup(group).wyckoff_positions) for t in counts)
         fixed = {w for w, p in enumerate(SpaceGroup(group).wyckoff_positions) if p.dof == 0}
         assert all(n == 1 for t in counts for w, n in Counter(t).items() if w in fixed), "a fixed site is used once"
+
+
+SHIPPED = SymmCD.from_pretrained("symmcd-mp20-small")
+
+
+@pytest.mark.parametrize("asked", [dict(formula="SrTiO3"), dict(formula="MgAl2O4", space_group=227), dict(formula="Ca(OH)2", num_orbits=3), dict(num_atoms=16, space_group=[225, 139]), dict(formula="LiFePO4", num_atoms=28)])
+def test_a_formula_on_a_template_is_met_to_the_atom(asked):
+    "Whatever way its sites were found; and with templates most are found that way, without them none."
+    draw, rng = plan(SHIPPED, **asked), np.random.default_rng(0)
+    requests = [draw(rng) for _ in range(60)]
+    one = np.array(list(parse_formula(asked["formula"]).values())) if "formula" in asked else np.array([1])
+    for r in requests:
+        positions = SpaceGroup(r.space_group).wyckoff_positions
+        if r.positions: assert r.sites == tuple(positions[w].site_class for w in r.positions)
+        atoms = Counter()
+        for z, c in zip(r.elements or [0] * len(r.sites), r.sites): atoms[z] += int(wyckoff_tables().class_multiplicity[r.space_group, c])
+        found = np.array([atoms[z] for z in (parse_formula(asked["formula"]) if "formula" in asked else [0])])
+        assert (found * one[0] == found[0] * one).all() and sum(found) == sum(atoms.values()) and (sum(found) == asked.get("num_atoms", sum(found)))
+    assert np.mean([r.positions is not None for r in requests]) > .5
+    without = plan(SHIPPED, templates=0, **asked)
+    assert all(without(rng).positions is None for _ in range(20))
+
+
+def test_spinel_and_perovskite_get_their_templates():
+    rng = np.random.default_rng(0)
+    letters = lambda r: sorted(SpaceGroup(r.space_group)[w].label for w in r.positions or ())
+    perovskite, spinel = (plan(SHIPPED, **a) for a in (dict(formula="SrTiO3", space_group=221, num_atoms=5), dict(formula="MgAl2O4", space_group=227, num_atoms=56)))
+    assert np.mean([letters(perovskite(rng)) in (["1a", "1b", "3c"], ["1a", "1b", "3d"]) for _ in range(60)]) > .95
+    assert np.mean([letters(spinel(rng)) in (["16c", "32e", "8b"], ["16d", "32e", "8a"]) for _ in range(60)]) > .95
+
+
+@pytest.mark.parametrize("formula", ["NaCl", "SrTiO3", "Ca5(PO4)3F"])
+def test_templates_take_nothing_away(formula):
+    "What can be had without them can be had with them, in the same cells; only the weights differ."
+    prior, counts = Prior(SHIPPED), tuple(parse_formula(formula).values())
+    groups, contents = {g: 1. for g in (1, 2, 14, 62, 139, 166, 176, 194, 221, 225, 227)}, [tuple(z * n for n in counts) for z in (1, 2, 4)]
+    with_, without = ({(g, c): w for g, c, w in find_cells(prior, groups, contents, templates=t)} for t in (1., 0.))
+    assert set(with_) == set(without) and with_ != without
+    for (g, c), weight in with_.items():
+        orbits, free = prior.orbits(g), prior.left_free(g, 1.)
+        assert weight >= sum(w for _, w in prior.fillings(g, c, orbits * (1 - free))) and (free > 0).all() and (prior.left_free(g, 0.) == 1).all()

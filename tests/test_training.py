@@ -179,6 +179,14 @@ def test_time_budget_ends_with_a_small_rate(tmp_path):
     assert history[-1]["step"] == trainer.step and "val_loss" in history[-1] and (tmp_path/"best.safetensors").exists()
 
 
+def test_validates_twenty_times_in_a_run_by_steps_or_by_time(tmp_path):
+    "Also where the steps would never end and the time does it; and every step of a run of fewer than twenty."
+    looks = lambda history: [row["step"] for row in history if "val_loss" in row]
+    assert looks(make(tmp_path/"steps", steps=60, val_every=None).fit()) == list(range(3, 61, 3))
+    assert looks(make(tmp_path/"few", steps=7, val_every=None).fit()) == list(range(1, 8))
+    assert 10 <= len(looks(make(tmp_path/"time", steps=10**7, max_seconds=2., checkpoint_every=None, val_every=None).fit())) <= 20
+
+
 @pytest.mark.parametrize("choice, text", [(dict(steps=None), "steps or epochs"), (dict(lr=-1.), "positive"), (dict(schedule="x"), "schedule"),
                                           (dict(precision="16-mixed"), "bf16-mixed"), (dict(steps=-4), "steps must be positive"), (dict(steps=None, epochs=-1), "epochs must be positive"),
                                           (dict(max_seconds=0.), "max_seconds must be positive"), (dict(val_fraction=1.5), "val_fraction"), (dict(clip_norm=-1.), "clip_norm"), (dict(device="tpu"), "device"), (dict(batch_size=5, devices=2), "divide")])

@@ -221,7 +221,7 @@ def count_flop(run, times=3):
     return counter.get_total_flops() / times
 
 def peak_flop(device="cpu", precision="32-true", seconds=1., largest=16384):
-    "FLOP/s of a large matrix product on this device, in the precision of the products of training: what a program can hope for. The matrix grows until one product takes about 0.1 s."
+    "FLOP/s of a large matrix product on this device, in the precision of the products of training: what a program can hope for. The matrix grows until one product takes 0.03 s."
     import torch
     n, took, dtype = 64, 0., torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     while took < .03 and n < largest:

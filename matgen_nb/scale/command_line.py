@@ -5,7 +5,7 @@ __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 
            'Devices', 'Nodes', 'Strategy', 'Precision', 'Compile', 'TRAINING', 'run_record', 'write_table',
            'write_json', 'crystal_png', 'write_gallery', 'caption', 'gallery_png', 'write_cifs', 'write_results',
            'fresh_folder', 'our_error', 'chunks', 'chunk_seed', 'read_table', 'join_tables', 'open_run', 'is_finished',
-           'stream', 'finish_stream', 'say', 'Device', 'pick_device', 'prepare_crystals', 'training_config',
+           'stream', 'finish_stream', 'say', 'Device', 'pick_device', 'prepare_crystals', 'choose_training',
            'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd', 'report_training', 'train_symmcd', 'sample_rows',
            'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given', 'sample_symmcd', 'read_crystals',
            'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability',
@@ -311,13 +311,14 @@ TRAINING = {"tiny": dict(steps=1500, batch_size=64, lr=2e-3, warmup_steps=50, em
             "full": dict(steps=200_000, batch_size=1024, lr=5e-4, warmup_steps=2000, ema_decay=.9995),
             "paper": dict(epochs=2000, batch_size=512, lr=1e-3, warmup_steps=0, ema_decay=0.)}
 
-def training_config(preset, **choices):
-    "TrainConfig of a preset; choices that are None keep the preset's value, steps replaces epochs and the reverse."
+def choose_training(table, preset, **choices):
+    """`TrainConfig` of a preset of a table like TRAINING; choices that are None keep its values. steps replaces epochs and the reverse; max_seconds
+    alone replaces both: then the time decides when it ends. MatgenError for a preset that the table lacks."""
     from matgen_nb.scale.training import TrainConfig
-    if preset not in TRAINING: raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(TRAINING)}")
-    given = {key: value for key, value in choices.items() if value is not None}
-    base = dict(TRAINING[preset])
-    if given.get("steps") or given.get("epochs"): base = {k: v for k, v in base.items() if k not in ("steps", "epochs")}
+    if preset not in table: raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
+    given, base = {key: value for key, value in choices.items() if value is not None}, dict(table[preset])
+    if {"steps", "epochs", "max_seconds"} & set(given): base = {k: v for k, v in base.items() if k not in ("steps", "epochs")}
+    if "max_seconds" in given: base["steps"] = None if "epochs" in given else 10**7
     return TrainConfig(**(base | given))
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #24ae5006
@@ -369,7 +370,7 @@ def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen 
                  resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
                  overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
-    config = training_config(preset, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
+    config = choose_training(TRAINING, preset, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
                              strategy=strategy, precision=precision, compile=compile, seed=seed, device=pick_device(device), val_fraction=0. if val else .02)
     start = time.monotonic()
     model, history = fit_symmcd(load_data(data), preset, config, out, resume, overwrite, load_data(val) if val else None)
@@ -540,7 +541,7 @@ def demo_crystals(out, n, seconds, seed=0, device="cpu", known=200, overwrite=Fa
     say("1/5 preparing embedded crystals (AFLOW prototypes, decorated)")
     data, _ = prepare("embedded", out=out/"crystals.safetensors")
     say(f"2/5 training a tiny SymmCD on {len(data)} crystals, about {seconds:.0f} s")
-    config = training_config("tiny", steps=10**6, max_seconds=seconds, seed=seed, device=device, val_fraction=.05, val_every=10**6)
+    config = choose_training(TRAINING, "tiny", max_seconds=seconds, seed=seed, device=device, val_fraction=.05, val_every=10**6)
     model, _ = fit_symmcd(data, "tiny", config, out/"training", overwrite=overwrite)
     say(f"3/5 sampling {n} crystals")
     crystals, rows = sample_rows(model.sample(n, seed=seed))

@@ -17,9 +17,9 @@ from typing import Annotated, Callable, Optional
 import numpy as np
 import typer
 
-from .command_line import (Device, On, Overwrite, Seed, _command, app, fit_model, fit_symmcd, judge, load_data, open_run, pick_device, read_crystals,
+from .command_line import (Device, On, Overwrite, Seed, _command, app, choose_training, fit_model, fit_symmcd, judge, load_data, open_run, pick_device, read_crystals,
                                           read_table, run_record, sample_stream, say, training_reference, write_json, write_table)
-from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, choose_training, fit_mofdiff, make_mofs, read_sampled
+from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff, make_mofs, read_sampled
 from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290005
@@ -151,10 +151,10 @@ def sampled_crystals(model, weights, job):
                   contact_valid="0.6 x covalent radii"))
 def reproduce_symmcd(job):
     "Train, keep the weights of the lowest held-out loss, sample, judge."
-    from matgen_nb.scale.command_line import training_config
+    from matgen_nb.scale.command_line import TRAINING
     from matgen_nb.scale.training import load_weights
     s, (data, val) = job.settings, crystals_of(job)
-    config = training_config(s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device, val_fraction=0.)
+    config = choose_training(TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device, val_fraction=0.)
     model = trained(lambda: fit_symmcd(data, s["preset"], config, job.out/"training", True, False, val), s["steps"])
     load_weights(model, job.out/"training"/"best.safetensors")
     model.eval().save_pretrained(job.out/"weights.safetensors")

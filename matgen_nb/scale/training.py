@@ -329,7 +329,6 @@ class _Placed(_Setup):
         if self.val_data is not None: self.val_data, self.val_index = self._resident(self.val_data), self.val_index.to(self.device)
         self.sampler = Sampler(self.index, c.batch_size, c.seed, fabric.global_rank, fabric.world_size)
         self.steps = c.steps or math.ceil(c.epochs * self.sampler.steps_per_epoch)
-        self.val_every = c.val_every or max(self.steps // 20, 1)
         self.generator = torch.Generator(self.device)
         self.step, self.seconds, self.best, self.skipped = 0, 0., math.inf, 0
         self.window, self.names, self.history = None, [], []
@@ -509,12 +508,13 @@ class _Looping(_Ending):
     def _loop(self, stop, advance):
         c, start, mark = self.config, time.monotonic() - self.seconds, (time.monotonic(), self.step)
         alone = self.fabric.world_size == 1
-        while self._progress() < 1 and not stop.is_set():
+        while (before := self._progress()) < 1 and not stop.is_set():
             self._train_step()
             log = self.step == self.steps or self.step % c.log_every == 0
             if log or alone: self._agree(stop, time.monotonic() - start)
             last = self._progress() >= 1
-            log, val = log or last, self.val_data is not None and (last or self.step % self.val_every == 0)
+            due = self.step % c.val_every == 0 if c.val_every else int(20 * self._progress()) > int(20 * before)
+            log, val = log or last, self.val_data is not None and (last or due)
             if log or val: mark = self._log(val, mark, advance)
             if (c.checkpoint_every and self.step % c.checkpoint_every == 0) or self.seconds - self.saved_at > c.checkpoint_seconds: self.save()
 

@@ -26,7 +26,7 @@ from .composition import charges_balance
 from .dataset import element_counts, from_units
 from .model import SymmCD
 from .network import Noisy, all_pairs, image_vectors
-from .templates import draw_template, unpack_templates
+from .templates import deal, draw_template, due, unpack_templates, ways_to_deal
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, CrystalError, atomic_number, element_table, min_distance
 from ..symmetry.projection import assign_wyckoff, metric_pseudoinverse, nearest_on_members
@@ -171,6 +171,7 @@ class Prior:
     def __init__(self, model):
         self.groups, self._classes, self._orbits = (getattr(model, f"stat_{name}").cpu().double().numpy() for name in ("groups", "classes", "orbits"))
         self.templates = unpack_templates(model.stat_templates.cpu())
+        self._of_group = {g: [(M, t, n / c.total()) for (h, M), c in self.templates.items() if h == g for t, n in c.items()] for g in {g for g, _ in self.templates}}
 
     def shares(self, number):
         "Share of each site-symmetry class in a group, tuple (15,), none below a thousandth."
@@ -183,11 +184,28 @@ class Prior:
         M = np.arange(MOST_ORBITS + 1)
         return p[:MOST_ORBITS + 1] * ((M >= max(least, 1)) if exactly is None else (M == exactly))
 
+    def left_free(self, number, templates):
+        "Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson 9c), never quite 0: what is possible stays so. templates: share of those due that are taken."
+        return np.array([max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3 if templates else 1) for M in range(MOST_ORBITS + 1)])
+
+    def fillings(self, number, counts, orbits):
+        "Templates of a group on which these atoms (tuple, for each element) can be put: [(template, weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."
+        size, found = (SpaceGroup(number).wyckoff_positions if orbits.any() else ()), []
+        for M, template, share in self._of_group.get(number, ()) if orbits.any() else ():
+            sizes = tuple(size[w].multiplicity for w in template)
+            if orbits[min(M, MOST_ORBITS)] and sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * share * ways / len(counts) ** M))
+        return found
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #6086e850
-def find_cells(prior, groups, contents, exactly=None, least=1):
-    """All cells that can hold what is asked for: list of (space group, atoms per element, weight). groups: {number: weight}; contents: list of tuples of atoms per element."""
-    return [(g, counts, w * mass) for g, w in groups.items() for counts in contents
-            if (mass := evidence(g, counts, prior.shares(g), prior.orbits(g, exactly, least))[1].sum()) > 0]
+def find_cells(prior, groups, contents, exactly=None, least=1, templates=0.):
+    """All cells that can hold what is asked for: list of (space group, atoms per element, weight). groups: {number: weight}; contents: list of tuples of atoms per element;
+    templates: how much known templates count, against sites drawn independently."""
+    cells = []
+    for g, w in groups.items():
+        orbits, free = prior.orbits(g, exactly, least), prior.left_free(g, templates)
+        masses = [evidence(g, counts, prior.shares(g), orbits * free)[1].sum() + sum(m for _, m in prior.fillings(g, counts, orbits * (1 - free))) for counts in contents]
+        cells += [(g, counts, w * mass) for counts, mass in zip(contents, masses) if mass > 0]
+    return cells
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f7b975df
 def _other_orbits(prior, number, contents):
@@ -243,8 +261,8 @@ def check_request(space_group=None, formula=None, chemical_system=None, num_atom
 def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, most_units=(16, 96), templates=1.0):
     """Check what a user asks for, count in how many ways it can be had, and return a function rng -> `Request` that is random in all that was left open.
     MatgenError, with the reason and the nearest possible requests, where it is impossible. most_units: of a formula in the cell; the second
-    number for groups asked for that can hold none so small. templates: where no atoms are asked for, the share of the known
-    templates due (lesson 9c) that are taken; the other requests leave the sites to the network."""
+    number for groups asked for that can hold none so small. templates: the share of the known templates due
+    (lesson 9c) that are taken; the other requests leave the sites to the network or, where atoms are asked for, draw them by `draw_sites`."""
     groups, counts, allowed = check_request(space_group, formula, chemical_system, num_atoms, num_orbits)
     prior = Prior(model)
     chosen = {g: 1. for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
@@ -255,26 +273,37 @@ def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=
     sizes = units(1, most_units[0] if counts else 2 * (num_atoms or 1) + 24)
     contents = [tuple(num_atoms // sum(one) * n for n in one)] if num_atoms else sizes
     least = 1 if counts else len(allowed or ())
-    cells = find_cells(prior, chosen, contents, num_orbits, least)
-    if counts and not num_atoms and (more := missing()): cells += find_cells(prior, {g: chosen[g] for g in more}, units(most_units[0] + 1, most_units[1]), num_orbits, least)
+    cells = find_cells(prior, chosen, contents, num_orbits, least, templates)
+    if counts and not num_atoms and (more := missing()): cells += find_cells(prior, {g: chosen[g] for g in more}, units(most_units[0] + 1, most_units[1]), num_orbits, least, templates)
     what = (formula or "") + (f" with {num_atoms} atoms" if counts and num_atoms else f"{num_atoms} atoms" if num_atoms else "") + (
         f" on {num_orbits} orbits" if num_orbits else "") + (f" with {len(allowed)} elements" if allowed and not counts else "") + (
         f" in a cell of up to {min(most_units[1] * sum(one), MOST_ATOMS)} atoms" if counts and not num_atoms else "")
     if missing(): _refuse(prior, min(missing()), what, contents, sizes, num_orbits, least)
     if not cells: raise MatgenError(f"no space group of the training set can hold {what}. {nearest_possible(prior, 1, contents, sizes, num_orbits, least)}.")
-    return _requests_for(prior, cells, tuple(counts) if counts else None, allowed, num_orbits, least, even=groups is not None)
+    return _requests_for(prior, cells, tuple(counts) if counts else None, allowed, num_orbits, least, groups is not None, templates)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #3a3e9eee
 def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
     "Request without given atoms, with the sites of a template if `draw_template` gives one; templates: how often it is asked."
     number = list(chosen)[_draw(list(chosen.values()), rng)]
     M = num_orbits or _draw(prior.orbits(number, least=len(allowed or ())), rng)
-    positions = draw_template(prior.templates, number, M, rng) if templates and rng.random() < templates else None
+    positions = draw_template(prior.templates, number, M, rng) if templates == 1 or (templates and rng.random() < templates) else None
     sites = positions and tuple(SpaceGroup(number).wyckoff_positions[w].site_class for w in positions)
     return Request(number, M, sites, allowed=allowed, positions=positions)
 
-def _requests_for(prior, cells, elements, allowed, exactly, least, even):
-    "rng -> `Request` for cells as `find_cells` gives them; even: every group as often as the others."
+def _filled(prior, number, counts, orbits, free, rng):
+    "Sites (M,), elements (M,) by index, and positions (M,) or None, of a cell that holds atoms `counts`: those of a known template, or drawn freely."
+    known, shares = prior.fillings(number, counts, orbits * (1 - free)), prior.shares(number)
+    i = _draw([evidence(number, counts, shares, orbits * free)[1].sum(), *(w for _, w in known)], rng) if known else 0
+    if i == 0:
+        plan = draw_sites(number, counts, shares, orbits * free, rng)
+        return tuple(c for of_one in plan for c in of_one), tuple(e for e, of_one in enumerate(plan) for _ in of_one), None
+    positions = [SpaceGroup(number).wyckoff_positions[w] for w in known[i - 1][0]]
+    return tuple(p.site_class for p in positions), deal(tuple(p.multiplicity for p in positions), counts, rng), known[i - 1][0]
+
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem7
+def _requests_for(prior, cells, elements, allowed, exactly, least, even, templates):
+    "rng -> `Request` for cells as `find_cells` gives them; even: every group as often as the others; templates: share of known ones."
     weight = np.array([w for _, _, w in cells])
     if even:
         total = Counter()
@@ -282,9 +311,8 @@ def _requests_for(prior, cells, elements, allowed, exactly, least, even):
         weight = np.array([w / total[g] for g, _, w in cells])
     def draw(rng):
         number, counts, _ = cells[_draw(weight, rng)]
-        sites = draw_sites(number, counts, prior.shares(number), prior.orbits(number, exactly, least), rng)
-        flat = tuple(c for of_one in sites for c in of_one)
-        return Request(number, len(flat), flat, elements and tuple(z for z, of_one in zip(elements, sites) for _ in of_one), allowed)
+        sites, dealt, positions = _filled(prior, number, counts, prior.orbits(number, exactly, least), prior.left_free(number, templates), rng)
+        return Request(number, len(sites), sites, elements and tuple(elements[e] for e in dealt), allowed, positions=positions)
     return draw
 
 def make_request(model, rng, **asked):
