@@ -16,7 +16,10 @@ from typer.testing import CliRunner
 
 from matgen_nb.scale import command_line as cli
 from matgen_nb.symmcd.evaluation import composition_validity
+from matgen_nb.symmcd.model import SymmCD
+from matgen_nb.symmcd.templates import unpack_templates
 from matgen_nb.symmetry.crystal import Crystal
+from matgen_nb.symmetry.space_groups import SpaceGroup
 from matgen_nb.utils import MatgenError
 
 COMMANDS = (["demo"], ["prepare", "crystals"], ["train", "symmcd"], ["sample", "symmcd"], ["evaluate", "crystals"])
@@ -272,7 +275,7 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
     from matgen_nb.symmcd.sampling import SymmCD
     asked, sample = [], SymmCD.sample
     monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
-    choices = dict(eta=.5, guide=.25, apart=.6, sharpen=2, corrector=1, retries=2)
+    choices = dict(eta=.5, guide=.25, apart=.6, sharpen=2, templates=.5, corrector=1, retries=2)
     line = ["sample", "symmcd", "-n", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path/"s", *(x for k, v in choices.items() for x in (f"--{k}", v))]
     assert run(*line) == 0 and asked[0] | choices == asked[0]
     request = json.loads((tmp_path/"s"/"request.json").read_text())
@@ -301,6 +304,19 @@ def test_neutral_crystals_on_request(tmp_path, capsys):
     assert request["neutral"] is True and request["retries"] == 5
     capsys.readouterr()
     assert run(*line[:-1], "--resume") == 2 and "neutral was" in capsys.readouterr().err
+
+
+def test_templates_on_request(tmp_path, capsys):
+    "Known sets of sites unless they are refused; a share that is none is refused before anything is written."
+    line, rows = ["sample", "symmcd", "-n", 40, "--steps", 4, "--seed", 2, "--device", "cpu", "--out"], {}
+    for name, more in (("as-shipped", []), ("all", ["--templates", 1]), ("none", ["--templates", 0])):
+        assert run(*line, tmp_path/name, *more) == 0
+        rows[name] = cli.read_table(tmp_path/name/"table.csv")
+    sites = lambda name: [(r["space_group"], " ".join(sorted(part.split(":")[1] for part in r["wyckoff"].split()))) for r in rows[name]]
+    known = {(g, " ".join(sorted(SpaceGroup(g)[w].label for w in t))) for (g, _), c in unpack_templates(SymmCD.from_pretrained("symmcd-mp20-small").stat_templates).items() for t in c}
+    assert sites("as-shipped") == sites("all") and sum(s in known for s in sites("all")) > sum(s in known for s in sites("none"))
+    capsys.readouterr()
+    assert run(*line, tmp_path/"wrong", "--templates", 2) == 2 and "templates is a share" in capsys.readouterr().err and not (tmp_path/"wrong"/"table.csv").exists()
 
 
 def test_demo_from_beginning_to_end(tmp_path, capsys):

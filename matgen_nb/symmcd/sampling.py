@@ -190,10 +190,11 @@ class Prior:
 
     def fillings(self, number, counts, orbits):
         "Templates of a group on which these atoms (tuple, for each element) can be put: [(template, weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."
-        size, found = (SpaceGroup(number).wyckoff_positions if orbits.any() else ()), []
-        for M, template, share in self._of_group.get(number, ()) if orbits.any() else ():
-            sizes = tuple(size[w].multiplicity for w in template)
-            if orbits[min(M, MOST_ORBITS)] and sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * share * ways / len(counts) ** M))
+        if not orbits.any(): return []
+        size, found = [p.multiplicity for p in SpaceGroup(number).wyckoff_positions], []
+        for M, template, share in self._of_group.get(number, ()):
+            sizes = tuple(size[w] for w in template)
+            if M <= MOST_ORBITS and orbits[M] and sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * share * ways / len(counts) ** M))
         return found
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #6086e850
@@ -642,8 +643,7 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     None: the share of the training set; formulas that are asked for are left alone). corrector: Langevin steps of the coordinates after each step, each a further
     network call, of relative size snr. sharpen: of the coordinates, 1 as learned (lesson 07). retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
     nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
-    templates: share of the known templates due (lesson 9c) that are taken,
-    where no atoms are asked for; 0: all sites as the network says. doubt: crystals of a larger `cell_doubt` are drawn again, up to DRAWS draws, and the least doubted is kept (1: never; None: as the `info` of the weights says, else never). Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
+    templates: share of the known templates due (lesson 9c) that are taken; 0: none. doubt: crystals of a larger `cell_doubt` are drawn again, up to DRAWS draws, and the least doubted is kept (1: never; None: as the `info` of the weights says, else never). Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
     doubt = float(vars(self).get("info", {}).get("doubt", 1)) if doubt is None else doubt
     check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance, sharpen, snr, closest, doubt, templates)
