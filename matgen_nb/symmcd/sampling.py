@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'DRAWS', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
-           'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'Request', 'Prior', 'find_cells',
-           'nearest_possible', 'check_request', 'plan', 'make_request', 'Known', 'start_state', 'time_grid', 'told',
-           'balanced_elements', 'held_score', 'reverse_step', 'corrector_step', 'fit_sites', 'settle_sites',
-           'settle_elements', 'crowding', 'keep_apart', 'Sample', 'finish', 'guided_score', 'sample_requests',
-           'cell_doubt', 'sample', 'check_options']
+           'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'Request', 'Prior', 'left_free',
+           'fillings', 'find_cells', 'nearest_possible', 'check_request', 'plan', 'make_request', 'Known',
+           'start_state', 'time_grid', 'told', 'balanced_elements', 'held_score', 'reverse_step', 'corrector_step',
+           'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart', 'Sample', 'finish', 'guided_score',
+           'sample_requests', 'cell_doubt', 'sample', 'check_options']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -184,18 +184,21 @@ class Prior:
         M = np.arange(MOST_ORBITS + 1)
         return p[:MOST_ORBITS + 1] * ((M >= max(least, 1)) if exactly is None else (M == exactly))
 
-    def left_free(self, number, templates):
-        "Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson 9c), never quite 0: what is possible stays so. templates: share of those due that are taken."
-        return np.array([max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3 if templates else 1) for M in range(MOST_ORBITS + 1)])
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem9
+def left_free(self, number, templates):
+    "Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson 9c), never quite 0: what is possible stays so. templates: share of those due that are taken."
+    return np.array([max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3 if templates else 1) for M in range(MOST_ORBITS + 1)])
 
-    def fillings(self, number, counts, orbits):
-        "Templates of a group on which these atoms (tuple, for each element) can be put: [(template, weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."
-        if not orbits.any(): return []
-        size, found = [p.multiplicity for p in SpaceGroup(number).wyckoff_positions], []
-        for M, template, share in self._of_group.get(number, ()):
-            sizes = tuple(size[w] for w in template)
-            if M <= MOST_ORBITS and orbits[M] and sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * share * ways / len(counts) ** M))
-        return found
+def fillings(self, number, counts, orbits):
+    "Templates of a group on which these atoms (tuple, for each element) can be put: [(template, weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."
+    if not orbits.any(): return []
+    size, found = [p.multiplicity for p in SpaceGroup(number).wyckoff_positions], []
+    for M, template, share in self._of_group.get(number, ()):
+        sizes = tuple(size[w] for w in template)
+        if M <= MOST_ORBITS and orbits[M] and sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * share * ways / len(counts) ** M))
+    return found
+
+Prior.left_free, Prior.fillings = left_free, fillings
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #6086e850
 def find_cells(prior, groups, contents, exactly=None, least=1, templates=0.):
