@@ -10,7 +10,7 @@ from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
 from matgen_nb.symmcd.sampling import Prior, Request, find_cells, held_score, make_request, parse_formula, plan, sample_requests, start_state
 from matgen_nb.symmcd.templates import count_templates, deal, draw_template, due, pack_templates, unpack_templates, ways_to_deal
-from matgen_nb.symmetry.projection import project
+from matgen_nb.symmetry.projection import nearest_on_members, project
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
 
@@ -99,8 +99,10 @@ def test_held_scores_point_to_the_first_member_of_every_position(data, t):
     row = T.wyckoff_offset[group] + known.positions
     first, general = T.member_offset[row], T.dof[row] == 3
     assert torch.equal(held[general], score[general]) and general.sum() == 230
-    on = (clean.double() - T.t[first]) - (T.A[first] @ torch.linalg.pinv(T.A[first]) @ (clean.double() - T.t[first])[..., None])[..., 0]
-    on = (on - on.round()).abs()
+    on = clean.double() - T.t[first]
+    on = (on - on.round()).abs()                                                                   # of the positions that are points
+    cell = state.lattice.double()[state.batch]
+    assert nearest_on_members(clean.double(), T.A[first], T.t[first], cell @ cell.mT)[2].max() < 1e-4
     same_orbit = project(clean.double(), group, known.positions, state.lattice.double()[state.batch]).distance
     assert same_orbit.max() < 1e-4 and on[T.dof[row] == 0].max() < 1e-5
     again = held_score(model, state, known, held, t)

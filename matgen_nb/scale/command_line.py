@@ -318,7 +318,7 @@ def choose_training(table, preset, **choices):
     if preset not in table: raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
     given, base = {key: value for key, value in choices.items() if value is not None}, dict(table[preset])
     if {"steps", "epochs", "max_seconds"} & set(given): base = {k: v for k, v in base.items() if k not in ("steps", "epochs")}
-    if "max_seconds" in given: base["steps"] = None if "epochs" in given else 10**7
+    if "max_seconds" in given and "epochs" not in given: base["steps"] = 10**7
     return TrainConfig(**(base | given))
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #24ae5006

@@ -26,7 +26,7 @@ from .composition import charges_balance
 from .dataset import element_counts, from_units
 from .model import SymmCD
 from .network import Noisy, all_pairs, image_vectors
-from .templates import deal, draw_template, due, unpack_templates, ways_to_deal
+from .templates import deal, draw_index, draw_template, due, unpack_templates, ways_to_deal
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, CrystalError, atomic_number, element_table, min_distance
 from ..symmetry.projection import assign_wyckoff, metric_pseudoinverse, nearest_on_members
@@ -128,17 +128,13 @@ def evidence(number, counts, shares, orbits):
     return list(last), np.stack([w * orders * orbits for w in last.values()]) if last else np.zeros((0, MOST_ORBITS + 1))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #fe7409b8
-def _draw(weights, rng):
-    weights = np.asarray(weights, dtype=float)
-    return int(rng.choice(len(weights), p=weights / weights.sum()))
-
 def _draw_classes(number, shares, n, size, used, k, rng):
     "Classes of one element: n atoms of k orbits, `used` of the fixed classes given."
     classes = [c for u, (c, _, _) in zip(used, _fixed(number)) for _ in range(u)]
     n, k = n - sum(u * m for u, (_, m, _) in zip(used, _fixed(number))), k - len(classes)
     tables = free_tables(number, shares, size)
     for (c, m, _), before in zip([row for row in site_classes(number) if row[2] >= SHARED][::-1], tables[-2::-1]):
-        j = _draw([shares[c] ** j / math.factorial(j) * before[n - j * m, k - j] for j in range(min(n // m, k) + 1)], rng)
+        j = draw_index([shares[c] ** j / math.factorial(j) * before[n - j * m, k - j] for j in range(min(n // m, k) + 1)], rng)
         classes, n, k = classes + [c] * j, n - j * m, k - j
     return tuple(classes)
 
@@ -147,12 +143,12 @@ def draw_sites(number, counts, shares, orbits, rng):
     layers, size = count_ways(number, counts, shares), 64 * math.ceil(max(counts) / 64)
     uses, weights = evidence(number, counts, shares, orbits)
     if not weights.sum() > 0: return None
-    at = divmod(_draw(weights.ravel(), rng), MOST_ORBITS + 1)
+    at = divmod(draw_index(weights.ravel(), rng), MOST_ORBITS + 1)
     used, k, plan = uses[at[0]], at[1], []
     for n, layer in zip(counts[::-1], layers[-2::-1]):
         ways = element_ways(number, shares, n, size)
         steps = [(u, before) for u in ways if (before := tuple(x - y for x, y in zip(used, u))) in layer]
-        i, j = divmod(_draw(np.concatenate([ways[u][:k + 1] * layer[b][k::-1] for u, b in steps]), rng), k + 1)
+        i, j = divmod(draw_index(np.concatenate([ways[u][:k + 1] * layer[b][k::-1] for u, b in steps]), rng), k + 1)
         plan.append(_draw_classes(number, shares, n, size, steps[i][0], j, rng))
         used, k = steps[i][1], k - j
     return tuple(plan[::-1])
@@ -171,7 +167,6 @@ class Prior:
     def __init__(self, model):
         self.groups, self._classes, self._orbits = (getattr(model, f"stat_{name}").cpu().double().numpy() for name in ("groups", "classes", "orbits"))
         self.templates = unpack_templates(model.stat_templates.cpu())
-        self._of_group = {g: [(M, t, n / c.total()) for (h, M), c in self.templates.items() if h == g for t, n in c.items()] for g in {g for g, _ in self.templates}}
 
     def shares(self, number):
         "Share of each site-symmetry class in a group, tuple (15,), none below a thousandth."
@@ -187,28 +182,34 @@ class Prior:
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem9
 def left_free(self, number, templates):
     "Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson 9c), never quite 0: what is possible stays so. templates: share of those due that are taken."
-    return np.array([max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3 if templates else 1) for M in range(MOST_ORBITS + 1)])
+    return np.array([max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3) for M in range(MOST_ORBITS + 1)])
 
 def fillings(self, number, counts, orbits):
     "Templates of a group on which these atoms (tuple, for each element) can be put: [(template, weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."
-    if not orbits.any(): return []
     size, found = [p.multiplicity for p in SpaceGroup(number).wyckoff_positions], []
-    for M, template, share in self._of_group.get(number, ()):
-        sizes = tuple(size[w] for w in template)
-        if M <= MOST_ORBITS and orbits[M] and sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * share * ways / len(counts) ** M))
+    for M in orbits.nonzero()[0].tolist():
+        templates = self.templates.get((number, M), {})
+        for template, n in templates.items():
+            sizes = tuple(size[w] for w in template)
+            if sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * (n / templates.total()) * ways / len(counts) ** M))
     return found
 
 Prior.left_free, Prior.fillings = left_free, fillings
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #6086e850
+def _masses(prior, number, counts, orbits, free):
+    "Weights of the two ways to come by atoms `counts`: sites drawn freely (one number), and known templates (see `fillings`). free: of p(M) = `orbits`, see `left_free`."
+    return evidence(number, counts, prior.shares(number), orbits * free)[1].sum(), prior.fillings(number, counts, orbits * (1 - free))
+
 def find_cells(prior, groups, contents, exactly=None, least=1, templates=0.):
     """All cells that can hold what is asked for: list of (space group, atoms per element, weight). groups: {number: weight}; contents: list of tuples of atoms per element;
     templates: how much known templates count, against sites drawn independently."""
     cells = []
     for g, w in groups.items():
         orbits, free = prior.orbits(g, exactly, least), prior.left_free(g, templates)
-        masses = [evidence(g, counts, prior.shares(g), orbits * free)[1].sum() + sum(m for _, m in prior.fillings(g, counts, orbits * (1 - free))) for counts in contents]
-        cells += [(g, counts, w * mass) for counts, mass in zip(contents, masses) if mass > 0]
+        for counts in contents:
+            unknown, known = _masses(prior, g, counts, orbits, free)
+            if (mass := unknown + sum(m for _, m in known)) > 0: cells.append((g, counts, w * mass))
     return cells
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f7b975df
@@ -289,21 +290,26 @@ def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #3a3e9eee
 def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
     "Request without given atoms, with the sites of a template if `draw_template` gives one; templates: how often it is asked."
-    number = list(chosen)[_draw(list(chosen.values()), rng)]
-    M = num_orbits or _draw(prior.orbits(number, least=len(allowed or ())), rng)
-    positions = draw_template(prior.templates, number, M, rng) if templates == 1 or (templates and rng.random() < templates) else None
-    sites = positions and tuple(SpaceGroup(number).wyckoff_positions[w].site_class for w in positions)
-    return Request(number, M, sites, allowed=allowed, positions=positions)
+    number = list(chosen)[draw_index(list(chosen.values()), rng)]
+    M = num_orbits or draw_index(prior.orbits(number, least=len(allowed or ())), rng)
+    asked = templates == 1 or (templates and rng.random() < templates)         # 0 and 1 use up no random number
+    positions = draw_template(prior.templates, number, M, rng) if asked else None
+    return Request(number, M, positions and _classes(number, positions), allowed=allowed, positions=positions)
+
+def _classes(number, positions):
+    "Site-symmetry classes of Wyckoff positions (M,) of a group."
+    return tuple(SpaceGroup(number).wyckoff_positions[w].site_class for w in positions)
 
 def _filled(prior, number, counts, orbits, free, rng):
     "Sites (M,), elements (M,) by index, and positions (M,) or None, of a cell that holds atoms `counts`: those of a known template, or drawn freely."
-    known, shares = prior.fillings(number, counts, orbits * (1 - free)), prior.shares(number)
-    i = _draw([evidence(number, counts, shares, orbits * free)[1].sum(), *(w for _, w in known)], rng) if known else 0
+    unknown, known = _masses(prior, number, counts, orbits, free)
+    i = draw_index([unknown, *(w for _, w in known)], rng) if known else 0
     if i == 0:
-        plan = draw_sites(number, counts, shares, orbits * free, rng)
-        return tuple(c for of_one in plan for c in of_one), tuple(e for e, of_one in enumerate(plan) for _ in of_one), None
-    positions = [SpaceGroup(number).wyckoff_positions[w] for w in known[i - 1][0]]
-    return tuple(p.site_class for p in positions), deal(tuple(p.multiplicity for p in positions), counts, rng), known[i - 1][0]
+        drawn = draw_sites(number, counts, prior.shares(number), orbits * free, rng)
+        return tuple(c for of_one in drawn for c in of_one), tuple(e for e, of_one in enumerate(drawn) for _ in of_one), None
+    positions = known[i - 1][0]
+    sizes = tuple(SpaceGroup(number).wyckoff_positions[w].multiplicity for w in positions)
+    return _classes(number, positions), deal(sizes, counts, rng), positions
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem7
 def _requests_for(prior, cells, elements, allowed, exactly, least, even, templates):
@@ -314,7 +320,7 @@ def _requests_for(prior, cells, elements, allowed, exactly, least, even, templat
         for g, _, w in cells: total[g] += w
         weight = np.array([w / total[g] for g, _, w in cells])
     def draw(rng):
-        number, counts, _ = cells[_draw(weight, rng)]
+        number, counts, _ = cells[draw_index(weight, rng)]
         sites, dealt, positions = _filled(prior, number, counts, prior.orbits(number, exactly, least), prior.left_free(number, templates), rng)
         return Request(number, len(sites), sites, elements and tuple(elements[e] for e in dealt), allowed, positions=positions)
     return draw
@@ -402,10 +408,14 @@ def _aims(model, n, known, logits, generator):
     return told(logits, torch.where(known.balance[n.batch], drawn, -1))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem2
+def _per_score(model, t):
+    "How far x_0 is from x_t for a score of 1, as the network scales it: sigma_t^2 by the scale of lesson 07."
+    return model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
+
 def held_score(model, n, known, score, t):
     "The score (M, 3), scaled as the network's; of orbits whose Wyckoff position is given, the one whose x_0 is moved to the nearest point of its first member."
     if not len(rows := known.held): return score
-    T, per_score = wyckoff_tables(str(n.x.device)), model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
+    T, per_score = wyckoff_tables(str(n.x.device)), _per_score(model, t)
     first, L = T.member_offset[T.wyckoff_offset[n.space_group[n.batch[rows]]] + known.positions[rows]], n.lattice.double()[n.batch[rows]]
     clean = n.x[rows] + per_score * score[rows]
     point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT)[1]
@@ -571,7 +581,7 @@ def guided_score(model, n, known, out, t, apart=0.75):
     T = wyckoff_tables(str(n.x.device))
     likely = _class_scores(model, n, told(out[3], known.sites), T)
     classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
-    per_score = model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
+    per_score = _per_score(model, t)
     clean = n.x + per_score * out[1]
     placed = assign_wyckoff(clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch, known.positions)
     placed, _ = keep_apart(n, placed, n.elements, apart, rounds=3)
