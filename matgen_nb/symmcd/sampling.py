@@ -5,8 +5,8 @@ __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'DRAWS', 'parse_formula', 'par
            'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'Request', 'Prior', 'left_free',
            'fillings', 'find_cells', 'nearest_possible', 'check_request', 'plan', 'make_request', 'Known',
            'start_state', 'time_grid', 'told', 'balanced_elements', 'held_score', 'reverse_step', 'corrector_step',
-           'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart', 'Sample', 'finish', 'guided_score',
-           'sample_requests', 'cell_doubt', 'sample', 'check_options']
+           'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart', 'StageOptions', 'Sample', 'finish',
+           'guided_score', 'sample_requests', 'cell_doubt', 'sample', 'check_options']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -24,7 +24,7 @@ from ..diffusion.gaussian import reproducible
 from ..diffusion.torus import SHARPEN, wrap_difference
 from .composition import charges_balance
 from .dataset import element_counts, from_units
-from .model import SymmCD
+from .model import SymmCD, _shifted
 from .network import Noisy, all_pairs, image_vectors
 from .templates import deal, draw_index, draw_template, due, unpack_templates, ways_to_deal
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -534,18 +534,37 @@ def keep_apart(n, placed, elements, apart=0.75, rounds=60):
     went = ((point(u) - point(placed.free))[:, None] @ lattice)[:, 0].norm(dim=-1)
     return replace(placed, frac_coords=point(u) - point(u).floor(), free=u), went
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12sto1
+@dataclass(frozen=True)
+class StageOptions:
+    """How a staged model samples (lesson 12b).
+
+    steps: network calls for cell and coordinates; element_steps and site_steps: for elements and sites, where they are free.
+    eta: 1 stochastic, 0 deterministic given the start. sharpen: score scale of the coordinates, 1 as learned (lesson 07).
+    guide: share of the time, at the end, in which coordinates are kept out of too short contacts. apart: the shortest contact, in sums
+    of covalent radii, that is left alone; 0 switches both off."""
+    steps: int = 25
+    element_steps: int = 16
+    site_steps: int = 12
+    eta: float = 1.0
+    guide: float = 0.5
+    apart: float = 0.75
+    sharpen: float = SHARPEN
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #e4b10e7f
 @dataclass
 class Sample:
     "One generated crystal: the whole cell, its asymmetric unit, and its row of the output table (dict)."
     crystal: Crystal; unit: AsymmetricUnit; row: dict
 
-def _to_cpu(value): return replace(value, **{name: v.cpu() for name, v in vars(value).items()})
+def _to_cpu(value):
+    return replace(value, **{name: v.cpu() for name, v in vars(value).items() if isinstance(v, torch.Tensor)})
 
 def _clipped(model, n):
     "Whether a free component of k lies outside its bounds (B,)."
-    free = n.k.double() * model.stat_k_std.to(n.k).double() + model.stat_k_mean.to(n.k).double()
-    return (((model.raw_k(n.k.double(), n.space_group) - free).abs() > 1e-6) & (model.mask(n.space_group).to(n.k) > 0)).any(1)
+    free = _shifted(n.k.double() * model.stat_k_std.to(n.k).double() + model.stat_k_mean.to(n.k).double(), n.content)
+    moved = (model.raw_k(n.k.double(), n.space_group, n.content) - free).abs() > 1e-6
+    return (moved & (model.mask(n.space_group).to(n.k) > 0)).any(1)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #9474d65f
 def finish(model, n, out, known, requests, apart=0.75):
@@ -555,7 +574,7 @@ def finish(model, n, out, known, requests, apart=0.75):
     sites, sites_changed = settle_sites(model, n, out[3], known)
     elements, elements_changed = settle_elements(n, out[2], known, requests)
     n, sites, elements = _to_cpu(n), sites.cpu(), elements.cpu()
-    clipped, k = _clipped(model, n), model.raw_k(n.k.double(), n.space_group)
+    clipped, k = _clipped(model, n), model.raw_k(n.k.double(), n.space_group, n.content)
     placed = assign_wyckoff(n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch, known.positions.cpu())
     placed, pushed = keep_apart(n, placed, elements, apart)
     T = wyckoff_tables()
@@ -593,6 +612,9 @@ def guided_score(model, n, known, out, t, apart=0.75):
 @torch.no_grad()
 def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, sharpen=SHARPEN, advance=lambda n=1: None):
     "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step; sharpen: of the coordinates (lesson 07)."
+    if model.config.staged:
+        options = StageOptions(steps=steps, eta=eta, guide=guide, apart=apart, sharpen=sharpen)
+        return model.sample_in_stages(requests, generator, options, advance)
     state, known = start_state(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
         state, out = reverse_step(model, state, known, t, s, generator, eta, guide, apart, sharpen)
