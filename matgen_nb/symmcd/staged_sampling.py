@@ -8,6 +8,7 @@ __all__ = ['hidden_geometry', 'choose_letters', 'choose_sites', 'choose_elements
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120003
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -50,24 +51,33 @@ def hidden_geometry(model, requests: Sequence[Request], generator) -> tuple[Nois
     return state, known
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120008
+def _letter_weight(templates: dict, number: int, orbits: int, letters: Counter) -> float:
+    "How many training crystals of a group have these Wyckoff letters among theirs; those with as many orbits count ten times."
+    found = 0.0
+    for (group, M), counts in templates.items():
+        if group == number:
+            n = sum(n for template, n in counts.items() if letters <= Counter(template))
+            found += n if M == orbits else 0.1 * n
+    return found
+
+
 def choose_letters(templates: dict, number: int, classes: Sequence[int], rng) -> tuple[int, ...]:
     """Wyckoff positions (M,) of a group for site-symmetry classes (M,).
 
     One after another, each drawn in proportion to how many training crystals of the group have it together with the letters chosen so
-    far (one is added, so that nothing possible is excluded). A position without a free parameter is used once.
+    far; a little is added, so that nothing possible is excluded. A position without a free parameter is used once.
     templates: see `count_templates`; rng: a NumPy Generator."""
     positions = SpaceGroup(number).wyckoff_positions
-    known = [(set(t), n) for (g, _), counts in templates.items() if g == number for t, n in counts.items()]
     chosen: list[int] = []
     for c in classes:
         taken = {w for w in chosen if positions[w].dof == 0}
         options = [p.index for p in positions if p.site_class == c and p.index not in taken]
-        together = [1 + sum(n for letters, n in known if {w, *chosen} <= letters) for w in options]
-        chosen.append(options[draw_index(together, rng)])
+        weights = [0.02 + _letter_weight(templates, number, len(classes), Counter([*chosen, w])) for w in options]
+        chosen.append(options[draw_index(weights, rng)] if len(options) > 1 else options[0])
     return tuple(chosen)
 
 
-def choose_sites(model, requests: Sequence[Request], generator, steps=12) -> list[Request]:
+def choose_sites(model, requests: Sequence[Request], generator, steps=24) -> list[Request]:
     "Requests with sites and Wyckoff positions; what they fix stays. steps: network calls, without any geometry."
     requests, free = list(requests), [i for i, r in enumerate(requests) if r.sites is None]
     if free:
