@@ -314,20 +314,22 @@ class EnergyReference:
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0031
 def _composition_of_cif(text: str) -> dict:
-    "Atomic number -> atoms, from the sum formula of a CIF, or from its atoms where it has none."
+    "Atomic number -> atoms, from the sum formula of a CIF, or from its atoms where it has none; {} where it cannot be read."
     found = re.search(r"_chemical_formula_sum\s+('[^']*'|\"[^\"]*\"|\S+)", text)
     try:
         return parse_formula(found[1].strip("'\""))
     except (MatgenError, TypeError):
-        return dict(Counter(Crystal.from_cif(f"{text}\n").elements.tolist()))
+        crystal = _or_none(lambda _: Crystal.from_cif(f"{text}\n"), 0)
+        return {} if crystal is None else dict(Counter(crystal.elements.tolist()))
 
 def _reference_of_csv(path: Path) -> EnergyReference:
     table = [row for _, row in read_columns(path, ("cif", *ENERGY_COLUMNS))]
     formation, above = (np.array([to_number(row[name]) for row in table]) for name in ENERGY_COLUMNS)
-    rows = [i for i in np.flatnonzero(np.isfinite(formation) & np.isfinite(above)) if table[i]["cif"]]
-    texts = [table[i]["cif"] for i in rows]
-    compositions = [_composition_of_cif(text) for text in texts]
-    return EnergyReference(compositions, formation[rows], above[rows], lambda i: Crystal.from_cif(f"{texts[i]}\n"))
+    known = np.flatnonzero(np.isfinite(formation) & np.isfinite(above))
+    compositions = {i: composition for i in known if (composition := _composition_of_cif(table[i]["cif"]))}
+    rows = list(compositions)
+    read = lambda i: Crystal.from_cif(f"{table[rows[i]]['cif']}\n")
+    return EnergyReference(list(compositions.values()), formation[rows], above[rows], read)
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0032
 def _reference_of_data(data: CrystalData) -> EnergyReference:
