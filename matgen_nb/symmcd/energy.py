@@ -171,8 +171,10 @@ class SevennPotential(Potential):
 POTENTIALS = {"chgnet": ChgnetPotential, "sevenn": SevennPotential}
 
 @functools.lru_cache(4)
-def get_potential(name: str = "chgnet", device: str = "cpu") -> Potential:
-    "A potential by name ('chgnet' or 'sevenn'), loaded once. MatgenError for another name, or where its package is missing."
+def get_potential(name="chgnet", device: str = "cpu") -> Potential:
+    "A Potential by name ('chgnet' or 'sevenn'), loaded once, or the one that is given. MatgenError where its package is missing."
+    if isinstance(name, Potential):
+        return name
     if name not in POTENTIALS:
         raise MatgenError(f"there is no potential {name!r}: choose one of {', '.join(POTENTIALS)}")
     return POTENTIALS[name](device)
