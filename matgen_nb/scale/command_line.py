@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite',
-           'Devices', 'Nodes', 'Strategy', 'Precision', 'Compile', 'TRAINING', 'run_record', 'write_table',
+           'Devices', 'Nodes', 'Strategy', 'Precision', 'Compile', 'TRAINING', 'REAL', 'run_record', 'write_table',
            'write_json', 'crystal_png', 'write_gallery', 'caption', 'gallery_png', 'write_cifs', 'write_results',
            'fresh_folder', 'our_error', 'chunks', 'chunk_seed', 'read_table', 'join_tables', 'open_run', 'is_finished',
            'stream', 'finish_stream', 'say', 'Device', 'pick_device', 'prepare_crystals', 'choose_training',
            'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd', 'report_training', 'train_symmcd', 'sample_rows',
-           'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given', 'sample_symmcd', 'read_crystals',
-           'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability',
-           'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands', 'main']
+           'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given', 'relaxing_potential', 'relaxing',
+           'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge',
+           'add_stability', 'relaxed_before', 'energy_inputs', 'add_energies', 'evaluate_crystals_command',
+           'demo_crystals', 'demo', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import base64, csv, hashlib, html, io, json, os, platform, subprocess, sys, time
@@ -420,6 +421,21 @@ def given(neutral, **options):
     options = {key: value for key, value in options.items() if value is not None}
     return dict(retries=5) | options | dict(neutral=True) if neutral else options
 
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25ene02
+def relaxing_potential(name):
+    "The potential of this name (None: None), loaded before anything is sampled, so that a missing package is said at once."
+    if name is None:
+        return None
+    from matgen_nb.symmcd.energy import get_potential
+    return get_potential(name)
+
+def relaxing(model, potential):
+    "The model, or one whose samples are relaxed by a potential (lesson 13b)."
+    if potential is None:
+        return model
+    from matgen_nb.symmcd.energy import RelaxingModel
+    return RelaxingModel(model, potential)
+
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
 def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
@@ -437,6 +453,8 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   doubt: Annotated[Optional[float], typer.Option(help="Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
                   neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
+                  relax: Annotated[Optional[str], typer.Option(help="Relax within the space group, the best exchange of elements first, "
+                                   "with this potential: chgnet (the extra stability) or sevenn.")] = None,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
                   resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped continues with --resume."
@@ -445,10 +463,12 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
     asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
                   guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt)
+    potential = relaxing_potential(relax)
     request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
+    if potential: request["relax"] = potential.name
     if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
-    drawn = sample_stream(model, request, asked, out, "SymmCD samples", resume, overwrite)
+    drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", resume, overwrite)
     say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #68702a24
@@ -508,11 +528,50 @@ def add_stability(crystals, hull, rows, summary):
     judged = [{key: value for key, value in more.get(i, {}).items() if key not in ("formula", "failure")} for i in range(len(crystals))]
     return [{**row, **extra, "stability_failure": more.get(i, {}).get("failure", "no crystal")} for i, (row, extra) in enumerate(zip(rows, judged))], summary | totals
 
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25ene01
+REAL = 125             # real crystals that stand beside the samples in a table of energies
+
+def relaxed_before(source):
+    "Name of the potential with which the samples of a result folder were relaxed (column `relaxed_with` of its table), or an empty text."
+    table = Path(source)/"table.csv"
+    return str(next((row["relaxed_with"] for row in read_table(table) if row.get("relaxed_with")), "")) if table.is_file() else ""
+
+def energy_inputs(source, reference, training=None):
+    """What `add_energies` needs besides the crystals: (hull, real, relaxed). hull: EnergyReference of the training set, or, where that has no
+    energies, of the reference; real: list of REAL crystals of the reference; relaxed: see `relaxed_before`. MatgenError where neither has energies."""
+    from matgen_nb.symmcd.energy import energy_reference
+    try:
+        hull = energy_reference(training or reference)
+    except MatgenError:
+        if not training:
+            raise
+        hull = energy_reference(reference)
+    known = reference_crystals(reference)
+    return hull, known[::max(len(known) // REAL, 1)][:REAL], relaxed_before(source)
+
+def add_energies(crystals, rows, summary, inputs, name="chgnet"):
+    """Rows and summary with the energies of lesson 13b, of the crystals and, under names that begin with "real ", of real ones.
+
+    inputs: of `energy_inputs`; name: of a potential, or a Potential. Energies are kept in the user's cache: the second time costs nothing."""
+    from matgen_nb.symmcd.energy import EnergyCache, EnergyOptions, default_cache, energy_scale, evaluate_energies, get_potential
+    hull, real, relaxed = inputs
+    potential = get_potential(name)
+    cache = EnergyCache(default_cache(potential))
+    scale = energy_scale(hull, potential, cache=cache)
+    mine = evaluate_energies(crystals, scale, potential, cache=cache, options=EnergyOptions(relaxed_with=relaxed))
+    theirs = evaluate_energies(real, scale, potential, cache=cache)
+    told = [{f"energy_{k}" if k == "failure" else k: v for k, v in row.items() if k != "formula"} for row in mine.table]
+    totals = {f"{kind}{k}": e for kind, result in (("", mine), ("real ", theirs)) for k, e in result.summary.items()}
+    return [{**row, **extra} for row, extra in zip(rows, told)], summary | totals
+
 # %% ../../nbs/5_scale/25_command_line.ipynb #e961c9f4
 @evaluate_app.command("crystals", epilog="Example: `matgen evaluate crystals samples/ --reference test.safetensors --training train.safetensors --out judged`")
 def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, or a CSV with a cif column.")], out: Out,
                               reference: Annotated[Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")],
                               training: Annotated[Optional[Path], typer.Option(help="The same for novelty and new templates; default: the reference.")] = None,
+                              energy: Annotated[bool, typer.Option("--energy", help="Energies too (lesson 13b), of the crystals "
+                                                "and of real ones; --training or --reference must have energies.")] = False,
+                              potential: Annotated[str, typer.Option(help="For --energy: chgnet (the extra stability) or sevenn.")] = "chgnet",
                               stability: Annotated[bool, typer.Option("--stability", help="Relax and judge with CHGNet (needs the extra).")] = False,
                               n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
                               timeout: Annotated[float, typer.Option(help="Seconds a step of one crystal may take.")] = 60.,
@@ -520,12 +579,14 @@ def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folde
     "Validity, coverage, uniqueness, novelty, symmetry: per structure and in total."
     out, start = fresh_folder(out, overwrite), time.monotonic()
     (crystals, names, failures), known = read_crystals(source, n_jobs), reference_crystals(reference)
+    inputs = energy_inputs(source, reference, training) if energy else None
     if failures: say(describe_failures(failures, len(crystals)))
     old, why = None, {f.name: f.reason for f in failures}
     if training: old = training_reference(load_data(training)) if training.suffix == ".safetensors" else reference_crystals(training)
     cache = reference.with_name(f"{reference.name}.described.npz") if os.access(reference.parent, os.W_OK) else None
     result = judge(crystals, known, cache, old, names, seed, n_jobs, timeout)
     rows, summary = [{**row, "failure": why.get(row["name"], row.get("failure", ""))} for row in result.table], dict(result.summary)
+    if energy: rows, summary = add_energies(crystals, rows, summary, inputs, potential)
     if stability: rows, summary = add_stability(crystals, known, rows, summary)
     write_results(out, crystals, rows, "Evaluation", run_record(_command(), seed, time.monotonic() - start))
     write_json(out/"summary.json", summary)
