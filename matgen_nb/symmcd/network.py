@@ -176,15 +176,15 @@ def contents(self, n):
     """What a cell contains and how it fits: (B, 4).
 
     Columns: log number of atoms; log volume an atom (A^3) from the contents; log of the present volume over that of the contents; 1
-    where the geometry is known at all, else 0 (then the third column is 0 as well)."""
+    where something is known of the cell (t < 1), else 0 (then the third column is 0 as well)."""
     atoms = torch.zeros_like(n.t).index_add_(0, n.batch, self.multiplicity(n))
     there = (n.t < 1).to(n.t)
     volume = torch.linalg.det(n.lattice).clamp(min=1e-3).log()
     return torch.stack([atoms.log(), n.content - atoms.log(), (volume - n.content) * there, there], 1)
 
 def without_geometry(n):
-    "The `Noisy` batch with a neutral cell, 5 A a side and k = 0, wherever t = 1: nothing can be read off what is nothing but noise."
-    there = n.t < 1
+    "The `Noisy` batch with a neutral cell, 5 A a side and k = 0, wherever the sites are noised: nothing can be read off a geometry without sites."
+    there = n.t_site == 0
     neutral = 5 * torch.eye(3).to(n.lattice)
     lattice = torch.where(there[:, None, None], n.lattice, neutral)
     return replace(n, k=n.k * there[:, None], lattice=lattice)
@@ -229,7 +229,7 @@ def forward(self, n):
     if self.config.staged: n = without_geometry(n)
     with torch.no_grad(), torch.autocast(n.x.device.type, enabled=False):          # geometry needs float32
         edge, vectors = self._edges(n, i, j)
-    if self.config.staged: edge = edge * (n.t < 1)[n.batch[i]][:, None]
+    if self.config.staged: edge = edge * (n.t_site == 0)[n.batch[i]][:, None]
     degree = n.num_orbits[n.batch][:, None].to(edge.dtype)
     h, messages = self._embed(n), []
     for layer in self.layers:

@@ -20,7 +20,7 @@ from ..symmetry.space_groups import wyckoff_tables
 
 # %% ../../nbs/3_symmcd/11b_stages.ipynb #st110007
 STAGES = ("geometry", "elements", "decoration", "sites")
-SHARES = (0.65, 0.18, 0.10, 0.07)     # of the crystals of a batch; the geometry is the hardest and gets the most
+SHARES = (0.52, 0.26, 0.09, 0.13)     # of the crystals of a batch; the geometry is the hardest and gets the most
 NEARLY_CLEAN = 0.3                    # share of T up to which the decoration stage noises the geometry
 
 
@@ -102,7 +102,8 @@ SymmCD.noisy_coordinates = noisy_coordinates
 def noisy_in_stages(self, batch, times, generator=None):
     """Noise a `Batch` at `Times`: (`Noisy`, `Targets`).
 
-    The contents against which the size is measured are those that the network sees, noised or not."""
+    The contents against which the size is measured are those that the network sees, noised or not. While nothing is known of the cell
+    (geometry time T) it is shown with the mean shape and the size of its contents; points without a free parameter are where they are."""
     rows, group = batch.batch, batch.space_group[batch.batch]
     T, mask = self.config.T, self.mask(batch.space_group)
     elements, site = batch.elements - 1, self.site_labels(group, batch.wyckoff)
@@ -112,6 +113,7 @@ def noisy_in_stages(self, batch, times, generator=None):
     clean = self.standard_k(batch.k, batch.space_group, content)                                # eq. (3)
     k, eps = self.lattice_noise.add_noise(clean, times.geometry, generator)
     k, eps = k * mask, eps * mask
+    k = torch.where((times.geometry < T)[:, None], k, 0.0)           # nothing is known: the mean shape, the size of the contents
     v = self.lattice_noise.signal(times.geometry, k) * eps - self.lattice_noise.noise(times.geometry, k) * clean   # eq. (4)
     x, score, axes, free = self.noisy_coordinates(batch, times.geometry[rows], generator)
     sigma = self.coordinate_noise.sigma(times.geometry, k[:, 0]).clamp(min=self.config.sigma_min)
