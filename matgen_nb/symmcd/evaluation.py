@@ -336,8 +336,9 @@ def summarise_symmetry(table, reference, rng):
 def summarise_templates(table: list, known: list) -> dict:
     """Wyckoff templates that no row of `known` has: share of the crystals, and how many different ones.
 
-    Up to the choice of origin and axes (`canonical_label`), and, with the suffix _raw, letter by letter. Also writes
-    new_template and new_template_raw into the rows, None where a crystal has no template. Failed crystals count as no."""
+    Up to the choice of origin and axes (`canonical_label`) and, with the suffix _raw, letter by letter.
+    Also writes new_template and new_template_raw into the rows, None where a crystal has no template.
+    Failed crystals count as no."""
     where = "no elements; absent from the training (else reference) set"
     names = {"": (canonical_label, "up to the choice of origin and axes"), "_raw": (str, "letter by letter")}
     out = {}
@@ -348,7 +349,8 @@ def summarise_templates(table: list, known: list) -> dict:
             r[f"new_template{suffix}"] = None if template is None else template not in old
         different = len({template for template in mine if template} - old)
         new = [r[f"new_template{suffix}"] for r in table]
-        out[f"new_template_share{suffix}"] = share(new, f"crystals with a new Wyckoff template, {how}, {where}; all inputs")
+        text = f"crystals with a new Wyckoff template, {how}, {where}; all inputs"
+        out[f"new_template_share{suffix}"] = share(new, text)
         text = f"different Wyckoff templates, {how}, {where}; a count, grows with n"
         out[f"new_templates{suffix}"] = _entry(different, different, different, len(table), text)
     return out

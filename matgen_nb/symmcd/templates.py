@@ -26,7 +26,7 @@ def count_templates(data):
 
 # %% ../../nbs/3_symmcd/09c_templates.ipynb #c09c0051
 def merge_settings(table: dict) -> dict:
-    """A table of `count_templates` up to the choice of origin and axes: equivalent templates are counted together.
+    """A table of `count_templates` up to the choice of origin and axes: equivalent templates are one.
 
     Each is named by its `canonical_template` (lesson 04b); crystals and cells (group, M) stay as they are."""
     merged = {}
@@ -52,7 +52,7 @@ def unpack_templates(packed):
 
 # %% ../../nbs/3_symmcd/09c_templates.ipynb #c09c0014
 def due(counts: Counter, space_group: int | None = None) -> float:
-    """Good-Turing: the probability that the next crystal has a template not in `counts`; 1 where nothing was seen.
+    """Good-Turing: the probability that the next crystal has a template not in `counts`, 1 where it is empty.
 
     counts: a Counter of templates. space_group: count the equivalent templates of that group as one (see
     `merge_settings`); None: every key of `counts` by itself."""
@@ -69,7 +69,9 @@ def draw_index(weights, rng):
     return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 def draw_template(table, space_group, num_orbits, rng):
-    "Wyckoff indices (num_orbits,) of a template that the cell is known for, in random order; None as often as a new one is `due`. table: see `count_templates`; rng: a NumPy Generator."
+    """Wyckoff indices (num_orbits,) of a template known in the cell, in random order; the letters are those of the data.
+
+    None as often as a new one is `due`. table: see `count_templates`; rng: a NumPy Generator."""
     counts = table.get((space_group, num_orbits), {})
     if rng.random() < due(counts, space_group): return None
     return tuple(rng.permutation(list(counts)[draw_index(list(counts.values()), rng)]).tolist())

@@ -26,15 +26,15 @@ from .space_groups import DENOMINATOR, SpaceGroup, wyckoff_tables
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0008
 @functools.lru_cache(None)
 def axis_maps(family: str) -> np.ndarray:
-    """Integer matrices P (n, 3, 3) that turn a standard cell of a crystal family into a standard cell; identity first.
+    """Integer matrices P (n, 3, 3) that turn a standard cell into a standard cell; the identity first.
 
-    x' = P x on fractional columns. Lengths may be exchanged, the kind of the angles (90, 120, obtuse) stays."""
+    x' = P x on fractional columns. Lengths may be exchanged, angles stay of their kind (90, 120, obtuse)."""
     if family == "hexagonal":
         candidates = _hexagonal_maps()
     else:
         signs = itertools.product((1, -1), repeat=3)
         candidates = [np.diag(s)[list(order)] for s in signs for order in itertools.permutations(range(3))]
-    if family == "monoclinic":       # b stays b (up to its sign), and so does the product of the signs of a and c
+    if family == "monoclinic":                              # b stays b, and the angle keeps its sense
         candidates = [P for P in candidates if P[1, 1] and P[0].sum() * P[2].sum() > 0]
     if family == "triclinic":
         candidates = [P for P in candidates if abs(P.sum()) == 3]
@@ -88,7 +88,7 @@ def _fitting_shifts(P, rotations, translations, grid):
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0016
 def exchanges_lengths(P: np.ndarray, number: int) -> np.ndarray:
-    "Whether maps P (..., 3, 3) of a group's normalizer exchange lengths of its cell, which may differ: bool (...)."
+    "Whether maps P (..., 3, 3) of a group's normalizer exchange lengths that may differ: bool (...)."
     fixed_cell = crystal_family(number) in ("tetragonal", "hexagonal", "cubic")
     return (np.abs(P) != np.eye(3)).any((-2, -1)) & (not fixed_cell)
 
@@ -116,7 +116,7 @@ _NEAR = np.array(list(itertools.product((0, -1, 1), repeat=3)))
 
 @functools.lru_cache(2)
 def _first_members(number):
-    "Of a group's first members: linear parts and offsets, projectors (W, 3, 3) away from them, and a typical point of each."
+    "Of a group's first members: linear parts, offsets, projectors (W, 3, 3) away from them, typical points."
     positions = SpaceGroup(number).wyckoff_positions
     A, t = (np.stack([getattr(w, name)[0] for w in positions]) for name in ("A", "t"))
     away = np.eye(3) - A @ np.linalg.pinv(A)
@@ -124,7 +124,7 @@ def _first_members(number):
     return A, t, away, A @ u + t
 
 def on_first_member(points: np.ndarray, number: int, positions: Sequence) -> np.ndarray:
-    "Whether points (..., 3) lie on the first member of Wyckoff positions (W,), up to lattice translations: bool (..., W)."
+    "Whether points (..., 3) lie on the first members of positions (W,), up to translations: bool (..., W)."
     _, t, away, _ = _first_members(number)
     delta = points[..., None, :] - t[positions]
     delta = (delta - np.round(delta))[..., None, :] - _NEAR              # (..., W, 27, 3)
@@ -154,7 +154,9 @@ def rename(number: int, P: np.ndarray, p: np.ndarray) -> tuple:
     return letters, operations
 
 def self_maps(number: int) -> list:
-    "For each Wyckoff position the operations (indices) that lead from its first member to itself, one for each distinct image."
+    """For each Wyckoff position the operations (indices) that lead from its first member to itself,
+
+    one for each distinct image."""
     rotations, translations = group_operations(number)
     found = []
     for position, point in enumerate(_first_members(number)[3]):
@@ -169,7 +171,7 @@ def self_maps(number: int) -> list:
 NORMALIZER_PATH = Path(matgen_nb.__file__).parent / "data" / "normalizers.npz"
 
 def build_normalizers(path: Path | None = None) -> dict:
-    """The normalizers of all 230 groups as flat arrays with offsets, int8 and uint8; `path` also stores them (npz).
+    """The normalizers of all 230 groups as flat arrays with offsets; `path` also stores them (npz).
 
     Per coset: P (3, 3), p (3,) in 24ths. Per coset and Wyckoff position: letter, operation (see `rename`).
     Per Wyckoff position: stay, the operations of `self_maps`."""
@@ -197,7 +199,7 @@ def load_normalizers() -> dict:
 class Normalizer:
     """The equivalent settings of one space group: n maps x' = P x + p, the identity first.
 
-    P: (n, 3, 3) and p: (n, 3) float64, fractional; letters: (n, W) what each map makes of each Wyckoff position;
+    P: (n, 3, 3) and p: (n, 3) float64, fractional; letters: (n, W) what each map makes of each position;
     operations: (n, W) operation of the group that leads its image to the first member (see `rename`)."""
     number: int
     P: np.ndarray
@@ -221,11 +223,13 @@ class Normalizer:
 def normalizer(number: int) -> Normalizer:
     "The `Normalizer` of a space group, from the stored table. ValueError unless number is 1 to 230."
     table, W = load_normalizers(), len(SpaceGroup(number).wyckoff_positions)
-    sizes = np.diff(table["coset_offset"]) * np.array([len(SpaceGroup(n).wyckoff_positions) for n in range(1, 231)])
+    positions = np.array([len(SpaceGroup(n).wyckoff_positions) for n in range(1, 231)])
+    sizes = np.diff(table["coset_offset"]) * positions
     cosets = slice(*table["coset_offset"][number - 1:number + 1])
     pairs = slice(sizes[:number - 1].sum(), sizes[:number].sum())
-    letters, operations = (table[name][pairs].reshape(-1, W).astype(np.int64) for name in ("letter", "operation"))
-    return Normalizer(number, table["P"][cosets].astype(float), table["p"][cosets] / DENOMINATOR, letters, operations)
+    by_position = lambda name: table[name][pairs].reshape(-1, W).astype(np.int64)
+    P, p = table["P"][cosets].astype(float), table["p"][cosets] / DENOMINATOR
+    return Normalizer(number, P, p, by_position("letter"), by_position("operation"))
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0030
 def _indices(number, template):
@@ -242,13 +246,13 @@ def _equivalent(number, template):
     return tuple(sorted({tuple(sorted(letters[w] for w in template)) for letters in _letterings(number)}))
 
 def equivalent_templates(number: int, template: Sequence) -> tuple:
-    """All labellings of a Wyckoff sequence that describe the same arrangement, sorted: tuples of Wyckoff indices (0 = 'a').
+    """All labellings of a Wyckoff sequence that describe the same arrangement, sorted tuples (0 = 'a').
 
-    number: space group; template: letters ('ch') or indices, in any order. KeyError for a letter that the group lacks."""
+    number: space group; template: letters ('ch') or indices, in any order. KeyError for an unknown letter."""
     return _equivalent(int(number), _indices(number, template))
 
 def canonical_template(number: int, template: Sequence) -> tuple:
-    "The smallest of the `equivalent_templates`, a tuple of Wyckoff indices: the same for all labellings of an arrangement."
+    "The smallest of the `equivalent_templates`: the same tuple of indices for all names of an arrangement."
     return equivalent_templates(number, template)[0]
 
 def canonical_label(label: str) -> str:
@@ -260,7 +264,7 @@ def canonical_label(label: str) -> str:
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0033
 def k_maps(P: np.ndarray, number: int) -> np.ndarray:
-    "Matrices (n, 6, 6) that take the lattice vector k to that of the cell transformed by maps P (n, 3, 3) of a group."
+    "Matrices (n, 6, 6) that take the lattice vector k to that of the cell transformed by maps P (n, 3, 3)."
     if crystal_family(number) == "hexagonal":
         return np.tile(np.eye(6), (len(P), 1, 1))
     basis = K_BASIS.numpy()
@@ -270,9 +274,11 @@ def k_maps(P: np.ndarray, number: int) -> np.ndarray:
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0036
 @dataclass(frozen=True, eq=False)
 class NormalizerTables:
-    """The table as tensors for batched work. Per group (first axis 231 or 232, row 0 unused): coset_offset, kept (number of
-    settings that exchange no axes; they come first). Per coset: pair_offset, k_map (6, 6), P, p. Per coset and position:
-    letter, and the map Q, q onto the first member. Per position: stay_offset; R, w of the operations that stay on it."""
+    """The table as tensors for batched work.
+
+    Per group (first axis 231 or 232, row 0 unused): coset_offset, kept (number of settings that exchange no
+    axes; they come first). Per coset: pair_offset, k_map (6, 6). Per coset and position: letter, and the map
+    Q, q onto the first member. Per position: stay_offset; R, w of the operations that stay on it."""
     coset_offset: torch.Tensor
     kept: torch.Tensor
     pair_offset: torch.Tensor
@@ -285,15 +291,15 @@ class NormalizerTables:
     w: torch.Tensor
 
 def _group_tables(number):
-    "Of one group: k_map (n, 6, 6), letter (n W,), Q (n W, 3, 3) and q (n W, 3), and rotations and shifts of `stay`."
+    "Of one group: k_map (n, 6, 6), letter (n W,), Q (n W, 3, 3), q (n W, 3), rotations and shifts of `stay`."
     this, (R, w) = normalizer(number), SpaceGroup(number).operations
     first = R[this.operations]                                                     # (n, W, 3, 3)
     Q = first @ this.P[:, None]
     q = np.einsum("nwij,nj->nwi", first, this.p) + w[this.operations]
     table, rows = load_normalizers(), wyckoff_tables().wyckoff_offset[number:number + 2].tolist()
     stay = table["stay"][slice(*table["stay_offset"][rows])].astype(np.int64)
-    return dict(k_map=k_maps(this.P, number), letter=this.letters.ravel(), Q=Q.reshape(-1, 3, 3), q=q.reshape(-1, 3),
-                R=R[stay], w=w[stay])
+    return dict(k_map=k_maps(this.P, number), letter=this.letters.ravel(), Q=Q.reshape(-1, 3, 3),
+                q=q.reshape(-1, 3), R=R[stay], w=w[stay])
 
 @functools.lru_cache(None)
 def normalizer_tables(device: str = "cpu") -> NormalizerTables:
@@ -307,13 +313,15 @@ def normalizer_tables(device: str = "cpu") -> NormalizerTables:
                  pair_offset=np.cumsum([0, *sizes])[:-1])
     whole = {"coset_offset", "stay_offset", "kept", "pair_offset", "letter"}
     kind = lambda name: torch.int64 if name in whole else device_float(device)
-    return NormalizerTables(**{n: torch.as_tensor(np.asarray(a), dtype=kind(n)).to(device) for n, a in flat.items()})
+    cast = lambda name, array: torch.as_tensor(np.asarray(array), dtype=kind(name)).to(device)
+    return NormalizerTables(**{name: cast(name, array) for name, array in flat.items()})
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0038
-def transform_orbits(x: torch.Tensor, group: torch.Tensor, wyckoff: torch.Tensor, coset: torch.Tensor, eps=1e-9) -> tuple:
-    """Orbits in another setting of their group: coordinates (M, 3) and Wyckoff indices (M,) of the new representatives.
+def transform_orbits(x: torch.Tensor, group: torch.Tensor, wyckoff: torch.Tensor, coset: torch.Tensor,
+                     eps: float = 1e-9) -> tuple:
+    """Orbits in another setting of their group: coordinates (M, 3), Wyckoff indices (M,).
 
-    x: (M, 3) fractional, on first members; group: (M,) space-group numbers; wyckoff: (M,); coset: (M,) rows of the table.
+    x: (M, 3) fractional, on first members; group: (M,) numbers; wyckoff: (M,); coset: (M,) rows of the table.
     eps: what counts as 0 when a coordinate is wrapped into the cell. Computed in float64 (float32 on mps)."""
     T, W = normalizer_tables(str(x.device)), wyckoff_tables(str(x.device))
     pair = T.pair_offset[coset] + wyckoff
@@ -329,42 +337,47 @@ def transform_orbits(x: torch.Tensor, group: torch.Tensor, wyckoff: torch.Tensor
     return images[best].to(x), letter
 
 def _nearest_to_origin(points, owner, n):
-    "Index (n,) of the point of each owner that is nearest to the origin, to 1e-4; ties go to the smallest coordinates."
+    "Index (n,) of the point of each owner nearest to the origin, to 1e-4; of equals the smallest."
     whole = (points * 1e4).round().long()                                          # at most 14 bits each
     key = ((whole**2).sum(-1) << 28) + (whole[:, 0] << 14) + whole[:, 1]
-    lowest = torch.full((n,), torch.iinfo(torch.int64).max, device=key.device).scatter_reduce(0, owner, key, "amin")
+    highest = torch.full((n,), torch.iinfo(torch.int64).max, device=key.device)
+    lowest = highest.scatter_reduce(0, owner, key, "amin")
     index = torch.arange(len(key), device=key.device)
     hits = torch.where(key == lowest[owner], index, len(key))
     return torch.full((n,), len(key), device=key.device).scatter_reduce(0, owner, hits, "amin")
 
 def transform_unit(unit: AsymmetricUnit, i: int) -> AsymmetricUnit:
-    """The same crystal in setting `i` (0: as it is) of its group: coordinates, Wyckoff positions and cell transformed.
+    """The same crystal in setting `i` (0: as it is): coordinates, positions and cell transformed.
 
-    The orbits keep their order. IndexError where the group has no such setting; see `normalizer(unit.space_group)`."""
+    The orbits keep their order. IndexError where the group has no such setting; see `normalizer`."""
     number = unit.space_group
     if not 0 <= i < len(normalizer(number)):
         raise IndexError(f"space group {number} has settings 0 to {len(normalizer(number)) - 1}, not {i}")
     full = lambda value: torch.full((len(unit),), value)
     coset = int(normalizer_tables().coset_offset[number]) + i
-    x, wyckoff = transform_orbits(torch.as_tensor(unit.frac_coords), full(number), torch.as_tensor(unit.wyckoff), full(coset))
+    x, wyckoff = torch.as_tensor(unit.frac_coords), torch.as_tensor(unit.wyckoff)
+    x, wyckoff = transform_orbits(x, full(number), wyckoff, full(coset))
     k = k_maps(normalizer(number).P[i:i + 1], number)[0] @ unit.k
     return AsymmetricUnit(number, k, unit.elements, x.numpy(), wyckoff.numpy())
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0042
 def random_settings(space_group: torch.Tensor, generator=None, permute_axes: bool = True) -> torch.Tensor:
-    """A random setting for each of B crystals, all equally likely: numbers (B,) from 0 to settings - 1, int64.
+    """A random setting for each of B crystals, all equally likely: numbers (B,) int64, from 0.
 
-    space_group: (B,). generator: a torch Generator, on any device. permute_axes=False: only settings with the same cell."""
+    space_group: (B,). generator: a torch Generator. permute_axes=False: settings that keep the cell."""
     T, device = normalizer_tables(str(space_group.device)), space_group.device
-    number = T.coset_offset[space_group + 1] - T.coset_offset[space_group] if permute_axes else T.kept[space_group]
+    number = T.kept[space_group]
+    if permute_axes:
+        number = T.coset_offset[space_group + 1] - T.coset_offset[space_group]
     source = generator.device if generator is not None else device
     u = torch.rand(len(space_group), generator=generator, device=source).to(device)
     return torch.minimum((u * number).long(), number - 1)
 
 def transformed(batch, setting: torch.Tensor):
-    """A `Batch` of crystals (lesson 09: space_group (B,), k (B, 6), elements, frac_coords, wyckoff, batch (M,)) in other settings.
+    """A batch of crystals in other settings: the same crystals; orbits keep their order and elements.
 
-    setting: (B,) int64, below the number of settings of each group. The same crystals; orbits keep their order and elements."""
+    batch: a `Batch` of lesson 09 (space_group (B,), k (B, 6), elements, frac_coords, wyckoff, batch (M,)).
+    setting: (B,) int64, each below the number of settings of its group."""
     T = normalizer_tables(str(batch.k.device))
     coset = T.coset_offset[batch.space_group] + setting
     k = (T.k_map[coset] @ batch.k.to(T.k_map)[..., None])[..., 0].to(batch.k)
@@ -373,5 +386,5 @@ def transformed(batch, setting: torch.Tensor):
     return replace(batch, k=k, frac_coords=x, wyckoff=wyckoff)
 
 def augment(batch, generator=None, permute_axes: bool = True):
-    "A `Batch` in which every crystal is in a random one of its equivalent settings; see `random_settings`, `transformed`."
+    "A batch in which every crystal is in a random one of its settings; see `random_settings`, `transformed`."
     return transformed(batch, random_settings(batch.space_group, generator, permute_axes))
