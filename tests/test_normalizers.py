@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies as st
 from matgen_nb.symmcd.dataset import from_units
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, place_orbit
 from matgen_nb.symmetry.lattice import constrain_k, crystal_family, k_to_lattice, lattice_from_parameters, lattice_to_k
-from matgen_nb.symmetry.normalizers import (NORMALIZER_PATH, augment, build_normalizers, canonical_label, canonical_template,
+from matgen_nb.symmetry.normalizers import (NORMALIZER_PATH, augment, build_normalizers, canonical_label,
+                                            canonical_setting, canonical_template,
                                             coset_maps, equivalent_templates, k_maps, load_normalizers, normalizer,
                                             normalizer_maps, random_settings, rename, self_maps, transform_unit, transformed)
 from matgen_nb.symmetry.space_groups import SpaceGroup
@@ -169,6 +170,8 @@ def test_the_canonical_template_is_one_for_all_labellings(example):
     renamed = this.letters[i % len(this)][template].tolist()
     assert canonical_template(number, renamed) == canonical_template(number, template) <= tuple(sorted(template))
     assert equivalent_templates(number, renamed) == equivalent_templates(number, reversed(template))
+    chosen = this.letters[canonical_setting(number, renamed)][renamed]
+    assert tuple(sorted(chosen.tolist())) == canonical_template(number, template)
     letters = lambda t: [SpaceGroup(number).wyckoff_positions[w].letter for w in t]
     label = lambda t: f"{number}:" + ",".join(sorted(letters(t)))
     assert canonical_label(label(template)) == canonical_label(label(renamed)) == label(canonical_template(number, letters(template)))

@@ -6,7 +6,8 @@
 __all__ = ['NORMALIZER_PATH', 'axis_maps', 'group_operations', 'polar_axes', 'normalizer_maps', 'exchanges_lengths', 'coset_maps',
            'on_first_member', 'rename', 'self_maps', 'build_normalizers', 'load_normalizers', 'Normalizer',
            'normalizer', 'equivalent_templates', 'canonical_template', 'canonical_label', 'k_maps', 'NormalizerTables',
-           'normalizer_tables', 'transform_orbits', 'transform_unit', 'random_settings', 'transformed', 'augment']
+           'normalizer_tables', 'transform_orbits', 'transform_unit', 'canonical_setting', 'random_settings',
+           'transformed', 'augment']
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0003
 import functools
@@ -359,6 +360,13 @@ def transform_unit(unit: AsymmetricUnit, i: int) -> AsymmetricUnit:
     x, wyckoff = transform_orbits(x, full(number), wyckoff, full(coset))
     k = k_maps(normalizer(number).P[i:i + 1], number)[0] @ unit.k
     return AsymmetricUnit(number, k, unit.elements, x.numpy(), wyckoff.numpy())
+
+# %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0056
+def canonical_setting(number: int, template: Sequence) -> int:
+    "The first setting in which a Wyckoff sequence (letters or indices) becomes its `canonical_template`."
+    canonical, indices = canonical_template(number, template), list(_indices(number, template))
+    renamed = np.sort(normalizer(int(number)).letters[:, indices], axis=1)
+    return int((renamed == canonical).all(1).argmax())
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0042
 def random_settings(space_group: torch.Tensor, generator=None, permute_axes: bool = True) -> torch.Tensor:
