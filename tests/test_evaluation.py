@@ -71,11 +71,12 @@ def test_hangs_are_counted(monkeypatch):
 def test_every_total_has_interval_number_and_protocol():
     judged = ev.evaluate_crystals([SALT, None], [SALT], n_jobs=1, progress=False, symprec=(0.1, 0.01))
     want = {"struct_valid", "comp_valid", "valid", "coverage_recall", "coverage_precision", "wasserstein_density", "wasserstein_n_elements", "space_group_jsd@0.1", "space_group_jsd@0.01",
-            "p1_share@0.1", "p1_share@0.01", "unique", "novel", "new_templates", "failed"}
+            "p1_share@0.1", "p1_share@0.01", "unique", "novel", "failed",
+            *(name + suffix for name in ("new_templates", "new_template_share") for suffix in ("", "_raw"))}
     assert want <= judged.summary.keys()
     for name, entry in judged.summary.items():
         assert entry["low"] <= entry["value"] <= entry["high"] and entry["n"] >= 1 and len(entry["protocol"]) > 20, name
-    for key in ("struct_valid", "comp_valid", "contact_ratio", "density", "space_group@0.1", "unique", "novel", "new_template", "covered", "failure"): assert key in judged.table[0], key
+    for key in ("struct_valid", "comp_valid", "contact_ratio", "density", "space_group@0.1", "unique", "novel", "new_template", "new_template_raw", "covered", "failure"): assert key in judged.table[0], key
 
 
 def test_files(tmp_path):
@@ -98,3 +99,27 @@ def test_stability():
     assert table[0]["stable"] and abs(table[0]["e_above_hull"]) < 1e-5 and summary["stable"]["n"] == 1
     assert all(word in summary["stable"]["protocol"] for word in ("CHGNet", "0.1 eV/atom", "hull", "at most 3 steps"))
     assert ev.stability([SALT], relax_steps=1, progress=False)[0][0]["stable"] is None
+
+
+@pytest.mark.parametrize("label, known, new, raw", [("194:d,h", ["194:c,h"], False, True), ("225:a,b", ["225:a,b"], False, False),
+                                                    ("216:a,c", ["216:a,b"], True, True), ("221:a,b,d", ["221:a,b,c", "1:a"], False, True),
+                                                    ("198:a", [], True, True), (None, ["225:a"], None, None)])
+def test_new_templates_are_counted_up_to_the_setting(label, known, new, raw):
+    table = [dict(template=label)]
+    summary = ev.summarise_templates(table, [dict(template=t) for t in [*known, None]])
+    assert table[0]["new_template"] is new and table[0]["new_template_raw"] is raw
+    assert summary["new_templates"]["value"] == bool(new) and summary["new_template_share_raw"]["value"] == bool(raw)
+    assert "letter by letter" in summary["new_templates_raw"]["protocol"] and summary["new_template_share"]["n"] == 1
+
+
+def test_two_names_of_one_new_template_are_one():
+    table = [dict(template=t) for t in ("194:c,h", "194:d,h", "194:a,c")]
+    summary = ev.summarise_templates(table, [])
+    assert summary["new_templates"]["value"] == 2 and summary["new_templates_raw"]["value"] == 3
+    assert ev.summarise_templates([], [])["new_templates"]["value"] == 0
+
+
+def test_rock_salt_from_the_other_origin_is_not_new():
+    shifted = Crystal(SALT.lattice, SALT.elements[::-1], SALT.frac_coords)
+    result = ev.evaluate_crystals([shifted], [SALT], metrics=("templates",), n_jobs=1, progress=False)
+    assert result.summary["new_templates"]["value"] == 0 and result.table[0]["new_template"] is False

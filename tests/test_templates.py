@@ -9,7 +9,9 @@ from hypothesis import given, settings, strategies as st
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
 from matgen_nb.symmcd.sampling import Prior, Request, find_cells, held_score, make_request, parse_formula, plan, sample_requests, start_state
-from matgen_nb.symmcd.templates import count_templates, deal, draw_template, due, pack_templates, unpack_templates, ways_to_deal
+from matgen_nb.symmcd.templates import (count_templates, deal, draw_template, due, merge_settings, pack_templates,
+                                        unpack_templates, ways_to_deal)
+from matgen_nb.symmetry.normalizers import canonical_template, normalizer, transform_unit
 from matgen_nb.symmetry.projection import nearest_on_members, project
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
@@ -57,13 +59,34 @@ def test_what_is_due_is_right_on_average():
 
 
 def test_templates_are_drawn_as_often_as_they_occur():
-    table, rng = {(9, 2): Counter({(0, 0): 6, (0, 1): 3, (1, 2): 1})}, np.random.default_rng(0)
-    drawn = Counter(draw_template(table, 9, 2, rng) for _ in range(6000))
+    table, rng = {(230, 2): Counter({(0, 0): 6, (0, 1): 3, (1, 2): 1})}, np.random.default_rng(0)
+    drawn = Counter(draw_template(table, 230, 2, rng) for _ in range(6000))
     for key, p in ({None: .1, (0, 0): .54} | {t: .27 / 2 for t in ((0, 1), (1, 0))} | {t: .09 / 2 for t in ((1, 2), (2, 1))}).items():
         assert abs(drawn[key] / 6000 - p) < 5 * (p / 6000) ** .5, key
-    assert draw_template(table, 9, 3, rng) is None and draw_template({}, 1, 1, rng) is None
-    one = [draw_template(table, 9, 2, np.random.default_rng(4)) for _ in range(2)]
+    assert draw_template(table, 230, 3, rng) is None and draw_template({}, 1, 1, rng) is None
+    one = [draw_template(table, 230, 2, np.random.default_rng(4)) for _ in range(2)]
     assert one[0] == one[1], "the generator alone decides"
+
+
+def test_equivalent_templates_are_one_where_they_are_counted():
+    "194: c,h and d,h. Each was seen once; the arrangement was seen twice, so nothing new is due, and the letters of the data come out."
+    table, rng = {(194, 2): Counter({(2, 7): 1, (3, 7): 1})}, np.random.default_rng(0)
+    assert merge_settings(table) == {(194, 2): Counter({(2, 7): 2})}
+    assert due(table[194, 2]) == 1 and due(table[194, 2], 194) == 0
+    drawn = Counter(tuple(sorted(draw_template(table, 194, 2, rng))) for _ in range(400))
+    assert set(drawn) == {(2, 7), (3, 7)} and abs(drawn[2, 7] - 200) < 50
+
+
+def test_counts_do_not_depend_on_the_settings_of_the_data(data):
+    "Every crystal in another setting: other letters, the same arrangements, and the same share of new ones due."
+    rng = np.random.default_rng(0)
+    units = [data[i] for i in range(len(data))]
+    moved = from_units([transform_unit(u, int(rng.integers(len(normalizer(u.space_group))))) for u in units])
+    before, after = count_templates(data), count_templates(moved)
+    assert before != after and merge_settings(before) == merge_settings(after)
+    for (group, M), counts in before.items():
+        assert due(counts, group) == due(after[group, M], group) == due(merge_settings(before)[group, M])
+        assert all(t == canonical_template(group, t) for t in merge_settings(before)[group, M])
 
 
 @settings(max_examples=80, deadline=None)
@@ -129,17 +152,18 @@ def test_a_template_that_is_given_comes_out(data, name):
 def test_requests_take_templates_only_where_nothing_else_decides(data):
     model, rng = untrained(data), np.random.default_rng(0)
     known = count_templates(data)
-    common = max(known, key=lambda cell: known[cell].total() * (1 - due(known[cell])))
-    assert due(known[common]) < 1, "this set has a cell with a template seen twice"
+    share_due = lambda cell: due(known[cell], cell[0])
+    common = max(known, key=lambda cell: known[cell].total() * (1 - share_due(cell)))
+    assert share_due(common) < 1, "this set has a cell with a template seen twice"
     asked = [make_request(model, rng, space_group=common[0], num_orbits=common[1]) for _ in range(200)]
     given_ = [r for r in asked if r.positions]
-    assert abs(len(given_) / 200 - (1 - due(known[common]))) < .15
+    assert abs(len(given_) / 200 - (1 - share_due(common))) < .15
     for r in given_: assert tuple(sorted(r.positions)) in known[common] and r.sites == tuple(SpaceGroup(r.space_group)[w].site_class for w in r.positions)
     assert all(r.positions is None for r in asked if r not in given_)
     draw = plan(model, space_group=common[0], num_orbits=common[1], templates=0)
     assert all((r := draw(rng)).positions is None and r.sites is None for _ in range(50))
     half = plan(model, space_group=common[0], num_orbits=common[1], templates=.5)
-    assert abs(np.mean([half(rng).positions is not None for _ in range(400)]) - .5 * (1 - due(known[common]))) < .15
+    assert abs(np.mean([half(rng).positions is not None for _ in range(400)]) - .5 * (1 - share_due(common))) < .15
 
 
 def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_path):
@@ -164,6 +188,9 @@ def test_weights_that_ship_know_their_templates():
     table = unpack_templates(SHIPPED.stat_templates)
     crystals = sum(c.total() for c in table.values())
     assert crystals == SHIPPED.stat_groups.sum() == 15_471 and abs(sum(due(c) * c.total() for c in table.values()) / crystals - .0816) < 1e-3
+    arrangements = merge_settings(table)
+    assert sum(map(len, table.values())) == 2548 and sum(map(len, arrangements.values())) == 2062
+    assert abs(sum(due(c, g) * c.total() for (g, _), c in table.items()) / crystals - .0589) < 1e-3
     for (group, M), counts in table.items():
         assert all(len(t) == M and 0 <= min(t) and max(t) < len(SpaceGroup(group).wyckoff_positions) for t in counts)
         fixed = {w for w, p in enumerate(SpaceGroup(group).wyckoff_positions) if p.dof == 0}

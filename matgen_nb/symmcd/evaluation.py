@@ -5,8 +5,8 @@ __all__ = ['MOTIFS', 'MOTIF_START', 'METRICS', 'neighbours', 'contact_ratio', 's
            'bond_weights', 'site_fingerprint', 'structure_fingerprint', 'composition_fingerprint', 'nearest',
            'jensen_shannon', 'group_histogram', 'resampled', 'describe', 'crystal_key', 'Reference',
            'prepare_reference', 'same_structure', 'match_all', 'summarise_validity', 'summarise_coverage',
-           'summarise_distributions', 'summarise_symmetry', 'Evaluation', 'plot', 'evaluate_crystals', 'hull_energy',
-           'relaxed_energy', 'stability']
+           'summarise_distributions', 'summarise_symmetry', 'summarise_templates', 'Evaluation', 'plot',
+           'evaluate_crystals', 'hull_energy', 'relaxed_energy', 'stability']
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #1fefdf05
 import csv
@@ -26,6 +26,7 @@ import numpy as np
 from .composition import composition_validity, element_data
 from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
 from ..symmetry.crystal import Crystal, min_distance
+from ..symmetry.normalizers import canonical_label
 from ..utils import MatgenError, atomic_write, parallel_map, share, time_limit
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #f66ba98f
@@ -331,6 +332,29 @@ def summarise_symmetry(table, reference, rng):
         out[f"space_group_jsd@{s:g}"] = _entry(*value, len(mine), text)
     return out
 
+# %% ../../nbs/3_symmcd/13_evaluation.ipynb #n13temp2
+def summarise_templates(table: list, known: list) -> dict:
+    """Wyckoff templates that no row of `known` has: share of the crystals, and how many different ones.
+
+    Up to the choice of origin and axes (`canonical_label`) and, with the suffix _raw, letter by letter.
+    Also writes new_template and new_template_raw into the rows, None where a crystal has no template.
+    Failed crystals count as no."""
+    where = "no elements; absent from the training (else reference) set"
+    names = {"": (canonical_label, "up to the choice of origin and axes"), "_raw": (str, "letter by letter")}
+    out = {}
+    for suffix, (name, how) in names.items():
+        old = {name(r["template"]) for r in known if r.get("template")}
+        mine = [name(r["template"]) if r.get("template") else None for r in table]
+        for r, template in zip(table, mine):
+            r[f"new_template{suffix}"] = None if template is None else template not in old
+        different = len({template for template in mine if template} - old)
+        new = [r[f"new_template{suffix}"] for r in table]
+        text = f"crystals with a new Wyckoff template, {how}, {where}; all inputs"
+        out[f"new_template_share{suffix}"] = share(new, text)
+        text = f"different Wyckoff templates, {how}, {where}; a count, grows with n"
+        out[f"new_templates{suffix}"] = _entry(different, different, different, len(table), text)
+    return out
+
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #684f6ecf
 @dataclass
 class Evaluation:
@@ -409,10 +433,7 @@ def _summarise(table, crystals, reference, known, metrics, rng, options):
         if "uniqueness" in metrics: summary["unique"] = share([r["unique"] for r in table], "first of its kind in the sample; " + matcher)
         if "novelty" in metrics: summary["novel"] = share([r["novel"] for r in table], "no match in the training (else reference) set; " + matcher)
     if "templates" in metrics:
-        old = {r.get("template") for r in known.rows}
-        for r in table: r["new_template"] = None if r.get("template") is None else r["template"] not in old
-        new = {r["template"] for r in table if r["new_template"]}
-        summary["new_templates"] = _entry(len(new), len(new), len(new), len(table), "different Wyckoff templates (group: letters, no elements) absent from the training (else reference) set; a count, grows with n; letters depend on the origin choice")
+        summary |= summarise_templates(table, known.rows)
     summary["failed"] = share([bool(r["failure"]) for r in table], "a step raised or timed out; named in the table")
     return summary
 
