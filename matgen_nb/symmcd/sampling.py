@@ -750,14 +750,16 @@ def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=Non
 RESAMPLE = 10               # times, at most, that a crystal of a higher group than was requested is sampled again
 
 def force_higher(request, most=32):
-    "Whether the Wyckoff positions of a `Request` force a higher group (`forced_group`), as far as the request fixes them."
+    """Whether the Wyckoff positions of a `Request` force a higher group (see `forced_group`), as far as it fixes them. Where it
+    fixes site-symmetry classes only: whether all ways to choose positions do, of the first `most`."""
     if not request.sites:
         return False
     elements, positions = request.elements or range(request.num_orbits), SpaceGroup(request.space_group).wyckoff_positions
     choices = [request.positions] if request.positions else itertools.islice(
         itertools.product(*([w.index for w in positions if w.site_class == c] for c in request.sites)), most)
     once = lambda ways: all(n == 1 or positions[w].dof for w, n in Counter(ways).items())
-    return all(forced_group(request.space_group, ways, elements) for ways in choices if once(ways))
+    tried = [ways for ways in choices if once(ways)]
+    return bool(tried) and all(forced_group(request.space_group, ways, elements) for ways in tried)
 
 def redraw(draw, rng, most=50):
     "A request of `draw` (see `plan`) whose positions do not force a higher group; after `most` such in a row, one that does."

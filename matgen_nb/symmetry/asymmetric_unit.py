@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['HEXAGONAL_METRIC', 'spglib_errors', 'symmetry_dataset', 'standard_orbits', 'first_member_projectors',
-           'nearest_first_members', 'place_orbit', 'free_parameters', 'AsymmetricUnit', 'to_crystal', 'from_crystal',
-           'has_spglib', 'FoundGroup', 'found_group', 'more_translations', 'unit_group', 'generic_unit', 'forced_group',
-           'unit_to_cif']
+           'nearest_first_members', 'place_orbit', 'free_parameters', 'AsymmetricUnit', 'to_crystal', 'plot_unit',
+           'from_crystal', 'has_spglib', 'FoundGroup', 'found_group', 'more_translations', 'unit_group', 'generic_unit',
+           'forced_group', 'unit_to_cif']
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #81ddbe53
 import contextlib
@@ -158,7 +158,11 @@ def to_crystal(unit):
     points = [unit.positions[w].points(x) for w, x in zip(unit.wyckoff, u)]
     return Crystal(unit.lattice, np.repeat(unit.elements, unit.multiplicities), np.concatenate(points))
 
-AsymmetricUnit.to_crystal = to_crystal
+def plot_unit(unit, *args, **options):
+    "A picture of the whole cell: see `Crystal.plot`."
+    return unit.to_crystal().plot(*args, **options)
+
+AsymmetricUnit.to_crystal, AsymmetricUnit.plot = to_crystal, plot_unit
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #05420546
 def _standardise(crystal, symprec):
