@@ -740,11 +740,11 @@ def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=Non
         what = " ".join([formula or "crystals", *[f"with {num_atoms} atoms"] * bool(num_atoms),
                          *[f"on {num_orbits} orbits"] * bool(num_orbits)])
         sizes = [z * sum(counts or [1]) for z in range(1, 25) if num_atoms and exact(z).possible]
-        instead = f", {', '.join(map(str, sizes[:5]))} atoms (num_atoms, --num-atoms)" if sizes else ""
+        instead = f" or for {', '.join(map(str, sizes[:5]))} atoms (num_atoms, --num-atoms)" if sizes else ""
         names = " or ".join(f"{g} ({SpaceGroup(g).symbol})" for g in higher)
         raise MatgenError(f"space group {number} ({SpaceGroup(number).symbol}) cannot be met exactly by {what}: its Wyckoff "
                           f"positions force a higher group, {names}, whatever the cell and the coordinates. Ask for that "
-                          f"group{instead}, or take crystals of the higher group with resample_higher=0 (--resample-higher 0)")
+                          f"group{instead}; resample_higher=0 (--resample-higher 0) takes crystals of the higher group")
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp11
 RESAMPLE = 10               # times, at most, that a crystal of a higher group than was requested is sampled again
