@@ -5,13 +5,18 @@ import os
 import warnings
 from pathlib import Path
 
+import gemmi
 import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, free_parameters
-from matgen_nb.symmetry.crystal import Crystal, min_distance
-from matgen_nb.symmetry.lattice import lattice_from_parameters
+from matgen_nb.symmetry import asymmetric_unit as module
+from matgen_nb.symmetry.asymmetric_unit import (AsymmetricUnit, FoundGroup, forced_group, found_group, free_parameters,
+                                                generic_unit, more_translations, symmetry_dataset)
+from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
+from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.space_groups import SpaceGroup
 
 DATA = Path(os.environ.get("MATGEN_TEST_DATA", ROOT.parent / "shared" / "data" / "crystals"))
@@ -102,3 +107,200 @@ def test_parts_that_do_not_fit_are_refused():
         AsymmetricUnit(225, np.zeros(6), [11], [[0, 0, 0]], [99])
     with pytest.raises(ValueError, match="frac_coords"):
         AsymmetricUnit(225, np.zeros(6), [11], [[0, 0]], [0])
+
+
+def read_by_pymatgen(text):
+    from pymatgen.io.cif import CifParser
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = CifParser.from_str(text).parse_structures(primitive=False)[0]
+    return found.lattice.parameters, [site.specie.Z for site in found], found.frac_coords
+
+
+def read_by_gemmi(text):
+    small = gemmi.make_small_structure_from_block(gemmi.cif.read_string(text).sole_block())
+    sites = small.get_all_unit_cell_sites()
+    return small.cell.parameters, [s.element.atomic_number for s in sites], np.array([s.fract.tolist() for s in sites])
+
+
+def read_by_us(text):
+    crystal = Crystal.from_cif(text)
+    cell = gemmi.UnitCell(*small_parameters(crystal.lattice))
+    return cell.parameters, crystal.elements, crystal.frac_coords
+
+
+def small_parameters(lattice):
+    lengths = np.linalg.norm(lattice, axis=1)
+    cosines = [lattice[i] @ lattice[j] / lengths[i] / lengths[j] for i, j in ((1, 2), (0, 2), (0, 1))]
+    return *lengths, *np.degrees(np.arccos(cosines))
+
+
+READERS = {"us": read_by_us, "pymatgen": read_by_pymatgen, "gemmi": read_by_gemmi}
+
+
+def same_atoms(crystal, read, tolerance=1e-6):
+    "The same cell, and the same atoms in it, one for one, to `tolerance` A."
+    parameters, elements, frac = read
+    if len(elements) != len(crystal) or not np.allclose(parameters, small_parameters(crystal.lattice), atol=1e-6):
+        return False
+    delta = np.asarray(frac)[:, None] - crystal.frac_coords
+    distance = np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1)
+    near = (distance < tolerance) & (np.asarray(elements)[:, None] == crystal.elements)
+    return bool((near.sum(0) == 1).all() and (near.sum(1) == 1).all())
+
+
+def some_positions(number, rng, most):
+    "Up to `most` Wyckoff positions at random, fixed ones once, few atoms in all."
+    positions = SpaceGroup(number).wyckoff_positions
+    chosen = []
+    for w in rng.permutation(len(positions)):
+        if len(chosen) < most and sum(positions[v].multiplicity for v in [*chosen, w]) <= max(120, positions[w].multiplicity):
+            chosen.append(int(w))
+    return chosen
+
+
+def apart(number, wyckoff, elements, seed):
+    "A generic unit whose atoms keep 0.6 A from each other."
+    units = (generic_unit(number, wyckoff, elements, seed=(seed, i)) for i in range(200))
+    return next(u for u in units if min_distance(u.to_crystal()) > .6)
+
+
+@pytest.mark.parametrize("start", range(1, 231, 46))
+def test_cif_of_every_group_is_read_back_by_all(start):
+    rng = np.random.default_rng(start)
+    for number in range(start, min(start + 46, 231)):
+        wyckoff = some_positions(number, rng, 3)
+        unit = apart(number, wyckoff, rng.integers(1, 95, len(wyckoff)), number)
+        text, whole = unit.to_cif(), unit.to_crystal()
+        for name, read in READERS.items():
+            assert same_atoms(whole, read(text)), f"{number} {unit}, read by {name}"
+        assert same_atoms(whole, read_by_us(unit.to_cif(p1=True)), 1e-5)
+
+
+@given(st.integers(1, 230), st.integers(1, 3), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_cif_comes_back(number, most, seed):
+    rng = np.random.default_rng(seed)
+    wyckoff = some_positions(number, rng, most)
+    unit = apart(number, wyckoff, rng.integers(1, 95, len(wyckoff)), seed)
+    for name in ("us", "gemmi"):
+        assert same_atoms(unit.to_crystal(), READERS[name](unit.to_cif())), name
+
+
+@pytest.mark.parametrize("number, letters, u", [(194, "ac", [0, 0, 0]), (186, "bb", [0, 0, .3751]), (194, "fh", [.17, 0, .06]),
+                                                (166, "ach", [.1234567, 0, .7654321]), (227, "ade", [.2613, 0, 0])])
+def test_thirds_and_eighths_survive_the_digits(number, letters, u):
+    "Zinc blende, NiAs, wurtzite: points at 1/3, 2/3, 1/8 and on lines such as (x, 2x, 1/4) meet their own images."
+    positions = [SpaceGroup(number)[letter] for letter in letters]
+    points = [p.A[0] @ (np.array(u) + .05 * i) + p.t[0] for i, p in enumerate(positions)]
+    k = lattice_to_k(lattice_of(number)).numpy()
+    unit = AsymmetricUnit(number, k, range(20, 20 + len(points)), np.stack(points) % 1, [p.index for p in positions])
+    for name, read in READERS.items():
+        assert same_atoms(unit.to_crystal(), read(unit.to_cif())), name
+
+
+def test_cif_says_what_it_holds(tmp_path):
+    k = lattice_to_k(5.64 * np.eye(3)).numpy()
+    salt = AsymmetricUnit(225, k, [11, 17], [[0, 0, 0], [.5, .5, .5]], [0, 1])
+    text = salt.to_cif(tmp_path / "salt.cif")
+    assert (tmp_path / "salt.cif").read_text() == text and [p.name for p in tmp_path.iterdir()] == ["salt.cif"]
+    block = gemmi.cif.read_string(text).sole_block()
+    value = lambda key: gemmi.cif.as_string(block.find_value(key))
+    assert value("_space_group_IT_number") == "225" and value("_space_group_name_H-M_alt") == "F m -3 m"
+    assert value("_chemical_formula_sum") == "Na1 Cl1" and value("_cell_formula_units_Z") == "4"
+    assert len(block.find_loop("_space_group_symop_operation_xyz")) == 192
+    columns = ["_atom_site_type_symbol", "_atom_site_Wyckoff_symbol", "_atom_site_symmetry_multiplicity"]
+    assert [list(row) for row in block.find(columns)] == [["Na", "a", "4"], ["Cl", "b", "4"]]
+    assert "'P 1'" in salt.to_cif(p1=True) and salt.to_cif(p1=True) == salt.to_crystal().to_cif()
+
+
+@pytest.mark.parametrize("number", range(1, 231))
+def test_symbols_in_a_cif_name_the_same_operations(number):
+    block = gemmi.cif.read_string(generic_unit(number, [0], [14]).to_cif(p1=False)).sole_block()
+    if not block.find_value("_space_group_IT_number"): pytest.skip("an orbit that meets itself: written in P 1")
+    listed = gemmi.GroupOps([gemmi.Op(gemmi.cif.as_string(op)) for op in block.find_loop("_space_group_symop_operation_xyz")])
+    name, hall = (gemmi.cif.as_string(block.find_value(key)) for key in ("_space_group_name_H-M_alt", "_space_group_name_Hall"))
+    group = gemmi.find_spacegroup_by_name(name)
+    assert group.number == number == int(block.find_value("_space_group_IT_number"))
+    assert group.operations() == listed and gemmi.symops_from_hall(hall) == listed
+
+
+def test_atoms_that_nearly_meet_are_written_in_p1():
+    "Readers would take images 0.05 A apart for one atom on a special position, and lose the other."
+    close = AsymmetricUnit(221, lattice_to_k(4 * np.eye(3)).numpy(), [8], [[.01, 0, 0]], [4])
+    assert SpaceGroup(221).wyckoff_positions[4].label == "6e" and "'P 1'" in close.to_cif()
+    assert len(Crystal.from_cif(close.to_cif())) == 6
+
+
+def test_spglib_is_asked_without_a_warning_and_left_as_it_was():
+    import spglib
+    salt = Crystal(5.64 * np.eye(3), [11] * 4 + [17] * 4, np.concatenate([SpaceGroup(225)[w].points([0] * 3) for w in "ab"]))
+    overlap = Crystal(4 * np.eye(3), [11, 11], [[0, 0, 0], [0, 0, 1e-4]])
+    for before in (True, False):
+        spglib.error.OLD_ERROR_HANDLING = before
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert found_group(salt, .01) == FoundGroup(225, 192) and found_group(overlap, .01) is None
+                with pytest.raises(CrystalError, match="no symmetry at symprec 0.01"): symmetry_dataset(overlap, .01)
+            assert spglib.error.OLD_ERROR_HANDLING == before
+        finally:
+            spglib.error.OLD_ERROR_HANDLING = True
+
+
+@pytest.mark.parametrize("symprec", [.1, .01])
+def test_group_of_a_cubic_unit_is_what_spglib_finds(symprec):
+    "Units of 221 to 230 are decided by their translations; elements alike, so that many have more."
+    rng, higher = np.random.default_rng(3), 0
+    for number in range(221, 231):
+        fixed = [w.index for w in SpaceGroup(number).wyckoff_positions if w.dof == 0]
+        for wyckoff in (some_positions(number, rng, 2), some_positions(number, rng, 3), fixed[:1], fixed[:2]):
+            unit = generic_unit(number, wyckoff, [29] * len(wyckoff), seed=int(rng.integers(10**6)))
+            found, asked = unit.found_group(symprec), found_group(unit.to_crystal(), symprec)
+            assert found == asked, unit
+            higher += bool(asked) and asked.operations > SpaceGroup(number).order
+            assert more_translations(unit, 3 * symprec) or not asked or asked.operations == SpaceGroup(number).order
+    assert higher > 5
+
+
+FORCED = [(225, "ab", [29, 29], 221), (225, "ab", [11, 17], None), (225, "c", [29], 221), (16, "ah", [11, 17], 47), (16, "ui", [11, 17], None),
+          (1, "a", [29], 2), (1, "aa", [29, 29], 2), (1, "aa", [11, 17], None), (1, "aaa", [29] * 3, None), (216, "ac", [6, 6], 227),
+          (216, "ac", [30, 16], None), (221, "ab", [55, 17], None), (221, "ab", [84, 84], 229), (146, "a", [34], 166), (99, "a", [29], 123)]
+
+
+@pytest.mark.parametrize("number, letters, elements, higher", FORCED)
+def test_positions_that_force_a_higher_group(number, letters, elements, higher):
+    wyckoff = [SpaceGroup(number)[letter].index for letter in letters]
+    forced = forced_group(number, wyckoff, elements)
+    assert (forced and forced.number) == higher
+    other = [z + 3 for z in elements]
+    assert forced_group(number, wyckoff[::-1], other[::-1]) == forced, "only which orbits share an element matters"
+
+
+@given(st.integers(1, 230), st.lists(st.integers(0, 1), min_size=1, max_size=3), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_forced_means_every_crystal(number, kinds, seed):
+    "Another random crystal has the forced group or a higher one; where none is forced, it has exactly the one it was built for."
+    wyckoff = some_positions(number, np.random.default_rng(seed), len(kinds))
+    elements = [(11, 17)[kind] for kind in kinds[:len(wyckoff)]]
+    forced = forced_group(number, wyckoff, elements)
+    found = generic_unit(number, wyckoff, elements, seed=seed).found_group(1e-4)
+    if found:
+        assert found.operations == (forced.operations if forced else SpaceGroup(number).order)
+        assert found.number == (forced.number if forced else number)
+
+
+def test_without_spglib_it_is_said_once(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    module.has_spglib.cache_clear()
+    module._forced.cache_clear()
+    unit = generic_unit(225, [0, 1], [29, 29])
+    try:
+        with pytest.warns(UserWarning, match="pip install spglib") as seen:
+            assert unit.found_group(.1) is None and found_group(unit.to_crystal(), .1) is None
+            assert forced_group(225, [0, 1], [29, 29]) is None
+        assert len(seen) == 1
+    finally:
+        monkeypatch.undo()
+        module.has_spglib.cache_clear()
+        module._forced.cache_clear()

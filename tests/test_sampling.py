@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd.model import Statistics, SymmCD, preset
 from matgen_nb.symmcd.network import all_pairs
-from matgen_nb.symmcd.sampling import (MOST_ORBITS, Prior, Request, cell_doubt, count_ways, crowding, draw_sites, evidence, guided_score, keep_apart, make_request, parse_formula, parse_system, plan,
-                                       possible_atoms, sample_requests, settle_sites, site_classes, start_state)
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
+from matgen_nb.symmcd.sampling import (MOST_ORBITS, RESAMPLE, Prior, Request, arrangements, cell_doubt, count_ways, crowding, draw_sites,
+                                       evidence, force_higher, group_columns, guided_score, keep_apart, make_request,
+                                       parse_formula, parse_system, plan, possible_atoms, redraw, refuse_forced, sample_requests,
+                                       settle_sites, site_classes, start_state, try_arrangements)
+from matgen_nb.symmetry import asymmetric_unit
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, generic_unit
 from matgen_nb.symmetry.crystal import element_table, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.projection import assign_wyckoff, project
@@ -383,3 +386,155 @@ def test_request_draws_follow_the_training_set():
     assert (np.abs(drawn[top] - expected) < 5 * expected**.5).all()
     likely = Counter(plan(shipped, formula="SrTiO3")(rng).space_group for _ in range(5))
     assert sum(likely.values()) == 5
+
+
+def same_crystals(a, b):
+    "Whether two lists of samples hold the same crystals, bit for bit."
+    parts = lambda s: (s.crystal.lattice, s.crystal.frac_coords, s.crystal.elements)
+    return [all(map(np.array_equal, parts(s), parts(t))) for s, t in zip(a, b, strict=True)]
+
+
+def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
+    "What sampling is without any look at the groups: requests, batches by number of orbits, the reverse process."
+    draw, rng = plan(model, **asked), np.random.default_rng(seed)
+    requests, samples = [draw(rng) for _ in range(n)], [None] * n
+    order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))
+    for first in range(0, n, batch_size):
+        rows = order[first:first + batch_size]
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
+        for i, s in zip(rows, sample_requests(model, [requests[i] for i in rows], generator, steps=steps)): samples[i] = s
+    return samples
+
+
+@pytest.mark.parametrize("asked", [dict(space_group=16, num_orbits=3), dict(space_group=[2, 225, 62]), dict(num_atoms=8), dict(formula="NaCl", space_group=216)])
+def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
+    how = dict(n=14, seed=5, steps=3, batch_size=5)
+    plain = sampled_plainly(OURS, **how, **asked)
+    off, on, again = (OURS.sample(**how, **asked, balance=0, resample_higher=most, progress=False) for most in (0, 4, 4))
+    assert all(same_crystals(plain, off)) and all(s.row["resampled"] == 0 for s in off)
+    assert all(same_crystals(on, again)) and [s.row for s in on] == [s.row for s in again]
+    for kept, before, s in zip(same_crystals(off, on), off, on):
+        assert kept == (not before.row["higher_symmetry"]) == (s.row["resampled"] == 0)
+        assert (asked.get("num_orbits") or s.row["num_orbits"]) == s.row["num_orbits"] and holds(s)
+        assert s.row["formula"] == asked.get("formula", s.row["formula"])
+        if s.row["higher_symmetry"]: assert s.row["resampled"] == 4, "given up only after all tries"
+
+
+def test_resampling_is_on_where_a_group_is_asked_for():
+    how = dict(n=12, seed=1, steps=3, num_orbits=2, progress=False)
+    off, default, most = (OURS.sample(space_group=16, **how, **more) for more in (dict(resample_higher=0), {}, dict(resample_higher=RESAMPLE)))
+    assert RESAMPLE == 10 and [s.row for s in default] == [s.row for s in most] and any(s.row["higher_symmetry"] for s in off)
+    higher = lambda samples: sum(s.row["higher_symmetry"] for s in samples)
+    assert higher(default) < higher(off) and any(s.row["resampled"] for s in default)
+    assert all(s.row["resampled"] == 0 for s in OURS.sample(**how)), "off without a group"
+    assert any(s.row["resampled"] for s in OURS.sample(**how | dict(num_orbits=1, n=30), resample_higher=2)), "but it can be had"
+
+
+def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
+    import matgen_nb.symmcd.sampling as module
+    asked = []
+    monkeypatch.setattr(module, "group_columns", lambda unit: asked.append(1) or dict(higher_symmetry=True))
+    made = OURS.sample(3, space_group=2, num_orbits=4, steps=2, resample_higher=3, progress=False)
+    assert [s.row["resampled"] for s in made] == [3] * 3 and all(s.row["higher_symmetry"] for s in made) and len(asked) == 3 * 4
+
+
+def test_columns_say_what_spglib_finds():
+    "At both tolerances, whatever shortcut was taken; a distortion between them is higher at one only."
+    seen = set()
+    for s in OURS.sample(60, seed=8, steps=2, num_orbits=2, progress=False):
+        found = {symprec: found_group(s.crystal, symprec) for symprec in (.1, .01)}
+        for symprec, f in found.items(): assert s.row[f"space_group@{symprec:g}"] == (f and f.number), s.row
+        higher = [f.operations > SpaceGroup(s.row["space_group"]).order for f in found.values() if f]
+        assert s.row["higher_symmetry"] == (any(higher) if higher else None)
+        seen.add(s.row["higher_symmetry"])
+    assert {True, False} <= seen
+    k = lattice_to_k(lattice_from_parameters([4., 4., 6.03], [90.] * 3)).numpy()
+    nearly = group_columns(AsymmetricUnit(99, k, [22, 8], [[0, 0, .005], [.5, .5, .5]], [0, 1]))
+    assert nearly == {"space_group@0.1": 123, "space_group@0.01": 99, "higher_symmetry": True}
+
+
+@given(st.integers(1, 230), st.lists(st.integers(1, 8), min_size=1, max_size=2), st.none() | st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_arrangements_are_all_and_each_once(number, counts, orbits):
+    positions = SpaceGroup(number).wyckoff_positions
+    by_hand = []
+    for choice in itertools.product(*(list(multisets([w.multiplicity for w in positions], n)) for n in counts)):
+        used = Counter(w for of_one in choice for w in of_one)
+        if any(n > 1 and positions[w].dof == 0 for w, n in used.items()): continue
+        if orbits in (None, used.total()): by_hand.append(tuple(map(tuple, choice)))
+    ways = [tuple(tuple(sorted(of_one)) for of_one in way) for way in arrangements(number, counts, orbits) if way]
+    assert len(set(ways)) == len(ways) and set(ways) == set(by_hand)
+
+
+def multisets(sizes, n, start=0):
+    "All sorted lists of indices whose sizes sum to n."
+    if n == 0: yield []
+    for i in range(start, len(sizes)):
+        if sizes[i] <= n: yield from ([i, *rest] for rest in multisets(sizes, n - sizes[i], i))
+
+
+IMPOSSIBLE = [(dict(space_group=225, formula="Cu", num_atoms=8), "221 (Pm-3m)"), (dict(space_group=16, formula="NaCl", num_atoms=2), "47 (Pmmm)"),
+              (dict(space_group=[62, 1], formula="Cu", num_orbits=2), "2 (P-1)"), (dict(space_group=1, num_orbits=1), "2 (P-1)"),
+              (dict(space_group=25, num_atoms=1), "47 (Pmmm)"), (dict(space_group=216, formula="C", num_atoms=8), "227 (Fd-3m)")]
+
+
+@pytest.mark.parametrize("asked, names", IMPOSSIBLE)
+def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
+    with pytest.raises(MatgenError) as error: OURS.sample(2, steps=1, progress=False, **asked)
+    text = str(error.value)
+    assert names in text and "force a higher group" in text and "resample_higher=0 (--resample-higher 0)" in text
+    if near := re.search(r"or for ([\d, ]+) atoms", text):
+        group = max(np.atleast_1d(asked["space_group"])) if asked["space_group"] != [62, 1] else 1
+        for n in map(int, near[1].split(",")): refuse_forced(int(group), asked.get("formula"), num_atoms=n)
+    made = OURS.sample(2, steps=1, progress=False, resample_higher=0, **asked)
+    assert all(s.row["higher_symmetry"] is not False for s in made if s.row["space_group"] != 62), "kept and flagged"
+
+
+@pytest.mark.parametrize("asked", [dict(space_group=225, formula="Cu"), dict(space_group=225, formula="NaCl", num_atoms=8), dict(space_group=1, num_orbits=2),
+                                   dict(space_group=16, formula="NaCl"), dict(space_group=227, formula="MgAl2O4", num_atoms=56), dict(space_group=14),
+                                   dict(space_group=226, formula="LiO2"), dict(space_group=1, num_atoms=60), dict(space_group=225, num_atoms=2000)])
+def test_what_can_be_met_is_not_refused(asked):
+    start = time.process_time()
+    refuse_forced(**asked)
+    assert time.process_time() - start < 60
+
+
+@given(st.integers(1, 230), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_refused_means_that_no_crystal_has_just_the_group(number, n, distinct, seed):
+    "Random crystals of all ways to place the atoms, where that is called impossible."
+    found = try_arrangements(number, (n,), distinct=distinct)
+    if found.possible: return
+    for way in itertools.islice((way for way in arrangements(number, (n,)) if way), 10):
+        elements = np.arange(1, 1 + len(way[0])) if distinct else [29] * len(way[0])
+        group = generic_unit(number, way[0], elements, seed=seed).found_group(1e-4)
+        assert group is None or group.operations > SpaceGroup(number).order
+
+
+def test_requests_that_force_a_higher_group_are_drawn_again():
+    rng = np.random.default_rng(0)
+    sites = lambda letters: dict(sites=tuple(SpaceGroup(16)[w].site_class for w in letters), num_orbits=len(letters))
+    forced, fine = Request(16, elements=(11, 17), **sites("ah")), Request(16, elements=(11, 17), **sites("au"))
+    assert force_higher(forced) and not force_higher(fine) and not force_higher(Request(16, 3))
+    answers = iter([forced, forced, fine])
+    assert redraw(lambda rng: next(answers), rng) is fine and redraw(lambda rng: forced, rng, most=5) is forced
+
+
+def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypatch):
+    how = dict(n=6, seed=2, steps=2, space_group=16, num_orbits=2, progress=False)
+    off = OURS.sample(**how, resample_higher=0)
+    monkeypatch.setattr(asymmetric_unit.importlib.util, "find_spec", lambda name: None)
+    for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced): cached.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="spglib is not installed") as seen: made = OURS.sample(**how) + OURS.sample(**how)
+        assert len(seen) == 1 and all(same_crystals(off + off, made))
+        assert {(s.row["space_group@0.1"], s.row["space_group@0.01"], s.row["higher_symmetry"], s.row["resampled"]) for s in made} == {(None, None, None, 0)}
+        OURS.sample(1, space_group=16, formula="NaCl", num_atoms=2, steps=1, progress=False)
+    finally:
+        monkeypatch.undo()
+        for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced): cached.cache_clear()
+
+
+@pytest.mark.parametrize("wrong", [-1, 1001, .5, "ten"])
+def test_resample_higher_is_a_number_of_times(wrong):
+    with pytest.raises(MatgenError, match="resample_higher must be a whole number from 0"): OURS.sample(1, steps=1, space_group=2, resample_higher=wrong)

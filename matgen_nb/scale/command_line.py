@@ -378,9 +378,11 @@ def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen 
     report_training(model, history, out, seed, start, f"matgen sample symmcd --weights {out/'weights.safetensors'} -n 100 --out samples")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f0714c01
-def sample_rows(samples):
-    "(crystals, table rows) of what `model.sample` returned."
-    return [s.crystal for s in samples], [dict(s.row) for s in samples]
+def sample_rows(samples, p1=False):
+    """(what is written as a CIF, table rows) of what `model.sample` returned: asymmetric units, whose files name the group,
+    or, with p1 and where a sample has none, whole crystals."""
+    written = [s.crystal if p1 else getattr(s, "unit", s.crystal) for s in samples]
+    return written, [dict(s.row) for s in samples]
 
 def parse_groups(text):
     "'225' -> 225, '225,221' -> [225, 221], None -> None; MatgenError unless all are 1 to 230."
@@ -405,7 +407,7 @@ def sample_stream(model, request, asked, out, title, resume, overwrite):
         def draw(i, n):
             found = model.sample(n, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], progress=one, **asked)
             advance(n)
-            return sample_rows(found)
+            return sample_rows(found, request.get("p1", False))
         drawn = stream(out, request, draw)
     finish_stream(out, title, run_record(_command(), request["seed"], time.monotonic() - start, request=request), Crystal.from_cif)
     return drawn
@@ -437,6 +439,13 @@ def relaxing(model, potential):
     return RelaxingModel(model, potential)
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
+def _higher_note(out):
+    "How many crystals of a run have a higher symmetry than the group in their row, in words; '' where none has."
+    rows = read_table(Path(out)/"table.csv")
+    higher = sum(row.get("higher_symmetry") == "True" for row in rows)
+    found = f"{higher} of {len(rows)} crystals have a higher symmetry than their space_group (higher_symmetry in table.csv)"
+    return f"\n{found}" if higher else ""
+
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
 def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
                   weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "symmcd-mp20-small",
@@ -455,21 +464,28 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
                   relax: Annotated[Optional[str], typer.Option(help="Relax within the space group, the best exchange of elements first, "
                                    "with this potential: chgnet (the extra stability) or sevenn.")] = None,
+                  resample_higher: Annotated[Optional[int], typer.Option(min=0, help="Sample a crystal again, at most so often, in "
+                      "which spglib finds a higher group than requested. Default 10 with --space-group, else 0: never.")] = None,
+                  p1: Annotated[bool, typer.Option("--p1", help="Write every atom of the cell, in P 1, not the group and one "
+                      "atom per orbit.")] = False,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
                   resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped continues with --resume."
     from matgen_nb.symmcd.model import SymmCD, find_weights
-    import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
+    from matgen_nb.symmcd.sampling import RESAMPLE      # the import gives SymmCD its sample method
     if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
+    if resample_higher is None and space_group:
+        resample_higher = RESAMPLE
     asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
-                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt)
+                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt,
+                  resample_higher=resample_higher)
     potential = relaxing_potential(relax)
-    request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
+    request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked, **({"p1": True} if p1 else {}))
     if potential: request["relax"] = potential.name
     if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", resume, overwrite)
-    say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
+    say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}{_higher_note(out)}\nlook at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #68702a24
 def _read_one(text):
@@ -595,7 +611,7 @@ def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folde
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e215901a
 def demo_crystals(out, n, seconds, seed=0, device="cpu", known=200, overwrite=False):
-    "Prepare the embedded crystals, train a tiny SymmCD for some seconds, sample n crystals and judge them against `known` embedded ones: (crystals, rows, summary)."
+    "Prepare the embedded crystals, train a tiny SymmCD for some seconds, sample n crystals and judge them against `known` embedded ones: (units, rows, summary)."
     from matgen_nb.symmcd.dataset import prepare
     import matgen_nb.symmcd.sampling  # noqa: F401
     say("1/5 preparing embedded crystals (AFLOW prototypes, decorated)")
@@ -604,10 +620,11 @@ def demo_crystals(out, n, seconds, seed=0, device="cpu", known=200, overwrite=Fa
     config = choose_training(TRAINING, "tiny", max_seconds=seconds, seed=seed, device=device, val_fraction=.05, val_every=10**6)
     model, _ = fit_symmcd(data, "tiny", config, out/"training", overwrite=overwrite)
     say(f"3/5 sampling {n} crystals")
-    crystals, rows = sample_rows(model.sample(n, seed=seed))
+    units, rows = sample_rows(model.sample(n, seed=seed))
+    crystals = [unit.to_crystal() for unit in units]
     say(f"4/5 judging them against {known} of the embedded crystals")
     result = judge(crystals, [data[i].to_crystal() for i in range(0, len(data), max(len(data) // known, 1))], training=training_reference(data))
-    return crystals, [{**row, **judged} for row, judged in zip(rows, result.table)], result.summary
+    return units, [{**row, **judged} for row, judged in zip(rows, result.table)], result.summary
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e215901b
 @app.command(epilog="Example: `matgen demo --seconds 60 --out my-demo`")
