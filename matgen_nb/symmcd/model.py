@@ -56,9 +56,13 @@ class SymmCDConfig:
 # %% ../../nbs/3_symmcd/11_model.ipynb #dadff9b5
 _PAPER = dict(frequencies=128, images=0, site_symmetry="independent", standardise=False,
               weight_k=5.0, weight_x=1.0, weight_elements=0.1, weight_site=10.0)
-_OURS = dict(site_power=4.0, dropout=0.1, substitute=0.5, copy=True)
-PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, site_power=4.0, copy=True), small=SymmCDConfig(width=192, layers=4, **_OURS),
-               full=SymmCDConfig(width=512, layers=6, **_OURS), paper=SymmCDConfig(width=1024, layers=8, **_PAPER), paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
+_STAGED = dict(site_power=4.0, copy=True, staged=True, weight_elements=0.5, weight_site=0.3)
+PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, **_STAGED),
+               small=SymmCDConfig(width=192, layers=4, substitute=0.5, **_STAGED),
+               full=SymmCDConfig(width=512, layers=6, substitute=0.5, **_STAGED),
+               common=SymmCDConfig(width=192, layers=4, site_power=4.0, dropout=0.1, substitute=0.5, copy=True),
+               paper=SymmCDConfig(width=1024, layers=8, **_PAPER),
+               paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
 
 def preset(name, **changes):
     "A named configuration, fields changed by keyword: preset('tiny', layers=2)."

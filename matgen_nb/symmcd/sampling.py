@@ -28,6 +28,7 @@ from .composition import charges_balance
 from .dataset import element_counts, from_units
 from .model import SymmCD, _shifted
 from .network import Noisy, all_pairs, image_vectors
+from .stages import Times
 from .templates import deal, draw_index, draw_template, due, unpack_templates, ways_to_deal
 from ..symmetry.asymmetric_unit import AsymmetricUnit, forced_group
 from ..symmetry.crystal import Crystal, CrystalError, atomic_number, element_table, min_distance
@@ -615,6 +616,7 @@ def guided_score(model, n, known, out, t, apart=0.75):
 def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, sharpen=SHARPEN, advance=lambda n=1: None):
     "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step; sharpen: of the coordinates (lesson 07)."
     if model.config.staged:
+        if corrector: raise MatgenError("corrector steps are for models with one noise time (lesson 11); leave corrector out for these weights")
         options = StageOptions(steps=steps, eta=eta, guide=guide, apart=apart, sharpen=sharpen)
         return model.sample_in_stages(requests, generator, options, advance)
     state, known = start_state(model, requests, generator)
@@ -625,6 +627,16 @@ def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, ap
     return finish(model, state, out, known, requests, apart)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12dbt2
+def _cell_error(model, batch, t, generator):
+    "Squared error (B, 6) of the noise of k that the network names at times t (B,); staged models are shown sites and elements clean."
+    if not model.config.staged:
+        state, (eps, *_) = model.noisy(batch, t, generator)
+        return (model.network(state)[0] - eps) ** 2
+    zero = torch.zeros_like(t)
+    state, targets = model.noisy_in_stages(batch, Times(t, zero, zero, zero), generator)
+    v = model.network(state)[0]
+    return (model.lattice_noise.signal(t, v) * (v - targets.v)) ** 2                        # lesson 11b, eq. (4)
+
 @torch.no_grad()
 def cell_doubt(model, units, generator, times=(.2, .3, .4, .5, .6, .7), noises=2):
     """Share of the noise of its cell that the network cannot tell (B,) of a list of `AsymmetricUnit`: 0 where the cell follows from the atoms, about 1 where nothing does.
@@ -634,8 +646,7 @@ def cell_doubt(model, units, generator, times=(.2, .3, .4, .5, .6, .7), noises=2
     for share in times:
         t = torch.full((len(units),), max(1, round(share * model.config.T)), device=model.device)
         for _ in range(noises):
-            state, (eps, *_) = model.noisy(batch, t, generator)
-            total += ((model.network(state)[0] - eps) ** 2 * mask).sum(1) / mask.sum(1)
+            total += (_cell_error(model, batch, t, generator) * mask).sum(1) / mask.sum(1)
     return (total / (len(times) * noises)).tolist()
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12dbt5
