@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matgen_nb.symmcd import composition as co
+from matgen_nb.symmcd import composition as co, staged_sampling  # noqa: F401
 from matgen_nb.symmcd.dataset import prototypes
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
 from matgen_nb.symmcd.sampling import balanced_elements

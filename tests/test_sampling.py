@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
 from matgen_nb.symmcd.model import Statistics, SymmCD, preset
 from matgen_nb.symmcd.network import all_pairs
 from matgen_nb.symmcd.sampling import (MOST_ORBITS, RESAMPLE, Prior, Request, arrangements, cell_doubt, count_ways, crowding, draw_sites,
@@ -30,7 +31,7 @@ ONES = (1.,) * 15
 SYMBOL = element_table().symbol
 
 
-def untrained(name="tiny"):
+def untrained(name="common"):
     "A small network that knows nothing: hard on whatever must hold by construction."
     torch.manual_seed(0)
     T, elements = wyckoff_tables(), torch.rand(94, generator=torch.Generator().manual_seed(0)) + .01
@@ -44,8 +45,14 @@ def untrained(name="tiny"):
     return SymmCD(preset(name, width=32, layers=1, frequencies=4), stats).eval()
 
 
-@pytest.fixture(scope="module", params=["tiny", "paper_small"])
+@pytest.fixture(scope="module", params=["common", "paper_small", "tiny"])
 def model(request): return untrained(request.param)
+
+
+@pytest.fixture(scope="module", params=["common", "paper_small"])
+def one_time(request):
+    "Models with one noise time for all parts, whose reverse process is that of lesson 12."
+    return untrained(request.param)
 
 
 OURS = untrained()
@@ -210,24 +217,24 @@ def test_corrector_costs_what_it_says(monkeypatch):
         assert len(calls) == expected
 
 
-def test_guided_score_leads_onto_the_sites(model):
+def test_guided_score_leads_onto_the_sites(one_time):
     "Where sites are known, the implied clean coordinates lie on them, fixed sites once; free positions are left as they are."
     rng = np.random.default_rng(0)
-    requests = [make_request(model, rng, space_group=g, num_atoms=possible_atoms(g, 40)[-1]) for g in (2, 14, 62, 123, 167, 194, 216, 225)]
-    state, known = start_state(model, requests, torch.Generator().manual_seed(0))
-    with torch.no_grad(): out = model.network(state)
+    requests = [make_request(one_time, rng, space_group=g, num_atoms=possible_atoms(g, 40)[-1]) for g in (2, 14, 62, 123, 167, 194, 216, 225)]
+    state, known = start_state(one_time, requests, torch.Generator().manual_seed(0))
+    with torch.no_grad(): out = one_time.network(state)
     for t in (10, 300, 500):
-        score = guided_score(model, state, known, out, t, apart=0)
-        clean = state.x + model.coordinate_noise.sigma(t)**2 * model.coordinate_noise.scale(t) * score
+        score = guided_score(one_time, state, known, out, t, apart=0)
+        clean = state.x + one_time.coordinate_noise.sigma(t)**2 * one_time.coordinate_noise.scale(t) * score
         placed = assign_wyckoff(clean, state.space_group[state.batch], known.classes, state.lattice.double()[state.batch], state.batch)
         assert placed.distance.max() < 1e-3
         general = wyckoff_tables().class_dof[state.space_group[state.batch], known.classes] == 3
         assert torch.allclose(score[general], out[1][general], atol=1e-3)
-        clean = state.x + model.coordinate_noise.sigma(t)**2 * model.coordinate_noise.scale(t) * guided_score(model, state, known, out, t)
+        clean = state.x + one_time.coordinate_noise.sigma(t)**2 * one_time.coordinate_noise.scale(t) * guided_score(one_time, state, known, out, t)
         placed = assign_wyckoff(clean, state.space_group[state.batch], known.classes, state.lattice.double()[state.batch], state.batch)
         assert placed.distance.max() < 1e-3, "kept apart, still on their sites"
-    r = make_request(model, rng, space_group=14, num_atoms=20)
-    plain, led = (sample_requests(model, [r], torch.Generator().manual_seed(1), steps=20, guide=g)[0] for g in (0., .5))
+    r = make_request(one_time, rng, space_group=14, num_atoms=20)
+    plain, led = (sample_requests(one_time, [r], torch.Generator().manual_seed(1), steps=20, guide=g)[0] for g in (0., .5))
     assert plain.row != led.row and holds(led)
 
 
@@ -337,15 +344,15 @@ def test_doubt_knows_a_cell_that_does_not_fit():
     assert right.shape == (24,) and (right >= 0).all() and all(np.mean(judge(scaled(f)) > right) > .7 for f in (.8, 1.2))
 
 
-def test_full_fixed_sites_are_left_and_counted(model):
-    state, known = start_state(model, [Request(2, 12)], torch.Generator().manual_seed(0))
+def test_full_fixed_sites_are_left_and_counted(one_time):
+    state, known = start_state(one_time, [Request(2, 12)], torch.Generator().manual_seed(0))
     c = SpaceGroup(2)["a"].site_class
-    if model.network.independent:
+    if one_time.network.independent:
         T = wyckoff_tables()
         state.site = T.one_hots[T.class_one_hot[2, c]].argmax(-1).expand(12, 15)
         logits = torch.zeros(12, 15, 13)
     else: state.site, logits = torch.full((12,), c), torch.zeros(12, 15)
-    settled, changed = settle_sites(model, state, logits, known)
+    settled, changed = settle_sites(one_time, state, logits, known)
     assert (settled == c).sum() == 8 and changed.tolist() == [4]
 
 

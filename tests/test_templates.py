@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
+from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
 from matgen_nb.symmcd.sampling import Prior, Request, find_cells, held_score, make_request, parse_formula, plan, sample_requests, start_state
 from matgen_nb.symmcd.templates import (count_templates, deal, draw_template, due, merge_settings, pack_templates,
@@ -103,7 +104,7 @@ def request_of(group, positions):
     return Request(group, len(positions), tuple(SpaceGroup(group)[w].site_class for w in positions), positions=tuple(positions))
 
 
-def untrained(data, name="tiny"):
+def untrained(data, name="common"):
     torch.manual_seed(0)
     return SymmCD(preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
 
