@@ -5,10 +5,10 @@ __all__ = ['GPA', 'POTENTIALS', 'ANIONS', 'OXIDES_HALIDES', 'FREE_BINS', 'Work',
            'ChgnetPotential', 'SevennPotential', 'get_potential', 'primitive_cell', 'batches', 'single_points',
            'EnergyCache', 'default_cache', 'energies', 'EnergyReference', 'energy_reference', 'Hull', 'fit_elements',
            'choose_crystals', 'EnergyScale', 'energy_scale', 'Contacts', 'contacts', 'exchanges', 'exchange_gains',
-           'median_entry', 'EnergyOptions', 'EnergyEvaluation', 'summarise_energies', 'free_coordinates',
-           'match_distance', 'match_rates', 'primitive_basis', 'SymmetricCell', 'symmetric_cell', 'symmetric_gradient',
-           'RelaxOptions', 'Relaxed', 'lbfgs_direction', 'relax', 'relaxed_sample', 'relax_samples',
-           'evaluate_energies', 'RelaxingModel', 'QualityLog']
+           'median_entry', 'EnergyOptions', 'EnergyEvaluation', 'free_coordinates', 'match_distance', 'match_rates',
+           'primitive_basis', 'SymmetricCell', 'symmetric_cell', 'symmetric_gradient', 'RelaxOptions', 'Relaxed',
+           'lbfgs_direction', 'relax', 'relaxed_sample', 'relax_samples', 'summarise_energies', 'evaluate_energies',
+           'RelaxingModel', 'QualityLog', 'published_energies']
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0004
 import contextlib
@@ -567,46 +567,6 @@ class EnergyEvaluation:
         line = lambda k, e: f"{k:28s} {e['value']:8.3f}  [{e['low']:.3f}, {e['high']:.3f}]  n={e['n']}"
         return "\n".join(line(k, e) for k, e in self.summary.items())
 
-# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0062
-def _how(potential: str, options: EnergyOptions) -> str:
-    "Potential and state of the crystals, in words; says so where one potential did both."
-    if not options.relaxed_with:
-        return f"{potential}, nothing relaxed"
-    same = ": relaxed and evaluated by one potential, which is not independent" if options.relaxed_with == potential else ""
-    return f"{potential}, relaxed with {options.relaxed_with}{same}"
-
-def summarise_energies(table: list, potential: str, options: EnergyOptions = EnergyOptions()) -> dict:
-    "The figures of the comparison from the rows of `evaluate_energies`, each over the crystals that have the value."
-    values = lambda name: [row.get(name) for row in table]
-    hull = f"{_how(potential, options)}; hull and element energies from the reference's own columns: compare rows, it is no stability"
-    out = {f"max_force>{f}": _share_of(values("max_force"), lambda v: v > f, f"{potential}, eV/A") for f in (1, 5)}
-    out["pressure"] = median_entry([abs(v) for v in values("pressure") if v is not None], f"{potential}, median size, GPa", options.seed)
-    out["e_above_hull"] = median_entry(values("e_above_hull"), f"median, eV/atom; {hull}", options.seed)
-    out["e_above_hull<0.1"] = _share_of(values("e_above_hull"), lambda v: v < 0.1, f"eV/atom; {hull}")
-    out["e_above_hull>0.5"] = _share_of(values("e_above_hull"), lambda v: v > 0.5, f"eV/atom; {hull}")
-    if options.exchanges:
-        text = f"{potential}; crystals with two elements on orbits of equal size, whose exchange saves more than 0.1 eV/atom"
-        out["exchange_gains"] = _share_of(values("exchange_gain"), lambda v: v > 0.1, text)
-    if options.relaxations:
-        text = f"{potential}, relaxed within the space group, no exchanges"
-        out["relaxation_loss"] = median_entry(values("relaxation_loss"), f"median, eV/atom; {text}", options.seed)
-        out["volume_change>10%"] = _share_of(values("volume_change"), lambda v: abs(v) > 0.1, text)
-    return out | _summarise_geometry(values, options)
-
-def _summarise_geometry(values: Callable, options: EnergyOptions) -> dict:
-    "The part of the summary that needs no potential; values(name): a column of the table."
-    low, high = options.threshold - 0.005, options.threshold + 0.01
-    out, radii = {}, "sums of covalent radii (Cordero)"
-    out["contact<0.8"] = _share_of(values("shortest_contact"), lambda v: v < 0.8, f"shortest contact, {radii}")
-    out["contact_at_threshold"] = _share_of(values("shortest_contact"), lambda v: low <= v <= high, f"{low:g} to {high:g} {radii}")
-    out["lonely_site"] = _share_of(values("loneliest_site"), lambda v: v > 1.25, f"a site without a neighbour in 1.25 {radii}")
-    out["anion_pair"] = _share_of(values("anion_pair"), bool, "the atom nearest to an anion is an anion")
-    out["cation_pair"] = _share_of(values("cation_pair"), bool, "oxides and halides: the atom nearest to a cation is a cation")
-    out["elements>=4"] = _share_of(values("n_elements"), lambda v: v >= 4, "four or more elements")
-    out["volume"] = median_entry(values("volume_ratio"), "volume over the sum of the elements' volumes in the reference", options.seed)
-    out["no_energy"] = share([v is None for v in values("energy")], "the potential could not take the crystal; named in the table")
-    return out
-
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0070
 FREE_BINS = ((0, 0, "0"), (1, 2, "1-2"), (3, 6, "3-6"), (7, 10**6, ">6"))
 
@@ -967,6 +927,46 @@ def relax_samples(samples: list, potential: Potential, options: RelaxOptions = R
     found = relax([s.unit for s in samples], potential, options, progress)
     return [relaxed_sample(s, r, potential) for s, r in zip(samples, found)]
 
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0062
+def _how(potential: str, options: EnergyOptions) -> str:
+    "Potential and state of the crystals, in words; says so where one potential did both."
+    if not options.relaxed_with:
+        return f"{potential}, nothing relaxed"
+    same = ": relaxed and evaluated by one potential, which is not independent" if options.relaxed_with == potential else ""
+    return f"{potential}, relaxed with {options.relaxed_with}{same}"
+
+def summarise_energies(table: list, potential: str, options: EnergyOptions = EnergyOptions()) -> dict:
+    "The figures of the comparison from the rows of `evaluate_energies`, each over the crystals that have the value."
+    values = lambda name: [row.get(name) for row in table]
+    hull = f"{_how(potential, options)}; hull and element energies from the reference's own columns: compare rows, it is no stability"
+    out = {f"max_force>{f}": _share_of(values("max_force"), lambda v: v > f, f"{potential}, eV/A") for f in (1, 5)}
+    out["pressure"] = median_entry([abs(v) for v in values("pressure") if v is not None], f"{potential}, median size, GPa", options.seed)
+    out["e_above_hull"] = median_entry(values("e_above_hull"), f"median, eV/atom; {hull}", options.seed)
+    out["e_above_hull<0.1"] = _share_of(values("e_above_hull"), lambda v: v < 0.1, f"eV/atom; {hull}")
+    out["e_above_hull>0.5"] = _share_of(values("e_above_hull"), lambda v: v > 0.5, f"eV/atom; {hull}")
+    if options.exchanges:
+        text = f"{potential}; crystals with two elements on orbits of equal size, whose exchange saves more than 0.1 eV/atom"
+        out["exchange_gains"] = _share_of(values("exchange_gain"), lambda v: v > 0.1, text)
+    if options.relaxations:
+        text = f"{potential}, relaxed within the space group, no exchanges"
+        out["relaxation_loss"] = median_entry(values("relaxation_loss"), f"median, eV/atom; {text}", options.seed)
+        out["volume_change>10%"] = _share_of(values("volume_change"), lambda v: abs(v) > 0.1, text)
+    return out | _summarise_geometry(values, options)
+
+def _summarise_geometry(values: Callable, options: EnergyOptions) -> dict:
+    "The part of the summary that needs no potential; values(name): a column of the table."
+    low, high = options.threshold - 0.005, options.threshold + 0.01
+    out, radii = {}, "sums of covalent radii (Cordero)"
+    out["contact<0.8"] = _share_of(values("shortest_contact"), lambda v: v < 0.8, f"shortest contact, {radii}")
+    out["contact_at_threshold"] = _share_of(values("shortest_contact"), lambda v: low <= v <= high, f"{low:g} to {high:g} {radii}")
+    out["lonely_site"] = _share_of(values("loneliest_site"), lambda v: v > 1.25, f"a site without a neighbour in 1.25 {radii}")
+    out["anion_pair"] = _share_of(values("anion_pair"), bool, "the atom nearest to an anion is an anion")
+    out["cation_pair"] = _share_of(values("cation_pair"), bool, "oxides and halides: the atom nearest to a cation is a cation")
+    out["elements>=4"] = _share_of(values("n_elements"), lambda v: v >= 4, "four or more elements")
+    out["volume"] = median_entry(values("volume_ratio"), "volume over the sum of the elements' volumes in the reference", options.seed)
+    out["no_energy"] = share([v is None for v in values("energy")], "the potential could not take the crystal; named in the table")
+    return out
+
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0063
 def _unit_or_none(crystal: Optional[Crystal], symprec: float) -> Optional[AsymmetricUnit]:
     try:
@@ -1059,3 +1059,13 @@ class QualityLog:
         options = EnergyOptions(exchanges=False, progress=False)
         energy = evaluate_energies(found, self.scale, self.potential, options=options).summary
         return out | {"e_above_hull": energy["e_above_hull"]["value"], "e_above_hull_low": energy["e_above_hull<0.1"]["value"]}
+
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b1042
+def published_energies() -> list:
+    "The comparison of models by energy: list of dicts (model, figure, value, low, high, n, source), numbers as float, None where there is none."
+    import csv
+    from importlib.resources import files
+    with (files("matgen_nb") / "data" / "crystal_energies.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("value", "low", "high", "n")
+    return [row | {k: float(row[k]) if row[k] else None for k in numbers} for row in rows]
