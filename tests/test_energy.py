@@ -382,7 +382,7 @@ def test_quality_log(capsys):
     assert model.training and (torch.get_rng_state() == before).all()
     model.fails = True
     assert log(model, 30) == {} and log(model, 40) == {}
-    assert capsys.readouterr().out.count("no match rate from here on") == 1
+    assert capsys.readouterr().out.count("no match rate from now on") == 1
     assert set(QualityLog(UNITS, every=1, n=2)(Guessing(), 1)) == {"match", "match_free", "ln_volume_rms"}
 
 
