@@ -249,7 +249,7 @@ def test_cache_counts_every_crystal_once(tmp_path):
 def pair_reference(n=60):
     "A reference whose energies are those of the pair potential, with made-up energies of the elements."
     rng = np.random.default_rng(1)
-    units = [u for u in UNITS if len(set(u.elements)) > 1]
+    units = [u for u in UNITS if len(set(u.elements)) > 1 and u.num_atoms <= 12]
     units = (units * (n // len(units) + 1))[:n]
     crystals = [u.to_crystal() for u in units]
     elements = rng.normal(15, 1, 95)           # so that every crystal lies far below its elements
@@ -382,7 +382,7 @@ def test_quality_log(capsys):
     assert model.training and (torch.get_rng_state() == before).all()
     model.fails = True
     assert log(model, 30) == {} and log(model, 40) == {}
-    assert capsys.readouterr().out.count("no match rate from here on") == 1
+    assert capsys.readouterr().out.count("no match rate from now on") == 1
     assert set(QualityLog(UNITS, every=1, n=2)(Guessing(), 1)) == {"match", "match_free", "ln_volume_rms"}
 
 
@@ -396,3 +396,81 @@ def test_relaxed_samples_say_what_happened():
         json.dumps({k: v for k, v in row.items()})
     refused = relax_samples([_sample(cube(3.9))], Failing(), progress=None)[0]
     assert refused.row["relax_reason"] == "no graph for Ti" and refused.row["energy_after"] is None
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    "The command line with the pair potential under the name `pairs`, a cache of its own, and an evaluation that costs nothing."
+    from matgen_nb.scale import command_line as cli
+    from matgen_nb.symmcd import energy
+    from matgen_nb.symmcd.evaluation import Evaluation
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(energy.POTENTIALS, "pairs", lambda device: PairPotential())
+    energy.get_potential.cache_clear()
+    monkeypatch.setattr(Evaluation, "plot", lambda self: __import__("matplotlib.figure", fromlist=["Figure"]).Figure(figsize=(1, 1)))
+    monkeypatch.setattr(cli, "judge", lambda crystals, reference, cache, training, names, *_: Evaluation([dict(name=n) for n in names], {}))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        return stop.value.code
+    yield run
+    energy.get_potential.cache_clear()
+
+
+def reference_csv(path, energies_too=True):
+    "A CSV of 20 crystals, with energies or without."
+    import csv
+    reference, crystals, _ = pair_reference(20)
+    head = ["material_id", "cif"] + ["formation_energy_per_atom", "e_above_hull"] * energies_too
+    rows = [[f"m{i}", c.to_cif()] + [e, .02] * energies_too for i, (c, e) in enumerate(zip(crystals, reference.formation))]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    return path
+
+
+def test_commands_sample_relaxed_crystals_and_evaluate_energies(command, tmp_path, capsys):
+    known = reference_csv(tmp_path / "known.csv")
+    assert command("sample", "symmcd", "-n", 2, "--num-orbits", 2, "--space-group", 225, "--steps", 4, "--relax", "pairs", "--out", tmp_path / "s", "--device", "cpu") == 0
+    assert json.loads((tmp_path / "s" / "request.json").read_text())["relax"] == "pairs"
+    (tmp_path / "s" / "cif" / "torn.cif").write_text("data_x")
+    options = ["--reference", known, "--n-jobs", 1, "--energy", "--potential", "pairs"]
+    assert command("evaluate", "crystals", tmp_path / "s", *options, "--out", tmp_path / "e") == 0
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["real e_above_hull"]["n"] == 20 and abs(summary["real e_above_hull"]["value"] - .02) < .02
+    assert "not independent" in summary["e_above_hull"]["protocol"] and "not independent" not in summary["real e_above_hull"]["protocol"]
+    table = (tmp_path / "e" / "table.csv").read_text()
+    assert "no crystal" in table and "max_force" in table
+    assert (tmp_path / "cache" / "matgen_nb" / "energies-pairs.json").exists()
+    capsys.readouterr()
+
+
+def test_commands_say_what_is_missing(command, tmp_path, capsys, monkeypatch):
+    plain = reference_csv(tmp_path / "plain.csv", energies_too=False)
+    (tmp_path / "one").mkdir()
+    SALT.to_cif(tmp_path / "one" / "a.cif")
+    options = [tmp_path / "one", "--reference", plain, "--n-jobs", 1, "--energy"]
+    assert command("evaluate", "crystals", *options, "--potential", "pairs", "--out", tmp_path / "e") == 2
+    assert "has no energies" in capsys.readouterr().err
+    known = reference_csv(tmp_path / "known.csv")
+    assert command("evaluate", "crystals", *options, "--training", known, "--potential", "pairs", "--out", tmp_path / "e2") == 0
+    for module in [m for m in sys.modules if m.split(".")[0] == "chgnet"] + ["chgnet", "chgnet.model"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    capsys.readouterr()
+    assert command("sample", "symmcd", "-n", 1, "--relax", "chgnet", "--out", tmp_path / "s") == 2
+    assert "pip install 'matgen_nb[stability]'" in capsys.readouterr().err and not (tmp_path / "s" / "table.csv").exists()
+    assert command("sample", "symmcd", "-n", 1, "--relax", "magic", "--out", tmp_path / "s") == 2
+    assert "choose one of" in capsys.readouterr().err
+
+
+def test_the_published_table_is_complete():
+    from matgen_nb.symmcd.energy import published_energies
+    rows = published_energies()
+    by_model = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["figure"]] = row
+        assert row["n"] > 0 and row["source"] and (row["low"] is None or row["low"] <= row["value"] <= row["high"])
+    assert {"real held-out crystals", "symmcd-mp20-small", "DiffCSP"} <= set(by_model)
+    for figures in by_model.values():
+        assert {"max_force>1", "pressure", "e_above_hull", "e_above_hull<0.1", "exchange_gains", "relaxation_loss"} <= set(figures)
+    assert by_model["real held-out crystals"]["e_above_hull<0.1"]["value"] > .9

@@ -2,15 +2,16 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'CHUNK', 'app', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite',
-           'Devices', 'Nodes', 'Strategy', 'Precision', 'Compile', 'TRAINING', 'REAL', 'run_record', 'write_table',
-           'write_json', 'crystal_png', 'write_gallery', 'caption', 'gallery_png', 'write_cifs', 'write_results',
-           'fresh_folder', 'our_error', 'chunks', 'chunk_seed', 'read_table', 'join_tables', 'open_run', 'is_finished',
-           'stream', 'finish_stream', 'say', 'Device', 'pick_device', 'prepare_crystals', 'choose_training',
-           'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd', 'report_training', 'train_symmcd', 'sample_rows',
-           'parse_groups', 'file_hash', 'sample_stream', 'neutral_crystal', 'given', 'relaxing_potential', 'relaxing',
-           'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference', 'summary_text', 'judge',
-           'add_stability', 'relaxed_before', 'energy_inputs', 'add_energies', 'evaluate_crystals_command',
-           'demo_crystals', 'demo', 'load_commands', 'main']
+           'Devices', 'Nodes', 'Strategy', 'Precision', 'Compile', 'TRAINING', 'RELAX_HELP', 'ENERGY_HELP',
+           'POTENTIAL_HELP', 'REAL', 'run_record', 'write_table', 'write_json', 'crystal_png', 'write_gallery',
+           'caption', 'gallery_png', 'write_cifs', 'write_results', 'fresh_folder', 'our_error', 'chunks', 'chunk_seed',
+           'read_table', 'join_tables', 'open_run', 'is_finished', 'stream', 'finish_stream', 'say', 'Device',
+           'pick_device', 'prepare_crystals', 'choose_training', 'load_data', 'new_symmcd', 'fit_model', 'fit_symmcd',
+           'report_training', 'train_symmcd', 'sample_rows', 'parse_groups', 'file_hash', 'sample_stream',
+           'neutral_crystal', 'given', 'relaxing_potential', 'relaxing', 'sample_symmcd', 'read_crystals',
+           'reference_crystals', 'training_reference', 'summary_text', 'judge', 'add_stability', 'relaxed_before',
+           'energy_inputs', 'add_energies', 'evaluate_crystals_command', 'demo_crystals', 'demo', 'load_commands',
+           'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import base64, csv, hashlib, html, io, json, os, platform, subprocess, sys, time
@@ -424,8 +425,12 @@ def given(neutral, **options):
     return dict(retries=5) | options | dict(neutral=True) if neutral else options
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25ene02
+RELAX_HELP = ("Relax within the space group, the best exchange of elements first, with this potential: "
+              "chgnet (the extra stability) or sevenn.")
+
 def relaxing_potential(name):
-    "The potential of this name (None: None), loaded before anything is sampled, so that a missing package is said at once."
+    """The potential of this name (None: None), loaded before anything is sampled, so that a missing package
+    is said at once."""
     if name is None:
         return None
     from matgen_nb.symmcd.energy import get_potential
@@ -462,8 +467,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   doubt: Annotated[Optional[float], typer.Option(help="Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
                   neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
-                  relax: Annotated[Optional[str], typer.Option(help="Relax within the space group, the best exchange of elements first, "
-                                   "with this potential: chgnet (the extra stability) or sevenn.")] = None,
+                  relax: Annotated[Optional[str], typer.Option(help=RELAX_HELP)] = None,
                   resample_higher: Annotated[Optional[int], typer.Option(min=0, help="Sample a crystal again, at most so often, in "
                       "which spglib finds a higher group than requested. Default 10 with --space-group, else 0: never.")] = None,
                   p1: Annotated[bool, typer.Option("--p1", help="Write every atom of the cell, in P 1, not the group and one "
@@ -545,17 +549,27 @@ def add_stability(crystals, hull, rows, summary):
     return [{**row, **extra, "stability_failure": more.get(i, {}).get("failure", "no crystal")} for i, (row, extra) in enumerate(zip(rows, judged))], summary | totals
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25ene01
-REAL = 125             # real crystals that stand beside the samples in a table of energies
+ENERGY_HELP = ("Energies too (lesson 13b), of the crystals and of real ones; "
+               "--training or --reference must be a file with energies.")
+POTENTIAL_HELP = "For --energy: chgnet (the extra stability) or sevenn."
+REAL = 125  # real crystals that stand beside the samples in a table of energies
 
 def relaxed_before(source):
-    "Name of the potential with which the samples of a result folder were relaxed (column `relaxed_with` of its table), or an empty text."
-    table = Path(source)/"table.csv"
-    return str(next((row["relaxed_with"] for row in read_table(table) if row.get("relaxed_with")), "")) if table.is_file() else ""
+    """Name of the potential with which the samples of a result folder were relaxed (column `relaxed_with` of
+    its table), or an empty text."""
+    table = Path(source) / "table.csv"
+    return (
+        str(next((row["relaxed_with"] for row in read_table(table) if row.get("relaxed_with")), ""))
+        if table.is_file()
+        else ""
+    )
 
 def energy_inputs(source, reference, training=None):
-    """What `add_energies` needs besides the crystals: (hull, real, relaxed). hull: EnergyReference of the training set, or, where that has no
-    energies, of the reference; real: list of REAL crystals of the reference; relaxed: see `relaxed_before`. MatgenError where neither has energies."""
+    """What `add_energies` needs besides the crystals: (hull, real, relaxed). hull: EnergyReference of the
+    training set, or, where that has no energies, of the reference; real: list of REAL crystals of the
+    reference; relaxed: see `relaxed_before`. MatgenError where neither has energies."""
     from matgen_nb.symmcd.energy import energy_reference
+
     try:
         hull = energy_reference(training or reference)
     except MatgenError:
@@ -563,21 +577,39 @@ def energy_inputs(source, reference, training=None):
             raise
         hull = energy_reference(reference)
     known = reference_crystals(reference)
-    return hull, known[::max(len(known) // REAL, 1)][:REAL], relaxed_before(source)
+    return hull, known[:: max(len(known) // REAL, 1)][:REAL], relaxed_before(source)
 
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25ene05
 def add_energies(crystals, rows, summary, inputs, name="chgnet"):
-    """Rows and summary with the energies of lesson 13b, of the crystals and, under names that begin with "real ", of real ones.
+    """Rows and summary with the energies of lesson 13b, of the crystals and, under names that begin with
+    "real ", of real ones.
 
-    inputs: of `energy_inputs`; name: of a potential, or a Potential. Energies are kept in the user's cache: the second time costs nothing."""
-    from matgen_nb.symmcd.energy import EnergyCache, EnergyOptions, default_cache, energy_scale, evaluate_energies, get_potential
+    inputs: of `energy_inputs`; name: of a potential, or a Potential. Energies are kept in the user's
+    cache: the second time costs nothing."""
+    from matgen_nb.symmcd.energy import (
+        EnergyCache,
+        EnergyOptions,
+        default_cache,
+        energy_scale,
+        evaluate_energies,
+        get_potential,
+    )
+
     hull, real, relaxed = inputs
     potential = get_potential(name)
     cache = EnergyCache(default_cache(potential))
     scale = energy_scale(hull, potential, cache=cache)
-    mine = evaluate_energies(crystals, scale, potential, cache=cache, options=EnergyOptions(relaxed_with=relaxed))
+    mine = evaluate_energies(
+        crystals, scale, potential, cache=cache, options=EnergyOptions(relaxed_with=relaxed)
+    )
     theirs = evaluate_energies(real, scale, potential, cache=cache)
-    told = [{f"energy_{k}" if k == "failure" else k: v for k, v in row.items() if k != "formula"} for row in mine.table]
-    totals = {f"{kind}{k}": e for kind, result in (("", mine), ("real ", theirs)) for k, e in result.summary.items()}
+    told = [
+        {f"energy_{k}" if k == "failure" else k: v for k, v in row.items() if k != "formula"}
+        for row in mine.table
+    ]
+    totals = {
+        f"{kind}{k}": e for kind, result in (("", mine), ("real ", theirs)) for k, e in result.summary.items()
+    }
     return [{**row, **extra} for row, extra in zip(rows, told)], summary | totals
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e961c9f4
@@ -585,9 +617,8 @@ def add_energies(crystals, rows, summary, inputs, name="chgnet"):
 def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, or a CSV with a cif column.")], out: Out,
                               reference: Annotated[Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")],
                               training: Annotated[Optional[Path], typer.Option(help="The same for novelty and new templates; default: the reference.")] = None,
-                              energy: Annotated[bool, typer.Option("--energy", help="Energies too (lesson 13b), of the crystals "
-                                                "and of real ones; --training or --reference must have energies.")] = False,
-                              potential: Annotated[str, typer.Option(help="For --energy: chgnet (the extra stability) or sevenn.")] = "chgnet",
+                              energy: Annotated[bool, typer.Option("--energy", help=ENERGY_HELP)] = False,
+                              potential: Annotated[str, typer.Option(help=POTENTIAL_HELP)] = "chgnet",
                               stability: Annotated[bool, typer.Option("--stability", help="Relax and judge with CHGNet (needs the extra).")] = False,
                               n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
                               timeout: Annotated[float, typer.Option(help="Seconds a step of one crystal may take.")] = 60.,

@@ -111,7 +111,8 @@ class Batch:
 @dataclass(eq=False)
 class CrystalData:
     """A prepared data set: the tensors of `Batch` for all crystals, their names, and free-form `info` (source, settings).
-    `columns`: numbers that the source had for each crystal, name -> (n,) float64, nan where it had none (see `read_columns`).
+    `columns`: numbers that the source had for each crystal, name -> (n,) float64, nan
+    where it had none (see `read_columns`).
 
     `data[i]` is an `AsymmetricUnit`, `data.select(indices)` a `Batch`, `data.to(device)` a copy on a device."""
     space_group: torch.Tensor; k: torch.Tensor; num_orbits: torch.Tensor
@@ -122,7 +123,8 @@ class CrystalData:
     def __post_init__(self): self.start = torch.cumsum(self.num_orbits, 0) - self.num_orbits
     def __len__(self): return len(self.space_group)
     def tensors(self): return {f.name: getattr(self, f.name) for f in fields(self)[:6]}
-    def to(self, device): return CrystalData(*(t.to(device) for t in self.tensors().values()), self.names, self.info, self.columns)
+    def to(self, device):
+        return CrystalData(*(t.to(device) for t in self.tensors().values()), self.names, self.info, self.columns)
 
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(f"crystal {i} of {len(self)}")
@@ -155,7 +157,8 @@ CrystalData.select = select
 def subset(data, indices):
     "A smaller data set: the crystals `indices` (list of int), in that order."
     b, rows = data.select(indices), torch.as_tensor(indices)
-    return CrystalData(b.space_group, data.k[rows], b.num_orbits, b.elements, b.frac_coords.double(), b.wyckoff,
+    return CrystalData(b.space_group, data.k[rows], b.num_orbits, b.elements, b.frac_coords.double(),
+                       b.wyckoff,
                        [data.names[int(i)] for i in indices], data.info,
                        {name: values[rows.cpu()] for name, values in data.columns.items()})
 
@@ -237,8 +240,10 @@ def load(path):
     except Exception as error: raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
         raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare crystals")
-    columns = {name.removeprefix(COLUMN): tensors.pop(name) for name in list(tensors) if name.startswith(COLUMN)}
-    return CrystalData(**tensors, names=json.loads(metadata["names"]), info=json.loads(metadata["info"]), columns=columns)
+    found = [name for name in tensors if name.startswith(COLUMN)]
+    columns = {name.removeprefix(COLUMN): tensors.pop(name) for name in found}
+    names, info = json.loads(metadata["names"]), json.loads(metadata["info"])
+    return CrystalData(**tensors, names=names, info=info, columns=columns)
 
 CrystalData.save, CrystalData.load = save, staticmethod(load)
 
@@ -265,10 +270,12 @@ def read_csv(path, column="cif"):
     return [(row.get("material_id") or row.get("name") or f"row {i}", row[column] or "") for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #n09ene01
-ENERGY_COLUMNS = ("formation_energy_per_atom", "e_above_hull")        # eV/atom; what the hull of lesson 13b is made of
+# eV/atom; what the hull of lesson 13b is made of
+ENERGY_COLUMNS = ("formation_energy_per_atom", "e_above_hull")
 
 def read_columns(path, names=ENERGY_COLUMNS):
-    """Columns of a CSV file (.gz too): list of (name of the row, {column: text}), rows and their names as `read_csv` has them.
+    """Columns of a CSV file (.gz too): list of (name of the row, {column: text}), rows and their names as
+    `read_csv` has them.
 
     A column that the file lacks is an empty text everywhere. MatgenError where it is no readable CSV."""
     csv.field_size_limit(10**9)
@@ -330,16 +337,21 @@ class Report:
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #n09ene03
 def source_columns(source, names, split="train", wanted=ENERGY_COLUMNS):
-    """The `columns` of a data set whose crystals have these names (list): what the CSV of `source` knows of them, as float64 tensors (n,).
+    """The `columns` of a data set whose crystals have these names (list): what the CSV of `source` knows of
+    them, as float64 tensors (n,).
 
-    Only columns with at least one number; a name that stands in two rows is nobody's. {} for sources that are no CSV."""
+    Only columns with at least one number; a name that stands in two rows is nobody's. {} for sources that
+    are no CSV."""
     path = Path(download(source, split)) if source in PUBLIC else Path(source)
     if not path.is_file():
         return {}
     rows = read_columns(path, wanted)
     twice = {name for name, count in Counter(name for name, _ in rows).items() if count > 1}
     known = {name: row for name, row in rows if name not in twice}
-    found = {c: torch.tensor([to_number(known.get(n, {}).get(c)) for n in names], dtype=torch.float64) for c in wanted}
+    found = {
+        c: torch.tensor([to_number(known.get(n, {}).get(c)) for n in names], dtype=torch.float64)
+        for c in wanted
+    }
     return {name: values for name, values in found.items() if values.isfinite().any()}
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #fdcaef8d

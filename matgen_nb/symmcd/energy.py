@@ -5,10 +5,10 @@ __all__ = ['GPA', 'POTENTIALS', 'ANIONS', 'OXIDES_HALIDES', 'FREE_BINS', 'Work',
            'ChgnetPotential', 'SevennPotential', 'get_potential', 'primitive_cell', 'batches', 'single_points',
            'EnergyCache', 'default_cache', 'energies', 'EnergyReference', 'energy_reference', 'Hull', 'fit_elements',
            'choose_crystals', 'EnergyScale', 'energy_scale', 'Contacts', 'contacts', 'exchanges', 'exchange_gains',
-           'median_entry', 'EnergyOptions', 'EnergyEvaluation', 'summarise_energies', 'free_coordinates',
-           'match_distance', 'match_rates', 'primitive_basis', 'SymmetricCell', 'symmetric_cell', 'symmetric_gradient',
-           'RelaxOptions', 'Relaxed', 'lbfgs_direction', 'relax', 'relaxed_sample', 'relax_samples',
-           'evaluate_energies', 'RelaxingModel', 'QualityLog']
+           'median_entry', 'EnergyOptions', 'EnergyEvaluation', 'free_coordinates', 'match_distance', 'match_rates',
+           'primitive_basis', 'SymmetricCell', 'symmetric_cell', 'symmetric_gradient', 'RelaxOptions', 'Relaxed',
+           'lbfgs_direction', 'relax', 'relaxed_sample', 'relax_samples', 'summarise_energies', 'evaluate_energies',
+           'RelaxingModel', 'QualityLog', 'published_energies']
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0004
 import contextlib
@@ -44,8 +44,8 @@ GPA = 160.21766208     # GPa in one eV/A^3
 class SinglePoint:
     """Energy of one crystal as it stands, and its derivatives.
 
-    energy: eV/atom; forces (N, 3): eV/A, in the order of the atoms; stress (3, 3): GPa, (1/V) dE/d(strain). The derivatives are None
-    where only the energy was wanted."""
+    energy: eV/atom; forces (N, 3): eV/A, in the order of the atoms; stress (3, 3): GPa, (1/V)
+    dE/d(strain). The derivatives are None where only the energy was wanted."""
     energy: float
     forces: Optional[np.ndarray] = None
     stress: Optional[np.ndarray] = None
@@ -62,14 +62,19 @@ class SinglePoint:
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0011
 class Potential:
-    """An interatomic potential. A subclass sets `name` (it goes into records and caches), `covered` (atomic numbers) and `calculate`."""
+    """An interatomic potential. A subclass sets `name` (it goes into records and caches), `covered` (atomic
+    numbers) and `calculate`."""
+
     name = "potential"
     covered = frozenset(range(1, 95))
-    max_atoms = 200          # larger cells are refused
-    min_volume = 3.0         # A^3 per atom; denser cells are refused: they have thousands of neighbours, and no potential was fitted there
+    max_atoms = 200  # larger cells are refused
+    # A^3 per atom; denser cells are refused: they have thousands of neighbours, and no potential was fitted
+    # there
+    min_volume = 3.0
 
     def calculate(self, crystals: list, forces: bool) -> list:
-        "SinglePoint of each crystal (list of Crystal), in order; whatever is raised here is reported for the crystal that causes it."
+        """SinglePoint of each crystal (list of Crystal), in order; whatever is raised here is reported for
+        the crystal that causes it."""
         raise NotImplementedError
 
     def refusal(self, crystal: Optional[Crystal]) -> str:
@@ -82,16 +87,19 @@ class Potential:
         if len(crystal) > self.max_atoms:
             return f"{len(crystal)} atoms in the primitive cell; at most {self.max_atoms} are taken"
         if crystal.volume / len(crystal) < self.min_volume:
-            return f"only {crystal.volume / len(crystal):.2f} A^3 per atom; at least {self.min_volume:g} are needed"
+            room = crystal.volume / len(crystal)
+            return f"only {room:.2f} A^3 per atom; at least {self.min_volume:g} are needed"
         return ""
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0111
 class PairPotential(Potential):
-    """A potential for learning and for tests: every pair wants to stand at the sum of its covalent radii (Morse curves, 1 eV deep).
+    """A potential for learning and for tests: every pair wants to stand at the sum of its covalent radii
+    (Morse curves, 1 eV deep).
 
     It needs nothing installed, and knows no chemistry: no charges, no angles, no d electrons."""
+
     name = "pairs"
-    reach = 6.0           # A
+    reach = 6.0  # A
 
     def calculate(self, crystals: list, forces: bool) -> list:
         "List of SinglePoint."
@@ -101,10 +109,14 @@ class PairPotential(Potential):
         radius, z = element_table().radius, crystal.elements
         energy, force, virial = 0.0, np.zeros((len(crystal), 3)), np.zeros((3, 3))
         for i in range(len(crystal)):
-            j, vector, d = (part[1:] for part in neighbours(crystal, i, self.reach))      # without the atom itself
+            # without the atom itself
+            j, vector, d = (part[1:] for part in neighbours(crystal, i, self.reach))
             e = np.exp(-steep * (d - radius[z[i]] - radius[z[j]]))
-            fade, slope = np.cos(d * np.pi / self.reach) / 2 + 0.5, -np.pi / self.reach * np.sin(d * np.pi / self.reach) / 2
-            along = 2 * steep * (e - e * e) * fade + (e * e - 2 * e) * slope              # dE/dd of each pair, eV/A
+            fade, slope = (
+                np.cos(d * np.pi / self.reach) / 2 + 0.5,
+                -np.pi / self.reach * np.sin(d * np.pi / self.reach) / 2,
+            )
+            along = 2 * steep * (e - e * e) * fade + (e * e - 2 * e) * slope  # dE/dd of each pair, eV/A
             pull = along[:, None] * vector / d[:, None]
             energy += ((e * e - 2 * e) * fade).sum() / 2
             force[i] = pull.sum(0)
@@ -113,17 +125,21 @@ class PairPotential(Potential):
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0012
 class ChgnetPotential(Potential):
-    """CHGNet 0.3.0 (Deng et al., Nat. Mach. Intell. 5, 1031, 2023), a graph network fitted to the relaxations of the Materials Project.
+    """CHGNet 0.3.0 (Deng et al., Nat. Mach. Intell. 5, 1031, 2023), a graph network fitted to the relaxations
+    of the Materials Project.
 
     Its weights come with the wheel. MatgenError where chgnet is not installed."""
+
     name = "chgnet-0.3.0"
-    covered = frozenset(range(1, 95)) - {84, 85, 86, 87, 88}         # no Po, At, Rn, Fr, Ra in its training data
+    covered = frozenset(range(1, 95)) - {84, 85, 86, 87, 88}  # no Po, At, Rn, Fr, Ra in its training data
 
     def __init__(self, device: str = "cpu"):
         try:
             from chgnet.model import CHGNet
         except ImportError:
-            raise MatgenError("energies need CHGNet, which is not installed: pip install 'matgen_nb[stability]'") from None
+            raise MatgenError(
+                "energies need CHGNet, which is not installed: pip install 'matgen_nb[stability]'"
+            ) from None
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.model = CHGNet.load(verbose=False, use_device=str(device))
@@ -140,9 +156,12 @@ class ChgnetPotential(Potential):
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0013
 class SevennPotential(Potential):
-    """SevenNet-0 of July 2024 (Park et al., J. Chem. Theory Comput. 20, 4857, 2024), an equivariant network: the second opinion.
+    """SevenNet-0 of July 2024 (Park et al., J. Chem. Theory Comput. 20, 4857, 2024), an equivariant network:
+    the second opinion.
 
-    Its weights come with the wheel too. One crystal at a time, about ten times slower than CHGNet. MatgenError where sevenn is missing."""
+    Its weights come with the wheel too. One crystal at a time, about as fast as CHGNet in batches.
+    MatgenError where sevenn is missing."""
+
     name = "sevennet-0-11july2024"
     covered = frozenset(range(1, 95)) - {84, 85, 86, 87, 88}
 
@@ -150,7 +169,9 @@ class SevennPotential(Potential):
         try:
             from sevenn.calculator import SevenNetCalculator
         except ImportError:
-            raise MatgenError("the second potential needs SevenNet, which is not installed: pip install sevenn") from None
+            raise MatgenError(
+                "the second potential needs SevenNet, which is not installed: pip install sevenn"
+            ) from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.calculator = SevenNetCalculator("7net-0", device=str(device))
@@ -161,10 +182,11 @@ class SevennPotential(Potential):
 
     def _one(self, crystal: Crystal) -> SinglePoint:
         from ase import Atoms
+
         atoms = Atoms(crystal.elements, scaled_positions=crystal.frac_coords, cell=crystal.lattice, pbc=True)
         self.calculator.calculate(atoms, properties=["energy", "forces", "stress"])
         found = self.calculator.results
-        stress = np.asarray(found["stress"])[[[0, 5, 4], [5, 1, 3], [4, 3, 2]]] * GPA          # from Voigt's order
+        stress = np.asarray(found["stress"])[[[0, 5, 4], [5, 1, 3], [4, 3, 2]]] * GPA  # from Voigt's order
         return SinglePoint(float(found["energy"]) / len(crystal), np.asarray(found["forces"]), stress)
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0014
@@ -172,7 +194,9 @@ POTENTIALS = {"chgnet": ChgnetPotential, "sevenn": SevennPotential}
 
 @functools.lru_cache(4)
 def get_potential(name="chgnet", device: str = "cpu") -> Potential:
-    "A Potential by name ('chgnet' or 'sevenn'), loaded once, or the one that is given. MatgenError where its package is missing."
+    """A Potential by name ('chgnet' or 'sevenn'), loaded once, or the one that is given.
+
+    MatgenError where its package is missing."""
     if isinstance(name, Potential):
         return name
     if name not in POTENTIALS:
@@ -181,7 +205,8 @@ def get_potential(name="chgnet", device: str = "cpu") -> Potential:
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0020
 def primitive_cell(crystal: Crystal, symprec: float = 1e-3) -> Crystal:
-    "A primitive cell of a crystal, atoms unmoved (up to a quarter of the atoms and of the cost); the crystal itself where none is found."
+    """A primitive cell of a crystal, atoms unmoved (up to a quarter of the atoms and of the cost); the
+    crystal itself where none is found."""
     import spglib
     cell = crystal.lattice, crystal.frac_coords, crystal.elements
     try:
@@ -194,7 +219,8 @@ def primitive_cell(crystal: Crystal, symprec: float = 1e-3) -> Crystal:
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0021
 def batches(sizes: list, most: int = 200) -> list:
-    "Indices of items, small ones first, in groups whose `sizes` add up to at most `most` (an item larger than that stands alone)."
+    """Indices of items, small ones first, in groups whose `sizes` add up to at most `most` (an item larger
+    than that stands alone)."""
     groups, filled = [], most + 1
     for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
         if filled + sizes[i] > most:
@@ -210,7 +236,9 @@ def _finite(point: SinglePoint) -> bool:
     return all(np.isfinite(p).all() for p in parts)
 
 def _calculate(potential: Potential, crystals: list, forces: bool, timeout: float) -> list:
-    "SinglePoint or a text with the reason, for each crystal. A batch that fails is taken apart, so that one bad crystal harms no other."
+    """SinglePoint or a text with the reason, for each crystal.
+
+    A batch that fails is taken apart, so that one bad crystal harms no other."""
     try:
         with time_limit(timeout * len(crystals)):
             points = potential.calculate(crystals, forces)
@@ -224,8 +252,9 @@ def single_points(crystals: list, potential: Potential, forces: bool = True, tim
                   progress: Optional[str] = "energies") -> list:
     """Energies, and with `forces` also forces and stresses, of crystals as they stand.
 
-    crystals: list of Crystal (None: no crystal). timeout: seconds a crystal. Returns a list with a SinglePoint for each crystal, or
-    a text that says why there is none: an element that is not covered, too many atoms, a graph that fails, numbers that are not finite."""
+    crystals: list of Crystal (None: no crystal). timeout: seconds a crystal. Returns a list with a
+    SinglePoint for each crystal, or a text that says why there is none: an element that is not covered,
+    too many atoms, a graph that fails, numbers that are not finite."""
     found = [potential.refusal(c) for c in crystals]
     todo = [i for i, reason in enumerate(found) if not reason]
     with progress_bar(progress, len(todo), show=bool(progress and todo)) as advance:
@@ -238,7 +267,8 @@ def single_points(crystals: list, potential: Potential, forces: bool = True, tim
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0023
 class EnergyCache:
-    """Energies by the content of the crystal, kept in one JSON file of the user's cache (`path`: another; None: nothing is kept).
+    """Energies by the content of the crystal, kept in one JSON file of the user's cache (`path`: another;
+    None: nothing is kept).
 
     A file that cannot be read is passed over; what another process has added meanwhile is kept."""
     def __init__(self, path: Optional[Path]):
@@ -273,11 +303,18 @@ def _row(point) -> dict:
         return dict(energy=point.energy, failure="")
     return dict(energy=point.energy, max_force=point.max_force, pressure=point.pressure, failure="")
 
-def energies(crystals: list, potential: Potential, forces: bool = True, cache: Optional[EnergyCache] = None,
-             progress: Optional[str] = "energies") -> list:
-    """A row for each crystal: energy (eV/atom), max_force (eV/A), pressure (GPa), failure (text, empty where all is well).
+def energies(
+    crystals: list,
+    potential: Potential,
+    forces: bool = True,
+    cache: Optional[EnergyCache] = None,
+    progress: Optional[str] = "energies",
+) -> list:
+    """A row for each crystal: energy (eV/atom), max_force (eV/A), pressure (GPa), failure (text, empty where
+    all is well).
 
-    Primitive cells are used. With a `cache` nothing is computed twice, and a run that is stopped loses at most 256 crystals."""
+    Primitive cells are used. With a `cache` nothing is computed twice, and a run that is stopped loses at
+    most 256 crystals."""
     cache = EnergyCache(None) if cache is None else cache
     keys = [crystal_key(c, potential.name) if isinstance(c, Crystal) else None for c in crystals]
     known = lambda key: key in cache.rows and (not forces or "max_force" in cache.rows[key])
@@ -285,11 +322,17 @@ def energies(crystals: list, potential: Potential, forces: bool = True, cache: O
     failed, parts = {None: "no crystal"}, list(todo.items())
     with progress_bar(progress, len(parts), show=bool(progress and parts)) as advance:
         for first in range(0, len(parts), 256):
-            part = parts[first:first + 256]
+            part = parts[first : first + 256]
             points = single_points([primitive_cell(c) for _, c in part], potential, forces, progress=None)
             rows = {key: _row(point) for (key, _), point in zip(part, points)}
             failed |= {key: row["failure"] for key, row in rows.items() if row["failure"]}
-            cache.add({key: {k: v for k, v in row.items() if k != "failure"} for key, row in rows.items() if not row["failure"]})
+            cache.add(
+                {
+                    key: {k: v for k, v in row.items() if k != "failure"}
+                    for key, row in rows.items()
+                    if not row["failure"]
+                }
+            )
             advance(len(part))
     return [_row(failed[key]) if key in failed else dict(**cache.rows[key], failure="") for key in keys]
 
@@ -298,8 +341,9 @@ def energies(crystals: list, potential: Potential, forces: bool = True, cache: O
 class EnergyReference:
     """Real crystals whose energies are known: n compositions and their energies, in eV/atom.
 
-    compositions: list of dicts, atomic number -> atoms; formation (n,): formation energy; above (n,): energy above the hull of the
-    database; crystal(i): crystal i, read when it is wanted."""
+    compositions: list of dicts, atomic number -> atoms; formation (n,): formation energy; above (n,):
+    energy above the hull of the database; crystal(i): crystal i, read when it is wanted."""
+
     compositions: list
     formation: np.ndarray
     above: np.ndarray
@@ -311,12 +355,17 @@ class EnergyReference:
     def keep(self, indices) -> "EnergyReference":
         "Only the crystals `indices`, in that order."
         indices = [int(i) for i in indices]
-        return EnergyReference([self.compositions[i] for i in indices], self.formation[indices], self.above[indices],
-                               lambda i: self.crystal(indices[i]))
+        return EnergyReference(
+            [self.compositions[i] for i in indices],
+            self.formation[indices],
+            self.above[indices],
+            lambda i: self.crystal(indices[i]),
+        )
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0031
 def _composition_of_cif(text: str) -> dict:
-    "Atomic number -> atoms, from the sum formula of a CIF, or from its atoms where it has none; {} where it cannot be read."
+    """Atomic number -> atoms, from the sum formula of a CIF, or from its atoms where it has none; {} where it
+    cannot be read."""
     found = re.search(r"_chemical_formula_sum\s+('[^']*'|\"[^\"]*\"|\S+)", text)
     try:
         return parse_formula(found[1].strip("'\""))
@@ -342,12 +391,15 @@ def _reference_of_data(data: CrystalData) -> EnergyReference:
     return EnergyReference(compositions, formation[rows], above[rows], lambda i: units[i].to_crystal())
 
 def energy_reference(source) -> EnergyReference:
-    """Real crystals with the columns `formation_energy_per_atom` and `e_above_hull`: of a CrystalData, of a prepared file, or of a CSV.
+    """Real crystals with the columns `formation_energy_per_atom` and `e_above_hull`: of a CrystalData, of a
+    prepared file, or of a CSV.
 
     Rows without numbers are left out. MatgenError where the columns are missing or empty."""
-    missing = MatgenError(f"{source if isinstance(source, (str, Path)) else 'this data set'} has no energies: the hull needs the columns "
-                          f"{' and '.join(ENERGY_COLUMNS)}. Give a CSV that has them (those of MP-20 and MPTS-52 do), or a file that was "
-                          "made of one: matgen prepare crystals mp-20 --out mp20.safetensors")
+    missing = MatgenError(
+        f"{source if isinstance(source, (str, Path)) else 'this data set'} has no energies: the hull needs "
+        f"the columns {' and '.join(ENERGY_COLUMNS)}. Give a CSV that has them (MP-20 and MPTS-52 do), "
+        "or a file that was made of one: matgen prepare crystals mp-20 --out mp20.safetensors"
+    )
     if isinstance(source, CrystalData) or str(source).endswith(".safetensors"):
         data = source if isinstance(source, CrystalData) else CrystalData.load(source)
         if not set(ENERGY_COLUMNS) <= set(data.columns):
@@ -365,17 +417,22 @@ def energy_reference(source) -> EnergyReference:
 class Hull:
     """Convex hull of formation energies, from points of which the energy on the hull is known.
 
-    For every real crystal, formation energy minus energy above hull is a point *on* the hull of its database; the elements lie at 0."""
+    For every real crystal, formation energy minus energy above hull is a point *on* the hull of its
+    database; the elements lie at 0."""
+
     def __init__(self, reference: EnergyReference):
-        self.points = defaultdict(dict)               # elements -> formula -> (atomic numbers, eV/atom)
+        self.points = defaultdict(dict)  # elements -> formula -> (atomic numbers, eV/atom)
         for composition, e, above in zip(reference.compositions, reference.formation, reference.above):
             divisor = math.gcd(*composition.values())
             atoms = np.repeat(list(composition), [n // divisor for n in composition.values()])
             here, formula = self.points[frozenset(composition)], formula_of(atoms)
-            here[formula] = min(here.get(formula, (atoms, math.inf)), (atoms, float(e - above)), key=lambda p: p[1])
+            here[formula] = min(
+                here.get(formula, (atoms, math.inf)), (atoms, float(e - above)), key=lambda p: p[1]
+            )
 
     def energy(self, elements: np.ndarray) -> float:
-        "Energy (eV/atom) of the hull at the composition of atomic numbers (N,): a linear program over the points of all subsystems."
+        """Energy (eV/atom) of the hull at the composition of atomic numbers (N,): a linear program over the
+        points of all subsystems."""
         kinds = sorted(set(np.asarray(elements).tolist()))
         entries = [([z], 0.0) for z in kinds]
         for size in range(2, len(kinds) + 1):
@@ -393,10 +450,11 @@ def _fractions(compositions: list) -> np.ndarray:
     return out / out.sum(1, keepdims=True)
 
 def fit_elements(shares: np.ndarray, values: np.ndarray, width: float = 0.05, rounds: int = 50) -> np.ndarray:
-    """One number for each element, (95,), such that shares (n, 95) @ numbers comes close to values (n,); nan where an element is absent.
+    """One number for each element, (95,), such that shares (n, 95) @ numbers comes close to values (n,); nan
+    where an element is absent.
 
-    Robust: iteratively reweighted least squares with Huber's weights, residuals beyond `width` count only linearly
-    (Huber, Ann. Math. Stat. 35, 73, 1964)."""
+    Robust: iteratively reweighted least squares with Huber's weights, residuals beyond `width` count only
+    linearly (Huber, Ann. Math. Stat. 35, 73, 1964)."""
     there = shares.sum(0) > 0
     A, weight = shares[:, there], np.ones(len(values))
     for _ in range(rounds):
@@ -409,8 +467,11 @@ def fit_elements(shares: np.ndarray, values: np.ndarray, width: float = 0.05, ro
     return out
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0035
-def choose_crystals(reference: EnergyReference, n: int = 1000, each: int = 8, most_atoms: int = 40, seed: int = 0) -> list:
-    "Indices of about n crystals of a reference, at random, but so that every element comes in `each` of them as far as it can."
+def choose_crystals(
+    reference: EnergyReference, n: int = 1000, each: int = 8, most_atoms: int = 40, seed: int = 0
+) -> list:
+    """Indices of about n crystals of a reference, at random, but so that every element comes in `each` of
+    them as far as it can."""
     order = np.random.default_rng(seed).permutation(len(reference)).tolist()
     order = [i for i in order if sum(reference.compositions[i].values()) <= most_atoms]
     seen, rare = Counter(), []
@@ -419,15 +480,16 @@ def choose_crystals(reference: EnergyReference, n: int = 1000, each: int = 8, mo
             rare.append(i)
             seen.update(list(reference.compositions[i]))
     taken = set(rare)
-    return rare + [i for i in order if i not in taken][:max(n - len(rare), 0)]
+    return rare + [i for i in order if i not in taken][: max(n - len(rare), 0)]
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0036
 @dataclass
 class EnergyScale:
     """From the energies of a potential to energies above hull.
 
-    potential: its name; elements (95,): energy of each element in eV/atom, nan where unknown; residual: median error of the formation
-    energies in eV/atom; volumes (95,): volume of each element, A^3; hull: Hull."""
+    potential: its name; elements (95,): energy of each element in eV/atom, nan where unknown; residual:
+    median error of the formation energies in eV/atom; volumes (95,): volume of each element, A^3; hull:
+    Hull."""
     potential: str
     elements: np.ndarray
     residual: float
@@ -435,7 +497,8 @@ class EnergyScale:
     hull: Hull
 
     def above_hull(self, crystal: Crystal, energy: Optional[float]) -> Optional[float]:
-        "Energy above hull (eV/atom) of a crystal of this energy (eV/atom); None where an element has no reference."
+        """Energy above hull (eV/atom) of a crystal of this energy (eV/atom); None where an element has no
+        reference."""
         if energy is None or not np.isfinite(self.elements[crystal.elements]).all():
             return None
         return float(energy - self.elements[crystal.elements].mean() - self.hull.energy(crystal.elements))
@@ -446,9 +509,16 @@ class EnergyScale:
         return float(crystal.volume / expected) if np.isfinite(expected) else None
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0037
-def energy_scale(reference: EnergyReference, potential: Potential, n: int = 1000, seed: int = 0,
-                 cache: Optional[EnergyCache] = None, progress: Optional[str] = "element references") -> EnergyScale:
-    """Fit element energies (see `fit_elements`) to the single points of about n real crystals; the hull takes all of them.
+def energy_scale(
+    reference: EnergyReference,
+    potential: Potential,
+    n: int = 1000,
+    seed: int = 0,
+    cache: Optional[EnergyCache] = None,
+    progress: Optional[str] = "element references",
+) -> EnergyScale:
+    """Fit element energies (see `fit_elements`) to the single points of about n real crystals; the hull takes
+    all of them.
 
     MatgenError where fewer than 20 of them can be used."""
     chosen = choose_crystals(reference, n, seed=seed)
@@ -456,15 +526,19 @@ def energy_scale(reference: EnergyReference, potential: Potential, n: int = 1000
     rows = energies(crystals, potential, forces=False, cache=cache, progress=progress)
     good = [j for j, row in enumerate(rows) if row["energy"] is not None]
     if len(good) < 20:
-        raise MatgenError(f"only {len(good)} of {len(chosen)} real crystals have a {potential.name} energy; 20 are needed at least. "
-                          f"The first failure: {next((r['failure'] for r in rows if r['failure']), 'none')}")
+        raise MatgenError(
+            f"only {len(good)} of {len(chosen)} real crystals have a {potential.name} energy; 20 are needed. "
+            f"The first failure: {next((r['failure'] for r in rows if r['failure']), 'none')}"
+        )
     shares = _fractions([reference.compositions[chosen[j]] for j in good])
     values = np.array([rows[j]["energy"] - reference.formation[chosen[j]] for j in good])
     elements = fit_elements(shares, values)
     residual = np.abs(values - shares @ np.nan_to_num(elements))
     per_atom = np.array([crystals[j].volume / len(crystals[j]) for j in good])
     volumes = fit_elements(shares / per_atom[:, None], np.ones(len(good)), width=0.1)
-    return EnergyScale(potential.name, elements, float(np.median(residual)), volumes.clip(min=3), Hull(reference))
+    return EnergyScale(
+        potential.name, elements, float(np.median(residual)), volumes.clip(min=3), Hull(reference)
+    )
 
 def _or_none(read: Callable, i: int) -> Optional[Crystal]:
     try:
@@ -478,9 +552,10 @@ OXIDES_HALIDES = frozenset((8, 9, 17, 35, 53))
 
 @dataclass(frozen=True)
 class Contacts:
-    """What a chemist looks at first. shortest: smallest distance in sums of covalent radii; loneliest: the largest distance of a site to
-    its nearest neighbour, in the same unit; anion_pair: the nearest atom of an anion is an anion; cation_pair: in an oxide or halide the
-    nearest atom of a cation is a cation; elements: how many."""
+    """What a chemist looks at first. shortest: smallest distance in sums of covalent radii; loneliest: the
+    largest distance of a site to its nearest neighbour, in the same unit; anion_pair: the nearest atom of
+    an anion is an anion; cation_pair: in an oxide or halide the nearest atom of a cation is a cation;
+    elements: how many."""
     shortest: float
     loneliest: float
     anion_pair: bool
@@ -488,7 +563,9 @@ class Contacts:
     elements: int
 
 def contacts(crystal: Crystal, reach: float = 6.2) -> Contacts:
-    "The `Contacts` of a crystal, looked for up to `reach` A from each atom. Covalent radii: Cordero et al., Dalton Trans., 2832 (2008)."
+    """The `Contacts` of a crystal, looked for up to `reach` A from each atom.
+
+    Covalent radii: Cordero et al., Dalton Trans., 2832 (2008)."""
     radius, z = element_table().radius, crystal.elements
     kinds = set(z.tolist())
     ratios, anion_pair, cation_pair = [], False, False
@@ -504,7 +581,8 @@ def contacts(crystal: Crystal, reach: float = 6.2) -> Contacts:
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0050
 def exchanges(unit: AsymmetricUnit, most: int = 20) -> list:
-    """Crystals with the elements of two orbits of equal size exchanged, everything else as it was: list of (text, AsymmetricUnit).
+    """Crystals with the elements of two orbits of equal size exchanged, everything else as it was: list of
+    (text, AsymmetricUnit).
 
     At most `most`, the first pairs in the order of the orbits; the composition does not change."""
     size, symbol, out = unit.multiplicities, element_table().symbol, []
@@ -516,11 +594,19 @@ def exchanges(unit: AsymmetricUnit, most: int = 20) -> list:
             out.append((f"{name(i)} <> {name(j)}", replace(unit, elements=elements)))
     return out
 
-def exchange_gains(units: list, rows: list, potential: Potential, cache: Optional[EnergyCache] = None,
-                   progress: Optional[str] = "exchanges") -> list:
-    """How much energy (eV/atom) the best exchange of elements saves, for each AsymmetricUnit (None where there is none) and its row of
-    `energies`: (gain, text) with a negative gain where every exchange costs; (None, "") where there is no pair or no energy."""
-    trials = [exchanges(u) if u is not None and row["energy"] is not None else [] for u, row in zip(units, rows)]
+def exchange_gains(
+    units: list,
+    rows: list,
+    potential: Potential,
+    cache: Optional[EnergyCache] = None,
+    progress: Optional[str] = "exchanges",
+) -> list:
+    """How much energy (eV/atom) the best exchange of elements saves, for each AsymmetricUnit (None where
+    there is none) and its row of `energies`: (gain, text) with a negative gain where every exchange costs;
+    (None, "") where there is no pair or no energy."""
+    trials = [
+        exchanges(u) if u is not None and row["energy"] is not None else [] for u, row in zip(units, rows)
+    ]
     flat = [unit.to_crystal() for trial in trials for _, unit in trial]
     found = iter(energies(flat, potential, forces=False, cache=cache, progress=progress))
     out = []
@@ -532,7 +618,8 @@ def exchange_gains(units: list, rows: list, potential: Potential, cache: Optiona
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0060
 def median_entry(values: list, protocol: str, seed: int = 0, rounds: int = 1000) -> dict:
-    "Median of numbers (None and nan are left out) with a 95 % percentile interval of the bootstrap, as a row of a summary."
+    """Median of numbers (None and nan are left out) with a 95 % percentile interval of the bootstrap, as a
+    row of a summary."""
     x = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=float)
     if not len(x):
         return dict(value=math.nan, low=math.nan, high=math.nan, n=0, protocol=protocol)
@@ -550,9 +637,10 @@ def _share_of(values: list, test: Callable, protocol: str) -> dict:
 class EnergyOptions:
     """What `evaluate_energies` does. Every field has its unit and its reason."""
     exchanges: bool = True       # try the exchanges of elements too (about two energies a crystal more)
-    relaxations: int = 0         # the first so many crystals are also relaxed within their space groups (1 to 3 s each with CHGNet)
-    relaxed_with: str = ""       # name of the potential with which the crystals were relaxed before, if they were
-    symprec: float = 0.1         # A, for finding the orbits of crystals that come without their asymmetric unit
+    # the first so many crystals are also relaxed within their space groups (1 to 3 s each with CHGNet)
+    relaxations: int = 0
+    relaxed_with: str = ""  # name of the potential with which the crystals were relaxed before, if they were
+    symprec: float = 0.1  # A, for finding the orbits of crystals that come without their asymmetric unit
     threshold: float = 0.75      # contacts at which the sampler pushes atoms apart, in sums of covalent radii
     seed: int = 0                # of the bootstrap
     progress: bool = True
@@ -567,46 +655,6 @@ class EnergyEvaluation:
         line = lambda k, e: f"{k:28s} {e['value']:8.3f}  [{e['low']:.3f}, {e['high']:.3f}]  n={e['n']}"
         return "\n".join(line(k, e) for k, e in self.summary.items())
 
-# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0062
-def _how(potential: str, options: EnergyOptions) -> str:
-    "Potential and state of the crystals, in words; says so where one potential did both."
-    if not options.relaxed_with:
-        return f"{potential}, nothing relaxed"
-    same = ": relaxed and evaluated by one potential, which is not independent" if options.relaxed_with == potential else ""
-    return f"{potential}, relaxed with {options.relaxed_with}{same}"
-
-def summarise_energies(table: list, potential: str, options: EnergyOptions = EnergyOptions()) -> dict:
-    "The figures of the comparison from the rows of `evaluate_energies`, each over the crystals that have the value."
-    values = lambda name: [row.get(name) for row in table]
-    hull = f"{_how(potential, options)}; hull and element energies from the reference's own columns: compare rows, it is no stability"
-    out = {f"max_force>{f}": _share_of(values("max_force"), lambda v: v > f, f"{potential}, eV/A") for f in (1, 5)}
-    out["pressure"] = median_entry([abs(v) for v in values("pressure") if v is not None], f"{potential}, median size, GPa", options.seed)
-    out["e_above_hull"] = median_entry(values("e_above_hull"), f"median, eV/atom; {hull}", options.seed)
-    out["e_above_hull<0.1"] = _share_of(values("e_above_hull"), lambda v: v < 0.1, f"eV/atom; {hull}")
-    out["e_above_hull>0.5"] = _share_of(values("e_above_hull"), lambda v: v > 0.5, f"eV/atom; {hull}")
-    if options.exchanges:
-        text = f"{potential}; crystals with two elements on orbits of equal size, whose exchange saves more than 0.1 eV/atom"
-        out["exchange_gains"] = _share_of(values("exchange_gain"), lambda v: v > 0.1, text)
-    if options.relaxations:
-        text = f"{potential}, relaxed within the space group, no exchanges"
-        out["relaxation_loss"] = median_entry(values("relaxation_loss"), f"median, eV/atom; {text}", options.seed)
-        out["volume_change>10%"] = _share_of(values("volume_change"), lambda v: abs(v) > 0.1, text)
-    return out | _summarise_geometry(values, options)
-
-def _summarise_geometry(values: Callable, options: EnergyOptions) -> dict:
-    "The part of the summary that needs no potential; values(name): a column of the table."
-    low, high = options.threshold - 0.005, options.threshold + 0.01
-    out, radii = {}, "sums of covalent radii (Cordero)"
-    out["contact<0.8"] = _share_of(values("shortest_contact"), lambda v: v < 0.8, f"shortest contact, {radii}")
-    out["contact_at_threshold"] = _share_of(values("shortest_contact"), lambda v: low <= v <= high, f"{low:g} to {high:g} {radii}")
-    out["lonely_site"] = _share_of(values("loneliest_site"), lambda v: v > 1.25, f"a site without a neighbour in 1.25 {radii}")
-    out["anion_pair"] = _share_of(values("anion_pair"), bool, "the atom nearest to an anion is an anion")
-    out["cation_pair"] = _share_of(values("cation_pair"), bool, "oxides and halides: the atom nearest to a cation is a cation")
-    out["elements>=4"] = _share_of(values("n_elements"), lambda v: v >= 4, "four or more elements")
-    out["volume"] = median_entry(values("volume_ratio"), "volume over the sum of the elements' volumes in the reference", options.seed)
-    out["no_energy"] = share([v is None for v in values("energy")], "the potential could not take the crystal; named in the table")
-    return out
-
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0070
 FREE_BINS = ((0, 0, "0"), (1, 2, "1-2"), (3, 6, "3-6"), (7, 10**6, ">6"))
 
@@ -615,8 +663,9 @@ def free_coordinates(unit: AsymmetricUnit) -> int:
     return int(sum(unit.positions[w].dof for w in unit.wyckoff))
 
 def match_distance(predicted: Optional[Crystal], true: Crystal) -> Optional[float]:
-    """Root mean square distance of two crystals as StructureMatcher (ltol 0.3, stol 0.5, angle_tol 10) pairs their atoms, in units of
-    (V/N)^(1/3); None where it finds no match. These are the tolerances of the field (CDVAE, DiffCSP)."""
+    """Root mean square distance of two crystals as StructureMatcher (ltol 0.3, stol 0.5, angle_tol 10) pairs
+    their atoms, in units of (V/N)^(1/3); None where it finds no match. These are the tolerances of the
+    field (CDVAE, DiffCSP)."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
     if predicted is None:
         return None
@@ -629,7 +678,14 @@ def _match_row(pair, timeout: float) -> dict:
     "Row of one (predicted Crystal or None, true AsymmetricUnit)."
     predicted, unit = pair
     true = unit.to_crystal()
-    row = dict(formula=unit.formula, space_group=unit.space_group, free=free_coordinates(unit), rms=None, ln_volume=None, failure="")
+    row = dict(
+        formula=unit.formula,
+        space_group=unit.space_group,
+        free=free_coordinates(unit),
+        rms=None,
+        ln_volume=None,
+        failure="",
+    )
     if predicted is None:
         return row | dict(failure="no crystal")
     row["ln_volume"] = math.log(predicted.volume / len(predicted)) - math.log(true.volume / len(true))
@@ -639,11 +695,16 @@ def _match_row(pair, timeout: float) -> dict:
     except Exception as error:
         return row | dict(failure=(str(error) or type(error).__name__).splitlines()[0])
 
-def match_rates(predicted: list, true: list, timeout: float = 30.0, progress: Optional[str] = "matching") -> EnergyEvaluation:
-    """Share of predicted crystals that match the true ones, in all and by the number of free coordinates, and the error of the volume.
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0201
+def match_rates(
+    predicted: list, true: list, timeout: float = 30.0, progress: Optional[str] = "matching"
+) -> EnergyEvaluation:
+    """Share of predicted crystals that match the true ones, in all and by the number of free coordinates, and
+    the error of the volume.
 
-    predicted: list of Crystal (None counts as no match), one for each AsymmetricUnit of `true`. Returns an EnergyEvaluation with a row
-    for each and the figures `match`, `match free=...`, `ln_volume_rms` (root mean square of ln(V/V true))."""
+    predicted: list of Crystal (None counts as no match), one for each AsymmetricUnit of `true`. Returns an
+    EnergyEvaluation with a row for each and the figures `match`, `match free=...`, `ln_volume_rms` (root
+    mean square of ln(V/V true))."""
     if len(predicted) != len(true):
         raise ValueError(f"{len(predicted)} predicted crystals for {len(true)} true ones")
     table = []
@@ -659,28 +720,42 @@ def match_rates(predicted: list, true: list, timeout: float = 30.0, progress: Op
     logs = [row["ln_volume"] for row in table if row["ln_volume"] is not None]
     rms = math.sqrt(np.mean(np.square(logs))) if logs else math.nan
     spread = 1.96 * rms / math.sqrt(2 * max(len(logs), 1))
-    summary["ln_volume_rms"] = dict(value=rms, low=rms - spread, high=rms + spread, n=len(logs), protocol="rms of ln(V/V true) per atom; +-1.96 rms/sqrt(2n)")
+    summary["ln_volume_rms"] = dict(
+        value=rms,
+        low=rms - spread,
+        high=rms + spread,
+        n=len(logs),
+        protocol="rms of ln(V/V true) per atom; +-1.96 rms/sqrt(2n)",
+    )
     return EnergyEvaluation(table, summary)
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0080
 @functools.lru_cache(None)
 def primitive_basis(number: int) -> np.ndarray:
-    "Rows (3, 3): shortest basis of the lattice of a space group in its conventional cell, fractional, right-handed. Identity for P."
+    """Rows (3, 3): shortest basis of the lattice of a space group in its conventional cell, fractional,
+    right-handed.
+
+    Identity for P."""
     rotations, translations = SpaceGroup(number).operations
     centring = translations[[(r == np.eye(3)).all() for r in rotations]] % 1
     shifts = np.array(list(itertools.product((0, -1), repeat=3)))
-    vectors = np.unique(np.concatenate([np.eye(3), (centring[:, None] + shifts).reshape(-1, 3)]).round(9), axis=0)
+    vectors = np.unique(
+        np.concatenate([np.eye(3), (centring[:, None] + shifts).reshape(-1, 3)]).round(9), axis=0
+    )
     triples = vectors[np.array(list(itertools.permutations(range(len(vectors)), 3)))]
     good = triples[np.abs(np.linalg.det(triples) - 1 / len(centring)) < 1e-6]
-    return good[(good ** 2).sum((1, 2)).argmin()]
+    return good[(good**2).sum((1, 2)).argmin()]
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0081
 @dataclass(frozen=True, eq=False)
 class SymmetricCell:
-    """The primitive cell of an AsymmetricUnit as a function of its free numbers, and the chain rule back to them.
+    """The primitive cell of an AsymmetricUnit as a function of its free numbers, and the chain rule back to
+    them.
 
-    unit: where it starts; orbit (N,): orbit of each atom; A (N, 3, 3), t (N, 3): atom i lies at A[i] @ u[orbit[i]] + t[i] in the
-    conventional cell; basis (3, 3): see `primitive_basis`. The free numbers are k (6,) and u (M, 3), of which `free_k`, `free_u` matter."""
+    unit: where it starts; orbit (N,): orbit of each atom; A (N, 3, 3), t (N, 3): atom i lies at A[i] @
+    u[orbit[i]] + t[i] in the conventional cell; basis (3, 3): see `primitive_basis`. The free numbers are
+    k (6,) and u (M, 3), of which `free_k`, `free_u` matter."""
+
     unit: AsymmetricUnit
     orbit: np.ndarray
     A: np.ndarray
@@ -697,12 +772,18 @@ class SymmetricCell:
 
     def start(self) -> tuple:
         "(k, u) of the unit."
-        return self.unit.k.copy(), free_parameters(self.unit.frac_coords, self.unit.space_group, self.unit.wyckoff)
+        return self.unit.k.copy(), free_parameters(
+            self.unit.frac_coords, self.unit.space_group, self.unit.wyckoff
+        )
 
     def crystal(self, k: np.ndarray, u: np.ndarray) -> Crystal:
         "The primitive cell at k and u; its atoms are in the order of `orbit`."
         frac = (self.A @ u[self.orbit][..., None])[..., 0] + self.t
-        return Crystal(self.basis @ k_to_lattice(k).numpy(), self.unit.elements[self.orbit], frac @ np.linalg.inv(self.basis))
+        return Crystal(
+            self.basis @ k_to_lattice(k).numpy(),
+            self.unit.elements[self.orbit],
+            frac @ np.linalg.inv(self.basis),
+        )
 
     def moved(self, k: np.ndarray, u: np.ndarray) -> AsymmetricUnit:
         "The AsymmetricUnit at k and u."
@@ -729,16 +810,20 @@ def symmetric_cell(unit: AsymmetricUnit) -> SymmetricCell:
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0083
 def symmetric_gradient(cell: SymmetricCell, k: np.ndarray, crystal: Crystal, point: SinglePoint) -> tuple:
-    """Derivatives of the energy of the primitive cell (eV) with respect to the free numbers: (6,) for k, (M, 3) for u.
+    """Derivatives of the energy of the primitive cell (eV) with respect to the free numbers: (6,) for k, (M,
+    3) for u.
 
-    Chain rule: dE/dL = V L^-T s (s: stress in eV/A^3, L: lattice), back to k through the matrix exponential; dE/du = -A^T L f, summed
-    over the atoms of an orbit (f: force). What a Wyckoff position or the crystal family does not leave free has derivative 0."""
+    Chain rule: dE/dL = V L^-T s (s: stress in eV/A^3, L: lattice), back to k through the matrix
+    exponential; dE/du = -A^T L f, summed over the atoms of an orbit (f: force). What a Wyckoff position or
+    the crystal family does not leave free has derivative 0."""
     variable = torch.tensor(k, dtype=torch.float64, requires_grad=True)
     lattice = k_to_lattice(variable)
     strain = crystal.volume * np.asarray(point.stress, dtype=float) / GPA
     along = np.linalg.inv(lattice.detach().numpy()).T @ (strain + strain.T) / 2
     (lattice * torch.from_numpy(along)).sum().backward()
-    on_atoms = -np.einsum("nji,nj->ni", cell.A, np.asarray(point.forces, dtype=float) @ lattice.detach().numpy().T)
+    on_atoms = -np.einsum(
+        "nji,nj->ni", cell.A, np.asarray(point.forces, dtype=float) @ lattice.detach().numpy().T
+    )
     for_u = np.zeros((len(cell.unit), 3))
     np.add.at(for_u, cell.orbit, on_atoms)
     return variable.grad.numpy() * cell.free_k, for_u * cell.free_u
@@ -747,19 +832,25 @@ def symmetric_gradient(cell: SymmetricCell, k: np.ndarray, crystal: Crystal, poi
 @dataclass(frozen=True)
 class RelaxOptions:
     "How a crystal is relaxed within its space group."
-    fmax: float = 0.1             # eV/A: the largest force (and eV/atom a unit of strain: the stress) that counts as relaxed
-    steps: int = 100              # of the optimiser, at most
-    max_seconds: float = 600.0    # a crystal, at most
-    exchanges: int = 20           # exchanges of elements that are tried first, at most; 0: none
-    margin: float = 0.01          # eV/atom that an exchange must save to be taken
-    longest: float = 0.15         # A: how far an atom may move in one step; the cell may change by a third of that a unit length
-    together: int = 16            # crystals that are relaxed side by side
 
+    # eV/A: the largest force (and eV/atom a unit of strain: the stress) that counts as relaxed
+    fmax: float = 0.1
+    steps: int = 100  # of the optimiser, at most
+    max_seconds: float = 600.0  # a crystal, at most
+    exchanges: int = 20  # exchanges of elements that are tried first, at most; 0: none
+    margin: float = 0.01  # eV/atom that an exchange must save to be taken
+    # A: how far an atom may move in one step; the cell may change by a third of that a unit length
+    longest: float = 0.15
+    together: int = 16  # crystals that are relaxed side by side
+
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0202
 @dataclass
 class Relaxed:
-    """A crystal after relaxation. unit: AsymmetricUnit in the same space group; energy_before, energy_after: eV/atom, None where there is
-    none; exchanged: which elements changed places, or empty; steps; converged; reason: why it ended; group_found: space group that
-    spglib finds in the result (it can be higher than that of the unit, never lower)."""
+    """A crystal after relaxation. unit: AsymmetricUnit in the same space group; energy_before, energy_after:
+    eV/atom, None where there is none; exchanged: which elements changed places, or empty; steps;
+    converged; reason: why it ended; group_found: space group that spglib finds in the result (it can be
+    higher than that of the unit, never lower)."""
+
     unit: AsymmetricUnit
     energy_before: Optional[float] = None
     energy_after: Optional[float] = None
@@ -777,18 +868,30 @@ class Relaxed:
 
     def row(self) -> dict:
         "The record of a structure, for a table."
-        names = ("energy_before", "energy_after", "exchanged", "steps", "converged", "reason", "volume_change")
-        return dict(**{n: getattr(self, n) for n in names}, group_kept=self.group_kept, group_found=self.group_found)
+        names = (
+            "energy_before",
+            "energy_after",
+            "exchanged",
+            "steps",
+            "converged",
+            "reason",
+            "volume_change",
+        )
+        return dict(
+            **{n: getattr(self, n) for n in names}, group_kept=self.group_kept, group_found=self.group_found
+        )
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0091
 class _Variables:
-    "The free numbers of a SymmetricCell as one vector in A: atoms weigh as they are many, strains as the cell is large."
+    """The free numbers of a SymmetricCell as one vector in A: atoms weigh as they are many, strains as the
+    cell is large."""
+
     def __init__(self, cell: SymmetricCell):
         self.cell, (self.k, self.u) = cell, cell.start()
         lattice = k_to_lattice(self.k).numpy()
         count = np.bincount(cell.orbit, minlength=len(cell.unit))
         first = np.stack([cell.unit.positions[w].A[0] for w in cell.unit.wyckoff])
-        length = np.linalg.norm(np.einsum("mij,ik->mjk", first, lattice), axis=-1)       # A a unit of u
+        length = np.linalg.norm(np.einsum("mij,ik->mjk", first, lattice), axis=-1)  # A a unit of u
         self.root = np.sqrt(count)[:, None]
         self.scale_u = np.where(cell.free_u, length * self.root, 1.0)
         self.scale_k = np.sqrt(len(cell.orbit) * (K_BASIS.numpy() ** 2).sum((1, 2)))
@@ -800,7 +903,10 @@ class _Variables:
     def numbers(self, y: np.ndarray) -> tuple:
         "(k, u) at displacement y from the start."
         k = self.k + y[:6] / self.scale_k * self.cell.free_k
-        return constrain_k(k, self.cell.unit.space_group).numpy(), self.u + y[6:].reshape(-1, 3) / self.scale_u * self.cell.free_u
+        return (
+            constrain_k(k, self.cell.unit.space_group).numpy(),
+            self.u + y[6:].reshape(-1, 3) / self.scale_u * self.cell.free_u,
+        )
 
     def gradient(self, y: np.ndarray, crystal: Crystal, point: SinglePoint) -> tuple:
         "(gradient along y in eV/A, size of the cell's part in eV/atom a unit of strain)."
@@ -809,7 +915,8 @@ class _Variables:
         return np.concatenate([for_k / self.scale_k, (for_u / self.scale_u).ravel()]), float(strain)
 
     def shortened(self, step: np.ndarray, longest: float) -> np.ndarray:
-        "The step, scaled down so that no atom moves further than `longest` and no strain exceeds a third of it."
+        """The step, scaled down so that no atom moves further than `longest` and no strain exceeds a third of
+        it."""
         atoms = np.linalg.norm(step[6:].reshape(-1, 3) / self.root, axis=1).max()
         strain = np.abs(step[:6] / self.scale_k * self.basis_norm).max() * 3
         return step * min(1.0, longest / max(atoms, strain, 1e-12))
@@ -817,7 +924,8 @@ class _Variables:
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0092
 @dataclass
 class _State:
-    "Where a relaxation stands: y (see `_Variables`), its crystal and SinglePoint, the gradient (eV/A) and the cell's part of it."
+    """Where a relaxation stands: y (see `_Variables`), its crystal and SinglePoint, the gradient (eV/A) and
+    the cell's part of it."""
     y: np.ndarray
     crystal: Crystal
     point: SinglePoint
@@ -832,7 +940,8 @@ class _State:
 def lbfgs_direction(gradient: np.ndarray, memory: list, stiffness: float = 20.0) -> np.ndarray:
     """Direction of descent of L-BFGS by its two loops (Nocedal, Math. Comp. 35, 773, 1980).
 
-    memory: list of (step, change of the gradient), old ones first; without any, steepest descent for a `stiffness` in eV/A^2."""
+    memory: list of (step, change of the gradient), old ones first; without any, steepest descent for a
+    `stiffness` in eV/A^2."""
     q, used = gradient.copy(), []
     for s, dg in reversed(memory):
         a = s @ q / (s @ dg)
@@ -844,7 +953,9 @@ def lbfgs_direction(gradient: np.ndarray, memory: list, stiffness: float = 20.0)
     return -q
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0093
-Work = Iterator        # yields (list of Crystal, whether forces are wanted), is sent a list of SinglePoint or text, returns its result
+# yields (list of Crystal, whether forces are wanted), is sent a list of SinglePoint or text, returns its
+# result
+Work = Iterator
 
 def _look(space: _Variables, y: np.ndarray) -> Work:
     "The `_State` at y, or a text that says why there is none."
@@ -853,14 +964,18 @@ def _look(space: _Variables, y: np.ndarray) -> Work:
     return point if isinstance(point, str) else _State(y, crystal, point, *space.gradient(y, crystal, point))
 
 def _line_search(space: _Variables, state: _State, direction: np.ndarray, noise: float = 3e-6) -> Work:
-    "The first `_State` along the direction, halving and halving again, whose energy is lower as it should be (Armijo); None if there is none."
+    """The first `_State` along the direction, halving and halving again, whose energy is lower as it should
+    be (Armijo); None if there is none."""
     slope = direction @ state.gradient
     for length in (1.0, 0.4, 0.15, 0.05, 0.015):
         found = yield from _look(space, state.y + length * direction)
-        if not isinstance(found, str) and found.energy <= state.energy + 1e-4 * length * slope + noise * len(state.crystal):
+        if not isinstance(found, str) and found.energy <= state.energy + 1e-4 * length * slope + noise * len(
+            state.crystal
+        ):
             return found
     return None
 
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0203
 def _descend(unit: AsymmetricUnit, options: RelaxOptions, end: float) -> Work:
     "Relax within the space group until `end` (time.monotonic()): (Relaxed without its first energy)."
     space, memory, steps, reason = _Variables(symmetric_cell(unit)), [], 0, "no more steps"
@@ -880,15 +995,21 @@ def _descend(unit: AsymmetricUnit, options: RelaxOptions, end: float) -> Work:
         memory = _remember(memory, state, found)
         state = found or state
     done = _is_relaxed(state, options)
-    return Relaxed(space.cell.moved(*space.numbers(state.y)), energy_after=state.point.energy, steps=steps, converged=done,
-                   reason="converged" if done else reason)
+    return Relaxed(
+        space.cell.moved(*space.numbers(state.y)),
+        energy_after=state.point.energy,
+        steps=steps,
+        converged=done,
+        reason="converged" if done else reason,
+    )
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0094
 def _is_relaxed(state: _State, options: RelaxOptions) -> bool:
     return state.point.max_force <= options.fmax and state.strain <= options.fmax
 
 def _remember(memory: list, old: _State, new: Optional[_State], most: int = 8) -> list:
-    "Memory of L-BFGS after a step; nothing where the step failed, unchanged where the curvature is not positive."
+    """Memory of L-BFGS after a step; nothing where the step failed, unchanged where the curvature is not
+    positive."""
     if new is None:
         return []
     s, dg = new.y - old.y, new.gradient - old.gradient
@@ -909,7 +1030,14 @@ def _relaxing(unit: AsymmetricUnit, options: RelaxOptions) -> Work:
     change = np.linalg.det(found.unit.lattice) / np.linalg.det(unit.lattice) - 1
     after = values[best] if found.energy_after is None else found.energy_after
     group = int(symmetry_dataset(found.unit.to_crystal(), 0.01).number)
-    return replace(found, energy_before=values[0], energy_after=after, exchanged=trials[best][0], volume_change=float(change), group_found=group)
+    return replace(
+        found,
+        energy_before=values[0],
+        energy_after=after,
+        exchanged=trials[best][0],
+        volume_change=float(change),
+        group_found=group,
+    )
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0095
 def _resume(work: Work, answer, unit: AsymmetricUnit):
@@ -922,21 +1050,31 @@ def _resume(work: Work, answer, unit: AsymmetricUnit):
         return Relaxed(unit, reason=(str(error) or type(error).__name__).splitlines()[0])
 
 def _answers(requests: list, potential: Potential) -> list:
-    "What the potential says to requests (crystals, forces): all crystals that want forces in one go, and all that do not."
+    """What the potential says to requests (crystals, forces): all crystals that want forces in one go, and
+    all that do not."""
     out = [[] for _ in requests]
     for forces in (False, True):
         rows = [i for i, (_, wants) in enumerate(requests) if wants == forces]
-        points = iter(single_points([c for i in rows for c in requests[i][0]], potential, forces, progress=None))
+        points = iter(
+            single_points([c for i in rows for c in requests[i][0]], potential, forces, progress=None)
+        )
         for i in rows:
             out[i] = list(itertools.islice(points, len(requests[i][0])))
     return out
 
-def relax(units: list, potential: Potential, options: RelaxOptions = RelaxOptions(), progress: Optional[str] = "relaxing") -> list:
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0204
+def relax(
+    units: list,
+    potential: Potential,
+    options: RelaxOptions = RelaxOptions(),
+    progress: Optional[str] = "relaxing",
+) -> list:
     """Relax crystals within their space groups: a Relaxed for each AsymmetricUnit, in order.
 
-    Only the free numbers of the crystal move (cell components k, parameters u of the Wyckoff positions), so the group is kept by
-    construction. L-BFGS with a line search that never accepts a higher energy. What the potential cannot take comes back as it was,
-    with the reason. `options.together` crystals share each batch of the potential."""
+    Only the free numbers of the crystal move (cell components k, parameters u of the Wyckoff positions),
+    so the group is kept by construction. L-BFGS with a line search that never accepts a higher energy.
+    What the potential cannot take comes back as it was, with the reason. `options.together` crystals share
+    each batch of the potential."""
     out, active, waiting = [None] * len(units), {}, list(range(len(units)))[::-1]
     with progress_bar(progress, len(units), show=bool(progress and units)) as advance:
         while waiting or active:
@@ -954,18 +1092,96 @@ def relax(units: list, potential: Potential, options: RelaxOptions = RelaxOption
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0096
 def relaxed_sample(sample: Sample, relaxed: Relaxed, potential: Potential) -> Sample:
-    "A Sample after relaxation: crystal, asymmetric unit, and its row with the new numbers and the record of the relaxation."
+    """A Sample after relaxation: crystal, asymmetric unit, and its row with the new numbers and the record of
+    the relaxation."""
     unit, symbol = relaxed.unit, element_table().symbol
     crystal = unit.to_crystal()
     sites = " ".join(f"{symbol[z]}:{unit.positions[w].label}" for z, w in zip(unit.elements, unit.wyckoff))
-    now = dict(wyckoff=sites, volume=crystal.volume, density=crystal.density, min_distance=min_distance(crystal))
-    record = {name if name.startswith("energy") else f"relax_{name}": value for name, value in relaxed.row().items()}
+    now = dict(
+        wyckoff=sites, volume=crystal.volume, density=crystal.density, min_distance=min_distance(crystal)
+    )
+    record = {
+        name if name.startswith("energy") else f"relax_{name}": value for name, value in relaxed.row().items()
+    }
     return Sample(crystal, unit, {**sample.row, **now, "relaxed_with": potential.name, **record})
 
-def relax_samples(samples: list, potential: Potential, options: RelaxOptions = RelaxOptions(), progress: Optional[str] = "relaxing") -> list:
-    "`relax` for a list of Sample: list of Sample. What could not be relaxed stays as it was, and its row says why."
+def relax_samples(
+    samples: list,
+    potential: Potential,
+    options: RelaxOptions = RelaxOptions(),
+    progress: Optional[str] = "relaxing",
+) -> list:
+    """`relax` for a list of Sample: list of Sample.
+
+    What could not be relaxed stays as it was, and its row says why."""
     found = relax([s.unit for s in samples], potential, options, progress)
     return [relaxed_sample(s, r, potential) for s, r in zip(samples, found)]
+
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0062
+def _how(potential: str, options: EnergyOptions) -> str:
+    "Potential and state of the crystals, in words; says so where one potential did both."
+    if not options.relaxed_with:
+        return f"{potential}, nothing relaxed"
+    same = (
+        ": relaxed and evaluated by one potential, which is not independent"
+        if options.relaxed_with == potential
+        else ""
+    )
+    return f"{potential}, relaxed with {options.relaxed_with}{same}"
+
+def summarise_energies(table: list, potential: str, options: EnergyOptions = EnergyOptions()) -> dict:
+    """The figures of the comparison from the rows of `evaluate_energies`, each over the crystals that have
+    the value."""
+    values = lambda name: [row.get(name) for row in table]
+    columns = "hull and element energies from the reference's own columns: compare rows, it is no stability"
+    hull = f"{_how(potential, options)}; {columns}"
+    out = {
+        f"max_force>{f}": _share_of(values("max_force"), lambda v: v > f, f"{potential}, eV/A")
+        for f in (1, 5)
+    }
+    out["pressure"] = median_entry(
+        [abs(v) for v in values("pressure") if v is not None], f"{potential}, median size, GPa", options.seed
+    )
+    out["e_above_hull"] = median_entry(values("e_above_hull"), f"median, eV/atom; {hull}", options.seed)
+    out["e_above_hull<0.1"] = _share_of(values("e_above_hull"), lambda v: v < 0.1, f"eV/atom; {hull}")
+    out["e_above_hull>0.5"] = _share_of(values("e_above_hull"), lambda v: v > 0.5, f"eV/atom; {hull}")
+    if options.exchanges:
+        text = f"{potential}; of crystals with orbits of equal size: an exchange saves > 0.1 eV/atom"
+        out["exchange_gains"] = _share_of(values("exchange_gain"), lambda v: v > 0.1, text)
+    if options.relaxations:
+        text = f"{potential}, relaxed within the space group, no exchanges"
+        out["relaxation_loss"] = median_entry(
+            values("relaxation_loss"), f"median, eV/atom; {text}", options.seed
+        )
+        out["volume_change>10%"] = _share_of(values("volume_change"), lambda v: abs(v) > 0.1, text)
+    return out | _summarise_geometry(values, options)
+
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0205
+def _summarise_geometry(values: Callable, options: EnergyOptions) -> dict:
+    "The part of the summary that needs no potential; values(name): a column of the table."
+    low, high = options.threshold - 0.005, options.threshold + 0.01
+    out, radii = {}, "sums of covalent radii (Cordero)"
+    out["contact<0.8"] = _share_of(
+        values("shortest_contact"), lambda v: v < 0.8, f"shortest contact, {radii}"
+    )
+    out["contact_at_threshold"] = _share_of(
+        values("shortest_contact"), lambda v: low <= v <= high, f"{low:g} to {high:g} {radii}"
+    )
+    out["lonely_site"] = _share_of(
+        values("loneliest_site"), lambda v: v > 1.25, f"a site without a neighbour in 1.25 {radii}"
+    )
+    out["anion_pair"] = _share_of(values("anion_pair"), bool, "the atom nearest to an anion is an anion")
+    out["cation_pair"] = _share_of(
+        values("cation_pair"), bool, "oxides and halides: the atom nearest to a cation is a cation"
+    )
+    out["elements>=4"] = _share_of(values("n_elements"), lambda v: v >= 4, "four or more elements")
+    out["volume"] = median_entry(
+        values("volume_ratio"), "volume over the sum of the elements' volumes in the reference", options.seed
+    )
+    out["no_energy"] = share(
+        [v is None for v in values("energy")], "the potential could not take the crystal; named in the table"
+    )
+    return out
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0063
 def _unit_or_none(crystal: Optional[Crystal], symprec: float) -> Optional[AsymmetricUnit]:
@@ -978,23 +1194,48 @@ def _geometry_row(crystal: Optional[Crystal], scale: EnergyScale) -> dict:
     if not isinstance(crystal, Crystal):
         return {}
     found = contacts(primitive_cell(crystal))
-    return dict(formula=crystal.formula, shortest_contact=found.shortest, loneliest_site=found.loneliest, anion_pair=found.anion_pair,
-                cation_pair=found.cation_pair, n_elements=found.elements, volume_ratio=scale.volume_ratio(crystal))
+    return dict(
+        formula=crystal.formula,
+        shortest_contact=found.shortest,
+        loneliest_site=found.loneliest,
+        anion_pair=found.anion_pair,
+        cation_pair=found.cation_pair,
+        n_elements=found.elements,
+        volume_ratio=scale.volume_ratio(crystal),
+    )
 
 def _add_relaxations(table: list, crystals: list, units: list, potential: Potential, options: EnergyOptions):
-    "Relax the first crystals; their rows say how much energy that frees (eV/atom), how the volume changes, and how it ended."
-    rows = [i for i, u in enumerate(units) if u is not None and table[i]["energy"] is not None][:options.relaxations]
-    found = relax([units[i] for i in rows], potential, RelaxOptions(exchanges=0), "relaxing" if options.progress else None)
+    """Relax the first crystals; their rows say how much energy that frees (eV/atom), how the volume changes,
+    and how it ended."""
+    rows = [i for i, u in enumerate(units) if u is not None and table[i]["energy"] is not None][
+        : options.relaxations
+    ]
+    found = relax(
+        [units[i] for i in rows],
+        potential,
+        RelaxOptions(exchanges=0),
+        "relaxing" if options.progress else None,
+    )
     for i, r in zip(rows, found):
         lost = None if r.energy_after is None else r.energy_before - r.energy_after
-        table[i] |= dict(relaxation_loss=lost, volume_change=None if lost is None else r.volume_change, relaxation=r.reason)
+        table[i] |= dict(
+            relaxation_loss=lost, volume_change=None if lost is None else r.volume_change, relaxation=r.reason
+        )
 
-def evaluate_energies(crystals: list, scale: EnergyScale, potential: Potential, units: Optional[list] = None,
-                      cache: Optional[EnergyCache] = None, options: EnergyOptions = EnergyOptions()) -> EnergyEvaluation:
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0206
+def evaluate_energies(
+    crystals: list,
+    scale: EnergyScale,
+    potential: Potential,
+    units: Optional[list] = None,
+    cache: Optional[EnergyCache] = None,
+    options: EnergyOptions = EnergyOptions(),
+) -> EnergyEvaluation:
     """Energies of crystals as they stand, and what a chemist sees in them. Returns an EnergyEvaluation.
 
-    crystals: list of Crystal (None: failed). units: their AsymmetricUnits where they are known (for the exchanges), else they are looked
-    for. A crystal that the potential cannot take is named in its row, and counted."""
+    crystals: list of Crystal (None: failed). units: their AsymmetricUnits where they are known (for the
+    exchanges), else they are looked for. A crystal that the potential cannot take is named in its row, and
+    counted."""
     rows = energies(crystals, potential, cache=cache, progress="energies" if options.progress else None)
     table = [dict(**_geometry_row(c, scale), **row) for c, row in zip(crystals, rows)]
     for crystal, row in zip(crystals, table):
@@ -1012,24 +1253,34 @@ def evaluate_energies(crystals: list, scale: EnergyScale, potential: Potential, 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0097
 @dataclass
 class RelaxingModel:
-    "A model whose samples are relaxed as they come: `sample(n, ...)` as the model's own. Same seed and potential: same crystals."
+    """A model whose samples are relaxed as they come: `sample(n, ...)` as the model's own.
+
+    Same seed and potential: same crystals."""
+
     model: object
     potential: Potential
     options: RelaxOptions = RelaxOptions()
 
     def sample(self, n: int, progress: bool = True, **how) -> list:
         "n relaxed Samples; `how` goes to the model."
-        return relax_samples(self.model.sample(n, progress=progress, **how), self.potential, self.options, "relaxing" if progress else None)
+        return relax_samples(
+            self.model.sample(n, progress=progress, **how),
+            self.potential,
+            self.options,
+            "relaxing" if progress else None,
+        )
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0072
 class QualityLog:
     """Match rate, volume error and energies of a model during its training, on the same crystals every time.
 
-    Called as log(model, step): {} where nothing is due, else the figures for the history of the training. units: true crystals (list
-    of AsymmetricUnit), of which the first `n` are taken; every: steps; scale, potential: for the energies (None: match rate alone).
-    Nothing of the training changes: the model predicts with its own seed and is put back into the mode in which it was. Where
-    pymatgen is missing, or a prediction fails, one message is printed, and the log stays silent from then on."""
-    def __init__(self, units: list, every: int = 2000, n: int = 100, scale=None, potential=None, seed: int = 0):
+    Called as log(model, step): {} where nothing is due, else the figures for the history of the training.
+    units: true crystals (list of AsymmetricUnit), of which the first `n` are taken; every: steps; scale,
+    potential: for the energies (None: match rate alone). Nothing of the training changes: the model
+    predicts with its own seed and is put back into the mode in which it was. Where pymatgen is missing, or
+    a prediction fails, one message is printed, and the log stays silent from then on."""
+
+    def __init__(self, units: list, every: int = 2000, n: int = 100, scale=None, potential=None, seed=0):
         self.units, self.every, self.seed = list(units)[:n], every, seed
         self.scale, self.potential, self.silent = scale, potential, False
 
@@ -1039,23 +1290,35 @@ class QualityLog:
         training, random = model.training, torch.get_rng_state()
         try:
             return self.figures(model.eval())
-        except (ImportError, MatgenError, ValueError, ArithmeticError) as error:
-            self.silent = True
-            print(f"step {step}: no match rate from here on ({str(error) or type(error).__name__}); the training goes on")
+        except (AttributeError, ImportError, MatgenError, ValueError, ArithmeticError) as error:
+            self.silent, reason = True, str(error) or type(error).__name__
+            print(f"step {step}: no match rate from now on ({reason})")
             return {}
         finally:
             model.train(training)
             torch.set_rng_state(random)
 
     def figures(self, model) -> dict:
-        "match, match_free (crystals with free coordinates), ln_volume_rms and, with a potential, e_above_hull and its share below 0.1."
+        """match, match_free (crystals with free coordinates), ln_volume_rms and, with a potential,
+        e_above_hull and its share below 0.1."""
         found = [s.crystal for s in model.predict(self.units, n=1, seed=self.seed)]
         matches = match_rates(found, self.units, progress=None)
         free = [row["rms"] is not None for row in matches.table if row["free"]]
-        out = dict(match=matches.summary["match"]["value"], match_free=float(np.mean(free)) if free else math.nan,
-                   ln_volume_rms=matches.summary["ln_volume_rms"]["value"])
+        out = {name: matches.summary[name]["value"] for name in ("match", "ln_volume_rms")}
+        out["match_free"] = float(np.mean(free)) if free else math.nan
         if self.potential is None or self.scale is None:
             return out
         options = EnergyOptions(exchanges=False, progress=False)
         energy = evaluate_energies(found, self.scale, self.potential, options=options).summary
-        return out | {"e_above_hull": energy["e_above_hull"]["value"], "e_above_hull_low": energy["e_above_hull<0.1"]["value"]}
+        return out | {name: energy[name]["value"] for name in ("e_above_hull", "e_above_hull<0.1")}
+
+# %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b1042
+def published_energies() -> list:
+    """The comparison of models by energy: list of dicts (model, figure, value, low, high, n, source), numbers
+    as float, None where there is none."""
+    import csv
+    from importlib.resources import files
+    with (files("matgen_nb") / "data" / "crystal_energies.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("value", "low", "high", "n")
+    return [row | {k: float(row[k]) if row[k] else None for k in numbers} for row in rows]
