@@ -739,8 +739,9 @@ def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=Non
             continue
         what = " ".join([formula or "crystals", *[f"with {num_atoms} atoms"] * bool(num_atoms),
                          *[f"on {num_orbits} orbits"] * bool(num_orbits)])
-        sizes = [z * sum(counts or [1]) for z in range(1, 25) if num_atoms and exact(z).possible]
-        instead = f" or for {', '.join(map(str, sizes[:5]))} atoms (num_atoms, --num-atoms)" if sizes else ""
+        near = (z * sum(counts or [1]) for z in range(1, 25) if num_atoms and exact(z).possible)
+        sizes = ", ".join(map(str, itertools.islice(near, 4)))
+        instead = f" or for {sizes} atoms (num_atoms, --num-atoms)" if sizes else ""
         names = " or ".join(f"{g} ({SpaceGroup(g).symbol})" for g in higher)
         raise MatgenError(f"space group {number} ({SpaceGroup(number).symbol}) cannot be met exactly by {what}: its Wyckoff "
                           f"positions force a higher group, {names}, whatever the cell and the coordinates. Ask for that "
