@@ -378,8 +378,8 @@ def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen 
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f0714c01
 def sample_rows(samples, p1=False):
-    """(what is written as a CIF, table rows) of what `model.sample` returned: asymmetric units, whose files name the group,
-    or, with p1 and where a sample has none, whole crystals."""
+    """(what is written as a CIF, table rows) of what `model.sample` returned: asymmetric units, whose files
+    name the group, or, with p1 and where a sample has none, whole crystals."""
     written = [s.crystal if p1 else getattr(s, "unit", s.crystal) for s in samples]
     return written, [dict(s.row) for s in samples]
 
@@ -424,11 +424,11 @@ def given(neutral, **options):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
 def _higher_note(out):
-    "How many crystals of a run have a higher symmetry than the group in their row, in words; '' where none has."
+    "How many crystals of a run have a higher symmetry than their group, in words; '' where none has."
     rows = read_table(Path(out)/"table.csv")
     higher = sum(row.get("higher_symmetry") == "True" for row in rows)
-    found = f"{higher} of {len(rows)} crystals have a higher symmetry than their space_group (higher_symmetry in table.csv)"
-    return f"\n{found}" if higher else ""
+    found = f"\n{higher} of {len(rows)} crystals have a higher symmetry than their space_group says"
+    return f"{found} (higher_symmetry in table.csv)" if higher else ""
 
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
 def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
@@ -446,10 +446,11 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   doubt: Annotated[Optional[float], typer.Option(help="Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
                   neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
-                  resample_higher: Annotated[Optional[int], typer.Option(min=0, help="Sample a crystal again, at most so often, in "
-                      "which spglib finds a higher group than requested. Default 10 with --space-group, else 0: never.")] = None,
-                  p1: Annotated[bool, typer.Option("--p1", help="Write every atom of the cell, in P 1, not the group and one "
-                      "atom per orbit.")] = False,
+                  resample_higher: Annotated[Optional[int], typer.Option(min=0, help="Sample a crystal again, at "
+                      "most so often, in which spglib finds a higher group than requested. "
+                      "Default 10 with --space-group, else 0: never.")] = None,
+                  p1: Annotated[bool, typer.Option("--p1", help="Write every atom of the cell, in P 1, not the "
+                      "group and one atom per orbit.")] = False,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
                   resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped continues with --resume."
@@ -459,13 +460,15 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
     if resample_higher is None and space_group:
         resample_higher = RESAMPLE
     asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
-                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt,
-                  resample_higher=resample_higher)
-    request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked, **({"p1": True} if p1 else {}))
+                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt, resample_higher=resample_higher)
+    request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked)
+    if p1:
+        request["p1"] = True
     if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     drawn = sample_stream(model, request, asked, out, "SymmCD samples", resume, overwrite)
-    say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}{_higher_note(out)}\nlook at {out/'gallery.html'}")
+    say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}{_higher_note(out)}")
+    say(f"look at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #68702a24
 def _read_one(text):
