@@ -422,7 +422,7 @@ def given(neutral, **options):
     options = {key: value for key, value in options.items() if value is not None}
     return dict(retries=5) | options | dict(neutral=True) if neutral else options
 
-# %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25grp01
 def _higher_note(out):
     "How many crystals of a run have a higher symmetry than their group, in words; '' where none has."
     rows = read_table(Path(out)/"table.csv")
@@ -430,6 +430,7 @@ def _higher_note(out):
     found = f"\n{higher} of {len(rows)} crystals have a higher symmetry than their space_group says"
     return f"{found} (higher_symmetry in table.csv)" if higher else ""
 
+# %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
 def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Option("-n", help="How many crystals.")] = 100,
                   weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "symmcd-mp20-small",
@@ -446,11 +447,11 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
                   doubt: Annotated[Optional[float], typer.Option(help="Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.")] = None,
                   retries: Annotated[Optional[int], typer.Option(help="Draw a crystal with atoms nearer than 0.5 A again, so often.")] = None,
                   neutral: Annotated[bool, typer.Option("--neutral", help="--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).")] = False,
-                  resample_higher: Annotated[Optional[int], typer.Option(min=0, help="Sample a crystal again, at "
-                      "most so often, in which spglib finds a higher group than requested. "
+                  resample_higher: Annotated[Optional[int], typer.Option(min=0, help="Sample a crystal "
+                      "again, at most so often, in which spglib finds a higher group than requested. "
                       "Default 10 with --space-group, else 0: never.")] = None,
-                  p1: Annotated[bool, typer.Option("--p1", help="Write every atom of the cell, in P 1, not the "
-                      "group and one atom per orbit.")] = False,
+                  p1: Annotated[bool, typer.Option("--p1", help="Write every atom of the cell, in P 1, "
+                      "not the group and one atom per orbit.")] = False,
                   chunk: Annotated[int, typer.Option(help="Crystals drawn together; more is faster on a GPU. Another number, other crystals.")] = CHUNK,
                   resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped continues with --resume."

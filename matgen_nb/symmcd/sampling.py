@@ -751,7 +751,8 @@ def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=Non
         named = f"space group {number} ({SpaceGroup(number).symbol})"
         raise MatgenError(f"{named} cannot be met exactly by {what}: its Wyckoff positions force a higher "
                           f"group, {names}, whatever the cell and the coordinates. Ask for that "
-                          f"group{instead}; resample_higher=0 (--resample-higher 0) takes crystals of the higher group")
+                          f"group{instead}; resample_higher=0 (--resample-higher 0) takes "
+                          "crystals of the higher group")
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp11
 RESAMPLE = 10      # times, at most, that a crystal of a higher group than was requested is sampled again
