@@ -358,3 +358,38 @@ def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
     model = (SymmCD if name == "symmcd" else MofDiff).from_pretrained("symmcd-mp20-small" if name == "symmcd" else "mofdiff-small")
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("mps")))
     with pytest.raises(MatgenError, match="float64"): model.sample(2, steps=2, progress=False)
+
+
+def sampled(out, *more):
+    "Three crystals of P222 from the weights that ship, into the folder `out`: (CIF texts, rows, request)."
+    assert run("sample", "symmcd", "-n", 3, "--space-group", 16, "--num-orbits", 3, "--steps", 2, "--device", "cpu", "--out", out, *more) == 0
+    return [p.read_text() for p in sorted((out/"cif").iterdir())], cli.read_table(out/"table.csv"), json.loads((out/"request.json").read_text())
+
+
+def test_sampled_cifs_name_their_group_unless_p1_is_asked_for(tmp_path):
+    symmetric, rows, request = sampled(tmp_path/"s", "--resample-higher", 0)
+    plain, same_rows, p1 = sampled(tmp_path/"p", "--resample-higher", 0, "--p1")
+    assert rows == same_rows and p1 == request | {"p1": True} and request["resample_higher"] == 0
+    for group_cif, cell_cif, row in zip(symmetric, plain, rows):
+        assert "'P 1'" in cell_cif and ("_space_group_IT_number 16\n" in group_cif or row["min_distance"] < .5)
+        a, b = Crystal.from_cif(group_cif), Crystal.from_cif(cell_cif)
+        assert len(a) == len(b) == row["num_atoms"] and a.formula == b.formula and np.allclose(a.lattice, b.lattice, atol=1e-6)
+        delta = a.frac_coords[:, None] - b.frac_coords
+        assert (np.abs(delta - np.round(delta)).max(-1) < 1e-6).any(1).all()
+    page = (tmp_path/"s"/"gallery.html").read_text()
+    assert "higher_symmetry" in page and "space_group@0.1" in page, "the found group stands in the gallery's table"
+
+
+def test_resampling_stands_in_the_request_and_what_is_left_is_said(tmp_path, capsys):
+    _, rows, request = sampled(tmp_path/"a")
+    assert request["resample_higher"] == 10, "on where a group is requested, and on record"
+    assert all({"space_group@0.1", "higher_symmetry", "resampled"} <= row.keys() for row in rows)
+    line = ["sample", "symmcd", "-n", 2, "--space-group", 16, "--formula", "NaCl", "--num-atoms", 2, "--steps", 2, "--device", "cpu"]
+    capsys.readouterr()
+    assert run(*line, "--out", tmp_path/"b") == 2 and not (tmp_path/"b").exists()
+    assert "force a higher group, 47 (Pmmm)" in capsys.readouterr().err
+    assert run(*line, "--out", tmp_path/"b", "--resample-higher", 0) == 0
+    assert "2 of 2 crystals have a higher symmetry" in capsys.readouterr().out
+    assert all(row["higher_symmetry"] == "True" and row["space_group@0.01"] == 47 for row in cli.read_table(tmp_path/"b"/"table.csv"))
+    assert run("sample", "symmcd", "-n", 1, "--steps", 2, "--num-orbits", 2, "--device", "cpu", "--out", tmp_path/"c") == 0
+    assert "resample_higher" not in json.loads((tmp_path/"c"/"request.json").read_text()), "off without a group"

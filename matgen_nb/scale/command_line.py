@@ -380,8 +380,8 @@ def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen 
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f0714c01
 def sample_rows(samples, p1=False):
-    """(what is written as a CIF, table rows) of what `model.sample` returned: asymmetric units, whose files name the group,
-    or, with p1 and where a sample has none, whole crystals."""
+    """(what is written as a CIF, table rows) of what `model.sample` returned: asymmetric units, whose files
+    name the group, or, with p1 and where a sample has none, whole crystals."""
     written = [s.crystal if p1 else getattr(s, "unit", s.crystal) for s in samples]
     return written, [dict(s.row) for s in samples]
 
@@ -423,6 +423,14 @@ def given(neutral, **options):
     "The options that are not None; with `neutral`, 5 retries unless they say otherwise."
     options = {key: value for key, value in options.items() if value is not None}
     return dict(retries=5) | options | dict(neutral=True) if neutral else options
+
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25grp01
+def _higher_note(out):
+    "How many crystals of a run have a higher symmetry than their group, in words; '' where none has."
+    rows = read_table(Path(out)/"table.csv")
+    higher = sum(row.get("higher_symmetry") == "True" for row in rows)
+    found = f"\n{higher} of {len(rows)} crystals have a higher symmetry than their space_group says"
+    return f"{found} (higher_symmetry in table.csv)" if higher else ""
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25ene02
 RELAX_HELP = ("Relax within the space group, the best exchange of elements first, with this potential: "

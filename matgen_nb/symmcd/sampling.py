@@ -683,8 +683,9 @@ def _with_retries(model, requests, generator, retries, good, advance, **how):
 SYMPRECS = (0.1, 0.01)      # A: as the groups of the training set were found, and strict
 
 def group_columns(unit, symprecs=SYMPRECS):
-    """Columns of the table that say which group a unit has: the one that spglib finds at each tolerance (A, coarse first), and
-    whether it is higher than the unit's own at any. None where spglib finds none (overlapping atoms) or is not installed."""
+    """Columns of the table that say which group a unit has: the one that spglib finds at each tolerance (A,
+    coarse first), and whether it is higher than the unit's own at any. None where spglib finds none
+    (overlapping atoms) or is not installed."""
     order, columns, higher, found = SpaceGroup(unit.space_group).order, {}, None, None
     for symprec in symprecs:
         if found is None or found.operations != order:          # else a finer tolerance finds the same
@@ -696,9 +697,10 @@ def group_columns(unit, symprecs=SYMPRECS):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp05
 def arrangements(number, counts, num_orbits=None):
-    """All ways to put atoms on the Wyckoff positions of a space group, general positions first: for each way a tuple of
-    position indices per element. counts: atoms of each element; num_orbits: exactly so many. Positions without a free
-    coordinate are used once. Where the search comes to a dead end it yields None, so that the caller can limit it."""
+    """All ways to put atoms on the Wyckoff positions of a space group, general positions first: for each
+    way a tuple of position indices per element. counts: atoms of each element; num_orbits: exactly so many.
+    Positions without a free coordinate are used once. Where the search comes to a dead end it yields None,
+    so that the caller can limit it."""
     positions, most = SpaceGroup(number).wyckoff_positions[::-1], num_orbits or MOST_ORBITS
     def place(element, left, start, used, placed):
         orbits = sum(map(len, placed))
@@ -720,15 +722,16 @@ def arrangements(number, counts, num_orbits=None):
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp07
 @dataclass(frozen=True)
 class Exactness:
-    """Whether crystals can have exactly a space group: possible (a way was found, or there are too many to try all), and the
-    numbers of the higher groups that the ways tried so far force."""
+    """Whether crystals can have exactly a space group: possible (a way was found, or there are too many to
+    try all), and the numbers of the higher groups that the ways tried so far force."""
     possible: bool; higher: frozenset
 
 MOST_TRIED = 256            # atoms in the cell, and ways to place them: beyond, a group is taken as possible
 
 def try_arrangements(number, counts, num_orbits=None, distinct=False, most_steps=20_000):
-    """`Exactness` of a space group for `counts` atoms of each element, over all ways to put them on Wyckoff positions.
-    distinct: every orbit may have an element of its own, the least symmetry there can be (then counts is one number)."""
+    """`Exactness` of a space group for `counts` atoms of each element, over all ways to put them on Wyckoff
+    positions. distinct: every orbit may have an element of its own, the least symmetry there can be (then
+    counts is one number)."""
     higher, tried = set(), 0
     if sum(counts) > MOST_TRIED:
         return Exactness(True, frozenset())
@@ -739,7 +742,8 @@ def try_arrangements(number, counts, num_orbits=None, distinct=False, most_steps
             continue
         wyckoff = [w for of_one in way for w in of_one]
         elements = [e for e, of_one in enumerate(way) for _ in of_one]
-        forced, tried = forced_group(number, wyckoff, range(len(wyckoff)) if distinct else elements), tried + 1
+        forced = forced_group(number, wyckoff, range(len(wyckoff)) if distinct else elements)
+        tried += 1
         if forced is None:
             return Exactness(True, frozenset(higher))
         higher.add(forced.number)
@@ -753,15 +757,16 @@ def _units_tried(number, counts, num_atoms, num_orbits):
     if counts:
         return range(1, 17)
     general = SpaceGroup(number).wyckoff_positions[-1].multiplicity
-    return [num_orbits * general] if num_orbits else []     # all orbits on the general position: least symmetry
+    return [num_orbits * general] if num_orbits else []   # all on the general position: least symmetry
 
 def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=None, num_orbits=None):
-    """MatgenError where a request for a space group can only be met by crystals of a higher one, because its Wyckoff positions
-    force that. Says which, and numbers of atoms with which the group can be met."""
+    """MatgenError where a request for a space group can only be met by crystals of a higher one, because
+    its Wyckoff positions force that. Says which, and numbers of atoms with which the group can be met."""
     groups, counts, _ = check_request(space_group, formula, chemical_system, num_atoms, num_orbits)
     counts = counts and tuple(counts.values())
     for number in groups:
-        exact = lambda z: try_arrangements(number, tuple(z * n for n in counts or (1,)), num_orbits, counts is None)
+        atoms = lambda z: tuple(z * n for n in counts or (1,))
+        exact = lambda z: try_arrangements(number, atoms(z), num_orbits, counts is None)
         found = []
         for z in _units_tried(number, counts, num_atoms, num_orbits):
             found.append(exact(z))
@@ -772,22 +777,27 @@ def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=Non
             continue
         what = " ".join([formula or "crystals", *[f"with {num_atoms} atoms"] * bool(num_atoms),
                          *[f"on {num_orbits} orbits"] * bool(num_orbits)])
-        sizes = [z * sum(counts or [1]) for z in range(1, 25) if num_atoms and exact(z).possible]
-        instead = f" or for {', '.join(map(str, sizes[:5]))} atoms (num_atoms, --num-atoms)" if sizes else ""
+        near = (z * sum(counts or [1]) for z in range(1, 25) if num_atoms and exact(z).possible)
+        sizes = ", ".join(map(str, itertools.islice(near, 4)))
+        instead = f" or for {sizes} atoms (num_atoms, --num-atoms)" if sizes else ""
         names = " or ".join(f"{g} ({SpaceGroup(g).symbol})" for g in higher)
-        raise MatgenError(f"space group {number} ({SpaceGroup(number).symbol}) cannot be met exactly by {what}: its Wyckoff "
-                          f"positions force a higher group, {names}, whatever the cell and the coordinates. Ask for that "
-                          f"group{instead}; resample_higher=0 (--resample-higher 0) takes crystals of the higher group")
+        named = f"space group {number} ({SpaceGroup(number).symbol})"
+        raise MatgenError(f"{named} cannot be met exactly by {what}: its Wyckoff positions force a higher "
+                          f"group, {names}, whatever the cell and the coordinates. Ask for that "
+                          f"group{instead}; resample_higher=0 (--resample-higher 0) takes "
+                          "crystals of the higher group")
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp11
-RESAMPLE = 10               # times, at most, that a crystal of a higher group than was requested is sampled again
+RESAMPLE = 10      # times, at most, that a crystal of a higher group than was requested is sampled again
 
 def force_higher(request, most=32):
-    """Whether the Wyckoff positions of a `Request` force a higher group (see `forced_group`), as far as it fixes them. Where it
-    fixes site-symmetry classes only: whether all ways to choose positions do, of the first `most`."""
+    """Whether the Wyckoff positions of a `Request` force a higher group (see `forced_group`), as far as it
+    fixes them. Where it fixes site-symmetry classes only: whether all ways to choose positions do, of the
+    first `most`."""
     if not request.sites:
         return False
-    elements, positions = request.elements or range(request.num_orbits), SpaceGroup(request.space_group).wyckoff_positions
+    elements = request.elements or range(request.num_orbits)
+    positions = SpaceGroup(request.space_group).wyckoff_positions
     choices = [request.positions] if request.positions else itertools.islice(
         itertools.product(*([w.index for w in positions if w.site_class == c] for c in request.sites)), most)
     once = lambda ways: all(n == 1 or positions[w].dof for w, n in Counter(ways).items())
@@ -795,7 +805,8 @@ def force_higher(request, most=32):
     return bool(tried) and all(forced_group(request.space_group, ways, elements) for ways in tried)
 
 def redraw(draw, rng, most=50):
-    "A request of `draw` (see `plan`) whose positions do not force a higher group; after `most` such in a row, one that does."
+    """A request of `draw` (see `plan`) whose positions do not force a higher group; after `most` such in a
+    row, one that does."""
     for _ in range(most):
         request = draw(rng)
         if not force_higher(request):
@@ -803,8 +814,9 @@ def redraw(draw, rng, most=50):
     return request
 
 def replace_higher(samples, most, again):
-    """Replace in place those of `samples` that have a higher group than requested, up to `most` times, by what `again` (indices,
-    which time) makes: a list of `Sample`. All rows get `group_columns` and `resampled`, how often that was done."""
+    """Replace in place those of `samples` that have a higher group than requested, up to `most` times, by
+    what `again` (indices, which time) makes: a list of `Sample`. All rows get `group_columns` and
+    `resampled`, how often that was done."""
     for s in samples:
         s.row |= group_columns(s.unit) | dict(resampled=0)
     for time in range(1, most + 1):
@@ -815,10 +827,11 @@ def replace_higher(samples, most, again):
             s.row |= group_columns(s.unit) | dict(resampled=time)
             samples[i] = s
 
-# %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp13
 def _in_batches(model, requests, seed, batch_size, **how):
-    "One `Sample` for each request, in their order; crystals of like size share a batch. how: see `_with_retries`."
-    order, samples = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i)), [None] * len(requests)
+    "One `Sample` for each request, in their order; crystals of like size share a batch."
+    samples = [None] * len(requests)
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, len(order), batch_size):
         rows = order[first:first + batch_size]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
@@ -826,6 +839,7 @@ def _in_batches(model, requests, seed, batch_size, **how):
             samples[i] = s
     return samples
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
            guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True, sharpen=SHARPEN, doubt=None, templates=1.0,
            resample_higher=None):
@@ -839,21 +853,21 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     network call, of relative size snr. sharpen: of the coordinates, 1 as learned (lesson 07). retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
     nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
     templates: share of the known templates due (lesson 9c) that are taken; 0: none. doubt: crystals of a larger `cell_doubt` are drawn again, up to DRAWS draws, and the least doubted is kept (1: never; None: as the `info` of the weights says, else never).
-    resample_higher: how often, at most, a crystal in which spglib finds a higher group than requested is sampled again (see `replace_higher`; 0: never;
-    None: 10 where a space group is requested, else 0); the row says which group it has, `space_group@0.1`, and whether it is higher. Same seed, arguments
-    and device: same crystals. MatgenError, with alternatives, for an impossible request, and for one that only a higher group can meet (`refuse_forced`)."""
+    resample_higher: how often, at most, a crystal is sampled again in which spglib finds a higher group than was
+    requested (see `replace_higher`; None: 10 with space_group, else 0); the row says what was found.
+    Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
     steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
     doubt = float(vars(self).get("info", {}).get("doubt", 1)) if doubt is None else doubt
     most = (0 if space_group is None else RESAMPLE) if resample_higher is None else resample_higher
-    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance, sharpen, snr, closest, doubt,
-                  templates, most)
+    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance, sharpen, snr,
+                  closest, doubt, templates, most)
     draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits, templates=templates), np.random.default_rng(seed)
     if most and space_group is not None:
         refuse_forced(space_group, formula, chemical_system, num_atoms, num_orbits)
     requests = [replace(draw(rng), balance=bool(a)) for a in np.random.default_rng((seed, 1)).random(n) < balance]
     good = lambda s: s.row["min_distance"] >= closest and (accept is None or accept(s))
-    how = dict(retries=retries, good=good, steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector, snr=snr,
-               sharpen=sharpen, doubt=doubt)
+    how = dict(retries=retries, good=good, steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector,
+               snr=snr, sharpen=sharpen, doubt=doubt)
 
     def again(indices, time):
         fresh = np.random.default_rng((seed, 2, time))

@@ -216,21 +216,22 @@ def has_spglib():
     "Whether spglib is installed. Where it is not, a warning says once what is left out."
     if importlib.util.find_spec("spglib"):
         return True
-    warnings.warn("spglib is not installed: the space groups of finished crystals are not looked for. Columns of found groups "
-                  "stay empty, and no crystal is sampled again for its symmetry. Install it with: pip install spglib")
+    warnings.warn("spglib is not installed: the space groups of finished crystals are not looked for. "
+                  "Columns of found groups stay empty, and no crystal is sampled again for its symmetry. "
+                  "Install it with: pip install spglib")
     return False
 
 @dataclass(frozen=True)
 class FoundGroup:
-    """The space group that spglib finds: its number, and the number of its operations, counted in the volume of the crystal's
-    own cell (rotations times lattice points)."""
+    """The space group that spglib finds: its number, and the number of its operations, counted in the
+    volume of the crystal's own cell (rotations times lattice points)."""
     number: int
     operations: int
 
 def found_group(crystal, symprec):
-    """The `FoundGroup` of a crystal at the tolerance `symprec` (A). None where spglib finds none (atoms overlap) or is not
-    installed. The crystal has more symmetry than a group that it is known to have in this cell if `operations` is larger than
-    the order of that group."""
+    """The `FoundGroup` of a crystal at the tolerance `symprec` (A). None where spglib finds none (atoms
+    overlap) or is not installed. The crystal has more symmetry than a group that it is known to have in
+    this cell if `operations` is larger than the order of that group."""
     if not has_spglib():
         return None
     try:
@@ -244,7 +245,8 @@ def found_group(crystal, symprec):
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #n04grp05
 def more_translations(unit, reach):
-    "Whether a translation beyond those of the unit's group maps the crystal onto itself, each atom within `reach` (A)."
+    """Whether a translation beyond those of the unit's group maps the crystal onto itself, each atom within
+    `reach` (A)."""
     crystal, (R, w) = unit.to_crystal(), SpaceGroup(unit.space_group).operations
     frac, elements, centring = crystal.frac_coords, crystal.elements, w[(R == np.eye(3)).all((1, 2))]
     kinds, counts = np.unique(elements, return_counts=True)
@@ -261,8 +263,9 @@ def more_translations(unit, reach):
     return len(shifts) > 0
 
 def unit_group(unit, symprec):
-    """The `FoundGroup` of a unit written out, as `found_group` gives it. Where the group of the unit (221 to 230) can only be
-    exceeded by more translations, and there are none within 3 `symprec`, the answer is that group and spglib is not asked."""
+    """The `FoundGroup` of a unit written out, as `found_group` gives it. Where the group of the unit (221
+    to 230) can only be exceeded by more translations, and there are none within 3 `symprec`, the answer is
+    that group and spglib is not asked."""
     crystal = unit.to_crystal()
     if unit.space_group >= 221 and min_distance(crystal) > 5 * symprec and has_spglib():
         if not more_translations(unit, 3 * symprec):
@@ -273,7 +276,8 @@ AsymmetricUnit.found_group = unit_group
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #n04grp08
 def generic_unit(space_group, wyckoff, elements, seed=0):
-    "A unit with these Wyckoff positions (M,) and elements (M,) whose free parameters, of cell and coordinates, are random."
+    """A unit with these Wyckoff positions (M,) and elements (M,) whose free parameters, of cell and
+    coordinates, are random."""
     rng, positions = np.random.default_rng(seed), SpaceGroup(space_group).wyckoff_positions
     atoms = sum(positions[w].multiplicity for w in wyckoff)
     edge = 5 + 3 * atoms ** (1 / 3)
@@ -284,7 +288,8 @@ def generic_unit(space_group, wyckoff, elements, seed=0):
 @functools.lru_cache(4096)
 def _forced(space_group, shared, tries):
     "See `forced_group`; shared: for each element the sorted tuple of its positions."
-    wyckoff, elements = [w for of_one in shared for w in of_one], np.repeat(np.arange(len(shared)) % 94 + 1, list(map(len, shared)))
+    wyckoff = [w for of_one in shared for w in of_one]
+    elements = [i % 94 + 1 for i, of_one in enumerate(shared) for _ in of_one]
     lowest = None
     for seed in range(tries):
         found = generic_unit(space_group, wyckoff, elements, seed).found_group(1e-4)
@@ -297,9 +302,9 @@ def _forced(space_group, shared, tries):
     return lowest
 
 def forced_group(space_group, wyckoff, elements, tries=3):
-    """The higher `FoundGroup` that every crystal of a space group with these Wyckoff positions (M,) and elements (M,) has,
-    whatever its free parameters; None where it can have exactly the group that is named (or where spglib is not installed).
-    Only which orbits share an element matters."""
+    """The higher `FoundGroup` that every crystal of a space group with these Wyckoff positions (M,) and
+    elements (M,) has, whatever its free parameters; None where it can have exactly the group that is named
+    (or where spglib is not installed). Only which orbits share an element matters."""
     shared = [tuple(sorted(w for w, e in zip(wyckoff, elements) if e == z)) for z in dict.fromkeys(elements)]
     return _forced(int(space_group), tuple(sorted(shared)), tries)
 
@@ -332,21 +337,22 @@ def _cif_content(unit):
             f"_chemical_formula_sum '{formula}'"]
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #n04cif03
-_SITE_COLUMNS = ("type_symbol", "label", "symmetry_multiplicity", "Wyckoff_symbol", "fract_x", "fract_y", "fract_z", "occupancy")
+_SITE_COLUMNS = ("type_symbol", "label", "symmetry_multiplicity", "Wyckoff_symbol", "fract_x", "fract_y",
+                 "fract_z", "occupancy")
 
 def unit_to_cif(unit, path=None, p1=False):
-    """The text of a CIF with the space group (symbols, number, operations) and one atom per orbit, with its multiplicity and
-    Wyckoff letter; written to `path` as well if one is given, whole or not at all.
+    """The text of a CIF with the space group (symbols, number, operations) and one atom per orbit, with its
+    multiplicity and Wyckoff letter; written to `path` as well if one is given, whole or not at all.
 
-    p1: every atom of the cell in P 1, see `Crystal.to_cif`. A crystal with atoms less than 0.5 A apart is written like that too:
-    whoever reads operations takes images that nearly meet for one atom."""
+    p1: every atom of the cell in P 1, see `Crystal.to_cif`. A crystal with atoms less than 0.5 A apart is
+    written like that too: whoever reads operations takes images that nearly meet for one atom."""
     whole = unit.to_crystal()
     if p1 or min_distance(whole) < 0.5:
         return whole.to_cif(path)
     symbols, sites = element_table().symbol[unit.elements], []
     for i, (symbol, w, point) in enumerate(zip(symbols, unit.wyckoff, unit.frac_coords), 1):
-        position, (x, y, z) = unit.positions[w], point
-        sites.append(f"{symbol} {symbol}{i} {position.multiplicity} {position.letter} {x:.10f} {y:.10f} {z:.10f} 1")
+        position, numbers = unit.positions[w], " ".join(f"{x:.10f}" for x in point)
+        sites.append(f"{symbol} {symbol}{i} {position.multiplicity} {position.letter} {numbers} 1")
     lines = [f"data_{unit.formula}", *_cif_content(unit), *_cif_group(unit.space_group), "loop_",
              *(f"_atom_site_{name}" for name in _SITE_COLUMNS), *sites]
     text = "\n".join(lines) + "\n"
