@@ -343,6 +343,12 @@ def test_values_that_are_no_numbers_are_counted_and_named(tmp_path, bad):
     assert [values for *_, values in items(tmp_path / "s.csv", notes=told)] == [{"void": .5}, {}] and f"b {bad!r}" in told["s.csv"][0]
 
 
+def test_a_decimal_comma_without_quotes_is_not_read_as_a_whole_number(tmp_path):
+    named_files(tmp_path / "d", ["a.cif", "b.cif"])
+    values, notes = labelled(tmp_path / "d", "t.csv", "file,void\na,0,85\nb,0.5\n")
+    assert values == {"b": {"void": .5}} and "1 row(s) have more cells" in notes and "left out: a" in notes
+
+
 def test_nothing_but_decimal_commas(tmp_path):
     named_files(tmp_path / "d", ["a.cif", "b.cif"])
     with pytest.raises(MatgenError, match="no numbers.*0,85"): labelled(tmp_path / "d", "t.csv", 'file,void\na,"0,85"\nb,"0,9"\n')

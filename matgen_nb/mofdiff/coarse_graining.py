@@ -370,14 +370,20 @@ def _bare(text):
     text = (text or "").strip().replace("\\", "/").removeprefix("./")
     return re.sub(r"\.cif(\.gz)?$", "", text, flags=re.I)
 
+# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #425f0d10
 def _numbers(rows, skip, called):
     """The numbers in a table of text: a dict {column: number} per row, and notes on what is no number.
 
     rows: list of dict; skip: columns that hold something else; called(i): what to call row i in a note.
     A column counts where a tenth of its filled cells are numbers, or written like one ('0,85', '12.3 %')."""
     values, notes = [{} for _ in rows], []
-    for column in dict.fromkeys(c for row in rows for c in row if c and c not in skip):
-        filled = [(i, text) for i, row in enumerate(rows) if (text := (row.get(column) or "").strip())]
+    wide = [i for i, row in enumerate(rows) if row.get(None)]
+    if wide:
+        notes.append(f"{len(wide)} row(s) have more cells than the table has columns (a decimal comma without "
+                     f"quotes?) and were left out: {', '.join(map(called, wide))}")
+    sound = [(i, row) for i, row in enumerate(rows) if not row.get(None)]
+    for column in dict.fromkeys(c for _, row in sound for c in row if c and c not in skip):
+        filled = [(i, text) for i, row in sound if (text := (row.get(column) or "").strip())]
         numbers = {i: value for i, text in filled if (value := _number(text)) is not None}
         odd = [(i, text) for i, text in filled if i not in numbers and text.lower() != "nan"]
         like = len(numbers) + sum(_LIKE_NUMBER.fullmatch(text) is not None for _, text in odd)
