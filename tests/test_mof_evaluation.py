@@ -325,3 +325,33 @@ def test_an_amino_group_in_a_framework(lost):
 def test_a_lone_molecule_passes_the_checks_of_coordination(name):
     row = check_mof(Mof.from_cif(ROOT / "tests" / "cases" / "mofs" / f"{name}.cif"))
     assert {check for check in CHECKS if not row[check]} == {"no_lone_molecule"}
+
+
+def test_one_table_of_radii_and_one_void_fraction():
+    "A label and a measurement mean the same; the coarser grid of the labels costs up to 0.03 in a small cell."
+    from matgen_nb.mofdiff import evaluation, hypothetical
+    for name in ("vdw_radii", "void_fraction", "clearance", "clearance_grid"):
+        assert getattr(evaluation, name) is getattr(hypothetical, name)
+    for name in ("IRMOF-1", "MIL-53", "UiO-66"):
+        crystal = textbook_mof(name).crystal
+        label, measured = hypothetical.pore_labels(crystal), pore_properties(crystal)
+        assert abs(label["void_fraction"] - measured["void_fraction"]) < 0.035 and abs(label["lcd"] - measured["lcd"]) < 0.4, name
+        assert label["density"] == measured["density"]
+
+
+@pytest.mark.parametrize("i", [3, 400, 1200])
+def test_stored_labels_are_those_of_the_one_function(i):
+    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels, recompose
+    data = embedded_mofs()
+    net = data.names[i].split("_")[0]
+    plan, d = build_random((data.info["seed"], data.info["trials"][i]), nets=[net])
+    assert plan.name == data.names[i]
+    labels = pore_labels(recompose(d))
+    assert [labels[name] for name in data.property_names] == pytest.approx(data.properties[i].tolist(), abs=2e-4)
+
+
+def test_a_cavity_wider_than_the_first_reach():
+    from matgen_nb.mofdiff.hypothetical import pore_labels
+    crystal = Crystal(60 * np.eye(3), [18], [[0, 0, 0]])
+    expected = 2 * (30 * 3**0.5 - 1.88)
+    assert abs(pore_labels(crystal)["lcd"] - expected) < 0.15 and abs(2 * clearance_grid(crystal, 2.0).max() - expected) < 1e-6

@@ -2,13 +2,12 @@
 
 # %% auto #0
 __all__ = ['MOST_NEIGHBOURS', 'ACROSS_A_CAGE', 'TRIPLE_BOND', 'MULTIPLE_ON_METAL', 'LEAST_ORDER', 'LEAST_ORDER_ON_METAL',
-           'EXPOSED', 'OVERLAP', 'CHECKS', 'VDW', 'HELIUM', 'NITROGEN', 'PORES', 'MIN_PLD', 'NEEDS_NO_BONDS',
-           'MAX_VOLUME_CHANGE', 'STAGES', 'Environment', 'countable_neighbours', 'overcoordinated', 'crowded_hydrogens',
-           'bond_angles', 'bond_orders', 'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals',
-           'overlaps', 'lone_molecules', 'vdw_radii', 'clearance', 'clearance_grid', 'void_regions',
-           'free_sphere_radius', 'void_fraction', 'surface_area', 'pore_properties', 'coordination_sequences',
-           'framework_identity', 'check_mof', 'describe_mof', 'volume_kept', 'MofEvaluation', 'is_valid',
-           'evaluate_mofs', 'summarise', 'plot_summary']
+           'EXPOSED', 'OVERLAP', 'CHECKS', 'NITROGEN', 'PORES', 'MIN_PLD', 'NEEDS_NO_BONDS', 'MAX_VOLUME_CHANGE',
+           'STAGES', 'Environment', 'countable_neighbours', 'overcoordinated', 'crowded_hydrogens', 'bond_angles',
+           'bond_orders', 'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals', 'overlaps',
+           'lone_molecules', 'void_regions', 'free_sphere_radius', 'surface_area', 'pore_properties',
+           'coordination_sequences', 'framework_identity', 'check_mof', 'describe_mof', 'volume_kept', 'MofEvaluation',
+           'is_valid', 'evaluate_mofs', 'summarise', 'plot_summary']
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #7d66ccdb
 import hashlib
@@ -20,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .building_blocks import Mof, connected, decompose, is_metal, neighbours, shell
+from .building_blocks import Mof, connected, decompose, is_metal, neighbours
+from .hypothetical import clearance, clearance_grid, vdw_radii, void_fraction
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, parallel_map, share, time_limit
 
@@ -179,30 +179,6 @@ CHECKS = {
     "no_exposed_metal": lambda mof, env: not exposed_metals(env),
     "no_lone_molecule": lambda mof, env: lone_molecules(mof) == 0}
 
-# %% ../../nbs/4_mofdiff/22_evaluation.ipynb #7fa578f0
-VDW = {1: 1.09, 2: 1.40, 3: 1.82, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 10: 1.54, 11: 2.27, 12: 1.73, 14: 2.10, 15: 1.80, 16: 1.80, 17: 1.75, 18: 1.88, 19: 2.75,
-       28: 1.63, 29: 1.40, 30: 1.39, 31: 1.87, 33: 1.85, 34: 1.90, 35: 1.85, 36: 2.02, 46: 1.63, 47: 1.72, 48: 1.58, 49: 1.93, 50: 2.17, 52: 2.06, 53: 1.98,
-       54: 2.16, 78: 1.72, 79: 1.66, 80: 1.55, 81: 1.96, 82: 2.02, 92: 1.86}
-
-def vdw_radii(elements): return np.array([VDW.get(int(z), 2.0) for z in elements])
-
-def clearance(crystal, points, reach=20.0):
-    "Distance (A) from fractional points (n, 3) to the surface of the nearest atom, negative inside one. Exact up to `reach` less the largest radius."
-    from scipy.spatial import cKDTree
-    radii = vdw_radii(crystal.elements)
-    atom, _, cart = shell(crystal, reach)
-    x, best = (points - np.floor(points)) @ crystal.lattice, np.full(len(points), reach - radii.max())
-    for r in np.unique(radii):                                         # one tree for each kind of ball
-        best = np.minimum(best, cKDTree(cart[radii[atom] == r]).query(x, distance_upper_bound=reach)[0] - r)
-    return best
-
-# %% ../../nbs/4_mofdiff/22_evaluation.ipynb #64eab361
-def clearance_grid(crystal, spacing=0.3):
-    "Clearance (A) on a grid of about `spacing` A over the cell: (nx, ny, nz), point (i, j, k) at fractional i/nx, j/ny, k/nz."
-    shape = np.maximum(np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int), 4)
-    points = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), -1)
-    return clearance(crystal, points.reshape(-1, 3)).reshape(shape)
-
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #482d1523
 def void_regions(open_):
     """Connected pieces (26 neighbours) of the open voxels (bool, nx, ny, nz) of a periodic grid: labels (0: closed), and {label: dimension}:
@@ -231,11 +207,7 @@ def free_sphere_radius(grid, tolerance=0.01):
     return low
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #eacbfa5d
-HELIUM, NITROGEN = 1.2755, 1.86    # probe radii, A
-
-def void_fraction(grid, probe=HELIUM):
-    "Share of the cell open to the centre of a probe (A), pockets included."
-    return float((grid > probe).mean())
+NITROGEN = 1.86    # A, radius of the probe
 
 def surface_area(crystal, grid, probe=NITROGEN, per_atom=100, seed=0):
     """Accessible surface (A^2) of the cell for a probe (A), by `per_atom` random points on the sphere of each atom. A point counts where no other atom is
