@@ -161,3 +161,23 @@ def test_a_hanging_decomposition_is_named(tmp_path, monkeypatch):
     assert data.names == ["quick"] and "took longer than 3 s" in report.failures[0].reason
     with pytest.raises(MatgenError, match="none of the 1"): prepare_mofs(items[:1], tmp_path/"n.safetensors", n_jobs=1, timeout=1, progress=None)
     assert not (tmp_path/"n.safetensors").exists()
+
+
+def test_labels_from_our_own_evaluation_go_to_the_right_frameworks(tmp_path, capsys):
+    "evaluate mofs -> a file goes -> prepare mofs --properties: by name; what does not fit is said and in the record."
+    (tmp_path/"d"/"new").mkdir(parents=True)
+    where = {"IRMOF-1": "IRMOF-1.cif", "MIL-53": "new/MIL-53.cif", "MOF-74": "MOF-74.cif"}
+    for name, file in where.items(): textbook_crystal(name).to_cif(tmp_path/"d"/file)
+    assert run("evaluate", "mofs", tmp_path/"d", "--n-jobs", 1, "--out", tmp_path/"judged") == 0
+    (tmp_path/"d"/where.pop("IRMOF-1")).unlink()
+    table = tmp_path/"judged"/"table.csv"
+    table.write_text(table.read_text().replace(",MOF-74,", ",mof-74,"))
+    capsys.readouterr()
+    assert run("prepare", "mofs", tmp_path/"d", "--properties", table, "--n-jobs", 1, "--out", tmp_path/"m.safetensors") == 0
+    data, told = MofData.load(tmp_path/"m.safetensors"), capsys.readouterr().out
+    assert sorted(data.names) == sorted(where)
+    for i, name in enumerate(data.names):
+        assert data[i].properties["density"] == pytest.approx(textbook_mof(name).crystal.density, rel=1e-4), name
+    notes = json.loads((tmp_path/"m.run.json").read_text())["notes"]["table.csv"]
+    for line in ("1 row(s) name no file: IRMOF-1", "1 row(s) name a file in other case and were taken: mof-74 for MOF-74"):
+        assert line in notes and line in told

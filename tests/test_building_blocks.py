@@ -265,3 +265,99 @@ def test_textbook_against_deposited_structures(name, file):
     matcher = StructureMatcher(scale=False, primitive_cell=len(other) != len(textbook_mof(name)))
     rms = matcher.get_rms_dist(textbook_mof(name).crystal.to_pymatgen(), other.to_pymatgen())
     assert rms is not None and rms[0] < 0.01
+
+
+def carboxylate_chain(metals, apart, bond):
+    """Chains of metals `apart` (A) along z, neighbours bridged by four terephthalates that bind with `bond` (A), as a crystal:
+    every metal has eight oxygens, the linkers join the chains to a framework."""
+    height = apart / 2 - 1.1
+    out = np.sqrt(bond**2 - height**2)                         # of the oxygens, from the axis of the chain
+    ring = [(6, 2.08, 0, 0), (6, 2.775, 1.204, 0), (1, 2.23, 2.14, 0), (6, 2.775, -1.204, 0), (1, 2.23, -2.14, 0)]
+    arm = [(8, 0, 0, 1.1), (8, 0, 0, -1.1), (6, 0.6, 0, 0), *ring]
+    side = 2 * (out + 3.47)                                    # the far half of each linker is its image by the half turn
+    axes = [np.array([x, y]) for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+    elements, cart = list(metals), [[0, 0, k * apart] for k in range(len(metals))]
+    for k in range(len(metals)):
+        for axis in axes:
+            across = np.array([-axis[1], axis[0]])
+            for z, along, sideways, up in arm:
+                elements.append(z)
+                cart.append([*((out + along) * axis + sideways * across), (k + 0.5) * apart + up])
+    lattice = np.diag([side, side, len(metals) * apart])
+    return Crystal(lattice, elements, np.array(cart) @ np.linalg.inv(lattice))
+
+
+CHAINS = [((57,), 4.40, 2.50), ((64,), 4.36, 2.45), ((39,), 4.20, 2.40), ((21,), 3.84, 2.20), ((58, 60), 4.45, 2.52), ((20,), 3.95, 2.40),
+          ((56,), 4.60, 2.75), ((19, 42), 3.89, 2.50), ((55, 57), 4.60, 2.90), ((37,), 4.50, 2.85), ((90,), 4.20, 2.45), ((92,), 4.25, 2.42),
+          ((82,), 4.05, 2.70), ((83,), 4.00, 2.70), ((81,), 4.00, 2.68), ((50,), 3.90, 2.60), ((51,), 3.85, 2.58), ((82, 38), 4.10, 2.66)]
+
+
+@pytest.mark.parametrize("metals, apart, bond", CHAINS, ids=lambda x: str(x))
+def test_large_metals_are_nodes_not_wires(metals, apart, bond):
+    "Contacts of large metals are no bonds, and long bonds of metals with a lone pair are."
+    from matgen_nb.symmetry.crystal import element_table
+    d = decompose(Mof.from_crystal(carboxylate_chain(metals, apart, bond)))
+    symbols = element_table().symbol[list(metals)].tolist()
+    assert kinds(d) == Counter({("C8H4O4", 4): 2 * len(metals), **{(s, 8): symbols.count(s) for s in symbols}})
+    assert (d.nets, d.dimension, d.report) == (1, 3, [])
+
+
+def test_the_chain_of_lanthanum_that_was_handed_in():
+    for metal in (None, 57, 64):
+        crystal = Crystal.from_cif(Path(__file__).parent / "cases" / "mofs" / "La_carboxylate_chain.cif")
+        if metal is not None:
+            crystal = Crystal(crystal.lattice, np.where(crystal.elements == 57, metal, crystal.elements), crystal.frac_coords)
+        d = decompose(Mof.from_crystal(crystal))
+        assert sorted(b.num_connections for b in d.blocks) == [4, 4, 8] and d.dimension == 3
+
+
+def bonded(a, b, distance):
+    return len(find_bonds(Crystal(20 * np.eye(3), [a, b], [[0, 0, 0], [distance / 20, 0, 0]]))[0]) == 1
+
+
+def test_metal_metal_bonds_have_the_length_of_bonds():
+    "Published lengths (A) of metal-metal bonds that nothing bridges; the same elements where they only come near each other."
+    known = [(42, 2.09), (75, 2.24), (44, 2.27), (45, 2.39), (28, 2.48), (30, 2.30), (80, 2.50), (26, 2.68), (27, 2.52), (78, 2.70), (79, 2.60),
+             (25, 2.90), (43, 3.04), (75, 3.04), (42, 3.235), (74, 3.222), (76, 2.88), (83, 3.00), (51, 2.84), (50, 2.78), (82, 2.84), (49, 2.82)]
+    assert [x for x in known if not bonded(x[0], x[0], x[1])] == []
+    near = [(29, 3.01), (30, 2.95), (47, 3.25), (79, 3.10), (48, 3.30), (40, 3.50), (82, 3.70), (83, 3.80), (72, 3.45), (57, 3.2), (19, 3.3), (12, 2.9)]
+    assert [x for x in near if bonded(x[0], x[0], x[1])] == []
+
+
+IONS = [3, 11, 19, 37, 55, 4, 12, 20, 38, 56, 21, 39, *range(57, 72), *range(89, 95)]
+METALS = [z for z in range(3, 95) if z not in (5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 52, 53, 54, 84, 85, 86)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=st.sampled_from(METALS), b=st.sampled_from(METALS), ion=st.sampled_from(IONS), far=st.floats(3.31, 4.9), near=st.floats(2.5, 4.9))
+def test_no_metals_are_bound_over_a_gap(a, b, ion, far, near):
+    assert not bonded(a, b, far)
+    assert not (near > 0.56 * 4.9 and bonded(ion, b, near))
+
+
+@pytest.mark.parametrize("metal", [50, 51, 81, 82, 83])
+def test_lone_pair_metals_bind_donors_far_away_and_nothing_else(metal):
+    from matgen_nb.symmetry.crystal import element_table
+    radius = element_table().radius
+    for donor in (7, 8, 9, 16, 17, 34, 35, 53):
+        usual = radius[metal] + radius[donor] + 0.45
+        assert bonded(metal, donor, usual + 0.19) and not bonded(metal, donor, usual + 0.21) and not bonded(30, donor, radius[30] + usual - radius[metal] + 0.05)
+    assert not bonded(metal, 6, radius[metal] + radius[6] + 0.46), "carbon is no donor"
+    assert bonded(82, 8, 2.70) and not bonded(82, 8, 2.95)
+
+
+@pytest.mark.parametrize("metal, bond", [(24, 1), (30, 1), (42, 1), (45, 1), (12, 0), (38, 0)])
+def test_paddlewheels_stay_one_node_where_metals_can_be_joined(metal, bond):
+    crystal = textbook_crystal("HKUST-1")
+    d = decompose(Mof.from_crystal(Crystal(crystal.lattice, np.where(crystal.elements == 29, metal, crystal.elements), crystal.frac_coords)))
+    nodes = [b for b in d.blocks if b.is_metal]
+    assert len(nodes) == (6 if bond else 12) and {len(b.bonds) for b in nodes} == {bond}
+
+
+def test_an_anhydrous_lead_framework_is_three_dimensional():
+    "Pb-O of MOF-70 run from 2.49 to 2.68 A: at the common limit of 2.57 A it falls into chains."
+    d = decompose(Mof.from_crystal(carboxylate_chain((82,), 4.0, 2.68)))
+    assert (d.nets, d.dimension) == (1, 3)
+    if (REAL / "MOF-70.cif").exists():
+        d = decompose(Mof.from_cif(REAL / "MOF-70.cif"))
+        assert (d.nets, d.dimension) == (1, 3) and kinds(d) == {("C8H4O4", 6): 4, ("Pb", 6): 4}

@@ -301,3 +301,95 @@ def test_properties_are_refused_where_they_would_be_ignored(tmp_path):
     textbook_crystal("IRMOF-1").to_cif(tmp_path/"cifs"/"a.cif")
     (tmp_path/"words.csv").write_text("file,x\na,big\n")
     with pytest.raises(MatgenError, match="holds no numbers"): prepare_mofs(tmp_path/"cifs", properties=tmp_path/"words.csv", n_jobs=1, progress=None)
+
+
+def named_files(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("data_" + name)
+
+
+def labelled(folder, table, text):
+    "Properties by structure and the notes, from a folder and the text of a table."
+    (folder.parent / table).write_text(text)
+    notes = {}
+    items = read_folder(folder, folder.parent / table, notes)
+    return {name: values for name, _, values in items if values}, "\n".join(notes.get(table, []))
+
+
+def test_the_table_of_our_own_evaluation_goes_by_name(tmp_path):
+    "`file` numbers the copies; a file that is missing must not shift the labels of those behind it."
+    named_files(tmp_path / "d", ["00000.cif", "00002.cif", "00003.cif", "MIL-53.cif"])
+    rows = [f"{k:05d}.cif,{name},True,{value}" for k, (name, value) in enumerate([("00000", 10), ("00001", 11), ("00002", 12), ("00003", 13), ("MIL-53", 14)])]
+    values, notes = labelled(tmp_path / "d", "t.csv", "\n".join(["file,name,checks_passed,lcd", *rows]))
+    assert values == {"00000": {"lcd": 10}, "00002": {"lcd": 12}, "00003": {"lcd": 13}, "MIL-53": {"lcd": 14}}
+    assert "named by the column 'name'" in notes and "1 row(s) name no file: 00001" in notes
+    copies = ["00000.cif", "00001.cif", "00002.cif", "00003.cif", "00004.cif"]
+    named_files(tmp_path / "c", copies)
+    rows = ["00000.cif,a,True,1", "00001.cif,b,True,2", "00004.cif,c,True,3"]
+    values, notes = labelled(tmp_path / "c", "t.csv", "\n".join(["file,name,checks_passed,lcd", *rows]))
+    assert values == {"00000": {"lcd": 1}, "00001": {"lcd": 2}, "00004": {"lcd": 3}} and "named by the column 'file'" in notes, "its copies go by file"
+
+
+@pytest.mark.parametrize("bad", ["0,85", "12.3 %", "1,234", "n/a", "N/A", "-", "none", "1_000", "inf", "1.2(3)", "3.4 A", "<0.1", "about 3"])
+def test_values_that_are_no_numbers_are_counted_and_named(tmp_path, bad):
+    named_files(tmp_path / "d", ["a.cif", "b.cif", "c.cif"])
+    text = f'file,void,remark\na,0.5,good\nb,"{bad}",bad\nc,1.5e-1,\n'
+    values, notes = labelled(tmp_path / "d", "t.csv", text)
+    assert values == {"a": {"void": .5}, "c": {"void": .15}}
+    assert "column 'void': 1 of 3 values are no numbers" in notes and f"b {bad!r}" in notes and "remark" not in notes
+    items, told = coarse_graining.read_csv, {}
+    (tmp_path / "s.csv").write_text(f'name,cif,void\na,x,0.5\nb,y,"{bad}"\n')
+    assert [values for *_, values in items(tmp_path / "s.csv", notes=told)] == [{"void": .5}, {}] and f"b {bad!r}" in told["s.csv"][0]
+
+
+def test_a_decimal_comma_without_quotes_is_not_read_as_a_whole_number(tmp_path):
+    named_files(tmp_path / "d", ["a.cif", "b.cif"])
+    values, notes = labelled(tmp_path / "d", "t.csv", "file,void\na,0,85\nb,0.5\n")
+    assert values == {"b": {"void": .5}} and "1 row(s) have more cells" in notes and "left out: a" in notes
+
+
+def test_nothing_but_decimal_commas(tmp_path):
+    named_files(tmp_path / "d", ["a.cif", "b.cif"])
+    with pytest.raises(MatgenError, match="no numbers.*0,85"): labelled(tmp_path / "d", "t.csv", 'file,void\na,"0,85"\nb,"0,9"\n')
+    with pytest.raises(MatgenError, match="semicolons"): labelled(tmp_path / "d", "u.csv", "file;void\na;0,85\n")
+
+
+def test_text_is_no_property(tmp_path):
+    named_files(tmp_path / "d", ["a.cif", "b.cif"])
+    rows = ["a,Zn,True,97e674cd461889ab,2,2024-01-01", "b,Cu,False,12ab34cd56ef7890,3,2024-01-02"]
+    values, notes = labelled(tmp_path / "d", "t.csv", "\n".join(["name,formula,valid,identity,blocks,date", *rows]))
+    assert values == {"a": {"blocks": 2}, "b": {"blocks": 3}} and "formula" not in notes and "identity" not in notes
+
+
+def test_rows_that_do_not_fit_are_counted_and_named(tmp_path):
+    named_files(tmp_path / "d", ["MIL-53.cif", "b.cif", "c.cif", "lonely.cif", "x/twin.cif", "y/twin.cif"])
+    rows = ["mil-53,1,7", "b,2,7", "b.cif,2,8", "c,3,7", "c,3,7", "gone,4,7", "other,5,7", "twin,6,7", "x/twin,7,7"]
+    values, notes = labelled(tmp_path / "d", "t.csv", "\n".join(["file,void,n", *rows]))
+    assert values == {"MIL-53": {"void": 1, "n": 7}, "b": {"void": 2}, "c": {"void": 3, "n": 7}, "x/twin": {"void": 7, "n": 7}}
+    for line in ("2 row(s) name no file: gone, other", "2 file(s) have no row: lonely, y/twin", "1 row(s) name a file in other case and were taken: mil-53 for MIL-53",
+                 "1 row(s) may mean several files and were left out: twin", "b (2 rows, they differ in n)", "c (2 rows)"):
+        assert line in notes, line
+
+
+def test_files_of_one_name_have_relative_names(tmp_path):
+    named_files(tmp_path, ["a/MOF.cif", "b/MOF.cif", "b/other.cif", "top.CIF", "c/d/MOF.cif"])
+    items = read_folder(tmp_path)
+    assert {name: text for name, text, _ in items} == {"a/MOF": "data_a/MOF.cif", "b/MOF": "data_b/MOF.cif", "c/d/MOF": "data_c/d/MOF.cif",
+                                                       "other": "data_b/other.cif", "top": "data_top.CIF"}
+    text = "name,void\na/MOF.cif,1\nb/MOF,2\nb/other,3\nc/d/MOF.CIF,4\ne/top,5\n"
+    (tmp_path.parent / "paths.csv").write_text(text)
+    assert {name: values.get("void") for name, _, values in read_folder(tmp_path, tmp_path.parent / "paths.csv")} == {"a/MOF": 1, "b/MOF": 2, "c/d/MOF": 4, "other": 3, "top": 5}
+
+
+def test_names_that_differ_in_case_only(tmp_path):
+    named_files(tmp_path / "d", ["ab.cif", "x/AB.cif"])
+    values, notes = labelled(tmp_path / "d", "t.csv", "name,void\nab,1\nAB,2\nAb,3\n")
+    assert values == {"ab": {"void": 1}, "AB": {"void": 2}} and "may mean several files and were left out: Ab" in notes
+
+
+def test_names_that_stand_twice_in_a_table_of_structures(tmp_path):
+    (tmp_path / "t.csv").write_text("name,cif,void\na,x,1\na,y,2\nb,z,3\n")
+    notes = {}
+    assert [item[0] for item in coarse_graining.read_csv(tmp_path / "t.csv", notes=notes)] == ["a (row 1)", "a (row 2)", "b"]
+    assert notes == {"t.csv": ["1 name(s) stand in several rows: a"]}

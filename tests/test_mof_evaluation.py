@@ -8,7 +8,8 @@ from conftest import ROOT
 
 from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mof
 from matgen_nb.mofdiff.evaluation import (CHECKS, Environment, check_mof, clearance, clearance_grid, evaluate_mofs, framework_identity,
-                                          free_sphere_radius, open_angle, pore_properties, surface_area, void_fraction, void_regions)
+                                          free_sphere_radius, open_angle, pore_properties, surface_area, undercoordinated, void_fraction,
+                                          void_regions)
 from matgen_nb.symmetry.crystal import Crystal
 
 DATA = ROOT.parent / "shared" / "data" / "mofs"
@@ -144,3 +145,213 @@ def test_a_framework_whose_cell_collapsed_is_not_valid():
     assert [r.get("volume_kept") for r in result.table] == [None, False, True, True, False] and [r["valid"] for r in result.table] == [True, False, True, True, False]
     assert "volume_kept" in result.summary["valid"]["protocol"]
     assert "volume_kept" not in evaluate_mofs([crystal], n_jobs=1, progress=False).summary, "nothing is asked of what was not relaxed"
+
+
+def environment(elements, cart, box=40.0):
+    "The bonded neighbours in a molecule (n elements, (n, 3) A) alone in a box."
+    crystal = Crystal(box * np.eye(3), elements, np.asarray(cart) / box + 0.5)
+    return Environment(Mof.from_crystal(crystal)), crystal
+
+
+def complaints(elements, cart):
+    "The checks of coordination that a molecule fails."
+    env, crystal = environment(elements, cart)
+    mof = Mof.from_crystal(crystal)
+    return sorted(name for name in CHECKS if "coordinated" in name and not CHECKS[name](mof, env))
+
+
+def from_smiles(smiles):
+    "A molecule with its hydrogens in a relaxed geometry: elements (n,), positions (n, 3) A."
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    assert AllChem.EmbedMolecule(mol, randomSeed=7) == 0
+    AllChem.MMFFOptimizeMolecule(mol) if AllChem.MMFFHasAllMoleculeParams(mol) else AllChem.UFFOptimizeMolecule(mol)
+    return np.array([a.GetAtomicNum() for a in mol.GetAtoms()]), mol.GetConformer().GetPositions()
+
+
+CLOSED = ["CC#N", "N#Cc1ccc(C#N)cc1", "N#CCC#N", "C[N+]#[C-]", "CN=[N+]=[N-]", "c1ccncc1", "c1ncncn1", "c1cc[nH]c1", "c1c[nH]cn1", "Cn1cccn1",
+          "c1ccc(cc1)N=Nc1ccccc1", "CN=C", "CC(=N)N", "NC(=N)N", "c1nnn[nH]1", "CS(=O)(=O)[N-]S(C)(=O)=O", "CC(=O)[N-]S(C)(=O)=O", "O=C1c2ccccc2S(=O)(=O)[N-]1",
+          "CP(C)(C)=NP(C)(C)=O", "c1conc1", "c1nonc1", "CP1(C)=NP(C)(C)=NP(C)(C)=N1", "O=[N+]([O-])c1ccccc1", "CC=NO", "C=C=C", "C#C", "CC#CC", "O=C=O", "CSC#N",
+          "CN=C=S", "Nc1ccccc1", "CNC", "CN(C)C", "C[NH3+]", "NN", "CS(N)(=O)=O", "C1C2CC1C2", "OC(=O)C12CC(C1)(C2)C(=O)O", "C12C3C4C1C5C2C3C45",
+          "C1C3CC2CC(CC1C2)C3", "c1ccc2c(c1)nsn2", "c1nc2ccccc2[nH]1", "CN=NC", "C1=NSSN1C"]
+
+
+@pytest.mark.parametrize("smiles", CLOSED)
+def test_closed_shell_molecules_pass_all_checks_of_coordination(smiles):
+    assert complaints(*from_smiles(smiles)) == []
+
+
+AMINES = ["Nc1ccccc1", "Nc1ccncc1", "CN", "CNC", "C1CNCCN1", "C1CCCCN1", "c1ccccc1Nc1ccccc1", "CNc1ccccc1", "NC(=O)c1ccccc1", "CS(N)(=O)=O", "NN", "CNN",
+          "NCc1ccccc1", "NCCN", "NC(C)C(=O)O", "NO"]
+
+
+@pytest.mark.parametrize("smiles", AMINES)
+def test_an_amine_that_lacks_a_hydrogen_is_flagged(smiles):
+    z, x = from_smiles(smiles)
+    distance = np.linalg.norm(x[:, None] - x, axis=-1)
+    of_nitrogen = [k for k in np.flatnonzero(z == 1) if z[np.argsort(distance[k])[1]] == 7]
+    assert complaints(z, x) == [] and of_nitrogen
+    for k in of_nitrogen:
+        assert complaints(np.delete(z, k), np.delete(x, k, 0)) == ["no_undercoordinated_n"], f"without hydrogen {k}"
+
+
+@pytest.mark.parametrize("angle", [180, 170, 160, 150, 149, 145, 141, 135])
+def test_bent_nitriles_pass_and_bent_carbon_without_a_triple_bond_does_not(angle):
+    turn = np.radians(180 - angle)
+    end = [1.47 + 1.15 * np.cos(turn), 1.15 * np.sin(turn), 0]
+    methyl = [[-0.36, 1.03, 0], [-0.36, -0.51, 0.89], [-0.36, -0.51, -0.89]]
+    z, x = [6, 6, 7, 1, 1, 1], np.array([[0, 0, 0], [1.47, 0, 0], end, *methyl])
+    assert complaints(z, x) == []
+    x[2] = x[1] + 1.32 / 1.15 * (x[2] - x[1])                        # the nitrogen as in an imine, and its hydrogen
+    broken = complaints([*z, 1], [*x, x[2] + [0.5, -0.87, 0]])
+    assert ("no_undercoordinated_c" in broken) == (angle < 150)
+
+
+def icosahedron(edge):
+    g = (1 + 5**0.5) / 2
+    corners = np.array([[0, a, b * g] for a in (1, -1) for b in (1, -1)])
+    return np.concatenate([corners, corners[:, [2, 0, 1]], corners[:, [1, 2, 0]]]) * edge / 2
+
+
+@pytest.mark.parametrize("second", ["ortho", "meta", "para"])
+def test_carboranes_pass(second):
+    corners = icosahedron(1.77)
+    distance = np.linalg.norm(corners - corners[0], axis=1)
+    other = np.argsort(distance)[{"ortho": 1, "meta": 6, "para": 11}[second]]
+    z = np.full(12, 5)
+    z[[0, other]] = 6
+    x = corners * np.where(z == 6, 0.96, 1.0)[:, None]
+    out = corners / np.linalg.norm(corners, axis=1, keepdims=True)
+    hydrogens = x + out * np.where(z == 6, 1.09, 1.19)[:, None]
+    assert complaints([*z, *[1] * 12], np.concatenate([x, hydrogens])) == []
+    keep = np.arange(12) != np.argmax(out[0] @ out.T * (z == 5))       # an open cage, and a hydrogen over its rim
+    rim = [k for k in np.flatnonzero(keep & (z == 5)) if np.linalg.norm(corners[k] - corners[~keep][0]) < 2]
+    i, j = next((i, j) for i in rim for j in rim if i < j and np.linalg.norm(x[i] - x[j]) < 2)
+    bridge = (x[i] + x[j]) / 2 + 0.9 * out[~keep][0]
+    assert complaints([*z[keep], *[1] * 11, 1], np.concatenate([x[keep], hydrogens[keep], [bridge]])) == []
+
+
+@pytest.mark.parametrize("across", [1.68, 1.75, 1.80, 1.815, 1.83, 1.87, 1.90])
+def test_bicyclopentane_passes_at_any_distance_of_its_bridgeheads(across):
+    turns = np.radians([0, 120, 240])
+    out = np.stack([np.cos(turns), np.sin(turns), 0 * turns], 1)
+    methylene = np.sqrt(1.55**2 - across**2 / 4) * out
+    side = np.cross(out, [0, 0, 1])
+    x = np.concatenate([[[0, 0, across / 2], [0, 0, -across / 2]], methylene, methylene + 0.6 * out + 0.9 * side, methylene + 0.6 * out - 0.9 * side])
+    ends = [[0, 0, across / 2 + 1.5], [0, 0, -across / 2 - 1.09]]
+    oxygen = [ends[0] + np.array([1.1 * s, 0, 0.6]) for s in (1, -1)]
+    assert complaints([6] * 5 + [1] * 6 + [6, 1, 8, 8], [*x, *ends, *oxygen]) == []
+
+
+@pytest.mark.parametrize("corners", [6, 5, 4])
+def test_carbon_on_several_metals_passes(corners):
+    "A carbide in a cluster, and a carbonyl that bridges three metals."
+    metals = 1.9 * np.concatenate([np.eye(3), -np.eye(3)])[:corners]
+    assert complaints([6] + [26] * corners, [[0, 0, 0], *metals]) == []
+    ring = np.array([[np.cos(t), np.sin(t), 0] for t in (0, 2.094, 4.189)])
+    assert complaints([6, 8, 44, 44, 44], [[0, 0, 1.3], [0, 0, 2.48], *(1.65 * ring)]) == []
+
+
+def test_a_carbon_with_five_neighbours_is_still_flagged():
+    z, x = from_smiles("CC")
+    out = x[0] - x[1]
+    extra = x[0] + 1.6 * (out / np.linalg.norm(out) + [0.05, 0, 0])
+    assert "no_overcoordinated_c" in complaints([*z, 8], [*x, extra])
+
+
+BETWEEN = [(15, 1.58, 15, 1.58, 133), (15, 1.56, 15, 1.66, 120), (15, 1.67, 15, 1.67, 127), (16, 1.58, 16, 1.58, 120), (16, 1.66, 16, 1.66, 117),
+           (16, 1.72, 16, 1.72, 110), (15, 1.60, 16, 1.62, 130), (15, 1.57, 6, 1.46, 120), (15, 1.62, 6, 1.38, 130), (16, 1.62, 6, 1.35, 117), (6, 1.31, 6, 1.31, 120)]
+
+
+@pytest.mark.parametrize("a, to_a, b, to_b, angle", BETWEEN)
+def test_nitrogen_between_phosphorus_and_sulfur_is_complete(a, to_a, b, to_b, angle):
+    turn = np.radians(angle)
+    assert undercoordinated(environment([7, a, b], [[0, 0, 0], [to_a, 0, 0], [to_b * np.cos(turn), to_b * np.sin(turn), 0]])[0], 7) == []
+
+
+def ammine(metal, length, hydrogens, flat=False):
+    "Six M-N, each N with so many hydrogens."
+    z, x = [metal], [[0, 0, 0]]
+    for k, along in enumerate(np.concatenate([np.eye(3), -np.eye(3)])):
+        side = np.roll(along, 1)
+        third = np.cross(along, side)
+        z += [7, *[1] * hydrogens]
+        x.append(length * along)
+        for h in range(hydrogens):
+            turn = np.pi * h if flat else 2.094 * h
+            up, out = (0.5, 0.87) if flat else (0.34, 0.95)
+            x.append(length * along + 1.01 * (up * along + out * (np.cos(turn) * side + np.sin(turn) * third)))
+    return z, np.array(x)
+
+
+@pytest.mark.parametrize("metal, length", [(27, 1.97), (28, 2.13), (24, 2.08), (29, 2.05), (30, 2.2), (44, 2.11), (78, 2.05), (48, 2.35)])
+def test_an_ammine_that_lost_a_hydrogen_is_flagged(metal, length):
+    assert complaints(*ammine(metal, length, 3)) == []
+    for hydrogens in (0, 1, 2):
+        assert complaints(*ammine(metal, length, hydrogens)) == ["no_undercoordinated_n"]
+    assert complaints(*ammine(metal, length, 2, flat=True)) == ["no_undercoordinated_n"], "hydrogens set flat by a program"
+    z, x = ammine(metal, length, 3)
+    assert complaints(np.delete(z, -1), np.delete(x, -1, 0)) == ["no_undercoordinated_n"], "one of eighteen"
+
+
+def test_other_nitrogen_on_metals_passes():
+    assert complaints(*ammine(40, 2.03, 2, flat=True)) == [], "an amide of zirconium: a double bond"
+    assert complaints([74, 7], [[0, 0, 0], [1.68, 0, 0]]) == [], "a nitride"
+    assert complaints([29, 29, 7, 1, 1], [[1.6, 0, 0], [-1.6, 0, 0], [0, 1.1, 0], [0, 1.7, 0.8], [0, 1.7, -0.8]]) == [], "an amide between two metals"
+    assert complaints([30, 7, 7, 7], [[0, 0, 0], [1.95, 0, 0], [2.55, 1.03, 0], [3.12, 2.02, 0]]) == [], "an azide"
+    assert complaints([30, 7, 6, 16], [[0, 0, 0], [1.95, 0, 0], [3.1, 0, 0], [4.73, 0, 0]]) == [], "a thiocyanate"
+    assert complaints([46, 7, 6, 6, 1, 1, 1], [[0, 0, 0], [2.0, 0, 0], [3.14, 0, 0], [4.6, 0, 0], [4.96, 1.03, 0], [4.96, -.51, .89], [4.96, -.51, -.89]]) == []
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_an_amino_group_in_a_framework(lost):
+    c = MOF["IRMOF-1"].crystal
+    env = Environment(MOF["IRMOF-1"])
+    h = env.of(1)[0]
+    out = -env.vectors[h][0] / np.linalg.norm(env.vectors[h][0])                  # from the carbon, along its C-H bond
+    carbon = c.cart_coords[h] + env.vectors[h][0]
+    ring = np.array(env.vectors[env.atoms[h][0]])
+    side = min(ring, key=lambda v: abs(v @ out) / np.linalg.norm(v))
+    side = side - (side @ out) * out
+    side /= np.linalg.norm(side)
+    atoms = [carbon + 1.38 * out, *(carbon + 1.38 * out + 1.01 * (0.5 * out + s * 0.87 * side) for s in (1, -1))][:3 - lost]
+    frac = np.concatenate([np.delete(c.frac_coords, h, 0), np.array(atoms) @ np.linalg.inv(c.lattice)])
+    row = check_mof(Crystal(c.lattice, [*np.delete(c.elements, h), 7, *[1] * (2 - lost)], frac))
+    assert {name for name in CHECKS if not row[name]} == ({"no_undercoordinated_n"} if lost else set())
+
+
+@pytest.mark.parametrize("name", ["molecule_nitrile", "molecule_phosphazene"])
+def test_a_lone_molecule_passes_the_checks_of_coordination(name):
+    row = check_mof(Mof.from_cif(ROOT / "tests" / "cases" / "mofs" / f"{name}.cif"))
+    assert {check for check in CHECKS if not row[check]} == {"no_lone_molecule"}
+
+
+def test_one_table_of_radii_and_one_void_fraction():
+    "A label and a measurement mean the same; the coarser grid of the labels costs up to 0.03 in a small cell."
+    from matgen_nb.mofdiff import evaluation, hypothetical
+    for name in ("vdw_radii", "void_fraction", "clearance", "clearance_grid"):
+        assert getattr(evaluation, name) is getattr(hypothetical, name)
+    for name in ("IRMOF-1", "MIL-53", "UiO-66"):
+        crystal = textbook_mof(name).crystal
+        label, measured = hypothetical.pore_labels(crystal), pore_properties(crystal)
+        assert abs(label["void_fraction"] - measured["void_fraction"]) < 0.035 and abs(label["lcd"] - measured["lcd"]) < 0.4, name
+        assert label["density"] == measured["density"]
+
+
+@pytest.mark.parametrize("i", [3, 400, 1200])
+def test_stored_labels_are_those_of_the_one_function(i):
+    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels, recompose
+    data = embedded_mofs()
+    net = data.names[i].split("_")[0]
+    plan, d = build_random((data.info["seed"], data.info["trials"][i]), nets=[net])
+    assert plan.name == data.names[i]
+    labels = pore_labels(recompose(d))
+    assert [labels[name] for name in data.property_names] == pytest.approx(data.properties[i].tolist(), abs=2e-4)
+
+
+def test_a_cavity_wider_than_the_first_reach():
+    from matgen_nb.mofdiff.hypothetical import pore_labels
+    crystal = Crystal(60 * np.eye(3), [18], [[0, 0, 0]])
+    expected = 2 * (30 * 3**0.5 - 1.88)
+    assert abs(pore_labels(crystal)["lcd"] - expected) < 0.15 and abs(2 * clearance_grid(crystal, 2.0).max() - expected) < 1e-6

@@ -5,8 +5,9 @@ __all__ = ['BEAD_COLORS', 'FORMAT', 'PAPER_LIMITS', 'KEYS', 'BW_DB', 'BW_DB_FILE
            'CoarseMof', 'from_decomposition', 'contacts', 'plot_coarse', 'join', 'handedness', 'block_signature',
            'BlockLibrary', 'MofBatch', 'MofData', 'to_device', 'with_embeddings', 'select', 'subset', 'trimmed',
            'from_coarse', 'merged', 'pack_blocks', 'unpack_blocks', 'save', 'load', 'Limits', 'bead_distance',
-           'check_block', 'excess', 'read_properties', 'read_folder', 'read_csv', 'stated_checksum', 'download',
-           'read_archive', 'read_bw_db', 'read_source', 'coarse_grain', 'Report', 'prepare_mofs']
+           'check_block', 'excess', 'PropertyTable', 'read_property_table', 'read_properties', 'Labels', 'match_rows',
+           'structure_names', 'read_folder', 'read_csv', 'stated_checksum', 'download', 'read_archive', 'read_bw_db',
+           'read_source', 'coarse_grain', 'Report', 'prepare_mofs']
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #774d9b32
 import csv
@@ -16,6 +17,7 @@ import json
 import re
 import tarfile
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -346,44 +348,214 @@ def excess(coarse, limits=Limits(), dimension=3):
     return [text for bad, text in reasons if bad]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #425f0d09
-KEYS = ("file", "filename", "material_id", "MOFname", "name")  # columns that can name a structure, the first that is there
+KEYS = ("file", "filename", "material_id", "MOFname", "name")  # columns that can name a structure
+_NOTHING = re.compile(r"n\.?/?a\.?|none|null|nan|-+|\?|\.", re.I)
+_LIKE_NUMBER = re.compile(r"[<>~]?\s*[+\-]?\d[\d.,']*(e[+\-]?\d+)?(\(\d+\))?(\s*%|\s+\S{1,10})?", re.I)
 
 def _number(text):
-    try: value = float(text)
-    except (TypeError, ValueError): return None
-    return value if np.isfinite(value) else None
+    "The finite number that a text says, or None."
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if np.isfinite(value) and "_" not in text else None
+
+def _key_order(columns):
+    "The columns that can name a structure, the likeliest first: in a table of `matgen evaluate mofs` the name."
+    ours = ("name",) if "checks_passed" in columns else ()
+    return [key for key in dict.fromkeys(ours + KEYS) if key in columns]
+
+def _bare(text):
+    "A name of a structure as we compare it: without .cif, with forward slashes."
+    text = (text or "").strip().replace("\\", "/").removeprefix("./")
+    return re.sub(r"\.cif(\.gz)?$", "", text, flags=re.I)
+
+# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #425f0d10
+def _numbers(rows, skip, called):
+    """The numbers in a table of text: a dict {column: number} per row, and notes on what is no number.
+
+    rows: list of dict; skip: columns that hold something else; called(i): what to call row i in a note.
+    A column counts where a tenth of its filled cells are numbers, or written like one ('0,85', '12.3 %')."""
+    values, notes = [{} for _ in rows], []
+    wide = [i for i, row in enumerate(rows) if row.get(None)]
+    if wide:
+        notes.append(f"{len(wide)} row(s) have more cells than the table has columns (a decimal comma without "
+                     f"quotes?) and were left out: {', '.join(map(called, wide))}")
+    sound = [(i, row) for i, row in enumerate(rows) if not row.get(None)]
+    for column in dict.fromkeys(c for _, row in sound for c in row if c and c not in skip):
+        filled = [(i, text) for i, row in sound if (text := (row.get(column) or "").strip())]
+        numbers = {i: value for i, text in filled if (value := _number(text)) is not None}
+        odd = [(i, text) for i, text in filled if i not in numbers and text.lower() != "nan"]
+        like = len(numbers) + sum(_LIKE_NUMBER.fullmatch(text) is not None for _, text in odd)
+        words = sum(_NOTHING.fullmatch(text) is None for _, text in odd)
+        if not like or like < 0.1 * (len(numbers) + words):
+            continue
+        for i, value in numbers.items():
+            values[i][column] = value
+        if odd:
+            which = ", ".join(f"{called(i)} {text!r}" for i, text in odd)
+            notes.append(f"column {column!r}: {len(odd)} of {len(filled)} values are no numbers "
+                         f"(a decimal point, no unit) and count as unknown: {which}")
+    return values, notes
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e22c99d2
-def read_properties(path):
-    "Numbers from a CSV file (.gz too): {name of structure, without .cif: {column: value}}. The structure is named by a column file, filename, material_id, MOFname or name."
+@dataclass(frozen=True)
+class PropertyTable:
+    """Numbers from a CSV file. names {column that can name a structure: the name in each row, without .cif};
+    values: {column: number} of each row; notes: what could not be read."""
+    names: dict
+    values: list
+    notes: list = field(default_factory=list)
+
+def read_property_table(path):
+    """The `PropertyTable` of a CSV file (.gz too) in which a column of `KEYS` names the structures.
+
+    MatgenError where there is no such column, or where the file is no CSV file."""
     opened = gzip.open if str(path).endswith(".gz") else open
     try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file: rows = list(csv.DictReader(file))
-    except (OSError, EOFError, csv.Error) as error: raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
-    key = next((k for k in KEYS if rows and k in rows[0]), None)
-    if key is None: raise MatgenError(f"{path} has no column that names the structures; call it {' or '.join(KEYS)}")
-    stem = lambda text: text[:-4] if text.lower().endswith(".cif") else text
-    return {stem(row[key]): {n: v for n, x in row.items() if n and n not in KEYS and (v := _number(x)) is not None} for row in rows if row[key]}
+        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, EOFError, csv.Error) as error:
+        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
+    keys = _key_order(columns)
+    if not keys:
+        hint = "; separate columns by commas, not by semicolons" if ";" in "".join(columns) else ""
+        raise MatgenError(f"{path} has no column that names the structures; "
+                          f"call it {' or '.join(KEYS)}{hint}")
+    called = lambda i: next((rows[i][key] for key in keys if rows[i][key]), f"line {i + 2}")
+    values, notes = _numbers(rows, KEYS, called)
+    return PropertyTable({key: [_bare(row[key]) for row in rows] for key in keys}, values, notes)
+
+def read_properties(path):
+    """Numbers from a CSV file (.gz too): {name of structure, without .cif: {column: value}}.
+
+    The structure is named by the first column of `KEYS` that is there, see `read_property_table`."""
+    table = read_property_table(path)
+    names = next(iter(table.names.values()))
+    return {name: values for name, values in zip(names, table.values) if name}
+
+# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #d33ddac2
+@dataclass(frozen=True)
+class Labels:
+    "Properties by structure, values {name: {column: number}}, and notes on rows and files that do not fit."
+    values: dict
+    notes: list
+
+class _Files:
+    "Structures by what a table may call them. paths: {name: path below the folder, without .cif}."
+    def __init__(self, paths):
+        self.paths, self.exact, self.tail, self.case = paths, {}, {}, {}
+        for name, path in paths.items():
+            for key in {name, path}:
+                self.exact.setdefault(key, set()).add(name)
+            self.tail.setdefault(path.rsplit("/", 1)[-1], set()).add(name)
+            for key in {name.casefold(), path.casefold(), path.rsplit("/", 1)[-1].casefold()}:
+                self.case.setdefault(key, set()).add(name)
+
+    def find(self, word):
+        "The names (set) that a word of the table may mean, and whether they differ from it in case."
+        tail = word.rsplit("/", 1)[-1]
+        fits = lambda path: "/" not in word or "/" not in path or f"/{word}".endswith(f"/{path}")
+        by_tail = {name for name in self.tail.get(tail, ()) if fits(self.paths[name])}
+        found = self.exact.get(word) or by_tail
+        if found:
+            return found, False
+        lower = self.case.get(word.casefold()) or self.case.get(tail.casefold(), set())
+        return {name for name in lower if fits(self.paths[name].casefold()) or "/" not in word}, True
+
+def _merge(rows):
+    "Values that several rows (list of dict) agree on, and the columns in which they do not."
+    columns = dict.fromkeys(column for row in rows for column in row)
+    told = {column: {row[column] for row in rows if column in row} for column in columns}
+    agreed = {column: next(iter(values)) for column, values in told.items() if len(values) == 1}
+    return agreed, [column for column in columns if column not in agreed]
+
+# %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #d33ddac3
+def match_rows(table, paths):
+    """The `Labels` that a `PropertyTable` gives to structures.
+
+    paths: {name: path below the folder, without .cif}. The column is that which names most of the structures.
+    A row that may mean several files, and a value in which two rows of one file differ, are left out; a name in
+    other case is taken where it can mean one file only."""
+    files = _Files(paths)
+    hits = {key: [files.find(word) for word in names] for key, names in table.names.items()}
+    named = {key: [found for found, _ in hit if len(found) == 1] for key, hit in hits.items()}
+    key = max(named, key=lambda key: len(set().union(*named[key])))
+    words, rows, odd = table.names[key], {}, {"none": [], "case": [], "several": []}
+    for word, (found, other_case), values in zip(words, hits[key], table.values):
+        if len(found) != 1:
+            odd["several" if found else "none"].append(word or "(no name)")
+            continue
+        name = next(iter(found))
+        rows.setdefault(name, []).append(values)
+        if other_case:
+            odd["case"].append(f"{word} for {name}")
+    merged = {name: _merge(told) for name, told in rows.items()}
+    differ = lambda name: ", they differ in " + ", ".join(merged[name][1]) if merged[name][1] else ""
+    twice = [f"{name} ({len(told)} rows{differ(name)})" for name, told in rows.items() if len(told) > 1]
+    without = [name for name in paths if name not in rows]
+    said = [(odd["none"], "row(s) name no file"), (without, "file(s) have no row"),
+            (odd["case"], "row(s) name a file in other case and were taken"),
+            (odd["several"], "row(s) may mean several files and were left out"),
+            (twice, "file(s) have several rows, of which only what agrees was taken")]
+    notes = [f"{len(which)} {what}: {', '.join(which)}" for which, what in said if which]
+    if len(table.names) > 1:
+        notes.insert(0, f"structures are named by the column {key!r}")
+    return Labels({name: values for name, (values, _) in merged.items()}, notes + table.notes)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #889c8146
-def read_folder(path, properties=None):
+def structure_names(folder, files):
+    """{name: path of the file} of files below a folder.
+
+    A name is that of the file without .cif; where two would have the same, the path below the folder."""
+    stems = Counter(_bare(path.name) for path in files)
+    below = {path: path.relative_to(folder).as_posix() for path in files}
+    paths = Counter(_bare(text) for text in below.values())
+    unique = lambda path: _bare(below[path]) if paths[_bare(below[path])] == 1 else below[path]
+    return {_bare(path.name) if stems[_bare(path.name)] == 1 else unique(path): path for path in files}
+
+def _beside(folder):
+    "The `PropertyTable` of the only CSV file in a folder and its path; None, None where there is none."
+    tables = sorted(Path(folder).glob("*.csv"))
+    try:
+        return (read_property_table(tables[0]), tables[0]) if len(tables) == 1 else (None, None)
+    except MatgenError:
+        return None, None
+
+def read_folder(path, properties=None, notes=None):
     """(name, CIF text, properties) of every .cif file under a folder, sorted.
 
-    properties: a CSV file, see `read_properties`; without it a single .csv file in the folder is taken, where it names the structures."""
+    properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is taken,
+    where it names structures. notes: a dict that takes what does not fit, {name of the table: list of text}."""
     files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() == ".cif" and p.is_file())
-    if not files: raise MatgenError(f"no .cif file in {path}; give a folder of CIF files, a CSV with a 'cif' column, 'embedded' or 'bw-db'")
-    tables = sorted(Path(path).glob("*.csv"))
-    known = read_properties(properties) if properties else {}
-    if not properties and len(tables) == 1:
-        try: known = read_properties(tables[0])
-        except MatgenError: known = {}
-    if properties and not any(p.stem in known for p in files): raise MatgenError(f"{properties} names none of the {len(files)} structures in {path}")
-    if properties and not any(known.values()): raise MatgenError(f"{properties} holds no numbers: a column for each property, a row for each structure")
-    return [(p.stem, p.read_text(encoding="utf-8", errors="replace"), known.get(p.stem, {})) for p in files]
+    if not files:
+        raise MatgenError(f"no .cif file in {path}; give a folder of CIF files, a CSV with a 'cif' column, "
+                          "'embedded' or 'bw-db'")
+    found = structure_names(path, files)
+    table, source = (read_property_table(properties), properties) if properties else _beside(path)
+    known = {}
+    if table is not None:
+        below = {name: _bare(file.relative_to(path).as_posix()) for name, file in found.items()}
+        labels = match_rows(table, below)
+        known = labels.values
+        if properties and not known:
+            raise MatgenError(f"{properties} names none of the {len(files)} structures in {path}: "
+                              f"{'; '.join(labels.notes)[:300]}")
+        if properties and not any(table.values):
+            raise MatgenError(f"{properties} holds no numbers: a column for each property, a row for each "
+                              f"structure. {'; '.join(table.notes)[:300]}")
+        if notes is not None and (known or properties) and labels.notes:
+            notes[Path(source).name] = labels.notes
+    return [(name, file.read_text(encoding="utf-8", errors="replace"), known.get(name, {}))
+            for name, file in found.items()]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #2a4aa6e5
-def read_csv(path, column="cif"):
-    "(name, CIF text, properties) of every row of a CSV file with a column of CIF texts; the other columns that hold numbers are properties."
+def read_csv(path, column="cif", notes=None):
+    """(name, CIF text, properties) of every row of a CSV file with a column of CIF texts.
+
+    The other columns that hold numbers are properties. A name that stands twice gets the number of its row.
+    notes: a dict that takes what is odd, {name of the file: list of text}."""
     csv.field_size_limit(10**9)
     opened = gzip.open if str(path).endswith(".gz") else open
     try:
@@ -393,9 +565,17 @@ def read_csv(path, column="cif"):
     except (OSError, EOFError, csv.Error) as error: raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
     if column not in columns:
         raise MatgenError(f"{path} has no column {column!r}; it has {', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF texts")
-    key = next((k for k in KEYS if k in columns), None)
-    numbers = lambda row: {n: v for n, x in row.items() if n and n not in (column, *KEYS) and (v := _number(x)) is not None}
-    return [(row.get(key) or f"row {i}", row[column] or "", numbers(row)) for i, row in enumerate(rows, 1)]
+    key = next(iter(_key_order(columns)), None)
+    names = [row.get(key) or f"row {i}" for i, row in enumerate(rows, 1)]
+    count = Counter(names)
+    values, odd = _numbers(rows, (column, *KEYS), lambda i: names[i])
+    twice = [name for name, times in count.items() if times > 1]
+    if twice:
+        odd.insert(0, f"{len(twice)} name(s) stand in several rows: {', '.join(twice)}")
+    if notes is not None and odd:
+        notes[Path(path).name] = odd
+    names = [f"{name} (row {i})" if count[name] > 1 else name for i, name in enumerate(names, 1)]
+    return [(name, row[column] or "", known) for name, row, known in zip(names, rows, values)]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e86b2980
 BW_DB = "https://archive.materialscloud.org/records/nsp7v-2dk91/files/"  # Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
@@ -451,13 +631,16 @@ def read_bw_db(structures=None, table=None):
     for name, text in read_archive(structures or download("structures")): yield name, text, properties.get(name, {})
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #ed738f25
-def read_source(source, column="cif", properties=None):
-    "(name, CIF text or Crystal, properties) of everything in a source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal)."
+def read_source(source, column="cif", properties=None, notes=None):
+    """(name, CIF text or Crystal, properties) of everything in a source.
+
+    source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal).
+    notes: see `read_folder`."""
     if isinstance(source, (list, tuple)): return [(name, what, {}) for name, what in source]
     if source == "bw-db": return read_bw_db()
     path = Path(source)
-    if path.is_dir(): return read_folder(path, properties)
-    if path.is_file(): return read_csv(path, column)
+    if path.is_dir(): return read_folder(path, properties, notes)
+    if path.is_file(): return read_csv(path, column, notes)
     raise MatgenError(f"{str(source)!r} is no folder, no file and no known set; known are 'embedded' and 'bw-db'")
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c10d9770
@@ -477,22 +660,35 @@ def coarse_grain(item, limits=Limits()):
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e8f8f0d2
 @dataclass(frozen=True)
 class Report:
-    "What preparing did: frameworks read and kept, failures by name and reason, notes {name: what the decomposition removed or changed}, seconds."
-    total: int; kept: int; failures: list; notes: dict; seconds: float
+    """What preparing did: frameworks read and kept, failures by name and reason, seconds.
+
+    notes {name: what the decomposition removed or changed}, in it too what `tables` says;
+    tables {name of a CSV file of properties: what in it does not fit the structures}."""
+    total: int
+    kept: int
+    failures: list
+    notes: dict
+    seconds: float
+    tables: dict = field(default_factory=dict)
 
     def by_reason(self):
         "How many frameworks failed for each kind of reason, the most frequent first."
         kind = lambda reason: re.sub(r"\d[\d.]*", "#", reason.split(";")[0]).split(" (")[0]
         return Counter(kind(re.sub(r"^\([^)]*\) ", "", f.reason.removeprefix(f"{f.name} "))) for f in self.failures).most_common()
 
-    def __str__(self): return f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s; {describe_failures(self.failures, self.total)}"
+    def __str__(self):
+        said = [f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s"]
+        said.append(describe_failures(self.failures, self.total))
+        odd = [f"{name}: {textwrap.shorten(line, 200, placeholder=' ...')}" 
+               for name, lines in self.tables.items() for line in lines]
+        return "\n".join(["; ".join(said), *odd])
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #3163869f
 def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", properties=None, limit=None, timeout=60, tolerance=0.1,
                  chunk=5000, seed=0, progress="preparing"):
     """Take frameworks apart and store them as a prepared data set. Returns (MofData, Report); `out` also saves it.
 
-    source: 'embedded', 'bw-db', a folder of CIF files (`properties`: a CSV of numbers by file name), a CSV with a column of CIF texts, or a list of
+    source: 'embedded', 'bw-db', a folder of CIF files (`properties`: a CSV of numbers, see `read_property_table`), a CSV with a column of CIF texts, or a list of
     (name, CIF text or Crystal). limits: see `Limits`. limit: only the first so many; of 'embedded', more than ship are built here, with `seed` (lesson 16b). timeout: seconds
     for one framework. tolerance: A, blocks alike within it are one. A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
     start = time.time()
@@ -500,7 +696,8 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
     if properties is not None and not (isinstance(source, (str, Path)) and Path(source).is_dir()):
         raise MatgenError(f"a CSV of properties goes with a folder of CIF files, not with {str(source)[:80]!r}: the sets that are known by name have theirs, and a CSV of CIF texts holds them in columns of its own")
     if isinstance(source, str) and source == "embedded": return _embedded(out, limit, limits, seed, n_jobs, progress, start)
-    items, total, kept, failures, notes = iter(read_source(source, column, properties)), 0, [], [], {}
+    total, kept, failures, notes, tables = 0, [], [], {}, {}
+    items = iter(read_source(source, column, properties, tables))
     while part := list(itertools.islice(items, chunk if limit is None else min(chunk, limit - total))):
         total += len(part)
         done, failed = parallel_map(partial(coarse_grain, limits=limits), part, [name for name, *_ in part], n_jobs=n_jobs, timeout=timeout, progress=progress)
@@ -512,7 +709,7 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
         raise MatgenError(f"none of the {total} structures in {str(source)[:80]} could be prepared; the first failure: {failures[0] if failures else 'the source is empty'}")
     data = from_coarse(kept, dict(source=str(source) if isinstance(source, (str, Path)) else "list", limits=asdict(limits)), tolerance)
     if out is not None: data.save(out)
-    return data, Report(total, len(kept), failures, notes, time.time() - start)
+    return data, Report(total, len(kept), failures, notes | tables, time.time() - start, tables)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #47443086
 def _embedded(out, limit, limits, seed, n_jobs, progress, start):

@@ -2,16 +2,17 @@
 
 # %% auto #0
 __all__ = ['PARITIES', 'TETRAHEDRON', 'OCTAHEDRON', 'CUBE', 'BELT', 'HALF', 'ENDS', 'GROUPS', 'SCAFFOLDS', 'WHOLE', 'FLAT_BOND',
-           'LIBRARY_FIELDS', 'vdw_radii', 'LIMITS', 'PORTION', 'Net', 'primitive_vectors', 'expand_net', 'read_cgd',
-           'net_from_facts', 'net_facts', 'load_net', 'doubled', 'bridge', 'metal_node', 'oxo_tetrahedron',
-           'paddlewheel', 'oxo_triangle', 'oxo_octahedron', 'hourglass', 'halide_square', 'hydroxo_cube', 'metal_nodes',
-           'fill_scaffold', 'read_linker', 'conformers', 'dock_directions', 'make_linker', 'kabsch', 'linker_names',
-           'make_library', 'pack_library', 'unpack_library', 'load_library', 'Site', 'site_of', 'half_edges',
-           'fit_directions', 'choose_states', 'Plan', 'vertex_ways', 'turn_vertices', 'linker_twist', 'Pose',
-           'place_blocks', 'join_ends', 'gaps', 'rotation_of', 'solve_pose', 'reduced', 'to_decomposition', 'bonds_of',
-           'closest_contact', 'Rejected', 'build', 'closest_bead', 'blocks_by_ends', 'two_colouring', 'roles_of',
-           'edge_classes', 'is_straight', 'draw_linker', 'edge_kinds', 'like_vertices', 'fitting', 'designs',
-           'draw_plan', 'double_plan', 'with_conformer', 'settle_twist', 'surface_of', 'pore_labels', 'build_random',
+           'LIBRARY_FIELDS', 'VDW', 'UNKNOWN_VDW', 'LIMITS', 'HELIUM', 'PORTION', 'Net', 'primitive_vectors',
+           'expand_net', 'read_cgd', 'net_from_facts', 'net_facts', 'load_net', 'doubled', 'bridge', 'metal_node',
+           'oxo_tetrahedron', 'paddlewheel', 'oxo_triangle', 'oxo_octahedron', 'hourglass', 'halide_square',
+           'hydroxo_cube', 'metal_nodes', 'fill_scaffold', 'read_linker', 'conformers', 'dock_directions',
+           'make_linker', 'kabsch', 'linker_names', 'make_library', 'pack_library', 'unpack_library', 'load_library',
+           'Site', 'site_of', 'half_edges', 'fit_directions', 'choose_states', 'Plan', 'vertex_ways', 'turn_vertices',
+           'linker_twist', 'Pose', 'place_blocks', 'join_ends', 'gaps', 'rotation_of', 'solve_pose', 'reduced',
+           'to_decomposition', 'bonds_of', 'vdw_radii', 'closest_contact', 'Rejected', 'build', 'closest_bead',
+           'blocks_by_ends', 'two_colouring', 'roles_of', 'edge_classes', 'is_straight', 'draw_linker', 'edge_kinds',
+           'like_vertices', 'fitting', 'designs', 'draw_plan', 'double_plan', 'with_conformer', 'settle_twist',
+           'surface_of', 'clearance', 'grid_points', 'clearance_grid', 'void_fraction', 'pore_labels', 'build_random',
            'hypothetical', 'short_hash', 'cache_path', 'make_hypothetical', 'pack_mofs', 'unpack_mofs', 'embedded_mofs',
            'many_mofs']
 
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .building_blocks import BuildingBlock, Decomposition, decompose, is_metal, recompose
+from .building_blocks import BuildingBlock, Decomposition, decompose, is_metal, recompose, shell
 from .coarse_graining import CoarseMof, MofData
 from ..symmetry.crystal import atomic_number, element_table
 from ..symmetry.lattice import lattice_from_parameters, lattice_parameters
@@ -727,8 +728,18 @@ def bonds_of(d):
     return pairs, np.concatenate([np.zeros((len(pairs) - len(a), 3), int), d.images])
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #9c6bf334
-_VDW = {1: 1.09, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 14: 2.10, 15: 1.80, 16: 1.80, 17: 1.75, 28: 1.63, 29: 1.40, 30: 1.39, 35: 1.85, 48: 1.58, 49: 1.93, 53: 1.98}   # A: Bondi 1964, hydrogen 1.09
-vdw_radii = lambda elements: np.array([_VDW.get(int(z), 2.0) for z in elements])      # where no value is known: 2.0
+VDW = {1: 1.09, 2: 1.40, 3: 1.82, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 10: 1.54, 11: 2.27, 12: 1.73, 14: 2.10,
+       15: 1.80, 16: 1.80, 17: 1.75, 18: 1.88, 19: 2.75, 28: 1.63, 29: 1.40, 30: 1.39, 31: 1.87, 33: 1.85,
+       34: 1.90, 35: 1.85, 36: 2.02, 46: 1.63, 47: 1.72, 48: 1.58, 49: 1.93, 50: 2.17, 52: 2.06, 53: 1.98,
+       54: 2.16, 78: 1.72, 79: 1.66, 80: 1.55, 81: 1.96, 82: 2.02, 92: 1.86}   # A
+UNKNOWN_VDW = 2.0   # A
+
+def vdw_radii(elements):
+    """Van der Waals radii (n,), A, of elements (n,) by atomic number: one table for contacts, pores and labels.
+
+    Bondi, J. Phys. Chem. 68, 441 (1964), and for hydrogen Rowland and Taylor, J. Phys. Chem. 100, 7384 (1996),
+    as the Cambridge Crystallographic Data Centre and Zeo++ use them; where none is known `UNKNOWN_VDW`."""
+    return np.array([VDW.get(int(z), UNKNOWN_VDW) for z in np.asarray(elements)])
 
 def _within_three_bonds(n, pairs, cells):
     "The set of (i, j, cell of j) that are at most three bonds apart."
@@ -929,26 +940,59 @@ def settle_twist(plan, rng, limits=LIMITS):
     return best[1]
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1989fa2d
-def surface_of(crystal):
-    "A function: Cartesian points (n, 3) -> distance (n,) in A to the nearest van der Waals surface of the crystal, negative inside an atom."
-    from scipy.spatial import cKDTree
-    heights, inverse = 1 / np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0), np.linalg.inv(crystal.lattice)
-    grid = np.array(list(itertools.product(*(range(-n, n + 1) for n in np.ceil(10 / heights).astype(int)))))
-    images = (crystal.cart_coords + (grid @ crystal.lattice)[:, None]).reshape(-1, 3)
-    radii = np.tile(vdw_radii(crystal.elements), len(grid))
-    trees = [(r, cKDTree(images[radii == r])) for r in np.unique(radii)]
-    return lambda points: np.min([tree.query(points @ inverse % 1 @ crystal.lattice)[0] - r for r, tree in trees], axis=0)
+HELIUM = 1.2755    # A, radius of the probe
 
-def pore_labels(crystal, points=6000, probe=1.2755):
-    "density (g/cm3), void_fraction (share of the volume open to the centre of a sphere of radius `probe`, A), lcd (diameter of the largest sphere, A) as a dict."
-    spacing, surface = max(0.6, (crystal.volume / points)**(1 / 3)), surface_of(crystal)
-    n = np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int)
-    points = np.stack(np.meshgrid(*((np.arange(k) + .5) / k for k in n), indexing="ij"), -1).reshape(-1, 3) @ crystal.lattice
-    distance, around = surface(points), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-    centre, step = points[distance.argmax()], spacing
-    for _ in range(8):                                                    # climb from the best grid point
-        centre, step = (centre + step * around)[surface(centre + step * around).argmax()], step / 1.7
-    return dict(density=crystal.density, void_fraction=float((distance > probe).mean()), lcd=float(max(0, 2 * surface(centre[None])[0])))
+def surface_of(crystal, reach=20.0):
+    """A function: fractional points (n, 3) -> distance (n,), A, to the nearest van der Waals surface.
+
+    Negative inside an atom; exact up to `reach` (A) less the largest radius, and never more than that."""
+    from scipy.spatial import cKDTree
+    radii = vdw_radii(crystal.elements)
+    atom, _, cart = shell(crystal, reach)
+    trees = [(r, cKDTree(cart[radii[atom] == r])) for r in np.unique(radii)]     # one for each kind of ball
+    def distance(points):
+        x, best = (points - np.floor(points)) @ crystal.lattice, np.full(len(points), reach - radii.max())
+        for r, tree in trees:
+            best = np.minimum(best, tree.query(x, distance_upper_bound=reach)[0] - r)
+        return best
+    return distance
+
+def clearance(crystal, points, reach=20.0):
+    "Distance (n,), A, from fractional points (n, 3) to the surface of the nearest atom, see `surface_of`."
+    return surface_of(crystal, reach)(points)
+
+def grid_points(crystal, spacing=0.3):
+    "Points (nx, ny, nz, 3), fractional, about `spacing` (A) apart: (i, j, k) is at i/nx, j/ny, k/nz."
+    shape = np.maximum(np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int), 4)
+    return np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), -1)
+
+def clearance_grid(crystal, spacing=0.3, reach=20.0):
+    "Clearance (nx, ny, nz), A, at the `grid_points` of a crystal; too short a `reach` (A) is doubled."
+    points = grid_points(crystal, spacing)
+    grid = clearance(crystal, points.reshape(-1, 3), reach).reshape(points.shape[:3])
+    capped = grid.max() > reach - vdw_radii(crystal.elements).max() - spacing
+    return clearance_grid(crystal, spacing, 2 * reach) if capped else grid
+
+def void_fraction(grid, probe=HELIUM):
+    "Share of the cell open to the centre of a probe (A), pockets included, from a grid of the clearance (A)."
+    return float((grid > probe).mean())
+
+# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1989fa2e
+def pore_labels(crystal, points=6000, probe=HELIUM):
+    """The labels of a framework: dict of density (g/cm3), void_fraction (see there) and lcd, A.
+
+    The grid has about so many `points`, 0.6 A apart or more. lcd: diameter of the largest sphere that fits,
+    found by a climb from the best point of the grid."""
+    spacing = max(0.6, (crystal.volume / points)**(1 / 3))
+    places, grid = grid_points(crystal, spacing), clearance_grid(crystal, spacing)
+    surface = surface_of(crystal, grid.max() + vdw_radii(crystal.elements).max() + 3 * spacing)
+    inverse, around = np.linalg.inv(crystal.lattice), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    centre, step = places.reshape(-1, 3)[grid.argmax()], spacing
+    for _ in range(8):
+        near = centre + step * around @ inverse
+        centre, step = near[surface(near).argmax()], step / 1.7
+    largest = max(0.0, 2 * float(surface(centre[None])[0]))
+    return dict(density=crystal.density, void_fraction=void_fraction(grid, probe), lcd=largest)
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #3c734720
 def build_random(trial, limits=LIMITS, nets=None):
@@ -984,7 +1028,7 @@ def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, 
     """`n` different hypothetical frameworks as `MofData`, built on this machine; the same for the same seed. Kept in the user's cache (or in `out`, a
     .safetensors file) and read from there the next time. trials: give up after so many (default 60 n + 200); MatgenError then. known: names that are not wanted again.
     Properties: density (g/cm3), void_fraction, lcd (A). info: how many trials failed at which stage."""
-    recipe = json.dumps([1, n, seed, limits, nets, sorted(net_facts()), *([short_hash("\n".join(known))] if len(known) else [])], sort_keys=True)
+    recipe = json.dumps([2, n, seed, limits, nets, sorted(net_facts()), *([short_hash("\n".join(known))] if len(known) else [])], sort_keys=True)
     path = Path(out) if out else cache_path(f"hypothetical-{n}-{seed}", recipe)
     if path.exists() and (data := MofData.load(path)).info.get("recipe") == recipe: return data
     found, stages, at, most, known = {}, Counter(), 0, trials or 60 * n + 200, set(known)
