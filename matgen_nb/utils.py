@@ -42,9 +42,11 @@ RECORD, LOCK = ".matgen-files", ".matgen-lock"
 _HEAD = "# files that matgen made in this folder: --overwrite deletes these and no others\n"
 
 class OwnFiles:
-    """The record of the files that runs have made in a folder: `names`, a set of paths relative to it, with "/".
+    """The record of the files that runs have made in a folder: `names`, a set of paths relative to it, with
+    "/".
 
-    A name that ends in "/" is a folder with a record of its own. What is not in the record is somebody else's, and is never changed or deleted."""
+    A name that ends in "/" is a folder with a record of its own. What is not in the record is somebody
+    else's, and is never changed or deleted."""
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.names = self._read()
@@ -60,10 +62,12 @@ class OwnFiles:
         home, inside = self.folder.resolve(), {}
         for parent in {PurePosixPath(line).parent for line in whole}:
             inside[parent] = ".." not in parent.parts and (home / parent).resolve().is_relative_to(home)
-        return {line for line in whole if line and inside[PurePosixPath(line).parent] and PurePosixPath(line).name != ".."}
+        named = {line for line in whole if line and PurePosixPath(line).name != ".."}
+        return {line for line in named if inside[PurePosixPath(line).parent]}
 
     def claim(self, *names: str) -> list[Path]:
-        "Record files that are about to be written, and return their paths. MatgenError where somebody else's file has such a name."
+        """Record files that are about to be written, and return their paths. MatgenError where somebody
+        else's file has such a name."""
         for name in names:
             if name not in self.names and not name.endswith("/") and os.path.lexists(self.folder / name):
                 raise MatgenError(f"{self.folder / name} was not made by matgen and is left as it is: "
@@ -85,7 +89,8 @@ class OwnFiles:
 _TORN = re.compile(r"\.(?P<name>.+)\.\d+\.\d+\.tmp")
 
 def _foreign(self) -> list[str]:
-    "Files in the folder (paths relative to it, sorted) that are not on its record, nor on one of a folder inside that is."
+    """Files in the folder (paths relative to it, sorted) that are not on its record, nor on one of a
+    folder inside that is."""
     if not self.folder.is_dir():
         return []
     nested = {name: OwnFiles(self.folder / name) for name in self.names if name.endswith("/")}
@@ -147,7 +152,8 @@ def _machine() -> dict:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
         space = ""
-    return dict(host=socket.gethostname(), space=space, boot=_read_text("/proc/sys/kernel/random/boot_id").strip())
+    boot = _read_text("/proc/sys/kernel/random/boot_id").strip()
+    return dict(host=socket.gethostname(), space=space, boot=boot)
 
 def _process_start(pid: int) -> str:
     "When a process of this machine started, in the kernel's count; empty where that cannot be told."
@@ -164,7 +170,8 @@ def _runs(pid: int, start: str) -> bool:
     return not start or _process_start(pid) in ("", start)
 
 def lock_holder(folder: str | Path) -> dict | None:
-    "Who holds the lock of a folder: owner, host, pid, since, command; None where it is free or the lock is stale."
+    """Who holds the lock of a folder: owner, host, pid, since, command; None where it is free or the lock
+    is stale."""
     path = Path(folder) / LOCK
     try:
         text, touched = path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mtime
@@ -176,16 +183,18 @@ def lock_holder(folder: str | Path) -> dict | None:
     except (ValueError, KeyError, TypeError):
         found, pid, machine = dict(owner="somebody", host="?", pid="?", since="?", command="?"), None, None
     here = _machine()
-    same = bool(machine) and hasattr(os, "getuid")             # Windows has no harmless way to ask after a process
+    same = bool(machine) and hasattr(os, "getuid")  # Windows has no harmless way to ask after a process
     if same and [machine[k] for k in ("host", "space")] == [here[k] for k in ("host", "space")]:
         return found if machine["boot"] == here["boot"] and _runs(pid, found.get("start", "")) else None
     return found if time.time() - touched < _STALE else None
 
 # %% ../nbs/00_utils.ipynb #u0lck004
 class FolderLock:
-    """The lock of a folder for one run, taken when it is made; `release()`, or the end of a `with`, gives it back.
+    """The lock of a folder for one run, taken when it is made; `release()`, or the end of a `with`, gives it
+    back.
 
-    The folder is made if it is missing, and taken away again if nothing was put into it. MatgenError that names the holder where it is held."""
+    The folder is made if it is missing, and taken away again if nothing was put into it. MatgenError that
+    names the holder where it is held."""
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
@@ -235,14 +244,15 @@ def _unlock(path, text, stop, missing, pid):
         _remove_empty(made)
 
 def _create(path, text) -> bool:
-    "Make a file that must not be there yet, with its text in it from the first moment; False where it is there."
+    """Make a file that must not be there yet, with its text in it from the first moment; False where it is
+    there."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     temporary.write_text(text, encoding="utf-8")
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:                                            # a disk without links: not as safe, but good enough
+    except OSError:  # a disk without links: not as safe, but good enough
         try:
             with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
@@ -253,13 +263,15 @@ def _create(path, text) -> bool:
     return True
 
 def _take(self) -> None:
-    "Make the lock file, over a stale one if need be. Of several that find a stale lock one at a time may break it."
+    """Make the lock file, over a stale one if need be. Of several that find a stale lock one at a time may
+    break it."""
     path, breaker = self.folder / LOCK, self.folder / f"{LOCK}.break"
     for _ in range(20):
         if _create(path, self.text):
             return
         if holder := lock_holder(self.folder):
-            raise MatgenError(f"{self.folder} is in use since {holder['since']} by {holder['owner']}@{holder['host']}, process "
+            raise MatgenError(f"{self.folder} is in use since {holder['since']} by "
+                              f"{holder['owner']}@{holder['host']}, process "
                               f"{holder['pid']} ({holder['command']}): wait for it, or choose another --out. "
                               f"If you know that it is gone, delete {path}")
         if _create(breaker, self.text):
@@ -271,7 +283,8 @@ def _take(self) -> None:
         elif time.time() - breaker.stat().st_mtime > 60 if breaker.exists() else False:
             breaker.unlink(missing_ok=True)                    # killed while it broke a lock
         time.sleep(.05)
-    raise MatgenError(f"the lock of {self.folder} could not be taken: another process is about to take it; try again")
+    raise MatgenError(f"the lock of {self.folder} could not be taken: another process is about to take it; "
+                      f"try again")
 
 FolderLock._take = _take
 
@@ -442,7 +455,8 @@ def find_weights(name_or_path):
 
 # %% ../nbs/00_utils.ipynb #u0chk001
 def _sections(data) -> tuple[dict, int]:
-    "Header of the bytes of a safetensors file, and where its tensors begin. ValueError where there is no such header."
+    """Header of the bytes of a safetensors file, and where its tensors begin. ValueError where there is no
+    such header."""
     size = int.from_bytes(data[:8], "little")
     if not 2 <= size <= len(data) - 8:
         raise ValueError("its header is longer than the file")
@@ -464,7 +478,8 @@ def _checksum(data) -> str:
     return told.hexdigest()
 
 def content_hash(path: str | Path) -> str:
-    "SHA-256 (hex) of the content of a safetensors file, however it is laid out; of the bytes of any other file."
+    """SHA-256 (hex) of the content of a safetensors file, however it is laid out; of the bytes of any
+    other file."""
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return hashlib.sha256(b"").hexdigest()
@@ -475,7 +490,8 @@ def content_hash(path: str | Path) -> str:
                 return hashlib.sha256(data).hexdigest()
 
 def tensor_bytes(tensors: dict, metadata: dict[str, str]) -> bytes:
-    """A safetensors file as bytes: tensors by name, and texts for its header, which gets a checksum of all of it.
+    """A safetensors file as bytes: tensors by name, and texts for its header, which gets a checksum of all of
+    it.
 
     Equal tensors and texts give equal bytes: safetensors sorts the tensors, we the texts."""
     from safetensors.torch import save
@@ -488,9 +504,11 @@ def tensor_bytes(tensors: dict, metadata: dict[str, str]) -> bytes:
 
 # %% ../nbs/00_utils.ipynb #u0chk003
 def load_tensors(path: str | Path, finite=lambda name: True) -> tuple[dict[str, str], dict]:
-    """(texts of the header, {name: tensor}) of a safetensors file, checked: ValueError says what is wrong with it.
+    """(texts of the header, {name: tensor}) of a safetensors file, checked: ValueError says what is wrong
+    with it.
 
-    It must be whole, its checksum (where it has one) must be right, and tensors for which `finite(name)` must hold no NaN and no infinity."""
+    It must be whole, its checksum (where it has one) must be right, and tensors for which `finite(name)`
+    must hold no NaN and no infinity."""
     from safetensors import safe_open
     try:
         with safe_open(str(path), "pt") as file:
@@ -502,15 +520,18 @@ def load_tensors(path: str | Path, finite=lambda name: True) -> tuple[dict[str, 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and finite(name) and not tensor.isfinite().all():
             wrong = int((~tensor.isfinite()).sum())
-            raise ValueError(f"{wrong} of the {tensor.numel()} numbers of the tensor {name!r} are NaN or infinite")
+            raise ValueError(f"{wrong} of the {tensor.numel()} numbers of the tensor {name!r} are NaN or "
+                             f"infinite")
     return metadata, tensors
 
-_MAKERS = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "linspace", "eye", "new_empty"}
+_MAKERS = {"empty", "new_empty", "zeros", "ones", "full", "eye",
+           "rand", "randn", "randint", "arange", "linspace"}
 
 def allocation_limit(numbers: int):
     """Context manager: MatgenError before torch makes tensors of more than so many numbers together.
 
-    For building a model from a configuration that came with a file: a width of a billion must not fill the memory."""
+    For building a model from a configuration that came with a file: a width of a billion must not fill the
+    memory."""
     from torch.utils._python_dispatch import TorchDispatchMode
     class Limit(TorchDispatchMode):
         made = 0
@@ -526,21 +547,27 @@ def allocation_limit(numbers: int):
 
 # %% ../nbs/00_utils.ipynb #18a04e1b
 def read_weights(name_or_path, format, build):
-    """`build(metadata, tensors)` of a weights file, see `find_weights`. metadata: the header, a dict of texts, whose "format" must be `format`; tensors: {name: tensor}.
+    """`build(metadata, tensors)` of a weights file, see `find_weights`. metadata: the header, a dict of
+    texts, whose "format" must be `format`; tensors: {name: tensor}.
 
-    MatgenError for a file that is missing, cut short, damaged (checksum), of another format, with NaN in it, whose configuration is too large, or that `build` cannot use."""
+    MatgenError for a file that is missing, cut short, damaged (checksum), of another format, with NaN in
+    it, whose configuration is too large, or that `build` cannot use."""
     path = find_weights(name_or_path)
     try:
         metadata, tensors = load_tensors(path)
     except ValueError as error:
-        raise MatgenError(f"{path} is not a readable weights file ({error}); it may be cut short or damaged, fetch it again") from None
+        raise MatgenError(f"{path} is not a readable weights file ({error}); it may be cut short or damaged, "
+                          f"fetch it again") from None
     if (found := metadata.get("format", "something else")) != format:
-        raise MatgenError(f"{path} holds {found!r}, but {format!r} is needed: weights of another model or version")
+        raise MatgenError(f"{path} holds {found!r}, but {format!r} is needed: weights of another model or "
+                          f"version")
     try:
         with allocation_limit(10**8 + 20 * sum(t.numel() for t in tensors.values())):
             return build(metadata, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MemoryError, OverflowError, MatgenError) as error:
-        raise MatgenError(f"{path} does not fit this version of matgen_nb ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError,
+            MatgenError) as error:
+        raise MatgenError(f"{path} does not fit this version of matgen_nb "
+                          f"({(str(error) or type(error).__name__).splitlines()[0]})") from None
 
 # %% ../nbs/00_utils.ipynb #2855cd71
 def fetch(url, name, check, stated=lambda: None, instead="download it elsewhere and pass its path"):

@@ -18,9 +18,11 @@ from typing import Annotated, Optional
 
 import typer
 
-from .runs import (CHUNK, as_folder, caption, chunk_seed, chunks, close_folders, crystal_png, file_hash, finish_stream, fresh_file,
-                                  fresh_folder, gallery_png, input_identity, is_finished, join_tables, open_run, read_table, run_record, say,
-                                  stream, write_cifs, write_gallery, write_json, write_results, write_table, written_now)
+from .runs import (CHUNK, as_folder, caption, check_out, chunk_seed, chunks, close_folders,
+                                  crystal_png, file_hash, finish_stream, fresh_file, fresh_folder,
+                                  gallery_png, input_identity, is_finished, join_tables, open_run,
+                                  read_table, run_record, say, stream, write_cifs, write_gallery,
+                                  write_json, write_results, write_table, written_now)
 from ..utils import MatgenError, OwnFiles, atomic_write, describe_failures
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0450dc77
@@ -32,12 +34,14 @@ def our_error(error):
     return isinstance(error, ValueError) and trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("matgen_nb")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #b6e4750a
-_START = ("Generate crystals (SymmCD) and metal-organic frameworks (MOFDiff): prepare, train, sample, evaluate. "
+_START = ("Generate crystals (SymmCD) and metal-organic frameworks (MOFDiff): prepare, train, sample, "
+          "evaluate. "
           "Start with: matgen demo")
-app = typer.Typer(name="matgen", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=_START)
-GROUPS = {"prepare": "Turn structures into a training file.", "train": "Train a model.", "sample": "Generate structures.",
-          "evaluate": "Judge structures."}
-prepare_app, train_app, sample_app, evaluate_app = (typer.Typer(no_args_is_help=True, help=text) for text in GROUPS.values())
+app = typer.Typer(name="matgen", no_args_is_help=True, pretty_exceptions_enable=False,
+                  rich_markup_mode="markdown", help=_START)
+GROUPS = {"prepare": "Turn structures into a training file.", "train": "Train a model.",
+          "sample": "Generate structures.", "evaluate": "Judge structures."}
+prepare_app, train_app, sample_app, evaluate_app = (typer.Typer(no_args_is_help=True, help=t) for t in GROUPS.values())
 for _name, _group in zip(GROUPS, (prepare_app, train_app, sample_app, evaluate_app)):
     app.add_typer(_group, name=_name)
 
@@ -55,13 +59,15 @@ PRESETS = "that of the preset"
 Seed = Annotated[int, _option("Random seed: same seed, same result.", min=0)]
 On = Annotated[Device, _option("Where to compute; auto: a GPU if there is one.")]
 Out = Annotated[Path, _option("Folder for the results.")]
-Overwrite = Annotated[bool, _option("Write into a folder that is not empty; what an earlier run made there is deleted, nothing else.",
+Overwrite = Annotated[bool, _option("Write into a folder that is not empty; what an earlier run made there "
+                                    "is deleted, nothing else.",
                                     False, "--overwrite")]
 Resume = Annotated[bool, _option("Continue the run in --out.", False, "--resume")]
 Jobs = Annotated[int, _option("Processes; -1: one for each core.")]
 Steps = Annotated[Optional[int], _option("Steps of the optimizer.", PRESETS, min=1)]
 Epochs = Annotated[Optional[float], _option("Passes over the data, in place of --steps.", PRESETS)]
-BatchSize = Annotated[Optional[int], _option("Structures in a step, on all devices together.", PRESETS, min=1)]
+BatchSize = Annotated[Optional[int], _option("Structures in a step, on all devices "
+                                             "together.", PRESETS, min=1)]
 Rate = Annotated[Optional[float], _option("Learning rate.", PRESETS)]
 Seconds = Annotated[Optional[float], _option("Time budget in seconds; the learning rate follows it.", "none")]
 Devices = Annotated[int, _option("Processes on each node: GPUs, or parts of a CPU.", min=1)]
@@ -81,7 +87,8 @@ def _tell_version(asked: bool):
 
 @app.callback()
 def _common(debug: Annotated[bool, _option("Show tracebacks.", False, "--debug")] = False,
-            version: Annotated[bool, _option("Show the version and stop.", False, "--version", callback=_tell_version, is_eager=True)] = False):
+            version: Annotated[bool, _option("Show the version and stop.", False, "--version", is_eager=True,
+                                             callback=_tell_version)] = False):
     _state["debug"] = debug
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #8c7462d4
@@ -130,13 +137,16 @@ def choose_training(table, preset, **choices):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #24ae5006
 def load_data(path):
-    "CrystalData of a prepared file, without crystals that hold NaN, which are named; MatgenError when it is missing or damaged."
+    """CrystalData of a prepared file, without crystals that hold NaN, which are named; MatgenError when it
+    is missing or damaged."""
     from matgen_nb.symmcd.dataset import CrystalData
-    if not Path(path).is_file(): raise MatgenError(f"there is no prepared file {path}: make one with matgen prepare crystals SOURCE --out {path}")
+    if not Path(path).is_file(): raise MatgenError(f"there is no prepared file {path}: make one with matgen "
+                                                   f"prepare crystals SOURCE --out {path}")
     return without_nan(CrystalData.load(path), path)
 
 def without_nan(data, path):
-    "A prepared set without the structures that hold NaN or infinity, which are named on the screen; MatgenError where none is left."
+    """A prepared set without the structures that hold NaN or infinity, which are named on the screen;
+    MatgenError where none is left."""
     from matgen_nb.scale.training import name_structures, not_finite
     bad = not_finite(data)
     if not bad:
@@ -154,8 +164,9 @@ def new_symmcd(preset, data):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e04dddc7
 def fit_model(model, data, config, out, resume=False, overwrite=False, val=None, info=None):
-    """Train any model of the course into the folder `out`; writes weights.safetensors. Returns (averaged model, history);
-    model None on helper processes. info(): a dict that goes with the weights (default: none)."""
+    """Train any model of the course into the folder `out`; writes weights.safetensors. Returns (averaged
+    model, history); model None on helper processes. info(): a dict that goes with the weights (default:
+    none)."""
     from matgen_nb.scale.training import Trainer
     trainer = Trainer(model, data, config, out, val=val)
     def keep(trainer):
@@ -190,7 +201,6 @@ def report_training(model, history, out, seed, start, follow):
 # %% ../../nbs/5_scale/25_command_line.ipynb #42d08042
 def given_training(table, preset, out, inputs, **choices):
     "The `TrainConfig` of a training command (see `choose_training`), after a look at its folder and its inputs ({flag: path})."
-    from matgen_nb.scale.runs import check_out
     check_out(out, inputs)
     return choose_training(table, preset, **choices)
 
@@ -219,13 +229,14 @@ def parse_groups(text):
     if text is None: return None
     try: groups = [int(part) for part in text.split(",")]
     except ValueError: groups = [0]
-    if not all(1 <= g <= 230 for g in groups): raise MatgenError(f"--space-group must be numbers from 1 to 230 separated by commas, not {text!r}")
+    if not all(1 <= g <= 230 for g in groups): raise MatgenError(f"--space-group must be numbers from 1 to "
+                                                                 f"230 separated by commas, not {text!r}")
     return groups[0] if len(groups) == 1 else groups
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #c4385c07
 def sample_stream(model, request, asked, out, title, resume, overwrite, inputs=None):
-    """Open the folder, stream `request["n"]` samples of a model with `sample(n, seed=, batch_size=, progress=, **asked)`, finish it;
-    returns how many were drawn now. inputs: see `check_out`."""
+    """Open the folder, stream `request["n"]` samples of a model with `sample(n, seed=, batch_size=,
+    progress=, **asked)`, finish it; returns how many were drawn now. inputs: see `check_out`."""
     from matgen_nb.symmetry.crystal import Crystal
     from matgen_nb.utils import progress_bar
     start, one = time.monotonic(), request["n"] <= request["chunk"]
@@ -289,8 +300,9 @@ def _read_one(text):
     return Crystal.from_cif(f"{text}\n")
 
 def read_crystals(source, n_jobs=-1):
-    """(crystals, names, failures) of a folder of CIF files (or one that holds a folder `cif`), or of a CSV (.gz too) with a column `cif`.
-    None where reading failed. Files in a folder that this process is writing are passed over."""
+    """(crystals, names, failures) of a folder of CIF files (or one that holds a folder `cif`), or of a CSV
+    (.gz too) with a column `cif`. None where reading failed. Files in a folder that this process is
+    writing are passed over."""
     from matgen_nb.symmcd.dataset import read_csv, read_folder
     from matgen_nb.utils import parallel_map
     source = Path(source)
@@ -299,7 +311,8 @@ def read_crystals(source, n_jobs=-1):
         items = [(name, text) for name, text in read_folder(source) if not written_now(source/name)]
     elif source.is_file(): items = read_csv(source)
     else: raise MatgenError(f"there is no folder or file {source}")
-    if not items: raise MatgenError(f"{source} holds no structures: a folder needs *.cif files, a CSV rows with a column 'cif'")
+    if not items: raise MatgenError(f"{source} holds no structures: a folder needs *.cif files, a CSV rows "
+                                    f"with a column 'cif'")
     names = [name for name, _ in items]
     crystals, failures = parallel_map(_read_one, [text for _, text in items], names, progress="reading", timeout=60, n_jobs=n_jobs if len(items) > 500 else 1)
     return crystals, names, failures

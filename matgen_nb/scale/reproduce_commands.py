@@ -17,10 +17,11 @@ from typing import Annotated, Callable, Optional
 import numpy as np
 import typer
 
-from .command_line import (Device, On, Overwrite, Resume, Seed, _command, _option, app, choose_training, fit_model, fit_symmcd, judge,
-                                          load_data, pick_device, read_crystals, sample_stream, training_reference)
-from .runs import (CHUNK, as_folder, check_out, file_hash, input_identity, open_run, read_table, run_record, say, write_json,
-                                  write_table)
+from .command_line import (Device, On, Overwrite, Resume, Seed, _command, _option, app,
+                                          choose_training, fit_model, fit_symmcd, judge, load_data, pick_device,
+                                          read_crystals, sample_stream, training_reference)
+from .runs import (CHUNK, as_folder, check_out, file_hash, input_identity, open_run, read_table,
+                                  run_record, say, write_json, write_table)
 from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff, make_mofs, read_sampled
 from ..utils import MatgenError, atomic_write, share
 
@@ -277,7 +278,8 @@ def reproduce_ablations(job):
     reference = prepare_reference(some(val, s["reference"]), cache=_claimed(job.out/"reference.npz"), fingerprints=False, n_jobs=job.n_jobs, progress=False)
     runs = [(job.seed + seed, name) for seed, name in plan_runs(s.get("variants", list(VARIANTS)), s["seeds"], s["fewer"])]
     stems = [f"{name.replace(' ', '-')}-{seed}" for seed, name in runs]
-    as_folder(job.out).claim(*(f"runs/{stem}.json" for stem in stems), *(f"runs/training/{stem}/" for stem in stems))
+    as_folder(job.out).claim(*(f"runs/{stem}.json" for stem in stems))
+    as_folder(job.out).claim(*(f"runs/training/{stem}/" for stem in stems))
     rows = run_ablations(data, val, reference, job.out/"runs", runs, say, steps=s["steps"], n=s["n"], sample_steps=s["sample_steps"], device=job.device)
     write_table(_claimed(job.out/"table.csv"), rows)
     return ablation_rows(rows, published_ablations()), plot_ablations(rows)

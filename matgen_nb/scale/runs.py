@@ -14,10 +14,12 @@ from ..utils import LOCK, RECORD, FolderLock, MatgenError, OwnFiles, atomic_writ
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0006
 def run_record(command: str, seed: int | None, seconds: float, **extra) -> dict:
-    "What was run, as a JSON-able dict: command, versions, seed, seconds, git commit (None outside a repository)."
+    """What was run, as a JSON-able dict: command, versions, seed, seconds, git commit (None outside a
+    repository)."""
     names = ("matgen_nb", "torch", "numpy", "spglib", "pymatgen")
     versions = {name: _version(name) for name in names} | {"python": platform.python_version()}
-    return {"command": command, "seed": seed, "seconds": round(seconds, 2), "commit": _commit(), "versions": versions, **extra}
+    return {"command": command, "seed": seed, "seconds": round(seconds, 2), "commit": _commit(),
+            "versions": versions, **extra}
 
 def _version(name):
     from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +41,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0009
-_ACTIVE = re.compile(r"'*[=+\-@\t\r]")                        # a cell that a spreadsheet would run (or one that was escaped)
+_ACTIVE = re.compile(r"'*[=+\-@\t\r]")  # a cell that a spreadsheet would run (or one that was escaped)
 
 def _number(text):
     "An int or float where a text is one, else the text."
@@ -60,7 +62,8 @@ def _value(text):
     return text[1:] if text.startswith("'") and _ACTIVE.match(text[1:]) else _number(text)
 
 def write_table(path: str | Path, rows: list[dict]) -> None:
-    "List of dicts -> CSV with the union of their columns, atomically; texts that a spreadsheet would run are escaped."
+    """List of dicts -> CSV with the union of their columns, atomically; texts that a spreadsheet would run
+    are escaped."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as f:
         writer = csv.DictWriter(f, columns, lineterminator="\n")
@@ -106,20 +109,22 @@ def read_json(path: str | Path) -> dict:
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0014
 def crystal_png(crystal, size: float = 2.2) -> bytes:
-    "PNG of a still picture of a crystal with the names of its elements; a grey square with the reason when drawing fails."
+    """PNG of a still picture of a crystal with the names of its elements; a grey square with the reason
+    when drawing fails."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matgen_nb.symmetry.crystal import element_legend
     figure = Figure(figsize=(size, size), dpi=80)
     FigureCanvasAgg(figure)
     try:
-        low = .1 * -(-len(set(crystal.elements.tolist())) // 5)                 # a line for every five elements
+        low = .1 * -(-len(set(crystal.elements.tolist())) // 5)  # a line for every five elements
         crystal.plot(ax=figure.add_axes([0, low, 1, 1 - low]), legend=False)
         element_legend(figure, crystal.elements, columns=5, loc="lower center",
                        borderpad=0, borderaxespad=.2, labelspacing=.2)
     except Exception as error:
         figure.clear()
-        figure.text(.5, .5, f"no picture:\n{str(error)[:60]}", ha="center", va="center", fontsize=6, color="0.4")
+        reason = f"no picture:\n{str(error)[:60]}"
+        figure.text(.5, .5, reason, ha="center", va="center", fontsize=6, color="0.4")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -156,9 +161,11 @@ def caption(row: dict) -> str:
     parts = [row.get("file") or row.get("name"), row.get("formula"), row.get("space_group")]
     return " · ".join(str(p) for p in parts if p is not None)
 
-def write_gallery(path, title: str, crystals: list, rows: list[dict], intro: str = "", limit: int = 60, wide=()) -> None:
-    """One self-contained HTML page: pictures of the first `limit` crystals (base64 PNG; None is left out) and
-    a sortable table of all `rows`. wide: further pictures, list of (PNG bytes, caption), shown first and larger."""
+def write_gallery(path, title: str, crystals: list, rows: list[dict], intro: str = "",
+                  limit: int = 60, wide=()) -> None:
+    """One self-contained HTML page: pictures of the first `limit` crystals (base64 PNG; None is left out)
+    and a sortable table of all `rows`. wide: further pictures, list of (PNG bytes, caption), shown
+    first and larger."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [(c, row) for c, row in zip(crystals, rows) if c is not None][:limit]
     figures = "".join(_picture(png, text, ' class="w"') for png, text in wide)
@@ -208,35 +215,41 @@ def _same(a: Path, b: Path) -> bool:
 def check_out(out: str | Path, inputs: dict) -> None:
     """MatgenError where the file or folder `out` is one of the inputs of a command or holds one.
 
-    inputs: {flag or argument as the user knows it: path, or name of a data set, or None}. A folder of results inside
-    an input folder is allowed where it is new or holds files of ours alone."""
+    inputs: {flag or argument as the user knows it: path, or name of a data set, or None}. A folder of
+    results inside an input folder is allowed where it is new or holds files of ours alone."""
     here = Path(out).resolve()
     for flag, path in inputs.items():
         if path is None or not os.path.lexists(path):
             continue
         there = Path(path).resolve()
         if _same(here, there):
-            raise MatgenError(f"--out {out} is {flag} itself, which has to stay as it is: choose another --out")
+            raise MatgenError(f"--out {out} is {flag} itself, which has to stay as it is: choose another "
+                              f"--out")
         if any(_same(here, parent) for parent in there.parents):
-            raise MatgenError(f"--out {out} contains {flag} {path}, which has to stay as it is: choose another --out")
+            raise MatgenError(f"--out {out} contains {flag} {path}, which has to stay as it is: choose "
+                              f"another --out")
         inside = there.is_dir() and any(_same(parent, there) for parent in here.parents)
         if inside and (strangers := OwnFiles(here).foreign()):
-            raise MatgenError(f"--out {out} lies inside {flag} {path} and holds {strangers[0]}, which matgen did not make: "
+            raise MatgenError(f"--out {out} lies inside {flag} {path} and holds {strangers[0]}, which matgen "
+                              f"did not make: "
                               "choose another --out")
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0024
-_FILES = ("table.csv|figures.csv|history.csv|gallery.html|(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms)"
-          r".png|(run|request|summary).json|(last|best|weights|train|val|mofs|crystals).safetensors|reference.npz|mof.cif|"
+_FILES = (r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary).json|"
+          r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms).png|reference.npz|mof.cif|"
+          r"(last|best|weights|train|val|mofs|crystals).safetensors|"
           r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
           r"(assembled|relaxed|judged)/mof_\d{5,}.(cif|json)")
-_OURS = re.compile(f"((training|samples|runs|mof)/)*({_FILES.replace('.', '[.]')})")     # names that runs write
+_OURS = re.compile(f"((training|samples|runs|mof)/)*({_FILES.replace('.', '[.]')})")  # names that runs write
 
 _open = weakref.WeakSet()
 
 class RunFolder(os.PathLike):
-    """A folder of results, as the one run sees it that writes it: `folder / name` is a path to read, `folder.path(name)` one to write.
+    """A folder of results, as the one run sees it that writes it: `folder / name` is a path to read,
+    `folder.path(name)` one to write.
 
-    With `lock` it is locked until `close()`, the end of a `with`, or the end of the object. See `fresh_folder`, `open_run`."""
+    With `lock` it is locked until `close()`, the end of a `with`, or the end of the object. See
+    `fresh_folder`, `open_run`."""
     def __init__(self, out: str | Path, lock: bool = False):
         self.out = Path(out)
         self.lock = FolderLock(self.out) if lock else None
@@ -261,7 +274,8 @@ class RunFolder(os.PathLike):
             self.lock.release()
 
     def claim(self, *names: str) -> list[Path]:
-        "Paths of files that are about to be written, see `OwnFiles.claim`. The first call clears what is to be overwritten."
+        """Paths of files that are about to be written, see `OwnFiles.claim`. The first call clears what is
+        to be overwritten."""
         if self.clear_first:
             self.files.clear()
             self.clear_first = False
@@ -282,8 +296,9 @@ def close_folders() -> None:
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0026
 def fresh_folder(out: str | Path, overwrite: bool = False, inputs: dict | None = None) -> RunFolder:
-    """A locked folder of results that is new or empty, or may be overwritten: then what an earlier run made goes as soon
-    as the new one writes. inputs: see `check_out`. MatgenError otherwise; nothing is touched before it is raised."""
+    """A locked folder of results that is new or empty, or may be overwritten: then what an earlier run
+    made goes as soon as the new one writes. inputs: see `check_out`. MatgenError otherwise; nothing is
+    touched before it is raised."""
     check_out(out, inputs or {})
     if os.path.lexists(out) and not Path(out).is_dir():
         raise MatgenError(f"{out} is a file: give a folder for --out")
@@ -303,10 +318,13 @@ def _check_contents(folder, overwrite):
         raise MatgenError(f"the folder {folder} is not empty: choose another --out, or add --overwrite")
     taken = [name for name in folder.files.foreign() if _OURS.fullmatch(name)]
     if taken and not folder.files.names:
-        raise MatgenError(f"{folder} holds {taken[0]} but no record of what matgen made there (results of the first edition, "
-                          "or somebody's own files), so nothing in it is overwritten: choose another --out, or move the folder away")
+        raise MatgenError(f"{folder} holds {taken[0]} but no record of what matgen made there (results of "
+                          f"the first edition, "
+                          "or somebody's own files), so nothing in it is overwritten: choose another --out, "
+                          "or move the folder away")
     if taken:
-        raise MatgenError(f"{folder / taken[0]} was not made by matgen and is left as it is: move it away, or choose another --out")
+        raise MatgenError(f"{folder / taken[0]} was not made by matgen and is left as it is: move it away, "
+                          f"or choose another --out")
     folder.clear_first = True
 
 def written_now(path: str | Path) -> bool:
@@ -316,7 +334,8 @@ def written_now(path: str | Path) -> bool:
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0029
 def fresh_file(out: str | Path, overwrite: bool = False, inputs: dict | None = None) -> Path:
-    """Path of a prepared file (with a record `name.run.json` beside it) that is new, or that --overwrite may replace.
+    """Path of a prepared file (with a record `name.run.json` beside it) that is new, or that --overwrite may
+    replace.
 
     MatgenError where it is a folder, one of the inputs (see `check_out`), or there and not made by matgen."""
     out, record = Path(out), Path(out).with_suffix(".run.json")
@@ -328,7 +347,8 @@ def fresh_file(out: str | Path, overwrite: bool = False, inputs: dict | None = N
         raise MatgenError(f"{out} exists: choose another --out, or add --overwrite")
     for path, known in ((out, _is_prepared), (record, _is_record)):
         if path.exists() and not known(path):
-            raise MatgenError(f"{path} was not made by matgen prepare and is left as it is: choose another --out, or move it away")
+            raise MatgenError(f"{path} was not made by matgen prepare and is left as it is: choose another "
+                              f"--out, or move it away")
     return out
 
 def _is_prepared(path) -> bool:
@@ -336,7 +356,7 @@ def _is_prepared(path) -> bool:
     try:
         with safe_open(str(path), "numpy") as file:
             return (file.metadata() or {}).get("format", "").startswith("matgen_nb ")
-    except Exception:                                             # safetensors has no error of its own for all that can be wrong
+    except Exception:  # safetensors has no error of its own for all that can be wrong
         return False
 
 def _is_record(path) -> bool:
@@ -347,7 +367,8 @@ def _is_record(path) -> bool:
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0032
 def write_cifs(out, crystals: list, rows: list[dict], first: int = 0) -> list[dict]:
-    "One CIF file per crystal (none for None) in out/cif, numbered from `first`; returns the rows with the names of their files."
+    """One CIF file per crystal (none for None) in out/cif, numbered from `first`; returns the rows with
+    the names of their files."""
     names = [f"{i:05d}.cif" if c is not None else "" for i, c in enumerate(crystals, first)]
     rows = [{"file": name, **row} for name, row in zip(names, rows)]
     texts = [(row["file"], crystal) for crystal, row in zip(crystals, rows) if crystal is not None]
@@ -358,13 +379,14 @@ def write_cifs(out, crystals: list, rows: list[dict], first: int = 0) -> list[di
     return rows
 
 def write_results(out, crystals: list, rows: list[dict], title: str, record: dict, wide=()) -> list[dict]:
-    """CIF files, table.csv, gallery.html, gallery.png and run.json in the folder `out` (a path or a RunFolder).
-    Returns the rows with their file names. wide: see `write_gallery`."""
+    """CIF files, table.csv, gallery.html, gallery.png and run.json in the folder `out` (a path or a
+    RunFolder). Returns the rows with their file names. wide: see `write_gallery`."""
     folder = as_folder(out)
     rows = write_cifs(folder, crystals, rows)
     table, page, sheet, told = folder.claim("table.csv", "gallery.html", "gallery.png", "run.json")
     write_table(table, rows)
-    write_gallery(page, title, crystals, rows, intro=f"{len(rows)} structures, made by: {record['command']}", wide=wide)
+    write_gallery(page, title, crystals, rows, intro=f"{len(rows)} structures, made by: "
+                                                     f"{record['command']}", wide=wide)
     gallery_png(sheet, crystals, rows)
     write_json(told, record)
     return rows
@@ -387,7 +409,8 @@ def file_hash(path: str | Path) -> str:
     return content_hash(path)[:16]
 
 def input_identity(source) -> str | None:
-    "What tells an input of a run from another: the content of a file, all files of a folder, the name of a public set."
+    """What tells an input of a run from another: the content of a file, all files of a folder, the name of
+    a public set."""
     import hashlib
     if source is None or not os.path.exists(source):
         return source and str(source)
@@ -400,8 +423,10 @@ def input_identity(source) -> str | None:
     return f"{len(files)} files {told.hexdigest()[:16]}"
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0041
-def open_run(out, request: dict, resume: bool = False, overwrite: bool = False, inputs: dict | None = None) -> RunFolder:
-    "Locked folder of a streamed run. With `resume` it may hold a run of exactly this `request`; MatgenError names what differs."
+def open_run(out, request: dict, resume: bool = False, overwrite: bool = False,
+             inputs: dict | None = None) -> RunFolder:
+    """Locked folder of a streamed run. With `resume` it may hold a run of exactly this `request`;
+    MatgenError names what differs."""
     path = Path(out) / "request.json"
     if not (resume and path.exists()):
         try:
@@ -419,18 +444,20 @@ def open_run(out, request: dict, resume: bool = False, overwrite: bool = False, 
     except MatgenError:
         folder.close()
         raise
-    for torn in folder.files.torn():                                 # what a kill left of a file in the making
+    for torn in folder.files.torn():  # what a kill left of a file in the making
         (folder / torn).unlink(missing_ok=True)
     return folder
 
 def _check_request(folder, request):
     before, now = read_json(folder / "request.json"), json.loads(json.dumps(request))
     if "request.json" not in folder.files.names:
-        raise MatgenError(f"cannot resume in {folder}: it keeps no record of its files (a run of the first edition): "
+        raise MatgenError(f"cannot resume in {folder}: it keeps no record of its files (a run of the first "
+                          f"edition): "
                           "start it again with another --out")
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            raise MatgenError(f"cannot resume in {folder}: {key} was {before.get(key)} and is now {now.get(key)}")
+            raise MatgenError(f"cannot resume in {folder}: {key} was {before.get(key)} and is now "
+                              f"{now.get(key)}")
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0043
 def is_finished(out, i: int, n: int | None = None) -> bool:
@@ -446,9 +473,11 @@ def is_finished(out, i: int, n: int | None = None) -> bool:
     return len(rows) == (n or len(rows)) and all(file.exists() and file.stat().st_size for file in files)
 
 def stream(out, request: dict, draw) -> int:
-    """Draw the `n` structures of a request in chunks of `chunk`: `draw(number, how many)` -> (crystals, rows).
+    """Draw the `n` structures of a request in chunks of `chunk`: `draw(number, how many)` -> (crystals,
+    rows).
 
-    Finished chunks are passed over. Returns how many were drawn now. An interruption loses at most the chunk in work."""
+    Finished chunks are passed over. Returns how many were drawn now. An interruption loses at most the
+    chunk in work."""
     folder, parts = as_folder(out), chunks(request["n"], request["chunk"])
     todo = [(i, first, n) for i, first, n in parts if folder.clear_first or not is_finished(folder, i, n)]
     for at, (i, first, n) in enumerate(todo):
@@ -471,7 +500,8 @@ def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows:
     def picture(row):
         try:
             return read(folder / "cif" / row["file"])
-        except (MatgenError, ValueError, KeyError, OSError):          # two atoms in one place, say: it stays in the table
+        # two atoms in one place, say: it stays in the table
+        except (MatgenError, ValueError, KeyError, OSError):
             return None
     folder, request = as_folder(out), record["request"]
     parts = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in chunks(request["n"], request["chunk"])]
@@ -479,7 +509,8 @@ def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows:
     join_tables(parts, joined)
     table = read_table(joined, rows)
     shown = [picture(row) for row in table[:pictures]]
-    note = f"{request['n']} structures, made by: {record['command']}; the page shows at most {rows}, table.csv all"
+    note = (f"{request['n']} structures, made by: {record['command']}; "
+            f"the page shows at most {rows}, table.csv all")
     write_gallery(page, title, shown + [None] * (len(table) - len(shown)), table, intro=note)
     gallery_png(sheet, shown, table)
     write_json(told, record)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..utils import FolderLock, MatgenError, OwnFiles, atomic_write, load_tensors, progress_bar, tensor_bytes
+from ..utils import (FolderLock, MatgenError, OwnFiles, atomic_write, load_tensors, progress_bar,
+                             tensor_bytes)
 
 # %% ../../nbs/5_scale/24_training.ipynb #c8c11372
 @dataclass
@@ -156,11 +157,13 @@ def save_checkpoint(path, tensors, info):
     try:
         with atomic_write(path, "wb") as f: f.write(data)
     except OSError as error:
-        raise MatgenError(f"could not write {Path(path).name}: {error.strerror or error}; an earlier file of that name is untouched") from error
+        raise MatgenError(f"could not write {Path(path).name}: {error.strerror or error}; an earlier file of "
+                          f"that name is untouched") from error
 
 # %% ../../nbs/5_scale/24_training.ipynb #0b08bacb
 def load_checkpoint(path):
-    "(tensors, info) of a file made by `save_checkpoint`; MatgenError when it is missing, damaged, holds NaN or is something else."
+    """(tensors, info) of a file made by `save_checkpoint`; MatgenError when it is missing, damaged, holds
+    NaN or is something else."""
     path = Path(path)
     if not path.is_file():
         raise MatgenError(f"there is no checkpoint {path}")
@@ -168,7 +171,8 @@ def load_checkpoint(path):
         meta, tensors = load_tensors(path, finite=lambda name: name != "window")
         info = json.loads(meta["info"]) if meta.get("format") == FORMAT else None
     except (ValueError, KeyError) as error:
-        raise MatgenError(f"{path.name} is not a complete checkpoint (truncated, damaged, or another kind of file): {error}") from error
+        raise MatgenError(f"{path.name} is not a complete checkpoint (truncated, damaged, or another kind of "
+                          f"file): {error}") from error
     if info is None:
         raise MatgenError(f"{path.name} is not a training checkpoint of this version "
                           f"(format {meta.get('format')!r}, expected {FORMAT!r})")
@@ -229,7 +233,8 @@ def _number(text):
         return float(text)
 
 def read_history(path):
-    "Rows written by `write_history`, numbers as int or float. Lines that were cut off or damaged are left out, and counted on the screen."
+    """Rows written by `write_history`, numbers as int or float. Lines that were cut off or damaged are
+    left out, and counted on the screen."""
     rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").replace("\0", "?").split("\n")
     damaged = bool(lines.pop())                                # every whole line has an end
     for found in csv.DictReader(lines):
@@ -291,8 +296,8 @@ def _tensors(value, depth=2):
             yield from _tensors(part, depth - 1)
 
 def fingerprint(data, n=64):
-    """What tells one data set from another of the same size: mean and mean square of every tensor of n structures,
-    evenly spread. A list of floats; rounding does not matter to `alike`."""
+    """What tells one data set from another of the same size: mean and mean square of every tensor of n
+    structures, evenly spread. A list of floats; rounding does not matter to `alike`."""
     batch = data.select(torch.linspace(0, len(data) - 1, min(n, len(data))).long())
     found = [t.double().nan_to_num() for _, t in _tensors(batch) if t.numel()]
     return [x for t in found for x in (t.mean().item(), t.square().mean().item())]
@@ -303,11 +308,11 @@ def alike(a, b):
     return all(math.isclose(x, y, rel_tol=1e-4, abs_tol=1e-6) for x, y in zip(a, b))
 
 def not_finite(data, missing=("properties",), size=1024):
-    """Indices of the structures of a data set that hold NaN or infinity, a list. Tensors named in `missing` may:
-    a property that was not measured is NaN."""
+    """Indices of the structures of a data set that hold NaN or infinity, a list. Tensors named in
+    `missing` may: a property that was not measured is NaN."""
     def bad(indices):
-        found = (t for name, t in _tensors(data.select(indices)) if t.is_floating_point() and name not in missing)
-        return any(not t.isfinite().all() for t in found)
+        found = [t for name, t in _tensors(data.select(indices)) if name not in missing]
+        return any(t.is_floating_point() and not t.isfinite().all() for t in found)
     wrong = [part for part in torch.arange(len(data)).split(size) if bad(part)]
     return [int(i) for part in wrong for i in part if bad(i[None])]
 
@@ -438,7 +443,10 @@ class _Looking(_Stepping):
     def _culprits(self):
         "The structures that hold NaN, as text; nothing where there are none."
         bad = not_finite(self.given)
-        return f": NaN or infinity in {len(bad)} of {len(self.given)} structures: {name_structures(self.given, bad)}" if bad else ""
+        if not bad:
+            return ""
+        told = name_structures(self.given, bad)
+        return f": NaN or infinity in {len(bad)} of {len(self.given)} structures: {told}"
 
     def _row(self):
         "Close the logging window: means over its good steps and over processes, as one row of the history."
@@ -446,8 +454,10 @@ class _Looking(_Stepping):
         skipped, n = round(skipped), round(n)
         self.window, self.skipped = None, self.skipped + skipped
         if self.skipped >= self.config.max_skipped and skipped > n / 2:
-            raise MatgenError(f"training diverged: {skipped} of the last {n} steps had a loss or gradient that is not finite (step {self.step}); "
-                              f"lower the learning rate, lengthen the warm-up, or look for bad values in the data{self._culprits()}")
+            raise MatgenError(f"training diverged: {skipped} of the last {n} steps had a loss or gradient "
+                              f"that is not finite (step {self.step}); "
+                              f"lower the learning rate, lengthen the warm-up, or look for bad values in the "
+                              f"data{self._culprits()}")
         means = {k: v / (n - skipped) if n > skipped else math.nan for k, v in zip(self.names, sums)}
         return {"step": self.step, "epoch": self.epoch, **means, "lr": self.lr, "skipped": self.skipped}
 
@@ -468,20 +478,26 @@ class _Named(_Looking):
             if not alike(found.get(key, mine), mine): raise MatgenError(f"cannot resume in {self.out_dir.name}: {what}")
 
 # %% ../../nbs/5_scale/24_training.ipynb #cc2720fc
-TRAINING_FILES = ("last.safetensors", "best.safetensors", "weights.safetensors", "history.csv", "loss.png", "run.json")
+TRAINING_FILES = ("last.safetensors", "best.safetensors", "weights.safetensors",
+                  "history.csv", "loss.png", "run.json")
 
 class _Keeping(_Named):
     "Adds checkpoints."
     def save(self, name="last"):
-        "Write the run's state (`last`; to be called by all processes, whose logging windows are averaged), or the weights alone (any other name); the main process writes."
+        """Write the run's state (`last`; to be called by all processes, whose logging windows are
+        averaged), or the weights alone (any other name); the main process writes."""
         if name == "last":
             self.saved_at = self.seconds
             if self.window is not None: self.window = self.fabric.all_reduce(self.window, reduce_op="mean")
         if not self.main: return
-        info = {"identity": self._identity(), "train_config": asdict(self.config), "step": self.step, "seconds": self.seconds,
-                "best": self.best if math.isfinite(self.best) else None, "skipped": self.skipped, "names": self.names, "torch": torch.__version__}
+        best = self.best if math.isfinite(self.best) else None
+        info = {"identity": self._identity(), "train_config": asdict(self.config), "step": self.step,
+                "seconds": self.seconds, "best": best, "skipped": self.skipped, "names": self.names,
+                "torch": torch.__version__}
         tensors = pack_state(self.model, self.ema_model, self.optimizer, self.window)
-        if name != "last": tensors = {k: v for k, v in tensors.items() if k.startswith("ema/" if self.ema_model is not None else "model/")}
+        if name != "last":
+            kept = "ema/" if self.ema_model is not None else "model/"
+            tensors = {k: v for k, v in tensors.items() if k.startswith(kept)}
         save_checkpoint(*self.files.claim(f"{name}.safetensors"), tensors, info)
         if self.history:
             write_history(*self.files.claim("history.csv"), self.history)
@@ -491,12 +507,15 @@ class _Keeping(_Named):
         tensors, info = load_checkpoint(self.out_dir/"last.safetensors")
         self._check_identity(info["identity"])
         if self.main:
-            self.files.adopt(*(name for name in TRAINING_FILES if (self.out_dir/name).exists()))   # the first edition kept no record
+            # the first edition kept no record
+            self.files.adopt(*(name for name in TRAINING_FILES if (self.out_dir/name).exists()))
         self.window = unpack_state(tensors, self.model, self.ema_model, self.optimizer, self.device)
-        self.step, self.seconds, self.skipped, self.names = info["step"], info["seconds"], info["skipped"], info["names"]
+        self.step, self.seconds = info["step"], info["seconds"]
+        self.skipped, self.names = info["skipped"], info["names"]
         self.best = math.inf if info["best"] is None else info["best"]
         path = self.out_dir/"history.csv"
-        self.history = [row for row in read_history(path) if row["step"] <= self.step] if path.exists() else []
+        rows = read_history(path) if path.exists() else []
+        self.history = [row for row in rows if row["step"] <= self.step]
 
 # %% ../../nbs/5_scale/24_training.ipynb #29c7e83c
 class _Talking(_Keeping):
@@ -526,7 +545,8 @@ class _Ending(_Talking):
     "Adds the bar and the last words."
     @contextmanager
     def _bar(self):
-        "A bar of the steps, or, where time may run out before they do, of the thousandths of the run: yields advance(note), which looks itself how far we are."
+        """A bar of the steps, or, where time may run out before they do, of the thousandths of the run:
+        yields advance(note), which looks itself how far we are."""
         total, name = (1000, "training, per mille") if self.config.max_seconds else (self.steps, "training")
         done = lambda: int(total * min(self._progress(), 1.))
         told = done()
@@ -544,9 +564,11 @@ class _Ending(_Talking):
             with atomic_write(*self.files.claim("loss.png"), "wb") as f:
                 plot_history(self.history).savefig(f, format="png")
         if stopped:
-            print(f"stopped at step {self.step} of {self.steps}; the run is saved in {self.out_dir.name}, continue it with --resume")
+            print(f"stopped at step {self.step} of {self.steps}; the run is saved in {self.out_dir.name}, "
+                  f"continue it with --resume")
         if self.skipped:
-            print(f"{self.skipped} steps were skipped because their gradient was not finite{self._culprits()}")
+            print(f"{self.skipped} steps were skipped because their gradient was not "
+                  f"finite{self._culprits()}")
 
 # %% ../../nbs/5_scale/24_training.ipynb #c36fc300
 class _Looping(_Ending):
@@ -575,23 +597,28 @@ class _Owning(_Looping):
         if resume and "last.safetensors" in there:
             return True
         if resume and there:
-            raise MatgenError(f"--resume: {out} holds no checkpoint (last.safetensors), so there is nothing to continue: "
+            raise MatgenError(f"--resume: {out} holds no checkpoint (last.safetensors), so there is nothing "
+                              f"to continue: "
                               "add --overwrite to train again, or choose another --out")
         if there and not overwrite:
-            raise MatgenError(f"{out} already holds a training run: continue it with --resume, add --overwrite, or choose another --out")
+            raise MatgenError(f"{out} already holds a training run: continue it with --resume, add "
+                              f"--overwrite, or choose another --out")
         if strangers := [name for name in there if name not in self.files.names]:
-            raise MatgenError(f"{out/strangers[0]} is not on the record of what matgen made there (a training of the first edition, "
-                              "or somebody's own file) and is not overwritten: choose another --out, or move it away")
+            raise MatgenError(f"{out/strangers[0]} is not on the record of what matgen made there (a "
+                              f"training of the first edition, "
+                              "or somebody's own file) and is not overwritten: choose another --out, or move "
+                              "it away")
         return False
 
     @contextmanager
     def _own_folder(self, resumed):
-        "Hold the folder's lock. A run that is not resumed clears what an earlier one left; every process raises what went wrong."
+        """Hold the folder's lock. A run that is not resumed clears what an earlier one left; every process
+        raises what went wrong."""
         lock, problem = None, ""
         if self.main:
             try:
                 lock, self.files = FolderLock(self.out_dir), OwnFiles(self.out_dir)
-                for torn in self.files.torn():                                         # what a kill left of a file in the making
+                for torn in self.files.torn():  # what a kill left of a file in the making
                     (self.out_dir/torn).unlink(missing_ok=True)
                 if not resumed:
                     self.files.clear()
@@ -608,20 +635,24 @@ class _Owning(_Looping):
 
 # %% ../../nbs/5_scale/24_training.ipynb #3b0e5722
 class Trainer(_Owning):
-    """Train `model` on `data` into the folder `out_dir`: `Trainer(model, data, config, out_dir, val=None).fit()`.
+    """Train `model` on `data` into the folder `out_dir`: `Trainer(model, data, config, out_dir,
+    val=None).fit()`.
 
-    data: len(), select(indices) -> batch, to(device); model: nn.Module with loss(batch, generator) -> {"loss": scalar, parts...}.
-    Leaves history.csv, loss.png, last.safetensors (to resume) and best.safetensors (averaged weights at the lowest
-    validation loss, or at the end without validation data). Afterwards `trainer.ema_model` holds the averaged weights."""
+    data: len(), select(indices) -> batch, to(device); model: nn.Module with loss(batch, generator) ->
+    {"loss": scalar, parts...}. Leaves history.csv, loss.png, last.safetensors (to resume) and
+    best.safetensors (averaged weights at the lowest validation loss, or at the end without validation
+    data). Afterwards `trainer.ema_model` holds the averaged weights."""
     def fit(self, resume=False, overwrite=False, after=None):
-        """Returns the history, a list of dicts. after(trainer): called by the main process at the end, while the folder is still locked.
+        """Returns the history, a list of dicts. after(trainer): called by the main process at the end, while
+        the folder is still locked.
 
         MatgenError if the folder is in use, or holds a run and neither `resume` nor `overwrite` is set."""
         resumed = self._may_start(resume, overwrite)
         self._launch()
         self._place()
         if resume and not resumed and self.main:
-            print(f"--resume: there is no checkpoint in {self.out_dir} yet, so the training starts from the beginning")
+            print(f"--resume: there is no checkpoint in {self.out_dir} yet, so the training starts from the "
+                  f"beginning")
         with self._own_folder(resumed):
             if resumed: self._restore()
             self.wrapped.train()
