@@ -155,9 +155,10 @@ def _machine() -> dict:
     boot = _read_text("/proc/sys/kernel/random/boot_id").strip()
     return dict(host=socket.gethostname(), space=space, boot=boot)
 
-def _process_start(pid: int) -> str:
-    "When a process of this machine started, in the kernel's count; empty where that cannot be told."
-    return (_read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() + [""] * 20)[19]
+def _process(pid: int) -> tuple[str, str]:
+    "State of a process of this machine, and when it started in the kernel's count; empty where that cannot be told."
+    fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
 
 def _runs(pid: int, start: str) -> bool:
     "Whether a process of this machine still runs that started then."
@@ -167,7 +168,8 @@ def _runs(pid: int, start: str) -> bool:
         return False
     except OSError:
         pass                                                   # it is somebody else's
-    return not start or _process_start(pid) in ("", start)
+    state, now = _process(pid)
+    return state not in ("Z", "X") and (not start or now in ("", start))      # Z, X: ended, and not yet forgotten
 
 def lock_holder(folder: str | Path) -> dict | None:
     """Who holds the lock of a folder: owner, host, pid, since, command; None where it is free or the lock
@@ -215,7 +217,7 @@ class FolderLock:
             owner = getpass.getuser()
         except (KeyError, OSError, ImportError):               # a user without a name, as in some containers
             owner = "user " + str(getattr(os, "getuid", lambda: "?")())
-        record = dict(owner=owner, pid=os.getpid(), start=_process_start(os.getpid()), **_machine(),
+        record = dict(owner=owner, pid=os.getpid(), start=_process(os.getpid())[1], **_machine(),
                       since=time.strftime("%Y-%m-%d %H:%M:%S"), token=time.monotonic_ns(),
                       command=" ".join(map(os.path.basename, sys.argv[:1])) + " " + " ".join(sys.argv[1:4]))
         return json.dumps(record)

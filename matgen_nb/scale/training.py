@@ -496,6 +496,7 @@ class _Keeping(_Named):
                 "torch": torch.__version__}
         tensors = pack_state(self.model, self.ema_model, self.optimizer, self.window)
         if name != "last":
+            info.pop("seconds")                               # equal trainings leave equal weights
             kept = "ema/" if self.ema_model is not None else "model/"
             tensors = {k: v for k, v in tensors.items() if k.startswith(kept)}
         save_checkpoint(*self.files.claim(f"{name}.safetensors"), tensors, info)
