@@ -8,7 +8,7 @@ __all__ = ['app', 'GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_
            'report_training', 'given_training', 'train_symmcd', 'sample_rows', 'parse_groups', 'sample_stream',
            'neutral_crystal', 'given', 'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference',
            'summary_text', 'described_beside', 'judge', 'add_stability', 'evaluate_crystals_command', 'demo_crystals',
-           'demo', 'load_commands', 'main']
+           'demo', 'with_flags', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import json, os, sys, time
@@ -426,6 +426,15 @@ def demo(out: Out = Path("matgen-demo"), n: Annotated[int, _option("Crystals to 
     say(f"\ndone in {time.monotonic() - start:.0f} s. Look at {out/'gallery.html'}; CIF files are in {out/'cif'}, the loss curve is {out/'training'/'loss.png'}."
         "\nA tiny model after two minutes only hints at chemistry. Next: matgen prepare crystals mp-20 --out mp20.safetensors, then matgen train symmcd --help")
 
+# %% ../../nbs/5_scale/25_command_line.ipynb #n25flag1
+def with_flags(text):
+    "A message in which the names of arguments that a command has as options are written as options."
+    import inspect, re
+    groups = [app, *(group.typer_instance for group in app.registered_groups)]
+    functions = [command.callback for group in groups for command in group.registered_commands]
+    names = {name for f in functions for name in inspect.signature(f).parameters if "_" in name.strip("_")} - {"compare_with"}
+    return re.sub(rf"(?<![-\w./'\"])({'|'.join(sorted(names))})(?![\w./(=])", lambda m: "--" + m[0].replace("_", "-"), text)
+
 # %% ../../nbs/5_scale/25_command_line.ipynb #26a6f145
 def load_commands():
     "Import the modules of `matgen_nb.scale` that add commands; returns their names."
@@ -446,7 +455,7 @@ def main(arguments=None):
             error.show()
             code = error.exit_code
         elif our_error(error) and not _state["debug"]:
-            typer.secho(f"matgen: {error}", fg="red", err=True)
+            typer.secho(f"matgen: {with_flags(str(error))}", fg="red", err=True)
             code = 2
         else: raise
     finally: close_folders()
