@@ -41,6 +41,7 @@ def atomic_write(path, mode="w", sync=True):
 RECORD, LOCK = ".matgen-files", ".matgen-lock"
 _HEAD = "# files that matgen made in this folder: --overwrite deletes these and no others\n"
 
+# %% ../nbs/00_utils.ipynb #u0own008
 class OwnFiles:
     """The record of the files that runs have made in a folder: `names`, a set of paths relative to it, with
     "/".
@@ -113,12 +114,21 @@ def _torn(self) -> list[str]:
                 found.append(str(parent / name))
     return found
 
+OwnFiles.foreign, OwnFiles.torn = _foreign, _torn
+
+# %% ../nbs/00_utils.ipynb #u0own007
+def _remove_torn(self) -> None:
+    "Delete what a kill left of files in the making, see `torn`."
+    for name in self.torn():
+        (self.folder / name).unlink(missing_ok=True)
+
 def _clear(self) -> None:
     "Delete every file on the record, and the folders that are empty then. Nothing else."
     for name in sorted(self.names):
         if name.endswith("/"):
             OwnFiles(self.folder / name).clear()
-    for name in [*self.names, *self.torn()]:
+    self.remove_torn()
+    for name in self.names:
         path = self.folder / name
         if path.is_symlink() or path.is_file():
             path.unlink()
@@ -135,7 +145,7 @@ def _remove_empty(folder):
     except OSError:
         pass
 
-OwnFiles.foreign, OwnFiles.torn, OwnFiles.clear = _foreign, _torn, _clear
+OwnFiles.remove_torn, OwnFiles.clear = _remove_torn, _clear
 
 # %% ../nbs/00_utils.ipynb #u0lck002
 _BEAT, _STALE = 30., 600.                                      # s between touches, and without one
@@ -171,6 +181,7 @@ def _runs(pid: int, start: str) -> bool:
     state, now = _process(pid)
     return state not in ("Z", "X") and (not start or now in ("", start))      # Z, X: ended, and not yet forgotten
 
+# %% ../nbs/00_utils.ipynb #u0lck007
 def lock_holder(folder: str | Path) -> dict | None:
     """Who holds the lock of a folder: owner, host, pid, since, command; None where it is free or the lock
     is stale."""
@@ -245,6 +256,7 @@ def _unlock(path, text, stop, missing, pid):
     for made in missing:
         _remove_empty(made)
 
+# %% ../nbs/00_utils.ipynb #u0lck008
 def _create(path, text) -> bool:
     """Make a file that must not be there yet, with its text in it from the first moment; False where it is
     there."""
@@ -491,6 +503,7 @@ def content_hash(path: str | Path) -> str:
             except (ValueError, KeyError, TypeError, AttributeError):
                 return hashlib.sha256(data).hexdigest()
 
+# %% ../nbs/00_utils.ipynb #u0chk006
 def tensor_bytes(tensors: dict, metadata: dict[str, str]) -> bytes:
     """A safetensors file as bytes: tensors by name, and texts for its header, which gets a checksum of all of
     it.

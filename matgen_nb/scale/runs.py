@@ -70,6 +70,7 @@ def write_table(path: str | Path, rows: list[dict]) -> None:
         writer.writerow({c: _cell(c) for c in columns})
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
 
+# %% ../../nbs/5_scale/24b_runs.ipynb #r24b0053
 def read_table(path: str | Path, limit: int | None = None) -> list[dict]:
     "Rows of a CSV (the first `limit`), numbers as int or float, empty fields left out."
     with open(path, newline="", encoding="utf-8") as f:
@@ -161,6 +162,7 @@ def caption(row: dict) -> str:
     parts = [row.get("file") or row.get("name"), row.get("formula"), row.get("space_group")]
     return " · ".join(str(p) for p in parts if p is not None)
 
+# %% ../../nbs/5_scale/24b_runs.ipynb #r24b0054
 def write_gallery(path, title: str, crystals: list, rows: list[dict], intro: str = "",
                   limit: int = 60, wide=()) -> None:
     """One self-contained HTML page: pictures of the first `limit` crystals (base64 PNG; None is left out)
@@ -242,6 +244,7 @@ _FILES = (r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary)
           r"(assembled|relaxed|judged)/mof_\d{5,}.(cif|json)")
 _OURS = re.compile(f"((training|samples|runs|mof)/)*({_FILES.replace('.', '[.]')})")  # names that runs write
 
+# %% ../../nbs/5_scale/24b_runs.ipynb #r24b0056
 _open = weakref.WeakSet()
 
 class RunFolder(os.PathLike):
@@ -285,6 +288,7 @@ class RunFolder(os.PathLike):
         "Path of one file that is about to be written."
         return self.claim(name)[0]
 
+# %% ../../nbs/5_scale/24b_runs.ipynb #r24b0055
 def as_folder(out) -> RunFolder:
     "A RunFolder as it is; of a path, one without a lock."
     return out if isinstance(out, RunFolder) else RunFolder(out)
@@ -444,8 +448,7 @@ def open_run(out, request: dict, resume: bool = False, overwrite: bool = False,
     except MatgenError:
         folder.close()
         raise
-    for torn in folder.files.torn():  # what a kill left of a file in the making
-        (folder / torn).unlink(missing_ok=True)
+    folder.files.remove_torn()
     return folder
 
 def _check_request(folder, request):

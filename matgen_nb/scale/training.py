@@ -619,8 +619,7 @@ class _Owning(_Looping):
         if self.main:
             try:
                 lock, self.files = FolderLock(self.out_dir), OwnFiles(self.out_dir)
-                for torn in self.files.torn():  # what a kill left of a file in the making
-                    (self.out_dir/torn).unlink(missing_ok=True)
+                self.files.remove_torn()
                 if not resumed:
                     self.files.clear()
             except (MatgenError, OSError) as error:

@@ -58,6 +58,7 @@ def _images(crystal, radius):
     "How many atoms `neighbours` looks at."
     return len(crystal) * math.prod(2 * int(n) + 1 for n in _reach(crystal.lattice, radius))
 
+# %% ../../nbs/3_symmcd/13_evaluation.ipynb #n13nbr01
 def neighbours(crystal, site, radius):
     """Atoms of the infinite crystal within `radius` A of a site, nearest first (itself, distance 0,
     included): indices, vectors (m, 3), distances. ValueError where there are too many to look at."""
@@ -172,6 +173,7 @@ def cut_cell(vectors, rounds=60):
         chosen = np.concatenate([chosen, new[np.argsort(-cut[new])[:60]]])
     return None
 
+# %% ../../nbs/3_symmcd/13_evaluation.ipynb #n13cel01
 def _cell(crystal, site, radius=7.0):
     short = compact(crystal).lattice
     top = max(np.linalg.norm(np.array(s) @ short) for s in itertools.product((1, -1), repeat=3)) + 0.01
