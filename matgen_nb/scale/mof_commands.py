@@ -167,7 +167,7 @@ def sample_stage(model, out, request, draws=1, **asked):
 def read_sampled(out):
     "What stage one wrote: frameworks (list of `CoarseMof`) and rows of the table."
     from matgen_nb.mofdiff.coarse_graining import MofData
-    files = sorted((Path(out)/"sampled").glob("*.safetensors"))
+    files = sorted(p for p in (Path(out)/"sampled").glob("*.safetensors") if p.stem.isdigit())
     sets, rows = [MofData.load(f) for f in files], [row for f in files for row in read_table(f.with_suffix(".csv"))]
     for row in rows: row["matched"] = row["matched"] == "True"
     return [data[i] for data in sets for i in range(len(data))], rows
@@ -530,11 +530,11 @@ def demo_mof(out, n=24, seed=0, weights="mofdiff-small", device="cpu", n_jobs=1,
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d047ee7d
 def is_run(source):
     "Whether a folder is that of a run of `make_mofs`."
-    return any((Path(source)/"sampled").glob("*.safetensors"))
+    return any(p.stem.isdigit() for p in (Path(source)/"sampled").glob("*.safetensors"))
 
 def run_frameworks(out):
     "All frameworks of a run as its last stage left them: Mofs (None: none came out) and rows with name, matched, assembled and, of a relaxed run, converged and volume_change."
-    relaxed, mofs, rows = any((Path(out)/"relaxed").glob("*.json")), [], []
+    relaxed, mofs, rows = any((Path(out)/"relaxed").glob("mof_*.json")), [], []
     for name, matched in ((row["name"], row["matched"]) for row in read_sampled(out)[1]):
         (assembled, mof), (after, moved) = (read_stage(Path(out)/stage, name) for stage in ("assembled", "relaxed"))
         rows.append(dict(name=name, matched=matched, assembled=(assembled or {}).get("bond_success") == 1))
