@@ -42,12 +42,68 @@ def cifs(tmp_path):
 def test_every_command_has_help_with_an_example(command):
     shown = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert shown.exit_code == 0
-    for word in ("--seed", "--device", "--out", "Example", "matgen " + " ".join(command)): assert word in shown.output, word
+    for word in ("--out", "Example", "matgen " + " ".join(command)): assert word in shown.output, word
+    for word in ("--seed", "--device") if command[0] in ("demo", "train", "sample") else (): assert word in shown.output, word
+
+
+def every_command():
+    "(words, typer's command) of all commands, those of other modules too."
+    import typer
+    cli.load_commands()
+    def walk(words, command):
+        if hasattr(command, "commands"):
+            for name, part in command.commands.items(): yield from walk([*words, name], part)
+        else: yield words, command
+    return list(walk([], typer.main.get_command(cli.app)))
+
+
+def test_every_option_says_what_it_does_and_what_happens_without_it():
+    "A text for each; the value, or in words what happens, for each that may be left out and is no mere switch."
+    assert len(every_command()) >= 12
+    for words, command in every_command():
+        for option in command.params:
+            if option.name in ("install_completion", "show_completion", "help"): continue
+            assert len(option.help or "") > 10, (words, option.name)
+            if option.param_type_name == "option" and not option.required and not option.is_flag:
+                assert option.default is not None or isinstance(option.show_default, str), (words, option.name)
+
+
+def test_defaults_in_words_are_those_of_the_sampler():
+    import inspect
+    from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.symmcd.sampling import SymmCD
+    told = {tuple(words): {o.name: o.show_default for o in command.params} for words, command in every_command()}
+    for words, sample in ((("sample", "symmcd"), SymmCD.sample), (("sample", "mofdiff"), MofDiff.sample)):
+        for name, parameter in inspect.signature(sample).parameters.items():
+            text = told[words].get(name)
+            if not isinstance(text, str) or parameter.default is None: continue
+            try: number = float(text.split(",")[0])
+            except ValueError: assert text == parameter.default or not isinstance(parameter.default, str), name
+            else: assert number == parameter.default, name
+
+
+def test_no_option_does_nothing():
+    "Every parameter of a command is read in its body."
+    import inspect
+    for words, command in every_command():
+        body = inspect.getsource(command.callback).split("):\n", 1)[1]
+        for name in inspect.signature(command.callback).parameters:
+            assert __import__("re").search(rf"\b{name}\b", body), (words, name)
+
+
+def test_version_and_completion(capsys):
+    import matgen_nb
+    assert run("--version") == 0 and matgen_nb.__version__ in capsys.readouterr().out
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).output
+    assert "--install-completion" in shown and "--version" in shown
+    code = "from matgen_nb.scale.command_line import main; main()"
+    env = os.environ | {"_MATGEN_COMPLETE": "complete_bash", "COMP_WORDS": "matgen sam", "COMP_CWORD": "1"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout.split() == ["sample"]
 
 
 def test_help_is_fast_and_light():
     code = ("import sys\nfrom matgen_nb.scale.command_line import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
-            "heavy = {'torch', 'pymatgen', 'spglib', 'pyxtal', 'rdkit', 'pandas', 'matplotlib', 'lightning', 'scipy'} & set(sys.modules)\nassert not heavy - {'torch'}, heavy")
+            "heavy = {'torch', 'pymatgen', 'spglib', 'pyxtal', 'rdkit', 'pandas', 'matplotlib', 'lightning', 'scipy', 'safetensors'} & set(sys.modules)\nassert not heavy, heavy")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -70,9 +126,12 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_results_are_not_overwritten_by_accident(tmp_path, capsys):
     (tmp_path/"out").mkdir()
     (tmp_path/"out"/"precious").write_text("x")
-    assert run("evaluate", "crystals", tmp_path, "--reference", tmp_path, "--out", tmp_path/"out") == 2
+    assert run("evaluate", "crystals", tmp_path/"mine", "--reference", tmp_path/"mine", "--out", tmp_path/"out") == 2
     assert "not empty" in capsys.readouterr().err
-    assert cli.fresh_folder(tmp_path/"out", overwrite=True).name == "out" and cli.fresh_folder(tmp_path/"new").name == "new"
+    assert run("evaluate", "crystals", tmp_path, "--reference", tmp_path, "--out", tmp_path/"out", "--overwrite") == 2
+    assert "lies inside SOURCE" in capsys.readouterr().err and (tmp_path/"out"/"precious").read_text() == "x"
+    for name, choices in (("out", dict(overwrite=True)), ("new", dict())):
+        with cli.fresh_folder(tmp_path/name, **choices) as folder: assert folder.out.name == name
 
 
 def test_prepare_folder_and_its_failures(tmp_path, cifs, capsys):
@@ -145,7 +204,7 @@ def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
     assert run(*train) == 0 and run(*train) == 2 and run(*train, "--resume") == 0
     assert {"weights.safetensors", "last.safetensors", "history.csv", "loss.png", "run.json"} <= {p.name for p in (tmp_path/"run").iterdir()}
     assert run("sample", "symmcd", "--weights", tmp_path/"run"/"weights.safetensors", "-n", 3, "--space-group", 221, "--out", tmp_path/"s") == 0
-    assert {p.name for p in (tmp_path/"s").iterdir()} == {"cif", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "chunks"}
+    assert {p.name for p in (tmp_path/"s").iterdir() if p.name[0] != "."} == {"cif", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "chunks"}
     record = json.loads((tmp_path/"s"/"run.json").read_text())
     assert record["request"]["space_group"] == 221 and record["request"]["n"] == 3 and record["seed"] == 0 and record["versions"]["torch"]
     (tmp_path/"s"/"cif"/"torn.cif").write_text("data_x")
@@ -173,12 +232,12 @@ def draw(i, n, log=None):
 
 
 def stream_whole(out, **choices):
-    drawn = cli.stream(cli.open_run(out, REQUEST, **choices), REQUEST, draw)
+    with cli.open_run(out, REQUEST, **choices) as folder: drawn = cli.stream(folder, REQUEST, draw)
     cli.finish_stream(out, "T", cli.run_record("test", 5, 0., request=REQUEST), Crystal.from_cif)
     return drawn
 
 
-def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.json"}
+def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in ("run.json", ".matgen-files")}
 
 
 def test_stream_forgets_what_it_has_written(tmp_path):
@@ -226,7 +285,7 @@ def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_p
     "A bad model draws such crystals; our reader refuses them. They stay in the table and count as failures when judged."
     twice = Crystal(4 * np.eye(3), [50, 69], [[0, 0, 0], [.001, 0, 0]])
     request = REQUEST | {"n": 2}
-    cli.stream(cli.open_run(tmp_path/"a", request), request, lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]))
+    with cli.open_run(tmp_path/"a", request) as folder: cli.stream(folder, request, lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]))
     cli.finish_stream(tmp_path/"a", "T", cli.run_record("test", 5, 0., request=request), Crystal.from_cif)
     assert len(cli.read_table(tmp_path/"a"/"table.csv")) == 2 and (tmp_path/"a"/"gallery.html").read_text().count("base64,") == 1
     crystals, _, failures = cli.read_crystals(tmp_path/"a")
@@ -234,10 +293,13 @@ def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_p
 
 
 def test_overwriting_leaves_no_old_results(tmp_path):
-    stream_whole(tmp_path/"a")
-    (tmp_path/"a"/"cif"/"00099.cif").write_text("old")
+    old = REQUEST | {"n": 13}
+    with cli.open_run(tmp_path/"a", old) as folder: assert cli.stream(folder, old, draw) == 13
     with pytest.raises(MatgenError, match="--resume"): stream_whole(tmp_path/"a")
-    assert stream_whole(tmp_path/"a", overwrite=True) == 10 and not (tmp_path/"a"/"cif"/"00099.cif").exists()
+    assert stream_whole(tmp_path/"a", overwrite=True) == 10 and not (tmp_path/"a"/"cif"/"00012.cif").exists()
+    (tmp_path/"a"/"cif"/"00099.cif").write_text("mine")
+    with pytest.raises(MatgenError, match="00099.cif was not made by matgen"): stream_whole(tmp_path/"a", overwrite=True)
+    assert (tmp_path/"a"/"cif"/"00099.cif").read_text() == "mine" and (tmp_path/"a"/"table.csv").exists()
     with pytest.raises(MatgenError, match="n was 10 and is now 11"): cli.open_run(tmp_path/"a", REQUEST | {"n": 11}, resume=True)
 
 

@@ -117,6 +117,20 @@ def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path/"thesis").mkdir()
     (tmp_path/"thesis"/"samples").mkdir()
     (tmp_path/"thesis"/"samples"/"chapter.txt").write_text("two years of work")
-    with pytest.raises(MatgenError, match="not the folder of an earlier recipe"): rc.open_recipe(tmp_path/"thesis", dict(recipe="x"), overwrite=True)
-    with pytest.raises(MatgenError): rc.open_recipe(tmp_path/"thesis", dict(recipe="x"), resume=True)
-    assert (tmp_path/"thesis"/"samples"/"chapter.txt").exists()
+    with pytest.raises(MatgenError, match="not empty"): rc.open_recipe(tmp_path/"thesis", dict(recipe="x"))
+    with pytest.raises(MatgenError, match="not empty"): rc.open_recipe(tmp_path/"thesis", dict(recipe="x"), resume=True)
+    rc.open_recipe(tmp_path/"thesis", dict(recipe="x"), overwrite=True).close()
+    assert (tmp_path/"thesis"/"samples"/"chapter.txt").read_text() == "two years of work"
+    (tmp_path/"thesis"/"samples"/"table.csv").write_text("mine")
+    with pytest.raises(MatgenError, match="table.csv was not made by matgen"): rc.open_recipe(tmp_path/"thesis", dict(recipe="x"), overwrite=True)
+    assert (tmp_path/"thesis"/"samples"/"table.csv").read_text() == "mine"
+
+
+def test_resume_compares_the_content_of_the_data_and_not_its_name(crystals, mofs, tmp_path):
+    import shutil
+    shutil.copy(mofs, tmp_path/"moved.safetensors")
+    how = dict(scale=.001, held_blocks=.2, held_conformers=.5, preset="tiny")
+    rows = rc.run_recipe("blocks-small", tmp_path/"b", data=mofs, **how)
+    assert json.dumps(rc.run_recipe("blocks-small", tmp_path/"b", data=tmp_path/"moved.safetensors", resume=True, **how)) == json.dumps(rows)
+    embedded_mofs().subset(range(1, 9)).save(tmp_path/"moved.safetensors")
+    with pytest.raises(MatgenError, match="data was content"): rc.run_recipe("blocks-small", tmp_path/"b", data=tmp_path/"moved.safetensors", resume=True, **how)

@@ -131,7 +131,70 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
 def test_a_run_is_not_overwritten_by_accident(tmp_path):
     make(tmp_path, steps=2).fit()
     with pytest.raises(MatgenError, match="already holds"): make(tmp_path, steps=2).fit()
+    (tmp_path/"notes.txt").write_text("mine")
     make(tmp_path, steps=2).fit(overwrite=True)
+    assert (tmp_path/"notes.txt").read_text() == "mine"
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_nothing_of_the_overwritten_one(tmp_path, capsys):
+    "Neither last nor best, weights or history: --resume must not continue the run that was to be overwritten."
+    make(tmp_path, steps=7).fit(after=lambda t: t.files.claim("weights.safetensors")[0].write_text("old"))
+    doomed = make(tmp_path, steps=7, seed=1)
+    doomed.model.fail_at = 2
+    with pytest.raises(RuntimeError, match="killed"): doomed.fit(overwrite=True)
+    assert not [name for name in training.TRAINING_FILES if (tmp_path/name).exists()]
+    history = make(tmp_path, steps=7, seed=1).fit(resume=True)
+    assert "no checkpoint" in capsys.readouterr().out and losses(history) == losses(make(tmp_path/"other", steps=7, seed=1).fit())
+
+
+def test_resume_without_a_checkpoint_does_not_overwrite_weights(tmp_path):
+    make(tmp_path, steps=2).fit(after=lambda t: t.files.claim("weights.safetensors")[0].write_text("two days of work"))
+    (tmp_path/"last.safetensors").unlink()
+    with pytest.raises(MatgenError, match="--resume: .* no checkpoint"): make(tmp_path, steps=2).fit(resume=True)
+    assert (tmp_path/"weights.safetensors").read_text() == "two days of work"
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "weights.safetensors", "history.csv"])
+def test_a_training_that_is_not_on_the_record_is_not_overwritten(tmp_path, name):
+    (tmp_path/name).write_text("of the first edition")
+    for choices in (dict(), dict(overwrite=True)):
+        with pytest.raises(MatgenError, match="choose another --out"): make(tmp_path, steps=2).fit(**choices)
+    assert (tmp_path/name).read_text() == "of the first edition"
+
+
+def test_a_checkpoint_of_the_first_edition_is_continued(tmp_path):
+    make(tmp_path, steps=7).fit()
+    (tmp_path/".matgen-files").unlink()
+    assert make(tmp_path, steps=14).fit(resume=True)[-1]["step"] == 14
+    make(tmp_path, steps=2).fit(overwrite=True)
+
+
+def test_two_trainings_one_folder(tmp_path):
+    from matgen_nb.utils import FolderLock
+    make(tmp_path/"run", steps=2).fit()
+    before = {p.name: p.read_bytes() for p in (tmp_path/"run").iterdir()}
+    with FolderLock(tmp_path/"run"):
+        for choices in (dict(resume=True), dict(overwrite=True)):
+            with pytest.raises(MatgenError, match="is in use"): make(tmp_path/"run", steps=9).fit(**choices)
+    assert {p.name: p.read_bytes() for p in (tmp_path/"run").iterdir()} == before
+
+
+def test_equal_trainings_leave_equal_files(tmp_path):
+    for name in "ab": make(tmp_path/name, steps=6).fit()
+    assert (tmp_path/"a"/"best.safetensors").read_bytes() == (tmp_path/"b"/"best.safetensors").read_bytes()
+    tensors, info = load_checkpoint(tmp_path/"a"/"last.safetensors")
+    for name, t in (("c", tensors), ("d", dict(reversed(tensors.items())))): training.save_checkpoint(tmp_path/name, t, info)
+    assert (tmp_path/"c").read_bytes() == (tmp_path/"d").read_bytes()
+
+
+def test_structures_with_nan_are_named(tmp_path, capsys):
+    data = Data(torch.randn(64, 3))
+    data.x[[3, 40]] = float("nan")
+    data.names = [f"mp-{i}" for i in range(64)]
+    make(tmp_path/"few", data=data, val_fraction=0.).fit()
+    assert "2 of 64 structures: 'mp-3', 'mp-40'" in capsys.readouterr().out
+    data.x[:] = float("nan")
+    with pytest.raises(MatgenError, match="'mp-0', 'mp-1', .* and 59 more"): make(tmp_path/"all", data=data, val_fraction=0., max_skipped=5).fit()
 
 
 def test_another_model_or_seed_cannot_resume(tmp_path):
@@ -145,7 +208,11 @@ def test_another_model_or_seed_cannot_resume(tmp_path):
 def test_broken_checkpoints(tmp_path):
     make(tmp_path, steps=2).fit()
     good = (tmp_path/"last.safetensors").read_bytes()
-    for bad in (good[:-7], good[:50], b"", b"PK\x03\x04 a zip archive"):
+    nan = training.load_checkpoint(tmp_path/"last.safetensors")
+    next(iter(nan[0].values())).view(-1)[0] = float("nan")
+    training.save_checkpoint(tmp_path/"nan.safetensors", *nan)
+    flipped = good[:-9] + bytes([good[-9] ^ 4]) + good[-8:]
+    for bad in (good[:-7], good[:50], b"", b"PK\x03\x04 a zip archive", flipped, (tmp_path/"nan.safetensors").read_bytes()):
         (tmp_path/"last.safetensors").write_bytes(bad)
         with pytest.raises(MatgenError, match="not a complete checkpoint"): make(tmp_path).fit(resume=True)
     from safetensors.torch import save_file

@@ -283,7 +283,7 @@ def unpack_blocks(tensors, identities):
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9d4d132a
 def save(data, path):
     "Write a prepared set as one safetensors file, atomically; the identities of the blocks are stored, so that reading needs no rdkit."
-    from safetensors.torch import save as to_bytes
+    from matgen_nb.utils import tensor_bytes as to_bytes
     metadata = dict(format=FORMAT, names=json.dumps([str(n) for n in data.names]), property_names=json.dumps(data.property_names),
                     identities=json.dumps([b.identity for b in data.library]), info=json.dumps(data.info))
     tensors = {**data.tensors(), **pack_blocks(data.library)}
@@ -295,10 +295,10 @@ MofData.save = save
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e8d8e2e4
 def load(path):
     "Read a prepared set. MatgenError where the file is missing, damaged or of another kind."
-    from safetensors import safe_open
+    from matgen_nb.utils import load_tensors
     if not Path(path).exists(): raise MatgenError(f"{path} does not exist; make it with: matgen prepare mofs SOURCE --out {path}")
     try:
-        with safe_open(str(path), "pt") as file: metadata, tensors = file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}
+        metadata, tensors = load_tensors(path, finite=lambda name: False)
     except Exception as error: raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
         raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare mofs")

@@ -349,7 +349,7 @@ FORMAT = "matgen_nb blocks 1"
 
 def save_pretrained(model, path, info=None):
     "Write weights and configuration as one safetensors file, atomically; info: a dict of more strings for the card."
-    from safetensors.torch import save
+    from matgen_nb.utils import tensor_bytes as save
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), info=json.dumps(info or {}))
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     with atomic_write(path, "wb") as file: file.write(save(state, metadata))

@@ -368,7 +368,7 @@ def unpack_library(tensors, identities):
 def save_pretrained(model, path, info=None, dtype=torch.float32):
     """Write weights, statistics, configuration and the library of blocks as one safetensors file, atomically; info: more strings for the card.
     dtype: of the networks' weights (bfloat16 halves the file)."""
-    from safetensors.torch import save
+    from matgen_nb.utils import tensor_bytes as save
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), property_names=json.dumps(model.property_names),
                     identities=json.dumps([b.identity for b in model.library.blocks] if model.library else []), info=json.dumps(info or {}))
     state = {n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous() for n, t in model.state_dict().items()}

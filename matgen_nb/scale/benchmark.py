@@ -17,7 +17,8 @@ from typing import Annotated, Callable, Optional
 
 import typer
 
-from .command_line import Compile, Device, On, Out, Overwrite, Precision, Seed, _command, app, fresh_folder, pick_device, read_table, run_record, say, write_json, write_table
+from .command_line import Compile, Device, On, Out, Overwrite, Precision, Seed, _command, _option, app, pick_device
+from .runs import fresh_folder, read_table, run_record, say, write_json, write_table
 from ..utils import MatgenError, atomic_write
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #58e3aea2
@@ -370,13 +371,13 @@ def in_words(row):
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #18726936
 @app.command(epilog="Example: `matgen benchmark --out here`, then on another machine `matgen benchmark --compare here/table.csv`")
-def benchmark(out: Out = Path("matgen-benchmark"), seconds: Annotated[float, typer.Option(help="Time for all measurements.")] = 120.,
-              compare_with: Annotated[Optional[Path], typer.Option("--compare", help="table.csv of another run.")] = None,
-              only: Annotated[Optional[str], typer.Option(help="Tasks, separated by commas.")] = None,
-              preset: Annotated[Optional[str], typer.Option(help="Train this preset (default: small).")] = None,
-              batch_size: Annotated[Optional[int], typer.Option(help="Items in a training step (default: 128 crystals, 64 frameworks).")] = None,
+def benchmark(out: Out = Path("matgen-benchmark"), seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.,
+              compare_with: Annotated[Optional[Path], _option("table.csv of another run.", "none", "--compare")] = None,
+              only: Annotated[Optional[str], _option("Tasks, separated by commas.", "all")] = None,
+              preset: Annotated[Optional[str], _option("Train this preset.", "small")] = None,
+              batch_size: Annotated[Optional[int], _option("Items in a training step.", "128 crystals, 64 frameworks")] = None,
               precision: Precision = "32-true", compile: Compile = False,
-              threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+              threads: Annotated[int, _option("CPU threads.")] = 1,
               overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     """Measure this machine: preparing, training, sampling, projection and evaluation of crystals; preparing, training (both networks), sampling, assembly, relaxation and evaluation
     of frameworks. A table and a plot, compared with a table of another run. A preset, batch size, precision or --compile asks for training alone (or what --only names), in a row of its own name."""
@@ -386,13 +387,14 @@ def benchmark(out: Out = Path("matgen-benchmark"), seconds: Annotated[float, typ
     if threads < 1: raise MatgenError(f"--threads must be at least 1, not {threads}")
     if not (0 < seconds < math.inf): raise MatgenError(f"--seconds must be a positive number, not {seconds}")
     planned(only, setting)
-    device, out, start = pick_device(device, float64=True), fresh_folder(out, overwrite), time.monotonic()
+    device, out, start = pick_device(device, float64=True), fresh_folder(out, overwrite, {"--compare": compare_with}), time.monotonic()
     torch.set_num_threads(threads)
     rows = run_benchmark(device, seconds, seed, only, lambda row: say(in_words(row)), setting)
     if others:
         rows = compare(rows, others)
         for row in rows: say(f"{row['task']:14s} {row['ratio']:8.2f} times {compare_with}" + ("" if row["clear"] == "yes" else "   (the ranges overlap)") if "ratio" in row else f"{row['task']:14s} not in {compare_with}")
-    write_table(out/"table.csv", rows)
-    with atomic_write(out/"benchmark.png", "wb") as f: plot_benchmark(rows, others, ("this run", str(compare_with))).savefig(f, format="png")
-    write_json(out/"run.json", run_record(_command(), seed, time.monotonic() - start, environment=environment(device)))
+    write_table(out.path("table.csv"), rows)
+    with atomic_write(out.path("benchmark.png"), "wb") as f: plot_benchmark(rows, others, ("this run", str(compare_with))).savefig(f, format="png")
+    write_json(out.path("run.json"), run_record(_command(), seed, time.monotonic() - start, environment=environment(device)))
+    out.close()
     say(f"results: {out}")

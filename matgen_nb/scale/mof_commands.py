@@ -20,9 +20,12 @@ from typing import Annotated, Optional
 import numpy as np
 import typer
 
-from .command_line import (CHUNK, Compile, Device, Devices, Nodes, On, Out, Overwrite, Precision, Seed, Strategy, _command, _small_png, app, choose_training, chunk_seed, chunks, evaluate_app, file_hash, fit_model, open_run, pick_device,
-                                          prepare_app, read_crystals, read_table, report_training, run_record, sample_app, say, summary_text, train_app, write_gallery, write_json, write_table)
-from ..symmetry.crystal import element_legend
+from .command_line import (BatchSize, Compile, Device, Devices, Epochs, Jobs, Nodes, On, Out, Overwrite, Precision, Rate, Resume,
+                                          Seconds, Seed, Steps, Strategy, _command, _option, app, choose_training, evaluate_app, fit_model,
+                                          given_training, pick_device, prepare_app, read_crystals, report_training, sample_app, summary_text,
+                                          train_app, without_nan)
+from .runs import (CHUNK, as_folder, chunk_seed, chunks, file_hash, fresh_file, fresh_folder, open_run, read_table,
+                                  run_record, save_small_png, say, write_gallery, write_json, write_results, write_table)
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map, time_limit
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #fb3843c2
@@ -45,15 +48,14 @@ def prepare_sources(sources, **options):
 @prepare_app.command("mofs", epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded my_cifs/ --limit 5000 --out many.safetensors`")
 def prepare_mofs_command(source: Annotated[list[str], typer.Argument(help="embedded, bw-db, a folder of CIF files, a CSV with a cif column, or a prepared file; several are put together.")],
                          out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
-                         properties: Annotated[Optional[Path], typer.Option(help="CSV of numbers by file name.")] = None,
-                         limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first so many of each source. With embedded, 1,632 ship; of a larger number the rest is built "
-                                                                                       "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).")] = None,
-                         n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
-                         timeout: Annotated[float, typer.Option(min=.1, help="Seconds one framework may take.")] = 60.,
-                         overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.cpu):
+                         properties: Annotated[Optional[Path], _option("CSV of numbers by file name.", "none")] = None,
+                         limit: Annotated[Optional[int], _option("Only the first so many of each source. With embedded, 1,632 ship; of a larger number the rest is built "
+                                                                                       "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).", "all", min=1)] = None,
+                         n_jobs: Jobs = -1,
+                         timeout: Annotated[float, _option("Seconds one framework may take.", min=.1)] = 60.,
+                         overwrite: Overwrite = False, seed: Seed = 0):
     "Take frameworks apart into building blocks and write one training file."
-    if out.exists() and not overwrite: raise MatgenError(f"{out} exists: choose another --out, or add --overwrite")
-    if out.is_dir(): raise MatgenError(f"{out} is a folder: give a file for --out")
+    fresh_file(out, overwrite, {f"SOURCE {s}": s for s in source} | {"--properties": properties})
     start = time.monotonic()
     data, told, failures, notes = prepare_sources(source, n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed)
     data.save(out)
@@ -81,18 +83,16 @@ def fit_blocks(data, preset, config, out, resume=False, overwrite=False):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #58c3c64d
 @train_app.command("blocks", epilog="Example: `matgen train blocks mofs.safetensors --preset small --out blocks`")
 def train_blocks_command(data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")], out: Out = Path("blocks"),
-                         preset: Annotated[str, typer.Option(help="tiny, small or full.")] = "small",
-                         steps: Optional[int] = None, epochs: Optional[float] = None, batch_size: Optional[int] = None, lr: Optional[float] = None,
-                         max_seconds: Annotated[Optional[float], typer.Option(help="Time budget; the learning rate follows it.")] = None,
+                         preset: Annotated[str, _option("tiny, small or full.")] = "small",
+                         steps: Steps = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, max_seconds: Seconds = None,
                          devices: Devices = 1, nodes: Nodes = 1, strategy: Strategy = "auto", precision: Precision = "32-true", compile: Compile = False,
-                         resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-                         overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+                         resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Train the encoder of building blocks on the blocks of a prepared file."
     from matgen_nb.mofdiff.coarse_graining import MofData
     start = time.monotonic()
-    config = choose_training(BLOCK_TRAINING, preset, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
+    config = given_training(BLOCK_TRAINING, preset, out, {"DATA": data}, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
                              strategy=strategy, precision=precision, compile=compile, seed=seed, device=pick_device(device))
-    model, history = fit_blocks(MofData.load(data), preset, config, out, resume, overwrite)
+    model, history = fit_blocks(without_nan(MofData.load(data), data), preset, config, out, resume, overwrite)
     report_training(model, history, out, seed, start, f"matgen train mofdiff {data} --blocks {out/'weights.safetensors'} --out mofdiff")
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #9c6d0913
@@ -118,62 +118,56 @@ def fit_mofdiff(data, encoder, preset, config, out, resume=False, overwrite=Fals
     from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
     data = data.with_embeddings(encoder.encode(data.library).cpu())
     torch.manual_seed(config.seed)
-    best, history = fit_model(MofDiff(MofDiffConfig.preset(preset), statistics(data)), data, config, out, resume, overwrite)
-    if best is not None:
-        best.info = dict(identities=known_identities(data), source=str(data.info.get("source", "")), frameworks=len(data))
-        best.save_pretrained(Path(out)/"weights.safetensors", info=best.info)
-    return best, history
+    info = lambda: dict(identities=known_identities(data), source=str(data.info.get("source", "")), frameworks=len(data))
+    return fit_model(MofDiff(MofDiffConfig.preset(preset), statistics(data)), data, config, out, resume, overwrite, info=info)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #33105926
 @train_app.command("mofdiff", epilog="Example: `matgen train mofdiff mofs.safetensors --blocks blocks/weights.safetensors --out mofdiff`")
 def train_mofdiff_command(data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")], out: Out = Path("mofdiff"),
-                          blocks: Annotated[str, typer.Option(help="Weights of a block encoder, or the name of weights that ship.")] = "blocks-small",
-                          preset: Annotated[str, typer.Option(help="tiny, small, full, or release (as published).")] = "small",
-                          steps: Optional[int] = None, epochs: Optional[float] = None, batch_size: Optional[int] = None, lr: Optional[float] = None,
-                          max_seconds: Annotated[Optional[float], typer.Option(help="Time budget; the learning rate follows it.")] = None,
+                          blocks: Annotated[str, _option("Weights of a block encoder, or the name of weights that ship.")] = "blocks-small",
+                          preset: Annotated[str, _option("tiny, small, full, or release (as published).")] = "small",
+                          steps: Steps = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, max_seconds: Seconds = None,
                           devices: Devices = 1, nodes: Nodes = 1, strategy: Strategy = "auto", precision: Precision = "32-true", compile: Compile = False,
-                          resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-                          overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+                          resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Train MOFDiff on a prepared file; Ctrl-C saves and stops, --resume continues."
     from matgen_nb.mofdiff.coarse_graining import MofData
     from matgen_nb.mofdiff.embedding import BlockEncoder
+    from matgen_nb.utils import find_weights
     start = time.monotonic()
-    config = choose_training(MOF_TRAINING, preset, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
+    config = given_training(MOF_TRAINING, preset, out, {"DATA": data, "--blocks": find_weights(blocks)}, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
                              strategy=strategy, precision=precision, compile=compile, seed=seed, device=pick_device(device), val_fraction=.05)
-    model, history = fit_mofdiff(MofData.load(data), BlockEncoder.from_pretrained(blocks), preset, config, out, resume, overwrite)
+    model, history = fit_mofdiff(without_nan(MofData.load(data), data), BlockEncoder.from_pretrained(blocks), preset, config, out, resume, overwrite)
     report_training(model, history, out, seed, start, f"matgen sample mofdiff --weights {out/'weights.safetensors'} -n 100 --out new")
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #6cb206c1
 STAGES = ("assembled", "relaxed", "judged")
 
-def open_mofs(out, request, resume=False, overwrite=False):
-    "Folder of a run, see `open_run`; a fresh one is cleared of the stages of an earlier run."
-    out = open_run(out, request, resume, overwrite)
-    if not (resume and (out/"request.json").exists()):
-        for stage in ("sampled", *STAGES):
-            for old in (out/stage).glob("*"): old.unlink()
-    return out
+def open_mofs(out, request, resume=False, overwrite=False, inputs=None):
+    "Locked folder of a run, see `open_run`."
+    return open_run(out, request, resume, overwrite, inputs)
 
 def sample_stage(model, out, request, draws=1, **asked):
     "Beads of `request[\"n\"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_fitting`."
     from matgen_nb.mofdiff.coarse_graining import MofData
     from matgen_nb.mofdiff.property_design import best_fitting
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
-    told = dict(draws=draws) if draws > 1 else {}
+    folder, told = as_folder(out), dict(draws=draws) if draws > 1 else {}
     for i, first, n in chunks(request["n"], request["chunk"]):
-        path = Path(out)/"sampled"/f"{i:05d}.safetensors"
-        if path.exists() and path.with_suffix(".csv").exists(): continue
+        names = f"sampled/{i:05d}.safetensors", f"sampled/{i:05d}.csv"
+        if not folder.clear_first and all((folder/name).exists() for name in names): continue
         found = best_fitting(model.sample(n, seed=chunk_seed(request["seed"], i), draws=draws, batch_size=request["chunk"], **asked), draws)
         for k, s in enumerate(found, first): s.coarse, s.row = replace(s.coarse, name=f"mof_{k:05d}"), {**s.row, **told, "name": f"mof_{k:05d}", "index": k}
-        if not (Path(out)/"request.json").exists(): write_json(Path(out)/"request.json", request)       # not before something was drawn: what is refused leaves nothing
+        if folder.clear_first or not (folder/"request.json").exists():               # not before something was drawn: what is refused leaves nothing
+            write_json(folder.path("request.json"), request)
+        path, table = folder.claim(*names)
         MofData.from_coarse([s.coarse for s in found], tolerance=1e-6).save(path)
-        write_table(path.with_suffix(".csv"), [s.row for s in found])
+        write_table(table, [s.row for s in found])
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d4a633bc
 def read_sampled(out):
     "What stage one wrote: frameworks (list of `CoarseMof`) and rows of the table."
     from matgen_nb.mofdiff.coarse_graining import MofData
-    files = sorted((Path(out)/"sampled").glob("*.safetensors"))
+    files = sorted(p for p in (Path(out)/"sampled").glob("*.safetensors") if p.stem.isdigit())
     sets, rows = [MofData.load(f) for f in files], [row for f in files for row in read_table(f.with_suffix(".csv"))]
     for row in rows: row["matched"] = row["matched"] == "True"
     return [data[i] for data in sets for i in range(len(data))], rows
@@ -212,6 +206,8 @@ def assemble_part(part, folder, limit=60., **settings):
 def run_stage(work, items, names, folder, text, n_jobs=1, timeout=None):
     "`work` over items in parallel, each writes itself; `names`: the frameworks of each item. A worker that dies or hangs leaves a row with the reason."
     todo = [(item, group) for item, group in zip(items, names) if not all((Path(folder)/f"{n}.json").exists() for n in group)]
+    names = [n for _, group in todo for n in group]
+    as_folder(Path(folder).parent).claim(*(f"{Path(folder).name}/{n}.{kind}" for n in names for kind in ("cif", "json")))
     _, failures = parallel_map(work, [item for item, _ in todo], [" ".join(group) for _, group in todo], n_jobs=n_jobs, timeout=timeout, progress=text, chunk=1)
     for failure in failures:
         for name in failure.name.split():
@@ -308,6 +304,7 @@ def mof_sheet(coarse, crystals, titles, columns=6):
     "Figure of frameworks side by side: beads above, atoms below, one legend of the elements for all."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matgen_nb.symmetry.crystal import element_legend
     columns = min(columns, max(len(coarse), 1))
     lines, width = max(-(-len(coarse) // columns), 1), max(1.5 * columns, 3)
     figure = Figure(figsize=(width, 3.1 * lines + .35), dpi=90)
@@ -326,60 +323,60 @@ def mof_sheet(coarse, crystals, titles, columns=6):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3288d19
 def finish_mofs(out, known, record, relax=True, pictures=24):
     "table.csv, summary.json, gallery.html, gallery.png (valid ones first) and run.json of a run."
-    out, (coarse, _) = Path(out), read_sampled(out)
+    out, (coarse, _) = as_folder(out), read_sampled(out)
     table, summary = collect(out, known, relax)
-    write_table(out/"table.csv", table)
-    write_json(out/"summary.json", summary)
+    write_table(out.path("table.csv"), table)
+    write_json(out.path("summary.json"), summary)
     order = sorted((i for i, r in enumerate(table) if r["assembled"]), key=lambda i: (not table[i]["valid"], i))[:pictures]
     found = {i: read_stage(out/("relaxed" if table[i]["stage"] == "relaxed" else "assembled"), table[i]["name"])[1] for i in order}
     shown = {i: mof and mof.crystal for i, mof in found.items()}
     rows = [table[i] for i in order] + [r for i, r in enumerate(table) if i not in shown]
-    write_gallery(out/"gallery.html", "New frameworks", [*shown.values()] + [None] * (len(rows) - len(shown)), rows, f"{len(table)} frameworks, made by: {record['command']}")
+    write_gallery(out.path("gallery.html"), "New frameworks", [*shown.values()] + [None] * (len(rows) - len(shown)), rows, f"{len(table)} frameworks, made by: {record['command']}")
     sheet = mof_sheet([coarse[i] for i in order[:12]], [shown[i] for i in order[:12]], [f"{table[i]['name']}\n{table[i]['formula'][:28]}" for i in order[:12]])
-    with atomic_write(out/"gallery.png", "wb") as f: sheet.savefig(f, format="png")
-    write_json(out/"run.json", record)
+    with atomic_write(out.path("gallery.png"), "wb") as f: sheet.savefig(f, format="png")
+    write_json(out.path("run.json"), record)
     return table, summary
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #1db28f3d
 def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
-              weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, draws=1, progress=True, **asked):
+              weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, draws=1, progress=True, inputs=None, **asked):
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
-    (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). asked: further options of `model.sample`."""
+    (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). inputs: see `check_out`. asked: further options of `model.sample`."""
     start = time.monotonic()
     if min(n, chunk, draws, starts, generations) < 1: raise MatgenError("the number of frameworks, chunk, draws, starts and generations must be at least 1")
     if not min(assemble_limit, relax_limit) > 0: raise MatgenError(f"time limits are seconds above 0, not {assemble_limit:g} and {relax_limit:g}")
     request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, draws=draws, **asked)
-    out = open_mofs(out, request, resume, overwrite)
-    sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
-    coarse, rows = read_sampled(out)
-    device = str(model.device.type) if model.device.type == "cuda" else "cpu"
-    assemble_stage([c for c, r in zip(coarse, rows) if r["matched"]], out, seed, n_jobs, device, assemble_limit, starts, generations)
-    if relax: relax_stage([c.name for c in coarse], out, n_jobs, relax_limit)
-    judge_stage([c.name for c in coarse], out, n_jobs)
-    known = known if known is not None else getattr(model, "info", {}).get("identities")
-    return finish_mofs(out, known, run_record(_command(), seed, time.monotonic() - start, request=request, relax=relax), relax)
+    with open_mofs(out, request, resume, overwrite, inputs) as out:
+        sample_stage(model, out, request, draws, steps=steps, target=target, progress=progress, **asked)
+        coarse, rows = read_sampled(out)
+        device = str(model.device.type) if model.device.type == "cuda" else "cpu"
+        assemble_stage([c for c, r in zip(coarse, rows) if r["matched"]], out, seed, n_jobs, device, assemble_limit, starts, generations)
+        if relax: relax_stage([c.name for c in coarse], out, n_jobs, relax_limit)
+        judge_stage([c.name for c in coarse], out, n_jobs)
+        known = known if known is not None else getattr(model, "info", {}).get("identities")
+        return finish_mofs(out, known, run_record(_command(), seed, time.monotonic() - start, request=request, relax=relax), relax)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #56ee1fae
 @sample_app.command("mofdiff", epilog="Example: `matgen sample mofdiff --weights mofdiff/weights.safetensors -n 100 --out new`, later `--resume`")
-def sample_mofdiff_command(out: Out = Path("mofdiff-samples"), n: Annotated[int, typer.Option("-n", help="How many frameworks.")] = 20,
-                           weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
-                           steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
-                           eta: Annotated[Optional[float], typer.Option(min=0, max=1, help="1: stochastic; 0: deterministic given the start.")] = None,
-                           corrector: Annotated[Optional[int], typer.Option(help="Langevin steps of the places after each step.")] = None,
-                           sharpen: Annotated[Optional[float], typer.Option(help="Longer steps of the places along the score; 1: as learned. Default 3.")] = None,
-                           prior: Annotated[Optional[str], typer.Option(help="Where codes come from: learned, or normal.")] = None,
-                           num_blocks: Annotated[Optional[int], typer.Option(help="Blocks in the cell; default: as the code says.")] = None,
-                           target: Annotated[Optional[str], typer.Option(help="Property to aim at: name=value.")] = None,
-                           draws: Annotated[int, typer.Option(min=1, help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
-                           starts: Annotated[int, typer.Option(min=1, help="Joint choices of orientations that compete in assembly.")] = 64,
-                           generations: Annotated[int, typer.Option(min=1, help="Rounds of search in assembly, at most.")] = 3,
-                           chunk: Annotated[int, typer.Option(help="Frameworks drawn together. Another number, other frameworks.")] = CHUNK,
-                           relax: Annotated[bool, typer.Option(help="Relax with UFF before judging.")] = True,
-                           relax_limit: Annotated[float, typer.Option(min=.1, help="Seconds one relaxation may take.")] = 120.,
-                           assemble_limit: Annotated[float, typer.Option(min=.1, help="Seconds one assembly may take.")] = 60.,
-                           reference: Annotated[Optional[Path], typer.Option(help="What novelty compares with (prepared file, weights, folder of CIF files or CSV); default: the training set.")] = None,
-                           n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
-                           resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+def sample_mofdiff_command(out: Out = Path("mofdiff-samples"), n: Annotated[int, _option("How many frameworks.", None, "-n")] = 20,
+                           weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
+                           steps: Annotated[int, _option("Denoising steps.")] = 50,
+                           eta: Annotated[Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1", min=0, max=1)] = None,
+                           corrector: Annotated[Optional[int], _option("Langevin steps of the places after each step.", "0")] = None,
+                           sharpen: Annotated[Optional[float], _option("Longer steps of the places along the score; 1: as learned.", "3")] = None,
+                           prior: Annotated[Optional[str], _option("Where codes come from: learned, or normal.", "learned")] = None,
+                           num_blocks: Annotated[Optional[int], _option("Blocks in the cell.", "as the code says")] = None,
+                           target: Annotated[Optional[str], _option("Property to aim at: name=value.", "none")] = None,
+                           draws: Annotated[int, _option("Draw so many for each framework and keep the one whose blocks fit best.", min=1)] = 1,
+                           starts: Annotated[int, _option("Joint choices of orientations that compete in assembly.", min=1)] = 64,
+                           generations: Annotated[int, _option("Rounds of search in assembly, at most.", min=1)] = 3,
+                           chunk: Annotated[int, _option("Frameworks drawn together. Another number, other frameworks.")] = CHUNK,
+                           relax: Annotated[bool, _option("Relax with UFF before judging.")] = True,
+                           relax_limit: Annotated[float, _option("Seconds one relaxation may take.", min=.1)] = 120.,
+                           assemble_limit: Annotated[float, _option("Seconds one assembly may take.", min=.1)] = 60.,
+                           reference: Annotated[Optional[Path], _option("What novelty compares with (prepared file, weights, folder of CIF files or CSV).", "the training set")] = None,
+                           n_jobs: Jobs = -1,
+                           resume: Resume = False,
                            overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Generate frameworks: sample, assemble, relax, judge; every stage on the disk, restartable."
     from matgen_nb.mofdiff.model import MofDiff, find_weights
@@ -387,7 +384,7 @@ def sample_mofdiff_command(out: Out = Path("mofdiff-samples"), n: Annotated[int,
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
     asked = {key: value for key, value in dict(eta=eta, sharpen=sharpen, corrector=corrector, prior=prior, num_blocks=num_blocks).items() if value is not None}
     table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, chunk, resume, overwrite, file_hash(find_weights(weights)),
-                               assemble_limit, relax_limit, starts, generations, draws, **asked)
+                               assemble_limit, relax_limit, starts, generations, draws, inputs={"--weights": find_weights(weights), "--reference": reference}, **asked)
     say(summary_text(summary) + f"\n{sum(r['valid'] for r in table)} valid frameworks of {len(table)} in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #919c3289
@@ -523,20 +520,21 @@ def demo_mof(out, n=24, seed=0, weights="mofdiff-small", device="cpu", n_jobs=1,
     text = f"{good} of {len(built)} drawn frameworks close all their bonds"
     if not good: text = f"none of {len(built)} drawn frameworks closes all its bonds; this one closes {row['bond_success']:.0%} of them"
     row = dict(name=beads[i].name, drawn=len(built), closed=good, **{k: v for k, v in row.items() if k not in ("name", "seconds")})
-    write_table(Path(out)/"table.csv", [{k: v for k, v in b.row.items() if k != "seconds"} | dict(shown=k == i) for k, b in enumerate(built)])
+    shown, table, picture = as_folder(out).claim("mof.cif", "table.csv", "beads_and_atoms.png")
+    write_table(table, [{k: v for k, v in b.row.items() if k != "seconds"} | dict(shown=k == i) for k, b in enumerate(built)])
     title = f"{row['formula']}: {len(beads[i])} blocks, {row['num_atoms']} atoms, {row['stage']}, {'passes' if row['valid'] else 'does not pass'} all checks\n{text}"
-    with atomic_write(Path(out)/"mof.cif") as f: f.write(mof.crystal.to_cif())
-    with atomic_write(Path(out)/"beads_and_atoms.png", "wb") as f: _small_png(mof_pair(beads[i], mof, built[i].owner, title), f)
+    with atomic_write(shown) as f: f.write(mof.crystal.to_cif())
+    with atomic_write(picture, "wb") as f: save_small_png(mof_pair(beads[i], mof, built[i].owner, title), f)
     return row, text
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d047ee7d
 def is_run(source):
     "Whether a folder is that of a run of `make_mofs`."
-    return any((Path(source)/"sampled").glob("*.safetensors"))
+    return any(p.stem.isdigit() for p in (Path(source)/"sampled").glob("*.safetensors"))
 
 def run_frameworks(out):
     "All frameworks of a run as its last stage left them: Mofs (None: none came out) and rows with name, matched, assembled and, of a relaxed run, converged and volume_change."
-    relaxed, mofs, rows = any((Path(out)/"relaxed").glob("*.json")), [], []
+    relaxed, mofs, rows = any((Path(out)/"relaxed").glob("mof_*.json")), [], []
     for name, matched in ((row["name"], row["matched"]) for row in read_sampled(out)[1]):
         (assembled, mof), (after, moved) = (read_stage(Path(out)/stage, name) for stage in ("assembled", "relaxed"))
         rows.append(dict(name=name, matched=matched, assembled=(assembled or {}).get("bond_success") == 1))
@@ -556,44 +554,44 @@ def frameworks_of(source, n_jobs=-1):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00006
 @evaluate_app.command("mofs", epilog="Example: `matgen evaluate mofs my_cifs/ --reference mofs.safetensors --out judged`")
 def evaluate_mofs_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, folder of a run, or a CSV with a cif column.")], out: Out,
-                          reference: Annotated[Optional[Path], typer.Option(help="For novelty: prepared file, weights (file or name), folder of CIF files or CSV.")] = None,
-                          n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
-                          timeout: Annotated[float, typer.Option(min=.1, help="Seconds one framework may take.")] = 120.,
-                          overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.cpu):
+                          reference: Annotated[Optional[Path], _option("For novelty: prepared file, weights (file or name), folder of CIF files or CSV.", "none")] = None,
+                          n_jobs: Jobs = -1,
+                          timeout: Annotated[float, _option("Seconds one framework may take.", min=.1)] = 120.,
+                          overwrite: Overwrite = False):
     "Named checks, pores, uniqueness and novelty of frameworks: per structure and in total."
     from matgen_nb.mofdiff.evaluation import evaluate_mofs, plot_summary
-    from matgen_nb.scale.command_line import fresh_folder, write_results
-    known, start = reference_identities(reference, n_jobs) if reference else None, time.monotonic()
-    made, rows = frameworks_of(source, n_jobs)
-    out, result = fresh_folder(out, overwrite), evaluate_mofs(made, known, rows, n_jobs, timeout)
+    out, start = fresh_folder(out, overwrite, {"SOURCE": source, "--reference": reference}), time.monotonic()
+    known, (made, rows) = reference_identities(reference, n_jobs) if reference else None, frameworks_of(source, n_jobs)
+    result = evaluate_mofs(made, known, rows, n_jobs, timeout)
     for row in result.table: row["failure"] = row.pop("unread", None) or row["failure"]
-    write_results(out, [getattr(m, "crystal", m) for m in made], result.table, "Evaluation of frameworks", run_record(_command(), seed, time.monotonic() - start))
-    write_json(out/"summary.json", result.summary)
-    with atomic_write(out/"summary.png", "wb") as f: plot_summary(result).figure.savefig(f, format="png", dpi=90, bbox_inches="tight")
+    write_results(out, [getattr(m, "crystal", m) for m in made], result.table, "Evaluation of frameworks", run_record(_command(), None, time.monotonic() - start))
+    write_json(out.path("summary.json"), result.summary)
+    with atomic_write(out.path("summary.png"), "wb") as f: plot_summary(result).figure.savefig(f, format="png", dpi=90, bbox_inches="tight")
+    out.close()
     say(summary_text(result.summary) + f"\nresults: {out}")
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #8635a4ec
 @app.command("design", epilog="Example: `matgen design --property void_fraction --target 0.8 -n 16 --out designed`")
-def design_command(out: Out, property: Annotated[str, typer.Option(help="One that the model was trained with.")], target: Annotated[float, typer.Option(help="The value aimed at.")],
-                   tolerance: Annotated[Optional[float], typer.Option(help="Counts as hit; default: a tenth of the target.")] = None,
-                   n: Annotated[int, typer.Option("-n", help="Frameworks designed, and as many drawn at random.")] = 16,
-                   weights: Annotated[str, typer.Option(help="File of weights, or the name of weights that ship.")] = "mofdiff-small",
-                   arms: Annotated[str, typer.Option(help="Ways to choose codes, with commas: optimised (gradient, trust region), selected (best of many draws). Random codes always stand beside them.")] = "optimised,selected",
-                   draws: Annotated[int, typer.Option(min=1, help="Draw so many for each framework and keep the one whose blocks fit best.")] = 1,
-                   relax: Annotated[bool, typer.Option(help="Relax with UFF before measuring.")] = False,
-                   n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
+def design_command(out: Out, property: Annotated[str, _option("One that the model was trained with, such as density or void_fraction.")], target: Annotated[float, _option("The value aimed at, in the unit of the training set (density: g/cm3, lcd: A).")],
+                   tolerance: Annotated[Optional[float], _option("How near counts as hit.", "a tenth of the target")] = None,
+                   n: Annotated[int, _option("Frameworks designed, and as many drawn at random.", None, "-n", min=1)] = 16,
+                   weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
+                   arms: Annotated[str, _option("Ways to choose codes, with commas: optimised (gradient, trust region), selected (best of many draws). Random codes always stand beside them.")] = "optimised,selected",
+                   draws: Annotated[int, _option("Draw so many for each framework and keep the one whose blocks fit best.", min=1)] = 1,
+                   relax: Annotated[bool, _option("Relax with UFF before measuring.")] = False,
+                   n_jobs: Jobs = -1,
                    overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Frameworks with a wanted property, measured on what was made, beside random ones."
-    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.mofdiff.model import MofDiff, find_weights
     from matgen_nb.mofdiff.property_design import ARMS, design
-    from matgen_nb.scale.command_line import fresh_folder, write_results
     model, start = MofDiff.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     if property not in model.property_names: raise MatgenError(f"the model was not trained on {property!r}; it knows {', '.join(model.property_names) or 'no property'}")
     wrong = sorted(set(arms := [a.strip() for a in arms.split(",") if a.strip()]) - set(ARMS))
     if wrong: raise MatgenError(f"--arms: {', '.join(wrong)} is none of {', '.join(ARMS)}")
-    out = fresh_folder(out, overwrite)
+    out = fresh_folder(out, overwrite, {"--weights": find_weights(weights)})
     made = design(model, property, target, n, seed, tolerance, arms, relax=relax, draws=draws, reference=getattr(model, "info", {}).get("identities", ()), n_jobs=n_jobs)
     write_results(out, made.crystals, made.rows, f"Design: {property} = {target:g}", run_record(_command(), seed, time.monotonic() - start, tolerance=made.tolerance))
-    write_json(out/"summary.json", made.summary)
+    write_json(out.path("summary.json"), made.summary)
+    out.close()
     for arm, summary in made.summary.items(): say(f"{arm}\n{summary_text(summary)}")
     say(f"results: {out}")

@@ -6,7 +6,7 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN',
            'show_rows', 'trained', 'sampled_crystals', 'reproduce_symmcd', 'split_blocks', 'mofs_of', 'finds',
            'reproduce_blocks', 'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps',
            'setting_rows', 'crystal_steps', 'framework_steps', 'plot_steps', 'published_steps', 'step_rows',
-           'reproduce_steps', 'open_recipe', 'run_recipe', 'list_text', 'reproduce']
+           'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce']
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290002
 import json, re, time
@@ -17,8 +17,11 @@ from typing import Annotated, Callable, Optional
 import numpy as np
 import typer
 
-from .command_line import (Device, On, Overwrite, Seed, _command, app, choose_training, fit_model, fit_symmcd, judge, load_data, open_run, pick_device, read_crystals,
-                                          read_table, run_record, sample_stream, say, training_reference, write_json, write_table)
+from .command_line import (Device, On, Overwrite, Resume, Seed, _command, _option, app,
+                                          choose_training, fit_model, fit_symmcd, judge, load_data, pick_device,
+                                          read_crystals, sample_stream, training_reference)
+from .runs import (CHUNK, as_folder, check_out, file_hash, input_identity, open_run, read_table,
+                                  run_record, say, write_json, write_table)
 from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff, make_mofs, read_sampled
 from ..utils import MatgenError, atomic_write, share
 
@@ -61,11 +64,15 @@ class Job:
     seed: int = 0; device: str = "cpu"; n_jobs: int = 1; resume: bool = False
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290010
+def _claimed(path):
+    "A path in the folder of a recipe that is about to be written, on the folder's record."
+    return as_folder(path.parent).path(path.name)
+
 def prepared_crystals(source, path, split="train", n_jobs=1):
     "CrystalData of a prepared file, or of a source that is prepared now and kept at `path`."
     from matgen_nb.symmcd.dataset import prepare
     if Path(source).suffix == ".safetensors": return load_data(source)
-    if not path.exists(): say(f"{source}: {prepare(source, path, n_jobs=n_jobs, split=split, progress=None)[1]}")
+    if not path.exists(): say(f"{source}: {prepare(source, _claimed(path), n_jobs=n_jobs, split=split, progress=None)[1]}")
     return load_data(path)
 
 def crystals_of(job):
@@ -127,19 +134,21 @@ def show_rows(rows):
     return "\n".join("  ".join(text.ljust(w) for text, w in zip(line, widths)).rstrip() for line in lines)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290019
-def trained(fit, steps):
-    "Call `fit()` -> (model, history); KeyboardInterrupt if the training was told to stop before its end."
-    model, history = fit()
+def trained(fit, steps, job, folder="training"):
+    """Call `fit(out, resume)` -> (model, history) with a folder of the job's, which may hold a part of this training;
+    KeyboardInterrupt if it was told to stop before its end."""
+    out, = as_folder(job.out).claim(f"{folder}/")
+    model, history = fit(out, (out/"last.safetensors").exists())
     if not history or history[-1]["step"] < steps: raise KeyboardInterrupt
     return model
 
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
-    from matgen_nb.scale.command_line import CHUNK, file_hash
     import matgen_nb.symmcd.sampling  # noqa: F401
     s = job.settings
     request = dict(model="symmcd", weights=file_hash(weights), n=s["n"], chunk=CHUNK, seed=job.seed, steps=s["sample_steps"])
-    sample_stream(model, request, dict(steps=s["sample_steps"]), job.out/"samples", job.name, True, False)
+    as_folder(job.out).claim("samples/")
+    sample_stream(model, request, dict(steps=s["sample_steps"]), job.out/"samples", job.name, (job.out/"samples"/"request.json").exists(), False)
     return read_crystals(job.out/"samples", job.n_jobs)[:2]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290021
@@ -155,13 +164,13 @@ def reproduce_symmcd(job):
     from matgen_nb.scale.training import load_weights
     s, (data, val) = job.settings, crystals_of(job)
     config = choose_training(TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device, val_fraction=0.)
-    model = trained(lambda: fit_symmcd(data, s["preset"], config, job.out/"training", True, False, val), s["steps"])
+    model = trained(lambda out, resume: fit_symmcd(data, s["preset"], config, out, resume, False, val), s["steps"], job)
     load_weights(model, job.out/"training"/"best.safetensors")
-    model.eval().save_pretrained(job.out/"weights.safetensors")
+    model.eval().save_pretrained(_claimed(job.out/"weights.safetensors"))
     crystals, names = sampled_crystals(model, job.out/"weights.safetensors", job)
-    result = judge(crystals, some(val, s["reference"]), job.out/"reference.npz", training_reference(data), names, job.seed, job.n_jobs)
-    result.to_csv(job.out/"table.csv")
-    result.to_json(job.out/"summary.json")
+    result = judge(crystals, some(val, s["reference"]), _claimed(job.out/"reference.npz"), training_reference(data), names, job.seed, job.n_jobs)
+    write_table(_claimed(job.out/"table.csv"), result.table)
+    result.to_json(_claimed(job.out/"summary.json"))
     return figure_rows(job.name, result.summary), result.plot()
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290024
@@ -187,7 +196,7 @@ def mofs_of(job):
     from matgen_nb.mofdiff.coarse_graining import MofData, prepare_mofs
     source, path = job.data or "embedded", job.out/"mofs.safetensors"
     if Path(source).suffix == ".safetensors": return MofData.load(source)
-    if not path.exists(): say(str(prepare_mofs(source, path, n_jobs=job.n_jobs, limit=job.settings.get("limit"), progress=None)[1]))
+    if not path.exists(): say(str(prepare_mofs(source, _claimed(path), n_jobs=job.n_jobs, limit=job.settings.get("limit"), progress=None)[1]))
     return MofData.load(path)
 
 def finds(encoder, queries, library, what):
@@ -210,13 +219,13 @@ def reproduce_blocks(job):
     train, conformers, unseen = split_blocks(library, s["held_blocks"], s["held_conformers"], job.seed)
     config = choose_training(BLOCK_TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device)
     torch.manual_seed(job.seed)
-    encoder = trained(lambda: fit_model(BlockEncoder(BlockConfig.preset(s["preset"])), BlockData(train), config, job.out/"training", True), s["steps"]).eval()
-    encoder.save_pretrained(job.out/"weights.safetensors")
+    encoder = trained(lambda out, resume: fit_model(BlockEncoder(BlockConfig.preset(s["preset"])), BlockData(train), config, out, resume), s["steps"], job).eval()
+    encoder.save_pretrained(_claimed(job.out/"weights.safetensors"))
     copies = [disguised(b, np.random.default_rng(i), s["rattle"]) for i, b in enumerate(train[::2])]
     asked = dict(conformers_identity=(conformers, "identity"), conformers_connections=(conformers, "num_connections"), unseen_connections=(unseen, "num_connections"),
                  unseen_kind=(unseen, "is_metal"), disguised_identity=(copies, "identity"))
     summary = {key: finds(encoder, queries, train, what) for key, (queries, what) in asked.items()}
-    write_json(job.out/"summary.json", summary)
+    write_json(_claimed(job.out/"summary.json"), summary)
     return figure_rows(job.name, summary), embedding_map(encoder, train)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290030
@@ -228,15 +237,15 @@ def reproduce_mofdiff(job):
     "Train on frameworks whose blocks are embedded, sample, assemble, judge."
     from matgen_nb.mofdiff.embedding import BlockEncoder
     from matgen_nb.mofdiff.evaluation import MofEvaluation, plot_summary
-    from matgen_nb.scale.command_line import file_hash
     s, data = job.settings, mofs_of(job)
     encoder = BlockEncoder.from_pretrained(s["blocks"], job.device)
     config = choose_training(MOF_TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device, val_fraction=.05)
-    model = trained(lambda: fit_mofdiff(data, encoder, s["preset"], config, job.out/"training", True), s["steps"]).eval()
-    table, summary = make_mofs(model, s["n"], job.out/"samples", job.seed, s["sample_steps"], relax=False, n_jobs=job.n_jobs, resume=True,
+    model = trained(lambda out, resume: fit_mofdiff(data, encoder, s["preset"], config, out, resume), s["steps"], job).eval()
+    samples, = as_folder(job.out).claim("samples/")
+    table, summary = make_mofs(model, s["n"], samples, job.seed, s["sample_steps"], relax=False, n_jobs=job.n_jobs, resume=(samples/"request.json").exists(),
                                weights=file_hash(job.out/"training"/"weights.safetensors"), starts=s["starts"], generations=s["generations"], progress=False)
-    write_table(job.out/"table.csv", table)
-    write_json(job.out/"summary.json", summary)
+    write_table(_claimed(job.out/"table.csv"), table)
+    write_json(_claimed(job.out/"summary.json"), summary)
     return figure_rows(job.name, summary), plot_summary(MofEvaluation(table, summary), ax=_axes(summary)).figure
 
 def _axes(summary):
@@ -266,10 +275,13 @@ def reproduce_ablations(job):
     from matgen_nb.scale.ablations import VARIANTS, plan_runs, plot_ablations, published_ablations, run_ablations
     from matgen_nb.symmcd.evaluation import prepare_reference
     s, (data, val) = job.settings, crystals_of(job)
-    reference = prepare_reference(some(val, s["reference"]), cache=job.out/"reference.npz", fingerprints=False, n_jobs=job.n_jobs, progress=False)
+    reference = prepare_reference(some(val, s["reference"]), cache=_claimed(job.out/"reference.npz"), fingerprints=False, n_jobs=job.n_jobs, progress=False)
     runs = [(job.seed + seed, name) for seed, name in plan_runs(s.get("variants", list(VARIANTS)), s["seeds"], s["fewer"])]
+    stems = [f"{name.replace(' ', '-')}-{seed}" for seed, name in runs]
+    as_folder(job.out).claim(*(f"runs/{stem}.json" for stem in stems))
+    as_folder(job.out).claim(*(f"runs/training/{stem}/" for stem in stems))
     rows = run_ablations(data, val, reference, job.out/"runs", runs, say, steps=s["steps"], n=s["n"], sample_steps=s["sample_steps"], device=job.device)
-    write_table(job.out/"table.csv", rows)
+    write_table(_claimed(job.out/"table.csv"), rows)
     return ablation_rows(rows, published_ablations()), plot_ablations(rows)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290038
@@ -309,12 +321,12 @@ def framework_steps(job, steps, corrector):
     "The same for frameworks, assembled and judged but not relaxed, and how well their beads go together (`mismatch` of lesson 20, mean, A^2); the CPU seconds are those of all of this."
     from matgen_nb.mofdiff.assembly import mismatch
     from matgen_nb.mofdiff.model import MofDiff, find_weights
-    from matgen_nb.scale.command_line import file_hash
     from matgen_nb.symmcd.evaluation import resampled
     import matgen_nb.mofdiff.sampling  # noqa: F401
     s = job.settings
     model, cpu, out = MofDiff.from_pretrained(s["mofdiff"], job.device), time.process_time(), job.out/"runs"/f"frameworks-{steps}-{corrector}"
-    _, summary = make_mofs(model, s["frameworks"], out, job.seed, steps, relax=False, n_jobs=job.n_jobs, resume=True, weights=file_hash(find_weights(s["mofdiff"])),
+    as_folder(job.out).claim(f"runs/{out.name}/")
+    _, summary = make_mofs(model, s["frameworks"], out, job.seed, steps, relax=False, n_jobs=job.n_jobs, resume=(out/"request.json").exists(), weights=file_hash(find_weights(s["mofdiff"])),
                            starts=s["starts"], generations=s["generations"], progress=False, corrector=corrector)
     fit = [mismatch(coarse) for coarse, row in zip(*read_sampled(out)) if row["matched"]]
     value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
@@ -366,41 +378,50 @@ def reproduce_steps(job):
     from matgen_nb.symmcd.evaluation import prepare_reference
     s, rows, source = job.settings, [], job.val or job.data or "mp-20"
     val = prepared_crystals(source, job.out/"val.safetensors", "val", job.n_jobs)
-    reference = prepare_reference(some(val, s["reference"]), cache=job.out/"reference.npz", fingerprints=False, n_jobs=job.n_jobs, progress=False)
+    reference = prepare_reference(some(val, s["reference"]), cache=_claimed(job.out/"reference.npz"), fingerprints=False, n_jobs=job.n_jobs, progress=False)
     for steps in s["grid"]:
         for corrector in s["correctors"]:
             for model, make in (("crystals", lambda: crystal_steps(job, reference, steps, corrector)), ("frameworks", lambda: framework_steps(job, steps, corrector))):
+                as_folder(job.out).claim(f"runs/{model}-{steps}-{corrector}.json")
                 rows += kept(job.out/"runs"/f"{model}-{steps}-{corrector}.json", make)
                 say(f"{model}: {steps} steps, corrector {corrector}")
-    write_table(job.out/"table.csv", rows)
+    write_table(_claimed(job.out/"table.csv"), rows)
     say(f"fewest steps as good as {max(s['grid'])}: {fewest_steps(rows)}")
     return step_rows(rows), plot_steps(rows)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290046
-def open_recipe(out, request, resume=False, overwrite=False):
-    "Folder of a recipe, see `open_run`. With `overwrite` only a folder that an earlier recipe has made is emptied."
-    import shutil
-    out, ours = Path(out), False
-    if (out/"request.json").exists(): ours = "recipe" in json.loads((out/"request.json").read_text(encoding="utf-8"))
-    if overwrite and not resume and out.is_dir() and any(out.iterdir()) and not ours: raise MatgenError(f"{out} is not the folder of an earlier recipe: choose another --out")
-    out = open_run(out, request, resume, overwrite)
-    if not resume:
-        for part in ("training", "samples", "runs"): shutil.rmtree(out/part, ignore_errors=True)
-        for name in ("figures.csv", "figure.png", "reference.npz", "weights.safetensors", "train.safetensors", "val.safetensors", "mofs.safetensors"): (out/name).unlink(missing_ok=True)
-    write_json(out/"request.json", request)
-    return out
+def open_recipe(out, request, resume=False, overwrite=False, inputs=None):
+    "Locked folder of a recipe, see `open_run`; what is to be overwritten goes now, and the request is written."
+    folder = open_run(out, request, resume, overwrite, inputs)
+    write_json(folder.path("request.json"), request)
+    return folder
+
+def check_inputs(kind, data, val):
+    "MatgenError where --data or --val cannot be had, before anything is overwritten: a prepared file is read, another source must be there."
+    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.symmcd.dataset import PUBLIC
+    known = ("embedded", "bw-db", "core-mof") if kind == "mofs" else ("embedded", *PUBLIC)
+    for flag, path in (("--data", data), ("--val", val)):
+        if not path or str(path) in known:
+            continue
+        if not Path(path).exists():
+            raise MatgenError(f"{flag}: there is no file or folder {path}, and it is none of {', '.join(known)}")
+        if Path(path).suffix == ".safetensors":
+            MofData.load(path) if kind == "mofs" else load_data(path)
 
 def run_recipe(name, out, data=None, val=None, scale=1., seed=0, device="cpu", n_jobs=1, resume=False, overwrite=False, **changes):
     """Run a recipe into the folder `out`; returns the rows of its table. Leaves figures.csv (found beside published), figure.png, run.json, and what the recipe itself writes.
     scale: see `settings`; changes: settings that are to differ, recorded like everything else."""
-    start, chosen = time.monotonic(), settings(name, scale) | changes
-    request = dict(recipe=name, scale=scale, seed=seed, device=device, data=data and str(data), val=val and str(val), settings=chosen)
-    out = open_recipe(out, request, resume, overwrite)
-    rows, figure = RECIPES[name].run(Job(name, chosen, out, data, val, seed, device, n_jobs, resume))
-    write_table(out/"figures.csv", rows)
-    with atomic_write(out/"figure.png", "wb") as f: figure.savefig(f, format="png")
-    judged = [row["agrees"] for row in rows if row.get("agrees")]
-    write_json(out/"run.json", run_record(_command(), seed, time.monotonic() - start, request=request, agree=judged.count("yes"), differ=judged.count("no")))
+    start, chosen, inputs = time.monotonic(), settings(name, scale) | changes, {"--data": data, "--val": val}
+    check_out(out, inputs)
+    check_inputs(RECIPES[name].kind, data, val)
+    request = dict(recipe=name, scale=scale, seed=seed, device=device, data=input_identity(data), val=input_identity(val), settings=chosen)
+    with open_recipe(out, request, resume, overwrite, inputs) as out:
+        rows, figure = RECIPES[name].run(Job(name, chosen, out.out, data, val, seed, device, n_jobs, resume))
+        write_table(out.path("figures.csv"), rows)
+        with atomic_write(out.path("figure.png"), "wb") as f: figure.savefig(f, format="png")
+        judged = [row["agrees"] for row in rows if row.get("agrees")]
+        write_json(out.path("run.json"), run_record(_command(), seed, time.monotonic() - start, request=request, agree=judged.count("yes"), differ=judged.count("no")))
     return rows
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290048
@@ -410,13 +431,13 @@ def list_text():
 
 @app.command(epilog="Example: `matgen reproduce symmcd-mp20-small --data train.safetensors --val val.safetensors --out again`, or `matgen reproduce --list`")
 def reproduce(name: Annotated[Optional[str], typer.Argument(help="A recipe; see --list.")] = None,
-              list_: Annotated[bool, typer.Option("--list", help="What each recipe is, needs and costs.")] = False,
-              out: Annotated[Optional[Path], typer.Option(help="Folder for the results; default: reproduce-NAME.")] = None,
-              data: Annotated[Optional[str], typer.Option(help="Prepared file, or a source that matgen prepare knows; see --list.")] = None,
-              val: Annotated[Optional[str], typer.Option(help="The same, of crystals held out.")] = None,
-              scale: Annotated[float, typer.Option(help="A fraction makes it short: 0.01 shows that it runs, not what it finds.")] = 1.,
-              n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = 1,
-              resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+              list_: Annotated[bool, _option("What each recipe is, needs and costs.", False, "--list")] = False,
+              out: Annotated[Optional[Path], _option("Folder for the results.", "reproduce-NAME")] = None,
+              data: Annotated[Optional[str], _option("Prepared file, or a source that matgen prepare knows.", "see --list")] = None,
+              val: Annotated[Optional[str], _option("The same, of crystals held out.", "see --list")] = None,
+              scale: Annotated[float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")] = 1.,
+              n_jobs: Annotated[int, _option("Processes; -1: one for each core.")] = 1,
+              resume: Resume = False,
               overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Run the recipe behind a table of ours, from the data to the figures, and compare."
     if list_ or name is None: return say(list_text())

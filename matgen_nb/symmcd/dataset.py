@@ -224,7 +224,7 @@ COLUMN = "column."          # before the name of a tensor: it holds one of the `
 
 def save(data, path):
     "Write a prepared data set as one safetensors file, atomically."
-    from safetensors.torch import save as to_bytes
+    from matgen_nb.utils import tensor_bytes as to_bytes
     metadata = dict(format=FORMAT, names=json.dumps([str(n) for n in data.names]), info=json.dumps(data.info))
     tensors = data.tensors() | {COLUMN + name: values for name, values in data.columns.items()}
     with atomic_write(path, "wb") as file:
@@ -232,11 +232,10 @@ def save(data, path):
 
 def load(path):
     "Read a prepared data set. MatgenError where the file is missing, damaged or of another kind."
-    from safetensors import safe_open
+    from matgen_nb.utils import load_tensors
     if not Path(path).exists(): raise MatgenError(f"{path} does not exist; make it with: matgen prepare crystals SOURCE --out {path}")
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata, tensors = file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}
+        metadata, tensors = load_tensors(path, finite=lambda name: False)
     except Exception as error: raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
         raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare crystals")

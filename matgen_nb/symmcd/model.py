@@ -276,7 +276,7 @@ FORMAT = "matgen_nb symmcd 1"
 def save_pretrained(model, path, info=None, dtype=torch.float32):
     """Write weights, statistics and configuration as one safetensors file, atomically; info: more strings for the card.
     dtype: of the network's weights (bfloat16 halves the file); the statistics stay float32."""
-    from safetensors.torch import save
+    from matgen_nb.utils import tensor_bytes as save
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), info=json.dumps(info or {}))
     state = {n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous() for n, t in model.state_dict().items()}
     with atomic_write(path, "wb") as file: file.write(save(state, metadata))
