@@ -86,7 +86,7 @@ def test_the_pretence_holds(gpu):
 
 def test_crystals_are_sampled_there_as_here(gpu):
     from matgen_nb.symmcd.model import SymmCD
-    import matgen_nb.symmcd.sampling                                                # noqa: F401
+    import matgen_nb.symmcd.staged_sampling                                                # noqa: F401
     there = SymmCD.from_pretrained("symmcd-mp20-small").to("cuda")
     assert {p.device for p in there.parameters()} == {GPU}
     short, long = (count(gpu, lambda: there.sample(6, seed=1, steps=steps, progress=False)) for steps in (4, 8))

@@ -76,6 +76,7 @@ def make_preparing(device, seed, n=24):
 def _symmcd(device, seed, n=120, size="small"):
     import torch
     from matgen_nb.symmcd.dataset import from_units, prepare_one
+    from matgen_nb.symmcd import staged_sampling  # noqa: F401
     from matgen_nb.symmcd.model import SymmCD, preset, statistics
     data = from_units([prepare_one(c) for c in crystals(n, seed)])
     torch.manual_seed(seed)
@@ -115,7 +116,7 @@ def make_training(device, seed, batch_size=128, setting=None):
 @task("sampling", "crystals")
 def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
-    import matgen_nb.symmcd.sampling  # noqa: F401
+    import matgen_nb.symmcd.staged_sampling  # noqa: F401
     model, _ = _symmcd(device, seed)
     model.eval()
     return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n

@@ -160,6 +160,7 @@ def without_nan(data, path):
 
 def new_symmcd(preset, data):
     "An untrained SymmCD of this preset with the statistics of `data`."
+    from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
     return SymmCD(SymmCDConfig.preset(preset), statistics(data))
 

@@ -144,7 +144,7 @@ def trained(fit, steps, job, folder="training"):
 
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
-    import matgen_nb.symmcd.sampling  # noqa: F401
+    import matgen_nb.symmcd.staged_sampling  # noqa: F401
     s = job.settings
     request = dict(model="symmcd", weights=file_hash(weights), n=s["n"], chunk=CHUNK, seed=job.seed, steps=s["sample_steps"])
     as_folder(job.out).claim("samples/")
@@ -310,7 +310,7 @@ def crystal_steps(job, reference, steps, corrector):
     "Rows of one setting of the crystals' sampler: measures, each an entry of a summary, and CPU seconds."
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     from matgen_nb.symmcd.model import SymmCD
-    import matgen_nb.symmcd.sampling  # noqa: F401
+    import matgen_nb.symmcd.staged_sampling  # noqa: F401
     model, cpu = SymmCD.from_pretrained(job.settings["symmcd"], job.device), time.process_time()
     samples = model.sample(job.settings["n"], seed=job.seed, steps=steps, corrector=corrector, progress=False)
     cpu = time.process_time() - cpu

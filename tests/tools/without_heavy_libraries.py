@@ -59,7 +59,7 @@ def train_and_sample_briefly():
     import torch
     from matgen_nb.scale.training import TrainConfig, Trainer
     from matgen_nb.symmcd.model import SymmCD, preset, statistics
-    import matgen_nb.symmcd.sampling  # noqa: F401  (gives SymmCD its sample method)
+    import matgen_nb.symmcd.staged_sampling  # noqa: F401  (gives SymmCD its sample method)
     data = textbook_data()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
