@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from .building_blocks import BuildingBlock, Decomposition, Mof, cell_sticks, decompose, neighbours, render_scene
+from ..symmetry.cif import cif_folder, cif_stem, describe_notes
 from ..symmetry.crystal import Crystal, camera, min_distance
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, fetch, parallel_map
 
@@ -300,6 +301,10 @@ def load(path):
     except Exception as error: raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
         raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare mofs")
+    missing = [n for n in ("names", "property_names", "identities", "info") if n not in metadata]
+    missing += [f.name for f in fields(MofData)[:5] if f.name not in tensors]
+    if missing:
+        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again")
     read = {n: json.loads(metadata[n]) for n in ("names", "property_names", "identities", "info")}
     kept = {f.name: tensors[f.name] for f in fields(MofData)[:5]}
     return MofData(**kept, library=unpack_blocks(tensors, read["identities"]), names=read["names"], property_names=read["property_names"],
@@ -367,19 +372,20 @@ def read_properties(path):
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #889c8146
 def read_folder(path, properties=None):
-    """(name, CIF text, properties) of every .cif file under a folder, sorted.
+    """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
 
     properties: a CSV file, see `read_properties`; without it a single .csv file in the folder is taken, where it names the structures."""
-    files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() == ".cif" and p.is_file())
+    folder = cif_folder(path)
+    files = folder.files
     if not files: raise MatgenError(f"no .cif file in {path}; give a folder of CIF files, a CSV with a 'cif' column, 'embedded' or 'bw-db'")
     tables = sorted(Path(path).glob("*.csv"))
     known = read_properties(properties) if properties else {}
     if not properties and len(tables) == 1:
         try: known = read_properties(tables[0])
         except MatgenError: known = {}
-    if properties and not any(p.stem in known for p in files): raise MatgenError(f"{properties} names none of the {len(files)} structures in {path}")
+    if properties and not any(cif_stem(p) in known for p in files): raise MatgenError(f"{properties} names none of the {len(files)} structures in {path}")
     if properties and not any(known.values()): raise MatgenError(f"{properties} holds no numbers: a column for each property, a row for each structure")
-    return [(p.stem, p.read_text(encoding="utf-8", errors="replace"), known.get(p.stem, {})) for p in files]
+    return [(cif_stem(p), text, known.get(cif_stem(p), {})) for p, text in zip(files, folder.texts())]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #2a4aa6e5
 def read_csv(path, column="cif"):
@@ -461,12 +467,16 @@ def read_source(source, column="cif", properties=None):
     raise MatgenError(f"{str(source)!r} is no folder, no file and no known set; known are 'embedded' and 'bw-db'")
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c10d9770
-def coarse_grain(item, limits=Limits()):
+def coarse_grain(item, limits=Limits(), disorder="refuse"):
     """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that cannot be.
 
-    item: (name, CIF text or Crystal, properties). The identities of the blocks are computed here and stored with them."""
+    item: (name, CIF text or Crystal, properties). disorder: see `Mof.from_cif`.
+    The identities of the blocks are computed here and stored with them."""
     name, source, properties = item
-    mof = Mof.from_crystal(source, name) if isinstance(source, Crystal) else Mof.from_cif(f"{source}\n", name)
+    if isinstance(source, Crystal):
+        mof = Mof.from_crystal(source, name)
+    else:
+        mof = Mof.from_cif(f"{source}\n", name, disorder=disorder)
     d = decompose(mof)
     coarse = from_decomposition(d, name, properties)
     reasons = excess(coarse, limits, d.dimension)
@@ -477,25 +487,38 @@ def coarse_grain(item, limits=Limits()):
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e8f8f0d2
 @dataclass(frozen=True)
 class Report:
-    "What preparing did: frameworks read and kept, failures by name and reason, notes {name: what the decomposition removed or changed}, seconds."
-    total: int; kept: int; failures: list; notes: dict; seconds: float
+    """What preparing did: frameworks read and kept, failures by name and reason, notes {name: what reading and decomposition
+    dropped, merged, chose or changed}, seconds, skipped: files of the folder in formats that are not read."""
+    total: int
+    kept: int
+    failures: list
+    notes: dict
+    seconds: float
+    skipped: list = field(default_factory=list)
 
     def by_reason(self):
         "How many frameworks failed for each kind of reason, the most frequent first."
         kind = lambda reason: re.sub(r"\d[\d.]*", "#", reason.split(";")[0]).split(" (")[0]
         return Counter(kind(re.sub(r"^\([^)]*\) ", "", f.reason.removeprefix(f"{f.name} "))) for f in self.failures).most_common()
 
-    def __str__(self): return f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s; {describe_failures(self.failures, self.total)}"
+    def __str__(self):
+        lines = [f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s; "
+                 f"{describe_failures(self.failures, self.total)}", describe_notes(self.notes)]
+        if self.skipped:
+            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {', '.join(self.skipped[:3])}")
+        return "\n".join(filter(None, lines))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #3163869f
 def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", properties=None, limit=None, timeout=60, tolerance=0.1,
-                 chunk=5000, seed=0, progress="preparing"):
+                 chunk=5000, seed=0, progress="preparing", disorder="refuse"):
     """Take frameworks apart and store them as a prepared data set. Returns (MofData, Report); `out` also saves it.
 
     source: 'embedded', 'bw-db', a folder of CIF files (`properties`: a CSV of numbers by file name), a CSV with a column of CIF texts, or a list of
     (name, CIF text or Crystal). limits: see `Limits`. limit: only the first so many; of 'embedded', more than ship are built here, with `seed` (lesson 16b). timeout: seconds
-    for one framework. tolerance: A, blocks alike within it are one. A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
+    for one framework. tolerance: A, blocks alike within it are one. disorder: 'first' keeps one of alternative positions (`Mof.from_cif`). A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
     start = time.time()
+    if disorder not in ("refuse", "first"):
+        raise MatgenError(f"--disorder must be refuse or first, not {disorder!r}")
     if limit is not None and limit < 1: raise MatgenError(f"limit must be at least 1, got {limit}")
     if properties is not None and not (isinstance(source, (str, Path)) and Path(source).is_dir()):
         raise MatgenError(f"a CSV of properties goes with a folder of CIF files, not with {str(source)[:80]!r}: the sets that are known by name have theirs, and a CSV of CIF texts holds them in columns of its own")
@@ -503,7 +526,7 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
     items, total, kept, failures, notes = iter(read_source(source, column, properties)), 0, [], [], {}
     while part := list(itertools.islice(items, chunk if limit is None else min(chunk, limit - total))):
         total += len(part)
-        done, failed = parallel_map(partial(coarse_grain, limits=limits), part, [name for name, *_ in part], n_jobs=n_jobs, timeout=timeout, progress=progress)
+        done, failed = parallel_map(partial(coarse_grain, limits=limits, disorder=disorder), part, [name for name, *_ in part], n_jobs=n_jobs, timeout=timeout, progress=progress)
         failures += [Failure(f.name, f.reason.removeprefix(f"{f.name}: ")) for f in failed]
         for coarse, report in (x for x in done if x is not None):
             kept.append(coarse)
@@ -512,7 +535,9 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
         raise MatgenError(f"none of the {total} structures in {str(source)[:80]} could be prepared; the first failure: {failures[0] if failures else 'the source is empty'}")
     data = from_coarse(kept, dict(source=str(source) if isinstance(source, (str, Path)) else "list", limits=asdict(limits)), tolerance)
     if out is not None: data.save(out)
-    return data, Report(total, len(kept), failures, notes, time.time() - start)
+    folder = isinstance(source, (str, Path)) and Path(source).is_dir()
+    skipped = cif_folder(source).skipped if folder else []
+    return data, Report(total, len(kept), failures, notes, time.time() - start, skipped)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #47443086
 def _embedded(out, limit, limits, seed, n_jobs, progress, start):
