@@ -428,3 +428,107 @@ def test_a_primitive_cell_that_keeps_the_symbol_of_the_conventional_one():
     head = symbol("F m -3 m") + "\n" + operations("x,y,z")
     reading = read_cif(cif(*SALT, cell=(3.988,) * 3 + (60,) * 3, head=head))
     assert len(reading.crystal) == 2 and "read as P 1" in reading.notes[0]
+
+
+# --- damaged files, MOFs ---
+
+def test_damaged_files_agree_with_their_formula_or_are_refused():
+    "A small part of tests/tools/fuzz_reading.py."
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("fuzz_reading", ROOT / "tests" / "tools" / "fuzz_reading.py")
+    fuzz = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fuzz)
+    counts, wrong = fuzz.run(fuzz.seeds(), 120, seed=1)
+    assert not wrong, wrong[0]
+    assert counts["agrees"] > 15 and counts["refused"] > 15
+
+
+def mof_text(name="IRMOF-1", formula_text=None, order=None, drop=()):
+    "A textbook framework as a CIF; formula_text: another stated formula; order: elements in the order of the list; drop: indices."
+    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    crystal = textbook_mof(name).crystal
+    order = sorted(range(len(crystal)), key=lambda i: order.index(int(crystal.elements[i]))) if order else range(len(crystal))
+    keep = [i for i in order if i not in drop]
+    text = Crystal(crystal.lattice, crystal.elements[keep], crystal.frac_coords[keep]).to_cif()
+    return re.sub(r"(_chemical_formula_sum) '.*'", rf"\1 '{formula_text}'", text) if formula_text else text
+
+
+@pytest.mark.parametrize("stated", ["Zn8 H44 C48 O36", "Zn8 H60 C66 N6 O32", "Zn8 H24 C48 O26 Cl2"])
+def test_a_framework_without_its_solvent_is_read_and_said(stated):
+    text = mof_text(formula_text=stated)
+    reading = read_cif(text, framework=True)
+    assert len(reading.crystal) == 106 and "missing" in reading.notes[0]
+    refused(text, "missing")
+
+
+@pytest.mark.parametrize("order", [(30, 8, 6, 1), (6, 1, 8, 30), (1, 6, 30, 8), (30, 6, 8, 1), (30, 1, 8, 6), (1, 30, 8, 6)])
+def test_a_framework_that_is_cut_off_is_refused(order):
+    lines = mof_text(order=order).splitlines(keepends=True)
+    whole = len(lines)
+    for n in range(whole - 100, whole, 9):
+        try:
+            reading = read_cif("".join(lines[:n]), framework=True)
+        except CrystalError:
+            continue
+        assert "hydrogen is missing" in "; ".join(reading.notes), (order, n, reading.notes)
+
+
+def test_a_framework_keeps_the_notes(tmp_path):
+    import json
+
+    from matgen_nb.mofdiff.building_blocks import Mof, decompose
+    from matgen_nb.scale import command_line
+    path = CASES / "mofs" / "disorder_groups_no_occupancy.cif"
+    with pytest.raises(CrystalError, match="--disorder first"):
+        Mof.from_cif(path)
+    mof = Mof.from_cif(path, disorder="first")
+    assert {b.formula for b in decompose(mof).blocks} >= {"C8H4O4"} or "C8H4" in str(decompose(mof).blocks)
+    assert any("group 1 of 1, 2" in note for note in mof.notes)
+    (tmp_path / "in").mkdir()
+    for name in ("disorder_groups_no_occupancy.cif", "atoms_listed_twice.cif"):
+        (tmp_path / "in" / name).write_text((CASES / "mofs" / name).read_text())
+    (tmp_path / "in" / "x.xyz").write_text("1")
+    for options, kept in (([], 1), (["--disorder", "first"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            command_line.main(["prepare", "mofs", str(tmp_path / "in"), "--n-jobs", "1", "--overwrite", "--out", str(tmp_path / "m.safetensors"), *options])
+        record = json.loads((tmp_path / "m.run.json").read_text())
+        assert stop.value.code == 0 and record["frameworks"] == kept and "x.xyz" in str(record["notes"])
+        assert "merged" in str(record["notes"]["atoms_listed_twice"])
+    assert "group 1 of 1, 2" in str(record["notes"]["disorder_groups_no_occupancy"])
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.02])
+def test_duplicates_of_a_framework_are_dropped_and_said(apart):
+    from matgen_nb.mofdiff.building_blocks import Mof, textbook_mof
+    crystal = textbook_mof("IRMOF-1").crystal
+    cart = np.concatenate([crystal.cart_coords, crystal.cart_coords[[3, 50]] + [apart, 0, 0]])
+    twice = Crystal(crystal.lattice, [*crystal.elements, *crystal.elements[[3, 50]]], cart @ np.linalg.inv(crystal.lattice))
+    for mof in (Mof.from_crystal(twice), Mof.from_cif(twice.to_cif())):
+        assert len(mof) == 106 and any("merged" in n or "duplicate" in n for n in mof.notes)
+
+
+DISORDER = "label type_symbol fract_x fract_y fract_z occupancy disorder_assembly disorder_group"
+
+
+@pytest.mark.parametrize("sites, kept", [
+    (("Zn1 Zn 0 0 0 1 . .", "O1 O 0.2 0 0 0.6 A 1", "O2 O 0.2 0.05 0 0.4 A 2"), {"O1"}),
+    (("Zn1 Zn 0 0 0 1 . .", "O1 O 0.2 0 0 0.4 A 1", "O2 O 0.2 0.05 0 0.6 A 2"), {"O2"}),
+    (("Zn1 Zn 0 0 0 1 . .", "O1 O 0.2 0 0 0.5 A 1", "O2 O 0.2 0.05 0 0.5 A 2"), {"O1"}),
+    (("Zn1 Zn 0 0 0 1 . .", "O1 O 0.2 0 0 1 . 2", "O2 O 0.2 0.05 0 1 . 1"), {"O2"}),
+    (("Zn1 Zn 0 0 0 1 . .", "O1 O 0.2 0 0 0.5 . .", "O2 O 0.2 0.05 0 0.5 . ."), {"O1"}),
+    (("Zn1 Zn 0 0 0 1 . .", "O1 O 0.2 0 0 1 . .", "O2 O 0.5 0.5 0.5 0.3 . ."), {"O1"}),
+    (("Zn1 Zn 0 0 0 1 . .", "O1 O 0.2 0 0 0.5 A -1", "O2 O 0.2 0.05 0 0.5 A 1"), {"O1"})])
+def test_one_alternative_is_kept_on_request(sites, kept):
+    text = cif(*sites, cell=(10,) * 3 + (90,) * 3, columns=DISORDER)
+    refused(text, "disordered", "--disorder first")
+    reading = read_cif(text, framework=True, disorder="first")
+    oxygen = reading.crystal.frac_coords[reading.crystal.elements == 8].round(3).tolist()
+    listed = {s.split()[0]: [float(x) for x in s.split()[2:5]] for s in sites}
+    assert oxygen == [listed[name] for name in sorted(kept)] and "disorder" in "; ".join(reading.notes)
+
+
+def test_a_negative_group_keeps_one_of_two_overlapping_images():
+    "PART -1: half of the methanol-like C-O lies on each side of an inversion centre; one orientation stays."
+    sites = "Zn1 Zn 0 0 0 1 . .", "O1 O 0.45 0.5 0.5 0.5 . -1", "C1 C 0.57 0.52 0.5 0.5 . -1", "C2 C 0.31 0.5 0.5 1 . ."
+    reading = read_cif(cif(*sites, cell=(10,) * 3 + (90,) * 3, columns=DISORDER, head=symbol("P -1")), framework=True, disorder="first")
+    assert sorted(reading.crystal.elements.tolist()) == [6, 6, 6, 8, 30]

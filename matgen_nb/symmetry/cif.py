@@ -183,12 +183,19 @@ class Sites:
         arrays = (getattr(self, name)[index] for name in ("elements", "frac", "occupancy", "dummy"))
         return Sites(labels, *arrays, parts)
 
-# %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-psites
+# %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pcolumn
+def _column(tags, key, n, name):
+    "The n values of an item of the sites, '' where there are none. CrystalError for another number of them."
+    values = tags.get(f"_atom_site_{key}") or [""] * n
+    if len(values) != n:
+        raise CrystalError(f"{name}: the list of atoms is damaged: {n} x fract_x, {len(values)} x {key}")
+    return values
+
 def _sites(tags, stated, name):
     """The `Sites` of a block, dummy sites included. CrystalError for a site that is no single, known,
     placed atom."""
     n = len(tags["_atom_site_fract_x"])
-    column = lambda key: (tags.get(f"_atom_site_{key}") or [""] * n)
+    column = lambda key: _column(tags, key, n, name)
     labels, types = column("label"), column("type_symbol")
     frac = np.array([[_number(v) for v in column(f"fract_{x}")] for x in "xyz"]).T
     dummy = np.array([flag.lower() == "dum" for flag in column("calc_flag")])
@@ -264,27 +271,24 @@ def compare(elements: np.ndarray, stated: dict, z: float = np.nan) -> Verdict:
     units = max(counts.get(e, 0) / stated[e] for e in heavy)
     if units == 0 or any(e not in stated for e in counts if e > 1 or heavy == [1]):
         return Verdict("other", units)
-    if all(_as_many(counts.get(e, 0), units * stated[e]) for e in heavy):
+    exact = all(n == round(n) for n in stated.values())
+    if all(_as_many(counts.get(e, 0), units * stated[e], exact) for e in heavy):
         if units < 0.99 and not np.isclose(units, z):
             return Verdict("fewer", units)
-        return _hydrogen(counts.get(1, 0), stated.get(1, 0), units, _amounts_fit(stated, units, z))
+        hydrogen, expected = counts.get(1, 0), units * stated.get(1, 0)
+        kind = "hydrogen" if hydrogen < expected else "other"
+        kind = "same" if _as_many(hydrogen, expected, exact) else kind
+        return Verdict(kind, units, _amounts_fit(stated, units, z))
     present = [e for e in heavy if counts.get(e, 0)]
     full = [e for e in present if e not in GUESTS] or [e for e in present if e in (3, 11, 19, 37, 55)]
-    solvent = all(_as_many(counts[e], units * stated[e]) for e in full)  # every framework metal is there
+    solvent = all(_as_many(counts[e], units * stated[e], exact) for e in full)  # all metal is there
     surplus = counts.get(1, 0) > 1.02 * units * stated.get(1, 0) + 0.01
     return Verdict("fewer" if full and solvent and not surplus else "other", units)
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pasmany
-def _as_many(count, expected):
-    "Whether a count is the expected amount, which may have been rounded where it is no integer."
-    slack = 1e-6 if abs(expected - round(expected)) < 1e-6 else 0.02
-    return abs(count - expected) <= slack * max(expected, 1)
-
-def _hydrogen(count, stated, units, amounts):
-    "The verdict where all heavier atoms agree."
-    expected = units * stated
-    kind = "same" if _as_many(count, expected) else "hydrogen" if count < expected else "other"
-    return Verdict(kind, units, amounts)
+def _as_many(count, expected, exact):
+    "Whether a count is the expected amount; a formula with fractions is rounded, and not `exact`."
+    return abs(count - expected) <= (1e-6 if exact else 0.02) * max(expected, 1)
 
 def _amounts_fit(stated, units, z):
     """Whether so many formula units agree with Z, or with a formula of the whole cell, which has a common
@@ -741,11 +745,12 @@ class Policy:
 @dataclass(frozen=True, eq=False)
 class Trial:
     """The atoms that one setting gives, and how well they agree with the stated formula; problem: why they
-    cannot be the crystal."""
+    cannot be the crystal; counted: the formula agrees if atoms that were listed twice count twice."""
     setting: Setting
     atoms: Atoms | None
     verdict: Verdict
     problem: str = ""
+    counted: bool = False
 
     @property
     def rank(self) -> float:
@@ -762,6 +767,9 @@ class Listing:
     z: float
     policy: Policy
 
+    def _verdict(self, atoms):
+        return compare(self.sites.elements[atoms.site], self.stated, self.z)
+
     def attempt(self, setting: Setting) -> Trial:
         "Expand the sites with a setting, merge what coincides, compare with the formula."
         bent = strain(setting, self.lattice)
@@ -775,11 +783,11 @@ class Listing:
             atoms = merge(whole, self.sites, self.lattice, self.policy.min_contact)
         except Coincidence as error:
             return Trial(setting, None, Verdict("other"), f"with {setting.label} {error}")
-        verdict, listed = (compare(self.sites.elements[a.site], self.stated, self.z) for a in (atoms, whole))
         if bent > MAX_STRAIN / 10:
             rough = f"the operations of {setting.label} fit the cell only roughly"
             atoms = replace(atoms, notes=(*atoms.notes, rough))
-        return Trial(setting, atoms, listed if listed.rank > verdict.rank else verdict)
+        counted = len(atoms.site) < len(whole.site) and self._verdict(whole).kind == "same"
+        return Trial(setting, atoms, self._verdict(atoms), counted=counted)
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pcelltext
 def _cell_text(lattice):
@@ -973,9 +981,11 @@ def _accept(listing, trial, text):
         return (f"hydrogen is missing: {text_of}",)
     if listing.policy.disorder == "first":
         return (f"after choosing among alternatives {text_of}",)
+    if listing.policy.framework and trial.counted:
+        return ("the stated formula counts the atoms that are listed more than once",)
     advice = "complete the file, or correct _chemical_formula_sum"
     if verdict.kind == "fewer" and listing.policy.framework:
-        bare = 1 in listing.stated and 1 not in elements
+        bare = any(z in listing.stated and z not in elements for z in (1, 6))
         if _ends_in_atoms(text) and (bare or _loose_ends(elements, trial.atoms.frac, listing.lattice)):
             raise CrystalError(f"the file ends within its list of atoms: {text_of}; {advice}")
         return (f"atoms are missing, as when solvent or counter-ions are removed: {text_of}",)
@@ -1053,17 +1063,17 @@ OTHER_ENDINGS = (".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".xsf", ".re
 
 @dataclass(frozen=True)
 class Folder:
-    """The structures under a folder. files: paths of the CIF files (.gz too), sorted; skipped: names of structure
-    files in other formats, which are not read."""
+    """The structures under a folder. files: paths of the CIF files (.gz too), sorted; skipped: names of
+    structure files in other formats, which are not read."""
     files: list
     skipped: list
 
     def texts(self) -> list:
-        "The texts of the files, in their order; one that cannot be read has the reason instead, and is refused later."
+        "The texts of the files, in order; one that cannot be read has the reason instead, and is refused."
         return [_text_or_reason(path) for path in self.files]
 
 def cif_folder(path: str | Path) -> Folder:
-    "All CIF files under a folder and its sub-folders, and the names of what looks like a structure in another format."
+    "All CIF files under a folder and its sub-folders, and what looks like a structure in another format."
     path = Path(path)
     every = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     files = [p for p in every if p.name.lower().endswith(CIF_ENDINGS)]
