@@ -107,11 +107,26 @@ def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400):
 
 def _raised(crystal, unit, symprec):
     "A note where the group of the unit is not the one that the crystal has at `STRICT`: it was idealised to a higher one."
-    if symprec <= STRICT:
+    if symprec <= STRICT or _holds(crystal, symmetry_dataset(crystal, symprec), STRICT):
         return ()
     strict = int(symmetry_dataset(crystal, STRICT).number)
     note = f"space group raised from {strict} (at {STRICT:g} A) to {unit.space_group} (at {symprec:g} A)"
     return () if strict == unit.space_group else (note,)
+
+def _holds(crystal, found, tolerance, most=1_000_000):
+    """Whether the operations that spglib found carry each atom to within `tolerance` (A) of one of its element, and
+    keep the cell as well; False for large cells, where it is quicker to ask spglib."""
+    frac, n = crystal.frac_coords, len(found.rotations)
+    if n * len(frac) ** 2 > most:
+        return False
+    images = np.einsum("oij,nj->oni", found.rotations, frac) + found.translations[:, None]
+    delta = images[:, :, None] - frac
+    distance = np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1)
+    distance[:, crystal.elements[:, None] != crystal.elements] = np.inf
+    probes = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])  # vectors of the cell
+    lengths = np.linalg.norm(probes @ np.swapaxes(found.rotations, 1, 2) @ crystal.lattice, axis=-1)
+    bent = np.abs(lengths - np.linalg.norm(probes @ crystal.lattice, axis=-1)).max()
+    return bool(distance.min(2).max() < tolerance and bent < tolerance)
 
 def prepare_one(item, symprec=0.1, max_orbits=64, max_atoms=400):
     "One CIF text or Crystal -> AsymmetricUnit; CrystalError with the reason where that cannot be."

@@ -10,6 +10,7 @@ __all__ = ['GUESTS', 'IDENTITY', 'MAX_STRAIN', 'ROUNDING', 'CONTACT', 'ADVICE', 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-imports
 import functools
 import gzip
+import math
 import re
 import zlib
 from collections import Counter
@@ -294,8 +295,8 @@ def _amounts_fit(stated, units, z):
     """Whether so many formula units agree with Z, or with a formula of the whole cell, which has a common
     divisor."""
     amounts = list(stated.values())
-    whole = all(n == round(n) for n in amounts) and np.gcd.reduce([round(n) for n in amounts]) > 1
-    return bool(np.isclose(units, z) or (whole and np.isclose(units, 1)))
+    whole = all(n == round(n) for n in amounts) and math.gcd(*map(round, amounts)) > 1
+    return math.isclose(units, z, rel_tol=1e-5) or (whole and math.isclose(units, 1, rel_tol=1e-5))
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-Setting
 @dataclass(frozen=True, eq=False)
@@ -329,6 +330,8 @@ def strain(setting: Setting, lattice: np.ndarray) -> float:
     """How much the operations would deform the cell: the largest change of the metric G = L L^T under R^T
     G R, relative to the lengths of the vectors. 0 where they fit; about 2 x the relative difference of two
     lengths that should be equal."""
+    if len(setting) == 1:
+        return 0.0
     G = lattice @ lattice.T
     size = np.sqrt(np.diag(G))
     moved = np.swapaxes(setting.rotations, 1, 2) @ G @ setting.rotations
@@ -560,6 +563,10 @@ def _few(names, most=4):
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pSHIFTS
 _SHIFTS = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3), -1).reshape(-1, 3)
 
+@functools.lru_cache(200)
+def _all_pairs(n):
+    return np.triu_indices(n, 1)
+
 def close_pairs(frac: np.ndarray, lattice: np.ndarray, reach: float) -> tuple:
     """Pairs of atoms (p, 2), first < second, that are nearer than `reach` (A) in the periodic crystal, and
     their distances (p,)."""
@@ -567,7 +574,7 @@ def close_pairs(frac: np.ndarray, lattice: np.ndarray, reach: float) -> tuple:
     box = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
     n = len(frac)
     if n <= 150:
-        first, second = np.triu_indices(n, 1)
+        first, second = _all_pairs(n)
     else:
         from scipy.spatial import cKDTree
         tree = cKDTree(np.where(frac >= 1, 0, frac), boxsize=1.0)
