@@ -255,8 +255,8 @@ def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
     return Mof(single, *find_bonds(single, tolerance), name, notes)
 
 def from_cif(text_or_path, name="", tolerance=BOND_TOLERANCE, disorder="refuse"):
-    """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one of the
-    alternatives, see `read_cif` (lesson 02b); what reading dropped, merged or chose comes first in the notes."""
+    """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one
+    of the alternatives, see `read_cif` (lesson 02b). What reading changed is in the notes."""
     text = str(text_or_path)
     if not name and "\n" not in text:
         name = cif_stem(text)

@@ -304,7 +304,8 @@ def load(path):
     missing = [n for n in ("names", "property_names", "identities", "info") if n not in metadata]
     missing += [f.name for f in fields(MofData)[:5] if f.name not in tensors]
     if missing:
-        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again")
+        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; "
+                          "prepare it again")
     read = {n: json.loads(metadata[n]) for n in ("names", "property_names", "identities", "info")}
     kept = {f.name: tensors[f.name] for f in fields(MofData)[:5]}
     return MofData(**kept, library=unpack_blocks(tensors, read["identities"]), names=read["names"], property_names=read["property_names"],
@@ -487,8 +488,8 @@ def coarse_grain(item, limits=Limits(), disorder="refuse"):
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e8f8f0d2
 @dataclass(frozen=True)
 class Report:
-    """What preparing did: frameworks read and kept, failures by name and reason, notes {name: what reading and decomposition
-    dropped, merged, chose or changed}, seconds, skipped: files of the folder in formats that are not read."""
+    """What preparing did: frameworks read and kept, failures by name and reason, notes {name: what reading and
+    decomposition dropped, merged, chose or changed}, seconds, skipped: files in formats that are not read."""
     total: int
     kept: int
     failures: list
@@ -505,7 +506,8 @@ class Report:
         lines = [f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s; "
                  f"{describe_failures(self.failures, self.total)}", describe_notes(self.notes)]
         if self.skipped:
-            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {', '.join(self.skipped[:3])}")
+            names = ", ".join(self.skipped[:3])
+            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {names}")
         return "\n".join(filter(None, lines))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #3163869f

@@ -295,8 +295,8 @@ def _command(): return "matgen " + " ".join(sys.argv[1:])
 def prepare_crystals(source: Annotated[str, typer.Argument(help="embedded, mp-20, mpts-52, perov-5, carbon-24, a folder of CIF files, or a CSV with a cif column.")],
                      out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
                      n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
-                     symprec: Annotated[float, typer.Option(help="Tolerance of the symmetry search in A; 0.01 keeps the group "
-                                                                 "of nearly symmetric crystals, as in perov-5.")] = 0.1,
+                     symprec: Annotated[float, typer.Option(help="Tolerance of the symmetry search in A; "
+                                        "0.01 keeps the group of nearly symmetric crystals.")] = 0.1,
                      overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.cpu):
     "Standardise crystals, find their symmetry, and write one training file."
     from matgen_nb.symmcd.dataset import prepare
@@ -304,8 +304,8 @@ def prepare_crystals(source: Annotated[str, typer.Argument(help="embedded, mp-20
     start = time.monotonic()
     data, report = prepare(source, out=out, n_jobs=n_jobs, symprec=symprec)
     failures = [str(failure) for failure in report.failures]
-    write_json(out.with_suffix(".run.json"), run_record(_command(), seed, time.monotonic() - start, structures=len(data), failures=failures,
-                                                        notes=report.notes, skipped=report.skipped))
+    found = dict(structures=len(data), failures=failures, notes=report.notes, skipped=report.skipped)
+    write_json(out.with_suffix(".run.json"), run_record(_command(), seed, time.monotonic() - start, **found))
     say(f"{report}\nwritten: {out}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #5f5aa509

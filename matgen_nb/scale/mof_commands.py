@@ -52,16 +52,16 @@ def prepare_mofs_command(source: Annotated[list[str], typer.Argument(help="embed
                                                                                        "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).")] = None,
                          n_jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
                          timeout: Annotated[float, typer.Option(min=.1, help="Seconds one framework may take.")] = 60.,
-                         disorder: Annotated[str, typer.Option(help="Alternative positions: refuse the structure, or keep "
-                                                                    "the first (most occupied) and drop partly occupied "
-                                                                    "guests, with a note.")] = "refuse",
+                         disorder: Annotated[str, typer.Option(help="Alternative positions: refuse the "
+                                             "structure, or keep the first (most occupied) and drop partly "
+                                             "occupied guests, with a note.")] = "refuse",
                          overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.cpu):
     "Take frameworks apart into building blocks and write one training file."
     if out.exists() and not overwrite: raise MatgenError(f"{out} exists: choose another --out, or add --overwrite")
     if out.is_dir(): raise MatgenError(f"{out} is a folder: give a file for --out")
     start = time.monotonic()
-    data, told, failures, notes = prepare_sources(source, n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed,
-                                                    disorder=disorder)
+    options = dict(n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed)
+    data, told, failures, notes = prepare_sources(source, disorder=disorder, **options)
     data.save(out)
     write_json(out.with_suffix(".run.json"), run_record(_command(), seed, time.monotonic() - start, frameworks=len(data), blocks=len(data.library),
                                                         failures=[str(f) for f in failures], notes=notes))

@@ -71,7 +71,7 @@ def _whole_amounts(amounts):
     return {z: int(p * scale) or 1 for z, p in parts.items()}
 
 def composition_validity(composition, rule="cdvae"):
-    """Whether a composition is chemically plausible. `composition`: a formula, fractions allowed, or atomic numbers (n,).
+    """Whether a composition, a formula (fractions allowed) or atomic numbers (n,), is chemically plausible.
 
     rule 'cdvae': charge neutral and Pauling test, metals and pure elements pass (smact 2.2.1 tables). rule 'smact4': smact 4's smact_validity as it stands."""
     if isinstance(composition, str):

@@ -89,24 +89,24 @@ def embedded(copies=8, seed=0, max_atoms=40):
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #0a076076
 @dataclass(frozen=True)
 class Prepared:
-    "A crystal made ready: its asymmetric unit, and notes on what reading and idealising dropped, merged, chose or changed."
+    "A crystal made ready: its asymmetric unit, and notes on what reading and idealising changed."
     unit: AsymmetricUnit
     notes: tuple = ()
 
 STRICT = 0.01  # A: the tolerance at which a structure shows the group that its coordinates have
 
 def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400):
-    "One CIF text or Crystal -> `Prepared`; CrystalError with the reason where that cannot be. symprec: A, of spglib."
+    "One CIF text or Crystal -> `Prepared`; CrystalError with the reason where that cannot be. symprec: A."
     reading = None if isinstance(item, Crystal) else read_cif(f"{item}\n")
     crystal = item if reading is None else reading.crystal
     unit = AsymmetricUnit.from_crystal(crystal, symprec)
     if len(unit) > max_orbits or unit.num_atoms > max_atoms:
-        raise CrystalError(f"{unit.formula} has {len(unit)} orbits and {unit.num_atoms} atoms; the limits are "
-                           f"{max_orbits} and {max_atoms}, raise them to keep it")
+        raise CrystalError(f"{unit.formula} has {len(unit)} orbits and {unit.num_atoms} atoms; the limits "
+                           f"are {max_orbits} and {max_atoms}, raise them to keep it")
     return Prepared(unit, (reading.notes if reading else ()) + _raised(crystal, unit, symprec))
 
 def _raised(crystal, unit, symprec):
-    "A note where the group of the unit is not the one that the crystal has at `STRICT`: it was idealised to a higher one."
+    "A note where the crystal was idealised to another group than the one it has at `STRICT`."
     if symprec <= STRICT or _holds(crystal, symmetry_dataset(crystal, symprec), STRICT):
         return ()
     strict = int(symmetry_dataset(crystal, STRICT).number)
@@ -114,8 +114,8 @@ def _raised(crystal, unit, symprec):
     return () if strict == unit.space_group else (note,)
 
 def _holds(crystal, found, tolerance, most=1_000_000):
-    """Whether the operations that spglib found carry each atom to within `tolerance` (A) of one of its element, and
-    keep the cell as well; False for large cells, where it is quicker to ask spglib."""
+    """Whether the operations that spglib found carry each atom to within `tolerance` (A) of one of its element,
+    and keep the cell as well; False for large cells, where it is quicker to ask spglib."""
     frac, n = crystal.frac_coords, len(found.rotations)
     if n * len(frac) ** 2 > most:
         return False
@@ -123,7 +123,7 @@ def _holds(crystal, found, tolerance, most=1_000_000):
     delta = images[:, :, None] - frac
     distance = np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1)
     distance[:, crystal.elements[:, None] != crystal.elements] = np.inf
-    probes = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])  # vectors of the cell
+    probes = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
     lengths = np.linalg.norm(probes @ np.swapaxes(found.rotations, 1, 2) @ crystal.lattice, axis=-1)
     bent = np.abs(lengths - np.linalg.norm(probes @ crystal.lattice, axis=-1)).max()
     return bool(distance.min(2).max() < tolerance and bent < tolerance)
@@ -269,20 +269,22 @@ def load(path):
         raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare crystals")
     missing = [f.name for f in fields(CrystalData)[:6] if f.name not in tensors]
     if missing:
-        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again")
-    names = json.loads(metadata.get("names", "null")) or [f"crystal {i}" for i in range(len(tensors["space_group"]))]
+        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; "
+                          "prepare it again")
+    numbered = [f"crystal {i}" for i in range(len(tensors["space_group"]))]
+    names = json.loads(metadata.get("names", "null")) or numbered
     return CrystalData(**tensors, names=names, info=json.loads(metadata.get("info", "{}")))
 
 CrystalData.save, CrystalData.load = save, staticmethod(load)
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #042c4c51
 def read_folder(path):
-    "(name, CIF text) of every .cif file under a folder (.cif.gz and .mcif too), sorted. MatgenError where there is none."
+    "(name, CIF text) of every .cif, .cif.gz and .mcif file under a folder, sorted. MatgenError where there is none."
     folder = cif_folder(path)
     if not folder.files:
-        other = f" ({len(folder.skipped)} structures in other formats, such as {folder.skipped[0]})" if folder.skipped else ""
-        raise MatgenError(f"no .cif file in {path}{other}; give a folder of CIF files, a CSV with a 'cif' column, "
-                          f"or one of {', '.join(['embedded', *PUBLIC])}")
+        other = f" (but {len(folder.skipped)} in other formats, such as {folder.skipped[0]})" if folder.skipped else ""
+        raise MatgenError(f"no .cif file in {path}{other}; give a folder of CIF files, a CSV with a 'cif' "
+                          f"column, or one of {', '.join(['embedded', *PUBLIC])}")
     return [(str(p.relative_to(path)), text) for p, text in zip(folder.files, folder.texts())]
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #a3715f80
@@ -333,8 +335,8 @@ def read_source(source, split="train", column="cif"):
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #20467838
 @dataclass(frozen=True)
 class Report:
-    """What preparing did: crystals read and kept, failures by name and reason, seconds, notes {name: what was dropped, merged,
-    chosen or idealised}, skipped: files of the folder in formats that are not read."""
+    """What preparing did: crystals read and kept, failures by name and reason, seconds, notes {name: what was
+    dropped, merged, chosen or idealised}, skipped: files of the folder in formats that are not read."""
     total: int
     kept: int
     failures: list
@@ -347,7 +349,8 @@ class Report:
         lines = [f"{self.kept} of {self.total} crystals prepared in {self.seconds:.1f} s; "
                  f"{describe_failures(self.failures, self.total)}", describe_notes(self.notes)]
         if self.skipped:
-            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {', '.join(self.skipped[:3])}")
+            names = ", ".join(self.skipped[:3])
+            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {names}")
         return "\n".join(filter(None, lines))
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #fdcaef8d
@@ -355,17 +358,18 @@ def prepare(source, out=None, n_jobs=-1, split="train", column="cif", limit=None
             progress="preparing"):
     """Read crystals and turn them into a prepared data set. Returns (CrystalData, Report); `out` also saves it.
 
-    source: see `read_source`. limit: only the first so many. symprec: A, the tolerance at which symmetry is found; 0.1 finds
-    what noise hides and idealises it, which for near-symmetric sets (perov-5, carbon-24) raises the group of half of the
-    crystals; 0.01 keeps nearly all. A crystal that cannot be prepared is reported with its name and reason and skipped;
-    what was changed on the way is in the notes of the report. MatgenError where nothing is left or the source does not exist."""
+    source: see `read_source`. limit: only the first so many. symprec: A, the tolerance at which symmetry is
+    found; 0.1 finds what noise hides and idealises it, which raises the group of half of the crystals in
+    near-symmetric sets (perov-5, carbon-24); 0.01 keeps nearly all. A crystal that cannot be prepared is reported
+    with its name and reason and skipped; what was changed on the way is in the notes of the report. MatgenError
+    where nothing is left or the source does not exist."""
     start = time.time()
     if symprec <= 0:
         raise MatgenError(f"--symprec must be a positive length in A, not {symprec:g}")
     items = read_source(source, split, column)[:limit]
     work = partial(prepare_noted, symprec=symprec, max_orbits=max_orbits, max_atoms=max_atoms)
-    done, failures = parallel_map(work, [item for _, item in items], [name for name, _ in items], n_jobs=n_jobs,
-                                  timeout=timeout, progress=progress)
+    names, texts = [name for name, _ in items], [item for _, item in items]
+    done, failures = parallel_map(work, texts, names, n_jobs=n_jobs, timeout=timeout, progress=progress)
     kept = [(name, one) for (name, _), one in zip(items, done) if one is not None]
     if not kept:
         reason = failures[0] if failures else "the source is empty"

@@ -19,7 +19,7 @@ from .space_groups import SpaceGroup, check_space_group
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #0edf89ff
 @functools.lru_cache(4)
 def symmetry_dataset(crystal, symprec):
-    "spglib's dataset of a crystal, with a clear CrystalError where spglib finds nothing. The last few are kept."
+    "spglib's dataset of a crystal (the last few are kept), with a clear CrystalError where it finds nothing."
     import spglib
     try: found = spglib.get_symmetry_dataset((crystal.lattice, crystal.frac_coords, crystal.elements), symprec=symprec)
     except Exception as error: found, reason = None, str(error)
@@ -154,8 +154,8 @@ def from_crystal(crystal, symprec=0.1, strict_symprec=0.01):
     input to 0.1 %: where idealising uncovers a higher symmetry the crystal is read again, where `symprec` is too coarse for the
     structure a finer one is tried. Raises CrystalError when none of the tolerances works.
 
-    "Exactly" speaks of the result: at 0.1 A a nearly symmetric input comes back idealised to a higher group than its own
-    (perov-5 and carbon-24 keep theirs in 51 and 46 %), its atoms moved by about 0.1 A at most. 0.01 keeps nearly all."""
+    "Exactly" speaks of the result: at 0.1 A a nearly symmetric input comes back idealised to a higher group
+    than its own (perov-5 and carbon-24 keep theirs in 51 and 46 %). 0.01 keeps nearly all."""
     reasons = []
     for tolerance in (symprec, symprec / 3, symprec / 10, symprec / 100, 1e-5):
         try:
