@@ -73,7 +73,9 @@ def test_cartesian_coordinates_only():
 
 
 def test_duplicate_atoms():
-    refused(cif(*GOOD, "Na2 Na 0.0001 0 1.0 1"), "same place", "Na")
+    assert len(Crystal.from_cif(cif(*GOOD, "Na2 Na 0.0001 0 1.0 1"))) == 2  # the same atom again, rounded
+    refused(cif(*GOOD, "Na2 Na 0.06 0 1.0 1"), "same place", "Na")          # 0.3 A away: another position of it
+    refused(cif(*GOOD, "K1 K 0.0001 0 1.0 1"), "same place", "K1")
 
 
 @pytest.mark.parametrize("change", [{"length_a": 0}, {"length_a": -4}, {"angle_alpha": 5, "angle_beta": 170}, {"angle_gamma": 180}, {"length_b": "nan"}])
@@ -139,7 +141,7 @@ def write_folder(folder, **files):
 
 
 BAD = dict(torn="data_x\n_cell_length_a 5\n", disorder=cif("Fe1 Fe 0 0 0 0.5", "Ni1 Ni 0 0 0 0.5"), americium=cif("Am1 Am 0 0 0 1"), nothing="", nan=cif("Na1 Na 0 nan 0 1"),
-           flat=cif(*GOOD, length_a=0), double=cif("Na1 Na 0 0 0 1", "Na2 Na 0 0 0.00001 1"))
+           flat=cif(*GOOD, length_a=0), double=cif("Na1 Na 0 0 0 1", "K2 K 0 0 0.00001 1"))
 REASON = dict(torn="no atoms", disorder="disordered", americium="94", nothing="", nan="coordinates", flat="", double="same place")
 
 
@@ -169,6 +171,52 @@ def test_nothing_to_prepare(tmp_path, n_jobs):
     for source, text in [("empty", "no .cif file"), ("no_column.csv", "no column 'cif'.*'structure'"), ("no_rows.csv", "none of the 0"), ("not_there", "no folder"), (bad, "none of the 7")]:
         with pytest.raises(MatgenError, match=text): prepare(tmp_path / source, out=tmp_path / "out.safetensors", n_jobs=n_jobs, progress=None)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_was_changed_or_not_read_is_in_the_report(tmp_path):
+    import gzip
+
+    from matgen_nb.symmcd.dataset import prepare
+    twice = cif(*GOOD, "Na2 Na 0.0001 0 1.0 1").replace("data_test", "data_one") + cif("Po1 Po 0 0 0 1").replace("data_test", "data_two")
+    folder = write_folder(tmp_path / "mixed", good=cif(*GOOD, length_c=5.05), twice=twice)
+    (folder / "packed.cif.gz").write_bytes(gzip.compress(cif(*GOOD).encode()))
+    (folder / "cut.cif.gz").write_bytes(gzip.compress(cif(*GOOD).encode())[:-12])
+    for name in ("POSCAR", "si.extxyz", "notes.txt", "x.vasp"):
+        (folder / name).write_text("Si")
+    data, report = prepare(folder, n_jobs=1, progress=None)
+    assert report.skipped == ["POSCAR", "si.extxyz", "x.vasp"] and sorted(data.names) == ["good.cif", "packed.cif.gz", "twice.cif"]
+    said = "; ".join(report.notes["twice.cif"])
+    assert "merged: Na2" in said and "data_two" in said and "raised from 123" in "; ".join(report.notes["good.cif"])
+    assert [f.name for f in report.failures] == ["cut.cif.gz"] and "cannot be read" not in report.failures[0].reason.split(":")[0]
+    assert "si.extxyz" in str(report) and "notes on" in str(report)
+    strict, report = prepare(folder, n_jobs=1, progress=None, symprec=0.01)
+    assert strict.space_group.tolist()[0] == 123 != data.space_group.tolist()[0] and "raised" not in str(report)
+    with pytest.raises(MatgenError, match="--symprec"):
+        prepare(folder, n_jobs=1, progress=None, symprec=0)
+
+
+def test_a_byte_order_mark_in_a_table(tmp_path):
+    import csv
+
+    from matgen_nb.symmcd.dataset import read_csv
+    for encoding in ("utf-8", "utf-8-sig"):
+        with open(tmp_path / "t.csv", "w", newline="", encoding=encoding) as file:
+            csv.writer(file).writerows([("cif", "name"), (cif(*GOOD), "salt")])
+        assert [name for name, _ in read_csv(tmp_path / "t.csv")] == ["salt"]
+
+
+def test_the_commands_write_the_notes(tmp_path):
+    import json
+
+    from matgen_nb.scale import command_line
+    folder = write_folder(tmp_path / "in", good=cif(*GOOD, length_c=5.05))
+    (folder / "POSCAR").write_text("Si")
+    for options, raised in (([], True), (["--symprec", "0.01"], False)):
+        with pytest.raises(SystemExit) as stop:
+            command_line.main(["prepare", "crystals", str(folder), "--n-jobs", "1", "--overwrite", "--out", str(tmp_path / "o.safetensors"), *options])
+        record = json.loads((tmp_path / "o.run.json").read_text())
+        assert stop.value.code == 0 and record["skipped"] == ["POSCAR"]
+        assert ("raised" in "; ".join(record["notes"]["good.cif"])) == raised and "no symmetry" in record["notes"]["good.cif"][0]
 
 
 def test_one_atom_goes_all_the_way(tmp_path):
@@ -232,6 +280,17 @@ def test_data_of_another_kind(tmp_path, model):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "data.safetensors").read_bytes()[:-5])
     for name, text in [("weights", "symmcd"), ("cut", "not a readable"), ("none", "does not exist")]:
         with pytest.raises(MatgenError, match=text): CrystalData.load(tmp_path / f"{name}.safetensors")
+
+
+def test_a_prepared_file_without_names_or_with_missing_parts(tmp_path, model):
+    from safetensors.torch import save_file
+    from matgen_nb.symmcd.dataset import FORMAT, CrystalData
+    _, data = model
+    save_file(data.tensors(), tmp_path / "nameless.safetensors", {"format": FORMAT})
+    assert CrystalData.load(tmp_path / "nameless.safetensors").names == ["crystal 0"]
+    save_file({"k": data.k}, tmp_path / "parts.safetensors", {"format": FORMAT})
+    with pytest.raises(MatgenError, match="lacks space_group"):
+        CrystalData.load(tmp_path / "parts.safetensors")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

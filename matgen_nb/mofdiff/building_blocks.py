@@ -15,10 +15,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 
+from ..symmetry.cif import cif_stem, read_cif
 from ..symmetry.crystal import Canvas, Crystal, atomic_number, camera, draw_sphere, draw_stick, element_table
 from ..symmetry.lattice import lattice_from_parameters
 from ..symmetry.space_groups import SpaceGroup
@@ -286,11 +286,15 @@ def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
     single = primitive_cell(single)
     return Mof(single, *find_bonds(single, tolerance), name, notes)
 
-def from_cif(text_or_path, name="", tolerance=BOND_TOLERANCE):
-    "The framework in a CIF (text or path); named after the file."
+def from_cif(text_or_path, name="", tolerance=BOND_TOLERANCE, disorder="refuse"):
+    """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one
+    of the alternatives, see `read_cif` (lesson 02b). What reading changed is in the notes."""
     text = str(text_or_path)
-    if not name and "\n" not in text: name = Path(text).stem
-    return from_crystal(Crystal.from_cif(text_or_path), name, tolerance)
+    if not name and "\n" not in text:
+        name = cif_stem(text)
+    reading = read_cif(text_or_path, framework=True, disorder=disorder)
+    mof = from_crystal(reading.crystal, name, tolerance)
+    return replace(mof, notes=reading.notes + mof.notes)
 
 Mof.from_crystal, Mof.from_cif = staticmethod(from_crystal), staticmethod(from_cif)
 

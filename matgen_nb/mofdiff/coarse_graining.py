@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from .building_blocks import BuildingBlock, Decomposition, Mof, cell_sticks, decompose, neighbours, render_scene
+from ..symmetry.cif import cif_folder, cif_stem, describe_notes
 from ..symmetry.crystal import Crystal, camera, min_distance
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, fetch, parallel_map
 
@@ -302,6 +303,11 @@ def load(path):
     except Exception as error: raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
         raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare mofs")
+    missing = [n for n in ("names", "property_names", "identities", "info") if n not in metadata]
+    missing += [f.name for f in fields(MofData)[:5] if f.name not in tensors]
+    if missing:
+        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; "
+                          "prepare it again")
     read = {n: json.loads(metadata[n]) for n in ("names", "property_names", "identities", "info")}
     kept = {f.name: tensors[f.name] for f in fields(MofData)[:5]}
     return MofData(**kept, library=unpack_blocks(tensors, read["identities"]), names=read["names"], property_names=read["property_names"],
@@ -368,7 +374,7 @@ def _key_order(columns):
 def _bare(text):
     "A name of a structure as we compare it: without .cif, with forward slashes."
     text = (text or "").strip().replace("\\", "/").removeprefix("./")
-    return re.sub(r"\.cif(\.gz)?$", "", text, flags=re.I)
+    return re.sub(r"\.m?cif(\.gz)?$", "", text, flags=re.I)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #425f0d10
 def _numbers(rows, skip, called):
@@ -524,11 +530,12 @@ def _beside(folder):
         return None, None
 
 def read_folder(path, properties=None, notes=None):
-    """(name, CIF text, properties) of every .cif file under a folder, sorted.
+    """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
 
     properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is taken,
     where it names structures. notes: a dict that takes what does not fit, {name of the table: list of text}."""
-    files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() == ".cif" and p.is_file())
+    folder = cif_folder(path)
+    files = folder.files
     if not files:
         raise MatgenError(f"no .cif file in {path}; give a folder of CIF files, a CSV with a 'cif' column, "
                           "'embedded' or 'bw-db'")
@@ -547,8 +554,7 @@ def read_folder(path, properties=None, notes=None):
                               f"structure. {'; '.join(table.notes)[:300]}")
         if notes is not None and (known or properties) and labels.notes:
             notes[Path(source).name] = labels.notes
-    return [(name, file.read_text(encoding="utf-8", errors="replace"), known.get(name, {}))
-            for name, file in found.items()]
+    return [(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #2a4aa6e5
 def read_csv(path, column="cif", notes=None):
@@ -644,12 +650,16 @@ def read_source(source, column="cif", properties=None, notes=None):
     raise MatgenError(f"{str(source)!r} is no folder, no file and no known set; known are 'embedded' and 'bw-db'")
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c10d9770
-def coarse_grain(item, limits=Limits()):
+def coarse_grain(item, limits=Limits(), disorder="refuse"):
     """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that cannot be.
 
-    item: (name, CIF text or Crystal, properties). The identities of the blocks are computed here and stored with them."""
+    item: (name, CIF text or Crystal, properties). disorder: see `Mof.from_cif`.
+    The identities of the blocks are computed here and stored with them."""
     name, source, properties = item
-    mof = Mof.from_crystal(source, name) if isinstance(source, Crystal) else Mof.from_cif(f"{source}\n", name)
+    if isinstance(source, Crystal):
+        mof = Mof.from_crystal(source, name)
+    else:
+        mof = Mof.from_cif(f"{source}\n", name, disorder=disorder)
     d = decompose(mof)
     coarse = from_decomposition(d, name, properties)
     reasons = excess(coarse, limits, d.dimension)
@@ -662,14 +672,15 @@ def coarse_grain(item, limits=Limits()):
 class Report:
     """What preparing did: frameworks read and kept, failures by name and reason, seconds.
 
-    notes {name: what the decomposition removed or changed}, in it too what `tables` says;
-    tables {name of a CSV file of properties: what in it does not fit the structures}."""
+    notes {name: what reading and decomposition dropped, merged, chose or changed}, in it too what `tables` says;
+    tables {name of a CSV file of properties: what in it does not fit the structures}; skipped: files in formats that are not read."""
     total: int
     kept: int
     failures: list
     notes: dict
     seconds: float
     tables: dict = field(default_factory=dict)
+    skipped: list = field(default_factory=list)
 
     def by_reason(self):
         "How many frameworks failed for each kind of reason, the most frequent first."
@@ -679,19 +690,26 @@ class Report:
     def __str__(self):
         said = [f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s"]
         said.append(describe_failures(self.failures, self.total))
-        odd = [f"{name}: {textwrap.shorten(line, 200, placeholder=' ...')}" 
+        odd = [f"{name}: {textwrap.shorten(line, 200, placeholder=' ...')}"
                for name, lines in self.tables.items() for line in lines]
-        return "\n".join(["; ".join(said), *odd])
+        notes = describe_notes({name: lines for name, lines in self.notes.items() if name not in self.tables})
+        lines = ["; ".join(said), *odd, notes]
+        if self.skipped:
+            names = ", ".join(self.skipped[:3])
+            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {names}")
+        return "\n".join(filter(None, lines))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #3163869f
 def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", properties=None, limit=None, timeout=60, tolerance=0.1,
-                 chunk=5000, seed=0, progress="preparing"):
+                 chunk=5000, seed=0, progress="preparing", disorder="refuse"):
     """Take frameworks apart and store them as a prepared data set. Returns (MofData, Report); `out` also saves it.
 
     source: 'embedded', 'bw-db', a folder of CIF files (`properties`: a CSV of numbers, see `read_property_table`), a CSV with a column of CIF texts, or a list of
     (name, CIF text or Crystal). limits: see `Limits`. limit: only the first so many; of 'embedded', more than ship are built here, with `seed` (lesson 16b). timeout: seconds
-    for one framework. tolerance: A, blocks alike within it are one. A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
+    for one framework. tolerance: A, blocks alike within it are one. disorder: 'first' keeps one of alternative positions (`Mof.from_cif`). A framework that cannot be prepared is reported with its reason and skipped; MatgenError where nothing is left."""
     start = time.time()
+    if disorder not in ("refuse", "first"):
+        raise MatgenError(f"--disorder must be refuse or first, not {disorder!r}")
     if limit is not None and limit < 1: raise MatgenError(f"limit must be at least 1, got {limit}")
     if properties is not None and not (isinstance(source, (str, Path)) and Path(source).is_dir()):
         raise MatgenError(f"a CSV of properties goes with a folder of CIF files, not with {str(source)[:80]!r}: the sets that are known by name have theirs, and a CSV of CIF texts holds them in columns of its own")
@@ -700,7 +718,7 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
     items = iter(read_source(source, column, properties, tables))
     while part := list(itertools.islice(items, chunk if limit is None else min(chunk, limit - total))):
         total += len(part)
-        done, failed = parallel_map(partial(coarse_grain, limits=limits), part, [name for name, *_ in part], n_jobs=n_jobs, timeout=timeout, progress=progress)
+        done, failed = parallel_map(partial(coarse_grain, limits=limits, disorder=disorder), part, [name for name, *_ in part], n_jobs=n_jobs, timeout=timeout, progress=progress)
         failures += [Failure(f.name, f.reason.removeprefix(f"{f.name}: ")) for f in failed]
         for coarse, report in (x for x in done if x is not None):
             kept.append(coarse)
@@ -709,7 +727,9 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
         raise MatgenError(f"none of the {total} structures in {str(source)[:80]} could be prepared; the first failure: {failures[0] if failures else 'the source is empty'}")
     data = from_coarse(kept, dict(source=str(source) if isinstance(source, (str, Path)) else "list", limits=asdict(limits)), tolerance)
     if out is not None: data.save(out)
-    return data, Report(total, len(kept), failures, notes | tables, time.time() - start, tables)
+    folder = isinstance(source, (str, Path)) and Path(source).is_dir()
+    skipped = cif_folder(source).skipped if folder else []
+    return data, Report(total, len(kept), failures, notes | tables, time.time() - start, tables, skipped)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #47443086
 def _embedded(out, limit, limits, seed, n_jobs, progress, start):

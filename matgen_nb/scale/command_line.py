@@ -110,14 +110,18 @@ def _command(): return "matgen " + " ".join(sys.argv[1:])
 @prepare_app.command("crystals", epilog="Example: `matgen prepare crystals my_cifs/ --out crystals.safetensors`")
 def prepare_crystals(source: Annotated[str, typer.Argument(help="embedded, mp-20, mpts-52, perov-5, carbon-24, a folder of CIF files, or a CSV with a cif column.")],
                      out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
-                     n_jobs: Jobs = -1, overwrite: Overwrite = False):
+                     n_jobs: Jobs = -1,
+                     symprec: Annotated[float, _option("Tolerance of the symmetry search in A; 0.01 keeps the group of nearly "
+                                                       "symmetric crystals.")] = 0.1,
+                     overwrite: Overwrite = False):
     "Standardise crystals, find their symmetry, and write one training file."
     from matgen_nb.symmcd.dataset import prepare
     fresh_file(out, overwrite, {"SOURCE": source})
     start = time.monotonic()
-    data, report = prepare(source, out=out, n_jobs=n_jobs)
+    data, report = prepare(source, out=out, n_jobs=n_jobs, symprec=symprec)
     failures = [str(failure) for failure in report.failures]
-    write_json(out.with_suffix(".run.json"), run_record(_command(), None, time.monotonic() - start, structures=len(data), failures=failures))
+    found = dict(structures=len(data), failures=failures, notes=report.notes, skipped=report.skipped)
+    write_json(out.with_suffix(".run.json"), run_record(_command(), None, time.monotonic() - start, **found))
     say(f"{report}\nwritten: {out}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #5f5aa509

@@ -42,22 +42,27 @@ def prepare_sources(sources, **options):
         sets.append(data)
         told.append(f"{source}: {report}" if len(sources) > 1 else str(report))
         failures, notes = failures + report.failures, notes | report.notes
+        if report.skipped:
+            notes[str(source)] = [f"not read, no CIF: {name}" for name in report.skipped]
     return merged(sets) if len(sets) > 1 else sets[0], "\n".join(told), failures, notes
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00004
 @prepare_app.command("mofs", epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded my_cifs/ --limit 5000 --out many.safetensors`")
 def prepare_mofs_command(source: Annotated[list[str], typer.Argument(help="embedded, bw-db, a folder of CIF files, a CSV with a cif column, or a prepared file; several are put together.")],
                          out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
-                         properties: Annotated[Optional[Path], _option("CSV of numbers by file name.", "none")] = None,
+                         properties: Annotated[Optional[Path], _option("CSV of numbers; its rows are matched by the names of the structures.", "none")] = None,
                          limit: Annotated[Optional[int], _option("Only the first so many of each source. With embedded, 1,632 ship; of a larger number the rest is built "
                                                                                        "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).", "all", min=1)] = None,
                          n_jobs: Jobs = -1,
                          timeout: Annotated[float, _option("Seconds one framework may take.", min=.1)] = 60.,
+                         disorder: Annotated[str, _option("Alternative positions: refuse the structure, or keep the first (most occupied) "
+                                                         "and drop partly occupied guests, with a note.")] = "refuse",
                          overwrite: Overwrite = False, seed: Seed = 0):
     "Take frameworks apart into building blocks and write one training file."
     fresh_file(out, overwrite, {f"SOURCE {s}": s for s in source} | {"--properties": properties})
     start = time.monotonic()
-    data, told, failures, notes = prepare_sources(source, n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed)
+    options = dict(n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed)
+    data, told, failures, notes = prepare_sources(source, disorder=disorder, **options)
     data.save(out)
     write_json(out.with_suffix(".run.json"), run_record(_command(), seed, time.monotonic() - start, frameworks=len(data), blocks=len(data.library),
                                                         failures=[str(f) for f in failures], notes=notes))

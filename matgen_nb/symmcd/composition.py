@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,13 +64,19 @@ def _smact4(count):
     from smact.screening import smact_validity
     return bool(smact_validity(Composition.from_dict({Element.from_Z(z).symbol: n for z, n in count.items()})))
 
+def _whole_amounts(amounts):
+    "Amounts {element: number} as the smallest whole numbers in that ratio: Li0.5CoO2 is LiCo2O4."
+    parts = {z: Fraction(float(n)).limit_denominator(100) for z, n in amounts.items() if n > 0}
+    scale = math.lcm(*(p.denominator for p in parts.values()))
+    return {z: int(p * scale) or 1 for z, p in parts.items()}
+
 def composition_validity(composition, rule="cdvae"):
-    """Whether a composition is chemically plausible. `composition`: a formula or atomic numbers (n,).
+    """Whether a composition, a formula (fractions allowed) or atomic numbers (n,), is chemically plausible.
 
     rule 'cdvae': charge neutral and Pauling test, metals and pure elements pass (smact 2.2.1 tables). rule 'smact4': smact 4's smact_validity as it stands."""
     if isinstance(composition, str):
         from pymatgen.core import Composition
-        count = {e.Z: int(round(n)) for e, n in Composition(composition).items()}
+        count = _whole_amounts({e.Z: n for e, n in Composition(composition).items()})
     else: count = Counter(int(z) for z in composition)
     elements = tuple(sorted(count)); divisor = math.gcd(*count.values())
     if not elements or elements[-1] > 94: raise ValueError(f"{composition}: atomic numbers must be 1 to 94")

@@ -40,8 +40,9 @@ def spglib_errors():
         if before is not None:
             handling.OLD_ERROR_HANDLING = before
 
+@functools.lru_cache(4)
 def symmetry_dataset(crystal, symprec):
-    "spglib's dataset of a crystal, with a clear CrystalError where spglib finds nothing."
+    "spglib's dataset of a crystal (the last few are kept), with a clear CrystalError where spglib finds nothing."
     cell, reason = (crystal.lattice, crystal.frac_coords, crystal.elements), "no answer"
     with spglib_errors() as spglib:
         try:
@@ -182,7 +183,10 @@ def from_crystal(crystal, symprec=0.1, strict_symprec=0.01):
 
     The result, written out, has exactly the group it claims (spglib agrees at `strict_symprec`) and the volume per atom of the
     input to 0.1 %: where idealising uncovers a higher symmetry the crystal is read again, where `symprec` is too coarse for the
-    structure a finer one is tried. Raises CrystalError when none of the tolerances works."""
+    structure a finer one is tried. Raises CrystalError when none of the tolerances works.
+
+    "Exactly" speaks of the result: at 0.1 A a nearly symmetric input comes back idealised to a higher group
+    than its own (perov-5 and carbon-24 keep theirs in 51 and 46 %). 0.01 keeps nearly all."""
     reasons = []
     for tolerance in (symprec, symprec / 3, symprec / 10, symprec / 100, 1e-5):
         try:
