@@ -498,8 +498,10 @@ def net_table(data, tolerance: float = 0.1, info: dict = None) -> NetTable:
 
     tolerance: of the shapes of sites, see `point_set_shape`. info: kept with the table, for instance its source."""
     embeddings = [()] * len(data.library) if data.embeddings is None else data.embeddings.cpu().numpy()
-    sites = {id(b): site_of_block(b, e) for b, e in zip(data.library, embeddings)}
-    group = dict(zip(sites.values(), shape_groups(list(sites.values()), tolerance)))
+    each = [site_of_block(b, e) for b, e in zip(data.library, embeddings)]
+    number, first = shape_groups(each, tolerance), {}
+    sites = {id(b): first.setdefault((b.identity, n), s) for b, n, s in zip(data.library, number, each)}   # alike: one class
+    group = dict(zip(each, number))
     found, failures = {}, []
     for i in range(len(data)):
         try:

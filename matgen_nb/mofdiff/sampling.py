@@ -279,16 +279,23 @@ class NetDecoder:
         chosen = self.one_block_each(net, sites, wanted[rows], index[rows])
         return None if chosen is None else Candidate(chosen[1], net, chosen[0])
 
+    def distinct(self, *groups):
+        "Candidates, the cheapest of each group first, without repeats of blocks and name of the net."
+        kept = {}
+        for group in groups:
+            for c in sorted(group, key=lambda c: c.cost):
+                kept.setdefault((tuple(c.blocks.tolist()), c.net.name), c)
+        return list(kept.values())
+
     def candidates(self, wanted, index):
         "The `Candidate`s of a sample, the one to try first first. wanted (K, d): its features; index (K,): blocks of the library chosen for them."
         same = self.by_signature.get(signature([self.kinds[i] for i in index]), [])
         found = [c for net in same if (c := self.place(net, wanted, index)) is not None]
-        if not found:
-            found = [c for net in self.by_size.get(len(index), []) if (c := self.place(net, wanted, index, False)) is not None]
-        kept = {}
-        for c in sorted(found, key=lambda c: c.cost):
-            kept.setdefault((tuple(c.blocks.tolist()), c.net.name), c)
-        looked = list(kept.values())[:4 * self.options.candidates]
+        kept = self.distinct(found)
+        if len(kept) < self.options.candidates:
+            wider = [self.place(net, wanted, index, False) for net in self.by_size.get(len(index), [])]
+            kept = self.distinct(found, [c for c in wider if c is not None])
+        looked = kept[:4 * self.options.candidates]
         if self.options.new_first and self.known:
             looked = [replace(c, known=self.is_known(c)) for c in looked]
         return sorted(looked, key=lambda c: c.known)[:self.options.candidates]
