@@ -194,7 +194,7 @@ def test_longer_arms_make_a_larger_cell():
     net, block = nets.placed_net(small), {b.is_metal: b for b in large.blocks}
     blocks = [block[s.is_metal] for s in net.sites]
     made = nets.carry(net, blocks)
-    assert np.isclose(np.linalg.det(made.lattice), np.linalg.det(large.lattice), rtol=0.02)
+    assert np.isclose(np.linalg.det(made.lattice), np.linalg.det(large.lattice), rtol=0.03), "a volume within 3 %, so an edge within 1 %"
     radii = [np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks]
     lengths = np.linalg.norm((made.frac_coords[net.edges[:, 1]] + net.shifts - made.frac_coords[net.edges[:, 0]]) @ made.lattice, axis=1)
     assert np.abs(lengths - nets.edge_goals(net, radii)).max() < 1e-3

@@ -750,12 +750,16 @@ def assemble(coarse, seed=0, starts=64, device="cpu", free_cell=True, rotations=
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #n20first2
 def assemble_first(options, **settings):
-    """For each list of arrangements (`CoarseMof`s, the likeliest first) one `Assembled`: the first without a clash that closes all its bonds, else the best.
+    """For each list of arrangements (`CoarseMof`s, the likeliest first) one `Assembled`.
+
+    The first without a clash that closes all its bonds, else the best.
 
     row["candidate"]: its number in the list. settings: those of `assemble`."""
     options, kept = [list(o) for o in options], [None] * len(options)
     for turn in range(max(map(len, options), default=0)):
-        todo = [i for i, o in enumerate(options) if len(o) > turn and not (kept[i] and kept[i].row["assembled"])]
+        todo = [
+            i for i, o in enumerate(options) if len(o) > turn and not (kept[i] and kept[i].row["assembled"])
+        ]
         for i, built in zip(todo, assemble([options[i][turn] for i in todo], **settings) if todo else []):
             built.row["candidate"] = turn
             if kept[i] is None or _better(built, kept[i]):

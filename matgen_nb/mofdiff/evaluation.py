@@ -341,23 +341,37 @@ def summarise(table, has_reference=True, min_pld=MIN_PLD):
         out["novel"] = share([r["novel"] for r in table if r["valid"]], "identity not among the reference; of the valid ones")
         out["vnu"] = share([r["vnu"] for r in table], "valid, novel and unique; all inputs")
     if has_reference and all("strict_vnu" in r for r in table):
-        out["strict_vnu"] = share([r["strict_vnu"] for r in table], "valid, novel and unique, and the net is not one of the training set; all inputs")
+        what = "valid, novel and unique, and the net is not one of the training set; all inputs"
+        out["strict_vnu"] = share([r["strict_vnu"] for r in table], what)
     return out
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #n22funnel2
-FUNNEL = ("assembled", "clash_free", "valid", "vnu", "strict_vnu")     # one after the other
-SIZES = (1, 5), (6, 8), (9, 12), (13, 10_000)                           # blocks in the cell, first and last of each group
+FUNNEL = ("assembled", "clash_free", "valid", "vnu", "strict_vnu")  # one after the other
+SIZES = (1, 5), (6, 8), (9, 12), (13, 10_000)  # blocks in the cell, first and last of each group
 
 def funnel(table):
-    "Rows {blocks, stage, value, low, high, n, protocol}: share of the frameworks of a size that reach each stage; stages nobody asked for are left out."
-    flags = {s: [r.get("clashes") == 0 and bool(r.get("assembled")) if s == "clash_free" else r.get(s) for r in table] for s in FUNNEL}
+    """Rows {blocks, stage, value, low, high, n, protocol}.
+
+    Share of the frameworks of a size that reach each stage; stages nobody asked for are left out."""
+    flags = {
+        s: [
+            r.get("clashes") == 0 and bool(r.get("assembled")) if s == "clash_free" else r.get(s)
+            for r in table
+        ]
+        for s in FUNNEL
+    }
     sizes = np.array([r.get("drawn_blocks") or r.get("num_blocks") or 0 for r in table], dtype=int)
-    groups = {"all": sizes >= 0} | {f"{low} to {high}" if high < 1000 else f"{low} and more": (sizes >= low) & (sizes <= high) for low, high in SIZES}
+    groups = {"all": sizes >= 0} | {
+        f"{low} to {high}" if high < 1000 else f"{low} and more": (sizes >= low) & (sizes <= high)
+        for low, high in SIZES
+    }
     rows = []
     for name, chosen in groups.items():
         for stage, values in flags.items():
             if chosen.any() and any(v is not None for v in values):
-                rows.append(dict(blocks=name, stage=stage, **share([v for v, c in zip(values, chosen) if c], stage)))
+                rows.append(
+                    dict(blocks=name, stage=stage, **share([v for v, c in zip(values, chosen) if c], stage))
+                )
     return rows
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #f654a519

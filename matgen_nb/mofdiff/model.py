@@ -163,7 +163,7 @@ class MofDiff(nn.Module):
     def __init__(self, config, statistics):
         super().__init__()
         self.config, self.library, self.property_names = config, statistics.library, tuple(statistics.property_names)
-        self.nets = None                                                         # a `NetTable` (lesson 16c), where sampling may use one
+        self.nets = None              # a `NetTable` (lesson 16c), where sampling may use one
         for name, value in vars(statistics).items():
             if isinstance(value, torch.Tensor): self.register_buffer(f"stat_{name}", value.clone().float())
         if config.scale == "norm":

@@ -31,8 +31,9 @@ from ..utils import MatgenError
 class QuotientGraph:
     """A periodic graph as the vertices of one cell and its edges, each once.
 
-    labels: what each vertex is (K hashable values); edges (E, 2) int64 and shifts (E, 3) int64: from vertex i in cell 0 to
-    vertex j in the cell `shift`. classes: K values, equal where vertices have to stay alike (empty: no such demand)."""
+    labels: what each vertex is (K hashable values); edges (E, 2) int64 and shifts (E, 3) int64: from
+    vertex i in cell 0 to vertex j in the cell `shift`. classes: K values, equal where vertices have to
+    stay alike (empty: no such demand)."""
     labels: tuple
     edges: np.ndarray
     shifts: np.ndarray
@@ -58,7 +59,9 @@ class QuotientGraph:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0009
 def coordination_sequence(graph: QuotientGraph, start: int, shells: int = 10) -> list:
-    "Vertices first reached from `start` in 1, 2, ..., `shells` steps: for each number of steps a Counter of their labels."
+    """Vertices first reached from `start` in 1, 2, ..., `shells` steps.
+
+    For each number of steps a Counter of their labels."""
     here = {(start, 0, 0, 0)}
     seen, counts = set(here), []
     for _ in range(shells):
@@ -74,7 +77,9 @@ def sequence_totals(counts: list) -> tuple:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0013
 def shell_profile(graph: QuotientGraph, start: int, shells: int = 6) -> tuple:
-    "For 1, 2, ..., `shells` steps from `start`: how many vertices of each (label, number of shortest paths), as sorted pairs."
+    """For 1, 2, ..., `shells` steps from `start`.
+
+    How many vertices of each (label, number of shortest paths), as sorted pairs."""
     here, profile = {(start, 0, 0, 0): 1}, []
     seen = set(here)
     for _ in range(shells):
@@ -84,13 +89,18 @@ def shell_profile(graph: QuotientGraph, start: int, shells: int = 6) -> tuple:
                 reached[j, x + a, y + b, z + c] += paths
         here = {v: paths for v, paths in reached.items() if v not in seen}
         seen |= set(here)
-        profile.append(tuple(sorted(Counter((graph.labels[i], paths) for (i, *_), paths in here.items()).items())))
+        profile.append(
+            tuple(sorted(Counter((graph.labels[i], paths) for (i, *_), paths in here.items()).items()))
+        )
     return tuple(profile)
 
 def net_key(graph: QuotientGraph, shells: int = 6) -> str:
-    """A short name (16 hexadecimal digits) of the infinite net: hash of the labelled shell profiles of its vertices in their ratio.
+    """A short name (16 hexadecimal digits) of the infinite net.
 
-    It does not depend on the cell. Equal nets have equal keys; the reverse is very likely, and `isomorphism` is exact."""
+    Hash of the labelled shell profiles of its vertices in their ratio.
+
+    It does not depend on the cell. Equal nets have equal keys; the reverse is very likely, and
+    `isomorphism` is exact."""
     rows = Counter((label, shell_profile(graph, v, shells)) for v, label in enumerate(graph.labels))
     common = math.gcd(*rows.values())
     text = repr(sorted((row, n // common) for row, n in rows.items()))
@@ -100,8 +110,9 @@ def net_key(graph: QuotientGraph, shells: int = 6) -> str:
 def graph_walk(graph: QuotientGraph) -> list:
     """All edges in an order in which each starts where one has been, depth first: list of (i, j, shift, new).
 
-    new: the edge is the first to reach j; then its shift is 0, since cells are chosen so. Next come the edges that close cycles
-    at j, so that wrong guesses are noticed early. (-1, v, 0, True) starts a piece."""
+    new: the edge is the first to reach j; then its shift is 0, since cells are chosen so. Next come the
+    edges that close cycles at j, so that wrong guesses are noticed early. (-1, v, 0, True) starts a
+    piece."""
     order, cell, used = [], {}, set()
 
     def close(i):
@@ -133,20 +144,25 @@ def graph_walk(graph: QuotientGraph) -> list:
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0018
 class Cycles:
     "Independent cycles (s, d) with A s = d for one matrix A of integers with determinant 1 or -1."
+
     def __init__(self, pairs=()):
         self.pairs, self.A = tuple(pairs), None
         if len(self.pairs) == 3:
             S, D = (np.array(x, dtype=float) for x in zip(*self.pairs))
-            self.A = np.linalg.solve(S, D)               # rows: s A = d
+            self.A = np.linalg.solve(S, D)  # rows: s A = d
 
     def possible(self):
         "Whether A, once it is known, maps the lattice onto itself."
         if self.A is None:
             return True
-        return bool(np.abs(self.A - np.round(self.A)).max() < 1e-6 and abs(abs(np.linalg.det(self.A)) - 1) < 1e-6)
+        return bool(
+            np.abs(self.A - np.round(self.A)).max() < 1e-6 and abs(abs(np.linalg.det(self.A)) - 1) < 1e-6
+        )
 
     def extend(self, s, d):
-        "The cycles and one more: longer, or the same where it follows from them; None where no such A can have them all."
+        """The cycles and one more: longer, or the same where it follows from them.
+
+        None where no such A can have them all."""
         if self.A is not None:
             return self if np.abs(s @ self.A - d).max() < 1e-6 else None
         if self.pairs:
@@ -164,10 +180,13 @@ class Cycles:
 def vertex_colours(graph: QuotientGraph, shells: int = 4) -> list:
     "For each vertex what an isomorphism cannot change: label, size of its class, shell profile."
     sizes = Counter(graph.classes)
-    return [(graph.labels[v], sizes[graph.classes[v]], shell_profile(graph, v, shells)) for v in range(len(graph))]
+    return [
+        (graph.labels[v], sizes[graph.classes[v]], shell_profile(graph, v, shells)) for v in range(len(graph))
+    ]
 
 class _Search:
     "Backtracking over the steps of `graph_walk`; see `isomorphism`."
+
     def __init__(self, a, b, most):
         self.a, self.b, self.most, self.steps = a, b, most, graph_walk(a)
         self.colour_a, self.colour_b = vertex_colours(a), vertex_colours(b)
@@ -208,10 +227,12 @@ class _Search:
         return False
 
 def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
-    """A map of the vertices of a onto those of b, list of K ints, under which the two periodic graphs are one; None without one.
+    """A map of the vertices of a onto those of b.
 
-    Labels are kept, and so are classes: vertices are alike in b where they are in a. Exact, for cells of equal size.
-    MatgenError after `most` trials."""
+    List of K ints, under which the two periodic graphs are one; None without one.
+
+    Labels are kept, and so are classes: vertices are alike in b where they are in a. Exact, for cells of
+    equal size. MatgenError after `most` trials."""
     if len(a) != len(b) or sum(map(len, a.around)) != sum(map(len, b.around)):
         return None
     search = _Search(a, b, most)
@@ -221,27 +242,33 @@ def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0024
 def share_points(num_points: list, edges: np.ndarray):
-    "How many connection points each edge (E, 2) takes, (E,) int64, at least one, so that all of every bead's are used; None: impossible."
+    """How many connection points each edge (E.
+
+    2) takes, (E,) int64, at least one, so that all of every bead's are used; None: impossible."""
     from scipy.optimize import linprog
+
     table = np.zeros((len(num_points), len(edges)))
     for e, ends in enumerate(np.asarray(edges)):
         table[ends, e] = 1
     found = linprog(np.ones(len(edges)), A_eq=table, b_eq=num_points, bounds=(1, None), method="highs")
     return np.round(found.x).astype(np.int64) if found.status == 0 else None
 
-REACHES = (1.05, 1.02, 1.1, 1.15, 1.2)    # multiples of the sum of two blocks' longest arms, tried in turn
+REACHES = (1.05, 1.02, 1.1, 1.15, 1.2)  # multiples of the sum of two blocks' longest arms, tried in turn
 
 def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     """The net of a `CoarseMof`: its beads as vertices, labelled (is metal, number of connection points).
 
-    How blocks are turned does not matter. MatgenError where the distances show no net that uses all connection points."""
+    How blocks are turned does not matter. MatgenError where the distances show no net that uses all
+    connection points."""
     labels = [(b.is_metal, b.num_connections) for b in coarse.blocks]
     for reach in REACHES:
         found = contacts(coarse, reach)
         edges, shifts = [(m, o) for m, o, _ in found], [s for *_, s in found]
         if found and share_points([c for _, c in labels], edges) is not None:
             return QuotientGraph(labels, edges, shifts, [id(b) for b in coarse.blocks])
-    raise MatgenError(f"{coarse.name or 'coarse framework'}: the beads show no net that uses every connection point")
+    raise MatgenError(
+        f"{coarse.name or 'coarse framework'}: the beads show no net that uses every connection point"
+    )
 
 def decomposition_graph(d) -> QuotientGraph:
     "The net of a `Decomposition`, which knows its connections, labelled as by `bead_graph`."
@@ -275,23 +302,34 @@ def rcsr_name(graph: QuotientGraph) -> str:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0031
 def plot_net(graph: QuotientGraph, lattice, frac_coords, ax=None, pixels=260):
-    """Draw a net: vertices of one cell and, paler, those that they reach in other cells; organic vertices with two neighbours
-    are the middles of edges. lattice (3, 3), A; frac_coords (K, 3). Returns the axes."""
+    """Draw a net: vertices of one cell and, paler, those that they reach in other cells.
+
+    Organic vertices with two neighbours are the middles of edges. lattice (3, 3), A; frac_coords (K, 3).
+    Returns the axes."""
     if ax is None:
         import matplotlib.pyplot as plt
+
         ax = plt.figure(figsize=(3, 3)).add_subplot()
     lattice, frac_coords = np.asarray(lattice), np.asarray(frac_coords)
     at = lambda v, s=(0, 0, 0): (frac_coords[v] + s) @ lattice
-    edge = np.linalg.norm([at(j, s) - at(i) for (i, j), s in zip(graph.edges.tolist(), graph.shifts.tolist())], axis=1).mean()
+    edge = np.linalg.norm(
+        [at(j, s) - at(i) for (i, j), s in zip(graph.edges.tolist(), graph.shifts.tolist())], axis=1
+    ).mean()
     size = lambda v: (0.16 if graph.labels[v][0] else 0.11 if len(graph.around[v]) > 2 else 0.05) * edge
     spheres = [(at(v), size(v), BEAD_COLORS[graph.labels[v][0]]) for v in range(len(graph))]
     sticks = []
     for v in range(len(graph)):
         for j, *s in graph.around[v]:
-            pale = (.82, .86, .93) if graph.labels[j][0] else (.85, .85, .83)
-            sticks.append((at(v), at(j, s), 0.035 * edge, (.8, .8, .78)))
-            if any(s):
-                spheres.append((at(j, s), 0.7 * size(j), pale))
+            steps = [(v, (0, 0, 0), j, s)]
+            if (
+                any(s) and not graph.labels[j][0] and len(graph.around[j]) == 2
+            ):  # the middle of an edge: on to its end
+                steps += [(j, s, k, np.add(s, t)) for k, *t in graph.around[j]]
+            for i, r, k, t in steps:
+                sticks.append((at(i, r), at(k, t), 0.035 * edge, (0.8, 0.8, 0.78)))
+                if any(t):
+                    pale = (0.82, 0.86, 0.93) if graph.labels[k][0] else (0.85, 0.85, 0.83)
+                    spheres.append((at(k, t), 0.7 * size(k), pale))
     view = camera(lattice, 25.0, 14.0)
     ax.imshow(render_scene(spheres, sticks + cell_sticks(lattice), view, pixels), interpolation="bilinear")
     ax.axis("off")
@@ -299,7 +337,9 @@ def plot_net(graph: QuotientGraph, lattice, frac_coords, ax=None, pixels=260):
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c002y
 def framework_key(identities: list, graph: QuotientGraph, nets: int = 1) -> str:
-    """A short name (16 hexadecimal digits) of blocks on a net: hash of (identity of the block, coordination sequence), in ratio.
+    """A short name (16 hexadecimal digits) of blocks on a net.
+
+    Hash of (identity of the block, coordination sequence), in ratio.
 
     identities: of the blocks on the K vertices; nets: how many interpenetrate."""
     rows = [sequence_totals(coordination_sequence(graph, v, 5)) for v in range(len(graph))]
@@ -315,10 +355,13 @@ def connection_bonds(block):
     return bonds / np.linalg.norm(bonds, axis=1, keepdims=True).clip(1e-9)
 
 def point_set_shape(points, bonds):
-    """Numbers that two point sets of c points share where they have the same shape, in any orientation and size.
+    """Numbers that two point sets of c points share where they have the same shape.
 
-    points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of pairs over the mean radius,
-    cosines between bonds, cosines between point and bond; each sorted and weighted so that a difference is a root mean square."""
+    In any orientation and size.
+
+    points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of pairs
+    over the mean radius, cosines between bonds, cosines between point and bond; each sorted and weighted
+    so that a difference is a root mean square."""
     radius = max(np.linalg.norm(points, axis=1).mean(), 1e-9)
     i, j = np.triu_indices(len(points), 1)
     apart = np.linalg.norm(points[i] - points[j], axis=1) / radius
@@ -328,38 +371,58 @@ def point_set_shape(points, bonds):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """What a net asks of the block on a vertex: is_metal, connection points (c, 3) from the centre, A, outward unit bonds (c, 3).
+    """What a net asks of the block on a vertex.
+
+    Is_metal, connection points (c, 3) from the centre, A, outward unit bonds (c, 3).
 
     embedding (d,): of the block that stood there, empty where it is not known."""
+
     is_metal: bool
     points: np.ndarray
     bonds: np.ndarray
     embedding: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
-    def kind(self): return self.is_metal, len(self.points)
+    def kind(self):
+        return self.is_metal, len(self.points)
 
     @functools.cached_property
-    def radius(self): return float(np.linalg.norm(self.points, axis=1).mean())
+    def radius(self):
+        return float(np.linalg.norm(self.points, axis=1).mean())
 
     @functools.cached_property
-    def shape(self): return point_set_shape(self.points, self.bonds)
+    def shape(self):
+        return point_set_shape(self.points, self.bonds)
 
 def site_of_block(block, embedding=()) -> Site:
     "The `Site` that a block fills exactly."
-    return Site(block.is_metal, block.connection_points, connection_bonds(block), np.asarray(embedding, dtype=np.float64))
+    return Site(
+        block.is_metal,
+        block.connection_points,
+        connection_bonds(block),
+        np.asarray(embedding, dtype=np.float64),
+    )
 
 def misfit(blocks: list, sites: list) -> np.ndarray:
-    """How badly blocks fit sites, both lists of `Site`: (n, m), 0 for the same shape and size, inf where kind or number of points differ.
+    """How badly blocks fit sites, both lists of `Site`.
 
-    Distance of the shapes, and a tenth of the logarithm of the ratio of radii: size is what a net can adapt to."""
+    (n, m), 0 for the same shape and size, inf where kind or number of points differ.
+
+    Distance of the shapes, and a tenth of the logarithm of the ratio of radii: size is what a net can
+    adapt to."""
     out = np.full((len(blocks), len(sites)), np.inf)
     for kind in {s.kind for s in sites}:
         rows = [n for n, b in enumerate(blocks) if b.kind == kind]
         columns = [m for m, s in enumerate(sites) if s.kind == kind]
         if rows:
-            a, b = (np.stack([s.shape for s in part]) for part in ([blocks[n] for n in rows], [sites[m] for m in columns]))
-            r, q = (np.log([s.radius for s in part]) for part in ([blocks[n] for n in rows], [sites[m] for m in columns]))
+            a, b = (
+                np.stack([s.shape for s in part])
+                for part in ([blocks[n] for n in rows], [sites[m] for m in columns])
+            )
+            r, q = (
+                np.log([s.radius for s in part])
+                for part in ([blocks[n] for n in rows], [sites[m] for m in columns])
+            )
             shape = np.sqrt(((a[:, None] - b) ** 2).sum(-1))
             out[np.ix_(rows, columns)] = shape + 0.1 * np.abs(r[:, None] - q)
     return out
@@ -367,8 +430,12 @@ def misfit(blocks: list, sites: list) -> np.ndarray:
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0037
 @dataclass(frozen=True, eq=False)
 class PlacedNet:
-    """A net in space. lattice (3, 3) rows, A; frac_coords (K, 3); edges (E, 2): metal vertex, organic vertex; shifts (E, 3);
-    sites: K `Site`s, the same object for the vertices of one node class; name: RCSR, '' where unknown; count: frameworks that have it."""
+    """A net in space. lattice (3, 3) rows, A.
+
+    Frac_coords (K, 3); edges (E, 2): metal vertex, organic vertex; shifts (E, 3); sites: K `Site`s, the
+    same object for the vertices of one node class; name: RCSR, '' where unknown; count: frameworks that
+    have it."""
+
     lattice: np.ndarray
     frac_coords: np.ndarray
     edges: np.ndarray
@@ -381,28 +448,42 @@ class PlacedNet:
         return len(self.sites)
 
     @property
-    def kinds(self): return [s.kind for s in self.sites]
+    def kinds(self):
+        return [s.kind for s in self.sites]
 
     @property
-    def graph(self): return QuotientGraph(self.kinds, self.edges, self.shifts, [id(s) for s in self.sites])
+    def graph(self):
+        return QuotientGraph(self.kinds, self.edges, self.shifts, [id(s) for s in self.sites])
 
     @property
-    def classes(self): return [np.flatnonzero([t is s for t in self.sites]) for s in dict.fromkeys(self.sites)]
+    def classes(self):
+        return [np.flatnonzero([t is s for t in self.sites]) for s in dict.fromkeys(self.sites)]
 
 def signature(kinds: list) -> tuple:
     "The multiset of (is metal, number of connection points), as a sorted tuple of pairs (kind, how many)."
     return tuple(sorted(Counter(kinds).items()))
 
 def placed_net(coarse: CoarseMof, site=site_of_block, named: bool = True) -> PlacedNet:
-    "The `PlacedNet` of a framework. site: gives the `Site` of a block, asked once for each block object; named: look for its name."
+    """The `PlacedNet` of a framework.
+
+    Site: gives the `Site` of a block, asked once for each block object; named: look for its name."""
     graph = bead_graph(coarse)
     known = {id(b): site(b) for b in {id(b): b for b in coarse.blocks}.values()}
     sites = [known[id(b)] for b in coarse.blocks]
-    return PlacedNet(coarse.lattice, coarse.frac_coords, graph.edges, graph.shifts, sites, rcsr_name(graph) if named else "")
+    return PlacedNet(
+        coarse.lattice,
+        coarse.frac_coords,
+        graph.edges,
+        graph.shifts,
+        sites,
+        rcsr_name(graph) if named else "",
+    )
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0040
 def assign(cost: np.ndarray):
-    "The cheapest one-to-one choice of rows (blocks) for columns (vertices): rows (K,) int64 and total; None where there is none."
+    """The cheapest one-to-one choice of rows (blocks) for columns (vertices): rows (K,) int64 and total.
+
+    None where there is none."""
     from scipy.optimize import linear_sum_assignment
     try:
         columns, rows = linear_sum_assignment(cost.T)
@@ -411,19 +492,33 @@ def assign(cost: np.ndarray):
     return rows, float(cost[rows, columns].sum())
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0043
-STRAINS = np.array([[1, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 1],
-                    [0, 0, 0, 0, 0, .5, 0, .5, 0], [0, 0, .5, 0, 0, 0, .5, 0, 0], [0, .5, 0, .5, 0, 0, 0, 0, 0]]).reshape(6, 3, 3)
+STRAINS = np.array(
+    [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 0.5, 0, 0.5, 0],
+        [0, 0, 0.5, 0, 0, 0, 0.5, 0, 0],
+        [0, 0.5, 0, 0.5, 0, 0, 0, 0, 0],
+    ]
+).reshape(6, 3, 3)
 
 @dataclass(frozen=True)
 class FitOptions:
-    "steps: of Gauss-Newton; damping: of a step, per A; stiffness: A that a unit of strain counts as; shortest: of an edge, share of the old."
+    """steps: of Gauss-Newton.
+
+    Damping: of a step, per A; stiffness: A that a unit of strain counts as; shortest: of an edge, share
+    of the old."""
+
     steps: int = 30
     damping: float = 0.05
     stiffness: float = 10.0
     shortest: float = 0.3
 
 def edge_goals(net: PlacedNet, radii, shortest: float = 0.3) -> np.ndarray:
-    "The lengths (E,), A, that the edges should have when blocks of mean radius `radii` (K,), A, stand on the vertices."
+    """The lengths (E,), A, that the edges should have when blocks of mean radius `radii` (K,).
+
+    A, stand on the vertices."""
     change = np.asarray(radii) - [s.radius for s in net.sites]
     old = np.linalg.norm(_edge_vectors(net, net.lattice, net.frac_coords), axis=1)
     return np.maximum(old + change[net.edges].sum(1), shortest * old)
@@ -443,7 +538,9 @@ def _edge_jacobian(net, v, stiffness):
     return out
 
 def fit_net(net: PlacedNet, radii, options: FitOptions = FitOptions()):
-    """Cell (3, 3), A, and fractional positions (K, 3) of a net whose vertices carry blocks of mean radius `radii` (K,), A.
+    """Cell (3, 3), A, and fractional positions (K.
+
+    3) of a net whose vertices carry blocks of mean radius `radii` (K,), A.
 
     Edges get the lengths of `edge_goals` as nearly as beads and a symmetric strain of the cell allow."""
     goal, old = edge_goals(net, radii, options.shortest), edge_goals(net, [s.radius for s in net.sites])
@@ -464,10 +561,14 @@ def carry(net: PlacedNet, blocks: list, name: str = "") -> CoarseMof:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0047
 def shape_groups(sites: list, tolerance: float = 0.1) -> list:
-    "A number for each `Site`: that of the first one of the same kind whose shape is nearer than the tolerance."
+    """A number for each `Site`.
+
+    That of the first one of the same kind whose shape is nearer than the tolerance."""
     first, groups = {}, []
     for n, s in enumerate(sites):
-        near = (m for m in first.setdefault(s.kind, []) if np.linalg.norm(sites[m].shape - s.shape) < tolerance)
+        near = (
+            m for m in first.setdefault(s.kind, []) if np.linalg.norm(sites[m].shape - s.shape) < tolerance
+        )
         m = next(near, n)
         if m == n:
             first[s.kind].append(n)
@@ -478,7 +579,9 @@ def shape_groups(sites: list, tolerance: float = 0.1) -> list:
 class NetTable:
     """The different placed nets of a set of frameworks, the most frequent first.
 
-    nets: list of `PlacedNet`; keys: the `net_key`s of all frameworks, labelled metal or organic; info: source, frameworks, failures."""
+    nets: list of `PlacedNet`; keys: the `net_key`s of all frameworks, labelled metal or organic; info:
+    source, frameworks, failures."""
+
     nets: list
     keys: frozenset = frozenset()
     info: dict = field(default_factory=dict)
@@ -487,20 +590,26 @@ class NetTable:
         return len(self.nets)
 
     @functools.cached_property
-    def sites(self): return list(dict.fromkeys(s for net in self.nets for s in net.sites))
+    def sites(self):
+        return list(dict.fromkeys(s for net in self.nets for s in net.sites))
 
 def topology_key(graph: QuotientGraph) -> str:
     "`net_key` of the net alone: vertices are metal or organic, nothing else."
     return net_key(QuotientGraph([label[0] for label in graph.labels], graph.edges, graph.shifts))
 
 def net_table(data, tolerance: float = 0.1, info: dict = None) -> NetTable:
-    """The `NetTable` of a `MofData`; with embeddings, sites know those of their blocks. Frameworks whose beads show no net are left out.
+    """The `NetTable` of a `MofData`; with embeddings, sites know those of their blocks.
 
-    tolerance: of the shapes of sites, see `point_set_shape`. info: kept with the table, for instance its source."""
+    Frameworks whose beads show no net are left out.
+
+    tolerance: of the shapes of sites, see `point_set_shape`. info: kept with the table, for instance its
+    source."""
     embeddings = [()] * len(data.library) if data.embeddings is None else data.embeddings.cpu().numpy()
     each = [site_of_block(b, e) for b, e in zip(data.library, embeddings)]
     number, first = shape_groups(each, tolerance), {}
-    sites = {id(b): first.setdefault((b.identity, n), s) for b, n, s in zip(data.library, number, each)}   # alike: one class
+    sites = {
+        id(b): first.setdefault((b.identity, n), s) for b, n, s in zip(data.library, number, each)
+    }  # alike: one class
     group = dict(zip(each, number))
     found, failures = {}, []
     for i in range(len(data)):
@@ -509,8 +618,14 @@ def net_table(data, tolerance: float = 0.1, info: dict = None) -> NetTable:
         except MatgenError as error:
             failures.append(str(error))
             continue
-        _count(found, net, QuotientGraph([(s.kind, group[s]) for s in net.sites], net.edges, net.shifts, net.graph.classes))
-    nets = [replace(net, name=rcsr_name(net.graph), count=n) for groups in found.values() for net, _, n in groups]
+        _count(
+            found,
+            net,
+            QuotientGraph([(s.kind, group[s]) for s in net.sites], net.edges, net.shifts, net.graph.classes),
+        )
+    nets = [
+        replace(net, name=rcsr_name(net.graph), count=n) for groups in found.values() for net, _, n in groups
+    ]
     nets.sort(key=lambda net: -net.count)
     keys = frozenset(topology_key(net.graph) for net in nets)
     return NetTable(nets, keys, dict(info or {}, frameworks=len(data), failures=failures))
@@ -537,12 +652,23 @@ def pack_nets(table: NetTable):
     sites, nets = table.sites, table.nets
     number = {s: k for k, s in enumerate(sites)}
     stack = lambda rows, *width: np.concatenate([np.zeros((0, *width)), *rows])
-    arrays = dict(site_metal=[s.is_metal for s in sites], site_size=[len(s.points) for s in sites],
-                  size=[len(n) for n in nets], num_edges=[len(n.edges) for n in nets], count=[n.count for n in nets],
-                  site=[number[s] for n in nets for s in n.sites], edges=stack([n.edges for n in nets], 2), shifts=stack([n.shifts for n in nets], 3))
-    reals = dict(points=stack([s.points for s in sites], 3), bonds=stack([s.bonds for s in sites], 3),
-                 embeddings=np.array([s.embedding for s in sites]), lattice=np.array([n.lattice for n in nets]),
-                 frac_coords=stack([n.frac_coords for n in nets], 3))
+    arrays = dict(
+        site_metal=[s.is_metal for s in sites],
+        site_size=[len(s.points) for s in sites],
+        size=[len(n) for n in nets],
+        num_edges=[len(n.edges) for n in nets],
+        count=[n.count for n in nets],
+        site=[number[s] for n in nets for s in n.sites],
+        edges=stack([n.edges for n in nets], 2),
+        shifts=stack([n.shifts for n in nets], 3),
+    )
+    reals = dict(
+        points=stack([s.points for s in sites], 3),
+        bonds=stack([s.bonds for s in sites], 3),
+        embeddings=np.array([s.embedding for s in sites]),
+        lattice=np.array([n.lattice for n in nets]),
+        frac_coords=stack([n.frac_coords for n in nets], 3),
+    )
     tensors = {f"nets.{k}": torch.as_tensor(np.asarray(v).astype(np.int16)) for k, v in arrays.items()}
     tensors |= {f"nets.{k}": torch.as_tensor(np.asarray(v), dtype=torch.float32) for k, v in reals.items()}
     return tensors, json.dumps(dict(names=[n.name for n in nets], keys=sorted(table.keys), info=table.info))
@@ -551,10 +677,28 @@ def unpack_nets(tensors: dict, text: str) -> NetTable:
     "The inverse of `pack_nets`, to single precision."
     t = {k.removeprefix("nets."): v.numpy() for k, v in tensors.items()}
     told = json.loads(text)
-    cut = lambda name, sizes: np.split(t[name].astype(np.float64 if t[name].dtype.kind == "f" else np.int64), np.cumsum(t[sizes])[:-1])
-    sites = [Site(bool(m), p, b, e) for m, p, b, e in zip(t["site_metal"], cut("points", "site_size"), cut("bonds", "site_size"),
-                                                          t["embeddings"].astype(np.float64))]
-    rows = zip(t["lattice"].astype(np.float64), cut("frac_coords", "size"), cut("edges", "num_edges"), cut("shifts", "num_edges"),
-               cut("site", "size"), told["names"], t["count"].tolist())
-    nets = [PlacedNet(L, x, e, s, [sites[k] for k in site], name, count) for L, x, e, s, site, name, count in rows]
+    cut = lambda name, sizes: np.split(
+        t[name].astype(np.float64 if t[name].dtype.kind == "f" else np.int64), np.cumsum(t[sizes])[:-1]
+    )
+    sites = [
+        Site(bool(m), p, b, e)
+        for m, p, b, e in zip(
+            t["site_metal"],
+            cut("points", "site_size"),
+            cut("bonds", "site_size"),
+            t["embeddings"].astype(np.float64),
+        )
+    ]
+    rows = zip(
+        t["lattice"].astype(np.float64),
+        cut("frac_coords", "size"),
+        cut("edges", "num_edges"),
+        cut("shifts", "num_edges"),
+        cut("site", "size"),
+        told["names"],
+        t["count"].tolist(),
+    )
+    nets = [
+        PlacedNet(L, x, e, s, [sites[k] for k in site], name, count) for L, x, e, s, site, name, count in rows
+    ]
     return NetTable(nets, frozenset(told["keys"]), told["info"])

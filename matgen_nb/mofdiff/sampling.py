@@ -167,7 +167,7 @@ def check_library(library, size):
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #9dd0dbe2
 @dataclass
 class MofSample:
-    "One generated MOF: beads, blocks and cell, its row of the output table (dict), and other arrangements of the same sample, next best first."
+    "One generated MOF: beads, blocks and cell; its row of the table (dict); others: further arrangements."
     coarse: CoarseMof; row: dict
     others: list = field(default_factory=list)
 
@@ -202,39 +202,71 @@ def _mof_sample(model, library, lattice, x, index, distance, matched, properties
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets2
 @dataclass(frozen=True)
 class NetOptions:
-    "How samples are put onto nets of the training set (lesson 16c); the help of each field is that of the command line."
-    share: float = field(default=1.0, metadata=dict(help="Share of the samples that are put onto a net of the training set; "
-                                                    "0: coordinates as the model gives them."))
-    candidates: int = field(default=3, metadata=dict(help="Nets that are tried for each sample; the first that closes without a clash is kept."))
-    coherent: bool = field(default=True, metadata=dict(help="One block for each node class of the net, or blocks as sampled."))
-    new_first: bool = field(default=True, metadata=dict(help="Try blocks and nets that the training set has together only after new ones."))
-    misfit: float = field(default=0.3, metadata=dict(help="Largest misfit of the connection points of a block on a vertex."))
+    """How samples are put onto nets of the training set (lesson 16c).
+
+    The help of each field is that of the command line."""
+
+    share: float = field(
+        default=1.0,
+        metadata=dict(
+            help="Share of the samples that are put onto a net of the training set; "
+            "0: coordinates as the model gives them."
+        ),
+    )
+    candidates: int = field(
+        default=3,
+        metadata=dict(
+            help="Nets tried for each sample; the first that closes without a clash is kept."
+        ),
+    )
+    coherent: bool = field(
+        default=True, metadata=dict(help="One block for each node class of the net, or blocks as sampled.")
+    )
+    new_first: bool = field(
+        default=True,
+        metadata=dict(help="Try blocks and nets that the training set has together only after new ones."),
+    )
+    misfit: float = field(
+        default=0.3, metadata=dict(help="Largest misfit of the connection points of a block on a vertex.")
+    )
 
     def __post_init__(self):
         if not 0 <= self.share <= 1:
             raise MatgenError(f"the share of samples on nets must lie between 0 and 1, got {self.share!r}")
         if int(self.candidates) != self.candidates or self.candidates < 1:
-            raise MatgenError(f"the number of candidate nets must be a whole number of at least 1, got {self.candidates!r}")
+            raise MatgenError(
+                f"the number of candidate nets must be a whole number of at least 1, got {self.candidates!r}"
+            )
         if not self.misfit > 0:
             raise MatgenError(f"the largest misfit must be positive, got {self.misfit!r}")
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets4
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    "A net for a sample: what it costs (the less the better), the net, the library block on each vertex (K,), blocks and net known together."
+    """A net for a sample: what it costs (the less the better).
+
+    The net, the library block on each vertex (K,), blocks and net known together."""
+
     cost: float
     net: PlacedNet
     blocks: np.ndarray
     known: bool = False
 
 class NetDecoder:
-    """Chooses nets for samples. model: a `MofDiff` with `nets`; library: the blocks that may be used; options: `NetOptions`.
+    """Chooses nets for samples.
+
+    Model: a `MofDiff` with `nets`; library: the blocks that may be used; options: `NetOptions`.
 
     Distances of embeddings are mean squares in units of the training set's spread."""
+
     def __init__(self, model, library, options=NetOptions()):
         self.library, self.options = library, options
-        standard = lambda x: model.standard_features(torch.as_tensor(x).float().to(model.device)).cpu().numpy()
-        self.features, self.known = standard(library.embeddings), set(getattr(model, "info", {}).get("identities", ()))
+        standard = (
+            lambda x: model.standard_features(torch.as_tensor(x).float().to(model.device)).cpu().numpy()
+        )
+        self.features, self.known = standard(library.embeddings), set(
+            getattr(model, "info", {}).get("identities", ())
+        )
         sites, self.by_size, self.by_signature = model.nets.sites, {}, {}
         self.number = {site: k for k, site in enumerate(sites)}
         self.kinds = [(b.is_metal, b.num_connections) for b in library.blocks]
@@ -246,9 +278,12 @@ class NetDecoder:
             self.by_signature.setdefault(signature(net.kinds), []).append(net)
 
     def one_block_each(self, net, sites, wanted, blocks):
-        """For each node class one library block, (K,), and its cost; None where the library has none that fits.
+        """For each node class one library block, (K,), and its cost.
 
-        sites (K,): numbers of the sites; wanted (K, d): sampled features on the vertices; blocks (K,): sampled blocks there."""
+        None where the library has none that fits.
+
+        sites (K,): numbers of the sites; wanted (K, d): sampled features on the vertices; blocks
+        (K,): sampled blocks there."""
         chosen, far = blocks.copy(), 0.0
         for members in net.classes:
             fits = self.misfit[:, sites[members[0]]] < self.options.misfit
@@ -288,17 +323,19 @@ class NetDecoder:
         return list(kept.values())
 
     def candidates(self, wanted, index):
-        "The `Candidate`s of a sample, the one to try first first. wanted (K, d): its features; index (K,): blocks of the library chosen for them."
+        """The `Candidate`s of a sample, the one to try first first.
+
+        Wanted (K, d): its features; index (K,): blocks of the library chosen for them."""
         same = self.by_signature.get(signature([self.kinds[i] for i in index]), [])
         found = [c for net in same if (c := self.place(net, wanted, index)) is not None]
         kept = self.distinct(found)
         if len(kept) < self.options.candidates:
             wider = [self.place(net, wanted, index, False) for net in self.by_size.get(len(index), [])]
             kept = self.distinct(found, [c for c in wider if c is not None])
-        looked = kept[:4 * self.options.candidates]
+        looked = kept[: 4 * self.options.candidates]
         if self.options.new_first and self.known:
             looked = [replace(c, known=self.is_known(c)) for c in looked]
-        return sorted(looked, key=lambda c: c.known)[:self.options.candidates]
+        return sorted(looked, key=lambda c: c.known)[: self.options.candidates]
 
     def is_known(self, candidate):
         "Whether the training set has these blocks on this net."
@@ -307,9 +344,12 @@ class NetDecoder:
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets7
 def put_on_nets(model, b, samples, use, decoder):
-    """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses; the others, and what no net fits, as they are.
+    """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses.
 
-    Their rows say `net` (RCSR name), `net_source` and, where there is none, `net_reason`; further candidates are in `others`."""
+    The others, and what no net fits, as they are.
+
+    Their rows say `net` (RCSR name), `net_source` and, where there is none, `net_reason`; further
+    candidates are in `others`."""
     number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
     for s, wanted, chosen in zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist()):
         index = np.array([number[id(block)] for block in s.coarse.blocks])
@@ -321,11 +361,17 @@ def _on_net(s, wanted, found, decoder, chosen):
     "One sample on the first of its candidates."
     library, made = decoder.library, []
     for c in found:
-        try: made.append((carry(c.net, [library.blocks[k] for k in c.blocks]), c))
-        except np.linalg.LinAlgError: continue
+        try:
+            made.append((carry(c.net, [library.blocks[k] for k in c.blocks]), c))
+        except np.linalg.LinAlgError:
+            continue
     told = dict(net="", net_source="model", net_reason="")
     if not made:
-        if chosen: told["net_reason"] = f"no net with {len(wanted)} vertices that blocks of the library fit: coordinates as the model gives them"
+        if chosen:
+            told["net_reason"] = (
+                f"no net with {len(wanted)} vertices that blocks of the library fit: "
+                "coordinates as the model gives them"
+            )
         return replace(s, row=s.row | told)
     coarse, best = made[0]
     told |= dict(net=best.net.name or "unnamed", net_source="training set")
@@ -368,7 +414,9 @@ def net_decoder(model, library=None, options=NetOptions()):
     return NetDecoder(model, model.library if library is None else library, options)
 
 def which_on_nets(n, share, seed, first):
-    "Which of n samples are put onto nets, (n,) bool: a stream of its own, so that the samples do not depend on it."
+    """Which of n samples are put onto nets, (n,) bool.
+
+    A stream of its own, so that the samples do not depend on it."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + first + 500_001) % 2**63)
     return torch.rand(n, generator=generator) < share
 
@@ -394,9 +442,13 @@ def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, libr
             given = None if num_blocks is None else torch.full((len(codes),), num_blocks, device=self.device)
             clean = denoise(self, codes, given, None, g, steps, eta, sharpen, corrector, advance=advance)
             found = decode(self, clean, library, joint)
-            samples += found if decoder is None else put_on_nets(self, clean, found, which_on_nets(len(found), nets.share, seed, first), decoder)
+            if decoder is not None:
+                use = which_on_nets(len(found), nets.share, seed, first)
+                found = put_on_nets(self, clean, found, use, decoder)
+            samples += found
     for i, s in enumerate(samples): s.row = dict(index=i, seed=seed, **s.row)
     named = lambda i, coarse: replace(coarse, name=f"mof_{i:05d}")
-    return [MofSample(named(i, s.coarse), s.row, [named(i, c) for c in s.others]) for i, s in enumerate(samples)]
+    parts = [(named(i, s.coarse), s.row, [named(i, c) for c in s.others]) for i, s in enumerate(samples)]
+    return [MofSample(*part) for part in parts]
 
 MofDiff.sample = sample
