@@ -184,6 +184,7 @@ def vertex_colours(graph: QuotientGraph, shells: int = 4) -> list:
         (graph.labels[v], sizes[graph.classes[v]], shell_profile(graph, v, shells)) for v in range(len(graph))
     ]
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0020a
 class _Search:
     "Backtracking over the steps of `graph_walk`; see `isomorphism`."
 
@@ -226,6 +227,7 @@ class _Search:
                     return True
         return False
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0020b
 def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
     """A map of the vertices of a onto those of b.
 
@@ -369,6 +371,7 @@ def point_set_shape(points, bonds):
     lean = (points * bonds).sum(1) / radius
     return np.concatenate([np.sort(x) / math.sqrt(max(len(x), 1)) for x in (apart, turn, lean)])
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0034a
 @dataclass(frozen=True, eq=False)
 class Site:
     """What a net asks of the block on a vertex.
@@ -403,6 +406,7 @@ def site_of_block(block, embedding=()) -> Site:
         np.asarray(embedding, dtype=np.float64),
     )
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0034b
 def misfit(blocks: list, sites: list) -> np.ndarray:
     """How badly blocks fit sites, both lists of `Site`.
 
@@ -459,6 +463,7 @@ class PlacedNet:
     def classes(self):
         return [np.flatnonzero([t is s for t in self.sites]) for s in dict.fromkeys(self.sites)]
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0037a
 def signature(kinds: list) -> tuple:
     "The multiset of (is metal, number of connection points), as a sorted tuple of pairs (kind, how many)."
     return tuple(sorted(Counter(kinds).items()))
@@ -537,6 +542,7 @@ def _edge_jacobian(net, v, stiffness):
     out[:, -6:] = np.einsum("ea,eb,sab->es", u, v, STRAINS) / stiffness
     return out
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0043a
 def fit_net(net: PlacedNet, radii, options: FitOptions = FitOptions()):
     """Cell (3, 3), A, and fractional positions (K.
 
@@ -593,6 +599,7 @@ class NetTable:
     def sites(self):
         return list(dict.fromkeys(s for net in self.nets for s in net.sites))
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0047a
 def topology_key(graph: QuotientGraph) -> str:
     "`net_key` of the net alone: vertices are metal or organic, nothing else."
     return net_key(QuotientGraph([label[0] for label in graph.labels], graph.edges, graph.shifts))
@@ -630,6 +637,7 @@ def net_table(data, tolerance: float = 0.1, info: dict = None) -> NetTable:
     keys = frozenset(topology_key(net.graph) for net in nets)
     return NetTable(nets, keys, dict(info or {}, frameworks=len(data), failures=failures))
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0047b
 def _same(a, b):
     "Whether there is an isomorphism; a search that is given up counts as none, which keeps both."
     try:
@@ -673,6 +681,7 @@ def pack_nets(table: NetTable):
     tensors |= {f"nets.{k}": torch.as_tensor(np.asarray(v), dtype=torch.float32) for k, v in reals.items()}
     return tensors, json.dumps(dict(names=[n.name for n in nets], keys=sorted(table.keys), info=table.info))
 
+# %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c055u
 def unpack_nets(tensors: dict, text: str) -> NetTable:
     "The inverse of `pack_nets`, to single precision."
     t = {k.removeprefix("nets."): v.numpy() for k, v in tensors.items()}
