@@ -59,7 +59,7 @@ class QuotientGraph:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0009
 def coordination_sequence(graph: QuotientGraph, start: int, shells: int = 10) -> list:
-    """Vertices first reached from `start` in 1, 2, ..., `shells` steps.
+    """How many vertices are first reached from `start` in 1, 2, ..., `shells` steps.
 
     For each number of steps a Counter of their labels."""
     here = {(start, 0, 0, 0)}
@@ -77,9 +77,9 @@ def sequence_totals(counts: list) -> tuple:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0013
 def shell_profile(graph: QuotientGraph, start: int, shells: int = 6) -> tuple:
-    """For 1, 2, ..., `shells` steps from `start`.
+    """What lies 1, 2, ..., `shells` steps from `start`, as a tuple with an entry for each number of steps.
 
-    How many vertices of each (label, number of shortest paths), as sorted pairs."""
+    An entry holds pairs ((label, number of shortest paths), how many vertices), sorted."""
     here, profile = {(start, 0, 0, 0): 1}, []
     seen = set(here)
     for _ in range(shells):
@@ -160,7 +160,7 @@ class Cycles:
         )
 
     def extend(self, s, d):
-        """The cycles and one more: longer, or the same where it follows from them.
+        """The cycles and one more, (s, d): longer, or the same where it follows from them.
 
         None where no such A can have them all."""
         if self.A is not None:
@@ -229,12 +229,10 @@ class _Search:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0020b
 def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
-    """A map of the vertices of a onto those of b.
+    """A map of the vertices of a onto those of b under which the two periodic graphs are one, or None.
 
-    List of K ints, under which the two periodic graphs are one; None without one.
-
-    Labels are kept, and so are classes: vertices are alike in b where they are in a. Exact, for cells of
-    equal size. MatgenError after `most` trials."""
+    Returns K ints. Labels are kept, and so are classes: vertices are alike in b where they are in a. Exact, for
+    cells of equal size. MatgenError after `most` trials."""
     if len(a) != len(b) or sum(map(len, a.around)) != sum(map(len, b.around)):
         return None
     search = _Search(a, b, most)
@@ -244,9 +242,9 @@ def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0024
 def share_points(num_points: list, edges: np.ndarray):
-    """How many connection points each edge (E.
+    """How many connection points each edge takes, (E,) int64; None where that is impossible.
 
-    2) takes, (E,) int64, at least one, so that all of every bead's are used; None: impossible."""
+    edges (E, 2): the two beads of each; every edge takes at least one, and all points of every bead are used."""
     from scipy.optimize import linprog
 
     table = np.zeros((len(num_points), len(edges)))
@@ -304,10 +302,9 @@ def rcsr_name(graph: QuotientGraph) -> str:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0031
 def plot_net(graph: QuotientGraph, lattice, frac_coords, ax=None, pixels=260):
-    """Draw a net: vertices of one cell and, paler, those that they reach in other cells.
+    """Draw a net: the vertices of one cell and, paler, those that they reach in other cells. Returns the axes.
 
-    Organic vertices with two neighbours are the middles of edges. lattice (3, 3), A; frac_coords (K, 3).
-    Returns the axes."""
+    Organic vertices with two neighbours are the middles of edges. lattice (3, 3), A; frac_coords (K, 3)."""
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -339,9 +336,7 @@ def plot_net(graph: QuotientGraph, lattice, frac_coords, ax=None, pixels=260):
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c002y
 def framework_key(identities: list, graph: QuotientGraph, nets: int = 1) -> str:
-    """A short name (16 hexadecimal digits) of blocks on a net.
-
-    Hash of (identity of the block, coordination sequence), in ratio.
+    """A short name (16 hexadecimal digits) of blocks on a net: hash of their identities and coordination sequences.
 
     identities: of the blocks on the K vertices; nets: how many interpenetrate."""
     rows = [sequence_totals(coordination_sequence(graph, v, 5)) for v in range(len(graph))]
@@ -357,13 +352,11 @@ def connection_bonds(block):
     return bonds / np.linalg.norm(bonds, axis=1, keepdims=True).clip(1e-9)
 
 def point_set_shape(points, bonds):
-    """Numbers that two point sets of c points share where they have the same shape.
+    """Numbers that two sets of c connection points share where they have the same shape, in any orientation and size.
 
-    In any orientation and size.
-
-    points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of pairs
-    over the mean radius, cosines between bonds, cosines between point and bond; each sorted and weighted
-    so that a difference is a root mean square."""
+    points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of pairs over the
+    mean radius, cosines between bonds, cosines between point and bond; each sorted, and weighted so that a
+    difference is a root mean square."""
     radius = max(np.linalg.norm(points, axis=1).mean(), 1e-9)
     i, j = np.triu_indices(len(points), 1)
     apart = np.linalg.norm(points[i] - points[j], axis=1) / radius
@@ -376,8 +369,7 @@ def point_set_shape(points, bonds):
 class Site:
     """What a net asks of the block on a vertex.
 
-    Is_metal, connection points (c, 3) from the centre, A, outward unit bonds (c, 3).
-
+    is_metal; points (c, 3): connection points from the centre, A; bonds (c, 3): outward unit vectors;
     embedding (d,): of the block that stood there, empty where it is not known."""
 
     is_metal: bool
@@ -408,12 +400,10 @@ def site_of_block(block, embedding=()) -> Site:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0034b
 def misfit(blocks: list, sites: list) -> np.ndarray:
-    """How badly blocks fit sites, both lists of `Site`.
+    """How badly blocks fit sites (both lists of `Site`), (n, m): 0 for the same shape and size.
 
-    (n, m), 0 for the same shape and size, inf where kind or number of points differ.
-
-    Distance of the shapes, and a tenth of the logarithm of the ratio of radii: size is what a net can
-    adapt to."""
+    inf where kind or number of points differ. Else the distance of the shapes, and a tenth of the logarithm of the
+    ratio of radii: size is what a net can adapt to."""
     out = np.full((len(blocks), len(sites)), np.inf)
     for kind in {s.kind for s in sites}:
         rows = [n for n, b in enumerate(blocks) if b.kind == kind]
@@ -434,11 +424,11 @@ def misfit(blocks: list, sites: list) -> np.ndarray:
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0037
 @dataclass(frozen=True, eq=False)
 class PlacedNet:
-    """A net in space. lattice (3, 3) rows, A.
+    """A net in space.
 
-    Frac_coords (K, 3); edges (E, 2): metal vertex, organic vertex; shifts (E, 3); sites: K `Site`s, the
-    same object for the vertices of one node class; name: RCSR, '' where unknown; count: frameworks that
-    have it."""
+    lattice (3, 3) rows, A; frac_coords (K, 3); edges (E, 2): metal vertex, organic vertex; shifts (E, 3);
+    sites: K `Site`s, the same object for the vertices of one node class; name: RCSR, '' where unknown;
+    count: frameworks that have it."""
 
     lattice: np.ndarray
     frac_coords: np.ndarray
@@ -471,7 +461,7 @@ def signature(kinds: list) -> tuple:
 def placed_net(coarse: CoarseMof, site=site_of_block, named: bool = True) -> PlacedNet:
     """The `PlacedNet` of a framework.
 
-    Site: gives the `Site` of a block, asked once for each block object; named: look for its name."""
+    site: gives the `Site` of a block, asked once for each block object; named: look for its name."""
     graph = bead_graph(coarse)
     known = {id(b): site(b) for b in {id(b): b for b in coarse.blocks}.values()}
     sites = [known[id(b)] for b in coarse.blocks]
@@ -510,10 +500,10 @@ STRAINS = np.array(
 
 @dataclass(frozen=True)
 class FitOptions:
-    """steps: of Gauss-Newton.
+    """How a net is fitted.
 
-    Damping: of a step, per A; stiffness: A that a unit of strain counts as; shortest: of an edge, share
-    of the old."""
+    steps: of Gauss-Newton; damping: of a step, per A; stiffness: A that a unit of strain counts as;
+    shortest: of an edge, share of its old length."""
 
     steps: int = 30
     damping: float = 0.05
@@ -521,9 +511,9 @@ class FitOptions:
     shortest: float = 0.3
 
 def edge_goals(net: PlacedNet, radii, shortest: float = 0.3) -> np.ndarray:
-    """The lengths (E,), A, that the edges should have when blocks of mean radius `radii` (K,).
+    """The lengths that the edges should have, (E,), A.
 
-    A, stand on the vertices."""
+    radii (K,): mean distance of the connection points from the centre, A, of the blocks on the vertices."""
     change = np.asarray(radii) - [s.radius for s in net.sites]
     old = np.linalg.norm(_edge_vectors(net, net.lattice, net.frac_coords), axis=1)
     return np.maximum(old + change[net.edges].sum(1), shortest * old)
@@ -544,11 +534,10 @@ def _edge_jacobian(net, v, stiffness):
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0043a
 def fit_net(net: PlacedNet, radii, options: FitOptions = FitOptions()):
-    """Cell (3, 3), A, and fractional positions (K.
+    """Cell (3, 3), A, and fractional positions (K, 3) of a net that carries other blocks.
 
-    3) of a net whose vertices carry blocks of mean radius `radii` (K,), A.
-
-    Edges get the lengths of `edge_goals` as nearly as beads and a symmetric strain of the cell allow."""
+    radii (K,): their mean radii, A. Edges get the lengths of `edge_goals` as nearly as beads and a symmetric strain
+    of the cell allow."""
     goal, old = edge_goals(net, radii, options.shortest), edge_goals(net, [s.radius for s in net.sites])
     lattice, frac = net.lattice * (goal @ old) / (old @ old), net.frac_coords
     damping = options.damping**2 * np.eye(3 * len(net) + 6)
@@ -567,9 +556,9 @@ def carry(net: PlacedNet, blocks: list, name: str = "") -> CoarseMof:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0047
 def shape_groups(sites: list, tolerance: float = 0.1) -> list:
-    """A number for each `Site`.
+    """A number for each `Site`: equal where kind and, within the tolerance, shape are.
 
-    That of the first one of the same kind whose shape is nearer than the tolerance."""
+    It is the index of the first one of the group."""
     first, groups = {}, []
     for n, s in enumerate(sites):
         near = (

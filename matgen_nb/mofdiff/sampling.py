@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['time_grid', 'sample_codes', 'start_state', 'reverse_step', 'corrector_step', 'denoise', 'nearest_blocks',
            'nearest_by_charge', 'balance', 'choose_blocks', 'check_library', 'MofSample', 'describe', 'decode',
-           'NetOptions', 'Candidate', 'NetDecoder', 'put_on_nets', 'codes_for_target', 'check_sample_request',
-           'net_decoder', 'which_on_nets', 'sample']
+           'NetOptions', 'Candidate', 'NetDecoder', 'candidates', 'put_on_nets', 'codes_for_target',
+           'check_sample_request', 'net_decoder', 'which_on_nets', 'sample']
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #f2c6876f
 from dataclasses import dataclass, field, fields, replace
@@ -255,18 +255,16 @@ class Candidate:
 class NetDecoder:
     """Chooses nets for samples.
 
-    Model: a `MofDiff` with `nets`; library: the blocks that may be used; options: `NetOptions`.
+    model: a `MofDiff` with `nets`; library: the blocks that may be used; options: `NetOptions`.
 
     Distances of embeddings are mean squares in units of the training set's spread."""
 
     def __init__(self, model, library, options=NetOptions()):
         self.library, self.options = library, options
-        standard = (
-            lambda x: model.standard_features(torch.as_tensor(x).float().to(model.device)).cpu().numpy()
-        )
-        self.features, self.known = standard(library.embeddings), set(
-            getattr(model, "info", {}).get("identities", ())
-        )
+        tensor = lambda x: torch.as_tensor(x).float().to(model.device)
+        standard = lambda x: model.standard_features(tensor(x)).cpu().numpy()
+        self.features = standard(library.embeddings)
+        self.known = set(getattr(model, "info", {}).get("identities", ()))
         sites, self.by_size, self.by_signature = model.nets.sites, {}, {}
         self.number = {site: k for k, site in enumerate(sites)}
         self.kinds = [(b.is_metal, b.num_connections) for b in library.blocks]
@@ -277,70 +275,74 @@ class NetDecoder:
             self.by_size.setdefault(len(net), []).append(net)
             self.by_signature.setdefault(signature(net.kinds), []).append(net)
 
-    def one_block_each(self, net, sites, wanted, blocks):
-        """For each node class one library block, (K,), and its cost.
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19net4b
+def _one_block_each(decoder, net, sites, wanted, blocks):
+    """For each node class one library block, (K,), and its cost.
 
-        None where the library has none that fits.
+    None where the library has none that fits.
 
-        sites (K,): numbers of the sites; wanted (K, d): sampled features on the vertices; blocks
-        (K,): sampled blocks there."""
-        chosen, far = blocks.copy(), 0.0
-        for members in net.classes:
-            fits = self.misfit[:, sites[members[0]]] < self.options.misfit
-            pool = np.unique(blocks[members][fits[blocks[members]]])
-            if not len(pool):
-                pool = np.flatnonzero(fits)
-            if not len(pool):
-                return None
-            apart = ((self.features[pool][:, None] - wanted[members]) ** 2).mean(-1).sum(1)
-            chosen[members] = pool[apart.argmin()]
-            far += float(apart.min())
-        return chosen, float(self.misfit[chosen, sites].mean()) + 0.3 * far / len(net)
-
-    def place(self, net, wanted, index, by_shape=True):
-        "The `Candidate` of one net for sampled features (K, d) and blocks (K,); None where it cannot be."
-        sites = np.array([self.number[s] for s in net.sites])
-        if by_shape or self.site_features is None:
-            cost = self.misfit[np.ix_(index, sites)]
-            cost = cost if by_shape else np.where(np.isfinite(cost), cost, 10.0)
-        else:
-            cost = ((wanted[:, None] - self.site_features[sites]) ** 2).mean(-1)
-        found = assign(cost)
-        if found is None:
+    sites (K,): numbers of the sites; wanted (K, d): sampled features on the vertices; blocks
+    (K,): sampled blocks there."""
+    chosen, far = blocks.copy(), 0.0
+    for members in net.classes:
+        fits = decoder.misfit[:, sites[members[0]]] < decoder.options.misfit
+        pool = np.unique(blocks[members][fits[blocks[members]]])
+        if not len(pool):
+            pool = np.flatnonzero(fits)
+        if not len(pool):
             return None
-        rows, total = found
-        if not (self.options.coherent or not by_shape):
-            return Candidate(total / len(net), net, index[rows])
-        chosen = self.one_block_each(net, sites, wanted[rows], index[rows])
-        return None if chosen is None else Candidate(chosen[1], net, chosen[0])
+        apart = ((decoder.features[pool][:, None] - wanted[members]) ** 2).mean(-1).sum(1)
+        chosen[members] = pool[apart.argmin()]
+        far += float(apart.min())
+    return chosen, float(decoder.misfit[chosen, sites].mean()) + 0.3 * far / len(net)
 
-    def distinct(self, *groups):
-        "Candidates, the cheapest of each group first, without repeats of blocks and name of the net."
-        kept = {}
-        for group in groups:
-            for c in sorted(group, key=lambda c: c.cost):
-                kept.setdefault((tuple(c.blocks.tolist()), c.net.name), c)
-        return list(kept.values())
+def _place(decoder, net, wanted, index, by_shape=True):
+    "The `Candidate` of one net for sampled features (K, d) and blocks (K,); None where it cannot be."
+    sites = np.array([decoder.number[s] for s in net.sites])
+    if by_shape or decoder.site_features is None:
+        cost = decoder.misfit[np.ix_(index, sites)]
+        cost = cost if by_shape else np.where(np.isfinite(cost), cost, 10.0)
+    else:
+        cost = ((wanted[:, None] - decoder.site_features[sites]) ** 2).mean(-1)
+    found = assign(cost)
+    if found is None:
+        return None
+    rows, total = found
+    if not (decoder.options.coherent or not by_shape):
+        return Candidate(total / len(net), net, index[rows])
+    chosen = _one_block_each(decoder, net, sites, wanted[rows], index[rows])
+    return None if chosen is None else Candidate(chosen[1], net, chosen[0])
 
-    def candidates(self, wanted, index):
-        """The `Candidate`s of a sample, the one to try first first.
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19net4c
+def _distinct(*groups):
+    "Candidates, the cheapest of each group first, without repeats of blocks and name of the net."
+    kept = {}
+    for group in groups:
+        for c in sorted(group, key=lambda c: c.cost):
+            kept.setdefault((tuple(c.blocks.tolist()), c.net.name), c)
+    return list(kept.values())
 
-        Wanted (K, d): its features; index (K,): blocks of the library chosen for them."""
-        same = self.by_signature.get(signature([self.kinds[i] for i in index]), [])
-        found = [c for net in same if (c := self.place(net, wanted, index)) is not None]
-        kept = self.distinct(found)
-        if len(kept) < self.options.candidates:
-            wider = [self.place(net, wanted, index, False) for net in self.by_size.get(len(index), [])]
-            kept = self.distinct(found, [c for c in wider if c is not None])
-        looked = kept[: 4 * self.options.candidates]
-        if self.options.new_first and self.known:
-            looked = [replace(c, known=self.is_known(c)) for c in looked]
-        return sorted(looked, key=lambda c: c.known)[: self.options.candidates]
+def _is_known(decoder, candidate):
+    "Whether the training set has these blocks on this net."
+    identities = [decoder.library.blocks[k].identity for k in candidate.blocks]
+    return framework_key(identities, candidate.net.graph) in decoder.known
 
-    def is_known(self, candidate):
-        "Whether the training set has these blocks on this net."
-        identities = [self.library.blocks[k].identity for k in candidate.blocks]
-        return framework_key(identities, candidate.net.graph) in self.known
+def candidates(decoder, wanted, index):
+    """The `Candidate`s of a sample, the one to try first first.
+
+    wanted (K, d): its features; index (K,): blocks of the library chosen for them."""
+    same = decoder.by_signature.get(signature([decoder.kinds[i] for i in index]), [])
+    found = [c for net in same if (c := _place(decoder, net, wanted, index)) is not None]
+    kept = _distinct(found)
+    if len(kept) < decoder.options.candidates:
+        wider = [_place(decoder, net, wanted, index, False) for net in decoder.by_size.get(len(index), [])]
+        kept = _distinct(found, [c for c in wider if c is not None])
+    looked = kept[: 4 * decoder.options.candidates]
+    if decoder.options.new_first and decoder.known:
+        looked = [replace(c, known=_is_known(decoder, c)) for c in looked]
+    return sorted(looked, key=lambda c: c.known)[: decoder.options.candidates]
+
+NetDecoder.candidates = candidates
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets7
 def put_on_nets(model, b, samples, use, decoder):
