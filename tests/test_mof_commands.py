@@ -335,3 +335,51 @@ def test_shipped_weights(name, data):
         model = MofDiff.from_pretrained(name)
         found = model.sample(3, seed=0, steps=10, progress=False)
         assert len(model.info["identities"]) > 500 and all(isinstance(s.coarse, CoarseMof) and s.row["matched"] for s in found)
+
+
+def test_help_of_nets_is_that_of_the_options():
+    from dataclasses import fields
+
+    from matgen_nb.mofdiff.sampling import NetOptions
+    told = {f.name: f.metadata["help"] for f in fields(NetOptions)}
+    assert all(told[name] == text for name, text in mc.NET_HELP.items())
+
+
+def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path, data):
+    named = put_sampled(tmp_path, data)
+    rng = np.random.default_rng(0)
+    broken = [replace(c, frac_coords=rng.random((len(c), 3))) if k == 0 else c for k, c in enumerate(named)]
+    MofData.from_coarse(broken).save(tmp_path/"sampled"/"00000.safetensors")
+    cli.write_table(tmp_path/"sampled"/"00000.csv", [dict(name=c.name, matched=True, reason="", net="pcu", num_blocks=len(c)) for c in named])
+    MofData.from_coarse(named[:1]).save(tmp_path/"alternatives"/"00000.safetensors")
+    others = mc.read_alternatives(tmp_path)
+    assert list(others) == ["mof_00000"] and len(others["mof_00000"]) == 1
+    mc.assemble_stage(broken[:2], tmp_path, starts=8, generations=1, others=others)
+    rows = [mc.read_stage(tmp_path/"assembled", c.name)[0] for c in named[:2]]
+    assert [r["candidate"] for r in rows] == [1, 0] and all(r["assembled"] for r in rows)
+    table, _ = mc.finish_mofs(tmp_path, None, dict(command="test"), relax=False)
+    assert table[0]["candidate"] == 1 and table[0]["drawn_blocks"] == len(named[0]) and table[0]["volume"] > 0
+    funnel = cli.read_table(tmp_path/"funnel.csv")
+    assert {r["stage"] for r in funnel} >= {"assembled", "clash_free", "valid"} and funnel[0]["blocks"] == "all" and float(funnel[0]["value"]) > 0.6
+
+
+def test_a_run_on_nets(tmp_path, data, model):
+    "Weights that carry nets: samples on them, columns and funnel; without a share of them, as before."
+    from matgen_nb.mofdiff.nets import net_table
+    from matgen_nb.mofdiff.sampling import NetOptions
+    torch.manual_seed(0)
+    encoder = BlockEncoder(BlockConfig.preset("tiny"))
+    how = dict(relax=False, steps=2, starts=4, generations=1, progress=False)
+    try:
+        model.nets = net_table(data.with_embeddings(encoder.encode(data.library).cpu()))
+        table, summary = mc.make_mofs(model, 3, tmp_path/"on", **how)
+        off, _ = mc.make_mofs(model, 3, tmp_path/"off", nets=NetOptions(share=0), **how)
+    finally: model.nets = None
+    plain, _ = mc.make_mofs(model, 3, tmp_path/"plain", **how)
+    assert all(r["net_source"] in ("training set", "model") for r in table) and "strict_vnu" in summary
+    assert not any(r["strict_vnu"] for r in table if r["net_source"] == "training set"), "a net of the training set is not new"
+    assert json.loads((tmp_path/"on"/"request.json").read_text())["nets"]["share"] == 1
+    assert "nets" not in json.loads((tmp_path/"off"/"request.json").read_text())
+    for a, b in zip(off, plain):
+        assert {k: v for k, v in a.items() if k not in ("net_novel", "strict_vnu")} == b and "net" not in a
+    with pytest.raises(MatgenError): mc.make_mofs(model, 3, tmp_path/"on", nets=NetOptions(share=0), resume=True, **how)

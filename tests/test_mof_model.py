@@ -379,3 +379,74 @@ def test_the_trainer_drives_it(tmp_path):
     model = make()
     load_weights(model, tmp_path/"best.safetensors")
     assert all(s.row["matched"] for s in model.eval().sample(4, steps=4, progress=False))
+
+
+def with_nets():
+    "The tiny model with the nets of its training set."
+    from matgen_nb.mofdiff.nets import net_table
+    model = tiny()
+    model.nets = net_table(toy_data())
+    return model
+
+
+def test_no_share_of_nets_leaves_samples_as_they_were():
+    "share=0, and weights without nets: bit for bit the coordinates and rows of the model."
+    from matgen_nb.mofdiff.sampling import NetOptions
+    model = tiny()
+    model.nets = None
+    plain = model.sample(6, seed=2, steps=5, progress=False)
+    try:
+        off = with_nets().sample(6, seed=2, steps=5, progress=False, nets=NetOptions(share=0))
+        part = model.sample(6, seed=2, steps=5, progress=False, nets=NetOptions(share=0.5))
+    finally: model.nets = None
+    assert all(a.row == b.row and np.array_equal(a.coarse.frac_coords, b.coarse.frac_coords) and not b.others for a, b in zip(plain, off))
+    own = [k for k, s in enumerate(part) if s.row["net_source"] == "model"]
+    assert 0 < len(own) < 6
+    for k in own:
+        assert np.array_equal(part[k].coarse.frac_coords, plain[k].coarse.frac_coords) and part[k].row.items() >= plain[k].row.items()
+
+
+def test_samples_on_nets_are_matched_coherent_and_reproducible():
+    from matgen_nb.mofdiff.nets import bead_graph
+    from matgen_nb.mofdiff.sampling import NetOptions
+    model = with_nets()
+    try:
+        a, b = (model.sample(8, seed=1, steps=5, progress=False, nets=NetOptions(candidates=2)) for _ in range(2))
+    finally: model.nets = None
+    assert all(s.row == t.row and np.array_equal(s.coarse.lattice, t.coarse.lattice) for s, t in zip(a, b))
+    for s in a:
+        if s.row["net_source"] == "model":
+            assert s.row["net_reason"]
+            continue
+        assert s.row["matched"] and len(s.others) <= 1
+        charge = sum(x.num_connections * (1 if x.is_metal else -1) for x in s.coarse.blocks)
+        assert charge == 0 and len(s.coarse) == s.row["num_blocks"]
+    assert any(bead_graph(s.coarse) for s in a if s.row["net_source"] == "training set")
+
+
+def test_a_library_that_fits_no_net_leaves_the_coordinates_and_says_so():
+    "Blocks of other shapes than any vertex asks for: the sample stays, with the reason in its row."
+    from matgen_nb.mofdiff.sampling import NetOptions
+    model = with_nets()
+    wide = [replace(b, connection_points=b.connection_points * [1, 0.3, 2.0]) for b in model.library.blocks]
+    odd = Library(wide, model.library.embeddings)
+    try: found = model.sample(4, seed=1, steps=3, progress=False, library=odd, nets=NetOptions(misfit=1e-6))
+    finally: model.nets = None
+    for s in found: assert s.row["net_source"] == "model" and "no net with" in s.row["net_reason"]
+
+
+def test_net_options_refuse_what_cannot_be():
+    from matgen_nb.mofdiff.sampling import NetOptions
+    for bad in (dict(share=-1), dict(share=1.1), dict(candidates=0), dict(misfit=0)):
+        with pytest.raises(MatgenError): NetOptions(**bad)
+
+
+def test_nets_travel_with_the_weights(tmp_path):
+    model = with_nets()
+    try:
+        model.save_pretrained(tmp_path/"w.safetensors")
+        back = MofDiff.from_pretrained(tmp_path/"w.safetensors")
+    finally: nets, model.nets = model.nets, None
+    assert len(back.nets) == len(nets) and back.nets.keys == nets.keys and [n.kinds for n in back.nets.nets] == [n.kinds for n in nets.nets]
+    shipped = MofDiff.from_pretrained("mofdiff-small")
+    assert len(shipped.nets) > 200 and "source" in shipped.nets.info and all(len(s.embedding) == 32 for s in shipped.nets.sites)

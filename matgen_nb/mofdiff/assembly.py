@@ -7,7 +7,7 @@ __all__ = ['GOOD', 'STRAINS', 'TRUST', 'SLACK', 'ends', 'quaternion_to_matrix', 
            'unlike', 'explore', 'bonded_pairs', 'measure', 'cross_matrix', 'rotation_from_vector', 'residuals', 'drift',
            'polish', 'Assembled', 'place_atoms', 'find_clashes', 'alternatives', 'crowding', 'relieve', 'exchanges',
            'total_cost', 'promises', 'settle', 'why_not', 'mismatch', 'search', 'to_atoms', 'badness', 'least_crowded',
-           'finish', 'assemble_batch', 'assemble']
+           'finish', 'assemble_batch', 'assemble', 'assemble_first']
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #190bf0b4
 import math
@@ -747,3 +747,27 @@ def assemble(coarse, seed=0, starts=64, device="cpu", free_cell=True, rotations=
     for p, part in enumerate(parts):
         for n, i in enumerate(part): out[i] = found[p][n] if found[p] else _failed(mofs[i], reason[p], matched=True)
     return out[0] if isinstance(coarse, CoarseMof) else out
+
+# %% ../../nbs/4_mofdiff/20_assembly.ipynb #n20first2
+def assemble_first(options, **settings):
+    """For each list of arrangements (`CoarseMof`s, the likeliest first) one `Assembled`.
+
+    The first without a clash that closes all its bonds, else the best.
+
+    row["candidate"]: its number in the list. settings: those of `assemble`."""
+    options, kept = [list(o) for o in options], [None] * len(options)
+    for turn in range(max(map(len, options), default=0)):
+        todo = [
+            i for i, o in enumerate(options) if len(o) > turn and not (kept[i] and kept[i].row["assembled"])
+        ]
+        for i, built in zip(todo, assemble([options[i][turn] for i in todo], **settings) if todo else []):
+            built.row["candidate"] = turn
+            if kept[i] is None or _better(built, kept[i]):
+                kept[i] = built
+    return kept
+
+def _better(one, other):
+    "Whether an `Assembled` is better than another one."
+    if one.crystal is None or other.crystal is None:
+        return one.crystal is not None
+    return (not one.row["assembled"], badness(one)) < (not other.row["assembled"], badness(other))

@@ -3,14 +3,13 @@
 # %% auto #0
 __all__ = ['MOST_NEIGHBOURS', 'ACROSS_A_CAGE', 'TRIPLE_BOND', 'MULTIPLE_ON_METAL', 'LEAST_ORDER', 'LEAST_ORDER_ON_METAL',
            'EXPOSED', 'OVERLAP', 'CHECKS', 'NITROGEN', 'PORES', 'MIN_PLD', 'NEEDS_NO_BONDS', 'MAX_VOLUME_CHANGE',
-           'STAGES', 'Environment', 'countable_neighbours', 'overcoordinated', 'crowded_hydrogens', 'bond_angles',
-           'bond_orders', 'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals', 'overlaps',
-           'lone_molecules', 'void_regions', 'free_sphere_radius', 'surface_area', 'pore_properties',
+           'STAGES', 'FUNNEL', 'SIZES', 'Environment', 'countable_neighbours', 'overcoordinated', 'crowded_hydrogens',
+           'bond_angles', 'bond_orders', 'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals',
+           'overlaps', 'lone_molecules', 'void_regions', 'free_sphere_radius', 'surface_area', 'pore_properties',
            'coordination_sequences', 'framework_identity', 'check_mof', 'describe_mof', 'volume_kept', 'MofEvaluation',
-           'is_valid', 'evaluate_mofs', 'summarise', 'plot_summary']
+           'is_valid', 'evaluate_mofs', 'summarise', 'funnel', 'plot_summary']
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #7d66ccdb
-import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 
 from .building_blocks import Mof, connected, decompose, is_metal, neighbours
 from .hypothetical import clearance, clearance_grid, vdw_radii, void_fraction
+from .nets import decomposition_graph, framework_key, topology_key
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, parallel_map, share, time_limit
 
@@ -262,10 +262,7 @@ def _shells(steps, start, shells):
 def framework_identity(decomposition):
     "A short name (16 hexadecimal digits) for blocks and net: hash of the sorted (identity of the block, coordination sequence), in the smallest whole ratio."
     d = decomposition
-    kinds = Counter(zip([b.identity for b in d.blocks], coordination_sequences(len(d), d.connections, d.images)))
-    divisor = math.gcd(*kinds.values())
-    text = repr(sorted((i, s, n // divisor) for (i, s), n in kinds.items())) + f" nets {d.nets}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return framework_key([b.identity for b in d.blocks], decomposition_graph(d), d.nets)
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #fe7f0c19
 MIN_PLD = 2.4    # A, what the field calls porous
@@ -289,22 +286,22 @@ def check_mof(crystal, min_pld=MIN_PLD, spacing=0.3):
 def describe_mof(made, timeout=120, min_pld=MIN_PLD):
     """Everything about one framework that needs no other: checks, pores, formula, number of atoms and blocks, identity; a dict. made: a Crystal; or a Mof,
     whose listed bonds are those it was built with: then `as_drawn` says whether the bonds that the atoms show make the same blocks and net. None: nothing was made."""
-    row = dict(formula="", num_atoms=0, num_blocks=None, identity=None)
+    row = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None)
     if made is None: return row | dict.fromkeys([*CHECKS, "porous"], False) | {"failure": "no crystal", "checks_passed": False}
     crystal = getattr(made, "crystal", made)
     row |= dict(formula=crystal.formula, num_atoms=len(crystal))
     with time_limit(timeout):
         row |= check_mof(crystal, min_pld)
-        row["num_blocks"], row["identity"], failure = _identity(crystal)
+        row["num_blocks"], row["identity"], failure, row["net_key"] = _identity(crystal)
         if made is not crystal: row["as_drawn"] = row["identity"] is not None and row["identity"] == _identity(made)[1]
     row["failure"] = "; ".join(filter(None, [row["failure"], failure]))
     return row | {"checks_passed": all(row[name] for name in [*CHECKS, "porous"])}
 
 def _identity(made):
-    "Number of blocks and `framework_identity` of a Crystal, or of a Mof by its listed bonds, and why there is none."
+    "Number of blocks and `framework_identity` of a Crystal, or of a Mof by its listed bonds, why there is none, and the key of the net alone."
     try: d = decompose(made if isinstance(made, Mof) else Mof.from_crystal(made))
-    except (MatgenError, ValueError) as error: return None, None, f"decomposition: {error}"
-    return len(d), framework_identity(d), ""
+    except (MatgenError, ValueError) as error: return None, None, f"decomposition: {error}", None
+    return len(d), framework_identity(d), "", topology_key(decomposition_graph(d))
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #22e00002
 MAX_VOLUME_CHANGE = 0.25    # relative, by relaxation
@@ -322,13 +319,18 @@ class MofEvaluation:
     summary: dict
     failures: list = field(default_factory=list)
 
-def _novelty(table, known=None):
-    "Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as neither. known: identities; None, nothing to compare with: novel and vnu are None."
+def _novelty(table, known=None, known_nets=None):
+    """Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as neither. known: identities; None, nothing to compare with: novel and vnu are None.
+
+    known_nets: keys of the nets of the training set; then net_novel and strict_vnu (the net is new as well) too."""
     seen = set()
     for row in table:
         row["unique"] = row["identity"] is not None and row["identity"] not in seen
         row["novel"] = None if known is None else row["identity"] is not None and row["identity"] not in known
         row["vnu"] = None if known is None else row["valid"] and row["unique"] and row["novel"]
+        if known_nets is not None:
+            row["net_novel"] = row.get("net_key") is not None and row["net_key"] not in known_nets
+            row["strict_vnu"] = None if known is None else bool(row["vnu"] and row["net_novel"])
         if row["valid"]: seen.add(row["identity"])
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #c9dd232d
@@ -370,7 +372,39 @@ def summarise(table, has_reference=True, min_pld=MIN_PLD):
     if has_reference:
         out["novel"] = share([r["novel"] for r in table if r["valid"]], "identity not among the reference; of the valid ones")
         out["vnu"] = share([r["vnu"] for r in table], "valid, novel and unique; all inputs")
+    if has_reference and all("strict_vnu" in r for r in table):
+        what = "valid, novel and unique, and the net is not one of the training set; all inputs"
+        out["strict_vnu"] = share([r["strict_vnu"] for r in table], what)
     return out
+
+# %% ../../nbs/4_mofdiff/22_evaluation.ipynb #n22funnel2
+FUNNEL = ("assembled", "clash_free", "valid", "vnu", "strict_vnu")  # one after the other
+SIZES = (1, 5), (6, 8), (9, 12), (13, 10_000)  # blocks in the cell, first and last of each group
+
+def funnel(table):
+    """Rows {blocks, stage, value, low, high, n, protocol}.
+
+    Share of the frameworks of a size that reach each stage; stages nobody asked for are left out."""
+    flags = {
+        s: [
+            r.get("clashes") == 0 and bool(r.get("assembled")) if s == "clash_free" else r.get(s)
+            for r in table
+        ]
+        for s in FUNNEL
+    }
+    sizes = np.array([r.get("drawn_blocks") or r.get("num_blocks") or 0 for r in table], dtype=int)
+    groups = {"all": sizes >= 0} | {
+        f"{low} to {high}" if high < 1000 else f"{low} and more": (sizes >= low) & (sizes <= high)
+        for low, high in SIZES
+    }
+    rows = []
+    for name, chosen in groups.items():
+        for stage, values in flags.items():
+            if chosen.any() and any(v is not None for v in values):
+                rows.append(
+                    dict(blocks=name, stage=stage, **share([v for v, c in zip(values, chosen) if c], stage))
+                )
+    return rows
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #f654a519
 def plot_summary(evaluation, other=None, labels=("these", "others"), ax=None):

@@ -21,6 +21,7 @@ from ..diffusion.gaussian import GaussianDiffusion, random_normal, random_unifor
 from ..diffusion.layers import rows_of, structure_mean, time_features
 from ..diffusion.torus import TorusDiffusion
 from .coarse_graining import pack_blocks, unpack_blocks
+from .nets import pack_nets, unpack_nets
 from .network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, without_mean
 from ..symmetry.lattice import k_to_lattice, lattice_to_k
 from ..utils import MatgenError, atomic_write, find_weights, read_weights
@@ -162,6 +163,7 @@ class MofDiff(nn.Module):
     def __init__(self, config, statistics):
         super().__init__()
         self.config, self.library, self.property_names = config, statistics.library, tuple(statistics.property_names)
+        self.nets = None              # a `NetTable` (lesson 16c), where sampling may use one
         for name, value in vars(statistics).items():
             if isinstance(value, torch.Tensor): self.register_buffer(f"stat_{name}", value.clone().float())
         if config.scale == "norm":
@@ -366,13 +368,16 @@ def unpack_library(tensors, identities):
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #7d5bde68
 def save_pretrained(model, path, info=None, dtype=torch.float32):
-    """Write weights, statistics, configuration and the library of blocks as one safetensors file, atomically; info: more strings for the card.
+    """Write weights, statistics, configuration, the library of blocks and the nets (if there are any) as one safetensors file, atomically; info: more strings for the card.
     dtype: of the networks' weights (bfloat16 halves the file)."""
     from matgen_nb.utils import tensor_bytes as save
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), property_names=json.dumps(model.property_names),
                     identities=json.dumps([b.identity for b in model.library.blocks] if model.library else []), info=json.dumps(info or {}))
     state = {n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous() for n, t in model.state_dict().items()}
     if model.library is not None: state |= {n: t.contiguous() for n, t in pack_library(model.library).items()}
+    if model.nets is not None:
+        tensors, metadata["nets"] = pack_nets(model.nets)
+        state |= tensors
     with atomic_write(path, "wb") as file: file.write(save(state, metadata))
 
 MofDiff.save_pretrained = save_pretrained
@@ -381,13 +386,15 @@ MofDiff.save_pretrained = save_pretrained
 def _rebuild(metadata, state):
     "The model of a file's header and tensors."
     blocks = {n: t for n, t in state.items() if n.startswith("library.")}
-    state = {n: t.float() for n, t in state.items() if n not in blocks}
+    nets = {n: t for n, t in state.items() if n.startswith("nets.")}
+    state = {n: t.float() for n, t in state.items() if n not in blocks and n not in nets}
     library = unpack_library(blocks, json.loads(metadata["identities"])) if blocks else None
     stats = Statistics(**{n.removeprefix("stat_"): t for n, t in state.items() if n.startswith("stat_")},
                        property_names=tuple(json.loads(metadata["property_names"])), library=library)
     model = MofDiff(MofDiffConfig(**json.loads(metadata["config"])), stats)
     model.load_state_dict(state)
     model.info = json.loads(metadata.get("info", "{}"))
+    model.nets = unpack_nets(nets, metadata["nets"]) if nets else None
     return model
 
 def from_pretrained(name_or_path, device="cpu"):

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from .assembly import assemble, mismatch
+from .assembly import assemble_first, mismatch
 from .building_blocks import Mof
 from .evaluation import PORES, evaluate_mofs
 from .relaxation import relax_many, uff_table
@@ -107,7 +107,7 @@ def draw_codes(model, arm, n, property, target, seed=0, start=None, trust=0.9, s
 def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_limit=120.0, progress=None, generations=3):
     """Assemble, and with `relax` relax, a list of `MofSample`: Mofs with the bonds they were built with (None where nothing came out) and rows (dicts: `matched`, `assembled` (all bonds between
     blocks close; atoms may clash, relaxation can part them, and the checks decide), `bond_success`, `clashes`, `reason`; with `relax` `converged` and `volume_change`)."""
-    built = assemble([s.coarse for s in samples], seed=seed, starts=starts, generations=generations, device=device, n_jobs=n_jobs, progress=progress and "assembling")
+    built = assemble_first([[s.coarse, *s.others] for s in samples], seed=seed, starts=starts, generations=generations, device=device, n_jobs=n_jobs, progress=progress and "assembling")
     made = [None if b.crystal is None else b.to_mof() for b in built]
     rows = [{**s.row, "name": s.coarse.name, "assembled": b.row["bond_success"] == 1, "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
              "clashes": b.row["clashes"], "reason": s.row["reason"] or b.row["reason"]} for s, b in zip(samples, built)]

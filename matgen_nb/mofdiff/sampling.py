@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['time_grid', 'sample_codes', 'start_state', 'reverse_step', 'corrector_step', 'denoise', 'nearest_blocks',
            'nearest_by_charge', 'balance', 'choose_blocks', 'check_library', 'MofSample', 'describe', 'decode',
-           'codes_for_target', 'check_sample_request', 'sample']
+           'NetOptions', 'Candidate', 'NetDecoder', 'candidates', 'put_on_nets', 'codes_for_target',
+           'check_sample_request', 'net_decoder', 'which_on_nets', 'sample']
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #f2c6876f
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from ..diffusion.gaussian import random_normal, reproducible
 from ..diffusion.torus import SHARPEN
 from .coarse_graining import CoarseMof
 from .model import Library, MofDiff
+from .nets import (PlacedNet, assign, carry, framework_key, misfit, signature,
+                                    site_of_block)
 from .network import IMAGES, Beads
 from ..symmetry.crystal import element_table
 from ..utils import MatgenError, progress_bar
@@ -164,8 +167,9 @@ def check_library(library, size):
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #9dd0dbe2
 @dataclass
 class MofSample:
-    "One generated MOF: beads, blocks and cell, and its row of the output table (dict)."
+    "One generated MOF: beads, blocks and cell; its row of the table (dict); others: further arrangements."
     coarse: CoarseMof; row: dict
+    others: list = field(default_factory=list)
 
 def describe(coarse):
     "What a table says about a `CoarseMof`: K, formula, volume (A^3), density (g/cm^3), smallest distance of two beads (A)."
@@ -195,6 +199,187 @@ def _mof_sample(model, library, lattice, x, index, distance, matched, properties
     predicted = {f"predicted_{name}": value for name, value in zip(model.property_names, properties)}
     return MofSample(coarse, dict(matched=matched, reason=reason, block_distance=float(distance.mean()), **describe(coarse), **predicted))
 
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets2
+@dataclass(frozen=True)
+class NetOptions:
+    """How samples are put onto nets of the training set (lesson 16c).
+
+    The help of each field is that of the command line."""
+
+    share: float = field(
+        default=1.0,
+        metadata=dict(
+            help="Share of the samples that are put onto a net of the training set; "
+            "0: coordinates as the model gives them."
+        ),
+    )
+    candidates: int = field(
+        default=3,
+        metadata=dict(
+            help="Nets tried for each sample; the first that closes without a clash is kept."
+        ),
+    )
+    coherent: bool = field(
+        default=True, metadata=dict(help="One block for each node class of the net, or blocks as sampled.")
+    )
+    new_first: bool = field(
+        default=True,
+        metadata=dict(help="Try blocks and nets that the training set has together only after new ones."),
+    )
+    misfit: float = field(
+        default=0.3, metadata=dict(help="Largest misfit of the connection points of a block on a vertex.")
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 1:
+            raise MatgenError(f"the share of samples on nets must lie between 0 and 1, got {self.share!r}")
+        if int(self.candidates) != self.candidates or self.candidates < 1:
+            raise MatgenError(
+                f"the number of candidate nets must be a whole number of at least 1, got {self.candidates!r}"
+            )
+        if not self.misfit > 0:
+            raise MatgenError(f"the largest misfit must be positive, got {self.misfit!r}")
+
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets4
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A net for a sample: what it costs (the less the better).
+
+    The net, the library block on each vertex (K,), blocks and net known together."""
+
+    cost: float
+    net: PlacedNet
+    blocks: np.ndarray
+    known: bool = False
+
+class NetDecoder:
+    """Chooses nets for samples.
+
+    model: a `MofDiff` with `nets`; library: the blocks that may be used; options: `NetOptions`.
+
+    Distances of embeddings are mean squares in units of the training set's spread."""
+
+    def __init__(self, model, library, options=NetOptions()):
+        self.library, self.options = library, options
+        tensor = lambda x: torch.as_tensor(x).float().to(model.device)
+        standard = lambda x: model.standard_features(tensor(x)).cpu().numpy()
+        self.features = standard(library.embeddings)
+        self.known = set(getattr(model, "info", {}).get("identities", ()))
+        sites, self.by_size, self.by_signature = model.nets.sites, {}, {}
+        self.number = {site: k for k, site in enumerate(sites)}
+        self.kinds = [(b.is_metal, b.num_connections) for b in library.blocks]
+        self.misfit = misfit([site_of_block(b) for b in library.blocks], sites)
+        told = all(len(s.embedding) == self.features.shape[1] for s in sites)
+        self.site_features = standard(np.array([s.embedding for s in sites])) if told else None
+        for net in model.nets.nets:
+            self.by_size.setdefault(len(net), []).append(net)
+            self.by_signature.setdefault(signature(net.kinds), []).append(net)
+
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19net4b
+def _one_block_each(decoder, net, sites, wanted, blocks):
+    """For each node class one library block, (K,), and its cost.
+
+    None where the library has none that fits.
+
+    sites (K,): numbers of the sites; wanted (K, d): sampled features on the vertices; blocks
+    (K,): sampled blocks there."""
+    chosen, far = blocks.copy(), 0.0
+    for members in net.classes:
+        fits = decoder.misfit[:, sites[members[0]]] < decoder.options.misfit
+        pool = np.unique(blocks[members][fits[blocks[members]]])
+        if not len(pool):
+            pool = np.flatnonzero(fits)
+        if not len(pool):
+            return None
+        apart = ((decoder.features[pool][:, None] - wanted[members]) ** 2).mean(-1).sum(1)
+        chosen[members] = pool[apart.argmin()]
+        far += float(apart.min())
+    return chosen, float(decoder.misfit[chosen, sites].mean()) + 0.3 * far / len(net)
+
+def _place(decoder, net, wanted, index, by_shape=True):
+    "The `Candidate` of one net for sampled features (K, d) and blocks (K,); None where it cannot be."
+    sites = np.array([decoder.number[s] for s in net.sites])
+    if by_shape or decoder.site_features is None:
+        cost = decoder.misfit[np.ix_(index, sites)]
+        cost = cost if by_shape else np.where(np.isfinite(cost), cost, 10.0)
+    else:
+        cost = ((wanted[:, None] - decoder.site_features[sites]) ** 2).mean(-1)
+    found = assign(cost)
+    if found is None:
+        return None
+    rows, total = found
+    if not (decoder.options.coherent or not by_shape):
+        return Candidate(total / len(net), net, index[rows])
+    chosen = _one_block_each(decoder, net, sites, wanted[rows], index[rows])
+    return None if chosen is None else Candidate(chosen[1], net, chosen[0])
+
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19net4c
+def _distinct(*groups):
+    "Candidates, the cheapest of each group first, without repeats of blocks and name of the net."
+    kept = {}
+    for group in groups:
+        for c in sorted(group, key=lambda c: c.cost):
+            kept.setdefault((tuple(c.blocks.tolist()), c.net.name), c)
+    return list(kept.values())
+
+def _is_known(decoder, candidate):
+    "Whether the training set has these blocks on this net."
+    identities = [decoder.library.blocks[k].identity for k in candidate.blocks]
+    return framework_key(identities, candidate.net.graph) in decoder.known
+
+def candidates(decoder, wanted, index):
+    """The `Candidate`s of a sample, the one to try first first.
+
+    wanted (K, d): its features; index (K,): blocks of the library chosen for them."""
+    same = decoder.by_signature.get(signature([decoder.kinds[i] for i in index]), [])
+    found = [c for net in same if (c := _place(decoder, net, wanted, index)) is not None]
+    kept = _distinct(found)
+    if len(kept) < decoder.options.candidates:
+        wider = [_place(decoder, net, wanted, index, False) for net in decoder.by_size.get(len(index), [])]
+        kept = _distinct(found, [c for c in wider if c is not None])
+    looked = kept[: 4 * decoder.options.candidates]
+    if decoder.options.new_first and decoder.known:
+        looked = [replace(c, known=_is_known(decoder, c)) for c in looked]
+    return sorted(looked, key=lambda c: c.known)[: decoder.options.candidates]
+
+NetDecoder.candidates = candidates
+
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets7
+def put_on_nets(model, b, samples, use, decoder):
+    """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses.
+
+    The others, and what no net fits, as they are.
+
+    Their rows say `net` (RCSR name), `net_source` and, where there is none, `net_reason`; further
+    candidates are in `others`."""
+    number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
+    for s, wanted, chosen in zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist()):
+        index = np.array([number[id(block)] for block in s.coarse.blocks])
+        found = decoder.candidates(wanted.numpy(), index) if chosen else []
+        out.append(_on_net(s, wanted.numpy(), found, decoder, chosen))
+    return out
+
+def _on_net(s, wanted, found, decoder, chosen):
+    "One sample on the first of its candidates."
+    library, made = decoder.library, []
+    for c in found:
+        try:
+            made.append((carry(c.net, [library.blocks[k] for k in c.blocks]), c))
+        except np.linalg.LinAlgError:
+            continue
+    told = dict(net="", net_source="model", net_reason="")
+    if not made:
+        if chosen:
+            told["net_reason"] = (
+                f"no net with {len(wanted)} vertices that blocks of the library fit: "
+                "coordinates as the model gives them"
+            )
+        return replace(s, row=s.row | told)
+    coarse, best = made[0]
+    told |= dict(net=best.net.name or "unnamed", net_source="training set")
+    row = s.row | dict(matched=True, reason="") | describe(coarse) | told
+    return replace(s, coarse=coarse, row=row, others=[other for other, _ in made[1:]])
+
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #011f60ae
 def codes_for_target(model, n, target, generator, prior="learned", draws=32, steps=100):
     "The n codes, of draws x n from the prior, whose predicted properties are nearest to target {name: value}, in units of the training set's spread."
@@ -223,17 +408,32 @@ def check_sample_request(model, n, steps, z, num_blocks, library, batch_size, co
     if num_blocks is not None and num_blocks not in known: raise MatgenError(f"no MOF of the training set has {num_blocks} blocks; there are {', '.join(map(str, known))}")
     check_library(model.library if library is None else library, len(model.stat_feature_mean))
 
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19netsa
+def net_decoder(model, library=None, options=NetOptions()):
+    "The `NetDecoder` of a model, None where it carries no nets or none is wanted."
+    if getattr(model, "nets", None) is None or options is None or options.share == 0:
+        return None
+    return NetDecoder(model, model.library if library is None else library, options)
+
+def which_on_nets(n, share, seed, first):
+    """Which of n samples are put onto nets, (n,) bool.
+
+    A stream of its own, so that the samples do not depend on it."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + first + 500_001) % 2**63)
+    return torch.rand(n, generator=generator) < share
+
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #941aa423
 def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, library=None, prior="learned", joint=True, eta=1.0, sharpen=SHARPEN, corrector=0,
-           draws=1, batch_size=256, progress=True):
+           draws=1, batch_size=256, progress=True, nets=NetOptions()):
     """Draw n new MOFs. Returns a list of `MofSample` (coarse, row).
 
     steps: network calls (at most T). target: {property: value}, codes whose predicted properties are nearest; z (n, latent): codes that are given. num_blocks: K of
     all samples, else from the codes. library: blocks to decode with, else the model's own. prior: "learned" or "normal". joint: blocks chosen together,
     so that connection points match. eta: 1 stochastic, 0 deterministic given the start. sharpen: of the places, 1 as learned (lesson 07). corrector: Langevin steps of the
-    places after each step, a further network call each. draws: so many MOFs of each code, in a row, n x draws in all. Same seed, arguments and device: same MOFs."""
+    places after each step, a further network call each. draws: so many MOFs of each code, in a row, n x draws in all. nets: `NetOptions`, where the weights
+    carry nets (`model.nets`). Same seed, arguments and device: same MOFs."""
     check_sample_request(self, n, steps, z, num_blocks, library, batch_size, corrector, sharpen, draws, eta)
-    samples, group = [], max(1, batch_size // draws)
+    samples, group, decoder = [], max(1, batch_size // draws), net_decoder(self, library, nets)
     with progress_bar("sampling", n * draws * (len(time_grid(self.config.T, steps)) - 1), show=progress) as advance, reproducible(self.device):
         for first in range(0, n, group):
             size = min(group, n - first)
@@ -242,8 +442,15 @@ def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, libr
             else: codes = codes_for_target(self, size, target, g, prior) if target else sample_codes(self, size, g, prior)
             codes = codes.repeat_interleave(draws, 0)
             given = None if num_blocks is None else torch.full((len(codes),), num_blocks, device=self.device)
-            samples += decode(self, denoise(self, codes, given, None, g, steps, eta, sharpen, corrector, advance=advance), library, joint)
+            clean = denoise(self, codes, given, None, g, steps, eta, sharpen, corrector, advance=advance)
+            found = decode(self, clean, library, joint)
+            if decoder is not None:
+                use = which_on_nets(len(found), nets.share, seed, first)
+                found = put_on_nets(self, clean, found, use, decoder)
+            samples += found
     for i, s in enumerate(samples): s.row = dict(index=i, seed=seed, **s.row)
-    return [MofSample(replace(s.coarse, name=f"mof_{i:05d}"), s.row) for i, s in enumerate(samples)]
+    named = lambda i, coarse: replace(coarse, name=f"mof_{i:05d}")
+    parts = [(named(i, s.coarse), s.row, [named(i, c) for c in s.others]) for i, s in enumerate(samples)]
+    return [MofSample(*part) for part in parts]
 
 MofDiff.sample = sample

@@ -237,13 +237,15 @@ def reproduce_mofdiff(job):
     "Train on frameworks whose blocks are embedded, sample, assemble, judge."
     from matgen_nb.mofdiff.embedding import BlockEncoder
     from matgen_nb.mofdiff.evaluation import MofEvaluation, plot_summary
+    from matgen_nb.mofdiff.sampling import NetOptions
     s, data = job.settings, mofs_of(job)
     encoder = BlockEncoder.from_pretrained(s["blocks"], job.device)
     config = choose_training(MOF_TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device, val_fraction=.05)
     model = trained(lambda out, resume: fit_mofdiff(data, encoder, s["preset"], config, out, resume), s["steps"], job).eval()
     samples, = as_folder(job.out).claim("samples/")
     table, summary = make_mofs(model, s["n"], samples, job.seed, s["sample_steps"], relax=False, n_jobs=job.n_jobs, resume=(samples/"request.json").exists(),
-                               weights=file_hash(job.out/"training"/"weights.safetensors"), starts=s["starts"], generations=s["generations"], progress=False)
+                               weights=file_hash(job.out/"training"/"weights.safetensors"), starts=s["starts"], generations=s["generations"],
+                               nets=NetOptions(share=0), progress=False)
     write_table(_claimed(job.out/"table.csv"), table)
     write_json(_claimed(job.out/"summary.json"), summary)
     return figure_rows(job.name, summary), plot_summary(MofEvaluation(table, summary), ax=_axes(summary)).figure
@@ -322,12 +324,13 @@ def framework_steps(job, steps, corrector):
     from matgen_nb.mofdiff.assembly import mismatch
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     from matgen_nb.symmcd.evaluation import resampled
-    import matgen_nb.mofdiff.sampling  # noqa: F401
+    from matgen_nb.mofdiff.sampling import NetOptions
     s = job.settings
     model, cpu, out = MofDiff.from_pretrained(s["mofdiff"], job.device), time.process_time(), job.out/"runs"/f"frameworks-{steps}-{corrector}"
     as_folder(job.out).claim(f"runs/{out.name}/")
     _, summary = make_mofs(model, s["frameworks"], out, job.seed, steps, relax=False, n_jobs=job.n_jobs, resume=(out/"request.json").exists(), weights=file_hash(find_weights(s["mofdiff"])),
-                           starts=s["starts"], generations=s["generations"], progress=False, corrector=corrector)
+                           starts=s["starts"], generations=s["generations"], progress=False, corrector=corrector,
+                           nets=NetOptions(share=0))
     fit = [mismatch(coarse) for coarse, row in zip(*read_sampled(out)) if row["matched"]]
     value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
     summary["mismatch"] = dict(value=float(value), low=float(low), high=float(high), n=len(fit))
