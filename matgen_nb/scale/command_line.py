@@ -296,13 +296,6 @@ def relaxing(model, potential):
     return RelaxingModel(model, potential)
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
-def _higher_note(out):
-    "How many crystals of a run have a higher symmetry than the group in their row, in words; '' where none has."
-    rows = read_table(Path(out)/"table.csv")
-    higher = sum(row.get("higher_symmetry") == "True" for row in rows)
-    found = f"{higher} of {len(rows)} crystals have a higher symmetry than their space_group (higher_symmetry in table.csv)"
-    return f"\n{found}" if higher else ""
-
 @sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
 def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, _option("How many crystals.", None, "-n", min=1)] = 100,
                   weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "symmcd-mp20-small",
@@ -332,9 +325,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, _option("
     from matgen_nb.symmcd.model import SymmCD, find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.sampling import RESAMPLE
-    if n < 1 or chunk < 1: raise MatgenError("-n and --chunk must be at least 1")
-    if resample_higher is None and space_group:
-        resample_higher = RESAMPLE
+    resample_higher = RESAMPLE if resample_higher is None and space_group else resample_higher
     asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
                   guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt,
                   resample_higher=resample_higher)

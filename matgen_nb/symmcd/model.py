@@ -27,10 +27,13 @@ from ..utils import MatgenError, atomic_write, find_weights, read_weights
 # %% ../../nbs/3_symmcd/11_model.ipynb #2b77e2d9
 @dataclass(frozen=True)
 class SymmCDConfig:
-    """Everything that decides what a SymmCD is; stored with its weights. standardise: diffuse the free components of k in units of their
-    spread (the paper diffuses them raw). site_power: above 1, site symmetries are settled before the places (1: all at once, as in the paper).
-    substitute: chance that a crystal gets an element of the same column in training (lesson 9), tried twice. dropout: see `MessageLayer`. copy: orbits vote for their elements (lesson 10). The preset `paper` has the loss weights of the release, these are ours.
-    staged: sites, elements and geometry have noise times of their own, and coordinates keep to their Wyckoff positions (lesson 11b)."""
+    """Everything that decides what a SymmCD is; stored with its weights. standardise: diffuse the free
+    components of k in units of their spread (the paper diffuses them raw). site_power: above 1, site
+    symmetries are settled before the places (1: all at once, as in the paper). substitute: chance
+    that a crystal gets an element of the same column in training (lesson 9), tried twice. dropout:
+    see `MessageLayer`. copy: orbits vote for their elements (lesson 10). The preset `paper` has the
+    loss weights of the release, these are ours. staged: sites, elements and geometry have noise times
+    of their own, and coordinates keep to their Wyckoff positions (lesson 11b)."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
@@ -74,10 +77,12 @@ SymmCDConfig.preset = staticmethod(preset)
 # %% ../../nbs/3_symmcd/11_model.ipynb #8ded20f4
 @dataclass
 class Statistics:
-    """What the model knows of its training set besides weights: k_mean and k_std (6,), elements (94,) marginal, classes (231, 15) share of each
-    site-symmetry class per group, groups (231,) counts, orbits (231, 65) counts of crystals with M orbits, volumes (94,) of the elements (A^3),
-    balanced () share of crystals whose charges can balance, templates (L,) the packed inventory of lesson 9c,
-    size (2,) mean and spread of (log volume of the cell - log volume of its contents) / 3, for staged models (lesson 11b). All float32."""
+    """What the model knows of its training set besides weights: k_mean and k_std (6,), elements (94,)
+    marginal, classes (231, 15) share of each site-symmetry class per group, groups (231,) counts,
+    orbits (231, 65) counts of crystals with M orbits, volumes (94,) of the elements (A^3), balanced
+    () share of crystals whose charges can balance, templates (L,) the packed inventory of lesson 9c,
+    size (2,) mean and spread of (log volume of the cell - log volume of its contents) / 3, for staged
+    models (lesson 11b). All float32."""
     k_mean: torch.Tensor; k_std: torch.Tensor; elements: torch.Tensor
     classes: torch.Tensor; groups: torch.Tensor; orbits: torch.Tensor
     volumes: torch.Tensor = field(default_factory=lambda: torch.full((94,), 15.0))          # files of earlier versions have none
@@ -87,15 +92,18 @@ class Statistics:
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #n11bal1
 def balanced_share(data, size=10_000):
-    "Share of the crystals of a `CrystalData` whose charges can balance (lesson 9b), looked at `size` at a time."
+    """Share of the crystals of a `CrystalData` whose charges can balance (lesson 9b), looked at `size`
+    at a time."""
     parts = (data.select(rows) for rows in torch.arange(len(data)).split(size))
     return sum(int(charges_balance(element_counts(b.elements - 1, multiplicity(b), b.batch, len(b))).sum()) for b in parts) / len(data)
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #n11siz1
 def size_against_contents(data, volumes):
-    """Mean and spread (2,) of (log volume of the cell - log volume of its contents) / 3 over a `CrystalData`.
+    """Mean and spread (2,) of (log volume of the cell - log volume of its contents) / 3 over a
+    `CrystalData`.
 
-    volumes (94,): of the elements in A^3, see `atomic_volumes`. The third makes it comparable with k's last component, log V / 3."""
+    volumes (94,): of the elements in A^3, see `atomic_volumes`. The third makes it comparable with k's
+    last component, log V / 3."""
     b = data.select(torch.arange(len(data)))
     counts = element_counts(b.elements - 1, multiplicity(b), b.batch, len(b))
     residual = b.k[:, 5].double() - (counts.double() @ volumes.double()).log() / 3
@@ -132,8 +140,8 @@ LATER = dict(sample="matgen_nb.symmcd.sampling", loss_in_stages="matgen_nb.symmc
 class SymmCD(nn.Module):
     """Diffusion model of crystals given their space group (Levy et al., ICLR 2025, arXiv 2502.03638).
 
-    config: `SymmCDConfig`; statistics: measured on the training set with `statistics(data)`. `loss(batch, generator)` trains it,
-    `sample(...)` (lesson 12) draws crystals."""
+    config: `SymmCDConfig`; statistics: measured on the training set with `statistics(data)`.
+    `loss(batch, generator)` trains it, `sample(...)` (lesson 12) draws crystals."""
     def __init__(self, config, statistics):
         super().__init__()
         self.config, self.network = config, OrbitNetwork(config.network)
@@ -161,18 +169,21 @@ def free_components(self, space_group):
     return k_mask(space_group).to(self.stat_k_mean)
 
 def _shifted(k, content):
-    "k (B, 6) with `content` / 3 (B,) added to its last component, which is the logarithm of the volume over 3."
+    """k (B, 6) with `content` / 3 (B,) added to its last component, which is the logarithm of the volume
+    over 3."""
     if content is None: return k
     return torch.cat([k[:, :5], k[:, 5:] + content[:, None].to(k) / 3], 1)
 
 def standard_k(self, k, space_group, content=None):
-    """k (B, 6) in units of the training set's spread, 0 where the group fixes it.
-    content (B,), of staged models: log volume of the cell's contents; the size is then measured against it (lesson 11b)."""
+    """k (B, 6) in units of the training set's spread, 0 where the group fixes it. content (B,), of
+    staged models: log volume of the cell's contents; the size is then measured against it (lesson
+    11b)."""
     relative = _shifted(k, None if content is None else -content)
     return (relative - self.stat_k_mean) / self.stat_k_std * self.mask(space_group)
 
 def raw_k(self, k, space_group, content=None):
-    "k (B, 6) from standardised k: bounded (real crystals keep well inside), masked, offset: a lattice that the group allows."
+    """k (B, 6) from standardised k: bounded (real crystals keep well inside), masked, offset: a lattice
+    that the group allows."""
     raw = _shifted(k * self.stat_k_std.to(k) + self.stat_k_mean.to(k), content)
     limit = raw.new_tensor([0.6, 0.6, 0.6, 1.3, 1.2])
     raw = torch.cat([raw[:, :5].clamp(-limit, limit), raw[:, 5:].clamp(0, 4.5)], 1)
@@ -188,14 +199,16 @@ SymmCD.standard_k, SymmCD.raw_k = standard_k, raw_k
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #e91a7024
 def site_labels(self, space_group, wyckoff):
-    "Target of the site symmetry: class indices (M,), or (M, 15) elements of the axes when they are independent."
+    """Target of the site symmetry: class indices (M,), or (M, 15) elements of the axes when they are
+    independent."""
     T = wyckoff_tables(str(wyckoff.device))
     row = T.wyckoff_offset[space_group] + wyckoff
     if self.network.independent: return T.one_hots[T.one_hot_id[row]].argmax(-1)
     return T.site_class[row]
 
 def site_prior(self, space_group):
-    "Where the site-symmetry noise leads: class shares of the group (M, 15), or per axis (M, 15, 13) averaged over the classes."
+    """Where the site-symmetry noise leads: class shares of the group (M, 15), or per axis (M, 15, 13)
+    averaged over the classes."""
     share = self.stat_classes[space_group]
     if not self.network.independent: return share
     T = wyckoff_tables(str(space_group.device))
@@ -207,7 +220,8 @@ SymmCD.site_labels, SymmCD.site_prior = site_labels, site_prior
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #adce50ca
 def noisy(self, batch, t, generator=None):
-    "Noise a batch at times t (B,) in 1..T: (`Noisy`, targets: eps of k, coordinate score, elements 0-based, site symmetry)."
+    """Noise a batch at times t (B,) in 1..T: (`Noisy`, targets: eps of k, coordinate score, elements
+    0-based, site symmetry)."""
     rows, group = t[batch.batch], batch.space_group[batch.batch]
     mask = self.mask(batch.space_group)
     k, eps = self.lattice_noise.add_noise(self.standard_k(batch.k, batch.space_group), t, generator)
@@ -238,7 +252,8 @@ SymmCD._site_loss = _site_loss
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #4757635a
 def share_of(state, targets, rank, world):
-    "What falls to process `rank` of `world` of a noised batch (`Noisy`, its targets as `SymmCD.noisy` gives them): every world-th crystal, from `rank` on."
+    """What falls to process `rank` of `world` of a noised batch (`Noisy`, its targets as `SymmCD.noisy`
+    gives them): every world-th crystal, from `rank` on."""
     chosen = torch.arange(rank, len(state.t), world, device=state.t.device)
     rows, owner = rows_of(state.num_orbits, chosen)
     names = ["t", "space_group", "k", "lattice", "num_orbits", "sigma"]
@@ -249,8 +264,9 @@ def share_of(state, targets, rank, world):
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #3a6945dc
 def loss(self, batch, generator=None, share=None):
-    """Training loss of a `Batch`: one t per crystal, shared by all four parts. Returns {'loss', 'k', 'x', 'elements', 'site'} scalars.
-    share: (rank, world), the loss of one process's crystals alone; its mean over the processes is the loss of the batch, when world divides it."""
+    """Training loss of a `Batch`: one t per crystal, shared by all four parts. Returns {'loss', 'k',
+    'x', 'elements', 'site'} scalars. share: (rank, world), the loss of one process's crystals alone;
+    its mean over the processes is the loss of the batch, when world divides it."""
     c = self.config
     if c.staged: return self.loss_in_stages(batch, generator, share)
     if self.training and c.substitute: batch = substituted(batch, self.stat_elements, self.stat_volumes, generator, c.substitute)
@@ -274,8 +290,9 @@ SymmCD.loss = loss
 FORMAT = "matgen_nb symmcd 1"
 
 def save_pretrained(model, path, info=None, dtype=torch.float32):
-    """Write weights, statistics and configuration as one safetensors file, atomically; info: more strings for the card.
-    dtype: of the network's weights (bfloat16 halves the file); the statistics stay float32."""
+    """Write weights, statistics and configuration as one safetensors file, atomically; info: more
+    strings for the card. dtype: of the network's weights (bfloat16 halves the file); the statistics
+    stay float32."""
     from matgen_nb.utils import tensor_bytes as save
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), info=json.dumps(info or {}))
     state = {n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous() for n, t in model.state_dict().items()}

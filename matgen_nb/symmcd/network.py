@@ -20,11 +20,13 @@ from ..symmetry.space_groups import group_vectors, wyckoff_tables
 class NetworkConfig:
     """Size and inputs of the network. width x layers: 256 x 4 and 1024 x 8 are the released sizes.
 
-    frequencies: Fourier features of fractional differences (128 in the release). images: radial functions of distances to the
-    symmetry images under the current lattice (0: none, as in the paper). site_symmetry: "class" (one categorical over the classes
-    of the group) or "independent" (the paper's 15 x 13). dropout: see `MessageLayer`. copy: orbits vote for their elements, see `OrbitNetwork.votes`.
-    staged: sites, elements and geometry have noise times of their own (lesson 11b): the network is told all three, sees what the contents of the cell
-    add up to, and sees no geometry at all where nothing is known of it."""
+    frequencies: Fourier features of fractional differences (128 in the release). images: radial
+    functions of distances to the symmetry images under the current lattice (0: none, as in the paper).
+    site_symmetry: "class" (one categorical over the classes of the group) or "independent" (the paper's
+    15 x 13). dropout: see `MessageLayer`. copy: orbits vote for their elements, see
+    `OrbitNetwork.votes`. staged: sites, elements and geometry have noise times of their own (lesson
+    11b): the network is told all three, sees what the contents of the cell add up to, and sees no
+    geometry at all where nothing is known of it."""
     width: int = 256
     layers: int = 4
     frequencies: int = 16
@@ -39,10 +41,11 @@ class NetworkConfig:
 def image_features(x, lattice, space_group, i, j, pair_crystal, size, chunk=2_000_000):
     """What orbit i sees of all symmetry images g x_j of orbit j under the current lattice.
 
-    x (M, 3), lattice (B, 3, 3), space_group (B,), pairs i, j (E,) in crystal pair_crystal (E,). Returns radial counts (E, size), and the
-    fractional vectors towards the images weighted by the same functions (E, size, 3), both means over the operations of the group.
-    Each atom of the cell is seen once, at the translate that rounding of the fractional difference chooses. With right angles the
-    counts do not depend on which atom of each orbit represents it; in hexagonal and centred oblique cells they do."""
+    x (M, 3), lattice (B, 3, 3), space_group (B,), pairs i, j (E,) in crystal pair_crystal (E,). Returns
+    radial counts (E, size), and the fractional vectors towards the images weighted by the same functions
+    (E, size, 3), both means over the operations of the group. Each atom of the cell is seen once, at the
+    translate that rounding of the fractional difference chooses. With right angles the counts do not
+    depend on which atom of each orbit represents it; in hexagonal and centred oblique cells they do."""
     tables = wyckoff_tables(str(x.device))
     group = space_group[pair_crystal]
     counts = tables.operation_offset[group + 1] - tables.operation_offset[group]
@@ -53,8 +56,9 @@ def image_features(x, lattice, space_group, i, j, pair_crystal, size, chunk=2_00
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #83143c1c
 def image_vectors(x, tables, group, i, j):
-    """Fractional vectors from orbit i to every symmetry image of orbit j, the shortest by rounding. x (M, 3); group (E,) of each pair i, j (E,).
-    Returns pair (n,), the pair of each vector; delta (n, 3); first (E,), the row of the identity of each pair."""
+    """Fractional vectors from orbit i to every symmetry image of orbit j, the shortest by rounding. x
+    (M, 3); group (E,) of each pair i, j (E,). Returns pair (n,), the pair of each vector; delta (n,
+    3); first (E,), the row of the identity of each pair."""
     counts = tables.operation_offset[group + 1] - tables.operation_offset[group]
     pair = torch.repeat_interleave(torch.arange(len(i), device=x.device), counts)
     first = torch.cumsum(counts, 0) - counts
@@ -74,8 +78,9 @@ def _image_features(x, lattice, tables, group, counts, i, j, size):
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #3ea3af92
 def class_features(device="cpu"):
-    """Description of every site-symmetry class of every group: one-hot 15 x 13 (195), log multiplicity (1), one-hot of the
-    free coordinates (4): (231, 15, 200) float32, zero where a group has no such class."""
+    """Description of every site-symmetry class of every group: one-hot 15 x 13 (195), log multiplicity
+    (1), one-hot of the free coordinates (4): (231, 15, 200) float32, zero where a group has no such
+    class."""
     tables = wyckoff_tables(str(device))
     hot = tables.one_hots.flatten(1)[tables.class_one_hot.clamp(min=0)].float()
     dof = nn.functional.one_hot(tables.class_dof, 4).float()
@@ -92,10 +97,11 @@ def class_kinds(device="cpu"):
 class Noisy:
     """A noised batch, the input of the network.
 
-    Per crystal: t (B,) in [0, 1], space_group (B,), k (B, 6) standardised, lattice (B, 3, 3), num_orbits (B,), sigma (B,) of the
-    coordinates. Per orbit: x (M, 3), elements (M,) 0-based, site (M,) class index or (M, 15) elements of the axes, batch (M,).
-    Staged models only (lesson 11b): t is then the time of cell and coordinates; t_elements and t_site (B,) are those of the elements
-    and of the sites, and content (B,) is the logarithm of the volume, in A^3, that the atoms of the cell add up to."""
+    Per crystal: t (B,) in [0, 1], space_group (B,), k (B, 6) standardised, lattice (B, 3, 3), num_orbits
+    (B,), sigma (B,) of the coordinates. Per orbit: x (M, 3), elements (M,) 0-based, site (M,) class
+    index or (M, 15) elements of the axes, batch (M,). Staged models only (lesson 11b): t is then the
+    time of cell and coordinates; t_elements and t_site (B,) are those of the elements and of the sites,
+    and content (B,) is the logarithm of the volume, in A^3, that the atoms of the cell add up to."""
     t: torch.Tensor
     space_group: torch.Tensor
     k: torch.Tensor
@@ -116,9 +122,10 @@ CLOCKS, CONTENTS = 256, 4     # inputs of a staged network: two more noise times
 class OrbitNetwork(nn.Module):
     """Predicts the noise of every part of a `Noisy` batch.
 
-    Returns, for the lattice vector k, eps (B, 6), or v of lesson 11b in staged models; the normalised coordinate score (M, 3); logits
-    of the elements (M, 94); logits of the site symmetries: (M, 15) over the classes of the group (those the group lacks are masked
-    later), or (M, 15, 13) when the axes are independent."""
+    Returns, for the lattice vector k, eps (B, 6), or v of lesson 11b in staged models; the normalised
+    coordinate score (M, 3); logits of the elements (M, 94); logits of the site symmetries: (M, 15) over
+    the classes of the group (those the group lacks are masked later), or (M, 15, 13) when the axes are
+    independent."""
     def __init__(self, config=NetworkConfig()):
         super().__init__()
         c, w = config, config.width
@@ -163,7 +170,8 @@ def _edges(self, n, i, j):
     return torch.cat(parts, 1), vectors
 
 def multiplicity(self, n):
-    "How many atoms each orbit of a `Noisy` batch stands for (M,), under its noisy site symmetry (the general one where classes are not known)."
+    """How many atoms each orbit of a `Noisy` batch stands for (M,), under its noisy site symmetry (the
+    general one where classes are not known)."""
     tables = wyckoff_tables(str(n.x.device))
     group = n.space_group[n.batch]
     if self.independent: return (tables.operation_offset[group + 1] - tables.operation_offset[group]).float()
@@ -175,15 +183,17 @@ OrbitNetwork._embed, OrbitNetwork._edges, OrbitNetwork.multiplicity = _embed, _e
 def contents(self, n):
     """What a cell contains and how it fits: (B, 4).
 
-    Columns: log number of atoms; log volume an atom (A^3) from the contents; log of the present volume over that of the contents; 1
-    where something is known of the cell (t < 1), else 0 (then the third column is 0 as well)."""
+    Columns: log number of atoms; log volume an atom (A^3) from the contents; log of the present volume
+    over that of the contents; 1 where something is known of the cell (t < 1), else 0 (then the third
+    column is 0 as well)."""
     atoms = torch.zeros_like(n.t).index_add_(0, n.batch, self.multiplicity(n))
     there = (n.t < 1).to(n.t)
     volume = torch.linalg.det(n.lattice).clamp(min=1e-3).log()
     return torch.stack([atoms.log(), n.content - atoms.log(), (volume - n.content) * there, there], 1)
 
 def without_geometry(n):
-    "The `Noisy` batch with a neutral cell, 5 A a side and k = 0, wherever the sites are noised: nothing can be read off a geometry without sites."
+    """The `Noisy` batch with a neutral cell, 5 A a side and k = 0, wherever the sites are noised:
+    nothing can be read off a geometry without sites."""
     there = n.t_site == 0
     neutral = 5 * torch.eye(3).to(n.lattice)
     lattice = torch.where(there[:, None, None], n.lattice, neutral)
@@ -193,7 +203,8 @@ OrbitNetwork.contents = contents
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #n10copy2
 def votes(self, n, message, i, j):
-    "What the pairs (i, j) (E,) of a `Noisy` batch add to the logits of the elements, (M, 94), read off their messages (E, width): j speaks for the element it shows, never to itself."
+    """What the pairs (i, j) (E,) of a `Noisy` batch add to the logits of the elements, (M, 94), read off
+    their messages (E, width): j speaks for the element it shows, never to itself."""
     vote, width = self.to_copy(message)[:, 0].masked_fill(i == j, 0), self.config.num_elements
     return torch.zeros(len(n.x) * width, device=vote.device, dtype=vote.dtype).index_add_(0, i * width + n.elements[j], vote).reshape(-1, width)
 
@@ -201,7 +212,8 @@ OrbitNetwork.votes = votes
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #b2539359
 def _pull(self, n, messages, vectors, i, j):
-    "Part of the score (M, 3) that points along the image vectors (E, images, 3), by what the messages of the layers say."
+    """Part of the score (M, 3) that points along the image vectors (E, images, 3), by what the messages
+    of the layers say."""
     strength = self.to_vector(messages[-1])
     for head, message in zip(self.to_pulls, messages):
         strength = strength + head(message)
@@ -210,7 +222,8 @@ def _pull(self, n, messages, vectors, i, j):
     return total * (0.1 / (n.sigma[n.batch] + 0.01))[:, None]
 
 def _pooled(self, n, h):
-    "State of each crystal: mean over its orbits (B, width); staged models add the mean over its atoms (B, 2 width)."
+    """State of each crystal: mean over its orbits (B, width); staged models add the mean over its atoms
+    (B, 2 width)."""
     def mean(values, count):
         total = torch.zeros(len(n.t), h.shape[1], device=h.device, dtype=h.dtype).index_add_(0, n.batch, values.to(h.dtype))
         return total / count

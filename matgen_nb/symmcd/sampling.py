@@ -64,7 +64,8 @@ SHARED = 10**6  # capacity from which on a class can be used again and again
 
 @lru_cache(None)
 def site_classes(number):
-    "The site-symmetry classes of a group: tuple of (class, multiplicity, capacity), largest first; capacity at least SHARED where sites can be shared."
+    """The site-symmetry classes of a group: tuple of (class, multiplicity, capacity), largest first;
+    capacity at least SHARED where sites can be shared."""
     T = wyckoff_tables()
     rows = [(c, int(T.class_multiplicity[number, c]), int(T.class_capacity[number, c])) for c in range(15) if T.class_one_hot[number, c] >= 0]
     return tuple(sorted(rows, key=lambda r: -r[1]))
@@ -83,8 +84,9 @@ MOST_ORBITS, MOST_ATOMS = 64, 2000
 
 @lru_cache(64)
 def free_tables(number, shares, size):
-    """Ways to make atoms of orbits whose class can be used again and again. List of tables (size + 1, MOST_ORBITS + 1), one more after each such class;
-    entry [n, k] sums prod_c shares[c]^j / j! over all ways to make n atoms of k orbits. shares: tuple (15,)."""
+    """Ways to make atoms of orbits whose class can be used again and again. List of tables (size + 1,
+    MOST_ORBITS + 1), one more after each such class; entry [n, k] sums prod_c shares[c]^j / j! over
+    all ways to make n atoms of k orbits. shares: tuple (15,)."""
     tables = [np.zeros((size + 1, MOST_ORBITS + 1))]
     tables[0][0, 0] = 1
     for c, m, capacity in site_classes(number):
@@ -99,7 +101,8 @@ def free_tables(number, shares, size):
 def _fixed(number): return [row for row in site_classes(number) if row[2] < SHARED]
 
 def element_ways(number, shares, n, size):
-    "Ways to make n atoms of one element: {orbits used of each fixed class: weight by number of orbits (MOST_ORBITS + 1,)}."
+    """Ways to make n atoms of one element: {orbits used of each fixed class: weight by number of orbits
+    (MOST_ORBITS + 1,)}."""
     free, out = free_tables(number, shares, size)[-1], {}
     for used in itertools.product(*(range(min(capacity, n // m) + 1) for _, m, capacity in _fixed(number))):
         rest, k = n - sum(u * m for u, (_, m, _) in zip(used, _fixed(number))), sum(used)
@@ -110,8 +113,9 @@ def element_ways(number, shares, n, size):
 
 @lru_cache(4096)
 def count_ways(number, counts, shares):
-    """All ways to put atoms on the sites of a group. counts: tuple of atoms per element; shares (15,) tuple, weights of the classes. Returns for the first
-    0, 1, ... elements a dictionary like that of `element_ways`; the last is empty where no way exists."""
+    """All ways to put atoms on the sites of a group. counts: tuple of atoms per element; shares (15,)
+    tuple, weights of the classes. Returns for the first 0, 1, ... elements a dictionary like that of
+    `element_ways`; the last is empty where no way exists."""
     capacity, size = [row[2] for row in _fixed(number)], 64 * math.ceil(max(counts) / 64)
     layers = [{(0,) * len(capacity): np.eye(MOST_ORBITS + 1)[0]}]
     for n in counts:
@@ -124,8 +128,9 @@ def count_ways(number, counts, shares):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d521900e
 def evidence(number, counts, shares, orbits):
-    """Probability that independent draws give these atoms: M from `orbits` (MOST_ORBITS + 1,), for each orbit a class by `shares` and one of the elements evenly.
-    Returns it split by what is used of the fixed classes and by M: (list of uses, array (uses, MOST_ORBITS + 1))."""
+    """Probability that independent draws give these atoms: M from `orbits` (MOST_ORBITS + 1,), for each
+    orbit a class by `shares` and one of the elements evenly. Returns it split by what is used of the
+    fixed classes and by M: (list of uses, array (uses, MOST_ORBITS + 1))."""
     last = count_ways(number, counts, shares)[-1]
     orders = np.array([math.factorial(k) / len(counts)**k for k in range(MOST_ORBITS + 1)])
     return list(last), np.stack([w * orders * orbits for w in last.values()]) if last else np.zeros((0, MOST_ORBITS + 1))
@@ -142,7 +147,8 @@ def _draw_classes(number, shares, n, size, used, k, rng):
     return tuple(classes)
 
 def draw_sites(number, counts, shares, orbits, rng):
-    "A filling drawn in proportion to its weight, see `evidence`: one tuple of classes per element, or None where there is none."
+    """A filling drawn in proportion to its weight, see `evidence`: one tuple of classes per element, or
+    None where there is none."""
     layers, size = count_ways(number, counts, shares), 64 * math.ceil(max(counts) / 64)
     uses, weights = evidence(number, counts, shares, orbits)
     if not weights.sum() > 0: return None
@@ -159,9 +165,10 @@ def draw_sites(number, counts, shares, orbits, rng):
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #dbc0c71f
 @dataclass(frozen=True)
 class Request:
-    """One crystal to be made. space_group and num_orbits are always set; sites (M,) classes and elements (M,) atomic numbers are set
-    where the request fixes them, positions (M,) Wyckoff indices where it fixes even those (then sites are their classes); allowed: atomic numbers that may be used,
-    each at least once, or None; balance: whether the charges should be able to balance."""
+    """One crystal to be made. space_group and num_orbits are always set; sites (M,) classes and elements
+    (M,) atomic numbers are set where the request fixes them, positions (M,) Wyckoff indices where it
+    fixes even those (then sites are their classes); allowed: atomic numbers that may be used, each at
+    least once, or None; balance: whether the charges should be able to balance."""
     space_group: int; num_orbits: int; sites: tuple = None; elements: tuple = None; allowed: tuple = None; balance: bool = False; positions: tuple = None
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #b8a30403
@@ -176,7 +183,8 @@ class Prior:
         return tuple(np.maximum(self._classes[number], 1e-3).tolist())
 
     def orbits(self, number, exactly=None, least=1):
-        """p(M | group) (MOST_ORBITS + 1,): the group's own crystals, a little of all crystals, a trace of everything; zero below `least`, or off `exactly`."""
+        """p(M | group) (MOST_ORBITS + 1,): the group's own crystals, a little of all crystals, a trace
+        of everything; zero below `least`, or off `exactly`."""
         share = lambda counts: counts / max(counts.sum(), 1)
         p = share(self._orbits[number]) + 1e-3 * share(self._orbits.sum(0)) + 1e-6
         M = np.arange(MOST_ORBITS + 1)
@@ -184,11 +192,13 @@ class Prior:
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem9
 def left_free(self, number, templates):
-    "Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson 9c), never quite 0: what is possible stays so. templates: share of those due that are taken."
+    """Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson
+    9c), never quite 0: what is possible stays so. templates: share of those due that are taken."""
     return np.array([max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3) for M in range(MOST_ORBITS + 1)])
 
 def fillings(self, number, counts, orbits):
-    "Templates of a group on which these atoms (tuple, for each element) can be put: [(template, weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."
+    """Templates of a group on which these atoms (tuple, for each element) can be put: [(template,
+    weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."""
     size, found = [p.multiplicity for p in SpaceGroup(number).wyckoff_positions], []
     for M in orbits.nonzero()[0].tolist():
         templates = self.templates.get((number, M), {})
@@ -201,12 +211,14 @@ Prior.left_free, Prior.fillings = left_free, fillings
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #6086e850
 def _masses(prior, number, counts, orbits, free):
-    "Weights of the two ways to come by atoms `counts`: sites drawn freely (one number), and known templates (see `fillings`). free: of p(M) = `orbits`, see `left_free`."
+    """Weights of the two ways to come by atoms `counts`: sites drawn freely (one number), and known
+    templates (see `fillings`). free: of p(M) = `orbits`, see `left_free`."""
     return evidence(number, counts, prior.shares(number), orbits * free)[1].sum(), prior.fillings(number, counts, orbits * (1 - free))
 
 def find_cells(prior, groups, contents, exactly=None, least=1, templates=0.):
-    """All cells that can hold what is asked for: list of (space group, atoms per element, weight). groups: {number: weight}; contents: list of tuples of atoms per element;
-    templates: how much known templates count, against sites drawn independently."""
+    """All cells that can hold what is asked for: list of (space group, atoms per element, weight).
+    groups: {number: weight}; contents: list of tuples of atoms per element; templates: how much known
+    templates count, against sites drawn independently."""
     cells = []
     for g, w in groups.items():
         orbits, free = prior.orbits(g, exactly, least), prior.left_free(g, templates)
@@ -221,7 +233,8 @@ def _other_orbits(prior, number, contents):
     return np.flatnonzero(found).tolist()
 
 def nearest_possible(prior, number, contents, sizes, exactly=None, least=1):
-    "Text with what could be asked for instead: numbers of orbits, of atoms in the cell (`sizes`: more contents to try), groups."
+    """Text with what could be asked for instead: numbers of orbits, of atoms in the cell (`sizes`: more
+    contents to try), groups."""
     text, wanted = [], sum(contents[0])
     if orbits := _other_orbits(prior, number, contents):
         text.append(f"Possible numbers of orbits: {', '.join(map(str, sorted(orbits, key=lambda m: abs(m - (exactly or least)))[:6]))}")
@@ -245,7 +258,8 @@ def _whole(name, value, most):
     if not right: raise MatgenError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
 
 def check_request(space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None):
-    "MatgenError for values that no request can have, and for those that contradict each other. Returns (groups or None, counts or None, allowed or None)."
+    """MatgenError for values that no request can have, and for those that contradict each other. Returns
+    (groups or None, counts or None, allowed or None)."""
     groups = None if space_group is None else [space_group] if np.ndim(space_group) == 0 else list(space_group)
     if groups is not None and not groups: raise MatgenError("space_group is an empty list: name at least one group, or leave it out")
     for number in groups or ():
@@ -267,10 +281,12 @@ def check_request(space_group=None, formula=None, chemical_system=None, num_atom
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #28dccc4e
 def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, most_units=(16, 96), templates=1.0):
-    """Check what a user asks for, count in how many ways it can be had, and return a function rng -> `Request` that is random in all that was left open.
-    MatgenError, with the reason and the nearest possible requests, where it is impossible. most_units: of a formula in the cell; the second
-    number for groups asked for that can hold none so small. templates: the share of the known templates due
-    (lesson 9c) that are taken; the other requests leave the sites to the network or, where atoms are asked for, draw them by `draw_sites`."""
+    """Check what a user asks for, count in how many ways it can be had, and return a function rng ->
+    `Request` that is random in all that was left open. MatgenError, with the reason and the nearest
+    possible requests, where it is impossible. most_units: of a formula in the cell; the second number
+    for groups asked for that can hold none so small. templates: the share of the known templates due
+    (lesson 9c) that are taken; the other requests leave the sites to the network or, where atoms are
+    asked for, draw them by `draw_sites`."""
     groups, counts, allowed = check_request(space_group, formula, chemical_system, num_atoms, num_orbits)
     prior = Prior(model)
     chosen = {g: 1. for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
@@ -292,7 +308,8 @@ def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #3a3e9eee
 def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
-    "Request without given atoms, with the sites of a template if `draw_template` gives one; templates: how often it is asked."
+    """Request without given atoms, with the sites of a template if `draw_template` gives one; templates:
+    how often it is asked."""
     number = list(chosen)[draw_index(list(chosen.values()), rng)]
     M = num_orbits or draw_index(prior.orbits(number, least=len(allowed or ())), rng)
     asked = templates == 1 or (templates and rng.random() < templates)         # 0 and 1 use up no random number
@@ -304,7 +321,8 @@ def _classes(number, positions):
     return tuple(SpaceGroup(number).wyckoff_positions[w].site_class for w in positions)
 
 def _filled(prior, number, counts, orbits, free, rng):
-    "Sites (M,), elements (M,) by index, and positions (M,) or None, of a cell that holds atoms `counts`: those of a known template, or drawn freely."
+    """Sites (M,), elements (M,) by index, and positions (M,) or None, of a cell that holds atoms
+    `counts`: those of a known template, or drawn freely."""
     unknown, known = _masses(prior, number, counts, orbits, free)
     i = draw_index([unknown, *(w for _, w in known)], rng) if known else 0
     if i == 0:
@@ -316,7 +334,8 @@ def _filled(prior, number, counts, orbits, free, rng):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem7
 def _requests_for(prior, cells, elements, allowed, exactly, least, even, templates):
-    "rng -> `Request` for cells as `find_cells` gives them; even: every group as often as the others; templates: share of known ones."
+    """rng -> `Request` for cells as `find_cells` gives them; even: every group as often as the others;
+    templates: share of known ones."""
     weight = np.array([w for _, _, w in cells])
     if even:
         total = Counter()
@@ -335,9 +354,11 @@ def make_request(model, rng, **asked):
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0b67fdf6
 @dataclass
 class Known:
-    """What the requests of a batch fix. sites (M,) class, or (M, 15) elements of the axes when they are independent, and elements (M,) 0-based: -1 where
-    they are free; classes and positions (M,) as asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
-    balance (B,) bool: crystals whose elements are free and whose charges should balance; held (H,) orbits whose position leaves them not all of space."""
+    """What the requests of a batch fix. sites (M,) class, or (M, 15) elements of the axes when they are
+    independent, and elements (M,) 0-based: -1 where they are free; classes and positions (M,) as
+    asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
+    balance (B,) bool: crystals whose elements are free and whose charges should balance; held (H,)
+    orbits whose position leaves them not all of space."""
     sites: torch.Tensor; elements: torch.Tensor; classes: torch.Tensor; positions: torch.Tensor; prior: torch.Tensor; balance: torch.Tensor; held: torch.Tensor
 
 def _known(model, requests):
@@ -389,8 +410,10 @@ def told(logits, value):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12bal2
 def balanced_elements(logits, atoms, batch, asked, generator=None, rounds=16):
-    """Elements (M,) 0-based, drawn from logits (M, 94) orbit by orbit; in the crystals `asked` (B,) bool again, up to `rounds` times, until charges can balance.
-    atoms (M,) that each orbit stands for, batch (M,) its crystal. Returns them and whether a crystal is still not balanced (B,). Many small sums: done on the CPU, also for a GPU."""
+    """Elements (M,) 0-based, drawn from logits (M, 94) orbit by orbit; in the crystals `asked` (B,) bool
+    again, up to `rounds` times, until charges can balance. atoms (M,) that each orbit stands for,
+    batch (M,) its crystal. Returns them and whether a crystal is still not balanced (B,). Many small
+    sums: done on the CPU, also for a GPU."""
     device, p = logits.device, torch.softmax(logits.float(), -1).cpu()
     atoms, batch, asked = atoms.cpu(), batch.cpu(), asked.cpu()
     elements, open_ = draw_categories(p, generator), asked.clone()
@@ -404,7 +427,8 @@ def balanced_elements(logits, atoms, batch, asked, generator=None, rounds=16):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12bal4
 def _aims(model, n, known, logits, generator):
-    "Logits (M, 94) with all that is known of the elements put in: told ones, and one balanced draw where charges are asked to balance."
+    """Logits (M, 94) with all that is known of the elements put in: told ones, and one balanced draw
+    where charges are asked to balance."""
     logits = told(logits, known.elements)
     if not known.balance.any(): return logits
     drawn, _ = balanced_elements(masked_logits(logits, known.prior), model.network.multiplicity(n), n.batch, known.balance, generator)
@@ -416,7 +440,8 @@ def _per_score(model, t):
     return model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
 
 def held_score(model, n, known, score, t):
-    "The score (M, 3), scaled as the network's; of orbits whose Wyckoff position is given, the one whose x_0 is moved to the nearest point of its first member."
+    """The score (M, 3), scaled as the network's; of orbits whose Wyckoff position is given, the one
+    whose x_0 is moved to the nearest point of its first member."""
     if not len(rows := known.held): return score
     T, per_score = wyckoff_tables(str(n.x.device)), _per_score(model, t)
     first, L = T.member_offset[T.wyckoff_offset[n.space_group[n.batch[rows]]] + known.positions[rows]], n.lattice.double()[n.batch[rows]]
@@ -426,8 +451,9 @@ def held_score(model, n, known, score, t):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f3c25b00
 def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75, sharpen=1.0):
-    """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state, outputs of the network).
-    guide: share of the time, at the end, in which coordinates are led to the sites (explained with `guided_score` below); sharpen: of the coordinates, see lesson 07."""
+    """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state,
+    outputs of the network). guide: share of the time, at the end, in which coordinates are led to the
+    sites (explained with `guided_score` below); sharpen: of the coordinates, see lesson 07."""
     eps, score, elements, site = out = model.network(n)
     if 0 < s: score = guided_score(model, n, known, out, t, apart) if t <= guide * model.config.T else held_score(model, n, known, score, t)
     mask, prior = model.mask(n.space_group), model.site_prior(n.space_group[n.batch])
@@ -443,13 +469,15 @@ def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #c4e72831
 def corrector_step(model, n, s, generator, snr=0.2):
-    "One Langevin step of the coordinates at noise level s >= 1, from one more call of the network; lattice, elements and sites stay."
+    """One Langevin step of the coordinates at noise level s >= 1, from one more call of the network;
+    lattice, elements and sites stay."""
     return replace(n, x=model.coordinate_noise.correct(n.x, model.network(n)[1], s, generator, snr))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1e4b8ebf
 def fit_sites(n, classes, likely, fixed):
-    """Classes (M,) such that no fixed site is used beyond its number, and how many were changed per crystal (B,). classes (M,): as wanted, -1 for none;
-    likely (M, 15): their log-probabilities, the surest orbit is served first; fixed (M,) bool: not to be changed."""
+    """Classes (M,) such that no fixed site is used beyond its number, and how many were changed per
+    crystal (B,). classes (M,): as wanted, -1 for none; likely (M, 15): their log-probabilities, the
+    surest orbit is served first; fixed (M,) bool: not to be changed."""
     sure = likely.gather(1, classes.clamp(min=0)[:, None])[:, 0].masked_fill(fixed, torch.inf)
     capacity = wyckoff_tables(str(n.x.device)).class_capacity[n.space_group].tolist()
     wanted, crystal, changed, likely = classes.tolist(), n.batch.tolist(), np.zeros(len(n.t), dtype=int), likely.tolist()
@@ -462,8 +490,8 @@ def fit_sites(n, classes, likely, fixed):
     return torch.tensor(wanted, device=n.x.device), changed
 
 def settle_sites(model, n, site_logits, known):
-    """The final site-symmetry class of every orbit (M,), and how many were changed per crystal (B,): see `fit_sites`. When axes are
-    independent, those that make no class of the group are changed as well."""
+    """The final site-symmetry class of every orbit (M,), and how many were changed per crystal (B,): see
+    `fit_sites`. When axes are independent, those that make no class of the group are changed as well."""
     T, fixed = wyckoff_tables(str(n.x.device)), known.classes >= 0
     drawn = _matching_class(n, T) if model.network.independent else n.site
     return fit_sites(n, torch.where(fixed, known.classes, drawn), _class_scores(model, n, site_logits, T), fixed)
@@ -485,7 +513,8 @@ def _matching_class(n, T):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #ea839879
 def settle_elements(n, logits, known, requests):
-    "Final elements (M,) 0-based, and how many were changed per crystal (B,): where a chemical system is asked for, every element of it appears."
+    """Final elements (M,) 0-based, and how many were changed per crystal (B,): where a chemical system
+    is asked for, every element of it appears."""
     log_p = torch.log_softmax(masked_logits(logits, known.prior), -1).tolist()
     elements, changed, start = n.elements.tolist(), np.zeros(len(requests), dtype=int), 0
     for b, r in enumerate(requests):
@@ -501,8 +530,9 @@ def settle_elements(n, logits, known, requests):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d8b0fdad
 def crowding(n, x, elements, pairs, apart):
-    """Where points x (M, 3), which lie on their sites, want to go to get out of the images that crowd them: mean wish (M, 3), fractional; crowded (M,) bool.
-    pairs: (i, j) of `all_pairs` or some of them; elements (M,) 0-based; apart: in sums of covalent radii."""
+    """Where points x (M, 3), which lie on their sites, want to go to get out of the images that crowd
+    them: mean wish (M, 3), fractional; crowded (M,) bool. pairs: (i, j) of `all_pairs` or some of
+    them; elements (M,) 0-based; apart: in sums of covalent radii."""
     (i, j), radius = pairs, torch.as_tensor(element_table().radius).to(x)[elements + 1]
     crystal, tables = n.batch[i], wyckoff_tables(str(x.device))
     wish, count = torch.zeros_like(x), torch.zeros(len(x), dtype=x.dtype, device=x.device)
@@ -521,8 +551,9 @@ def crowding(n, x, elements, pairs, apart):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0259bb0a
 def keep_apart(n, placed, elements, apart=0.75, rounds=60):
-    """Move the points of a `Projection` along their Wyckoff positions, out of images nearer than `apart` x the sum of the covalent radii (0: not at all).
-    Returns the new `Projection` and how far each point went, A (M,). Points on fixed sites stay; crystals that are not crowded are not touched."""
+    """Move the points of a `Projection` along their Wyckoff positions, out of images nearer than `apart`
+    x the sum of the covalent radii (0: not at all). Returns the new `Projection` and how far each
+    point went, A (M,). Points on fixed sites stay; crystals that are not crowded are not touched."""
     T, group, lattice = wyckoff_tables(str(n.x.device)), n.space_group[n.batch], n.lattice.double()[n.batch]
     at = T.member_offset[T.wyckoff_offset[group] + placed.wyckoff] + placed.member
     A, t, u = T.A[at], T.t[at], placed.free.clone()
@@ -542,10 +573,11 @@ def keep_apart(n, placed, elements, apart=0.75, rounds=60):
 class StageOptions:
     """How a staged model samples (lesson 12b).
 
-    steps: network calls for cell and coordinates; element_steps and site_steps: for elements and sites, where they are free.
-    eta: 1 stochastic, 0 deterministic given the start. sharpen: score scale of the coordinates, 1 as learned (lesson 07).
-    guide: share of the time, at the end, in which coordinates are kept out of too short contacts. apart: the shortest contact, in sums
-    of covalent radii, that is left alone; 0 switches both off."""
+    steps: network calls for cell and coordinates; element_steps and site_steps: for elements and sites,
+    where they are free. eta: 1 stochastic, 0 deterministic given the start. sharpen: score scale of the
+    coordinates, 1 as learned (lesson 07). guide: share of the time, at the end, in which coordinates are
+    kept out of too short contacts. apart: the shortest contact, in sums of covalent radii, that is left
+    alone; 0 switches both off."""
     steps: int = 25
     element_steps: int = 16
     site_steps: int = 12
@@ -571,7 +603,8 @@ def _clipped(model, n):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #9474d65f
 def finish(model, n, out, known, requests, apart=0.75):
-    "From the last state and the network's last outputs to a list of `Sample`: settle sites and elements, project, keep apart (see `keep_apart`), write out."
+    """From the last state and the network's last outputs to a list of `Sample`: settle sites and
+    elements, project, keep apart (see `keep_apart`), write out."""
     if not all(torch.isfinite(v).all() for v in (n.k, n.x)):
         raise MatgenError("sampling ended in numbers that are not finite: the weights are damaged, or their training diverged")
     sites, sites_changed = settle_sites(model, n, out[3], known)
@@ -598,8 +631,10 @@ def _sample(group, k, elements, points, wyckoff, moved, **bent):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #a1db31a7
 def guided_score(model, n, known, out, t, apart=0.75):
-    """The score (M, 3), scaled as the network's, that leads to the sites: the x_0 that the network's score implies is moved to the nearest position of
-    the class it believes in, and there a little out of its own images and its neighbours (`keep_apart`). Orbits without a class more likely than all others together keep their score."""
+    """The score (M, 3), scaled as the network's, that leads to the sites: the x_0 that the network's
+    score implies is moved to the nearest position of the class it believes in, and there a little out
+    of its own images and its neighbours (`keep_apart`). Orbits without a class more likely than all
+    others together keep their score."""
     T = wyckoff_tables(str(n.x.device))
     likely = _class_scores(model, n, told(out[3], known.sites), T)
     classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
@@ -614,7 +649,9 @@ def guided_score(model, n, known, out, t, apart=0.75):
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1f7514fb
 @torch.no_grad()
 def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, sharpen=SHARPEN, advance=lambda n=1: None):
-    "Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide: see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step; sharpen: of the coordinates (lesson 07)."
+    """Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide:
+    see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step; sharpen:
+    of the coordinates (lesson 07)."""
     if model.config.staged:
         if corrector: raise MatgenError("corrector steps are for models with one noise time (lesson 11); leave corrector out for these weights")
         options = StageOptions(steps=steps, eta=eta, guide=guide, apart=apart, sharpen=sharpen)
@@ -628,7 +665,8 @@ def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, ap
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12dbt2
 def _cell_error(model, batch, t, generator):
-    "Squared error (B, 6) of the noise of k that the network names at times t (B,); staged models are shown sites and elements clean."
+    """Squared error (B, 6) of the noise of k that the network names at times t (B,); staged models are
+    shown sites and elements clean."""
     if not model.config.staged:
         state, (eps, *_) = model.noisy(batch, t, generator)
         return (model.network(state)[0] - eps) ** 2
@@ -639,8 +677,9 @@ def _cell_error(model, batch, t, generator):
 
 @torch.no_grad()
 def cell_doubt(model, units, generator, times=(.2, .3, .4, .5, .6, .7), noises=2):
-    """Share of the noise of its cell that the network cannot tell (B,) of a list of `AsymmetricUnit`: 0 where the cell follows from the atoms, about 1 where nothing does.
-    times: shares of T; noises: at each. Costs len(times) * noises network calls a crystal."""
+    """Share of the noise of its cell that the network cannot tell (B,) of a list of `AsymmetricUnit`: 0
+    where the cell follows from the atoms, about 1 where nothing does. times: shares of T; noises: at
+    each. Costs len(times) * noises network calls a crystal."""
     batch = from_units(units).select(range(len(units))).to(model.device)
     mask, total = model.mask(batch.space_group), torch.zeros(len(units), device=model.device)
     for share in times:
@@ -653,7 +692,8 @@ def cell_doubt(model, units, generator, times=(.2, .3, .4, .5, .6, .7), noises=2
 DRAWS = 4    # of a crystal whose cell the network doubts, at most
 
 def _surest(model, requests, generator, doubt, advance, **how):
-    "Sample; of up to DRAWS draws for a request, the first whose `cell_doubt` is at most `doubt` is kept, else the one doubted least. Rows say `doubt` and `draws`. 1 or more: one draw."
+    """Sample; of up to DRAWS draws for a request, the first whose `cell_doubt` is at most `doubt` is
+    kept, else the one doubted least. Rows say `doubt` and `draws`. 1 or more: one draw."""
     samples = sample_requests(model, requests, generator, advance=advance, **how)
     left, draw = list(range(len(samples))) if doubt < 1 else [], 1
     fresh = list(samples)
@@ -668,7 +708,8 @@ def _surest(model, requests, generator, doubt, advance, **how):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #69fe2be4
 def _with_retries(model, requests, generator, retries, good, advance, **how):
-    "Sample; crystals (`Sample`) that are not `good` are drawn again up to `retries` times, for the same request; each row says how often."
+    """Sample; crystals (`Sample`) that are not `good` are drawn again up to `retries` times, for the
+    same request; each row says how often."""
     samples = _surest(model, requests, generator, advance=advance, **how)
     for s in samples: s.row["attempts"] = 1
     for _ in range(retries):
@@ -843,19 +884,18 @@ def _in_batches(model, requests, seed, batch_size, **how):
 def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
            guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True, sharpen=SHARPEN, doubt=None, templates=1.0,
            resample_higher=None):
-    """Draw n new crystals. Returns a list of `Sample` (crystal, unit, row).
+    """Sample n new crystals: a list of `Sample` (crystal, unit, row).
 
-    space_group: number, or a list to draw from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element appears; num_atoms: in the conventional cell; num_orbits: M; all drawn from the training set's statistics where left out. steps: network
-    calls (at most T). eta: 1 stochastic, 0 deterministic given the start. guide: share of the time, at the end, in which coordinates are led to the
-    sites the network believes in (0: never). apart: atoms nearer than this times the sum of their covalent radii move apart along their sites (0: never;
-    the row says how far, `pushed_max`, A). balance: share of the crystals whose elements are drawn such that charges can balance (see `balanced_elements`;
-    None: the share of the training set; formulas that are asked for are left alone). corrector: Langevin steps of the coordinates after each step, each a further
-    network call, of relative size snr. sharpen: of the coordinates, 1 as learned (lesson 07). retries: how often a crystal is drawn again, for the same group and number of orbits, that has atoms
-    nearer than `closest` A or that `accept`, a function of a `Sample`, refuses; what is refused to the last is returned as it is, its row has the number of `attempts`.
-    templates: share of the known templates due (lesson 9c) that are taken; 0: none. doubt: crystals of a larger `cell_doubt` are drawn again, up to DRAWS draws, and the least doubted is kept (1: never; None: as the `info` of the weights says, else never).
-    resample_higher: how often, at most, a crystal is sampled again in which spglib finds a higher group than was
-    requested (see `replace_higher`; None: 10 with space_group, else 0); the row says what was found.
-    Same seed, arguments and device: same crystals. MatgenError, with alternatives, for an impossible request."""
+    space_group: number, or a list to choose from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element
+    appears; num_atoms: in the conventional cell; num_orbits: M. What is left out comes from the training set's statistics.
+    steps, eta, guide, apart, sharpen: see `StageOptions`. balance: share of the crystals whose charges should balance
+    (`balanced_elements`; None: that of the training set; a formula is left alone). templates: share of the known templates
+    due (lesson 9c) that are taken. corrector, snr: Langevin steps after each step, and their size (models with one noise
+    time). retries: how often a crystal is sampled again that has atoms nearer than `closest` A or that `accept(sample)`
+    rejects; `attempts` in the row. doubt: crystals of a larger `cell_doubt` are sampled again, up to DRAWS times (None:
+    as the `info` of the weights says). resample_higher: how often a crystal is sampled again in which spglib finds a higher
+    group than requested (`replace_higher`; None: 10 where a group is requested, else 0). Same seed, arguments and device:
+    same crystals. MatgenError, with alternatives, for an impossible request."""
     steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
     doubt = float(vars(self).get("info", {}).get("doubt", 1)) if doubt is None else doubt
     most = (0 if space_group is None else RESAMPLE) if resample_higher is None else resample_higher

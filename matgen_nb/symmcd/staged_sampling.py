@@ -20,8 +20,20 @@ from ..diffusion.torus import wrap
 from . import stages  # noqa: F401  (gives SymmCD the noise in stages)
 from .model import SymmCD
 from .network import Noisy
-from .sampling import (Known, Request, Sample, StageOptions, _aims, _known, _per_score, finish, fit_sites, keep_apart,
-                                       settle_elements, time_grid)
+from matgen_nb.symmcd.sampling import (
+    Known,
+    Request,
+    Sample,
+    StageOptions,
+    _aims,
+    _known,
+    _per_score,
+    finish,
+    fit_sites,
+    keep_apart,
+    settle_elements,
+    time_grid,
+)
 from .stages import position_axes
 from .templates import draw_index, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -33,8 +45,9 @@ from ..utils import MatgenError, progress_bar
 def before_geometry(model, requests: Sequence[Request], generator) -> tuple[Noisy, Known]:
     """State of a batch of requests before anything is decided of cell and coordinates: (`Noisy`, `Known`).
 
-    Elements, sites and positions that a request fixes are shown as they are. Other elements and sites are drawn from their priors,
-    free coordinates at random on their positions; the cell has the mean shape and the size of its contents."""
+    Elements, sites and positions that a request fixes are shown as they are. Other elements and sites
+    are drawn from their priors, free coordinates at random on their positions; the cell has the mean
+    shape and the size of its contents."""
     device = model.device
     group = torch.tensor([r.space_group for r in requests], device=device)
     orbits = torch.tensor([r.num_orbits for r in requests], device=device)
@@ -46,9 +59,22 @@ def before_geometry(model, requests: Sequence[Request], generator) -> tuple[Nois
     sites = torch.where(known.classes >= 0, known.classes, sites)
     axes, origin, free = position_axes(group[batch], known.positions.clamp(min=0))
     u = random_uniform(origin.shape, generator, device) * free
-    x = wrap((axes @ u[..., None])[..., 0] + origin)                                             # lesson 11b, eq. (1)
+    x = wrap((axes @ u[..., None])[..., 0] + origin)  # lesson 11b, eq. (1)
     one, k = torch.ones(len(requests), device=device), torch.zeros(len(requests), 6, device=device)
-    state = Noisy(one, group, k, torch.empty(0), orbits, x, elements, sites, batch, model.config.sigma_max * one, one, one)
+    state = Noisy(
+        one,
+        group,
+        k,
+        torch.empty(0),
+        orbits,
+        x,
+        elements,
+        sites,
+        batch,
+        model.config.sigma_max * one,
+        one,
+        one,
+    )
     return sized(model, state), known
 
 
@@ -59,7 +85,8 @@ def sized(model, state: Noisy) -> Noisy:
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120008
 def _letter_weight(templates: dict, number: int, orbits: int, letters: Counter) -> float:
-    "How many training crystals of a group have these Wyckoff letters among theirs; those with as many orbits count ten times."
+    """How many training crystals of a group have these Wyckoff letters among theirs; those with as many
+    orbits count ten times."""
     found = 0.0
     for (group, M), counts in templates.items():
         if group == number:
@@ -71,21 +98,25 @@ def _letter_weight(templates: dict, number: int, orbits: int, letters: Counter) 
 def choose_letters(templates: dict, number: int, classes: Sequence[int], rng) -> tuple[int, ...]:
     """Wyckoff positions (M,) of a group for site-symmetry classes (M,).
 
-    One after another, each drawn in proportion to how many training crystals of the group have it together with the letters chosen so
-    far; a little is added, so that nothing possible is excluded. A position without a free parameter is used once.
-    templates: see `count_templates`; rng: a NumPy Generator."""
+    One after another, each drawn in proportion to how many training crystals of the group have it
+    together with the letters chosen so far; a little is added, so that nothing possible is excluded. A
+    position without a free parameter is used once. templates: see `count_templates`; rng: a NumPy
+    Generator."""
     positions = SpaceGroup(number).wyckoff_positions
     chosen: list[int] = []
     for c in classes:
         taken = {w for w in chosen if positions[w].dof == 0}
         options = [p.index for p in positions if p.site_class == c and p.index not in taken]
-        weights = [0.02 + _letter_weight(templates, number, len(classes), Counter([*chosen, w])) for w in options]
+        weights = [
+            0.02 + _letter_weight(templates, number, len(classes), Counter([*chosen, w])) for w in options
+        ]
         chosen.append(options[draw_index(weights, rng)] if len(options) > 1 else options[0])
     return tuple(chosen)
 
-
+# %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12008c
 def choose_sites(model, requests: Sequence[Request], generator, steps=24) -> list[Request]:
-    "Requests with sites and Wyckoff positions; what they fix stays. steps: network calls, without any geometry."
+    """Requests with sites and Wyckoff positions; what they fix stays. steps: network calls, without any
+    geometry."""
     requests, free = list(requests), [i for i, r in enumerate(requests) if r.sites is None]
     if free:
         state, known = before_geometry(model, [requests[i] for i in free], generator)
@@ -100,13 +131,18 @@ def choose_sites(model, requests: Sequence[Request], generator, steps=24) -> lis
             requests[i] = replace(requests[i], sites=tuple(own.tolist()))
     templates = unpack_templates(model.stat_templates.cpu())
     rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-    return [r if r.positions else replace(r, positions=choose_letters(templates, r.space_group, r.sites, rng)) for r in requests]
+    return [
+        r if r.positions else replace(r, positions=choose_letters(templates, r.space_group, r.sites, rng))
+        for r in requests
+    ]
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120011
 def choose_elements(model, requests: Sequence[Request], generator, steps=16) -> list[Request]:
-    "Requests with an element for each orbit; what they fix stays. They must have sites and positions. steps: network calls."
+    """Requests with an element for each orbit; what they fix stays. They must have sites and positions.
+    steps: network calls."""
     requests, free = list(requests), [i for i, r in enumerate(requests) if r.elements is None]
-    if not free: return requests
+    if not free:
+        return requests
     asked = [requests[i] for i in free]
     state, known = before_geometry(model, asked, generator)
     state, T = replace(state, t_site=torch.zeros_like(state.t)), model.config.T
@@ -122,7 +158,9 @@ def choose_elements(model, requests: Sequence[Request], generator, steps=16) -> 
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120014
 class Geometry:
-    "Reverse process of cell and coordinates for `Request`s with sites, positions and elements. k (B, 6) standardised, u (M, 3)."
+    """Reverse process of cell and coordinates for `Request`s with sites, positions and elements. k (B,
+    6) standardised, u (M, 3)."""
+
     def __init__(self, model, requests: Sequence[Request], generator):
         self.model, self.generator = model, generator
         self.state, self.known = before_geometry(model, requests, generator)
@@ -137,30 +175,42 @@ class Geometry:
     def at(self, t: int):
         "Put k and u into the state that the network sees at noise time t (0 to T)."
         n, model = self.state, self.model
-        x = wrap((self.axes @ self.u[..., None])[..., 0] + self.origin)                          # lesson 11b, eq. (1)
-        k = self.k if t < model.config.T else torch.zeros_like(self.k)                           # pure noise is not shown
+        x = wrap((self.axes @ self.u[..., None])[..., 0] + self.origin)  # lesson 11b, eq. (1)
+        k = self.k if t < model.config.T else torch.zeros_like(self.k)  # pure noise is not shown
         lattice = model.lattice(k, n.space_group, n.content)
         sigma = max(float(model.coordinate_noise.sigma(t)), model.config.sigma_min)
         zero = torch.zeros_like(n.t)
-        self.state = replace(n, t=torch.full_like(n.t, t / model.config.T), k=k, lattice=lattice, x=x,
-                             sigma=torch.full_like(n.sigma, sigma), t_elements=zero, t_site=zero)
+        self.state = replace(
+            n,
+            t=torch.full_like(n.t, t / model.config.T),
+            k=k,
+            lattice=lattice,
+            x=x,
+            sigma=torch.full_like(n.sigma, sigma),
+            t_elements=zero,
+            t_site=zero,
+        )
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120015
 def reverse(self, t: int, s: int, options: StageOptions):
     "One step of k and u from time t to s < t, from one call of the network."
     model, noise = self.model, self.model.lattice_noise
     v, score, _, _ = model.network(self.state)
-    eps = (noise.noise(t, self.k) * self.k + noise.signal(t, self.k) * v) * self.mask            # lesson 11b, eq. (4)
-    along = (self.axes.mT @ score[..., None])[..., 0] * self.free                                # lesson 11b, eq. (2)
+    eps = (noise.noise(t, self.k) * self.k + noise.signal(t, self.k) * v) * self.mask  # lesson 11b, eq. (4)
+    along = (self.axes.mT @ score[..., None])[..., 0] * self.free  # lesson 11b, eq. (2)
     if options.apart and 0 < s and t <= options.guide * model.config.T:
         along = self.uncrowded(along, t, options.apart)
     self.k = noise.step(self.k, eps, t, s, self.generator, options.eta) * self.mask
-    self.u = model.coordinate_noise.step(self.u, along, t, s, self.generator, options.eta, options.sharpen) * self.free
+    self.u = (
+        model.coordinate_noise.step(self.u, along, t, s, self.generator, options.eta, options.sharpen)
+        * self.free
+    )
     self.at(s)
 
 
 def uncrowded(self, along, t: int, apart: float):
-    "Score along u (M, 3) whose estimate of the clean structure has been moved out of contacts shorter than `apart` sums of radii."
+    """Score along u (M, 3) whose estimate of the clean structure has been moved out of contacts shorter
+    than `apart` sums of radii."""
     n, per_score = self.state, _per_score(self.model, t)
     clean = self.u + per_score * along
     x = (self.axes @ clean[..., None])[..., 0] + self.origin
@@ -173,7 +223,9 @@ def uncrowded(self, along, t: int, apart: float):
 Geometry.reverse, Geometry.uncrowded = reverse, uncrowded
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120018
-def geometry_of(model, requests: Sequence[Request], generator, options: StageOptions, advance: Callable = lambda n=1: None) -> list[Sample]:
+def geometry_of(
+    model, requests: Sequence[Request], generator, options: StageOptions, advance: Callable = lambda n=1: None
+) -> list[Sample]:
     "Cells and coordinates for `Request`s with sites, positions and elements: a `Sample` each."
     geometry = Geometry(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, options.steps)):
@@ -186,8 +238,15 @@ def geometry_of(model, requests: Sequence[Request], generator, options: StageOpt
 
 
 @torch.no_grad()
-def sample_in_stages(model, requests: Sequence[Request], generator, options: StageOptions = StageOptions(), advance: Callable = lambda n=1: None) -> list[Sample]:
-    "Sites, elements and geometry of a list of `Request`s, one after the other, as one batch: list of `Sample` in order."
+def sample_in_stages(
+    model,
+    requests: Sequence[Request],
+    generator,
+    options: StageOptions = StageOptions(),
+    advance: Callable = lambda n=1: None,
+) -> list[Sample]:
+    """Sites, elements and geometry of a list of `Request`s, one after the other, as one batch: list of
+    `Sample` in order."""
     sited = choose_sites(model, requests, generator, options.site_steps)
     decided = choose_elements(model, sited, generator, options.element_steps)
     return geometry_of(model, decided, generator, options, advance)
@@ -197,29 +256,52 @@ SymmCD.sample_in_stages = sample_in_stages
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120021
 def request_of(unit: AsymmetricUnit) -> Request:
-    "`Request` with group, Wyckoff positions and elements of an `AsymmetricUnit`; its cell and coordinates are left out."
+    """`Request` with group, Wyckoff positions and elements of an `AsymmetricUnit`; its cell and
+    coordinates are left out."""
     classes = tuple(unit.positions[w].site_class for w in unit.wyckoff)
-    return Request(unit.space_group, len(unit), classes, tuple(int(z) for z in unit.elements), positions=tuple(int(w) for w in unit.wyckoff))
+    return Request(
+        unit.space_group,
+        len(unit),
+        classes,
+        tuple(int(z) for z in unit.elements),
+        positions=tuple(int(w) for w in unit.wyckoff),
+    )
 
-
+# %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12021c
 @torch.no_grad()
-def predict(self, units: Sequence[AsymmetricUnit], n: int = 1, seed: int = 0, options: StageOptions = StageOptions(),
-            batch_size: int = 256, progress: bool = True) -> list[Sample]:
+def predict(
+    self,
+    units: Sequence[AsymmetricUnit],
+    n: int = 1,
+    seed: int = 0,
+    options: StageOptions = StageOptions(),
+    batch_size: int = 256,
+    progress: bool = True,
+) -> list[Sample]:
     """Cells and free coordinates for given space groups, Wyckoff positions and elements.
 
-    units: only group, positions and elements are used. n: structures for each unit. Returns len(units) * n `Sample`s, those of a unit
-    one after another; row `unit` is its index. Same seed, options and device: same structures. MatgenError for a model that is not
-    staged (lesson 11b) and for a list without units."""
-    if not self.config.staged: raise MatgenError("predict needs staged weights (lesson 11b), and these are not: use symmcd-mp20-small, or train with --preset small")
-    if not units or n < 1: raise MatgenError(f"predict needs at least one unit and one structure each, got {len(units)} units and n = {n}")
+    units: only group, positions and elements are used. n: structures for each unit. Returns len(units) * n
+    `Sample`s, those of a unit one after another; row `unit` is its index. Same seed, options and device: same
+    structures. MatgenError for a model that is not staged (lesson 11b) and for a list without units."""
+    if not self.config.staged:
+        raise MatgenError(
+            "predict needs staged weights (lesson 11b), and these are not: use symmcd-mp20-small, "
+            "or train with --preset small"
+        )
+    if not units or n < 1:
+        raise MatgenError(
+            f"predict needs at least one unit and one structure each, got {len(units)} units and n = {n}"
+        )
     requests = [request_of(u) for u in units for _ in range(n)]
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))              # crystals of like size share a batch
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))   # like sizes together
     samples: list = [None] * len(requests)
-    with progress_bar("predicting", len(requests) * options.steps, show=progress) as advance, reproducible(self.device):
+    total = len(requests) * options.steps
+    with progress_bar("predicting", total, show=progress) as advance, reproducible(self.device):
         for first in range(0, len(order), batch_size):
-            rows = order[first:first + batch_size]
+            rows = order[first : first + batch_size]
             generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
-            for i, sample in zip(rows, geometry_of(self, [requests[i] for i in rows], generator, options, advance)):
+            found = geometry_of(self, [requests[i] for i in rows], generator, options, advance)
+            for i, sample in zip(rows, found):
                 sample.row = dict(index=i, unit=i // n, **sample.row)
                 samples[i] = sample
     return samples

@@ -20,13 +20,15 @@ from ..symmetry.space_groups import wyckoff_tables
 
 # %% ../../nbs/3_symmcd/11b_stages.ipynb #st110007
 STAGES = ("geometry", "elements", "decoration", "sites")
-SHARES = (0.52, 0.26, 0.09, 0.13)     # of the crystals of a batch; the geometry is the hardest and gets the most
-NEARLY_CLEAN = 0.3                    # share of T up to which the decoration stage noises the geometry
+SHARES = (0.52, 0.26, 0.09, 0.13)  # of the crystals of a batch; the geometry is the hardest and gets the most
+NEARLY_CLEAN = 0.3  # share of T up to which the decoration stage noises the geometry
 
 
 @dataclass(frozen=True)
 class Times:
-    "Noise times of the parts of B crystals, int64 (B,) each, 0 (clean) to T (nothing is left), and the stage of each, index in STAGES."
+    """Noise times of the parts of B crystals, int64 (B,) each, 0 (clean) to T (nothing is left), and the
+    stage of each, index in STAGES."""
+
     geometry: torch.Tensor
     elements: torch.Tensor
     sites: torch.Tensor
@@ -37,7 +39,8 @@ class Times:
 
 
 def draw_times(n, T, generator=None, device=None):
-    "`Times` of n crystals: a stage for each with the probabilities SHARES, and the noise times that belong to it."
+    """`Times` of n crystals: a stage for each with the probabilities SHARES, and the noise times that
+    belong to it."""
     stage = torch.multinomial(torch.tensor(SHARES, device=device), n, replacement=True, generator=generator)
     t = torch.randint(1, T + 1, (n,), generator=generator, device=device)
     light = torch.randint(0, int(NEARLY_CLEAN * T), (n,), generator=generator, device=device)
@@ -49,9 +52,11 @@ def draw_times(n, T, generator=None, device=None):
 
 # %% ../../nbs/3_symmcd/11b_stages.ipynb #st110010
 def position_axes(space_group, wyckoff):
-    """How the first member of a Wyckoff position depends on its free parameters, eq. (1): A (M, 3, 3), t (M, 3), free (M, 3).
+    """How the first member of a Wyckoff position depends on its free parameters, eq. (1): A (M, 3, 3), t
+    (M, 3), free (M, 3).
 
-    space_group and wyckoff (M,) int64, of each orbit. free is 1 for the parameters that exist (columns of A that are not zero), else 0."""
+    space_group and wyckoff (M,) int64, of each orbit. free is 1 for the parameters that exist (columns
+    of A that are not zero), else 0."""
     tables = wyckoff_tables(str(wyckoff.device))
     first = tables.member_offset[tables.wyckoff_offset[space_group] + wyckoff]
     A, t = tables.A[first].float(), tables.t[first].float()
@@ -61,8 +66,8 @@ def position_axes(space_group, wyckoff):
 def content_volume(self, space_group, elements, site, batch):
     """Logarithm of the volume (A^3) that the atoms of each cell add up to, (B,).
 
-    space_group (B,), elements (M,) 0-based, site (M,) class index, batch (M,) the crystal of each orbit; volumes of the elements
-    are those of the training set."""
+    space_group (B,), elements (M,) 0-based, site (M,) class index, batch (M,) the crystal of each orbit;
+    volumes of the elements are those of the training set."""
     tables = wyckoff_tables(str(site.device))
     atoms = tables.class_multiplicity[space_group[batch], site]
     volume = atoms * self.stat_volumes[elements]
@@ -74,8 +79,10 @@ SymmCD.content_volume = content_volume
 # %% ../../nbs/3_symmcd/11b_stages.ipynb #st110018
 @dataclass
 class Targets:
-    """What the network should answer for a batch noised in stages. Per crystal: v (B, 6) of eq. (4), stage (B,) index in STAGES. Per
-    orbit: score (M, 3) along the free parameters, elements (M,) 0-based, site (M,) class, axes (M, 3, 3) the A of eq. (1), free (M, 3)."""
+    """What the network should answer for a batch noised in stages. Per crystal: v (B, 6) of eq. (4),
+    stage (B,) index in STAGES. Per orbit: score (M, 3) along the free parameters, elements (M,)
+    0-based, site (M,) class, axes (M, 3, 3) the A of eq. (1), free (M, 3)."""
+
     v: torch.Tensor
     stage: torch.Tensor
     score: torch.Tensor
@@ -86,12 +93,13 @@ class Targets:
 
 
 def noisy_coordinates(self, batch, rows, generator=None):
-    "Coordinates (M, 3) noised inside their Wyckoff positions at times rows (M,), their score along the free parameters, A and free of eq. (1)."
+    """Coordinates (M, 3) noised inside their Wyckoff positions at times rows (M,), their score along the
+    free parameters, A and free of eq. (1)."""
     noise = self.coordinate_noise
     A, _, free = position_axes(batch.space_group[batch.batch], batch.wyckoff)
     sigma = noise.sigma(rows, batch.frac_coords)
     delta = sigma * random_normal(batch.frac_coords.shape, generator, sigma.device) * free
-    x = wrap(batch.frac_coords + (A @ delta[..., None])[..., 0])                                # eq. (1)
+    x = wrap(batch.frac_coords + (A @ delta[..., None])[..., 0])  # eq. (1)
     score = wrapped_normal_score(delta, sigma.clamp(min=noise.sigma_min))
     return x, score / noise.scale(rows, delta).clamp(min=1e-30) * free, A, free
 
@@ -102,23 +110,42 @@ SymmCD.noisy_coordinates = noisy_coordinates
 def noisy_in_stages(self, batch, times, generator=None):
     """Noise a `Batch` at `Times`: (`Noisy`, `Targets`).
 
-    The contents against which the size is measured are those that the network sees, noised or not. While nothing is known of the cell
-    (geometry time T) it is shown with the mean shape and the size of its contents; points without a free parameter are where they are."""
+    The contents against which the size is measured are those that the network sees, noised or not. While
+    nothing is known of the cell (geometry time T) it is shown with the mean shape and the size of its
+    contents; points without a free parameter are where they are."""
     rows, group = batch.batch, batch.space_group[batch.batch]
     T, mask = self.config.T, self.mask(batch.space_group)
     elements, site = batch.elements - 1, self.site_labels(group, batch.wyckoff)
     shown = self.element_noise.add_noise(elements, times.elements[rows], self.stat_elements, generator)
     seen = self.site_noise.add_noise(site, times.sites[rows], self.site_prior(group), generator)
     content = self.content_volume(batch.space_group, shown, seen, rows)
-    clean = self.standard_k(batch.k, batch.space_group, content)                                # eq. (3)
+    clean = self.standard_k(batch.k, batch.space_group, content)  # eq. (3)
     k, eps = self.lattice_noise.add_noise(clean, times.geometry, generator)
     k, eps = k * mask, eps * mask
-    k = torch.where((times.geometry < T)[:, None], k, 0.0)           # nothing is known: the mean shape, the size of the contents
-    v = self.lattice_noise.signal(times.geometry, k) * eps - self.lattice_noise.noise(times.geometry, k) * clean   # eq. (4)
+    k = torch.where(
+        (times.geometry < T)[:, None], k, 0.0
+    )  # nothing is known: the mean shape, the size of the contents
+    v = (
+        self.lattice_noise.signal(times.geometry, k) * eps
+        - self.lattice_noise.noise(times.geometry, k) * clean
+    )  # eq. (4)
     x, score, axes, free = self.noisy_coordinates(batch, times.geometry[rows], generator)
     sigma = self.coordinate_noise.sigma(times.geometry, k[:, 0]).clamp(min=self.config.sigma_min)
-    state = Noisy(times.geometry / T, batch.space_group, k, self.lattice(k, batch.space_group, content), batch.num_orbits, x,
-                  shown, seen, rows, sigma, times.elements / T, times.sites / T, content)
+    state = Noisy(
+        times.geometry / T,
+        batch.space_group,
+        k,
+        self.lattice(k, batch.space_group, content),
+        batch.num_orbits,
+        x,
+        shown,
+        seen,
+        rows,
+        sigma,
+        times.elements / T,
+        times.sites / T,
+        content,
+    )
     return state, Targets(v, times.stage, score, elements, site, axes, free)
 
 
@@ -126,7 +153,8 @@ SymmCD.noisy_in_stages = noisy_in_stages
 
 # %% ../../nbs/3_symmcd/11b_stages.ipynb #st110023
 def _swapped(self, batch, stage, generator):
-    "The `Batch` with elements swapped inside their columns, apart from the crystals that learn their geometry."
+    """The `Batch` with elements swapped inside their columns, apart from the crystals that learn their
+    geometry."""
     other = substituted(batch, self.stat_elements, self.stat_volumes, generator, self.config.substitute)
     keep = stage == STAGES.index("geometry")
     k = torch.where(keep[:, None], batch.k, other.k)
@@ -138,15 +166,20 @@ def stage_losses(self, state, targets):
     "Errors of each crystal (B,): {'k', 'x', 'elements', 'site'}, of one call of the network."
     v, score, element_logits, site_logits = self.network(state)
     mask = self.mask(state.space_group)
-    total = lambda values: torch.zeros(len(state.t), device=values.device).index_add_(0, state.batch, values.float())
-    along = (targets.axes.mT @ score.float()[..., None])[..., 0] * targets.free                 # eq. (2)
+    total = lambda values: torch.zeros(len(state.t), device=values.device).index_add_(
+        0, state.batch, values.float()
+    )
+    along = (targets.axes.mT @ score.float()[..., None])[..., 0] * targets.free  # eq. (2)
     freedom = total(targets.free.sum(1)).clamp(min=1)
     prior = self.site_prior(state.space_group[state.batch])
     elements = self.element_noise.loss(element_logits, targets.elements, reduction="none")
     site = self.site_noise.loss(site_logits, targets.site, prior, reduction="none")
-    return dict(k=((v - targets.v) ** 2 * mask).sum(1) / mask.sum(1),
-                x=total(((along - targets.score) ** 2).sum(1)) / freedom,
-                elements=total(elements) / state.num_orbits, site=total(site) / state.num_orbits)
+    return dict(
+        k=((v - targets.v) ** 2 * mask).sum(1) / mask.sum(1),
+        x=total(((along - targets.score) ** 2).sum(1)) / freedom,
+        elements=total(elements) / state.num_orbits,
+        site=total(site) / state.num_orbits,
+    )
 
 
 SymmCD._swapped, SymmCD.stage_losses = _swapped, stage_losses
@@ -155,11 +188,12 @@ SymmCD._swapped, SymmCD.stage_losses = _swapped, stage_losses
 def loss_in_stages(self, batch, generator=None, share=None):
     """Training loss of a staged model: {'loss', 'k', 'x', 'elements', 'site'}, scalars; see `SymmCD.loss`.
 
-    Each part is the sum over the crystals of its stage over the number that is expected there, so that the mean over the processes'
-    shares is the loss of the batch."""
+    Each part is the sum over the crystals of its stage over the number that is expected there, so that
+    the mean over the processes' shares is the loss of the batch."""
     device = generator.device if generator is not None else batch.k.device
     times = draw_times(len(batch), self.config.T, generator, device).to(batch.k.device)
-    if self.training and self.config.substitute: batch = self._swapped(batch, times.stage, generator)
+    if self.training and self.config.substitute:
+        batch = self._swapped(batch, times.stage, generator)
     with torch.autocast(batch.k.device.type, enabled=False):
         state, targets = self.noisy_in_stages(batch, times, generator)
     if share:

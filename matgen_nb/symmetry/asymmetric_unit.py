@@ -27,8 +27,9 @@ from ..utils import atomic_write
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #0edf89ff
 @contextlib.contextmanager
 def spglib_errors():
-    """spglib, set to raise an error that says why where it finds nothing (as its versions from 2.7 on can, and later ones
-    will); what the rest of the program has chosen is restored afterwards. ModuleNotFoundError where it is not installed."""
+    """spglib, set to raise an error that says why where it finds nothing (as its versions from 2.7 on
+    can, and later ones will); what the rest of the program has chosen is restored afterwards.
+    ModuleNotFoundError where it is not installed."""
     import spglib
     handling = getattr(spglib, "error", None)
     before = getattr(handling, "OLD_ERROR_HANDLING", None)         # None: an older spglib, which returns None
@@ -42,7 +43,8 @@ def spglib_errors():
 
 @functools.lru_cache(4)
 def symmetry_dataset(crystal, symprec):
-    "spglib's dataset of a crystal (the last few are kept), with a clear CrystalError where spglib finds nothing."
+    """spglib's dataset of a crystal (the last few are kept), with a clear CrystalError where spglib
+    finds nothing."""
     cell, reason = (crystal.lattice, crystal.frac_coords, crystal.elements), "no answer"
     with spglib_errors() as spglib:
         try:
@@ -56,7 +58,8 @@ def symmetry_dataset(crystal, symprec):
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #43df3f7c
 def standard_orbits(found):
-    "Conventional cell of a spglib dataset in our setting, as a list of (element, frac_coords (m, 3)), one per orbit."
+    """Conventional cell of a spglib dataset in our setting, as a list of (element, frac_coords (m, 3)),
+    one per orbit."""
     positions = found.std_positions + SpaceGroup(found.number).origin_shift
     orbit_of_primitive = dict(zip(found.mapping_to_primitive.tolist(), found.crystallographic_orbits.tolist()))
     orbit = np.array([orbit_of_primitive[p] for p in found.std_mapping_to_primitive.tolist()])
@@ -67,8 +70,9 @@ HEXAGONAL_METRIC = np.array([[1, -.5, 0], [-.5, 1, 0], [0, 0, 1.]])
 
 @functools.lru_cache(None)
 def first_member_projectors(number):
-    """Affine projectors onto the first member of every Wyckoff position of a group: P (W, 3, 3) and t (W, 3), so that
-    x -> P (x - t) + t is the nearest point on it in every lattice that the group allows."""
+    """Affine projectors onto the first member of every Wyckoff position of a group: P (W, 3, 3) and t
+    (W, 3), so that x -> P (x - t) + t is the nearest point on it in every lattice that the group
+    allows."""
     group = SpaceGroup(number)
     g = HEXAGONAL_METRIC if 143 <= number <= 194 else np.eye(3)
     A, t = (np.stack([getattr(w, name)[0] for w in group.wyckoff_positions]) for name in ("A", "t"))
@@ -78,8 +82,8 @@ def first_member_projectors(number):
 _SHIFTS = np.array(list(itertools.product((0, -1, 1), repeat=3)))
 
 def nearest_first_members(frac_coords, number, indices, lattice):
-    """Nearest point of the first members of some Wyckoff positions: frac_coords (m, 3), indices (w,) of the positions.
-    Returns points (m, w, 3), unwrapped, and distances (m, w) in A."""
+    """Nearest point of the first members of some Wyckoff positions: frac_coords (m, 3), indices (w,) of
+    the positions. Returns points (m, w, 3), unwrapped, and distances (m, w) in A."""
     P, t = (x[indices] for x in first_member_projectors(number))
     delta = frac_coords[:, None] - t
     delta -= np.round(delta)
@@ -91,8 +95,9 @@ def nearest_first_members(frac_coords, number, indices, lattice):
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #e4dd99b6
 def place_orbit(frac_coords, number, lattice):
-    """Recognise an orbit (m, 3): the Wyckoff position of multiplicity m that it sits on, one atom of it on the first member.
-    Returns (index of the position, representative (3,), distance moved in A); ValueError if no position has m members."""
+    """Recognise an orbit (m, 3): the Wyckoff position of multiplicity m that it sits on, one atom of it
+    on the first member. Returns (index of the position, representative (3,), distance moved in A);
+    ValueError if no position has m members."""
     fits = [w.index for w in SpaceGroup(number).wyckoff_positions if w.multiplicity == len(frac_coords)]
     if not fits: raise ValueError(f"space group {number} has no Wyckoff position with {len(frac_coords)} members")
     points, distance = nearest_first_members(frac_coords, number, np.array(fits), lattice)
@@ -119,8 +124,9 @@ def _reduced(delta, A):
 class AsymmetricUnit:
     """A crystal as (G, k, A', X', S): one atom of each orbit, on the first member of its Wyckoff position.
 
-    space_group 1..230 (standard setting); k (6,) float64 lattice vector; elements (M,) int64; frac_coords (M, 3) float64;
-    wyckoff (M,) int64 index of the Wyckoff position (0 = 'a'). ValueError where the parts do not fit."""
+    space_group 1..230 (standard setting); k (6,) float64 lattice vector; elements (M,) int64;
+    frac_coords (M, 3) float64; wyckoff (M,) int64 index of the Wyckoff position (0 = 'a'). ValueError
+    where the parts do not fit."""
     space_group: int; k: np.ndarray; elements: np.ndarray; frac_coords: np.ndarray; wyckoff: np.ndarray
 
     def __post_init__(self):
@@ -179,14 +185,16 @@ def _standardise(crystal, symprec):
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #cfc5304a
 def from_crystal(crystal, symprec=0.1, strict_symprec=0.01):
-    """The asymmetric unit of a crystal, found with spglib at `symprec` (A), idealised, in the standard setting.
+    """The asymmetric unit of a crystal, found with spglib at `symprec` (A), idealised, in the standard
+    setting.
 
-    The result, written out, has exactly the group it claims (spglib agrees at `strict_symprec`) and the volume per atom of the
-    input to 0.1 %: where idealising uncovers a higher symmetry the crystal is read again, where `symprec` is too coarse for the
-    structure a finer one is tried. Raises CrystalError when none of the tolerances works.
+    The result, written out, has exactly the group it claims (spglib agrees at `strict_symprec`) and the
+    volume per atom of the input to 0.1 %: where idealising uncovers a higher symmetry the crystal is read
+    again, where `symprec` is too coarse for the structure a finer one is tried. Raises CrystalError when
+    none of the tolerances works.
 
-    "Exactly" speaks of the result: at 0.1 A a nearly symmetric input comes back idealised to a higher group
-    than its own (perov-5 and carbon-24 keep theirs in 51 and 46 %). 0.01 keeps nearly all."""
+    "Exactly" speaks of the result: at 0.1 A a nearly symmetric input comes back idealised to a higher
+    group than its own (perov-5 and carbon-24 keep theirs in 51 and 46 %). 0.01 keeps nearly all."""
     reasons = []
     for tolerance in (symprec, symprec / 3, symprec / 10, symprec / 100, 1e-5):
         try:
