@@ -108,7 +108,7 @@ def test_relaxation_hands_on_the_change_of_volume(model, monkeypatch):
     crystal = mof.crystal
     built = SimpleNamespace(crystal=crystal, to_mof=lambda: mof, row=dict(assembled=True, cp_error=0.1, bond_success=1.0, clashes=0, reason=""))
     relaxed = SimpleNamespace(crystal=crystal, bonds=mof.bonds, images=mof.images, converged=True, row=dict(volume_change=-0.7, stopped=""))
-    monkeypatch.setattr(pd, "assemble", lambda coarse, **k: [built] * len(coarse))
+    monkeypatch.setattr(pd, "assemble_first", lambda options, **k: [built] * len(options))
     monkeypatch.setattr(pd, "relax_many", lambda mofs, names, **k: ([relaxed] * len(mofs), []))
     made, rows = pd.build(model.sample(1, seed=0, steps=4, progress=False), relax=True)
     assert rows[0]["volume_change"] == -0.7

@@ -232,7 +232,8 @@ def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
     """A map of the vertices of a onto those of b under which the two periodic graphs are one, or None.
 
     Returns K ints. Labels are kept, and so are classes: vertices are alike in b where they are in a.
-    Exact, for cells of equal size. MatgenError after `most` trials."""
+    Exact, for
+    cells of equal size. MatgenError after `most` trials."""
     if len(a) != len(b) or sum(map(len, a.around)) != sum(map(len, b.around)):
         return None
     search = _Search(a, b, most)
@@ -303,10 +304,10 @@ def rcsr_name(graph: QuotientGraph) -> str:
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c0031
 def plot_net(graph: QuotientGraph, lattice, frac_coords, ax=None, pixels=260):
-    """Draw a net: the vertices of one cell and, paler, those that they reach in other cells. Returns the
-    axes.
+    """Draw a net: the vertices of one cell and, paler, those that they reach in others.
 
-    Organic vertices with two neighbours are the middles of edges. lattice (3, 3), A; frac_coords (K, 3)."""
+    Organic vertices with two neighbours are the middles of edges. lattice (3, 3), A; frac_coords (K, 3).
+    Returns the axes."""
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -338,8 +339,7 @@ def plot_net(graph: QuotientGraph, lattice, frac_coords, ax=None, pixels=260):
 
 # %% ../../nbs/4_mofdiff/16c_nets.ipynb #n16c002y
 def framework_key(identities: list, graph: QuotientGraph, nets: int = 1) -> str:
-    """A short name (16 hexadecimal digits) of blocks on a net: hash of their identities and coordination
-    sequences.
+    """A short name (16 hexadecimal digits) of blocks on a net: their identities and coordination sequences.
 
     identities: of the blocks on the K vertices; nets: how many interpenetrate."""
     rows = [sequence_totals(coordination_sequence(graph, v, 5)) for v in range(len(graph))]
@@ -355,12 +355,12 @@ def connection_bonds(block):
     return bonds / np.linalg.norm(bonds, axis=1, keepdims=True).clip(1e-9)
 
 def point_set_shape(points, bonds):
-    """Numbers that two sets of c connection points share where they have the same shape, in any orientation
-    and size.
+    """Numbers that two sets of c connection points of one shape share, in any orientation and size.
 
-    points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of
-    pairs over the mean radius, cosines between bonds, cosines between point and bond; each sorted, and
-    weighted so that a difference is a root mean square."""
+    points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of pairs
+    over the
+    mean radius, cosines between bonds, cosines between point and bond; each sorted, and weighted so that a
+    difference is a root mean square."""
     radius = max(np.linalg.norm(points, axis=1).mean(), 1e-9)
     i, j = np.triu_indices(len(points), 1)
     apart = np.linalg.norm(points[i] - points[j], axis=1) / radius
@@ -407,7 +407,8 @@ def misfit(blocks: list, sites: list) -> np.ndarray:
     """How badly blocks fit sites (both lists of `Site`), (n, m): 0 for the same shape and size.
 
     inf where kind or number of points differ. Else the distance of the shapes, and a tenth of the
-    logarithm of the ratio of radii: size is what a net can adapt to."""
+    logarithm of the
+    ratio of radii: size is what a net can adapt to."""
     out = np.full((len(blocks), len(sites)), np.inf)
     for kind in {s.kind for s in sites}:
         rows = [n for n, b in enumerate(blocks) if b.kind == kind]
@@ -541,7 +542,8 @@ def fit_net(net: PlacedNet, radii, options: FitOptions = FitOptions()):
     """Cell (3, 3), A, and fractional positions (K, 3) of a net that carries other blocks.
 
     radii (K,): their mean radii, A. Edges get the lengths of `edge_goals` as nearly as beads and a
-    symmetric strain of the cell allow."""
+    symmetric strain
+    of the cell allow."""
     goal, old = edge_goals(net, radii, options.shortest), edge_goals(net, [s.radius for s in net.sites])
     lattice, frac = net.lattice * (goal @ old) / (old @ old), net.frac_coords
     damping = options.damping**2 * np.eye(3 * len(net) + 6)

@@ -28,7 +28,8 @@ from ..utils import MatgenError, OwnFiles, atomic_write, describe_failures
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0450dc77
 def our_error(error):
-    "True for errors whose message is meant for the user: MatgenError, a ValueError raised inside this package, or a disk problem."
+    """True for errors whose message is meant for the user: MatgenError, a ValueError raised inside this
+    package, or a disk problem."""
     if isinstance(error, (MatgenError, OSError)): return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None: trace = trace.tb_next
@@ -94,8 +95,9 @@ def _common(debug: Annotated[bool, _option("Show tracebacks.", False, "--debug")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #8c7462d4
 def pick_device(device, float64=False):
-    """'cpu', 'cuda' or 'mps' for a Device or its name; MatgenError if this machine does not have it. float64: for work that needs it, as placing atoms on their
-    sites does. Apple's GPU (mps) has none: "auto" passes it by, and it is refused where it is asked for."""
+    """'cpu', 'cuda' or 'mps' for a Device or its name; MatgenError if this machine does not have it.
+    float64: for work that needs it, as placing atoms on their sites does. Apple's GPU (mps) has none:
+    "auto" passes it by, and it is refused where it is asked for."""
     import torch
     device = getattr(device, "value", device)
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not float64, "cpu": True}
@@ -131,8 +133,9 @@ TRAINING = {"tiny": dict(steps=1500, batch_size=64, lr=2e-3, warmup_steps=50, em
             "paper": dict(epochs=2000, batch_size=512, lr=1e-3, warmup_steps=0, ema_decay=0.)}
 
 def choose_training(table, preset, **choices):
-    """`TrainConfig` of a preset of a table like TRAINING; choices that are None keep its values. steps replaces epochs and the reverse; max_seconds
-    alone replaces both: then the time decides when it ends. MatgenError for a preset that the table lacks."""
+    """`TrainConfig` of a preset of a table like TRAINING; choices that are None keep its values. steps
+    replaces epochs and the reverse; max_seconds alone replaces both: then the time decides when it
+    ends. MatgenError for a preset that the table lacks."""
     from matgen_nb.scale.training import TrainConfig
     if preset not in table: raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
     given, base = {key: value for key, value in choices.items() if value is not None}, dict(table[preset])
@@ -162,10 +165,14 @@ def without_nan(data, path):
     say(f"{text}; they are left out")
     return data.subset([i for i in range(len(data)) if i not in set(bad)])
 
-def new_symmcd(preset, data):
-    "An untrained SymmCD of this preset with the statistics of `data`."
+def new_symmcd(preset, data, init_from=None):
+    """An untrained SymmCD of this preset with the statistics of `data`; or one with the weights
+    `init_from` (a file, or the name of weights that ship), and the counts of `data`: see
+    `fine_tuned`. Then the weights say how large it is."""
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, fine_tuned, statistics
+    if init_from:
+        return fine_tuned(SymmCD.from_pretrained(init_from), data).train()
     return SymmCD(SymmCDConfig.preset(preset), statistics(data))
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e04dddc7
@@ -190,15 +197,17 @@ def averaged(trainer):
     "The model of a Trainer with averaged weights, or with its own where none are kept."
     return trainer.ema_model if trainer.ema_model is not None else trainer.model
 
-def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=None):
-    "Train SymmCD of a preset on CrystalData into the folder `out`: see `fit_model`."
+def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=None, init_from=None):
+    """Train SymmCD of a preset, or further from the weights `init_from`, on CrystalData into the folder
+    `out`: see `fit_model`."""
     import torch
     torch.manual_seed(config.seed)
-    return fit_model(new_symmcd(preset, data), data, config, out, resume, overwrite, val)
+    return fit_model(new_symmcd(preset, data, init_from), data, config, out, resume, overwrite, val)
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25rep01
 def report_training(model, history, out, seed, start, follow):
-    "Record and last words of a training command. A helper process has no model and says nothing; a training that was told to stop ends as Ctrl-C does, with exit code 130."
+    """Record and last words of a training command. A helper process has no model and says nothing; a
+    training that was told to stop ends as Ctrl-C does, with exit code 130."""
     if model is None: return
     write_json(OwnFiles(out).claim("run.json")[0], run_record(_command(), seed, time.monotonic() - start, last=history[-1] if history else None))
     say(f"weights: {out}/weights.safetensors   curve: {out}/loss.png" + (f"\nnext: {follow}" if not model.stopped else ""))
@@ -206,7 +215,8 @@ def report_training(model, history, out, seed, start, follow):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #42d08042
 def given_training(table, preset, out, inputs, **choices):
-    "The `TrainConfig` of a training command (see `choose_training`), after a look at its folder and its inputs ({flag: path})."
+    """The `TrainConfig` of a training command (see `choose_training`), after a look at its folder and
+    its inputs ({flag: path})."""
     check_out(out, inputs)
     return choose_training(table, preset, **choices)
 
@@ -214,15 +224,18 @@ def given_training(table, preset, out, inputs, **choices):
 def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen prepare crystals.")], out: Out = Path("symmcd"),
                  preset: Annotated[str, _option("tiny (minutes), small (laptop), full (GPU), paper (as published).")] = "small",
                  val: Annotated[Optional[Path], _option("Prepared file for validation.", "2 % of the data")] = None,
+                 init_from: Annotated[Optional[str], _option("Start from these weights (a file, or the name of weights that ship): "
+                                                             "fine-tuning; they set the size, not --preset.", "untrained")] = None,
                  steps: Steps = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, max_seconds: Seconds = None,
                  devices: Devices = 1, nodes: Nodes = 1, strategy: Strategy = "auto", precision: Precision = "32-true", compile: Compile = False,
                  resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
-    config = given_training(TRAINING, preset, out, {"DATA": data, "--val": val}, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds,
+    from matgen_nb.utils import find_weights
+    config = given_training(TRAINING, preset, out, {"DATA": data, "--val": val, "--init-from": init_from and find_weights(init_from)}, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds,
                             devices=devices, num_nodes=nodes, strategy=strategy, precision=precision, compile=compile, seed=seed,
                             device=pick_device(device), val_fraction=0. if val else .02)
     start = time.monotonic()
-    model, history = fit_symmcd(load_data(data), preset, config, out, resume, overwrite, load_data(val) if val else None)
+    model, history = fit_symmcd(load_data(data), preset, config, out, resume, overwrite, load_data(val) if val else None, init_from)
     report_training(model, history, out, seed, start, f"matgen sample symmcd --weights {out/'weights.safetensors'} -n 100 --out samples")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f0714c01
@@ -321,7 +334,8 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, _option("
                   p1: Annotated[bool, _option("Write every atom of the cell, in P 1, not the group and one atom per orbit.", False, "--p1")] = False,
                   chunk: Annotated[int, _option("Crystals drawn together; more is faster on a GPU. Another number, other crystals.", min=1)] = CHUNK,
                   resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
-    "Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped continues with --resume."
+    """Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped
+    continues with --resume."""
     from matgen_nb.symmcd.model import SymmCD, find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.sampling import RESAMPLE
@@ -369,13 +383,15 @@ def reference_crystals(path):
     return [data[i].to_crystal() for i in range(len(data))]
 
 def training_reference(data):
-    "CrystalData as what novelty and new templates are judged against: nothing has to be computed, the units know their templates."
+    """CrystalData as what novelty and new templates are judged against: nothing has to be computed, the
+    units know their templates."""
     from matgen_nb.symmcd.evaluation import Reference
     units = [data[i] for i in range(len(data))]
     return Reference([u.to_crystal() for u in units], [{"template": u.wyckoff_template} for u in units])
 
 def summary_text(summary):
-    "One aligned line per number of a summary; a dict shows its value and, if it has one, its interval low to high."
+    """One aligned line per number of a summary; a dict shows its value and, if it has one, its interval
+    low to high."""
     def show(v):
         if isinstance(v, dict): return show(v.get("value")) + (f"  ({show(v['low'])} to {show(v['high'])})" if v.get("low") is not None else "")
         return f"{v:.4g}" if isinstance(v, float) else str(v)
@@ -384,13 +400,15 @@ def summary_text(summary):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f52619a3
 def described_beside(reference):
-    "Where the descriptions of a reference are kept: a file beside it, or None where its folder cannot be written."
+    """Where the descriptions of a reference are kept: a file beside it, or None where its folder cannot
+    be written."""
     path = Path(reference).resolve()
     return path.with_name(f"{path.name}.described.npz") if os.access(path.parent, os.W_OK) else None
 
 def judge(crystals, reference, cache=None, training=None, names=None, seed=0, n_jobs=-1, timeout=60., symprec=.1):
-    """Evaluation of crystals (None: failed) against a list of crystals, described once and kept in `cache`; training: a list or a Reference for novelty.
-    MatgenError where this installation cannot evaluate."""
+    """Evaluation of crystals (None: failed) against a list of crystals, described once and kept in
+    `cache`; training: a list or a Reference for novelty. MatgenError where this installation cannot
+    evaluate."""
     try: from matgen_nb.symmcd.evaluation import evaluate_crystals, prepare_reference
     except ModuleNotFoundError as error: raise MatgenError(f"evaluation needs the module {error.name}, which is not installed") from error
     known = prepare_reference(reference, symprec, cache=cache, n_jobs=n_jobs, timeout=timeout)
@@ -499,7 +517,8 @@ def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folde
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e215901a
 def demo_crystals(out, n, seconds, seed=0, device="cpu", known=200):
-    "Prepare the embedded crystals, train a tiny SymmCD for some seconds, sample n crystals and judge them against `known` embedded ones: (units, rows, summary)."
+    """Prepare the embedded crystals, train a tiny SymmCD for some seconds, sample n crystals and judge
+    them against `known` embedded ones: (units, rows, summary)."""
     from matgen_nb.symmcd.dataset import prepare
     from matgen_nb.symmcd import staged_sampling  # noqa: F401
     out = as_folder(out)
@@ -522,7 +541,8 @@ def demo(out: Out = Path("matgen-demo"), n: Annotated[int, _option("Crystals to 
          seconds: Annotated[float, _option("Training time in seconds.")] = 120.,
          mofs: Annotated[int, _option("Frameworks to draw; the best that can be assembled is shown. 0: none.", min=0)] = 24,
          known: Annotated[int, _option("Embedded crystals to judge against.", min=1)] = 200, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
-    "A few minutes: prepare, train, sample and judge crystals on embedded data, and build a metal-organic framework, with a gallery to look at."
+    """A few minutes: prepare, train, sample and judge crystals on embedded data, and build a
+    metal-organic framework, with a gallery to look at."""
     out, start, place, row, wide = fresh_folder(out, overwrite), time.monotonic(), pick_device(device, float64=True), None, []
     crystals, rows, summary = demo_crystals(out, n, seconds, seed, place, known)
     if mofs:

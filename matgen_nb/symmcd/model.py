@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LATER', 'FORMAT', 'SymmCDConfig', 'preset', 'Statistics', 'balanced_share', 'size_against_contents',
            'statistics', 'SymmCD', 'free_components', 'standard_k', 'raw_k', 'cells', 'site_labels', 'site_prior',
-           'noisy', 'share_of', 'loss', 'save_pretrained', 'from_pretrained']
+           'noisy', 'share_of', 'loss', 'save_pretrained', 'from_pretrained', 'fine_tuned']
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #db191834
 import json
@@ -315,3 +315,15 @@ def from_pretrained(name_or_path, device="cpu"):
     return read_weights(name_or_path, FORMAT, _rebuild).to(device).eval()
 
 SymmCD.from_pretrained = staticmethod(from_pretrained)
+
+# %% ../../nbs/3_symmcd/11_model.ipynb #n11fin2
+def fine_tuned(model, data):
+    """A new `SymmCD` with the network of a trained `model` and the counts of another `CrystalData`, to be trained further.
+
+    Kept: weights, k_mean, k_std, size and the volumes of the elements. Counted anew: elements, site classes, groups, numbers of
+    orbits, balanced charges, templates. `model` itself is left as it is."""
+    counted = statistics(data)
+    kept = {name: getattr(model, f"stat_{name}").cpu() for name in ("k_mean", "k_std", "size", "volumes")}
+    tuned = type(model)(model.config, replace(counted, **kept))
+    tuned.network.load_state_dict(model.network.state_dict())
+    return tuned.to(model.device)
