@@ -18,7 +18,7 @@ from matgen_nb.scale import command_line as cli
 from matgen_nb.scale import runs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import (LOCK, RECORD, WEIGHTS, FolderLock, MatgenError, OwnFiles, content_hash, load_tensors,
-                             lock_holder, read_weights, tensor_bytes)
+                             lock_holder, tensor_bytes)
 
 SALT = Crystal(4.12 * np.eye(3), [55, 17], [[0, 0, 0], [.5, .5, .5]])
 
@@ -268,7 +268,7 @@ BAD = {"a typo in --reference": ["evaluate", "crystals", "{p}/cifs", "--referenc
 def test_a_mistake_costs_no_results(place, tmp_path, name, capsys):
     out = tmp_path/"out"
     runs.write_results(out, [SALT], [{"formula": "CsCl"}], "T", runs.run_record("test", 0, 0.))
-    (out/"weights.safetensors").write_bytes((WEIGHTS/"symmcd-mp20-small.safetensors").read_bytes())
+    OwnFiles(out).claim("weights.safetensors")[0].write_bytes((WEIGHTS/"symmcd-mp20-small.safetensors").read_bytes())
     before = contents(out)
     line = [str(a).format(p=place, o=out) for a in BAD[name]]
     assert run(*line, "--out", out, "--overwrite") == 2

@@ -366,7 +366,8 @@ def read_crystals(source, n_jobs=-1):
     source = Path(source)
     if source.is_dir():
         source = source/"cif" if (source/"cif").is_dir() else source
-        items = [(name, text) for name, text in read_folder(source) if not written_now(source/name)]
+        own = written_now(source)                              # a recipe reads what it has just made
+        items = [(name, text) for name, text in read_folder(source) if own or not written_now(source/name)]
     elif source.is_file(): items = read_csv(source)
     else: raise MatgenError(f"there is no folder or file {source}")
     if not items: raise MatgenError(f"{source} holds no structures: a folder needs *.cif files, a CSV rows "

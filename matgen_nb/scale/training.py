@@ -651,7 +651,7 @@ class Trainer(_Owning):
         self._launch()
         self._place()
         if resume and not resumed and self.main:
-            print(f"--resume: there is no checkpoint in {self.out_dir} yet, so the training starts from the "
+            print(f"--resume: there is no checkpoint in {self.out_dir.name} yet, so the training starts from the "
                   f"beginning")
         with self._own_folder(resumed):
             if resumed: self._restore()
