@@ -455,12 +455,14 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, typer.Opt
     say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #68702a24
-def _read_one(text):
-    from matgen_nb.symmetry.crystal import Crystal
-    return Crystal.from_cif(f"{text}\n")
+def _read_one(text, framework=False):
+    "A crystal to evaluate: atoms that overlap are for the evaluation to find (lesson 02b)."
+    from matgen_nb.symmetry.cif import read_cif
+    return read_cif(f"{text}\n", framework, min_contact=0.01).crystal
 
-def read_crystals(source, n_jobs=-1):
+def read_crystals(source, n_jobs=-1, framework=False):
     "(crystals, names, failures) of a folder of CIF files (or one that holds a folder `cif`), or of a CSV (.gz too) with a column `cif`. None where reading failed."
+    from functools import partial
     from matgen_nb.symmcd.dataset import read_csv, read_folder
     from matgen_nb.utils import parallel_map
     source = Path(source)
@@ -469,7 +471,9 @@ def read_crystals(source, n_jobs=-1):
     else: raise MatgenError(f"there is no folder or file {source}")
     if not items: raise MatgenError(f"{source} holds no structures: a folder needs *.cif files, a CSV rows with a column 'cif'")
     names = [name for name, _ in items]
-    crystals, failures = parallel_map(_read_one, [text for _, text in items], names, progress="reading", timeout=60, n_jobs=n_jobs if len(items) > 500 else 1)
+    read = partial(_read_one, framework=framework)
+    crystals, failures = parallel_map(read, [text for _, text in items], names, progress="reading", timeout=60,
+                                      n_jobs=n_jobs if len(items) > 500 else 1)
     return crystals, names, failures
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #4db3c9fb
