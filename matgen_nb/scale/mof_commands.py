@@ -472,7 +472,7 @@ def reference_identities(path, n_jobs=-1):
     "Identities to compare with: of a prepared file, of weights (their training set), or of a folder of CIF files or a CSV. MatgenError where none can be had."
     from matgen_nb.mofdiff.evaluation import describe_mof
     if Path(path).suffix == ".safetensors" or not Path(path).exists(): return _stored_identities(path)
-    crystals, names, failures = read_crystals(path, n_jobs)
+    crystals, names, failures = read_crystals(path, n_jobs, framework=True)
     there = [(c, n) for c, n in zip(crystals, names) if c is not None]
     found, slow = parallel_map(describe_mof, [c for c, _ in there], [n for _, n in there], n_jobs=n_jobs, timeout=300, progress="reference")
     lost = [*failures, *slow, *(Failure(n, row["failure"]) for (_, n), row in zip(there, found) if row and not row["identity"])]
@@ -610,7 +610,7 @@ def run_frameworks(out):
 def frameworks_of(source, n_jobs=-1):
     "Crystals or Mofs (None where there is none) and rows of a folder of a run, of a folder of CIF files or of a CSV; what cannot be read says so in its row."
     if is_run(source): return run_frameworks(source)
-    crystals, names, failures = read_crystals(source, n_jobs)
+    crystals, names, failures = read_crystals(source, n_jobs, framework=True)
     if failures: say(describe_failures(failures, len(crystals)))
     if len(failures) == len(names): raise MatgenError(f"none of the {len(names)} structures in {source} could be read")
     reason = {f.name: f.reason for f in failures}

@@ -594,19 +594,23 @@ class Coincidence(CrystalError):
     "Two atoms at one place that are not the same atom."
 
 def merge(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
-    """Each atom once. Two of one element are the same where they are nearer than `ROUNDING`, or nearer
-    than `reach` and related by symmetry; the site that is listed later goes. Any other pair nearer than
-    `reach` (A) is a `Coincidence`."""
-    pairs, distance = close_pairs(atoms.frac, lattice, reach)
+    """Each atom once. Two of one element are the same where they are nearer than `ROUNDING`, or nearer than
+    `CONTACT` and related by symmetry; the site that is listed later goes. Any other pair nearer than `reach`
+    (A) is a `Coincidence`."""
+    pairs, distance = close_pairs(atoms.frac, lattice, CONTACT)
     if not len(pairs):
         return atoms
     elements, site = sites.elements[atoms.site], atoms.site
     i, j = pairs.T
     apart = sites.frac[site[i]] - sites.frac[site[j]]
-    related = (site[i] != site[j]) & (np.linalg.norm((apart - np.round(apart)) @ lattice, axis=1) >= reach)
+    related = (site[i] != site[j]) & (np.linalg.norm((apart - np.round(apart)) @ lattice, axis=1) >= CONTACT)
     same = (elements[i] == elements[j]) & ((distance < min(ROUNDING, reach)) | related)
-    if not same.all():
-        raise Coincidence(_clash(atoms, sites, pairs[~same], distance[~same]))
+    clash = ~same & (distance < reach)
+    if clash.any():
+        raise Coincidence(_clash(atoms, sites, pairs[clash], distance[clash]))
+    if not same.any():
+        return atoms
+    i, j, distance = i[same], j[same], distance[same]
     drop = np.unique(np.where(site[i] > site[j], i, j))
     gone = sorted(set(site[drop].tolist()))
     names = _few([sites.labels[s] for s in gone])
@@ -783,7 +787,7 @@ class Listing:
         if bent > MAX_STRAIN:
             problem = f"{setting.label} does not fit the cell ({_cell_text(self.lattice)})"
             return Trial(setting, None, Verdict("other"), problem)
-        whole = expand(self.sites, setting, self.lattice, self.policy.min_contact)
+        whole = expand(self.sites, setting, self.lattice)
         if self.policy.disorder == "first":
             whole = one_alternative(whole, self.sites, self.lattice)
         try:
@@ -1043,9 +1047,9 @@ def read_cif(text_or_path: str | Path, framework: bool = False, disorder: str = 
 
     framework: a MOF, from which solvent may have been removed although the formula states it (noted; else
     refused). disorder: 'refuse', or 'first' to keep the most occupied, else the first, of alternatives and
-    to drop partly occupied guests. min_contact: A; what is closer is merged where it is one atom listed
-    twice, else refused. CrystalError for anything that is not one ordered crystal of the elements 1..94,
-    or that contradicts its own stated formula, operations or cell."""
+    to drop partly occupied guests. min_contact: A; atoms that are closer and not one atom listed twice are
+    refused; 0.01 where generated structures are to be evaluated. CrystalError for anything that is not one
+    ordered crystal of the elements 1..94, or that contradicts its own stated formula, operations or cell."""
     if disorder not in ("refuse", "first"):
         raise ValueError(f"disorder must be 'refuse' or 'first', not {disorder!r}")
     text, name = _text_and_name(text_or_path)
