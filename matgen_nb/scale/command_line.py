@@ -334,8 +334,7 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, _option("
                   p1: Annotated[bool, _option("Write every atom of the cell, in P 1, not the group and one atom per orbit.", False, "--p1")] = False,
                   chunk: Annotated[int, _option("Crystals drawn together; more is faster on a GPU. Another number, other crystals.", min=1)] = CHUNK,
                   resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
-    """Generate crystals: CIF files, a table, a gallery. Streamed to the disk; a run that was stopped
-    continues with --resume."""
+    "Generate crystals: CIF files, a table, a gallery; a run that was stopped continues with --resume."
     from matgen_nb.symmcd.model import SymmCD, find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.sampling import RESAMPLE
@@ -348,19 +347,21 @@ def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, _option("
     if potential: request["relax"] = potential.name
     if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
-    drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", resume, overwrite,
-                          {"--weights": find_weights(weights)})
+    inputs = {"--weights": find_weights(weights)}
+    drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", resume, overwrite, inputs)
     say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}{_higher_note(out)}\nlook at {out/'gallery.html'}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #68702a24
-def _read_one(text):
-    from matgen_nb.symmetry.crystal import Crystal
-    return Crystal.from_cif(f"{text}\n")
+def _read_one(text, framework=False):
+    "A crystal to evaluate: atoms that overlap are for the evaluation to find (lesson 02b)."
+    from matgen_nb.symmetry.cif import read_cif
+    return read_cif(f"{text}\n", framework, min_contact=0.01).crystal
 
-def read_crystals(source, n_jobs=-1):
+def read_crystals(source, n_jobs=-1, framework=False):
     """(crystals, names, failures) of a folder of CIF files (or one that holds a folder `cif`), or of a CSV
     (.gz too) with a column `cif`. None where reading failed. Files in a folder that this process is
-    writing are passed over."""
+    writing are passed over. framework: solvent and counter-ions may be missing (lesson 02b)."""
+    from functools import partial
     from matgen_nb.symmcd.dataset import read_csv, read_folder
     from matgen_nb.utils import parallel_map
     source = Path(source)
@@ -373,7 +374,9 @@ def read_crystals(source, n_jobs=-1):
     if not items: raise MatgenError(f"{source} holds no structures: a folder needs *.cif files, a CSV rows "
                                     f"with a column 'cif'")
     names = [name for name, _ in items]
-    crystals, failures = parallel_map(_read_one, [text for _, text in items], names, progress="reading", timeout=60, n_jobs=n_jobs if len(items) > 500 else 1)
+    read = partial(_read_one, framework=framework)
+    crystals, failures = parallel_map(read, [text for _, text in items], names, progress="reading", timeout=60,
+                                      n_jobs=n_jobs if len(items) > 500 else 1)
     return crystals, names, failures
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #4db3c9fb

@@ -158,8 +158,11 @@ def _picture(png, text, kind="") -> str:
             f"<figcaption>{_show(text)}</figcaption></figure>")
 
 def caption(row: dict) -> str:
-    "Text under a picture: name, formula, space group, as far as the row has them."
-    parts = [row.get("file") or row.get("name"), row.get("formula"), row.get("space_group")]
+    """Text under a picture: name, formula, space group, as far as the row has them; and the group that
+    was found, where it is higher than the one that was requested."""
+    higher = str(row.get("higher_symmetry")) == "True"
+    found = f"found {row.get('space_group@0.1')}" if higher else None
+    parts = [row.get("file") or row.get("name"), row.get("formula"), row.get("space_group"), found]
     return " · ".join(str(p) for p in parts if p is not None)
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0054
