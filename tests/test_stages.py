@@ -1,0 +1,206 @@
+"""A noise time for each part (lessons 11b and 12b), structure prediction, fine-tuning, the front door."""
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from typer.testing import CliRunner
+
+from matgen_nb.scale.command_line import app, load_commands, main
+from matgen_nb.symmcd import staged_sampling as ss
+from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
+from matgen_nb.symmcd.model import SymmCD, fine_tuned, preset, statistics
+from matgen_nb.symmcd.sampling import StageOptions
+from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, generic_unit
+from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
+from matgen_nb.utils import MatgenError
+
+
+@pytest.fixture(scope="module")
+def data():
+    units = [prepare_one(crystal) for _, crystal in embedded(copies=1, max_atoms=10)[:60]]
+    return from_units(units)
+
+
+def untrained(data, **changes):
+    torch.manual_seed(0)
+    return SymmCD(preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)).eval()
+
+
+def all_positions():
+    "Group and index of all 1731 Wyckoff positions."
+    group = torch.cat([torch.full((len(SpaceGroup(g).wyckoff_positions),), g) for g in range(1, 231)])
+    index = torch.cat([torch.arange(len(SpaceGroup(g).wyckoff_positions)) for g in range(1, 231)])
+    return group, index
+
+
+def test_axes_of_every_position_are_those_of_its_first_member():
+    group, index = all_positions()
+    A, t, free = position_axes(group, index)
+    assert len(A) == 1731
+    T = wyckoff_tables()
+    assert torch.equal(free.sum(1).long(), T.dof[T.wyckoff_offset[group] + index])
+    u = torch.rand(1731, 3, generator=torch.Generator().manual_seed(0)) * free
+    for i in range(0, 1731, 7):
+        point = SpaceGroup(int(group[i])).wyckoff_positions[int(index[i])].points(u[i].tolist())[0]
+        delta = (A[i] @ u[i] + t[i]).numpy() - point
+        assert np.abs(delta - np.round(delta)).max() < 1e-5
+
+
+def test_noise_keeps_to_the_position_and_is_periodic(data):
+    "A whole turn of a free parameter is a whole number of cells, for all positions."
+    group, index = all_positions()
+    A, _, free = position_axes(group, index)
+    assert torch.equal(A, A.round()), "integer axes: u has period one"
+    model, batch = untrained(data), data.select(range(len(data)))
+    rows = torch.full((len(batch.elements),), 800)
+    x, score, axes, free = model.noisy_coordinates(batch, rows, torch.Generator().manual_seed(0))
+    pinned = free.sum(1) == 0
+    delta = x - batch.frac_coords
+    assert (delta - delta.round())[pinned].abs().max() < 1e-6 and score[pinned].abs().max() == 0
+    assert torch.isfinite(score).all() and x.min() >= 0 and x.max() < 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_times_of_the_stages(seed):
+    times = draw_times(4000, 1000, torch.Generator().manual_seed(seed))
+    for i, name in enumerate(STAGES):
+        rows = times.stage == i
+        assert abs(rows.float().mean() - SHARES[i]) < 0.04
+        assert times.sites[rows].eq(0).all() or name == "sites"
+    assert times.elements[times.stage == STAGES.index("sites")].eq(1000).all()
+    assert times.geometry[times.stage == STAGES.index("decoration")].max() < 300
+
+
+def test_targets_do_not_depend_on_what_is_hidden(data):
+    "In the stage of the elements the network sees the same, whatever the cell and the free coordinates are."
+    model, batch = untrained(data), data.select(range(20))
+    n = len(batch)
+    zero, full = torch.zeros(n, dtype=torch.long), torch.full((n,), 1000)
+    times = Times(full, torch.full((n,), 400), zero, torch.ones(n, dtype=torch.long))
+    other = type(batch)(**{**vars(batch), "k": batch.k + 0.1})
+    a, b = (model.noisy_in_stages(x, times, torch.Generator().manual_seed(1))[0] for x in (batch, other))
+    assert torch.equal(a.k, b.k) and torch.equal(a.lattice, b.lattice) and torch.equal(a.elements, b.elements)
+
+
+def test_predicted_structures_hold_every_group(data):
+    "All 230 groups: positions and elements are those that were given, coordinates lie on them exactly."
+    model = untrained(data)
+    rng = np.random.default_rng(0)
+    units = []
+    for number in range(1, 231):
+        positions = SpaceGroup(number).wyckoff_positions
+        chosen = sorted({0, len(positions) // 2, len(positions) - 1})
+        elements = [int(z) for z in rng.choice([3, 8, 14, 26], len(chosen))]
+        units.append(generic_unit(number, chosen, elements, rng))
+    found = model.predict(units, options=StageOptions(steps=2, apart=0.0), progress=False)
+    for unit, sample in zip(units, found):
+        assert sample.unit.space_group == unit.space_group
+        assert sample.unit.wyckoff.tolist() == list(unit.wyckoff) and sample.unit.elements.tolist() == list(unit.elements)
+        assert sample.row["projection_max"] < 1e-3
+
+
+def test_prediction_uses_no_cell_and_no_coordinate(data):
+    model, unit = untrained(data), data[3]
+    moved = AsymmetricUnit(unit.space_group, unit.k + 0.05, unit.elements, unit.frac_coords, unit.wyckoff)
+    options = StageOptions(steps=3)
+    a, b = (model.predict([u], seed=2, options=options, progress=False)[0].crystal for u in (unit, moved))
+    assert np.array_equal(a.lattice, b.lattice) and np.array_equal(a.frac_coords, b.frac_coords)
+    twice = model.predict([unit], n=2, seed=2, options=options, progress=False)
+    assert not np.array_equal(twice[0].crystal.lattice, twice[1].crystal.lattice)
+    assert [s.row["unit"] for s in twice] == [0, 0]
+
+
+def test_prediction_refuses_what_it_cannot_do(data):
+    common = SymmCD(preset("common", width=16, layers=1, frequencies=4), statistics(data)).eval()
+    with pytest.raises(MatgenError, match="staged"): common.predict([data[0]])
+    for wrong in (dict(units=[]), dict(units=[data[0]], n=0)):
+        with pytest.raises(MatgenError, match="at least one"): untrained(data).predict(**wrong)
+
+
+def test_letters_never_share_a_point(data):
+    model = untrained(data)
+    for number in (2, 47, 194, 221, 225):
+        positions = SpaceGroup(number).wyckoff_positions
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            classes = [positions[i].site_class for i in rng.permutation(len(positions))[:4]]
+            letters = ss.choose_letters({}, number, classes, rng)
+            assert [positions[w].site_class for w in letters] == classes
+            fixed = [w for w in letters if positions[w].dof == 0]
+            assert len(fixed) == len(set(fixed))
+    assert model.config.staged
+
+
+def test_fine_tuning_starts_from_the_old_network(data):
+    model = untrained(data)
+    half = data.subset(range(0, len(data), 2))
+    tuned = fine_tuned(model, half)
+    for a, b in zip(model.network.state_dict().values(), tuned.network.state_dict().values()): assert torch.equal(a, b)
+    assert torch.equal(tuned.stat_k_mean, model.stat_k_mean) and torch.equal(tuned.stat_volumes, model.stat_volumes)
+    assert tuned.stat_groups.sum() == len(half) and model.stat_groups.sum() == len(data)
+    batch = data.select(range(len(data)))
+    with torch.no_grad():
+        a, b = (m.loss(batch, torch.Generator().manual_seed(0)) for m in (model, tuned))
+    assert abs(a["k"] - b["k"]) < 1e-3 * a["k"] + 0.02, "the geometry does not hang on the counts"
+
+
+def test_training_from_given_weights(data, tmp_path):
+    "matgen train --init-from: the first loss is that of the old weights, not that of an untrained network."
+    load_commands()
+    data.save(tmp_path/"data.safetensors")
+    command = ["train", "symmcd", str(tmp_path/"data.safetensors"), "--out", str(tmp_path/"run"), "--init-from", "symmcd-mp20-small",
+               "--steps", "2", "--batch-size", "32", "--device", "cpu", "--lr", "1e-6"]
+    answer = CliRunner().invoke(app, command)
+    assert answer.exit_code == 0, answer.output
+    tuned, shipped = SymmCD.from_pretrained(tmp_path/"run"/"weights.safetensors"), SymmCD.from_pretrained("symmcd-mp20-small")
+    fresh = SymmCD(shipped.config, statistics(data)).eval()
+    batch = data.select(range(len(data)))
+    with torch.no_grad():
+        old, new, none = (m.loss(batch, torch.Generator().manual_seed(0))["k"].item() for m in (shipped, tuned, fresh))
+    assert abs(new - old) < 0.1 * abs(none - old) + 0.02, (old, new, none)
+
+
+def test_predict_command(data, tmp_path, capsys):
+    load_commands()
+    folder = tmp_path/"cifs"
+    folder.mkdir()
+    for i in range(3): data[i].to_crystal().to_cif(folder/f"{i}.cif")
+    (folder/"broken.cif").write_text("data_x\n_cell_length_a 3\n")
+    answer = CliRunner().invoke(app, ["predict", "symmcd", str(folder), "--out", str(tmp_path/"out"), "-n", "2", "--steps", "3", "--device", "cpu"])
+    assert answer.exit_code == 0, answer.output
+    with open(tmp_path/"out"/"table.csv", newline="") as file: rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and {row["given"] for row in rows} == {"0.cif", "1.cif", "2.cif"} and "broken.cif" in answer.output
+    assert len(list((tmp_path/"out"/"cif").glob("*.cif"))) == 6 and len(list(folder.iterdir())) == 4
+    for wrong, text in ((["predict", "mofdiff", str(folder)], "no model"), (["predict", "symmcd", str(tmp_path/"none")], "no folder"),
+                        (["predict", "symmcd", str(folder), "--out", str(folder)], "--out"),
+                        (["predict", "symmcd", str(folder), "--weights", "symmcd-mp20-common", "--out", str(tmp_path/"x")], "staged")):
+        with pytest.raises(SystemExit) as stop: main([*wrong, "--device", "cpu"])
+        assert stop.value.code == 2 and text in capsys.readouterr().err
+    assert len(list(folder.iterdir())) == 4 and not (tmp_path/"x").exists()
+
+
+def test_front_door():
+    "Every name is there, complete, and the package itself stays light."
+    code = ("import sys, matgen_nb; assert not {'torch', 'numpy', 'pymatgen'} & set(sys.modules)\n"
+            "for name in matgen_nb._FRONT_DOOR: getattr(matgen_nb, name)\n"
+            "for name in ('sample', 'predict', 'loss'): assert callable(getattr(matgen_nb.SymmCD, name)), name\n"
+            "assert callable(matgen_nb.MofDiff.sample) and callable(matgen_nb.Crystal.from_cif)\n"
+            "assert set(matgen_nb._FRONT_DOOR) <= set(dir(matgen_nb))\n"
+            "try: matgen_nb.Unknown\nexcept AttributeError as error: assert 'Unknown' in str(error)\nelse: raise SystemExit('accepted')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_methods_of_later_lessons_name_their_import():
+    code = ("from matgen_nb.symmcd.model import SymmCD\nmodel = SymmCD.from_pretrained('symmcd-mp20-small')\n"
+            "for name in ('sample', 'predict'):\n"
+            "    try: getattr(model, name)\n"
+            "    except AttributeError as error: assert 'import matgen_nb.symmcd.' in str(error), error\n"
+            "    else: raise SystemExit(name)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-1500:]
