@@ -223,6 +223,7 @@ def uncrowded(self, along, t: int, apart: float):
 Geometry.reverse, Geometry.uncrowded = reverse, uncrowded
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120018
+@torch.no_grad()
 def geometry_of(
     model, requests: Sequence[Request], generator, options: StageOptions, advance: Callable = lambda n=1: None
 ) -> list[Sample]:

@@ -12,7 +12,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from matgen_nb.symmcd import sampling  # noqa: F401  (gives SymmCD its sample method)
+from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
 from matgen_nb.symmcd.energy import (EnergyCache, EnergyOptions, default_cache, energy_reference, energy_scale, evaluate_energies,
                                      get_potential, primitive_cell)
 from matgen_nb.symmcd.model import SymmCD
