@@ -434,6 +434,8 @@ def parallel_map(fn, items, names=None, n_jobs=-1, timeout=None, progress="worki
     `results` has None where an item failed; `failures` lists `Failure(name, reason)` in order. `names`: one per item (default: its index).
     `n_jobs`: worker processes, -1 for all cores, 1 for a plain loop. `timeout`: seconds per item. `progress`: text of the bar, None for none.
     `chunk`: items sent to a worker at once, "auto" lets joblib choose. Runs on the joblib backend in force (loky, dask, ray, threading)."""
+    if n_jobs == 0 or n_jobs < -64:
+        raise MatgenError(f"--n-jobs must be a number of processes, or -1 for one on each core, not {n_jobs}")
     items = list(items)
     names = [str(i) for i in range(len(items))] if names is None else [str(name) for name in names]
     if len(names) != len(items): raise ValueError(f"{len(names)} names for {len(items)} items")

@@ -304,3 +304,43 @@ def test_a_full_disk_or_an_interruption_leaves_the_old_file(tmp_path, model, mon
     for name, save in files.items():
         with pytest.raises(type(error)): save(tmp_path / name)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("symprec", ["nan", "inf", "-1", "0", "1e9"])
+def test_tolerances_that_are_none(symprec, tmp_path, capsys):
+    "spglib takes nan, and takes the interpreter with it."
+    from matgen_nb.scale.command_line import main
+    from matgen_nb.symmcd.dataset import embedded
+    embedded(copies=1, max_atoms=4)[0][1].to_cif(tmp_path/"a.cif")
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", "crystals", str(tmp_path), "--out", str(tmp_path/"out.safetensors"), "--n-jobs", "1", "--symprec", symprec])
+    assert stop.value.code == 2 and "--symprec" in capsys.readouterr().err and not (tmp_path/"out.safetensors").exists()
+
+
+def test_tolerances_of_the_symmetry_search():
+    from matgen_nb.symmcd.dataset import embedded
+    from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
+    crystal = embedded(copies=1, max_atoms=4)[0][1]
+    for symprec in (float("nan"), float("inf"), -1.0, 0.0):
+        with pytest.raises(CrystalError, match="symprec"): AsymmetricUnit.from_crystal(crystal, symprec)
+
+
+def test_no_process_is_no_number_of_processes(tmp_path, capsys):
+    from matgen_nb.scale.command_line import main
+    from matgen_nb.symmcd.dataset import embedded
+    embedded(copies=1, max_atoms=4)[0][1].to_cif(tmp_path/"a.cif")
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", "crystals", str(tmp_path), "--out", str(tmp_path/"out.safetensors"), "--n-jobs", "0"])
+    assert stop.value.code == 2 and "--n-jobs" in capsys.readouterr().err
+
+
+def test_each_prepared_file_has_its_own_record(tmp_path):
+    from matgen_nb.scale.command_line import main
+    from matgen_nb.symmcd.dataset import embedded
+    cifs = tmp_path/"cifs"
+    cifs.mkdir()
+    embedded(copies=1, max_atoms=4)[0][1].to_cif(cifs/"a.cif")
+    for name in ("db.1", "db.2"):
+        with pytest.raises(SystemExit) as stop: main(["prepare", "crystals", str(cifs), "--out", str(tmp_path/name), "--n-jobs", "1"])
+        assert not stop.value.code
+    assert (tmp_path/"db.1.run.json").exists() and (tmp_path/"db.2.run.json").exists()

@@ -20,7 +20,7 @@ from typing import Annotated, Optional
 import typer
 
 from .runs import (CHUNK, as_folder, caption, check_out, chunk_seed, chunks, close_folders,
-                                  crystal_png, file_hash, finish_stream, fresh_file, fresh_folder,
+                                  crystal_png, file_hash, finish_stream, fresh_file, fresh_folder, record_of,
                                   gallery_png, input_identity, is_finished, join_tables, open_run,
                                   read_table, run_record, say, stream, write_cifs, write_gallery,
                                   write_json, write_results, write_table, written_now)
@@ -123,7 +123,7 @@ def prepare_crystals(source: Annotated[str, typer.Argument(help="embedded, mp-20
     data, report = prepare(source, out=out, n_jobs=n_jobs, symprec=symprec)
     failures = [str(failure) for failure in report.failures]
     found = dict(structures=len(data), failures=failures, notes=report.notes, skipped=report.skipped)
-    write_json(out.with_suffix(".run.json"), run_record(_command(), None, time.monotonic() - start, **found))
+    write_json(record_of(out), run_record(_command(), None, time.monotonic() - start, **found))
     say(f"{report}\nwritten: {out}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #5f5aa509

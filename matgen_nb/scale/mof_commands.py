@@ -24,7 +24,7 @@ from .command_line import (BatchSize, Compile, Device, Devices, Epochs, Jobs, No
                                           Seconds, Seed, Steps, Strategy, _command, _option, app, choose_training, evaluate_app, fit_model,
                                           given_training, pick_device, prepare_app, read_crystals, report_training, sample_app, summary_text,
                                           train_app, without_nan)
-from .runs import (CHUNK, as_folder, chunk_seed, chunks, file_hash, fresh_file, fresh_folder, open_run, read_table,
+from .runs import (CHUNK, as_folder, chunk_seed, chunks, file_hash, fresh_file, fresh_folder, open_run, read_table, record_of,
                                   run_record, save_small_png, say, write_gallery, write_json, write_results, write_table)
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map, time_limit
 
@@ -64,7 +64,7 @@ def prepare_mofs_command(source: Annotated[list[str], typer.Argument(help="embed
     options = dict(n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed)
     data, told, failures, notes = prepare_sources(source, disorder=disorder, **options)
     data.save(out)
-    write_json(out.with_suffix(".run.json"), run_record(_command(), seed, time.monotonic() - start, frameworks=len(data), blocks=len(data.library),
+    write_json(record_of(out), run_record(_command(), seed, time.monotonic() - start, frameworks=len(data), blocks=len(data.library),
                                                         failures=[str(f) for f in failures], notes=notes))
     say(f"{told}\n{len(data.library)} different blocks\nwritten: {out}\nnext: matgen train blocks {out} --out blocks")
 

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['CHUNK', 'run_record', 'say', 'write_table', 'read_table', 'join_tables', 'write_json', 'read_json', 'crystal_png',
            'caption', 'write_gallery', 'save_small_png', 'gallery_png', 'check_out', 'RunFolder', 'as_folder',
-           'close_folders', 'fresh_folder', 'written_now', 'fresh_file', 'write_cifs', 'write_results', 'chunks',
-           'chunk_seed', 'file_hash', 'input_identity', 'open_run', 'is_finished', 'stream', 'finish_stream']
+           'close_folders', 'fresh_folder', 'written_now', 'record_of', 'fresh_file', 'write_cifs', 'write_results',
+           'chunks', 'chunk_seed', 'file_hash', 'input_identity', 'open_run', 'is_finished', 'stream', 'finish_stream']
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0003
 import base64, csv, html, io, itertools, json, os, platform, re, subprocess, sys, weakref
@@ -340,18 +340,25 @@ def written_now(path: str | Path) -> bool:
     return any(here.is_relative_to(folder.out.resolve()) for folder in _open)
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0029
+def record_of(out: str | Path) -> Path:
+    "The record beside a prepared file: a.safetensors has a.run.json, any other name has its own, name.run.json."
+    out = Path(out)
+    return out.with_suffix(".run.json") if out.suffix == ".safetensors" else out.with_name(f"{out.name}.run.json")
+
+
 def fresh_file(out: str | Path, overwrite: bool = False, inputs: dict | None = None) -> Path:
     """Path of a prepared file (with a record `name.run.json` beside it) that is new, or that --overwrite may
     replace.
 
     MatgenError where it is a folder, one of the inputs (see `check_out`), or there and not made by matgen."""
-    out, record = Path(out), Path(out).with_suffix(".run.json")
+    out, record = Path(out), record_of(out)
     for path in (out, record):
         check_out(path, inputs or {})
         if path.is_dir():
             raise MatgenError(f"{path} is a folder: give a file for --out")
-    if out.exists() and not overwrite:
-        raise MatgenError(f"{out} exists: choose another --out, or add --overwrite")
+    for path in (out, record):
+        if path.exists() and not overwrite:
+            raise MatgenError(f"{path} exists: choose another --out, or add --overwrite")
     for path, known in ((out, _is_prepared), (record, _is_record)):
         if path.exists() and not known(path):
             raise MatgenError(f"{path} was not made by matgen prepare and is left as it is: choose another "

@@ -422,8 +422,8 @@ def prepare(source, out=None, n_jobs=-1, split="train", column="cif", limit=None
     with its name and reason and skipped; what was changed on the way is in the notes of the report. MatgenError
     where nothing is left or the source does not exist."""
     start = time.time()
-    if symprec <= 0:
-        raise MatgenError(f"--symprec must be a positive length in A, not {symprec:g}")
+    if not 0 < symprec <= 1:
+        raise MatgenError(f"--symprec must be a length in A above 0 and at most 1, not {symprec:g}")
     items = read_source(source, split, column)[:limit]
     work = partial(prepare_noted, symprec=symprec, max_orbits=max_orbits, max_atoms=max_atoms)
     names, texts = [name for name, _ in items], [item for _, item in items]
