@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from matgen_nb.symmetry import asymmetric_unit as module
 from matgen_nb.symmetry.asymmetric_unit import (AsymmetricUnit, FoundGroup, forced_group, found_group, free_parameters,
                                                 generic_unit, more_translations, symmetry_dataset)
+from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.space_groups import SpaceGroup
@@ -229,7 +230,8 @@ def test_atoms_that_nearly_meet_are_written_in_p1():
     "Readers would take images 0.05 A apart for one atom on a special position, and lose the other."
     close = AsymmetricUnit(221, lattice_to_k(4 * np.eye(3)).numpy(), [8], [[.01, 0, 0]], [4])
     assert SpaceGroup(221).wyckoff_positions[4].label == "6e" and "'P 1'" in close.to_cif()
-    assert len(Crystal.from_cif(close.to_cif())) == 6
+    assert len(read_cif(close.to_cif(), min_contact=.01).crystal) == 6, "as the evaluation reads it"
+    with pytest.raises(CrystalError): Crystal.from_cif(close.to_cif())
 
 
 def test_spglib_is_asked_without_a_warning_and_left_as_it_was():

@@ -264,9 +264,11 @@ def test_weights_of_another_kind(tmp_path, model):
     torch.save(symmcd.state_dict(), tmp_path / "pickle.safetensors")
     data.save(tmp_path / "crystals.safetensors")
     save_file({"w": torch.ones(1)}, tmp_path / "foreign.safetensors")
-    (tmp_path / "next_version.safetensors").write_bytes(good.replace(b"matgen_nb symmcd 1", b"matgen_nb symmcd 9"))
-    (tmp_path / "other_size.safetensors").write_bytes(good.replace(b'\\"width\\": 16', b'\\"width\\": 24'))
-    for name, text in [("cut", "cut short"), ("empty", "cut short"), ("pickle", "cut short"), ("crystals", "matgen_nb crystals"), ("foreign", "something else"), ("next_version", "symmcd 9"),
+    bare = good.replace(b'"checksum":', b'"checksux":')                  # a file without a checksum, as the first edition wrote them
+    (tmp_path / "next_version.safetensors").write_bytes(bare.replace(b"matgen_nb symmcd 1", b"matgen_nb symmcd 9"))
+    (tmp_path / "other_size.safetensors").write_bytes(bare.replace(b'\\"width\\": 16', b'\\"width\\": 24'))
+    (tmp_path / "changed.safetensors").write_bytes(good.replace(b"matgen_nb symmcd 1", b"matgen_nb symmcd 9"))
+    for name, text in [("cut", "cut short"), ("empty", "cut short"), ("pickle", "cut short"), ("crystals", "matgen_nb crystals"), ("foreign", "something else"), ("next_version", "symmcd 9"), ("changed", "checksum"),
                        ("other_size", "does not fit"), ("not_there", "no weights")]:
         with pytest.raises(MatgenError, match=text): SymmCD.from_pretrained(tmp_path / f"{name}.safetensors")
     SymmCD.from_pretrained(tmp_path / "good.safetensors")

@@ -63,7 +63,7 @@ def test_a_row_with_too_many_fields_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [(["--threads", 0], "threads"), (["--seconds", -1], "seconds"), (["--seconds", 0], "seconds"), (["--seconds", "nan"], "seconds"), (["--only", " , "], "no task"),
-                                            (["--only", "cooking"], "no task cooking"), (["--batch-size", 0], "batch_size"), (["--precision", "16"], "precision"), (["--only", "sum", "--compile"], "sum")])
+                                            (["--only", "cooking"], "no task cooking"), (["--batch-size", 0], "--batch-size"), (["--precision", "16"], "precision"), (["--only", "sum", "--compile"], "sum")])
 def test_wrong_options_are_refused_before_anything_is_measured(tmp_path, quick, monkeypatch, capsys, options, words):
     monkeypatch.setattr(bm, "measure", lambda *a, **k: pytest.fail("measured"))
     assert run("benchmark", *options, "--out", tmp_path/"o") == 2

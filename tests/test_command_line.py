@@ -192,10 +192,11 @@ def stand_ins(monkeypatch):
         monkeypatch.setitem(sys.modules, name, made)
         return made
     module("matgen_nb.symmcd.sampling", RESAMPLE=10)
+    module("matgen_nb.symmcd.staged_sampling")
     module("matgen_nb.symmcd.model", SymmCD=Model, SymmCDConfig=types.SimpleNamespace(preset=lambda name: None), find_weights=lambda name: name)
     module("matgen_nb.symmcd.evaluation", prepare_reference=lambda crystals, *_, **__: crystals,
            evaluate_crystals=lambda crystals, reference, names=None, **_: Evaluation([{"name": n, "valid": c is not None} for n, c in zip(names, crystals)], {"valid": 1., "n": len(crystals)}))
-    monkeypatch.setattr(cli, "new_symmcd", lambda preset, data: Model(None, None))
+    monkeypatch.setattr(cli, "new_symmcd", lambda preset, data, init_from=None: Model(None, None))
 
 
 def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):

@@ -301,6 +301,7 @@ def test_too_little_data(tmp_path):
 
 def test_half_precision_keeps_the_geometry():
     from matgen_nb.symmcd.dataset import from_units, prepare_one
+    from matgen_nb.symmcd import stages  # noqa: F401  (the loss of staged models)
     from matgen_nb.symmcd.model import SymmCD, preset, statistics
     import numpy as np
     from matgen_nb.symmetry.crystal import Crystal
@@ -324,6 +325,7 @@ def crystals(n=24):
 
 
 def symmcd(data, **changes):
+    from matgen_nb.symmcd import stages  # noqa: F401  (the loss of staged models)
     from matgen_nb.symmcd.model import SymmCD, preset, statistics
     torch.manual_seed(0)
     return SymmCD(preset("tiny", **changes), statistics(data))
@@ -405,7 +407,7 @@ def test_noise_does_not_depend_on_the_number_of_processes(tmp_path, kind):
         assert torch.allclose(weights[0][k].float(), weights[1][k].float(), atol=1e-4), k
 
 
-@pytest.mark.parametrize("changes", [{}, dict(site_symmetry="independent", images=0), dict(substitute=1.0), None])
+@pytest.mark.parametrize("changes", [{}, dict(site_symmetry="independent", images=0, staged=False), dict(substitute=1.0), dict(staged=False), None])
 def test_shares_of_a_batch_make_up_its_loss(changes):
     data, seeded = crystals(), lambda: torch.Generator().manual_seed(1)
     model, data = mofdiff() if changes is None else (symmcd(data, **changes), data)

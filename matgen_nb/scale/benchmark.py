@@ -324,6 +324,9 @@ def read_benchmark(path):
     "Rows of a table.csv that `matgen benchmark` wrote; MatgenError for another file, or one whose speeds are no positive numbers."
     try: rows = read_table(path)
     except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error: raise MatgenError(f"{path} cannot be read: {error}") from None
+    with open(path, newline="", encoding="utf-8") as file:
+        if any(None in row for row in csv.DictReader(file)):
+            raise MatgenError(f"{path} cannot be read: a row has more fields than there are columns")
     if not rows or any(name not in row for row in rows for name in NEEDED):
         raise MatgenError(f"{path} is not a table of matgen benchmark: give its table.csv, with the columns {', '.join(NEEDED)}")
     for row in rows:

@@ -372,7 +372,7 @@ def finish_mofs(out, known, record, relax=True, pictures=24, known_nets=None):
     rows = [table[i] for i in order] + [r for i, r in enumerate(table) if i not in shown]
     write_gallery(out.path("gallery.html"), "New frameworks", [*shown.values()] + [None] * (len(rows) - len(shown)), rows, f"{len(table)} frameworks, made by: {record['command']}")
     sheet = mof_sheet([coarse[i] for i in order[:12]], [shown[i] for i in order[:12]], [f"{table[i]['name']}\n{table[i]['formula'][:28]}" for i in order[:12]])
-    with atomic_write(out.path("gallery.png"), "wb") as f: sheet.savefig(f, format="png")
+    with atomic_write(out.path("gallery.png"), "wb") as f: save_small_png(sheet, f)
     write_json(out.path("run.json"), record)
     return table, summary
 

@@ -31,7 +31,7 @@ SETTINGS = {
     "blocks-small": dict(preset="small", steps=1600, batch_size=64, lr=2e-3, held_blocks=.1, held_conformers=.3, rattle=.1, limit=6000),
     "mofdiff-small": dict(preset="small", steps=13620, batch_size=64, lr=1.5e-3, n=500, sample_steps=50, starts=32, generations=2, blocks="blocks-small", limit=6000),
     "ablations": dict(steps=800, n=400, sample_steps=25, seeds=3, fewer=("4 frequencies", "128 frequencies", "release lattice", "independent, no images"), reference=600),
-    "steps": dict(grid=(25, 50, 100, 250, 1000), correctors=(0, 1), symmcd="symmcd-mp20-small", mofdiff="mofdiff-small", n=200, frameworks=100, reference=1000, starts=32, generations=2),
+    "steps": dict(grid=(25, 50, 100, 250, 1000), correctors=(0, 1), symmcd="symmcd-mp20-common", mofdiff="mofdiff-small", n=200, frameworks=100, reference=1000, starts=32, generations=2),
 }
 SCALED = dict(steps=2, n=4, frameworks=2, reference=8, limit=64)     # what --scale makes smaller, and the least that is left
 
@@ -152,10 +152,9 @@ def sampled_crystals(model, weights, job):
     return read_crystals(job.out/"samples", job.n_jobs)[:2]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290021
-@recipe("symmcd-mp20-small", "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in several stages, see their card), 10,000 samples judged against all held-out crystals",
+@recipe("symmcd-mp20-small", "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in several stages, from weights with one noise time, see their card), 10,000 samples evaluated against all held-out crystals",
         "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)", "about 2 h of training, 3 min of sampling, 20 min of judging; one CPU thread",
-        card=dict(struct_valid="structural validity", comp_valid="compositional validity", valid=r"\n\| both", coverage_recall="coverage recall / precision",
-                  coverage_precision=r"coverage recall / precision[^/]*/", wasserstein_density=r"number of elements \|", wasserstein_n_elements=r"number of elements \|[^/]*/",
+        card=dict(struct_valid="structural validity", comp_valid="compositional validity", valid=r"\n\| both", wasserstein_density=r"number of elements \|", wasserstein_n_elements=r"number of elements \|[^/]*/",
                   **{"space_group_jsd@0.1": r"space-group Jensen-Shannon distance", "p1_share@0.1": "P1 share"}, unique=r"\n\| unique", novel=r"\n\| novel",
                   contact_valid="0.6 x covalent radii"))
 def reproduce_symmcd(job):
@@ -365,7 +364,7 @@ def published_steps():
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290043
 def step_rows(rows):
     "Rows of the table beside the card's own table of steps (structural and compositional validity without corrector)."
-    text, out = card_text("symmcd-mp20-small"), []
+    text, out = card_text("symmcd-mp20-common"), []
     for r in rows:
         column = {"struct_valid": 1, "comp_valid": 2}.get(r["what"]) if r["model"] == "symmcd" and not r["corrector"] else None
         known = card_value(text, rf"\n\| {r['steps']} \|" + r"[^|\n]*\|" * column) if column else None

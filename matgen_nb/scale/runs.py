@@ -343,7 +343,9 @@ def written_now(path: str | Path) -> bool:
 def record_of(out: str | Path) -> Path:
     "The record beside a prepared file: a.safetensors has a.run.json, any other name has its own, name.run.json."
     out = Path(out)
-    return out.with_suffix(".run.json") if out.suffix == ".safetensors" else out.with_name(f"{out.name}.run.json")
+    if out.suffix == ".safetensors":
+        return out.with_suffix(".run.json")
+    return out.with_name(f"{out.name}.run.json")
 
 
 def fresh_file(out: str | Path, overwrite: bool = False, inputs: dict | None = None) -> Path:

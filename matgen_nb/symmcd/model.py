@@ -107,7 +107,7 @@ def size_against_contents(data, volumes):
     b = data.select(torch.arange(len(data)))
     counts = element_counts(b.elements - 1, multiplicity(b), b.batch, len(b))
     residual = b.k[:, 5].double() - (counts.double() @ volumes.double()).log() / 3
-    return torch.stack([residual.mean(), residual.std().clamp(min=0.02)])
+    return torch.stack([residual.mean(), residual.std(correction=0).clamp(min=0.02)])
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #16b3d0ac
 def statistics(data, max_orbits=64):
@@ -144,6 +144,8 @@ class SymmCD(nn.Module):
     `loss(batch, generator)` trains it, `sample(...)` (lesson 12) draws crystals."""
     def __init__(self, config, statistics):
         super().__init__()
+        if config.staged and config.site_symmetry != "class":
+            raise MatgenError("a staged model needs site_symmetry 'class': set staged=False for independent axes")
         self.config, self.network = config, OrbitNetwork(config.network)
         for name, value in vars(statistics).items(): self.register_buffer(f"stat_{name}", value.clone().float())
         if not config.standardise:

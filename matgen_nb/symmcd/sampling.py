@@ -577,7 +577,8 @@ class StageOptions:
     where they are free. eta: 1 stochastic, 0 deterministic given the start. sharpen: score scale of the
     coordinates, 1 as learned (lesson 07). guide: share of the time, at the end, in which coordinates are
     kept out of too short contacts. apart: the shortest contact, in sums of covalent radii, that is left
-    alone; 0 switches both off."""
+    alone; 0 switches both off. corrector: Langevin steps of the free coordinates after each step, each a
+    further network call, of relative size snr."""
     steps: int = 25
     element_steps: int = 16
     site_steps: int = 12
@@ -585,6 +586,8 @@ class StageOptions:
     guide: float = 0.5
     apart: float = 0.75
     sharpen: float = SHARPEN
+    corrector: int = 0
+    snr: float = 0.2
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #e4b10e7f
 @dataclass
@@ -653,8 +656,7 @@ def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, ap
     see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step; sharpen:
     of the coordinates (lesson 07)."""
     if model.config.staged:
-        if corrector: raise MatgenError("corrector steps are for models with one noise time (lesson 11); leave corrector out for these weights")
-        options = StageOptions(steps=steps, eta=eta, guide=guide, apart=apart, sharpen=sharpen)
+        options = StageOptions(steps=steps, eta=eta, guide=guide, apart=apart, sharpen=sharpen, corrector=corrector, snr=snr)
         return model.sample_in_stages(requests, generator, options, advance)
     state, known = start_state(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
@@ -886,16 +888,18 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
            resample_higher=None):
     """Sample n new crystals: a list of `Sample` (crystal, unit, row).
 
-    space_group: number, or a list to choose from evenly; formula: met exactly; chemical_system: 'Li-Fe-O', every element
-    appears; num_atoms: in the conventional cell; num_orbits: M. What is left out comes from the training set's statistics.
-    steps, eta, guide, apart, sharpen: see `StageOptions`. balance: share of the crystals whose charges should balance
-    (`balanced_elements`; None: that of the training set; a formula is left alone). templates: share of the known templates
-    due (lesson 9c) that are taken. corrector, snr: Langevin steps after each step, and their size (models with one noise
-    time). retries: how often a crystal is sampled again that has atoms nearer than `closest` A or that `accept(sample)`
-    rejects; `attempts` in the row. doubt: crystals of a larger `cell_doubt` are sampled again, up to DRAWS times (None:
-    as the `info` of the weights says). resample_higher: how often a crystal is sampled again in which spglib finds a higher
-    group than requested (`replace_higher`; None: 10 where a group is requested, else 0). Same seed, arguments and device:
-    same crystals. MatgenError, with alternatives, for an impossible request."""
+    space_group: number, or a list to choose from evenly; formula: met exactly; chemical_system:
+    'Li-Fe-O', every element appears; num_atoms: in the conventional cell; num_orbits: M. What is left
+    out comes from the training set's statistics. steps, eta, guide, apart, sharpen: see `StageOptions`.
+    balance: share of the crystals whose charges should balance (`balanced_elements`; None: that of the
+    training set; a formula is left alone). templates: share of the known templates due (lesson 9c) that
+    are taken. corrector, snr: Langevin steps after each step, and their size (models with one noise
+    time). retries: how often a crystal is sampled again that has atoms nearer than `closest` A or that
+    `accept(sample)` rejects; `attempts` in the row. doubt: crystals of a larger `cell_doubt` are sampled
+    again, up to DRAWS times (None: as the `info` of the weights says). resample_higher: how often a
+    crystal is sampled again in which spglib finds a higher group than requested (`replace_higher`; None:
+    10 where a group is requested, else 0). Same seed, arguments and device: same crystals. MatgenError,
+    with alternatives, for an impossible request."""
     steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
     doubt = float(vars(self).get("info", {}).get("doubt", 1)) if doubt is None else doubt
     most = (0 if space_group is None else RESAMPLE) if resample_higher is None else resample_higher

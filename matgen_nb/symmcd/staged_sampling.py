@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['before_geometry', 'sized', 'choose_letters', 'choose_sites', 'choose_elements', 'Geometry', 'reverse', 'uncrowded',
-           'geometry_of', 'sample_in_stages', 'request_of', 'predict']
+           'correct', 'geometry_of', 'sample_in_stages', 'request_of', 'predict']
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120003
 import itertools
@@ -220,7 +220,15 @@ def uncrowded(self, along, t: int, apart: float):
     return along + (placed.free.to(clean) - clean) / per_score * self.free
 
 
-Geometry.reverse, Geometry.uncrowded = reverse, uncrowded
+def correct(self, s: int, options: StageOptions):
+    "One Langevin step of u at noise time s >= 1, from one more call of the network; the cell stays."
+    score = self.model.network(self.state)[1]
+    along = (self.axes.mT @ score[..., None])[..., 0] * self.free
+    self.u = self.model.coordinate_noise.correct(self.u, along, s, self.generator, options.snr) * self.free
+    self.at(s)
+
+
+Geometry.reverse, Geometry.uncrowded, Geometry.correct = reverse, uncrowded, correct
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120018
 @torch.no_grad()
@@ -231,6 +239,8 @@ def geometry_of(
     geometry = Geometry(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, options.steps)):
         geometry.reverse(t, s, options)
+        for _ in range(options.corrector if s else 0):
+            geometry.correct(s, options)
         advance(len(requests))
     n = geometry.state
     elements = torch.zeros(len(n.x), 94, device=n.x.device)
