@@ -89,7 +89,8 @@ def write_predictions(out, samples: list, rows: list, summary: dict, **told) -> 
 @app.command("predict", epilog="Example: `matgen predict symmcd my_cifs/ --out predicted -n 4`")
 def predict_command(
         model_name: Annotated[str, typer.Argument(metavar="MODEL", help="The model: symmcd.")],
-        source: Source, out: Out = Path("predicted"), n: Count = 1, weights: Weights = "symmcd-mp20-small", steps: Steps = 25,
+        source: Source, out: Out = Path("predicted"), n: Count = 1,
+        weights: Weights = "symmcd-mp20-small", steps: Steps = 25,
         symprec: Symprec = 0.1, compare: Compare = True, overwrite: Overwrite = False, seed: Seed = 0,
         device: On = Device.auto):
     "Predict cells and coordinates where space group, Wyckoff positions and elements are given."

@@ -341,7 +341,7 @@ def written_now(path: str | Path) -> bool:
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0029
 def record_of(out: str | Path) -> Path:
-    "The record beside a prepared file: a.safetensors has a.run.json, any other name has its own, name.run.json."
+    "The record beside a prepared file: a.safetensors has a.run.json, any other name has name.run.json."
     out = Path(out)
     if out.suffix == ".safetensors":
         return out.with_suffix(".run.json")
