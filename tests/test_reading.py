@@ -356,7 +356,11 @@ def test_encodings_and_compression(tmp_path):
 # --- the stated formula ---
 
 @pytest.mark.parametrize("text, amounts", [("C2 D6 O", {6: 2, 1: 6, 8: 1}), ("Fe0.5Ni0.5", {26: .5, 28: .5}), ("Na Cl", {11: 1, 17: 1}), ("C24 H12 O13 Zn4", {6: 24, 1: 12, 8: 13, 30: 4}),
-                                           ("", {}), ("?", {}), ("unknown", {}), ("2(C3 H4)", {}), ("H1 D1", {1: 2})])
+                                           ("", {}), ("?", {}), ("unknown", {}), ("2(C3 H4)", {6: 6, 1: 8}), ("H1 D1", {1: 2}),
+                                           ("(Na Cl)", {11: 1, 17: 1}), ("NA CL", {11: 1, 17: 1}), ("NA4 CL4", {11: 4, 17: 4}), ("Na+1 Cl-1", {11: 1, 17: 1}),
+                                           ("2(Na Cl)", {11: 2, 17: 2}), ("C4 H12 N 1+", {6: 4, 1: 12, 7: 1}), ("Cu (N O3)2", {29: 1, 7: 2, 8: 6}),
+                                           ("C6 H6, 2(H2 O)", {6: 6, 1: 10, 8: 2}), ("(Zn (C O2)2)n", {30: 1, 6: 2, 8: 4}), ("Fe0.5(2) Ni0.5(2)", {26: .5, 28: .5}),
+                                           ("(Na Cl", {}), ("Na Cl)", {}), ("Na Qq", {}), ("Na Cl x", {}), ("C O2", {6: 1, 8: 2})])
 def test_stated_formulas(text, amounts):
     assert stated_formula(text) == amounts
 
@@ -369,6 +373,100 @@ def test_the_same_formula_in_many_forms_is_accepted(stated, z):
 @pytest.mark.parametrize("stated", ["Na2 Cl", "Na Cl O", "Na Br", "K Cl", "Na3 Cl4", "Na8 Cl8", "Na Cl2"])
 def test_a_formula_that_the_sites_contradict_is_refused(stated):
     refused(cif(*SALT, head=symbol("F m -3 m", formula(stated))), "stated formula")
+
+
+@pytest.mark.parametrize("stated", ["Na Cl x", "Na Cl)", "sodium chloride", "Na Qq"])
+def test_a_formula_that_is_not_understood_is_said(stated):
+    assert "was not understood" in "; ".join(read_cif(cif(*SALT, head=formula(stated))).notes)
+
+
+@pytest.mark.parametrize("stated", ["(Na2 Cl)", "2(Na Cl2)", "NA CL2", "Na+1 Cl2"])
+def test_a_formula_in_another_form_is_checked_too(stated):
+    refused(cif(*SALT, head=symbol("F m -3 m", formula(stated))), "stated formula")
+
+
+@pytest.mark.parametrize("stated, word", [("Na0.98 Cl1", "2 %"), ("Na1 Cl0.98", "2 %"), ("Na0.995 Cl1", ""), ("Na0.95 Cl1", "5 %"), ("Na1 Cl0.9", "10 %")])
+def test_a_formula_with_fractions_beside_full_sites(stated, word):
+    text = cif(*SALT, head=symbol("F m -3 m", formula(stated)))
+    if word in ("5 %", "10 %"):
+        refused(text, word, "occupied")
+    else:
+        notes = "; ".join(read_cif(text).notes)
+        assert "missing" not in notes and (word in notes if word else not notes)
+
+
+CARBON = [f"C{i} C {0.05 + 0.1 * i:.2f} {0.03 + 0.09 * i:.2f} {0.02 + 0.08 * (i * 3 % 9):.2f}" for i in range(9)]
+
+
+@pytest.mark.parametrize("group, stated, z, full", [("P 21/c", "C9", 4, 9), ("P -1", "C9", 2, 9), ("P 21 21 21", "C7", 4, 7), ("P 1", "C9", 1, 9), ("P 1", "C4", 2, 8)])
+def test_a_cut_list_of_one_element_is_never_read_in_silence(group, stated, z, full):
+    "A ratio cannot tell a cut list of one element: a number of formula units that is not whole, or not Z, does."
+    for kept in range(1, full + 1):
+        text = cif(*CARBON[:kept], cell=(14, 15, 16, 90, 90, 90), head=symbol(group, formula(stated, z)))
+        units = kept / full * z
+        if kept == full:
+            assert not read_cif(text).notes
+        elif units != int(units):
+            refused(text, "missing", "C9" if stated == "C9" else stated)
+        else:
+            assert f"stated Z is {z}" in "; ".join(read_cif(text).notes)
+
+
+@pytest.mark.parametrize("stated, z, said", [("Na Cl", 4, False), ("Na4 Cl4", 4, False), ("Na4 Cl4", 1, False), ("Na2 Cl2", 4, False), ("Na2 Cl2", 2, False),
+                                             ("Na Cl", 1, True), ("Na Cl", 8, True), ("Na4 Cl4", 3, True), ("Na2 Cl2", 3, True)])
+def test_a_number_of_formula_units_that_is_not_z_is_said(stated, z, said):
+    notes = "; ".join(read_cif(cif(*SALT, head=symbol("F m -3 m", formula(stated, z)))).notes)
+    assert (f"4 formula units, but the stated Z is {z}" in notes or f"but the stated Z is {z}" in notes) == said and bool(notes) == said
+
+
+def test_a_primitive_cell_with_the_z_of_the_conventional_one_is_read_and_said():
+    reading = read_cif(cif(*SALT, cell=(3.988,) * 3 + (60,) * 3, head=symbol("P 1", formula("Na Cl", 4))))
+    assert len(reading.crystal) == 2 and "the stated Z is 4" in reading.notes[0]
+
+
+@pytest.mark.parametrize("sites, stated, elements", [
+    (("T1 0 0 0", "O1 .5 .5 .5"), "", None), (("T2A 0 0 0",), "Si O2", None), (("AlSi1 0 0 0",), "", None), (("NaK 0 0 0",), "", None),
+    (("FeNi1 0 0 0",), "Fe Ni", None), (("TiO1 0 0 0",), "", None), (("OSi1 0 0 0",), "", None), (("CAl1 0 0 0",), "", None),
+    (("T1 0 0 0", "O1 .5 .5 .5"), "H O", [1, 8]), (("AlSi1 0 0 0",), "Al", [13]), (("NaK 0 0 0",), "Na", [11]), (("ZnB 0 0 0",), "", [30]),
+    (("ZnC 0 0 0",), "", [30]), (("CuII 0 0 0",), "", [29]), (("Al1 0 0 0",), "", [13]), (("O1A 0 0 0",), "", [8]), (("OAc1 0 0 0",), "", [8]),
+    (("HN1 0 0 0",), "", [1]), (("CA1 0 0 0",), "", [20]), (("CA1 0 0 0",), "C", [6]), (("OSi1 0 0 0",), "O", [8])])
+def test_labels_that_name_two_elements_or_a_tetrahedral_site(sites, stated, elements):
+    text = cif(*sites, columns="label fract_x fract_y fract_z", head=formula(stated) if stated else "")
+    if elements is None:
+        refused(text, "_atom_site_type_symbol")
+    else:
+        assert read_cif(text).crystal.elements.tolist() == elements
+
+
+@pytest.mark.parametrize("kind, stated, z", [("CO2", "", None), ("CO2", "C O2", None), ("NO3", "", None), ("CS2", "", None), ("CO2", "Co", 27), ("CO", "", 27),
+                                             ("FE", "", 26), ("AL", "", 13), ("Co2+", "", 27), ("Co+2", "", 27), ("CO2+", "", 27), ("FE3", "", 26), ("Co2", "", 27)])
+def test_a_type_symbol_that_may_be_a_molecule(kind, stated, z):
+    text = cif(f"X1 {kind} 0 0 0", head=formula(stated) if stated else "")
+    if z is None:
+        refused(text, kind)
+    else:
+        assert read_cif(text).crystal.elements.tolist() == [z]
+
+
+@pytest.mark.parametrize("text", ["half", "1/2", "50%", "0,5", "full", "?", ".", "1.0(2)", "'1'"])
+def test_an_occupancy_that_is_no_number(text):
+    file = cif("Na1 Na 0 0 0 1", f"Cl1 Cl 0.5 0.5 0.5 {text}", columns="label type_symbol fract_x fract_y fract_z occupancy")
+    if text in ("?", ".", "1.0(2)", "'1'"):
+        assert len(read_cif(file).crystal) == 2
+    else:
+        refused(file, "Cl1", "occupancy", "no number")
+
+
+@pytest.mark.parametrize("named, triplets", [("P 21 21 21", ("x,y,z", "-x,-y,-z")), ("P 1 21 1", ("x,y,z", "-x,-y,-z")), ("P 3", ("x,y,z", "-x,-y,z")),
+                                             ("P -1", ("x,y,z", "-x,-y,z"))])
+@pytest.mark.parametrize("stated", ["", "Na2 Cl2", "Na4 Cl8"])
+def test_operations_that_contradict_the_symbol_are_said(named, triplets, stated):
+    cell = (5, 5, 7, 90, 90, 120 if named == "P 3" else 90)
+    text = cif("Na1 Na .1 .2 .3", "Cl1 Cl .4 .15 .8", cell=cell, head=symbol(named, formula(stated) if stated else "") + "\n" + operations(*triplets))
+    if stated == "Na4 Cl8":
+        refused(text, "contradict the symbol", named)
+    else:
+        assert f"contradict the symbol '{named}'" in "; ".join(read_cif(text).notes) and len(read_cif(text).crystal) == 4
 
 
 @pytest.mark.parametrize("heavy", ["Al H3 O3", "Al4 H12 O12", "Al D3 O3"])

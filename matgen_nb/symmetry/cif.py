@@ -161,6 +161,30 @@ def _element_of_label(label, stated):
         return one
     return two or (one if re.match(r"[CHNO][A-Zw]", letters) else 0)
 
+# %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-plabelproblem
+def _two_elements(label, stated):
+    """Whether a label names two elements, as 'AlSi1' and 'NaK' do. One letter that counts (ZnB, ZnC; FeII)
+    is no element; a stated formula that has only the first of them decides for it."""
+    known = _atomic_numbers()
+    letters = re.match(r"[A-Za-z]*", label).group()
+    names = re.findall(r"[A-Z][a-z]*", letters)
+    if len(names) < 2 or "".join(names) != letters or not all(name in known for name in names[:2]):
+        return False
+    first, second = names[:2]
+    if len(first) == 1:  # C, H, N, O of a group (OSi1), or osmium: only the formula knows
+        misread = len(second) > 1 and letters[:2].capitalize() in known
+        return misread and known[first] not in stated
+    counts = second in ("B", "C", "D", "T") or re.fullmatch("[IV]+", letters[len(first):])
+    only_first = known[first] in stated and known[second] not in stated
+    return not counts and not only_first
+
+def _label_problem(label, stated):
+    "Why the label of a site, without a type symbol, names no element; '' where it does."
+    if re.fullmatch(r"T(?![A-Za-z]).*", label) and 1 not in stated:
+        return "T stands for tritium, and in zeolites for a tetrahedral site (Si, Al)"
+    return "the label names two elements" if _two_elements(label, stated) else ""
+
+
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-Sites
 @dataclass(frozen=True, eq=False)
 class Sites:
@@ -192,6 +216,14 @@ def _column(tags, key, n, name):
         raise CrystalError(f"{name}: the list of atoms is damaged: {n} x fract_x, {len(values)} x {key}")
     return values
 
+def _occupancy(text, label, dummy, name):
+    "The occupancy of a site: 1 where it is unknown, ? or . ; CrystalError where it is no number."
+    value = _number(text) if text and not dummy else 1.0
+    if not np.isfinite(value):
+        raise CrystalError(f"{name}: site {label or '?'} has the occupancy {text!r}, which is no number; "
+                           "correct it, or write ? where it is not known")
+    return value
+
 def _sites(tags, stated, name):
     """The `Sites` of a block, dummy sites included. CrystalError for a site that is no single, known,
     placed atom."""
@@ -200,7 +232,7 @@ def _sites(tags, stated, name):
     labels, types = column("label"), column("type_symbol")
     frac = np.array([[_number(v) for v in column(f"fract_{x}")] for x in "xyz"]).T
     dummy = np.array([flag.lower() == "dum" for flag in column("calc_flag")])
-    occupancy = np.array([1.0 if np.isnan(o := _number(v)) else o for v in column("occupancy")])
+    occupancy = np.array([_occupancy(*site, name) for site in zip(column("occupancy"), labels, dummy)])
     groups = [int(g) if re.fullmatch(r"-?\d+", g) else 0 for g in column("disorder_group")]
     elements = np.zeros(n, dtype=np.int64)
     for i in np.flatnonzero(~dummy & (occupancy > 0)):
@@ -212,11 +244,26 @@ def _sites(tags, stated, name):
     return Sites(labels, elements, frac, occupancy, dummy, list(zip(column("disorder_assembly"), groups)))
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pelement
+def _is_formula(kind, stated):
+    """Whether a type symbol such as 'CO2' may be a molecule: capitals that are two elements, and a number
+    without a sign. The stated formula decides where it has cobalt, but not both carbon and oxygen."""
+    known = _atomic_numbers()
+    if not re.fullmatch(r"[A-Z]{2}\d*\.?\d+", kind) or not all(letter in known for letter in kind[:2]):
+        return False
+    return known.get(kind[:2].capitalize()) not in stated or all(known[letter] in stated for letter in kind[:2])
+
 def _element(label, kind, stated, name):
     """Atomic number of one site from its type symbol, else its label; CrystalError where that names no or
     several elements."""
-    numbers = _named_elements(kind) if kind else [_element_of_label(label, stated)]
     where = f"{name}: site {label or '?'} ({kind or 'no element'})"
+    problem = "" if kind else _label_problem(label, stated)
+    if problem:
+        raise CrystalError(f"{where}: {problem}. Add the column _atom_site_type_symbol with one element for "
+                           "each site; a site that two elements share needs an ordered model")
+    if _is_formula(kind, stated):
+        raise CrystalError(f"{where}: {kind} may be {kind[:2].capitalize()} or a molecule of {kind[0]} and "
+                           f"{kind[1]}. Write the type symbol as an element, such as {kind[:2].capitalize()}")
+    numbers = _named_elements(kind) if kind else [_element_of_label(label, stated)]
     if len(numbers) > 1:
         raise CrystalError(f"{where} names more than one element: the structure is disordered. Put one "
                            "element on each site (an ordered model) or leave this structure out")
@@ -226,17 +273,57 @@ def _element(label, kind, stated, name):
     return numbers[0]
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-statedformula
+_UNIT = re.compile(rf"(?P<symbol>{_ELEMENT})|(?P<open>\()|(?P<close>\))|(?P<factor>\d*\.?\d+)|(?P<part>[\s,;*]+)")
+_AMOUNT = re.compile(r"\d*\.?\d+|\d+\.|")
+
+def _plain_formula(text):
+    "A formula without uncertainties, charges (Na+1, 'C4 H12 N 1+') and the n of a polymer."
+    text = re.sub(r"(?<=\d)\(\d+\)", "", text.strip().strip("'\""))
+    text = re.sub(r"\)n\b", ")", text)
+    text = re.sub(r"(?:(?<=^)|(?<=\s))\d*[+-]\d*(?=\s|$)", " ", text)
+    text = re.sub(r"(?<=[A-Za-z])[+-]\d*(?=[\s,)]|$)", "", text)
+    return re.sub(r"(?<=[A-Za-z]1)[+-](?=[\s,)]|$)", "", text).strip()
+
+def _amounts_of(text, capitals=False):
+    """{symbol: amount} of a formula, parentheses and factors multiplied out; {} where it cannot be read.
+    capitals: NA is sodium."""
+    stack, factors, waiting, at = [Counter()], [], 1.0, 0
+    text = re.sub(r"[A-Z]{2}", lambda m: m.group().capitalize(), text) if capitals else text
+    while at < len(text):
+        unit = _UNIT.match(text, at)
+        kind, at = (unit.lastgroup, unit.end()) if unit else ("", at)
+        if kind == "part" or (kind == "factor" and text[at:at + 1] == "("):
+            waiting = float(unit.group()) if kind == "factor" else waiting
+            continue
+        amount = _AMOUNT.match(text, at) if kind in ("symbol", "close") else None
+        at = amount.end() if amount else at
+        if kind == "symbol":
+            stack[-1][unit.group()] += float(amount.group() or 1)
+        elif kind == "open":
+            stack.append(Counter())
+            factors.append(waiting)
+            waiting = 1.0
+        elif kind == "close" and len(stack) > 1:
+            inner, times = stack.pop(), factors.pop() * float(amount.group() or 1)
+            stack[-1].update({symbol: n * times for symbol, n in inner.items()})
+        else:
+            return {}
+    return dict(stack[0]) if len(stack) == 1 else {}
+
+
+# %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-statedformula2
 def stated_formula(text: str) -> dict:
     """Amounts of a formula as CIF writes it, {atomic number: amount}: 'C2 D6 O' -> {6: 2, 1: 6, 8: 1}; D
-    and T are hydrogen. Empty where there is none or it cannot be read."""
-    text, known, amounts = text.strip().strip("'\""), _atomic_numbers(), Counter()
-    pattern = rf"({_ELEMENT})(\d*\.?\d*)(?:\(\d+\))?[\s,]*"
-    if not re.fullmatch(rf"(?:{pattern})+", text):
+    and T are hydrogen. Parentheses, '2(Na Cl)', charges, 'Na+1 Cl-1', and capitals, 'NA CL', are
+    understood. Empty where there is none or it cannot be read."""
+    text, known, amounts = _plain_formula(text), _atomic_numbers(), Counter()
+    found = _amounts_of(text)
+    if not all(symbol in known for symbol in found) and text.upper() == text:
+        found = _amounts_of(text, capitals=True)
+    if not all(symbol in known for symbol in found):
         return {}
-    for symbol, amount in re.findall(pattern, text):
-        if symbol not in known or amount == ".":
-            return {}
-        amounts[known[symbol]] += float(amount or 1)
+    for symbol, amount in found.items():
+        amounts[known[symbol]] += amount
     return {z: n for z, n in amounts.items() if n > 0}
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-Verdict
@@ -264,7 +351,8 @@ def compare(elements: np.ndarray, stated: dict, z: float = np.nan) -> Verdict:
     units that the file states.
 
     Amounts agree where the ratios do: a file may state the formula unit, the unit times Z, or (pymatgen)
-    both the whole cell and Z. A cell that holds less than one formula unit lacks atoms, unless Z says so."""
+    both the whole cell and Z. A cell that holds less than one formula unit, or no whole number of them,
+    lacks atoms, unless Z says so."""
     if not stated:
         return Verdict("none")
     counts = Counter(np.asarray(elements).tolist())
@@ -274,7 +362,8 @@ def compare(elements: np.ndarray, stated: dict, z: float = np.nan) -> Verdict:
         return Verdict("other", units)
     exact = all(n == round(n) for n in stated.values())
     if all(_as_many(counts.get(e, 0), units * stated[e], exact) for e in heavy):
-        if units < 0.99 and not np.isclose(units, z):
+        whole = not exact or abs(units - round(units)) < 1e-6
+        if (units < 0.99 or not whole) and not np.isclose(units, z):
             return Verdict("fewer", units)
         hydrogen, expected = counts.get(1, 0), units * stated.get(1, 0)
         kind = "hydrogen" if hydrogen < expected else "other"
@@ -289,7 +378,7 @@ def compare(elements: np.ndarray, stated: dict, z: float = np.nan) -> Verdict:
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pasmany
 def _as_many(count, expected, exact):
     "Whether a count is the expected amount; a formula with fractions is rounded, and not `exact`."
-    return abs(count - expected) <= (1e-6 if exact else 0.02) * max(expected, 1)
+    return abs(count - expected) <= (1e-6 if exact else 0.0205) * max(expected, 1)
 
 def _amounts_fit(stated, units, z):
     """Whether so many formula units agree with Z, or with a formula of the whole cell, which has a common
@@ -297,6 +386,17 @@ def _amounts_fit(stated, units, z):
     amounts = list(stated.values())
     whole = all(n == round(n) for n in amounts) and math.gcd(*map(round, amounts)) > 1
     return math.isclose(units, z, rel_tol=1e-5) or (whole and math.isclose(units, 1, rel_tol=1e-5))
+
+def _z_fits(stated, units, z):
+    """Whether Z counts the formula units of the cell, or (pymatgen, whose formula is that of the cell) the
+    reduced units, or molecules of two of these (O2, Na2O2). True where no Z is stated."""
+    if not z > 0:
+        return True
+    exact = all(n == round(n) for n in stated.values())
+    common = math.gcd(*map(round, stated.values())) if exact else 1
+    counts = [units, units * common] + [common / 2] * (exact and math.isclose(units, 1))
+    return any(math.isclose(count, z, rel_tol=1e-5 if exact else 0.03) for count in counts)
+
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-Setting
 @dataclass(frozen=True, eq=False)
@@ -889,13 +989,19 @@ def _by_operations(listing, stated):
     named = replace(stated, triplets=())
     alone = len(setting) == 1
     in_doubt = alone or trial.rank < 1 or _is_part_of(setting, stated, listing.lattice)
-    if _is_p1(stated) or named.nothing or not in_doubt:
+    if _is_p1(stated) or named.nothing:
         return trial, ()
+    foreign = _foreign(setting, stated, listing.lattice)
+    if not in_doubt:
+        return trial, tuple(f"{note}; the operations were used" for note in foreign)
     outcome = _by_name(listing, named)
     if outcome is None:
         note = f"only x,y,z is listed, and {stated.symbol or stated.number!r} is not known: read as P 1"
         return trial, (note,) if alone else ()
-    return _operations_or_group(listing, setting, trial, *outcome)
+    taken, notes = _operations_or_group(listing, setting, trial, *outcome)
+    if foreign and taken is trial:
+        return trial, (f"{foreign[0]}; the operations were used",)
+    return taken, foreign + notes
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-poperationsorgroup
 def _operations_or_group(listing, setting, trial, other, more):
@@ -927,6 +1033,16 @@ def _is_part_of(setting, stated, lattice):
     named = [_setting(xhm) for xhm in (settings_of(stated.symbol, stated.code) if stated.symbol else ())]
     orders = [len(s) for s in named if strain(s, lattice) <= MAX_STRAIN]
     return bool(orders) and len(setting) < min(orders)
+
+def _foreign(setting, stated, lattice):
+    """A note where no setting of the stated symbol that fits the cell has all the rotations of the listed
+    operations, else ()."""
+    named = [_setting(xhm) for xhm in (settings_of(stated.symbol, stated.code) if stated.symbol else ())]
+    keys = lambda s: {tuple(np.rint(r).astype(int).ravel()) for r in s.rotations}
+    fitting = [keys(s) for s in named if strain(s, lattice) <= MAX_STRAIN]
+    if not fitting or any(keys(setting) <= known for known in fitting):
+        return ()
+    return (f"the listed operations contradict the symbol {stated.symbol!r}, whose group lacks some of them",)
 
 def _is_p1(stated):
     "Whether symbol and number agree on P 1, or say nothing."
@@ -984,12 +1100,16 @@ def _accept(listing, trial, text):
     if trial.problem:
         raise CrystalError(trial.problem)
     verdict, elements = trial.verdict, listing.sites.elements[trial.atoms.site]
-    if verdict.kind in ("none", "same"):
+    if verdict.kind == "none":
         return ()
     formula = " ".join(f"{element_table().symbol[z]}{n:g}" for z, n in listing.stated.items())
-    text_of = f"the atoms are {_formula(listing, trial)}, the stated formula is {formula}"
-    if verdict.kind == "hydrogen":
-        return (f"hydrogen is missing: {text_of}",)
+    whole = verdict.kind != "fewer" or verdict.units < 0.99 or float(verdict.units).is_integer()
+    units = "" if whole else f"the cell holds {verdict.units:.4g} formula units, which is no whole number; "
+    text_of = f"{units}the atoms are {_formula(listing, trial)}, the stated formula is {formula}"
+    off = _difference(elements, listing.stated)
+    if verdict.kind in ("same", "hydrogen"):
+        missing = (f"hydrogen is missing: {text_of}",) if verdict.kind == "hydrogen" else ()
+        return missing + _amount_notes(listing, verdict, off)
     if listing.policy.disorder == "first":
         return (f"after choosing among alternatives {text_of}",)
     if listing.policy.framework and trial.counted:
@@ -1000,8 +1120,31 @@ def _accept(listing, trial, text):
         if _ends_in_atoms(text) and (bare or _loose_ends(elements, trial.atoms.frac, listing.lattice)):
             raise CrystalError(f"the file ends within its list of atoms: {text_of}; {advice}")
         return (f"atoms are missing, as when solvent or counter-ions are removed: {text_of}",)
+    if off < 0.15:
+        raise CrystalError(f"the stated formula differs by {100 * off:.2g} %, as where partly occupied sites are "
+                           f"listed as full: {text_of}; state the occupancies, or correct _chemical_formula_sum")
     problem = "atoms are missing" if verdict.kind == "fewer" else "the sites contradict the stated formula"
     raise CrystalError(f"{problem}: {text_of}; {advice}")
+
+# %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pamountnotes
+def _difference(elements, stated):
+    """How much the ratios of a formula with fractions differ from those of the atoms, relative; infinite
+    for whole numbers or other elements. Hydrogen does not count."""
+    counts = {z: n for z, n in Counter(elements.tolist()).items() if z > 1}
+    heavy = {z: n for z, n in stated.items() if z > 1}
+    if not heavy or set(counts) != set(heavy) or all(n == round(n) for n in stated.values()):
+        return np.inf
+    ratios = [counts[z] / n for z, n in heavy.items()]
+    return 1 - min(ratios) / max(ratios)
+
+def _amount_notes(listing, verdict, off):
+    "Notes on the amounts of a formula that agrees: Z, and fractions that are nearly whole."
+    notes = ()
+    if 0.01 < off < np.inf:
+        notes += (f"the stated formula differs by {100 * off:.2g} % from the atoms (partly occupied sites?)",)
+    if not _z_fits(listing.stated, verdict.units, listing.z):
+        notes += (f"the cell holds {verdict.units:.4g} formula units, but the stated Z is {listing.z:g}",)
+    return notes
 
 def _volume_note(tags, lattice):
     "A note where the stated volume is not that of the cell."
@@ -1021,7 +1164,8 @@ class Reading:
 def _read_block(tags, name, text, policy):
     "The `Reading` of one data block."
     lattice = _cell(tags, name)
-    stated = stated_formula((tags.get("_chemical_formula_sum") or [""])[0])
+    formula = (tags.get("_chemical_formula_sum") or [""])[0]
+    stated = stated_formula(formula)
     sites, notes = _present(_sites(tags, stated, name))
     if not len(sites):
         raise CrystalError(f"{name}: no atoms are left: all sites are dummies or have occupancy 0")
@@ -1031,11 +1175,14 @@ def _read_block(tags, name, text, policy):
     else:
         _refuse_disorder(sites, name)
     listing = Listing(sites, lattice, stated, _number((tags.get("_cell_formula_units_z") or [""])[0]), policy)
+    if formula and not stated:
+        notes += (f"the stated formula {formula[:60]!r} was not understood: nothing was checked against it",)
+    chosen = ()
     try:
         trial, chosen = _interpret(listing, stated_symmetry(tags))
         notes += chosen + _accept(listing, trial, text) + _volume_note(tags, lattice)
     except CrystalError as error:
-        raise CrystalError(f"{name}: {error}") from None
+        raise CrystalError("; ".join((f"{name}: {error}", *chosen))) from None
     crystal = Crystal(lattice, sites.elements[trial.atoms.site], trial.atoms.frac)
     return Reading(crystal, notes + trial.atoms.notes, name)
 
