@@ -248,9 +248,11 @@ def _is_formula(kind, stated):
     """Whether a type symbol such as 'CO2' may be a molecule: capitals that are two elements, and a number
     without a sign. The stated formula decides where it has cobalt, but not both carbon and oxygen."""
     known = _atomic_numbers()
-    if not re.fullmatch(r"[A-Z]{2}\d*\.?\d+", kind) or not all(letter in known for letter in kind[:2]):
+    letters = kind[:2]
+    if not re.fullmatch(r"[A-Z]{2}\d*\.?\d+", kind) or not all(letter in known for letter in letters):
         return False
-    return known.get(kind[:2].capitalize()) not in stated or all(known[letter] in stated for letter in kind[:2])
+    one_element = known.get(letters.capitalize()) in stated
+    return not one_element or all(known[letter] in stated for letter in letters)
 
 def _element(label, kind, stated, name):
     """Atomic number of one site from its type symbol, else its label; CrystalError where that names no or
@@ -273,7 +275,8 @@ def _element(label, kind, stated, name):
     return numbers[0]
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-statedformula
-_UNIT = re.compile(rf"(?P<symbol>{_ELEMENT})|(?P<open>\()|(?P<close>\))|(?P<factor>\d*\.?\d+)|(?P<part>[\s,;*]+)")
+_UNIT = re.compile(rf"(?P<symbol>{_ELEMENT})|(?P<open>\()|(?P<close>\))|"
+                   r"(?P<factor>\d*\.?\d+)|(?P<part>[\s,;*]+)")
 _AMOUNT = re.compile(r"\d*\.?\d+|\d+\.|")
 
 def _plain_formula(text):
@@ -387,14 +390,17 @@ def _amounts_fit(stated, units, z):
     whole = all(n == round(n) for n in amounts) and math.gcd(*map(round, amounts)) > 1
     return math.isclose(units, z, rel_tol=1e-5) or (whole and math.isclose(units, 1, rel_tol=1e-5))
 
+_DOUBLE = [{z} for z in (1, 7, 8, 9, 17)] + [{z, 8} for z in (1, 3, 11, 19, 37, 55)]  # O2, N2, Na2O2
+
 def _z_fits(stated, units, z):
-    """Whether Z counts the formula units of the cell, or (pymatgen, whose formula is that of the cell) the
-    reduced units, or molecules of two of these (O2, Na2O2). True where no Z is stated."""
+    """Whether Z counts the formula units of the cell, or (pymatgen, whose formula is that of the cell) its
+    reduced units, which pymatgen doubles for O2 or Na2O2. True where no Z is stated."""
     if not z > 0:
         return True
     exact = all(n == round(n) for n in stated.values())
     common = math.gcd(*map(round, stated.values())) if exact else 1
-    counts = [units, units * common] + [common / 2] * (exact and math.isclose(units, 1))
+    double = set(stated) in _DOUBLE and len(set(stated.values())) == 1 and math.isclose(units, 1)
+    counts = [units, units * common] + [common / 2] * double
     return any(math.isclose(count, z, rel_tol=1e-5 if exact else 0.03) for count in counts)
 
 
@@ -1121,8 +1127,9 @@ def _accept(listing, trial, text):
             raise CrystalError(f"the file ends within its list of atoms: {text_of}; {advice}")
         return (f"atoms are missing, as when solvent or counter-ions are removed: {text_of}",)
     if off < 0.15:
-        raise CrystalError(f"the stated formula differs by {100 * off:.2g} %, as where partly occupied sites are "
-                           f"listed as full: {text_of}; state the occupancies, or correct _chemical_formula_sum")
+        raise CrystalError(f"the stated formula differs by {100 * off:.2g} %, as where partly occupied sites "
+                           f"are listed as full: {text_of}; state the occupancies, or correct "
+                           "_chemical_formula_sum")
     problem = "atoms are missing" if verdict.kind == "fewer" else "the sites contradict the stated formula"
     raise CrystalError(f"{problem}: {text_of}; {advice}")
 
