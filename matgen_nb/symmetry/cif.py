@@ -12,6 +12,7 @@ import functools
 import gzip
 import math
 import re
+import textwrap
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -45,7 +46,8 @@ def _text_and_name(source):
         return cif_file_text(source), Path(source).name
     except OSError as error:
         reason = error.strerror or error
-        raise CrystalError(f"{str(source)[:80]!r} is neither the text of a CIF nor a file that can be read "
+        shown = textwrap.shorten(str(source), 300, placeholder=" ...")
+        raise CrystalError(f"{shown!r} is neither the text of a CIF nor a file that can be read "
                            f"({reason})") from None
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pUNREADABLE
