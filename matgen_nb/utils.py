@@ -24,7 +24,8 @@ def atomic_write(path, mode="w", sync=True):
 
     `mode` is "w" (text, utf-8) or "wb" (bytes). The folder is made if it is missing. Raises what the body or the disk raises (OSError).
     Without `sync` the disk may take its time: quick for thousands of small files, safe against a kill but not against a power cut."""
-    if mode not in ("w", "wb"): raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
@@ -32,7 +33,8 @@ def atomic_write(path, mode="w", sync=True):
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
             f.flush()
-            if sync: os.fsync(f.fileno())
+            if sync:
+                os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,6 +50,7 @@ class OwnFiles:
 
     A name that ends in "/" is a folder with a record of its own. What is not in the record is somebody
     else's, and is never changed or deleted."""
+
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.names = self._read()
@@ -59,7 +62,7 @@ class OwnFiles:
             return set()
         if not text.startswith(_HEAD[:30]):
             return set()
-        whole = text.split("\n")[1:-1]                         # a last line without its end was cut off
+        whole = text.split("\n")[1:-1]  # a last line without its end was cut off
         home, inside = self.folder.resolve(), {}
         for parent in {PurePosixPath(line).parent for line in whole}:
             inside[parent] = ".." not in parent.parts and (home / parent).resolve().is_relative_to(home)
@@ -71,8 +74,10 @@ class OwnFiles:
         else's file has such a name."""
         for name in names:
             if name not in self.names and not name.endswith("/") and os.path.lexists(self.folder / name):
-                raise MatgenError(f"{self.folder / name} was not made by matgen and is left as it is: "
-                                  "move it away, or choose another --out")
+                raise MatgenError(
+                    f"{self.folder / name} was not made by matgen and is left as it is: "
+                    "move it away, or choose another --out"
+                )
         return self.adopt(*names)
 
     def adopt(self, *names: str) -> list[Path]:
@@ -89,6 +94,7 @@ class OwnFiles:
 # %% ../nbs/00_utils.ipynb #u0own005
 _TORN = re.compile(r"\.(?P<name>.+)\.\d+\.\d+\.tmp")
 
+
 def _foreign(self) -> list[str]:
     """Files in the folder (paths relative to it, sorted) that are not on its record, nor on one of a
     folder inside that is."""
@@ -104,6 +110,7 @@ def _foreign(self) -> list[str]:
     torn = set(self.torn())
     return sorted(name for name in found if name not in torn)
 
+
 def _torn(self) -> list[str]:
     "Temporary files that `atomic_write` left of files on the record when it was killed."
     parents, found = {PurePosixPath(name).parent for name in {*self.names, RECORD}}, []
@@ -114,6 +121,7 @@ def _torn(self) -> list[str]:
                 found.append(str(parent / name))
     return found
 
+
 OwnFiles.foreign, OwnFiles.torn = _foreign, _torn
 
 # %% ../nbs/00_utils.ipynb #u0own007
@@ -121,6 +129,7 @@ def _remove_torn(self) -> None:
     "Delete what a kill left of files in the making, see `torn`."
     for name in self.torn():
         (self.folder / name).unlink(missing_ok=True)
+
 
 def _clear(self) -> None:
     "Delete every file on the record, and the folders that are empty then. Nothing else."
@@ -138,6 +147,7 @@ def _clear(self) -> None:
     (self.folder / RECORD).unlink(missing_ok=True)
     self.names = set()
 
+
 def _remove_empty(folder):
     "Remove a folder if there is nothing in it."
     try:
@@ -145,16 +155,19 @@ def _remove_empty(folder):
     except OSError:
         pass
 
+
 OwnFiles.remove_torn, OwnFiles.clear = _remove_torn, _clear
 
 # %% ../nbs/00_utils.ipynb #u0lck002
-_BEAT, _STALE = 30., 600.                                      # s between touches, and without one
+_BEAT, _STALE = 30.0, 600.0  # s between touches, and without one
+
 
 def _read_text(path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError:
         return ""
+
 
 def _machine() -> dict:
     "What tells this machine (and this start of it, and this container) from others."
@@ -165,10 +178,12 @@ def _machine() -> dict:
     boot = _read_text("/proc/sys/kernel/random/boot_id").strip()
     return dict(host=socket.gethostname(), space=space, boot=boot)
 
+
 def _process(pid: int) -> tuple[str, str]:
     "State of a process of this machine, and when it started in the kernel's count; empty where that cannot be told."
     fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
+
 
 def _runs(pid: int, start: str) -> bool:
     "Whether a process of this machine still runs that started then."
@@ -177,9 +192,9 @@ def _runs(pid: int, start: str) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass                                                   # it is somebody else's
+        pass  # it is somebody else's
     state, now = _process(pid)
-    return state not in ("Z", "X") and (not start or now in ("", start))      # Z, X: ended, and not yet forgotten
+    return state not in ("Z", "X") and (not start or now in ("", start))  # Z, X: ended, and not yet forgotten
 
 # %% ../nbs/00_utils.ipynb #u0lck007
 def lock_holder(folder: str | Path) -> dict | None:
@@ -208,6 +223,7 @@ class FolderLock:
 
     The folder is made if it is missing, and taken away again if nothing was put into it. MatgenError that
     names the holder where it is held."""
+
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
@@ -226,16 +242,24 @@ class FolderLock:
     def _record(self) -> str:
         try:
             owner = getpass.getuser()
-        except (KeyError, OSError, ImportError):               # a user without a name, as in some containers
+        except (KeyError, OSError, ImportError):  # a user without a name, as in some containers
             owner = "user " + str(getattr(os, "getuid", lambda: "?")())
-        record = dict(owner=owner, pid=os.getpid(), start=_process(os.getpid())[1], **_machine(),
-                      since=time.strftime("%Y-%m-%d %H:%M:%S"), token=time.monotonic_ns(),
-                      command=" ".join(map(os.path.basename, sys.argv[:1])) + " " + " ".join(sys.argv[1:4]))
+        record = dict(
+            owner=owner,
+            pid=os.getpid(),
+            start=_process(os.getpid())[1],
+            **_machine(),
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            token=time.monotonic_ns(),
+            command=" ".join(map(os.path.basename, sys.argv[:1])) + " " + " ".join(sys.argv[1:4]),
+        )
         return json.dumps(record)
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *error): self.release()
+    def __exit__(self, *error):
+        self.release()
 
 # %% ../nbs/00_utils.ipynb #u0lck005
 def _touch(path, stop):
@@ -245,6 +269,7 @@ def _touch(path, stop):
             os.utime(path)
         except OSError:
             return
+
 
 def _unlock(path, text, stop, missing, pid):
     "Give a lock back, if it is still ours and this is no fork of the process that took it."
@@ -276,6 +301,7 @@ def _create(path, text) -> bool:
         temporary.unlink()
     return True
 
+
 def _take(self) -> None:
     """Make the lock file, over a stale one if need be. Of several that find a stale lock one at a time may
     break it."""
@@ -284,10 +310,12 @@ def _take(self) -> None:
         if _create(path, self.text):
             return
         if holder := lock_holder(self.folder):
-            raise MatgenError(f"{self.folder} is in use since {holder['since']} by "
-                              f"{holder['owner']}@{holder['host']}, process "
-                              f"{holder['pid']} ({holder['command']}): wait for it, or choose another --out. "
-                              f"If you know that it is gone, delete {path}")
+            raise MatgenError(
+                f"{self.folder} is in use since {holder['since']} by "
+                f"{holder['owner']}@{holder['host']}, process "
+                f"{holder['pid']} ({holder['command']}): wait for it, or choose another --out. "
+                f"If you know that it is gone, delete {path}"
+            )
         if _create(breaker, self.text):
             try:
                 if lock_holder(self.folder) is None:
@@ -295,17 +323,20 @@ def _take(self) -> None:
             finally:
                 breaker.unlink()
         elif time.time() - breaker.stat().st_mtime > 60 if breaker.exists() else False:
-            breaker.unlink(missing_ok=True)                    # killed while it broke a lock
-        time.sleep(.05)
-    raise MatgenError(f"the lock of {self.folder} could not be taken: another process is about to take it; "
-                      f"try again")
+            breaker.unlink(missing_ok=True)  # killed while it broke a lock
+        time.sleep(0.05)
+    raise MatgenError(
+        f"the lock of {self.folder} could not be taken: another process is about to take it; try again"
+    )
+
 
 FolderLock._take = _take
 
 # %% ../nbs/00_utils.ipynb #b7e4337d
 class _Lines:
     "Progress for logs and notebooks: one plain line at most every `every` seconds. before: what an earlier run has done, which says nothing about the speed of this one."
-    def __init__(self, description, total, every=30., before=0):
+
+    def __init__(self, description, total, every=30.0, before=0):
         self.description, self.total, self.every = description, total, every
         self.done, self.before, self.start = before, before, time.monotonic()
         self.last = self.start
@@ -313,7 +344,8 @@ class _Lines:
     def __call__(self, n=1, note=""):
         self.done += n
         now = time.monotonic()
-        if now - self.last < self.every: return
+        if now - self.last < self.every:
+            return
         self.last = now
         left = (now - self.start) * (self.total - self.done) / max(self.done - self.before, 1)
         print(f"{self.description}: {self.done}/{self.total} {note} (about {left:.0f} s left)", flush=True)
@@ -324,13 +356,30 @@ def progress_bar(description, total, show=True, before=0):
     """Context manager that yields `advance(n=1, note="")`. before: how many of `total` an earlier run has done.
 
     A rich bar with time left on stderr when that is a terminal, else a plain line every 30 s; nothing when `show` is false."""
-    if not show: yield lambda n=1, note="": None
-    elif not sys.stderr.isatty(): yield _Lines(description, total, before=before)
+    if not show:
+        yield lambda n=1, note="": None
+    elif not sys.stderr.isatty():
+        yield _Lines(description, total, before=before)
     else:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total, completed=before, note="")
             yield lambda n=1, note="": bar.update(task, advance=n, **({"note": note} if note else {}))
@@ -339,31 +388,44 @@ def progress_bar(description, total, show=True, before=0):
 @dataclass(frozen=True)
 class Failure:
     "One item that could not be processed: its name and the reason, for a person to read."
+
     name: str
     reason: str
 
-    def __str__(self): return f"{self.name}: {self.reason}"
+    def __str__(self):
+        return f"{self.name}: {self.reason}"
 
 # %% ../nbs/00_utils.ipynb #8a9dc112
 @contextmanager
 def _thread_limit(seconds):
     "`time_limit` for threads other than the main one, as the workers of Dask are: TimeoutError at the next Python instruction."
     import ctypes, threading
-    set_exception, thread, lock, over = ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(threading.get_ident()), threading.Lock(), []
+
+    set_exception, thread, lock, over = (
+        ctypes.pythonapi.PyThreadState_SetAsyncExc,
+        ctypes.c_ulong(threading.get_ident()),
+        threading.Lock(),
+        [],
+    )
+
     def interrupt():
         with lock:
-            if not over: set_exception(thread, ctypes.py_object(TimeoutError))
+            if not over:
+                set_exception(thread, ctypes.py_object(TimeoutError))
+
     timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
     timer.start()
     try:
-        try: yield
+        try:
+            yield
         finally:
             timer.cancel()
             with lock:
                 over.append(True)
-                set_exception(thread, None)              # nothing may arrive after the body
-    except TimeoutError as error: raise error if error.args else TimeoutError(f"took longer than {seconds:g} s") from None
+                set_exception(thread, None)  # nothing may arrive after the body
+    except TimeoutError as error:
+        raise error if error.args else TimeoutError(f"took longer than {seconds:g} s") from None
 
 # %% ../nbs/00_utils.ipynb #b3dcee76
 @contextmanager
@@ -372,57 +434,85 @@ def time_limit(seconds=None, hard=False):
     Python instructions. With `hard`, code that cannot be interrupted ends the whole process some seconds later: for worker processes only.
     Limits may stand within each other: the one that ends first counts."""
     import faulthandler, threading
-    if seconds is None: yield; return
-    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
-        with _thread_limit(seconds): yield
+
+    if seconds is None:
+        yield
         return
-    def alarm(signum, frame): raise TimeoutError(f"took longer than {seconds:g} s")
-    start, outer = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]      # seconds that a limit around this one has left; 0: there is none
-    if 0 < outer <= seconds: yield; return
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        with _thread_limit(seconds):
+            yield
+        return
+
+    def alarm(signum, frame):
+        raise TimeoutError(f"took longer than {seconds:g} s")
+
+    start, outer = (
+        time.monotonic(),
+        signal.getitimer(signal.ITIMER_REAL)[0],
+    )  # seconds that a limit around this one has left; 0: there is none
+    if 0 < outer <= seconds:
+        yield
+        return
     before = signal.signal(signal.SIGALRM, alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    if hard: faulthandler.dump_traceback_later(seconds + 2, exit=True, file=open(os.devnull, "w"))
-    try: yield
+    if hard:
+        faulthandler.dump_traceback_later(seconds + 2, exit=True, file=open(os.devnull, "w"))
+    try:
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if outer: signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - start), 1e-3))
-        if hard: faulthandler.cancel_dump_traceback_later()
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - start), 1e-3))
+        if hard:
+            faulthandler.cancel_dump_traceback_later()
 
 # %% ../nbs/00_utils.ipynb #6aca8645
 def _attempt(fn, index, item, name, timeout, hard):
     "(index, result, None) or (index, None, Failure)."
     try:
-        with time_limit(timeout, hard): return index, fn(item), None
+        with time_limit(timeout, hard):
+            return index, fn(item), None
     except Exception as error:
         reason = str(error) or "no message"
-        kind = "" if isinstance(error, (MatgenError, TimeoutError, ValueError)) else f"{type(error).__name__}: "
+        kind = (
+            "" if isinstance(error, (MatgenError, TimeoutError, ValueError)) else f"{type(error).__name__}: "
+        )
         return index, None, Failure(name, kind + reason)
 
 # %% ../nbs/00_utils.ipynb #20df4e90
 def _parallel(jobs, n_jobs, batch_size, advance, out):
     "Run `jobs` (index -> arguments) through joblib into `out`; False when a worker process died on the way."
     from joblib import Parallel, delayed
+
     try:
         run = Parallel(n_jobs=n_jobs, batch_size=batch_size, return_as="generator_unordered")
         for index, result, failure in run(delayed(_attempt)(*job) for job in jobs.values()):
             out[index] = result, failure
             advance(1)
         return True
-    except Exception as error:                       # joblib's TerminatedWorkerError derives from BrokenProcessPool
-        if "Terminated" not in type(error).__name__ and "Broken" not in type(error).__name__: raise
+    except Exception as error:  # joblib's TerminatedWorkerError derives from BrokenProcessPool
+        if "Terminated" not in type(error).__name__ and "Broken" not in type(error).__name__:
+            raise
         return False
 
 # %% ../nbs/00_utils.ipynb #3d5014ed
 def _survive(jobs, n_jobs, batch_size, advance, out):
     "Like `_parallel`, but an item whose worker process dies becomes a Failure and the others are repeated."
     from joblib import effective_n_jobs
+
     while jobs and not _parallel(jobs, n_jobs, batch_size, advance, out):
         jobs = {i: job for i, job in jobs.items() if i not in out}
         if batch_size == 1:
-            for i in list(jobs)[:2 * effective_n_jobs(n_jobs)]:
+            for i in list(jobs)[: 2 * effective_n_jobs(n_jobs)]:
                 if not _parallel({i: jobs[i]}, n_jobs, 1, advance, out):
-                    out[i] = None, Failure(jobs[i][3], "its worker process died: it crashed, ran out of memory, or hung in compiled code")
+                    out[i] = (
+                        None,
+                        Failure(
+                            jobs[i][3],
+                            "its worker process died: it crashed, ran out of memory, or hung in compiled code",
+                        ),
+                    )
                     advance(1)
                 del jobs[i]
         batch_size = 1
@@ -438,11 +528,13 @@ def parallel_map(fn, items, names=None, n_jobs=-1, timeout=None, progress="worki
         raise MatgenError(f"--n-jobs must be a number of processes, or -1 for one on each core, not {n_jobs}")
     items = list(items)
     names = [str(i) for i in range(len(items))] if names is None else [str(name) for name in names]
-    if len(names) != len(items): raise ValueError(f"{len(names)} names for {len(items)} items")
+    if len(names) != len(items):
+        raise ValueError(f"{len(names)} names for {len(items)} items")
     out, separate = {}, n_jobs != 1
     jobs = {i: (fn, i, item, name, timeout, separate) for i, (item, name) in enumerate(zip(items, names))}
     with progress_bar(progress, len(items), show=bool(progress) and bool(items)) as advance:
-        if separate: _survive(jobs, n_jobs, chunk, advance, out)
+        if separate:
+            _survive(jobs, n_jobs, chunk, advance, out)
         else:
             for job in jobs.values():
                 index, *out[index] = _attempt(*job)
@@ -453,19 +545,23 @@ def parallel_map(fn, items, names=None, n_jobs=-1, timeout=None, progress="worki
 # %% ../nbs/00_utils.ipynb #6007eada
 def describe_failures(failures, total, limit=5):
     "One readable text for a list of `Failure`s out of `total` items; at most `limit` are named."
-    if not failures: return f"all {total} items worked"
+    if not failures:
+        return f"all {total} items worked"
     lines = [f"{len(failures)} of {total} items failed:"] + [f"  {failure}" for failure in failures[:limit]]
-    if len(failures) > limit: lines.append(f"  ... and {len(failures) - limit} more")
+    if len(failures) > limit:
+        lines.append(f"  ... and {len(failures) - limit} more")
     return "\n".join(lines)
 
 # %% ../nbs/00_utils.ipynb #1864efb3
 WEIGHTS = Path(matgen_nb.__file__).parent / "data" / "weights"
 
+
 def find_weights(name_or_path):
     "Path of a weights file: a path, a folder with model.safetensors, or the name of weights that ship with the package. MatgenError where there is none."
     path = Path(name_or_path)
     for candidate in (path, path / "model.safetensors", WEIGHTS / f"{name_or_path}.safetensors"):
-        if candidate.is_file(): return candidate
+        if candidate.is_file():
+            return candidate
     known = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none"
     raise MatgenError(f"no weights at {str(name_or_path)!r}; weights that ship with the package: {known}")
 
@@ -476,10 +572,11 @@ def _sections(data) -> tuple[dict, int]:
     size = int.from_bytes(data[:8], "little")
     if not 2 <= size <= len(data) - 8:
         raise ValueError("its header is longer than the file")
-    header = json.loads(bytes(data[8:8 + size]))
+    header = json.loads(bytes(data[8 : 8 + size]))
     if not isinstance(header, dict):
         raise ValueError("its header is no table of tensors")
     return header, 8 + size
+
 
 def _checksum(data) -> str:
     "SHA-256 of the content of a safetensors file given as bytes."
@@ -490,8 +587,9 @@ def _checksum(data) -> str:
         entry = header[name]
         first, last = entry["data_offsets"]
         told.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        told.update(data[start + first:start + last])
+        told.update(data[start + first : start + last])
     return told.hexdigest()
+
 
 def content_hash(path: str | Path) -> str:
     """SHA-256 (hex) of the content of a safetensors file, however it is laid out; of the bytes of any
@@ -512,6 +610,7 @@ def tensor_bytes(tensors: dict, metadata: dict[str, str]) -> bytes:
 
     Equal tensors and texts give equal bytes: safetensors sorts the tensors, we the texts."""
     from safetensors.torch import save
+
     data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
     header, start = _sections(data)
     texts = header.pop("__metadata__", {}) | {"checksum": _checksum(data)}
@@ -527,22 +626,37 @@ def load_tensors(path: str | Path, finite=lambda name: True) -> tuple[dict[str, 
     It must be whole, its checksum (where it has one) must be right, and tensors for which `finite(name)`
     must hold no NaN and no infinity."""
     from safetensors import safe_open
+
     try:
         with safe_open(str(path), "pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:                                 # safetensors has several, and none of its own
+    except Exception as error:  # safetensors has several, and none of its own
         raise ValueError(str(error)) from None
     if "checksum" in metadata and content_hash(path) != metadata["checksum"]:
         raise ValueError("its checksum does not match: it was damaged after it was written")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and finite(name) and not tensor.isfinite().all():
             wrong = int((~tensor.isfinite()).sum())
-            raise ValueError(f"{wrong} of the {tensor.numel()} numbers of the tensor {name!r} are NaN or "
-                             f"infinite")
+            raise ValueError(
+                f"{wrong} of the {tensor.numel()} numbers of the tensor {name!r} are NaN or infinite"
+            )
     return metadata, tensors
 
-_MAKERS = {"empty", "new_empty", "zeros", "ones", "full", "eye",
-           "rand", "randn", "randint", "arange", "linspace"}
+
+_MAKERS = {
+    "empty",
+    "new_empty",
+    "zeros",
+    "ones",
+    "full",
+    "eye",
+    "rand",
+    "randn",
+    "randint",
+    "arange",
+    "linspace",
+}
+
 
 def allocation_limit(numbers: int):
     """Context manager: MatgenError before torch makes tensors of more than so many numbers together.
@@ -550,8 +664,10 @@ def allocation_limit(numbers: int):
     For building a model from a configuration that came with a file: a width of a billion must not fill the
     memory."""
     from torch.utils._python_dispatch import TorchDispatchMode
+
     class Limit(TorchDispatchMode):
         made = 0
+
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             if function._schema.name.removeprefix("aten::") in _MAKERS:
                 sizes = next((a for a in args if isinstance(a, (list, tuple))), None)
@@ -560,6 +676,7 @@ def allocation_limit(numbers: int):
                 if self.made > numbers:
                     raise MatgenError(f"its configuration asks for more than {numbers:.1e} numbers")
             return function(*args, **(kwargs or {}))
+
     return Limit()
 
 # %% ../nbs/00_utils.ipynb #18a04e1b
@@ -573,18 +690,30 @@ def read_weights(name_or_path, format, build):
     try:
         metadata, tensors = load_tensors(path)
     except ValueError as error:
-        raise MatgenError(f"{path} is not a readable weights file ({error}); it may be cut short or damaged, "
-                          f"fetch it again") from None
+        raise MatgenError(
+            f"{path} is not a readable weights file ({error}); it may be cut short or damaged, fetch it again"
+        ) from None
     if (found := metadata.get("format", "something else")) != format:
-        raise MatgenError(f"{path} holds {found!r}, but {format!r} is needed: weights of another model or "
-                          f"version")
+        raise MatgenError(
+            f"{path} holds {found!r}, but {format!r} is needed: weights of another model or version"
+        )
     try:
         with allocation_limit(10**8 + 20 * sum(t.numel() for t in tensors.values())):
             return build(metadata, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError,
-            MatgenError) as error:
-        raise MatgenError(f"{path} does not fit this version of matgen_nb "
-                          f"({(str(error) or type(error).__name__).splitlines()[0]})") from None
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+        MatgenError,
+    ) as error:
+        raise MatgenError(
+            f"{path} does not fit this version of matgen_nb "
+            f"({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
 
 # %% ../nbs/00_utils.ipynb #2855cd71
 def fetch(url, name, check, stated=lambda: None, instead="download it elsewhere and pass its path"):
@@ -593,32 +722,52 @@ def fetch(url, name, check, stated=lambda: None, instead="download it elsewhere 
     stated(): the checksum of a new file as its publisher states it, 'md5:...' or 'sha256:...'; None where there is none. check(path): raises MatgenError for a new file that is not
     what it should be, which is then removed. MatgenError too where it cannot be fetched (instead: what to do then) or a checksum differs."""
     import pooch
+
     folder = Path(pooch.os_cache("matgen_nb"))
     record = folder / f"{name}.sha256"
     known = record.read_text().strip() if record.exists() else None
     expected = f"sha256:{known}" if known else stated()
-    try: path = Path(pooch.retrieve(url, known_hash=expected, fname=name, path=folder))
+    try:
+        path = Path(pooch.retrieve(url, known_hash=expected, fname=name, path=folder))
     except ValueError as error:
-        raise MatgenError(f"{name} is not the file that was {'kept' if known else 'published'}: its checksum is not {expected}. Try again; if it stays so, there is another version at {url}") from error
-    except Exception as error: raise MatgenError(f"could not fetch {name} from {url}: {type(error).__name__}. Without a network, {instead}") from None
-    if known: return path
-    try: check(path)
+        raise MatgenError(
+            f"{name} is not the file that was {'kept' if known else 'published'}: its checksum is not {expected}. Try again; if it stays so, there is another version at {url}"
+        ) from error
+    except Exception as error:
+        raise MatgenError(
+            f"could not fetch {name} from {url}: {type(error).__name__}. Without a network, {instead}"
+        ) from None
+    if known:
+        return path
+    try:
+        check(path)
     except MatgenError:
         path.unlink()
         raise
-    with atomic_write(record) as file: file.write(pooch.file_hash(str(path)))
+    with atomic_write(record) as file:
+        file.write(pooch.file_hash(str(path)))
     return path
 
 # %% ../nbs/00_utils.ipynb #fe32d295
 def wilson(k, n, z=1.96):
     "95 % interval (low, high) of a share k of n (Wilson, J. Am. Stat. Assoc. 22, 209, 1927); NaN for n = 0."
-    if n == 0: return float("nan"), float("nan")
+    if n == 0:
+        return float("nan"), float("nan")
     p, w = k / n, z * z / n
     half = z * (p * (1 - p) / n + w / (4 * n)) ** 0.5
-    return (p + w / 2 - half) / (1 + w) if k else 0., (p + w / 2 + half) / (1 + w) if k < n else 1.      # none and all are exact, rounding or not
+    return (p + w / 2 - half) / (1 + w) if k else 0.0, (p + w / 2 + half) / (
+        1 + w
+    ) if k < n else 1.0  # none and all are exact, rounding or not
+
 
 def share(flags, protocol):
     "Share of the true ones among flags (any sequence) with its interval, as both evaluations of the course report it: dict of value, low, high, n and the protocol (text)."
     k, n = sum(bool(flag) for flag in flags), len(flags)
     low, high = wilson(k, n)
-    return dict(value=k / n if n else float("nan"), low=low, high=high, n=n, protocol=f"{protocol}; 95 % Wilson interval")
+    return dict(
+        value=k / n if n else float("nan"),
+        low=low,
+        high=high,
+        n=n,
+        protocol=f"{protocol}; 95 % Wilson interval",
+    )

@@ -1,4 +1,5 @@
 """Settings shared by all tests: one thread a process, the package of this checkout, notebooks listed once."""
+
 import os
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Crystal -> asymmetric unit -> crystal: prototypes, real structures where they are at hand, random crystals of every group."""
+
 import csv
 import gzip
 import os
@@ -13,8 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.symmetry import asymmetric_unit as module
-from matgen_nb.symmetry.asymmetric_unit import (AsymmetricUnit, FoundGroup, forced_group, found_group, free_parameters,
-                                                generic_unit, more_translations, symmetry_dataset)
+from matgen_nb.symmetry.asymmetric_unit import (
+    AsymmetricUnit,
+    FoundGroup,
+    forced_group,
+    found_group,
+    free_parameters,
+    generic_unit,
+    more_translations,
+    symmetry_dataset,
+)
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
@@ -28,6 +37,7 @@ KNOWN = {"mp-1205422", "mp-1280436"}
 
 def comes_back(crystal, unit=None):
     from pymatgen.analysis.structure_matcher import StructureMatcher
+
     unit = unit or AsymmetricUnit.from_crystal(crystal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,8 +54,12 @@ def on_first_members(unit):
 
 def test_prototypes_come_back():
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
-    crystals = [Crystal.from_pymatgen(entry["snl"].structure) for entry in AFLOW_PROTOTYPE_LIBRARY
-                if max(site.specie.Z for site in entry["snl"].structure) <= 94]
+
+    crystals = [
+        Crystal.from_pymatgen(entry["snl"].structure)
+        for entry in AFLOW_PROTOTYPE_LIBRARY
+        if max(site.specie.Z for site in entry["snl"].structure) <= 94
+    ]
     for crystal in [c for c in crystals if len(c) <= 24][::2]:
         unit = AsymmetricUnit.from_crystal(crystal)
         assert on_first_members(unit) and comes_back(crystal, unit), crystal
@@ -53,15 +67,18 @@ def test_prototypes_come_back():
 
 def rows_of(name):
     path = DATA / name
-    if not path.exists(): pytest.skip(f"needs {name}, see MATGEN_TEST_DATA")
+    if not path.exists():
+        pytest.skip(f"needs {name}, see MATGEN_TEST_DATA")
     csv.field_size_limit(10**9)
-    with gzip.open(path, "rt") as file: return list(csv.DictReader(file))
+    with gzip.open(path, "rt") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("name", ["val.csv.gz", "perov_5_val.csv.gz", "carbon_24_val.csv.gz"])
 def test_real_structures_come_back(name):
     for row in rows_of(name)[:150]:
-        if row["material_id"] in KNOWN: continue
+        if row["material_id"] in KNOWN:
+            continue
         assert comes_back(Crystal.from_cif(row["cif"])), row["material_id"]
 
 
@@ -73,11 +90,16 @@ def test_distorted_supercell_is_not_merged():
 
 def lattice_of(number):
     lengths, angles = np.array([17.0, 19.3, 22.1]), [83.0, 97.0, 104.0]
-    if number > 2: angles = [90.0, 101.0, 90.0]
-    if number > 15: angles = [90.0, 90.0, 90.0]
-    if number > 74: lengths[1] = lengths[0]
-    if 143 <= number <= 194: angles = [90.0, 90.0, 120.0]
-    if number > 194: lengths[:] = lengths[0]
+    if number > 2:
+        angles = [90.0, 101.0, 90.0]
+    if number > 15:
+        angles = [90.0, 90.0, 90.0]
+    if number > 74:
+        lengths[1] = lengths[0]
+    if 143 <= number <= 194:
+        angles = [90.0, 90.0, 120.0]
+    if number > 194:
+        lengths[:] = lengths[0]
     return lattice_from_parameters(lengths, angles).numpy()
 
 
@@ -85,8 +107,11 @@ def random_crystal(number, positions, rng):
     "One orbit on each position, free parameters at random, drawn again where atoms come close."
     while True:
         points = [p.points(rng.uniform(size=3)) for p in positions]
-        crystal = Crystal(lattice_of(number), np.repeat([3, 8, 26], [len(p) for p in points]), np.concatenate(points))
-        if min_distance(crystal) > 0.1: return crystal
+        crystal = Crystal(
+            lattice_of(number), np.repeat([3, 8, 26], [len(p) for p in points]), np.concatenate(points)
+        )
+        if min_distance(crystal) > 0.1:
+            return crystal
 
 
 @pytest.mark.parametrize("start", range(1, 231, 46))
@@ -100,7 +125,9 @@ def test_random_crystals_keep_their_group(start):
         assert unit.space_group == number and len(unit) == 3 and unit.num_atoms == len(crystal)
         assert on_first_members(unit)
         again = AsymmetricUnit.from_crystal(unit.to_crystal(), symprec=0.01)
-        assert again.wyckoff_template.split(":")[0] == str(number) and np.isclose(np.linalg.det(again.lattice), crystal.volume)
+        assert again.wyckoff_template.split(":")[0] == str(number) and np.isclose(
+            np.linalg.det(again.lattice), crystal.volume
+        )
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -112,6 +139,7 @@ def test_parts_that_do_not_fit_are_refused():
 
 def read_by_pymatgen(text):
     from pymatgen.io.cif import CifParser
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = CifParser.from_str(text).parse_structures(primitive=False)[0]
@@ -121,7 +149,11 @@ def read_by_pymatgen(text):
 def read_by_gemmi(text):
     small = gemmi.make_small_structure_from_block(gemmi.cif.read_string(text).sole_block())
     sites = small.get_all_unit_cell_sites()
-    return small.cell.parameters, [s.element.atomic_number for s in sites], np.array([s.fract.tolist() for s in sites])
+    return (
+        small.cell.parameters,
+        [s.element.atomic_number for s in sites],
+        np.array([s.fract.tolist() for s in sites]),
+    )
 
 
 def read_by_us(text):
@@ -142,7 +174,9 @@ READERS = {"us": read_by_us, "pymatgen": read_by_pymatgen, "gemmi": read_by_gemm
 def same_atoms(crystal, read, tolerance=1e-6):
     "The same cell, and the same atoms in it, one for one, to `tolerance` A."
     parameters, elements, frac = read
-    if len(elements) != len(crystal) or not np.allclose(parameters, small_parameters(crystal.lattice), atol=1e-6):
+    if len(elements) != len(crystal) or not np.allclose(
+        parameters, small_parameters(crystal.lattice), atol=1e-6
+    ):
         return False
     delta = np.asarray(frac)[:, None] - crystal.frac_coords
     distance = np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1)
@@ -155,7 +189,9 @@ def some_positions(number, rng, most):
     positions = SpaceGroup(number).wyckoff_positions
     chosen = []
     for w in rng.permutation(len(positions)):
-        if len(chosen) < most and sum(positions[v].multiplicity for v in [*chosen, w]) <= max(120, positions[w].multiplicity):
+        if len(chosen) < most and sum(positions[v].multiplicity for v in [*chosen, w]) <= max(
+            120, positions[w].multiplicity
+        ):
             chosen.append(int(w))
     return chosen
 
@@ -163,7 +199,7 @@ def some_positions(number, rng, most):
 def apart(number, wyckoff, elements, seed):
     "A generic unit whose atoms keep 0.6 A from each other."
     units = (generic_unit(number, wyckoff, elements, seed=(seed, i)) for i in range(200))
-    return next(u for u in units if min_distance(u.to_crystal()) > .6)
+    return next(u for u in units if min_distance(u.to_crystal()) > 0.6)
 
 
 @pytest.mark.parametrize("start", range(1, 231, 46))
@@ -188,23 +224,35 @@ def test_cif_comes_back(number, most, seed):
         assert same_atoms(unit.to_crystal(), READERS[name](unit.to_cif())), name
 
 
-@pytest.mark.parametrize("number, letters, u", [(194, "ac", [0, 0, 0]), (186, "bb", [0, 0, .3751]), (194, "fh", [.17, 0, .06]),
-                                                (166, "ach", [.1234567, 0, .7654321]), (227, "ade", [.2613, 0, 0])])
+@pytest.mark.parametrize(
+    "number, letters, u",
+    [
+        (194, "ac", [0, 0, 0]),
+        (186, "bb", [0, 0, 0.3751]),
+        (194, "fh", [0.17, 0, 0.06]),
+        (166, "ach", [0.1234567, 0, 0.7654321]),
+        (227, "ade", [0.2613, 0, 0]),
+    ],
+)
 def test_thirds_and_eighths_survive_the_digits(number, letters, u):
     "Zinc blende, NiAs, wurtzite: points at 1/3, 2/3, 1/8 and on lines such as (x, 2x, 1/4) meet their own images."
     positions = [SpaceGroup(number)[letter] for letter in letters]
-    points = [p.A[0] @ (np.array(u) + .05 * i) + p.t[0] for i, p in enumerate(positions)]
+    points = [p.A[0] @ (np.array(u) + 0.05 * i) + p.t[0] for i, p in enumerate(positions)]
     k = lattice_to_k(lattice_of(number)).numpy()
-    unit = AsymmetricUnit(number, k, range(20, 20 + len(points)), np.stack(points) % 1, [p.index for p in positions])
+    unit = AsymmetricUnit(
+        number, k, range(20, 20 + len(points)), np.stack(points) % 1, [p.index for p in positions]
+    )
     for name, read in READERS.items():
         assert same_atoms(unit.to_crystal(), read(unit.to_cif())), name
 
 
 def test_cif_says_what_it_holds(tmp_path):
     k = lattice_to_k(5.64 * np.eye(3)).numpy()
-    salt = AsymmetricUnit(225, k, [11, 17], [[0, 0, 0], [.5, .5, .5]], [0, 1])
+    salt = AsymmetricUnit(225, k, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], [0, 1])
     text = salt.to_cif(tmp_path / "salt.cif")
-    assert (tmp_path / "salt.cif").read_text() == text and [p.name for p in tmp_path.iterdir()] == ["salt.cif"]
+    assert (tmp_path / "salt.cif").read_text() == text and [p.name for p in tmp_path.iterdir()] == [
+        "salt.cif"
+    ]
     block = gemmi.cif.read_string(text).sole_block()
     value = lambda key: gemmi.cif.as_string(block.find_value(key))
     assert value("_space_group_IT_number") == "225" and value("_space_group_name_H-M_alt") == "F m -3 m"
@@ -218,9 +266,15 @@ def test_cif_says_what_it_holds(tmp_path):
 @pytest.mark.parametrize("number", range(1, 231))
 def test_symbols_in_a_cif_name_the_same_operations(number):
     block = gemmi.cif.read_string(generic_unit(number, [0], [14]).to_cif(p1=False)).sole_block()
-    if not block.find_value("_space_group_IT_number"): pytest.skip("an orbit that meets itself: written in P 1")
-    listed = gemmi.GroupOps([gemmi.Op(gemmi.cif.as_string(op)) for op in block.find_loop("_space_group_symop_operation_xyz")])
-    name, hall = (gemmi.cif.as_string(block.find_value(key)) for key in ("_space_group_name_H-M_alt", "_space_group_name_Hall"))
+    if not block.find_value("_space_group_IT_number"):
+        pytest.skip("an orbit that meets itself: written in P 1")
+    listed = gemmi.GroupOps(
+        [gemmi.Op(gemmi.cif.as_string(op)) for op in block.find_loop("_space_group_symop_operation_xyz")]
+    )
+    name, hall = (
+        gemmi.cif.as_string(block.find_value(key))
+        for key in ("_space_group_name_H-M_alt", "_space_group_name_Hall")
+    )
     group = gemmi.find_spacegroup_by_name(name)
     assert group.number == number == int(block.find_value("_space_group_IT_number"))
     assert group.operations() == listed and gemmi.symops_from_hall(hall) == listed
@@ -228,29 +282,36 @@ def test_symbols_in_a_cif_name_the_same_operations(number):
 
 def test_atoms_that_nearly_meet_are_written_in_p1():
     "Readers would take images 0.05 A apart for one atom on a special position, and lose the other."
-    close = AsymmetricUnit(221, lattice_to_k(4 * np.eye(3)).numpy(), [8], [[.01, 0, 0]], [4])
+    close = AsymmetricUnit(221, lattice_to_k(4 * np.eye(3)).numpy(), [8], [[0.01, 0, 0]], [4])
     assert SpaceGroup(221).wyckoff_positions[4].label == "6e" and "'P 1'" in close.to_cif()
-    assert len(read_cif(close.to_cif(), min_contact=.01).crystal) == 6, "as the evaluation reads it"
-    with pytest.raises(CrystalError): Crystal.from_cif(close.to_cif())
+    assert len(read_cif(close.to_cif(), min_contact=0.01).crystal) == 6, "as the evaluation reads it"
+    with pytest.raises(CrystalError):
+        Crystal.from_cif(close.to_cif())
 
 
 def test_spglib_is_asked_without_a_warning_and_left_as_it_was():
     import spglib
-    salt = Crystal(5.64 * np.eye(3), [11] * 4 + [17] * 4, np.concatenate([SpaceGroup(225)[w].points([0] * 3) for w in "ab"]))
+
+    salt = Crystal(
+        5.64 * np.eye(3),
+        [11] * 4 + [17] * 4,
+        np.concatenate([SpaceGroup(225)[w].points([0] * 3) for w in "ab"]),
+    )
     overlap = Crystal(4 * np.eye(3), [11, 11], [[0, 0, 0], [0, 0, 1e-4]])
     for before in (True, False):
         spglib.error.OLD_ERROR_HANDLING = before
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                assert found_group(salt, .01) == FoundGroup(225, 192) and found_group(overlap, .01) is None
-                with pytest.raises(CrystalError, match="no symmetry at symprec 0.01"): symmetry_dataset(overlap, .01)
+                assert found_group(salt, 0.01) == FoundGroup(225, 192) and found_group(overlap, 0.01) is None
+                with pytest.raises(CrystalError, match="no symmetry at symprec 0.01"):
+                    symmetry_dataset(overlap, 0.01)
             assert spglib.error.OLD_ERROR_HANDLING == before
         finally:
             spglib.error.OLD_ERROR_HANDLING = True
 
 
-@pytest.mark.parametrize("symprec", [.1, .01])
+@pytest.mark.parametrize("symprec", [0.1, 0.01])
 def test_group_of_a_cubic_unit_is_what_spglib_finds(symprec):
     "Units of 221 to 230 are decided by their translations; elements alike, so that many have more."
     rng, higher = np.random.default_rng(3), 0
@@ -261,13 +322,31 @@ def test_group_of_a_cubic_unit_is_what_spglib_finds(symprec):
             found, asked = unit.found_group(symprec), found_group(unit.to_crystal(), symprec)
             assert found == asked, unit
             higher += bool(asked) and asked.operations > SpaceGroup(number).order
-            assert more_translations(unit, 3 * symprec) or not asked or asked.operations == SpaceGroup(number).order
+            assert (
+                more_translations(unit, 3 * symprec)
+                or not asked
+                or asked.operations == SpaceGroup(number).order
+            )
     assert higher > 5
 
 
-FORCED = [(225, "ab", [29, 29], 221), (225, "ab", [11, 17], None), (225, "c", [29], 221), (16, "ah", [11, 17], 47), (16, "ui", [11, 17], None),
-          (1, "a", [29], 2), (1, "aa", [29, 29], 2), (1, "aa", [11, 17], None), (1, "aaa", [29] * 3, None), (216, "ac", [6, 6], 227),
-          (216, "ac", [30, 16], None), (221, "ab", [55, 17], None), (221, "ab", [84, 84], 229), (146, "a", [34], 166), (99, "a", [29], 123)]
+FORCED = [
+    (225, "ab", [29, 29], 221),
+    (225, "ab", [11, 17], None),
+    (225, "c", [29], 221),
+    (16, "ah", [11, 17], 47),
+    (16, "ui", [11, 17], None),
+    (1, "a", [29], 2),
+    (1, "aa", [29, 29], 2),
+    (1, "aa", [11, 17], None),
+    (1, "aaa", [29] * 3, None),
+    (216, "ac", [6, 6], 227),
+    (216, "ac", [30, 16], None),
+    (221, "ab", [55, 17], None),
+    (221, "ab", [84, 84], 229),
+    (146, "a", [34], 166),
+    (99, "a", [29], 123),
+]
 
 
 @pytest.mark.parametrize("number, letters, elements, higher", FORCED)
@@ -276,7 +355,9 @@ def test_positions_that_force_a_higher_group(number, letters, elements, higher):
     forced = forced_group(number, wyckoff, elements)
     assert (forced and forced.number) == higher
     other = [z + 3 for z in elements]
-    assert forced_group(number, wyckoff[::-1], other[::-1]) == forced, "only which orbits share an element matters"
+    assert forced_group(number, wyckoff[::-1], other[::-1]) == forced, (
+        "only which orbits share an element matters"
+    )
 
 
 @given(st.integers(1, 230), st.lists(st.integers(0, 1), min_size=1, max_size=3), st.integers(0, 2**31))
@@ -284,7 +365,7 @@ def test_positions_that_force_a_higher_group(number, letters, elements, higher):
 def test_forced_means_every_crystal(number, kinds, seed):
     "Another random crystal has the forced group or a higher one; where none is forced, it has exactly the one it was built for."
     wyckoff = some_positions(number, np.random.default_rng(seed), len(kinds))
-    elements = [(11, 17)[kind] for kind in kinds[:len(wyckoff)]]
+    elements = [(11, 17)[kind] for kind in kinds[: len(wyckoff)]]
     forced = forced_group(number, wyckoff, elements)
     found = generic_unit(number, wyckoff, elements, seed=seed).found_group(1e-4)
     if found:
@@ -299,7 +380,7 @@ def test_without_spglib_it_is_said_once(monkeypatch):
     unit = generic_unit(225, [0, 1], [29, 29])
     try:
         with pytest.warns(UserWarning, match="pip install spglib") as seen:
-            assert unit.found_group(.1) is None and found_group(unit.to_crystal(), .1) is None
+            assert unit.found_group(0.1) is None and found_group(unit.to_crystal(), 0.1) is None
             assert forced_group(225, [0, 1], [29, 29]) is None
         assert len(seen) == 1
     finally:

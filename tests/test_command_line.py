@@ -1,4 +1,5 @@
 """The command line: help, errors, files; the models are stand-ins, the end-to-end run has its own test."""
+
 import errno
 import gzip
 import json
@@ -22,38 +23,55 @@ from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.symmetry.space_groups import SpaceGroup
 from matgen_nb.utils import MatgenError
 
-COMMANDS = (["demo"], ["prepare", "crystals"], ["train", "symmcd"], ["sample", "symmcd"], ["evaluate", "crystals"])
-CESIUM_CHLORIDE = Crystal(4.12 * np.eye(3), [55, 17], [[0, 0, 0], [.5, .5, .5]])
+COMMANDS = (
+    ["demo"],
+    ["prepare", "crystals"],
+    ["train", "symmcd"],
+    ["sample", "symmcd"],
+    ["evaluate", "crystals"],
+)
+CESIUM_CHLORIDE = Crystal(4.12 * np.eye(3), [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 def run(*arguments):
-    with pytest.raises(SystemExit) as stop: cli.main([str(a) for a in arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
     return stop.value.code
 
 
 @pytest.fixture
 def cifs(tmp_path):
-    (tmp_path/"cifs").mkdir()
-    for i in range(4): CESIUM_CHLORIDE.to_cif(tmp_path/"cifs"/f"{i}.cif")
-    return tmp_path/"cifs"
+    (tmp_path / "cifs").mkdir()
+    for i in range(4):
+        CESIUM_CHLORIDE.to_cif(tmp_path / "cifs" / f"{i}.cif")
+    return tmp_path / "cifs"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example(command):
-    shown = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    shown = CliRunner().invoke(
+        cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    )
     assert shown.exit_code == 0
-    for word in ("--out", "Example", "matgen " + " ".join(command)): assert word in shown.output, word
-    for word in ("--seed", "--device") if command[0] in ("demo", "train", "sample") else (): assert word in shown.output, word
+    for word in ("--out", "Example", "matgen " + " ".join(command)):
+        assert word in shown.output, word
+    for word in ("--seed", "--device") if command[0] in ("demo", "train", "sample") else ():
+        assert word in shown.output, word
 
 
 def every_command():
     "(words, typer's command) of all commands, those of other modules too."
     import typer
+
     cli.load_commands()
+
     def walk(words, command):
         if hasattr(command, "commands"):
-            for name, part in command.commands.items(): yield from walk([*words, name], part)
-        else: yield words, command
+            for name, part in command.commands.items():
+                yield from walk([*words, name], part)
+        else:
+            yield words, command
+
     return list(walk([], typer.main.get_command(cli.app)))
 
 
@@ -62,29 +80,41 @@ def test_every_option_says_what_it_does_and_what_happens_without_it():
     assert len(every_command()) >= 12
     for words, command in every_command():
         for option in command.params:
-            if option.name in ("install_completion", "show_completion", "help"): continue
+            if option.name in ("install_completion", "show_completion", "help"):
+                continue
             assert len(option.help or "") > 10, (words, option.name)
             if option.param_type_name == "option" and not option.required and not option.is_flag:
-                assert option.default is not None or isinstance(option.show_default, str), (words, option.name)
+                assert option.default is not None or isinstance(option.show_default, str), (
+                    words,
+                    option.name,
+                )
 
 
 def test_defaults_in_words_are_those_of_the_sampler():
     import inspect
     from matgen_nb.mofdiff.sampling import MofDiff
     from matgen_nb.symmcd.sampling import SymmCD
-    told = {tuple(words): {o.name: o.show_default for o in command.params} for words, command in every_command()}
+
+    told = {
+        tuple(words): {o.name: o.show_default for o in command.params} for words, command in every_command()
+    }
     for words, sample in ((("sample", "symmcd"), SymmCD.sample), (("sample", "mofdiff"), MofDiff.sample)):
         for name, parameter in inspect.signature(sample).parameters.items():
             text = told[words].get(name)
-            if not isinstance(text, str) or parameter.default is None: continue
-            try: number = float(text.split(",")[0])
-            except ValueError: assert text == parameter.default or not isinstance(parameter.default, str), name
-            else: assert number == parameter.default, name
+            if not isinstance(text, str) or parameter.default is None:
+                continue
+            try:
+                number = float(text.split(",")[0])
+            except ValueError:
+                assert text == parameter.default or not isinstance(parameter.default, str), name
+            else:
+                assert number == parameter.default, name
 
 
 def test_no_option_does_nothing():
     "Every parameter of a command is read in its body."
     import inspect
+
     for words, command in every_command():
         body = inspect.getsource(command.callback).split("):\n", 1)[1]
         for name in inspect.signature(command.callback).parameters:
@@ -93,94 +123,166 @@ def test_no_option_does_nothing():
 
 def test_version_and_completion(capsys):
     import matgen_nb
+
     assert run("--version") == 0 and matgen_nb.__version__ in capsys.readouterr().out
-    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).output
+    shown = (
+        CliRunner()
+        .invoke(cli.app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+        .output
+    )
     assert "--install-completion" in shown and "--version" in shown
     code = "from matgen_nb.scale.command_line import main; main()"
     env = os.environ | {"_MATGEN_COMPLETE": "complete_bash", "COMP_WORDS": "matgen sam", "COMP_CWORD": "1"}
-    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout.split() == ["sample"]
+    assert subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    ).stdout.split() == ["sample"]
 
 
 def test_help_is_fast_and_light():
-    code = ("import sys\nfrom matgen_nb.scale.command_line import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
-            "heavy = {'torch', 'pymatgen', 'spglib', 'pyxtal', 'rdkit', 'pandas', 'matplotlib', 'lightning', 'scipy', 'safetensors'} & set(sys.modules)\nassert not heavy, heavy")
+    code = (
+        "import sys\nfrom matgen_nb.scale.command_line import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'pymatgen', 'spglib', 'pyxtal', 'rdkit', 'pandas', 'matplotlib', 'lightning', 'scipy', 'safetensors'} & set(sys.modules)\nassert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
 def test_errors_are_one_line(tmp_path, capsys):
-    for arguments in (["train", "symmcd", tmp_path/"no", "--out", tmp_path/"o"], ["evaluate", "crystals", tmp_path/"no", "--reference", "x", "--out", tmp_path/"o"],
-                      ["train", "symmcd", tmp_path/"no", "--preset", "huge", "--out", tmp_path/"o"], ["prepare", "crystals", tmp_path/"no", "--out", tmp_path/"f"]):
+    for arguments in (
+        ["train", "symmcd", tmp_path / "no", "--out", tmp_path / "o"],
+        ["evaluate", "crystals", tmp_path / "no", "--reference", "x", "--out", tmp_path / "o"],
+        ["train", "symmcd", tmp_path / "no", "--preset", "huge", "--out", tmp_path / "o"],
+        ["prepare", "crystals", tmp_path / "no", "--out", tmp_path / "f"],
+    ):
         assert run(*arguments) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("matgen: ") and shown.count("\n") == 1 and "Traceback" not in shown
-    assert run("sample", "symmcd", "--device", "tpu", "--out", tmp_path/"o") == 2
-    assert not (tmp_path/"o").exists() and not (tmp_path/"f").exists()
+    assert run("sample", "symmcd", "--device", "tpu", "--out", tmp_path / "o") == 2
+    assert not (tmp_path / "o").exists() and not (tmp_path / "f").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(MatgenError): cli.main(["--debug", "train", "symmcd", str(tmp_path/"no"), "--out", str(tmp_path/"o")])
-    assert run("train", "symmcd", tmp_path/"no", "--out", tmp_path/"o") == 2
+    with pytest.raises(MatgenError):
+        cli.main(["--debug", "train", "symmcd", str(tmp_path / "no"), "--out", str(tmp_path / "o")])
+    assert run("train", "symmcd", tmp_path / "no", "--out", tmp_path / "o") == 2
 
 
 def test_results_are_not_overwritten_by_accident(tmp_path, capsys):
-    (tmp_path/"out").mkdir()
-    (tmp_path/"out"/"precious").write_text("x")
-    assert run("evaluate", "crystals", tmp_path/"mine", "--reference", tmp_path/"mine", "--out", tmp_path/"out") == 2
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    assert (
+        run(
+            "evaluate",
+            "crystals",
+            tmp_path / "mine",
+            "--reference",
+            tmp_path / "mine",
+            "--out",
+            tmp_path / "out",
+        )
+        == 2
+    )
     assert "not empty" in capsys.readouterr().err
-    assert run("evaluate", "crystals", tmp_path, "--reference", tmp_path, "--out", tmp_path/"out", "--overwrite") == 2
-    assert "lies inside SOURCE" in capsys.readouterr().err and (tmp_path/"out"/"precious").read_text() == "x"
+    assert (
+        run(
+            "evaluate",
+            "crystals",
+            tmp_path,
+            "--reference",
+            tmp_path,
+            "--out",
+            tmp_path / "out",
+            "--overwrite",
+        )
+        == 2
+    )
+    assert (
+        "lies inside SOURCE" in capsys.readouterr().err and (tmp_path / "out" / "precious").read_text() == "x"
+    )
     for name, choices in (("out", dict(overwrite=True)), ("new", dict())):
-        with cli.fresh_folder(tmp_path/name, **choices) as folder: assert folder.out.name == name
+        with cli.fresh_folder(tmp_path / name, **choices) as folder:
+            assert folder.out.name == name
 
 
 def test_prepare_folder_and_its_failures(tmp_path, cifs, capsys):
-    (cifs/"broken.cif").write_text("data_nothing\n")
-    assert run("prepare", "crystals", cifs, "--out", tmp_path/"p.safetensors", "--n-jobs", 1) == 0
+    (cifs / "broken.cif").write_text("data_nothing\n")
+    assert run("prepare", "crystals", cifs, "--out", tmp_path / "p.safetensors", "--n-jobs", 1) == 0
     assert "4 of 5 crystals" in capsys.readouterr().out
-    record = json.loads((tmp_path/"p.run.json").read_text())
+    record = json.loads((tmp_path / "p.run.json").read_text())
     assert record["structures"] == 4 and "broken" in record["failures"][0]
-    assert run("prepare", "crystals", cifs, "--out", tmp_path/"p.safetensors") == 2
-    assert cli.reference_crystals(tmp_path/"p.safetensors")[0].formula == CESIUM_CHLORIDE.formula
+    assert run("prepare", "crystals", cifs, "--out", tmp_path / "p.safetensors") == 2
+    assert cli.reference_crystals(tmp_path / "p.safetensors")[0].formula == CESIUM_CHLORIDE.formula
 
 
 def test_read_crystals(tmp_path, cifs):
     assert cli.read_crystals(cifs)[1] == ["0.cif", "1.cif", "2.cif", "3.cif"]
-    cli.write_table(tmp_path/"a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
-    (tmp_path/"a.csv.gz").write_bytes(gzip.compress((tmp_path/"a.csv").read_bytes()))
+    cli.write_table(tmp_path / "a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
     for name in ("a.csv", "a.csv.gz"):
-        crystals, names, failures = cli.read_crystals(tmp_path/name)
-        assert crystals[0].formula == "CsCl" and crystals[1] is None and names == ["row 1", "row 2"] and failures[0].name == "row 2"
-    assert len(cli.reference_crystals(tmp_path/"a.csv")) == 1
-    cli.write_table(tmp_path/"b.csv", [{"structure": "x"}])
-    (tmp_path/"c.csv").write_text("name,cif\n")
-    (tmp_path/"empty").mkdir()
-    for source, text in ((tmp_path/"b.csv", "no column 'cif'"), (tmp_path/"none", "there is no"), (tmp_path/"c.csv", "holds no structures"), (tmp_path/"empty", "no .cif file")):
-        with pytest.raises(MatgenError, match=text): cli.read_crystals(source)
+        crystals, names, failures = cli.read_crystals(tmp_path / name)
+        assert (
+            crystals[0].formula == "CsCl"
+            and crystals[1] is None
+            and names == ["row 1", "row 2"]
+            and failures[0].name == "row 2"
+        )
+    assert len(cli.reference_crystals(tmp_path / "a.csv")) == 1
+    cli.write_table(tmp_path / "b.csv", [{"structure": "x"}])
+    (tmp_path / "c.csv").write_text("name,cif\n")
+    (tmp_path / "empty").mkdir()
+    for source, text in (
+        (tmp_path / "b.csv", "no column 'cif'"),
+        (tmp_path / "none", "there is no"),
+        (tmp_path / "c.csv", "holds no structures"),
+        (tmp_path / "empty", "no .cif file"),
+    ):
+        with pytest.raises(MatgenError, match=text):
+            cli.read_crystals(source)
 
 
 class Model(torch.nn.Module):
     "Stands in for SymmCD."
+
     def __init__(self, config, statistics):
         super().__init__()
         self.w = torch.nn.Parameter(torch.zeros(3))
-    def loss(self, batch, generator): return {"loss": (self.w - 1).square().sum()}
-    def save_pretrained(self, path): path.write_text("weights")
+
+    def loss(self, batch, generator):
+        return {"loss": (self.w - 1).square().sum()}
+
+    def save_pretrained(self, path):
+        path.write_text("weights")
+
     @classmethod
-    def from_pretrained(cls, path, device): return cls(None, None)
+    def from_pretrained(cls, path, device):
+        return cls(None, None)
+
     def sample(self, n, seed=0, batch_size=256, progress=True, **asked):
-        return [types.SimpleNamespace(crystal=CESIUM_CHLORIDE, row={"formula": CESIUM_CHLORIDE.formula, "space_group": asked.get("space_group", 221), "moved": .1}) for _ in range(n)]
+        return [
+            types.SimpleNamespace(
+                crystal=CESIUM_CHLORIDE,
+                row={
+                    "formula": CESIUM_CHLORIDE.formula,
+                    "space_group": asked.get("space_group", 221),
+                    "moved": 0.1,
+                },
+            )
+            for _ in range(n)
+        ]
 
 
 @dataclass
 class Evaluation:
     table: list
     summary: dict
-    def plot(self): return cli_figure()
+
+    def plot(self):
+        return cli_figure()
 
 
 def cli_figure():
     from matplotlib.figure import Figure
+
     return Figure(figsize=(1, 1))
 
 
@@ -191,36 +293,114 @@ def stand_ins(monkeypatch):
         made.__dict__.update(names)
         monkeypatch.setitem(sys.modules, name, made)
         return made
+
     module("matgen_nb.symmcd.sampling", RESAMPLE=10)
     module("matgen_nb.symmcd.staged_sampling")
-    module("matgen_nb.symmcd.model", SymmCD=Model, SymmCDConfig=types.SimpleNamespace(preset=lambda name: None), find_weights=lambda name: name)
-    module("matgen_nb.symmcd.evaluation", prepare_reference=lambda crystals, *_, **__: crystals,
-           evaluate_crystals=lambda crystals, reference, names=None, **_: Evaluation([{"name": n, "valid": c is not None} for n, c in zip(names, crystals)], {"valid": 1., "n": len(crystals)}))
+    module(
+        "matgen_nb.symmcd.model",
+        SymmCD=Model,
+        SymmCDConfig=types.SimpleNamespace(preset=lambda name: None),
+        find_weights=lambda name: name,
+    )
+    module(
+        "matgen_nb.symmcd.evaluation",
+        prepare_reference=lambda crystals, *_, **__: crystals,
+        evaluate_crystals=lambda crystals, reference, names=None, **_: Evaluation(
+            [{"name": n, "valid": c is not None} for n, c in zip(names, crystals)],
+            {"valid": 1.0, "n": len(crystals)},
+        ),
+    )
     monkeypatch.setattr(cli, "new_symmcd", lambda preset, data, init_from=None: Model(None, None))
 
 
 def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
-    assert run("prepare", "crystals", cifs, "--out", tmp_path/"p.safetensors", "--n-jobs", 1) == 0
-    train = ["train", "symmcd", tmp_path/"p.safetensors", "--preset", "tiny", "--steps", 30, "--batch-size", 2, "--out", tmp_path/"run", "--device", "cpu"]
+    assert run("prepare", "crystals", cifs, "--out", tmp_path / "p.safetensors", "--n-jobs", 1) == 0
+    train = [
+        "train",
+        "symmcd",
+        tmp_path / "p.safetensors",
+        "--preset",
+        "tiny",
+        "--steps",
+        30,
+        "--batch-size",
+        2,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    ]
     assert run(*train) == 0 and run(*train) == 2 and run(*train, "--resume") == 0
-    assert {"weights.safetensors", "last.safetensors", "history.csv", "loss.png", "run.json"} <= {p.name for p in (tmp_path/"run").iterdir()}
-    assert run("sample", "symmcd", "--weights", tmp_path/"run"/"weights.safetensors", "-n", 3, "--space-group", 221, "--out", tmp_path/"s") == 0
-    assert {p.name for p in (tmp_path/"s").iterdir() if p.name[0] != "."} == {"cif", "table.csv", "gallery.html", "gallery.png", "run.json", "request.json", "chunks"}
-    record = json.loads((tmp_path/"s"/"run.json").read_text())
-    assert record["request"]["space_group"] == 221 and record["request"]["n"] == 3 and record["seed"] == 0 and record["versions"]["torch"]
-    (tmp_path/"s"/"cif"/"torn.cif").write_text("data_x")
-    assert run("evaluate", "crystals", tmp_path/"s", "--reference", tmp_path/"p.safetensors", "--out", tmp_path/"e") == 0
-    assert json.loads((tmp_path/"e"/"summary.json").read_text())["n"] == 4, "what cannot be read counts"
-    judged = cli.read_table(tmp_path/"e"/"table.csv")
-    assert [row["file"] for row in judged[:3]] == ["00000.cif", "00001.cif", "00002.cif"] and "file" not in judged[3] and judged[3]["failure"]
-    assert run("sample", "symmcd", "-n", 0, "--out", tmp_path/"z") == 2 and run("sample", "symmcd", "--space-group", 231, "--out", tmp_path/"z") == 2
+    assert {"weights.safetensors", "last.safetensors", "history.csv", "loss.png", "run.json"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
+    assert (
+        run(
+            "sample",
+            "symmcd",
+            "--weights",
+            tmp_path / "run" / "weights.safetensors",
+            "-n",
+            3,
+            "--space-group",
+            221,
+            "--out",
+            tmp_path / "s",
+        )
+        == 0
+    )
+    assert {p.name for p in (tmp_path / "s").iterdir() if p.name[0] != "."} == {
+        "cif",
+        "table.csv",
+        "gallery.html",
+        "gallery.png",
+        "run.json",
+        "request.json",
+        "chunks",
+    }
+    record = json.loads((tmp_path / "s" / "run.json").read_text())
+    assert (
+        record["request"]["space_group"] == 221
+        and record["request"]["n"] == 3
+        and record["seed"] == 0
+        and record["versions"]["torch"]
+    )
+    (tmp_path / "s" / "cif" / "torn.cif").write_text("data_x")
+    assert (
+        run(
+            "evaluate",
+            "crystals",
+            tmp_path / "s",
+            "--reference",
+            tmp_path / "p.safetensors",
+            "--out",
+            tmp_path / "e",
+        )
+        == 0
+    )
+    assert json.loads((tmp_path / "e" / "summary.json").read_text())["n"] == 4, "what cannot be read counts"
+    judged = cli.read_table(tmp_path / "e" / "table.csv")
+    assert (
+        [row["file"] for row in judged[:3]] == ["00000.cif", "00001.cif", "00002.cif"]
+        and "file" not in judged[3]
+        and judged[3]["failure"]
+    )
+    assert (
+        run("sample", "symmcd", "-n", 0, "--out", tmp_path / "z") == 2
+        and run("sample", "symmcd", "--space-group", 231, "--out", tmp_path / "z") == 2
+    )
 
 
 def test_gallery_is_self_contained_and_escaped(tmp_path):
     rows = [{"name": "<script>", "formula": "CsCl", "value": float("nan")}]
-    cli.write_gallery(tmp_path/"g.html", "T & T", [CESIUM_CHLORIDE], rows)
-    page = (tmp_path/"g.html").read_text()
-    assert "<script>," not in page and "&lt;script&gt;" in page and "http" not in page and page.count("base64,") == 1
+    cli.write_gallery(tmp_path / "g.html", "T & T", [CESIUM_CHLORIDE], rows)
+    page = (tmp_path / "g.html").read_text()
+    assert (
+        "<script>," not in page
+        and "&lt;script&gt;" in page
+        and "http" not in page
+        and page.count("base64,") == 1
+    )
 
 
 REQUEST = {"n": 10, "chunk": 4, "seed": 5}
@@ -228,80 +408,113 @@ REQUEST = {"n": 10, "chunk": 4, "seed": 5}
 
 def draw(i, n, log=None):
     rng = np.random.default_rng(cli.chunk_seed(5, i))
-    crystals = [Crystal(CESIUM_CHLORIDE.lattice * x, CESIUM_CHLORIDE.elements, CESIUM_CHLORIDE.frac_coords) for x in rng.uniform(.9, 1.1, n)]
+    crystals = [
+        Crystal(CESIUM_CHLORIDE.lattice * x, CESIUM_CHLORIDE.elements, CESIUM_CHLORIDE.frac_coords)
+        for x in rng.uniform(0.9, 1.1, n)
+    ]
     return crystals, [{"formula": c.formula, "volume": c.volume} for c in crystals]
 
 
 def stream_whole(out, **choices):
-    with cli.open_run(out, REQUEST, **choices) as folder: drawn = cli.stream(folder, REQUEST, draw)
-    cli.finish_stream(out, "T", cli.run_record("test", 5, 0., request=REQUEST), Crystal.from_cif)
+    with cli.open_run(out, REQUEST, **choices) as folder:
+        drawn = cli.stream(folder, REQUEST, draw)
+    cli.finish_stream(out, "T", cli.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
     return drawn
 
 
-def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in ("run.json", ".matgen-files")}
+def contents(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in ("run.json", ".matgen-files")
+    }
 
 
 def test_stream_forgets_what_it_has_written(tmp_path):
     alive, most = weakref.WeakSet(), 0
+
     def watched(i, n):
         nonlocal most
         crystals, rows = draw(i, n)
         alive.update(crystals)
         most = max(most, len(alive))
         return crystals, rows
-    cli.stream(tmp_path/"a", REQUEST | {"n": 40}, watched)
-    assert most <= 2 * REQUEST["chunk"] and len(list((tmp_path/"a"/"cif").iterdir())) == 40
+
+    cli.stream(tmp_path / "a", REQUEST | {"n": 40}, watched)
+    assert most <= 2 * REQUEST["chunk"] and len(list((tmp_path / "a" / "cif").iterdir())) == 40
 
 
 @pytest.mark.parametrize("files", [0, 2, 5, 9])
 def test_full_disk_and_then_resume(tmp_path, monkeypatch, files):
     "The disk is full after some files: nothing half-written is left, and the resumed run equals one that was never broken."
-    assert stream_whole(tmp_path/"whole") == 10
+    assert stream_whole(tmp_path / "whole") == 10
     replace, left = os.replace, files
+
     def full(*paths):
         nonlocal left
         left -= 1
-        if left < 0: raise OSError(errno.ENOSPC, "No space left on device")
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
         replace(*paths)
+
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"): stream_whole(tmp_path/"broken")
+    with pytest.raises(OSError, match="No space"):
+        stream_whole(tmp_path / "broken")
     monkeypatch.undo()
-    for name, data in contents(tmp_path/"broken").items(): assert name == "request.json" or data == contents(tmp_path/"whole")[name], name
-    stream_whole(tmp_path/"broken", resume=True)
-    assert contents(tmp_path/"broken") == contents(tmp_path/"whole")
-    assert stream_whole(tmp_path/"broken", resume=True) == 0
+    for name, data in contents(tmp_path / "broken").items():
+        assert name == "request.json" or data == contents(tmp_path / "whole")[name], name
+    stream_whole(tmp_path / "broken", resume=True)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert stream_whole(tmp_path / "broken", resume=True) == 0
 
 
 def test_what_a_kill_or_a_power_cut_left_is_mended(tmp_path):
-    stream_whole(tmp_path/"a")
-    (tmp_path/"a"/"cif"/"00005.cif").write_text("")
-    (tmp_path/"a"/"cif"/"00001.cif").unlink()
-    (tmp_path/"a"/"cif"/".00006.cif.123.456.tmp").write_text("data_")
-    assert stream_whole(tmp_path/"a", resume=True) == 8
-    stream_whole(tmp_path/"b")
-    assert contents(tmp_path/"a") == contents(tmp_path/"b")
+    stream_whole(tmp_path / "a")
+    (tmp_path / "a" / "cif" / "00005.cif").write_text("")
+    (tmp_path / "a" / "cif" / "00001.cif").unlink()
+    (tmp_path / "a" / "cif" / ".00006.cif.123.456.tmp").write_text("data_")
+    assert stream_whole(tmp_path / "a", resume=True) == 8
+    stream_whole(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_path):
     "A bad model draws such crystals; our reader refuses them. They stay in the table and count as failures when judged."
-    twice = Crystal(4 * np.eye(3), [50, 69], [[0, 0, 0], [.001, 0, 0]])
+    twice = Crystal(4 * np.eye(3), [50, 69], [[0, 0, 0], [0.001, 0, 0]])
     request = REQUEST | {"n": 2}
-    with cli.open_run(tmp_path/"a", request) as folder: cli.stream(folder, request, lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]))
-    cli.finish_stream(tmp_path/"a", "T", cli.run_record("test", 5, 0., request=request), Crystal.from_cif)
-    assert len(cli.read_table(tmp_path/"a"/"table.csv")) == 2 and (tmp_path/"a"/"gallery.html").read_text().count("base64,") == 1
-    crystals, _, failures = cli.read_crystals(tmp_path/"a")
+    with cli.open_run(tmp_path / "a", request) as folder:
+        cli.stream(
+            folder,
+            request,
+            lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]),
+        )
+    cli.finish_stream(tmp_path / "a", "T", cli.run_record("test", 5, 0.0, request=request), Crystal.from_cif)
+    assert (
+        len(cli.read_table(tmp_path / "a" / "table.csv")) == 2
+        and (tmp_path / "a" / "gallery.html").read_text().count("base64,") == 1
+    )
+    crystals, _, failures = cli.read_crystals(tmp_path / "a")
     assert crystals[1] is None and "same place" in failures[0].reason
 
 
 def test_overwriting_leaves_no_old_results(tmp_path):
     old = REQUEST | {"n": 13}
-    with cli.open_run(tmp_path/"a", old) as folder: assert cli.stream(folder, old, draw) == 13
-    with pytest.raises(MatgenError, match="--resume"): stream_whole(tmp_path/"a")
-    assert stream_whole(tmp_path/"a", overwrite=True) == 10 and not (tmp_path/"a"/"cif"/"00012.cif").exists()
-    (tmp_path/"a"/"cif"/"00099.cif").write_text("mine")
-    with pytest.raises(MatgenError, match="00099.cif was not made by matgen"): stream_whole(tmp_path/"a", overwrite=True)
-    assert (tmp_path/"a"/"cif"/"00099.cif").read_text() == "mine" and (tmp_path/"a"/"table.csv").exists()
-    with pytest.raises(MatgenError, match="n was 10 and is now 11"): cli.open_run(tmp_path/"a", REQUEST | {"n": 11}, resume=True)
+    with cli.open_run(tmp_path / "a", old) as folder:
+        assert cli.stream(folder, old, draw) == 13
+    with pytest.raises(MatgenError, match="--resume"):
+        stream_whole(tmp_path / "a")
+    assert (
+        stream_whole(tmp_path / "a", overwrite=True) == 10
+        and not (tmp_path / "a" / "cif" / "00012.cif").exists()
+    )
+    (tmp_path / "a" / "cif" / "00099.cif").write_text("mine")
+    with pytest.raises(MatgenError, match="00099.cif was not made by matgen"):
+        stream_whole(tmp_path / "a", overwrite=True)
+    assert (tmp_path / "a" / "cif" / "00099.cif").read_text() == "mine" and (
+        tmp_path / "a" / "table.csv"
+    ).exists()
+    with pytest.raises(MatgenError, match="n was 10 and is now 11"):
+        cli.open_run(tmp_path / "a", REQUEST | {"n": 11}, resume=True)
 
 
 KILLED = """
@@ -321,27 +534,54 @@ cli.main(sys.argv[2:])
 
 def test_killed_sampling_resumes_with_identical_results(tmp_path):
     "The weights that ship; SIGKILL in the third of four chunks; then --resume, and the same files as without a break."
-    (tmp_path/"run.py").write_text(KILLED)
+    (tmp_path / "run.py").write_text(KILLED)
     line = ["sample", "symmcd", "-n", "7", "--chunk", "2", "--steps", "3", "--seed", "3", "--device", "cpu"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    def go(how, *options): return subprocess.run([sys.executable, str(tmp_path/"run.py"), how, *line, *options], env=env, capture_output=True, text=True, timeout=600)
-    assert go("killed", "--out", str(tmp_path/"a")).returncode == -9
-    assert [p.name for p in sorted((tmp_path/"a"/"chunks").iterdir())] == ["00000.csv", "00001.csv"] and not (tmp_path/"a"/"table.csv").exists()
-    for options in (["--out", str(tmp_path/"a"), "--resume"], ["--out", str(tmp_path/"b")]):
+
+    def go(how, *options):
+        return subprocess.run(
+            [sys.executable, str(tmp_path / "run.py"), how, *line, *options],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    assert go("killed", "--out", str(tmp_path / "a")).returncode == -9
+    assert [p.name for p in sorted((tmp_path / "a" / "chunks").iterdir())] == [
+        "00000.csv",
+        "00001.csv",
+    ] and not (tmp_path / "a" / "table.csv").exists()
+    for options in (["--out", str(tmp_path / "a"), "--resume"], ["--out", str(tmp_path / "b")]):
         done = go("whole", *options)
         assert done.returncode == 0, done.stderr[-2000:]
-    a, b = ({name: data for name, data in contents(tmp_path/x).items() if name != "gallery.html"} for x in "ab")      # the page names the command
-    assert a == b and len(cli.read_table(tmp_path/"a"/"table.csv")) == 7
+    a, b = (
+        {name: data for name, data in contents(tmp_path / x).items() if name != "gallery.html"} for x in "ab"
+    )  # the page names the command
+    assert a == b and len(cli.read_table(tmp_path / "a" / "table.csv")) == 7
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, capsys, monkeypatch):
     from matgen_nb.symmcd.sampling import SymmCD
+
     asked, sample = [], SymmCD.sample
     monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
-    choices = dict(eta=.5, guide=.25, apart=.6, sharpen=2, templates=.5, corrector=1, retries=2)
-    line = ["sample", "symmcd", "-n", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path/"s", *(x for k, v in choices.items() for x in (f"--{k}", v))]
+    choices = dict(eta=0.5, guide=0.25, apart=0.6, sharpen=2, templates=0.5, corrector=1, retries=2)
+    line = [
+        "sample",
+        "symmcd",
+        "-n",
+        1,
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "s",
+        *(x for k, v in choices.items() for x in (f"--{k}", v)),
+    ]
     assert run(*line) == 0 and asked[0] | choices == asked[0]
-    request = json.loads((tmp_path/"s"/"request.json").read_text())
+    request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | choices == request
     assert run(*line, "--resume") == 0 and len(asked) == 1
     for key in choices:
@@ -349,21 +589,41 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         changed[changed.index(f"--{key}") + 1] = "1" if key != "corrector" else "3"
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
-    assert run(*line[:4], "--guide", 2, "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"table.csv").exists()
+    assert (
+        run(*line[:4], "--guide", 2, "--out", tmp_path / "t") == 2
+        and not (tmp_path / "t" / "table.csv").exists()
+    )
 
 
 def test_neutral_crystals_on_request(tmp_path, capsys):
     "What cannot balance is drawn again, for the same group and number of orbits; the wish belongs to the request."
     rows = {}
     for name, more in (("plain", ["--balance", 0]), ("neutral", ["--neutral"])):
-        line = ["sample", "symmcd", "-n", 12, "--steps", 4, "--seed", 2, "--device", "cpu", "--out", tmp_path/name, *more]
+        line = [
+            "sample",
+            "symmcd",
+            "-n",
+            12,
+            "--steps",
+            4,
+            "--seed",
+            2,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / name,
+            *more,
+        ]
         assert run(*line) == 0
-        rows[name] = cli.read_table(tmp_path/name/"table.csv")
+        rows[name] = cli.read_table(tmp_path / name / "table.csv")
     good = {name: [composition_validity(r["formula"]) for r in table] for name, table in rows.items()}
-    assert sum(good["plain"]) < sum(good["neutral"]) and all(r["attempts"] == 1 for r, ok in zip(rows["plain"], good["plain"]))
+    assert sum(good["plain"]) < sum(good["neutral"]) and all(
+        r["attempts"] == 1 for r, ok in zip(rows["plain"], good["plain"])
+    )
     assert all(ok or int(r["attempts"]) == 6 for r, ok in zip(rows["neutral"], good["neutral"]))
-    for key in ("space_group", "num_orbits"): assert [r[key] for r in rows["plain"]] == [r[key] for r in rows["neutral"]]
-    request = json.loads((tmp_path/"neutral"/"request.json").read_text())
+    for key in ("space_group", "num_orbits"):
+        assert [r[key] for r in rows["plain"]] == [r[key] for r in rows["neutral"]]
+    request = json.loads((tmp_path / "neutral" / "request.json").read_text())
     assert request["neutral"] is True and request["retries"] == 5
     capsys.readouterr()
     assert run(*line[:-1], "--resume") == 2 and "neutral was" in capsys.readouterr().err
@@ -373,30 +633,81 @@ def test_templates_on_request(tmp_path, capsys):
     "Known sets of sites unless they are refused; a share that is none is refused before anything is written."
     line, rows = ["sample", "symmcd", "-n", 40, "--steps", 4, "--seed", 2, "--device", "cpu", "--out"], {}
     for name, more in (("as-shipped", []), ("all", ["--templates", 1]), ("none", ["--templates", 0])):
-        assert run(*line, tmp_path/name, *more) == 0
-        rows[name] = cli.read_table(tmp_path/name/"table.csv")
-    sites = lambda name: [(r["space_group"], " ".join(sorted(part.split(":")[1] for part in r["wyckoff"].split()))) for r in rows[name]]
-    known = {(g, " ".join(sorted(SpaceGroup(g)[w].label for w in t))) for (g, _), c in unpack_templates(SymmCD.from_pretrained("symmcd-mp20-small").stat_templates).items() for t in c}
-    assert sites("as-shipped") == sites("all") and sum(s in known for s in sites("all")) > sum(s in known for s in sites("none"))
+        assert run(*line, tmp_path / name, *more) == 0
+        rows[name] = cli.read_table(tmp_path / name / "table.csv")
+    sites = lambda name: [
+        (r["space_group"], " ".join(sorted(part.split(":")[1] for part in r["wyckoff"].split())))
+        for r in rows[name]
+    ]
+    known = {
+        (g, " ".join(sorted(SpaceGroup(g)[w].label for w in t)))
+        for (g, _), c in unpack_templates(SymmCD.from_pretrained("symmcd-mp20-small").stat_templates).items()
+        for t in c
+    }
+    assert sites("as-shipped") == sites("all") and sum(s in known for s in sites("all")) > sum(
+        s in known for s in sites("none")
+    )
     capsys.readouterr()
-    assert run(*line, tmp_path/"wrong", "--templates", 2) == 2 and "templates is a share" in capsys.readouterr().err and not (tmp_path/"wrong"/"table.csv").exists()
+    assert (
+        run(*line, tmp_path / "wrong", "--templates", 2) == 2
+        and "templates is a share" in capsys.readouterr().err
+        and not (tmp_path / "wrong" / "table.csv").exists()
+    )
 
 
 def test_demo_from_beginning_to_end(tmp_path, capsys):
     "A small one: crystals and a framework, with a picture of both its forms in the gallery; again only with --overwrite."
-    line = ["demo", "--seconds", 2, "-n", 2, "--known", 4, "--mofs", 4, "--device", "cpu", "--out", tmp_path/"demo"]
+    line = [
+        "demo",
+        "--seconds",
+        2,
+        "-n",
+        2,
+        "--known",
+        4,
+        "--mofs",
+        4,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "demo",
+    ]
     assert run(*line) == 0
-    shown, made = capsys.readouterr().out, {str(p.relative_to(tmp_path/"demo")) for p in (tmp_path/"demo").rglob("*.*")}
-    assert {"cif/00001.cif", "gallery.html", "table.csv", "summary.json", "training/weights.safetensors", "mof/mof.cif", "mof/beads_and_atoms.png", "mof/table.csv"} <= made
-    record, page = json.loads((tmp_path/"demo"/"run.json").read_text())["framework"], (tmp_path/"demo"/"gallery.html").read_text()
-    assert page.count('class="w"') == 1 and f"{record['closed']} of {record['drawn']} drawn frameworks close" in page and record["formula"] in shown
-    assert record["drawn"] % 4 == 0 and (record["closed"] > 0) == (record["bond_success"] == 1) and Crystal.from_cif(tmp_path/"demo"/"mof"/"mof.cif").formula == record["formula"]
+    shown, made = (
+        capsys.readouterr().out,
+        {str(p.relative_to(tmp_path / "demo")) for p in (tmp_path / "demo").rglob("*.*")},
+    )
+    assert {
+        "cif/00001.cif",
+        "gallery.html",
+        "table.csv",
+        "summary.json",
+        "training/weights.safetensors",
+        "mof/mof.cif",
+        "mof/beads_and_atoms.png",
+        "mof/table.csv",
+    } <= made
+    record, page = (
+        json.loads((tmp_path / "demo" / "run.json").read_text())["framework"],
+        (tmp_path / "demo" / "gallery.html").read_text(),
+    )
+    assert (
+        page.count('class="w"') == 1
+        and f"{record['closed']} of {record['drawn']} drawn frameworks close" in page
+        and record["formula"] in shown
+    )
+    assert (
+        record["drawn"] % 4 == 0
+        and (record["closed"] > 0) == (record["bond_success"] == 1)
+        and Crystal.from_cif(tmp_path / "demo" / "mof" / "mof.cif").formula == record["formula"]
+    )
     assert run(*line) == 2
 
 
 def test_further_commands_are_found(monkeypatch):
     import matgen_nb.scale
     import pkgutil
+
     made = types.SimpleNamespace(name="other_commands")
     monkeypatch.setattr(pkgutil, "iter_modules", lambda path: [made, types.SimpleNamespace(name="training")])
     module = types.ModuleType("matgen_nb.scale.other_commands")
@@ -408,51 +719,133 @@ def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsy
     "On a Mac: training may use its GPU, sampling takes the CPU by itself and says so where mps is asked for."
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert cli.pick_device("auto") == "mps" and cli.pick_device("mps") == "mps" and cli.pick_device("auto", float64=True) == "cpu"
-    assert run("sample", "symmcd", "-n", 2, "--steps", 2, "--out", tmp_path/"auto") == 0
-    assert run("sample", "symmcd", "-n", 2, "--device", "mps", "--out", tmp_path/"mps") == 2 and "no float64" in capsys.readouterr().err and not (tmp_path/"mps").exists()
-    assert run("sample", "mofdiff", "-n", 2, "--device", "mps", "--out", tmp_path/"mps") == 2 and not (tmp_path/"mps").exists()
+    assert (
+        cli.pick_device("auto") == "mps"
+        and cli.pick_device("mps") == "mps"
+        and cli.pick_device("auto", float64=True) == "cpu"
+    )
+    assert run("sample", "symmcd", "-n", 2, "--steps", 2, "--out", tmp_path / "auto") == 0
+    assert (
+        run("sample", "symmcd", "-n", 2, "--device", "mps", "--out", tmp_path / "mps") == 2
+        and "no float64" in capsys.readouterr().err
+        and not (tmp_path / "mps").exists()
+    )
+    assert (
+        run("sample", "mofdiff", "-n", 2, "--device", "mps", "--out", tmp_path / "mps") == 2
+        and not (tmp_path / "mps").exists()
+    )
 
 
 @pytest.mark.parametrize("name", ["symmcd", "mofdiff"])
 def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
     from matgen_nb.mofdiff.sampling import MofDiff
     from matgen_nb.symmcd.sampling import SymmCD
-    model = (SymmCD if name == "symmcd" else MofDiff).from_pretrained("symmcd-mp20-small" if name == "symmcd" else "mofdiff-small")
+
+    model = (SymmCD if name == "symmcd" else MofDiff).from_pretrained(
+        "symmcd-mp20-small" if name == "symmcd" else "mofdiff-small"
+    )
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("mps")))
-    with pytest.raises(MatgenError, match="float64"): model.sample(2, steps=2, progress=False)
+    with pytest.raises(MatgenError, match="float64"):
+        model.sample(2, steps=2, progress=False)
 
 
 def sampled(out, *more):
     "Three crystals of P222 from the weights that ship, into the folder `out`: (CIF texts, rows, request)."
-    assert run("sample", "symmcd", "-n", 3, "--space-group", 16, "--num-orbits", 3, "--steps", 2, "--device", "cpu", "--out", out, *more) == 0
-    return [p.read_text() for p in sorted((out/"cif").iterdir())], cli.read_table(out/"table.csv"), json.loads((out/"request.json").read_text())
+    assert (
+        run(
+            "sample",
+            "symmcd",
+            "-n",
+            3,
+            "--space-group",
+            16,
+            "--num-orbits",
+            3,
+            "--steps",
+            2,
+            "--device",
+            "cpu",
+            "--out",
+            out,
+            *more,
+        )
+        == 0
+    )
+    return (
+        [p.read_text() for p in sorted((out / "cif").iterdir())],
+        cli.read_table(out / "table.csv"),
+        json.loads((out / "request.json").read_text()),
+    )
 
 
 def test_sampled_cifs_name_their_group_unless_p1_is_asked_for(tmp_path):
-    symmetric, rows, request = sampled(tmp_path/"s", "--resample-higher", 0)
-    plain, same_rows, p1 = sampled(tmp_path/"p", "--resample-higher", 0, "--p1")
+    symmetric, rows, request = sampled(tmp_path / "s", "--resample-higher", 0)
+    plain, same_rows, p1 = sampled(tmp_path / "p", "--resample-higher", 0, "--p1")
     assert rows == same_rows and p1 == request | {"p1": True} and request["resample_higher"] == 0
     for group_cif, cell_cif, row in zip(symmetric, plain, rows):
-        assert "'P 1'" in cell_cif and ("_space_group_IT_number 16\n" in group_cif or row["min_distance"] < .5)
+        assert "'P 1'" in cell_cif and (
+            "_space_group_IT_number 16\n" in group_cif or row["min_distance"] < 0.5
+        )
         a, b = Crystal.from_cif(group_cif), Crystal.from_cif(cell_cif)
-        assert len(a) == len(b) == row["num_atoms"] and a.formula == b.formula and np.allclose(a.lattice, b.lattice, atol=1e-6)
+        assert (
+            len(a) == len(b) == row["num_atoms"]
+            and a.formula == b.formula
+            and np.allclose(a.lattice, b.lattice, atol=1e-6)
+        )
         delta = a.frac_coords[:, None] - b.frac_coords
         assert (np.abs(delta - np.round(delta)).max(-1) < 1e-6).any(1).all()
-    page = (tmp_path/"s"/"gallery.html").read_text()
-    assert "higher_symmetry" in page and "space_group@0.1" in page, "the found group stands in the gallery's table"
+    page = (tmp_path / "s" / "gallery.html").read_text()
+    assert "higher_symmetry" in page and "space_group@0.1" in page, (
+        "the found group stands in the gallery's table"
+    )
 
 
 def test_resampling_stands_in_the_request_and_what_is_left_is_said(tmp_path, capsys):
-    _, rows, request = sampled(tmp_path/"a")
+    _, rows, request = sampled(tmp_path / "a")
     assert request["resample_higher"] == 10, "on where a group is requested, and on record"
     assert all({"space_group@0.1", "higher_symmetry", "resampled"} <= row.keys() for row in rows)
-    line = ["sample", "symmcd", "-n", 2, "--space-group", 16, "--formula", "NaCl", "--num-atoms", 2, "--steps", 2, "--device", "cpu"]
+    line = [
+        "sample",
+        "symmcd",
+        "-n",
+        2,
+        "--space-group",
+        16,
+        "--formula",
+        "NaCl",
+        "--num-atoms",
+        2,
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+    ]
     capsys.readouterr()
-    assert run(*line, "--out", tmp_path/"b") == 2 and not (tmp_path/"b").exists()
+    assert run(*line, "--out", tmp_path / "b") == 2 and not (tmp_path / "b").exists()
     assert "force a higher group, 47 (Pmmm)" in capsys.readouterr().err
-    assert run(*line, "--out", tmp_path/"b", "--resample-higher", 0) == 0
+    assert run(*line, "--out", tmp_path / "b", "--resample-higher", 0) == 0
     assert "2 of 2 crystals have a higher symmetry" in capsys.readouterr().out
-    assert all(row["higher_symmetry"] == "True" and row["space_group@0.01"] == 47 for row in cli.read_table(tmp_path/"b"/"table.csv"))
-    assert run("sample", "symmcd", "-n", 1, "--steps", 2, "--num-orbits", 2, "--device", "cpu", "--out", tmp_path/"c") == 0
-    assert "resample_higher" not in json.loads((tmp_path/"c"/"request.json").read_text()), "off without a group"
+    assert all(
+        row["higher_symmetry"] == "True" and row["space_group@0.01"] == 47
+        for row in cli.read_table(tmp_path / "b" / "table.csv")
+    )
+    assert (
+        run(
+            "sample",
+            "symmcd",
+            "-n",
+            1,
+            "--steps",
+            2,
+            "--num-orbits",
+            2,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / "c",
+        )
+        == 0
+    )
+    assert "resample_higher" not in json.loads((tmp_path / "c" / "request.json").read_text()), (
+        "off without a group"
+    )

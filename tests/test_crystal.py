@@ -1,4 +1,5 @@
 """Properties of crystals that hold for any structure."""
+
 import itertools
 import pickle
 
@@ -52,7 +53,9 @@ def test_cif_there_and_back(crystal):
     assert np.array_equal(again.elements, crystal.elements)
     delta = again.frac_coords - crystal.frac_coords
     assert np.abs(delta - np.round(delta)).max() < 1e-7
-    assert np.allclose(again.lattice @ again.lattice.T, crystal.lattice @ crystal.lattice.T, rtol=1e-6, atol=1e-5)
+    assert np.allclose(
+        again.lattice @ again.lattice.T, crystal.lattice @ crystal.lattice.T, rtol=1e-6, atol=1e-5
+    )
     assert again.formula == crystal.formula and np.isclose(again.density, crystal.density)
 
 
@@ -68,12 +71,18 @@ def test_a_mirrored_cell_moves_no_atom(crystal):
 
 
 def test_pymatgen_there_and_back():
-    crystal = Crystal(np.diag([3.9, 3.9, 3.9]), [38, 22, 8, 8, 8], [[0, 0, 0], [.5, .5, .5], [.5, .5, 0], [.5, 0, .5], [0, .5, .5]])
+    crystal = Crystal(
+        np.diag([3.9, 3.9, 3.9]),
+        [38, 22, 8, 8, 8],
+        [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+    )
     structure = crystal.to_pymatgen()
     again = Crystal.from_pymatgen(structure)
     assert crystal.formula == structure.composition.reduced_formula == "SrTiO3"
     assert np.isclose(crystal.density, structure.density, rtol=1e-4)
-    assert np.allclose(again.frac_coords, crystal.frac_coords) and np.array_equal(again.elements, crystal.elements)
+    assert np.allclose(again.frac_coords, crystal.frac_coords) and np.array_equal(
+        again.elements, crystal.elements
+    )
 
 
 def test_coordinates_are_wrapped():
@@ -82,14 +91,18 @@ def test_coordinates_are_wrapped():
 
 
 def test_formulas_and_elements():
-    assert formula_of([8, 8, 22, 22, 8, 8]) == "TiO2" and formula_of([6]) == "C" and formula_of([17, 11]) == "NaCl"
+    assert (
+        formula_of([8, 8, 22, 22, 8, 8]) == "TiO2"
+        and formula_of([6]) == "C"
+        and formula_of([17, 11]) == "NaCl"
+    )
     table = element_table()
     assert len(table.symbol) == len(table.mass) == len(table.radius) == len(table.color) == 95
     assert (table.mass[1:] > 1).all() and (table.radius[1:] > 0.2).all() and table.symbol[94] == "Pu"
 
 
 def test_a_crystal_can_travel_between_processes():
-    crystal = Crystal(np.eye(3) * 4, [11, 17], [[0, 0, 0], [.5, .5, .5]])
+    crystal = Crystal(np.eye(3) * 4, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
     assert np.array_equal(pickle.loads(pickle.dumps(crystal)).frac_coords, crystal.frac_coords)
 
 
@@ -105,12 +118,20 @@ def test_five_hundred_atoms():
 @settings(max_examples=60, deadline=None)
 def test_a_cif_that_is_cut_off_is_named_or_read(length):
     text = Crystal(5.64 * np.eye(3), [11, 17] * 4, np.random.default_rng(0).random((8, 3))).to_cif()
-    try: assert len(Crystal.from_cif(text[:length])) <= 8
-    except CrystalError as error: assert "CIF" in str(error)
+    try:
+        assert len(Crystal.from_cif(text[:length])) <= 8
+    except CrystalError as error:
+        assert "CIF" in str(error)
 
 
 def test_symmetry_of_a_cif_is_expanded():
-    head = "data_x\n" + "\n".join(f"_cell_{k} {v}" for k, v in zip(("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"), [5.64] * 3 + [90] * 3))
+    head = "data_x\n" + "\n".join(
+        f"_cell_{k} {v}"
+        for k, v in zip(
+            ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
+            [5.64] * 3 + [90] * 3,
+        )
+    )
     sites = "\nloop_\n_atom_site_label\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\nNa1 0 0 0\nCl1 0.5 0.5 0.5\n"
     for symmetry in ("_symmetry_space_group_name_H-M 'F m -3 m'", "_symmetry_Int_Tables_number 225"):
         crystal = Crystal.from_cif(f"{head}\n{symmetry}{sites}")
@@ -119,8 +140,10 @@ def test_symmetry_of_a_cif_is_expanded():
 
 def test_pictures_are_drawn(tmp_path):
     import matplotlib
+
     matplotlib.use("agg")
     from matgen_nb.symmetry.crystal import plot_gallery
-    crystal = Crystal(np.eye(3) * 4, [55, 17], [[0, 0, 0], [.5, .5, .5]])
+
+    crystal = Crystal(np.eye(3) * 4, [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
     plot_gallery([crystal, crystal, crystal], ["a", "b", "c"], columns=2).savefig(tmp_path / "gallery.png")
     assert crystal.plot() is not None and (tmp_path / "gallery.png").stat().st_size > 5000

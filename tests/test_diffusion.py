@@ -1,4 +1,5 @@
 "Diffusion: closed forms, exact posteriors, devices and dtypes; what the lessons 06-08 show, over more cases."
+
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ def generator(seed=0):
 
 def image_sum(delta, sigma):
     shifted = delta.double()[..., None] + torch.arange(-10, 11)
-    return -(torch.softmax(-shifted**2 / (2 * sigma**2), -1) * shifted).sum(-1) / sigma**2
+    return -(torch.softmax(-(shifted**2) / (2 * sigma**2), -1) * shifted).sum(-1) / sigma**2
 
 
 def times(steps):
@@ -36,7 +37,14 @@ def test_gaussian_reverse_recovers_a_normal(steps):
     x = diffusion.prior((20_000,), g)
     for t, s in times(steps):
         signal, noise = diffusion.signal(t, x), diffusion.noise(t, x)
-        x = diffusion.step(x, noise * (x - signal * m) / ((signal * w) ** 2 + noise**2), t, s, g, eta=1.0 if steps == 1000 else 0.0)
+        x = diffusion.step(
+            x,
+            noise * (x - signal * m) / ((signal * w) ** 2 + noise**2),
+            t,
+            s,
+            g,
+            eta=1.0 if steps == 1000 else 0.0,
+        )
     assert abs(x.mean() - m) < 0.03 and abs(x.std() - w) < 0.03
 
 
@@ -45,7 +53,11 @@ def test_gaussian_rows_scalars_and_clip():
     t = torch.tensor([1, 300, 700, 1000])
     rows = diffusion.step(x, x, t, t - 1, generator(3), eta=0.0)
     for i in range(4):
-        assert torch.allclose(rows[i], diffusion.step(x[i:i + 1], x[i:i + 1], int(t[i]), int(t[i]) - 1, eta=0.0)[0], atol=1e-5)
+        assert torch.allclose(
+            rows[i],
+            diffusion.step(x[i : i + 1], x[i : i + 1], int(t[i]), int(t[i]) - 1, eta=0.0)[0],
+            atol=1e-5,
+        )
     assert diffusion.step(x, x + 1, 1000, 0).abs().max() <= 2
 
 
@@ -55,7 +67,7 @@ def test_wrapped_score(sigma):
     truth = image_sum(delta, sigma)
     assert (wrapped_normal_score(delta, sigma) - truth).abs().max() < 1e-9 * truth.abs().max()
     assert (wrapped_normal_score(delta.float(), sigma) - truth).abs().max() < 1e-4 * truth.abs().max()
-    p = torch.exp(-(delta[:-1, None] + torch.arange(-10, 11)) ** 2 / (2 * sigma**2)).sum(-1)
+    p = torch.exp(-((delta[:-1, None] + torch.arange(-10, 11)) ** 2) / (2 * sigma**2)).sum(-1)
     if sigma > 0.01:
         rms = ((p * truth[:-1] ** 2).sum() / p.sum()).sqrt()
         assert abs(score_scale(torch.tensor(sigma, dtype=torch.float64)) / rms - 1) < 1e-6
@@ -78,12 +90,18 @@ def test_torus_reverse_recovers_a_wrapped_normal(steps):
 def test_a_sharpened_step_goes_farther_never_past_the_estimate(t, s, eta):
     diffusion, x0 = TorusDiffusion(1000), torch.full((5,), 0.5, dtype=torch.float64)
     x = x0 + 0.01 * torch.tensor([-3.0, -1, 0, 1, 3])
-    target = -(x - x0) / diffusion.sigma(t, x) ** 2 / diffusion.scale(t, x)               # says: x_0 is at 0.5
-    noise = diffusion.step(x, 0 * target, t, s, generator(3), eta)                          # what a step without a score does
-    way = {c: (noise - diffusion.step(x, target, t, s, generator(3), eta, c) + 0.5) % 1 - 0.5 for c in (1.0, 2.0, 1e6)}
+    target = -(x - x0) / diffusion.sigma(t, x) ** 2 / diffusion.scale(t, x)  # says: x_0 is at 0.5
+    noise = diffusion.step(x, 0 * target, t, s, generator(3), eta)  # what a step without a score does
+    way = {
+        c: (noise - diffusion.step(x, target, t, s, generator(3), eta, c) + 0.5) % 1 - 0.5
+        for c in (1.0, 2.0, 1e6)
+    }
     assert torch.allclose(way[1e6], x - x0, atol=1e-9), "at most to the estimate of x_0"
     farther = torch.minimum((2 * way[1.0]).abs(), (x - x0).abs())
-    assert torch.allclose(way[2.0].abs(), farther, atol=1e-9) and torch.equal(diffusion.step(x, target, t, s, generator(3), eta), diffusion.step(x, target, t, s, generator(3), eta, 1.0))
+    assert torch.allclose(way[2.0].abs(), farther, atol=1e-9) and torch.equal(
+        diffusion.step(x, target, t, s, generator(3), eta),
+        diffusion.step(x, target, t, s, generator(3), eta, 1.0),
+    )
 
 
 def test_torus_at_t_zero():
@@ -129,10 +147,15 @@ def test_categorical_stays_allowed_and_recovers(steps):
 def test_a_steep_schedule_stays_a_distribution(power, dtype):
     "abar rounds to 1 long before t = 0: no step may give nan, or leave for a class out of nothing."
     noise, prior = CategoricalDiffusion(1000, power), torch.tensor([0.3, 0.0, 0.7], dtype=dtype)
-    x, logits = torch.tensor([0, 2, 2, 0]), torch.tensor([[9.0, 0, -9], [-9, 0, 9], [0, 0, 0], [-9, 0, 9]], dtype=dtype)
+    x, logits = (
+        torch.tensor([0, 2, 2, 0]),
+        torch.tensor([[9.0, 0, -9], [-9, 0, 9], [0, 0, 0], [-9, 0, 9]], dtype=dtype),
+    )
     for t, s in [(2, 1), (20, 10), (80, 60), (500, 480), (1000, 990), (1000, 0)]:
         a_t, a_s = noise.alpha_bar(t, logits[:, 0]), noise.alpha_bar(s, logits[:, 0])
         q = posterior(x, torch.softmax(logits, -1), a_t, a_s, prior)
         assert torch.isfinite(q).all() and (q >= 0).all() and (q.sum(-1) > 0).all()
-        if a_t == 1: assert torch.equal(noise.step(x, logits, t, s, prior), x)
-        else: assert torch.allclose(q.sum(-1), torch.ones(4, dtype=dtype), atol=1e-3)
+        if a_t == 1:
+            assert torch.equal(noise.step(x, logits, t, s, prior), x)
+        else:
+            assert torch.allclose(q.sum(-1), torch.ones(4, dtype=dtype), atol=1e-3)

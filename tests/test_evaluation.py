@@ -1,4 +1,5 @@
 """Evaluation: the CDVAE rules, fingerprints, failures and time limits."""
+
 import csv
 import gzip
 import itertools
@@ -13,34 +14,59 @@ import pytest
 from matgen_nb.symmcd import evaluation as ev
 from matgen_nb.symmetry.crystal import Crystal
 
-SALT = Crystal(5.64 * np.eye(3), [11] * 4 + [17] * 4,
-               [[0, 0, 0], [0, .5, .5], [.5, 0, .5], [.5, .5, 0], [.5, 0, 0], [0, .5, 0], [0, 0, .5], [.5, .5, .5]])
-VAL = Path(os.environ.get("MATGEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "crystals" / "val.csv.gz"
+SALT = Crystal(
+    5.64 * np.eye(3),
+    [11] * 4 + [17] * 4,
+    [
+        [0, 0, 0],
+        [0, 0.5, 0.5],
+        [0.5, 0, 0.5],
+        [0.5, 0.5, 0],
+        [0.5, 0, 0],
+        [0, 0.5, 0],
+        [0, 0, 0.5],
+        [0.5, 0.5, 0.5],
+    ],
+)
+VAL = (
+    Path(os.environ.get("MATGEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    / "crystals"
+    / "val.csv.gz"
+)
 
 
 def real_crystals(n):
-    if not VAL.exists(): pytest.skip(f"{VAL.name} is not here (set MATGEN_TEST_DATA)")
+    if not VAL.exists():
+        pytest.skip(f"{VAL.name} is not here (set MATGEN_TEST_DATA)")
     csv.field_size_limit(10**9)
-    with gzip.open(VAL, "rt", newline="") as f: rows = list(itertools.islice(csv.DictReader(f), n))
+    with gzip.open(VAL, "rt", newline="") as f:
+        rows = list(itertools.islice(csv.DictReader(f), n))
     return [Crystal.from_cif(r["cif"]) for r in rows]
 
 
 def test_one_site_per_orbit_on_real_crystals():
     for crystal in real_crystals(6):
-        assert np.abs(ev.structure_fingerprint(crystal) - ev.structure_fingerprint(crystal, None)).max() < 0.02
+        assert (
+            np.abs(ev.structure_fingerprint(crystal) - ev.structure_fingerprint(crystal, None)).max() < 0.02
+        )
 
 
 def test_bad_items_are_named_not_fatal(monkeypatch):
     broken = Crystal(5 * np.eye(3), [11, 17], [[0, 0, 0], [1e-4, 0, 0]])
     result = ev.evaluate_crystals([SALT, None, broken], [SALT], n_jobs=1, progress=False)
     assert [bool(r["failure"]) for r in result.table][:2] == [False, True]
-    assert result.summary["struct_valid"]["value"] == pytest.approx(1 / 3) and result.summary["struct_valid"]["n"] == 3
+    assert (
+        result.summary["struct_valid"]["value"] == pytest.approx(1 / 3)
+        and result.summary["struct_valid"]["n"] == 3
+    )
     assert result.summary["novel"]["value"] <= 2 / 3 and all("protocol" in e for e in result.summary.values())
 
 
 def test_hanging_step_is_timed_out(monkeypatch):
     def hang(crystal):
-        while True: time.sleep(0.01)
+        while True:
+            time.sleep(0.01)
+
     monkeypatch.setattr(ev, "contact_ratio", hang)
     row = ev.describe(SALT, timeout=1, fingerprints=False)
     assert "contact_ratio" in row["failure"] and row["struct_valid"] and row["space_group@0.1"] == 225
@@ -55,61 +81,130 @@ def test_sparse_and_flat_crystals_have_fingerprints():
 
 def test_hangs_are_counted(monkeypatch):
     "One crystal hangs a description, one hangs the matcher: both end in time, are named in their rows, and count as failed, not as valid or novel."
-    heavy = Crystal(5 * np.eye(3), [3, 9], [[0, 0, 0], [.5, .5, .5]])
+    heavy = Crystal(5 * np.eye(3), [3, 9], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
     def hang(*_):
-        while True: time.sleep(0.01)
+        while True:
+            time.sleep(0.01)
+
     plain, match = ev.composition_validity, ev.same_structure
     monkeypatch.setattr(ev, "composition_validity", lambda z: hang() if 3 in list(z) else plain(z))
     monkeypatch.setattr(ev, "same_structure", lambda a, b: hang() if "Na" in a.formula else match(a, b))
     start = time.monotonic()
-    judged = ev.evaluate_crystals([SALT, heavy], [SALT], metrics=("validity", "uniqueness", "novelty"), n_jobs=1, timeout=2, progress=False)
+    judged = ev.evaluate_crystals(
+        [SALT, heavy],
+        [SALT],
+        metrics=("validity", "uniqueness", "novelty"),
+        n_jobs=1,
+        timeout=2,
+        progress=False,
+    )
     assert time.monotonic() - start < 60
-    assert "matching: took longer than 2 s" in judged.table[0]["failure"] and "comp_valid: took longer than 2 s" in judged.table[1]["failure"]
-    assert judged.summary["failed"]["value"] == 1 and judged.summary["comp_valid"]["value"] == 0.5 and judged.summary["novel"]["value"] == 0.5
+    assert (
+        "matching: took longer than 2 s" in judged.table[0]["failure"]
+        and "comp_valid: took longer than 2 s" in judged.table[1]["failure"]
+    )
+    assert (
+        judged.summary["failed"]["value"] == 1
+        and judged.summary["comp_valid"]["value"] == 0.5
+        and judged.summary["novel"]["value"] == 0.5
+    )
 
 
 def test_every_total_has_interval_number_and_protocol():
     judged = ev.evaluate_crystals([SALT, None], [SALT], n_jobs=1, progress=False, symprec=(0.1, 0.01))
-    want = {"struct_valid", "comp_valid", "valid", "coverage_recall", "coverage_precision", "wasserstein_density", "wasserstein_n_elements", "space_group_jsd@0.1", "space_group_jsd@0.01",
-            "p1_share@0.1", "p1_share@0.01", "unique", "novel", "failed",
-            *(name + suffix for name in ("new_templates", "new_template_share") for suffix in ("", "_raw"))}
+    want = {
+        "struct_valid",
+        "comp_valid",
+        "valid",
+        "coverage_recall",
+        "coverage_precision",
+        "wasserstein_density",
+        "wasserstein_n_elements",
+        "space_group_jsd@0.1",
+        "space_group_jsd@0.01",
+        "p1_share@0.1",
+        "p1_share@0.01",
+        "unique",
+        "novel",
+        "failed",
+        *(name + suffix for name in ("new_templates", "new_template_share") for suffix in ("", "_raw")),
+    }
     assert want <= judged.summary.keys()
     for name, entry in judged.summary.items():
-        assert entry["low"] <= entry["value"] <= entry["high"] and entry["n"] >= 1 and len(entry["protocol"]) > 20, name
-    for key in ("struct_valid", "comp_valid", "contact_ratio", "density", "space_group@0.1", "unique", "novel", "new_template", "new_template_raw", "covered", "failure"): assert key in judged.table[0], key
+        assert (
+            entry["low"] <= entry["value"] <= entry["high"]
+            and entry["n"] >= 1
+            and len(entry["protocol"]) > 20
+        ), name
+    for key in (
+        "struct_valid",
+        "comp_valid",
+        "contact_ratio",
+        "density",
+        "space_group@0.1",
+        "unique",
+        "novel",
+        "new_template",
+        "new_template_raw",
+        "covered",
+        "failure",
+    ):
+        assert key in judged.table[0], key
 
 
 def test_files(tmp_path):
     result = ev.evaluate_crystals([SALT, SALT], [SALT], n_jobs=1, progress=False, seed=1)
-    result.to_csv(tmp_path / "t.csv"); result.to_json(tmp_path / "s.json")
+    result.to_csv(tmp_path / "t.csv")
+    result.to_json(tmp_path / "s.json")
     assert len(list(csv.DictReader(open(tmp_path / "t.csv")))) == 2
     summary = json.loads((tmp_path / "s.json").read_text())
-    assert summary["unique"]["value"] == 0.5 and summary["novel"]["value"] == 0 and summary["coverage_recall"]["value"] == 1
+    assert (
+        summary["unique"]["value"] == 0.5
+        and summary["novel"]["value"] == 0
+        and summary["coverage_recall"]["value"] == 1
+    )
     assert str(result)
 
 
 def test_empty_sample_and_unknown_metric():
     assert ev.evaluate_crystals([], [SALT], n_jobs=1, progress=False).table == []
-    with pytest.raises(ValueError, match="unknown metrics"): ev.evaluate_crystals([SALT], [SALT], metrics=("beauty",))
+    with pytest.raises(ValueError, match="unknown metrics"):
+        ev.evaluate_crystals([SALT], [SALT], metrics=("beauty",))
 
 
 def test_stability():
     pytest.importorskip("chgnet")
     table, summary = ev.stability([SALT], hull=[SALT], relax_steps=3, progress=False)
     assert table[0]["stable"] and abs(table[0]["e_above_hull"]) < 1e-5 and summary["stable"]["n"] == 1
-    assert all(word in summary["stable"]["protocol"] for word in ("CHGNet", "0.1 eV/atom", "hull", "at most 3 steps"))
+    assert all(
+        word in summary["stable"]["protocol"] for word in ("CHGNet", "0.1 eV/atom", "hull", "at most 3 steps")
+    )
     assert ev.stability([SALT], relax_steps=1, progress=False)[0][0]["stable"] is None
 
 
-@pytest.mark.parametrize("label, known, new, raw", [("194:d,h", ["194:c,h"], False, True), ("225:a,b", ["225:a,b"], False, False),
-                                                    ("216:a,c", ["216:a,b"], True, True), ("221:a,b,d", ["221:a,b,c", "1:a"], False, True),
-                                                    ("198:a", [], True, True), (None, ["225:a"], None, None)])
+@pytest.mark.parametrize(
+    "label, known, new, raw",
+    [
+        ("194:d,h", ["194:c,h"], False, True),
+        ("225:a,b", ["225:a,b"], False, False),
+        ("216:a,c", ["216:a,b"], True, True),
+        ("221:a,b,d", ["221:a,b,c", "1:a"], False, True),
+        ("198:a", [], True, True),
+        (None, ["225:a"], None, None),
+    ],
+)
 def test_new_templates_are_counted_up_to_the_setting(label, known, new, raw):
     table = [dict(template=label)]
     summary = ev.summarise_templates(table, [dict(template=t) for t in [*known, None]])
     assert table[0]["new_template"] is new and table[0]["new_template_raw"] is raw
-    assert summary["new_templates"]["value"] == bool(new) and summary["new_template_share_raw"]["value"] == bool(raw)
-    assert "letter by letter" in summary["new_templates_raw"]["protocol"] and summary["new_template_share"]["n"] == 1
+    assert summary["new_templates"]["value"] == bool(new) and summary["new_template_share_raw"][
+        "value"
+    ] == bool(raw)
+    assert (
+        "letter by letter" in summary["new_templates_raw"]["protocol"]
+        and summary["new_template_share"]["n"] == 1
+    )
 
 
 def test_two_names_of_one_new_template_are_one():

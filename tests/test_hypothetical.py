@@ -1,4 +1,5 @@
 """Lesson 16b: nets, nodes, linkers, the solver, and the frameworks that come out. What is built is taken apart again by the decomposition of lesson 14."""
+
 from collections import Counter
 
 import numpy as np
@@ -22,7 +23,12 @@ def random_rotation(seed):
 
 def plan_of(net, nodes, linker=None):
     block = lambda name: h.load_library()[name][0]
-    return h.Plan(net, [block(nodes[d]) for d in net.degrees.tolist()], [block(linker) if linker else None] * len(net.edges), np.full(len(net.edges), -1))
+    return h.Plan(
+        net,
+        [block(nodes[d]) for d in net.degrees.tolist()],
+        [block(linker) if linker else None] * len(net.edges),
+        np.full(len(net.edges), -1),
+    )
 
 
 def neighbours(net, steps):
@@ -43,7 +49,9 @@ def neighbours(net, steps):
 @pytest.mark.parametrize("name", sorted(h.net_facts()))
 def test_every_net_of_the_table_is_sound(name):
     net, facts = h.load_net(name), h.net_facts()[name]
-    assert sorted(set(net.degrees.tolist())) == sorted(set(facts["degrees"])) and np.linalg.det(net.lattice) > 0
+    assert (
+        sorted(set(net.degrees.tolist())) == sorted(set(facts["degrees"])) and np.linalg.det(net.lattice) > 0
+    )
     rows = {(*e, *s) for e, s in zip(net.edges.tolist(), net.shifts.tolist())}
     assert len(rows) == len(net.edges) and not any((i, i, 0, 0, 0) in rows for i in range(len(net)))
     assert np.linalg.matrix_rank(net.vectors) == 3 and np.linalg.norm(net.vectors, axis=1).min() > 0.2
@@ -53,28 +61,41 @@ def test_every_net_of_the_table_is_sound(name):
 def test_coordination_sequences_survive_doubling(name, known):
     net = h.load_net(name)
     assert (neighbours(net, 3) == known).all()
-    for parity in h.PARITIES: assert (neighbours(h.doubled(net, parity), 3) == known).all()
+    for parity in h.PARITIES:
+        assert (neighbours(h.doubled(net, parity), 3) == known).all()
 
 
 def test_nets_that_contradict_themselves_are_refused():
     text = "CRYSTAL\nNAME x\nGROUP Pm-3m\nCELL 1 1 1 90 90 90\nNODE 1 {} 0 0 0\nEDGE 0 0 0 0 0 {}\nEND"
     assert h.net_from_facts(h.read_cgd(text.format(6, 1))).degrees.tolist() == [6]
-    for bad, word in [(text.format(4, 1), "degrees"), (text.format(6, 0.5), "no vertex"), (text.format(6, 1).replace("Pm-3m", "Pqrs"), "Pqrs"), ("NAME x", "GROUP")]:
-        with pytest.raises(MatgenError, match=word): h.net_from_facts(h.read_cgd(bad))
-    with pytest.raises(MatgenError, match="nosuch"): h.load_net("nosuch")
+    for bad, word in [
+        (text.format(4, 1), "degrees"),
+        (text.format(6, 0.5), "no vertex"),
+        (text.format(6, 1).replace("Pm-3m", "Pqrs"), "Pqrs"),
+        ("NAME x", "GROUP"),
+    ]:
+        with pytest.raises(MatgenError, match=word):
+            h.net_from_facts(h.read_cgd(bad))
+    with pytest.raises(MatgenError, match="nosuch"):
+        h.load_net("nosuch")
 
 
 @pytest.mark.parametrize("name", sorted(h.metal_nodes()))
 def test_metal_nodes_have_sensible_bonds(name):
     block = h.metal_nodes()[name]
     length = 2 * np.linalg.norm(block.connection_points - block.cart_coords[block.connection_atoms], axis=1)
-    assert ((1.5 < length) & (length < 2.5)).all() and np.allclose(block.connection_points.mean(0), 0, atol=1e-9)
+    assert ((1.5 < length) & (length < 2.5)).all() and np.allclose(
+        block.connection_points.mean(0), 0, atol=1e-9
+    )
     outer = 2 * block.connection_points - block.cart_coords[block.connection_atoms]
     apart = np.linalg.norm(outer[:, None] - outer, axis=-1)[np.triu_indices(len(outer), 1)]
     assert apart.min() > 1.3, "atoms of the linkers would overlap"
     assert len(h.site_of(block)) in (4, 6, 8, 12)
     stored = h.load_library()[name][0]
-    assert stored.identity == block.identity and np.abs(stored.connection_points - block.connection_points).max() < 1e-5
+    assert (
+        stored.identity == block.identity
+        and np.abs(stored.connection_points - block.connection_points).max() < 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["IRMOF-1", "HKUST-1", "UiO-66", "ZIF-8"])
@@ -94,11 +115,21 @@ def test_library_is_complete_and_well_formed():
     for name, group in library.items():
         for block in group:
             site = h.site_of(block)
-            assert sum(map(len, site.ends)) == block.num_connections and np.allclose(block.connection_points.mean(0), 0, atol=1e-6)
-            if not block.is_metal: assert np.allclose(np.linalg.norm(block.connection_points - block.cart_coords[block.connection_atoms], axis=1), 1, atol=1e-4), name
+            assert sum(map(len, site.ends)) == block.num_connections and np.allclose(
+                block.connection_points.mean(0), 0, atol=1e-6
+            )
+            if not block.is_metal:
+                assert np.allclose(
+                    np.linalg.norm(
+                        block.connection_points - block.cart_coords[block.connection_atoms], axis=1
+                    ),
+                    1,
+                    atol=1e-4,
+                ), name
             n = len(block)
             seen = {0}
-            for _ in range(n): seen |= {b for a, c in block.bonds.tolist() for b in (a, c) if a in seen or c in seen}
+            for _ in range(n):
+                seen |= {b for a, c in block.bonds.tolist() for b in (a, c) if a in seen or c in seen}
             assert block.is_metal or len(seen) == n, f"{name} is in pieces"
 
 
@@ -107,7 +138,8 @@ def test_linkers_are_reproducible_and_bad_ones_refused():
     a, b = h.make_linker(smiles), h.make_linker(smiles)
     assert all(np.array_equal(x.cart_coords, y.cart_coords) for x, y in zip(a, b))
     for bad in ("c1ccccc1", "C(", ""):
-        with pytest.raises(MatgenError): h.make_linker(bad)
+        with pytest.raises(MatgenError):
+            h.make_linker(bad)
 
 
 @settings(max_examples=10, deadline=None)
@@ -118,16 +150,22 @@ def test_fits_do_not_depend_on_orientation(seed):
     directions = h.half_edges(net, v)[1]
     block = h.load_library()["Cu2"][0]
     first = h.fit_directions(h.site_of(block), directions)
-    other = h.fit_directions(h.site_of(block.rotated(random_rotation(seed))), directions @ random_rotation(seed + 1).T)
+    other = h.fit_directions(
+        h.site_of(block.rotated(random_rotation(seed))), directions @ random_rotation(seed + 1).T
+    )
     assert len(first) == len(other) and np.allclose([f[0] for f in first], [f[0] for f in other], atol=1e-9)
-    for rms, R, order in other: assert np.allclose(R @ R.T, np.eye(3)) and sorted(order) == list(range(4))
+    for rms, R, order in other:
+        assert np.allclose(R @ R.T, np.eye(3)) and sorted(order) == list(range(4))
 
 
 def test_the_kind_of_end_is_respected():
     site, directions = h.site_of(h.load_library()["Zn2(ax)"][0]), h.half_edges(h.load_net("pcu"), 0)[1]
     along = np.abs(directions @ directions[0]) > 0.9
-    for rms, R, order in h.fit_directions(site, directions, np.where(along, 0, 2)): assert (site.kinds[order] == np.where(along, 0, 2)).all()
-    assert h.fit_directions(site, directions, np.where(along, 0, 2)) and not h.fit_directions(site, directions, np.full(6, 2))
+    for rms, R, order in h.fit_directions(site, directions, np.where(along, 0, 2)):
+        assert (site.kinds[order] == np.where(along, 0, 2)).all()
+    assert h.fit_directions(site, directions, np.where(along, 0, 2)) and not h.fit_directions(
+        site, directions, np.full(6, 2)
+    )
 
 
 @settings(max_examples=5, deadline=None)
@@ -142,70 +180,125 @@ def test_solver_finds_the_framework_again_from_a_disturbed_pose(seed):
     assert abs(np.linalg.det(found.lattice) / np.linalg.det(pose.lattice) - 1) < 1e-3
 
 
-@pytest.mark.parametrize("net, nodes, linker, parity, name, tolerance", [
-    ("pcu", {6: "Zn4O"}, "bdc", (1, 1, 1), "IRMOF-1", 0.03), ("tbo", {4: "Cu2", 3: "btc"}, None, None, "HKUST-1", 0.03), ("fcu", {12: "Zr6"}, "bdc", None, "UiO-66", 0.03)])
+@pytest.mark.parametrize(
+    "net, nodes, linker, parity, name, tolerance",
+    [
+        ("pcu", {6: "Zn4O"}, "bdc", (1, 1, 1), "IRMOF-1", 0.03),
+        ("tbo", {4: "Cu2", 3: "btc"}, None, None, "HKUST-1", 0.03),
+        ("fcu", {12: "Zr6"}, "bdc", None, "UiO-66", 0.03),
+    ],
+)
 def test_cells_of_textbook_frameworks(net, nodes, linker, parity, name, tolerance):
     net = h.load_net(net)
     d = h.build(plan_of(h.doubled(net, parity) if parity else net, nodes, linker), np.random.default_rng(0))
     true = textbook_mofs()[name].crystal
-    assert abs((np.linalg.det(d.lattice) / true.volume)**(1 / 3) - 1) < tolerance
+    assert abs((np.linalg.det(d.lattice) / true.volume) ** (1 / 3) - 1) < tolerance
     assert len(d) == len(decompose(textbook_mofs()[name])) and recompose(d).formula == true.formula
 
 
 def test_what_is_built_comes_apart_the_same_way():
     d = h.build(plan_of(h.load_net("tbo"), {4: "Cu2", 3: "btc"}), np.random.default_rng(0))
     again = decompose(Mof.from_crystal(recompose(d)))
-    assert Counter(b.identity for b in again.blocks) == Counter(b.identity for b in d.blocks) and len(again.connections) == len(d.connections)
+    assert Counter(b.identity for b in again.blocks) == Counter(b.identity for b in d.blocks) and len(
+        again.connections
+    ) == len(d.connections)
     pairs, cells = h.bonds_of(d)
     cart = np.concatenate([x @ d.lattice + b.cart_coords for x, b in zip(d.frac_coords, d.blocks)])
     assert np.linalg.norm(cart[pairs[:, 1]] + cells @ d.lattice - cart[pairs[:, 0]], axis=1).max() < 2.7
 
 
 def test_plans_that_cannot_be_are_refused_with_the_stage():
-    stage = lambda plan, **limits: pytest.raises(h.Rejected, h.build, plan, np.random.default_rng(0), h.LIMITS | limits).value.stage
+    stage = lambda plan, **limits: (
+        pytest.raises(h.Rejected, h.build, plan, np.random.default_rng(0), h.LIMITS | limits).value.stage
+    )
     pcu = h.load_net("pcu")
     assert stage(plan_of(pcu, {6: "Zn4O"}, "bdc")) == "twist"
     assert stage(plan_of(h.load_net("dia"), {4: "Cu2"}, "bdc")) == "fit"
     good = plan_of(h.doubled(pcu, (1, 1, 1)), {6: "Zn4O"}, "bdc")
-    assert stage(good, blocks=5) == "size" and stage(good, density=(2, 3)) == "density" and stage(good, contact=9) == "contact" and stage(good, gap=1e-6) == "gap"
+    assert (
+        stage(good, blocks=5) == "size"
+        and stage(good, density=(2, 3)) == "density"
+        and stage(good, contact=9) == "contact"
+        and stage(good, gap=1e-6) == "gap"
+    )
 
 
 def test_trials_depend_on_their_seed_alone(tmp_path):
-    first = h.make_hypothetical(3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "a.safetensors", progress=None)
-    second = h.make_hypothetical(3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "b.safetensors", progress=None)
-    assert first.names == second.names and torch.equal(first.frac_coords, second.frac_coords) and torch.equal(first.lattice, second.lattice)
+    first = h.make_hypothetical(
+        3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "a.safetensors", progress=None
+    )
+    second = h.make_hypothetical(
+        3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "b.safetensors", progress=None
+    )
+    assert (
+        first.names == second.names
+        and torch.equal(first.frac_coords, second.frac_coords)
+        and torch.equal(first.lattice, second.lattice)
+    )
     before = (tmp_path / "a.safetensors").stat().st_mtime_ns
-    assert h.make_hypothetical(3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "a.safetensors").names == first.names
+    assert (
+        h.make_hypothetical(
+            3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "a.safetensors"
+        ).names
+        == first.names
+    )
     assert (tmp_path / "a.safetensors").stat().st_mtime_ns == before, "read, not made again"
-    with pytest.raises(MatgenError, match="trials"): h.make_hypothetical(50, seed=5, nets=["pcu"], n_jobs=1, trials=3, out=tmp_path / "c.safetensors", progress=None)
+    with pytest.raises(MatgenError, match="trials"):
+        h.make_hypothetical(
+            50, seed=5, nets=["pcu"], n_jobs=1, trials=3, out=tmp_path / "c.safetensors", progress=None
+        )
     assert not (tmp_path / "c.safetensors").exists()
 
 
 def test_embedded_set():
     data = h.embedded_mofs()
     assert isinstance(data, MofData) and len(data) >= 1000 and len(set(data.names)) == len(data)
-    assert (data.num_blocks <= 20).all() and not data.properties.isnan().any() and set(data.property_names) == {"density", "void_fraction", "lcd"}
+    assert (
+        (data.num_blocks <= 20).all()
+        and not data.properties.isnan().any()
+        and set(data.property_names) == {"density", "void_fraction", "lcd"}
+    )
     metal = torch.tensor([b.num_connections if b.is_metal else -b.num_connections for b in data.library])
     owner = torch.repeat_interleave(torch.arange(len(data)), data.num_blocks)
-    assert (torch.zeros(len(data), dtype=torch.long).index_add(0, owner, metal[data.block]) == 0).all(), "as many metal as organic connection points"
+    assert (torch.zeros(len(data), dtype=torch.long).index_add(0, owner, metal[data.block]) == 0).all(), (
+        "as many metal as organic connection points"
+    )
     assert (torch.linalg.det(data.lattice) > 100).all()
 
 
 def test_more_than_ship_are_built_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(h, "cache_path", lambda stem, recipe: tmp_path / f"{stem}-{h.short_hash(recipe)}.safetensors")
+    monkeypatch.setattr(
+        h, "cache_path", lambda stem, recipe: tmp_path / f"{stem}-{h.short_hash(recipe)}.safetensors"
+    )
     monkeypatch.setattr(h, "PORTION", 2)
     shipped, how = h.embedded_mofs(), dict(nets=["pcu", "fcu", "acs"], n_jobs=1, progress=None)
-    assert h.many_mofs().names == shipped.names and h.many_mofs(7).names == shipped.names[:7] and not list(tmp_path.iterdir()), "what ships needs no building"
+    assert (
+        h.many_mofs().names == shipped.names
+        and h.many_mofs(7).names == shipped.names[:7]
+        and not list(tmp_path.iterdir())
+    ), "what ships needs no building"
     made, build, asked = h.many_mofs(len(shipped) + 3, **how), h.make_hypothetical, []
-    assert len(made) == len(set(made.names)) == len(shipped) + 3 and made.names[:len(shipped)] == shipped.names and len(list(tmp_path.iterdir())) == 2
+    assert (
+        len(made) == len(set(made.names)) == len(shipped) + 3
+        and made.names[: len(shipped)] == shipped.names
+        and len(list(tmp_path.iterdir())) == 2
+    )
     k = len(shipped) // 2
-    assert torch.equal(made.lattice[:len(shipped)], shipped.lattice) and [b.identity for b in made[k].blocks] == [b.identity for b in shipped[k].blocks]
-    assert set(made.property_names) == set(shipped.property_names) and not made.properties.isnan().any() and made.info["built"] == 3
-    (tmp_path / sorted(p.name for p in tmp_path.iterdir())[-1]).unlink()            # as if it had been stopped there
+    assert torch.equal(made.lattice[: len(shipped)], shipped.lattice) and [
+        b.identity for b in made[k].blocks
+    ] == [b.identity for b in shipped[k].blocks]
+    assert (
+        set(made.property_names) == set(shipped.property_names)
+        and not made.properties.isnan().any()
+        and made.info["built"] == 3
+    )
+    (tmp_path / sorted(p.name for p in tmp_path.iterdir())[-1]).unlink()  # as if it had been stopped there
     monkeypatch.setattr(h, "make_hypothetical", lambda *a, **k: asked.append(a) or build(*a, **k))
     again = h.many_mofs(len(shipped) + 3, **how)
     assert again.names == made.names and torch.equal(again.frac_coords, made.frac_coords) and len(asked) == 2
-    assert h.many_mofs(len(shipped) + 1, seed=1, **how).names[-1] != made.names[len(shipped)], "another seed, other frameworks"
+    assert h.many_mofs(len(shipped) + 1, seed=1, **how).names[-1] != made.names[len(shipped)], (
+        "another seed, other frameworks"
+    )
 
 
 @pytest.mark.parametrize("i", [0, 100, 500, 900])
@@ -215,11 +308,14 @@ def test_labels_of_the_embedded_set_are_those_of_its_frameworks(i):
     mass = sum(h.element_table().mass[b.elements].sum() for b in mof.blocks)
     assert abs(1.66053906660 * mass / np.linalg.det(mof.lattice) / mof.properties["density"] - 1) < 1e-3
     beads = mof.frac_coords[:, None] - mof.frac_coords
-    assert 0 <= mof.properties["void_fraction"] <= 1 and mof.properties["lcd"] >= 0 and np.isfinite(beads).all()
+    assert (
+        0 <= mof.properties["void_fraction"] <= 1 and mof.properties["lcd"] >= 0 and np.isfinite(beads).all()
+    )
 
 
 def test_some_of_the_embedded_set_is_assembled_again_from_its_beads():
     from matgen_nb.mofdiff.assembly import assemble
+
     data = h.embedded_mofs()
     small = [i for i in range(60) if data.num_blocks[i] <= 8][:4]
     built = assemble([data[i] for i in small], seed=0)

@@ -1,4 +1,5 @@
 """Importing is cheap, and training and sampling need no chemistry library."""
+
 import subprocess
 import sys
 import time

@@ -1,12 +1,23 @@
 """Properties of lattices that hold for any cell."""
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matgen_nb.symmetry.lattice import (constrain_k, crystal_family, k_mask, k_offset, k_to_lattice, lattice_from_parameters,
-                                        lattice_parameters, lattice_to_k, metric_tensor, volume)
+from matgen_nb.symmetry.lattice import (
+    constrain_k,
+    crystal_family,
+    k_mask,
+    k_offset,
+    k_to_lattice,
+    lattice_from_parameters,
+    lattice_parameters,
+    lattice_to_k,
+    metric_tensor,
+    volume,
+)
 
 length, angle, small = st.floats(2, 40), st.floats(50, 130), st.floats(-1, 1)
 quick = settings(max_examples=60, deadline=None)
@@ -70,7 +81,12 @@ def test_shapes_and_dtypes():
     assert lattice_to_k(np.eye(3)).dtype == torch.float64
     assert lattice_to_k([[4, 0, 0], [0, 4, 0], [0, 0, 4]]).dtype == torch.float64
     numbers = torch.tensor([[1, 14], [166, 225]])
-    assert k_mask(numbers).shape == k_offset(numbers).shape == constrain_k(torch.zeros(2, 2, 6), numbers).shape == (2, 2, 6)
+    assert (
+        k_mask(numbers).shape
+        == k_offset(numbers).shape
+        == constrain_k(torch.zeros(2, 2, 6), numbers).shape
+        == (2, 2, 6)
+    )
 
 
 def test_decoding_is_differentiable():
@@ -85,7 +101,9 @@ def test_a_flat_lattice_is_refused(bad):
         lattice_to_k(bad)
 
 
-@pytest.mark.parametrize("lengths, angles", [([0, 1, 1], [90] * 3), ([1, 1, 1], [10, 20, 100]), ([1, 1, float("nan")], [90] * 3)])
+@pytest.mark.parametrize(
+    "lengths, angles", [([0, 1, 1], [90] * 3), ([1, 1, 1], [10, 20, 100]), ([1, 1, float("nan")], [90] * 3)]
+)
 def test_impossible_parameters_are_refused(lengths, angles):
     with pytest.raises(ValueError, match="no cell has"):
         lattice_from_parameters(lengths, angles)

@@ -1,4 +1,5 @@
 """The commands of the MOF half: help, errors, files, restarts; stages on textbook frameworks, tiny networks."""
+
 import json
 import time
 from dataclasses import replace
@@ -17,102 +18,213 @@ from matgen_nb.scale import command_line as cli, mof_commands as mc
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
-COMMANDS = (["prepare", "mofs"], ["train", "blocks"], ["train", "mofdiff"], ["sample", "mofdiff"], ["evaluate", "mofs"], ["design"])
+COMMANDS = (
+    ["prepare", "mofs"],
+    ["train", "blocks"],
+    ["train", "mofdiff"],
+    ["sample", "mofdiff"],
+    ["evaluate", "mofs"],
+    ["design"],
+)
 NAMES = ("IRMOF-1", "HKUST-1", "MIL-53")
 
 
 def run(*arguments):
-    with pytest.raises(SystemExit) as stop: cli.main([str(a) for a in arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
     return stop.value.code
 
 
 @pytest.fixture(scope="module")
 def data():
-    return MofData.from_coarse([from_decomposition(decompose(textbook_mofs()[n]), n, dict(density=textbook_mofs()[n].crystal.density)) for n in NAMES])
+    return MofData.from_coarse(
+        [
+            from_decomposition(
+                decompose(textbook_mofs()[n]), n, dict(density=textbook_mofs()[n].crystal.density)
+            )
+            for n in NAMES
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
 def model(data):
     torch.manual_seed(0)
     encoder = BlockEncoder(BlockConfig.preset("tiny"))
-    made = MofDiff(MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))).eval()
+    made = MofDiff(
+        MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))
+    ).eval()
     made.info = dict(identities=mc.known_identities(data))
     return made
 
 
 @pytest.fixture
 def weights(model, tmp_path):
-    model.save_pretrained(tmp_path/"weights.safetensors", info=model.info)
-    return tmp_path/"weights.safetensors"
+    model.save_pretrained(tmp_path / "weights.safetensors", info=model.info)
+    return tmp_path / "weights.safetensors"
 
 
 @pytest.fixture
 def cifs(tmp_path):
-    (tmp_path/"cifs").mkdir()
-    for n in NAMES: textbook_mofs()[n].crystal.to_cif(tmp_path/"cifs"/f"{n}.cif")
-    return tmp_path/"cifs"
+    (tmp_path / "cifs").mkdir()
+    for n in NAMES:
+        textbook_mofs()[n].crystal.to_cif(tmp_path / "cifs" / f"{n}.cif")
+    return tmp_path / "cifs"
 
 
 def put_sampled(out, data):
     "A run whose stage one is the textbook itself."
     named = [replace(data[i], name=f"mof_{i:05d}") for i in range(len(data))]
-    MofData.from_coarse(named).save(out/"sampled"/"00000.safetensors")
-    cli.write_table(out/"sampled"/"00000.csv", [dict(name=c.name, matched=True, reason="") for c in named])
+    MofData.from_coarse(named).save(out / "sampled" / "00000.safetensors")
+    cli.write_table(
+        out / "sampled" / "00000.csv", [dict(name=c.name, matched=True, reason="") for c in named]
+    )
     return named
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example(command):
     cli.load_commands()
-    shown = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    shown = CliRunner().invoke(
+        cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    )
     assert shown.exit_code == 0
-    for word in ("--out", "Example", "matgen " + " ".join(command)): assert word in shown.output, word
-    for word in ("--seed", "--device") if command[0] in ("train", "sample", "design") else (): assert word in shown.output, word
+    for word in ("--out", "Example", "matgen " + " ".join(command)):
+        assert word in shown.output, word
+    for word in ("--seed", "--device") if command[0] in ("train", "sample", "design") else ():
+        assert word in shown.output, word
 
 
 def test_errors_are_one_line_and_leave_nothing(tmp_path, weights, capsys):
     torch.manual_seed(0)
-    nothing = tmp_path/"no.safetensors"
-    for arguments in (["prepare", "mofs", tmp_path/"no", "--out", tmp_path/"f"], ["train", "blocks", nothing, "--out", tmp_path/"o"],
-                      ["train", "blocks", nothing, "--preset", "huge", "--out", tmp_path/"o"], ["train", "mofdiff", nothing, "--blocks", weights, "--out", tmp_path/"o"],
-                      ["sample", "mofdiff", "--weights", nothing, "--out", tmp_path/"o"], ["sample", "mofdiff", "--weights", weights, "-n", 0, "--out", tmp_path/"o"],
-                      ["sample", "mofdiff", "--weights", weights, "--target", "big", "--out", tmp_path/"o"], ["evaluate", "mofs", tmp_path/"no", "--out", tmp_path/"o"],
-                      ["design", "--weights", weights, "--property", "beauty", "--target", 1, "--out", tmp_path/"o"]):
+    nothing = tmp_path / "no.safetensors"
+    for arguments in (
+        ["prepare", "mofs", tmp_path / "no", "--out", tmp_path / "f"],
+        ["train", "blocks", nothing, "--out", tmp_path / "o"],
+        ["train", "blocks", nothing, "--preset", "huge", "--out", tmp_path / "o"],
+        ["train", "mofdiff", nothing, "--blocks", weights, "--out", tmp_path / "o"],
+        ["sample", "mofdiff", "--weights", nothing, "--out", tmp_path / "o"],
+        ["sample", "mofdiff", "--weights", weights, "-n", 0, "--out", tmp_path / "o"],
+        ["sample", "mofdiff", "--weights", weights, "--target", "big", "--out", tmp_path / "o"],
+        ["evaluate", "mofs", tmp_path / "no", "--out", tmp_path / "o"],
+        ["design", "--weights", weights, "--property", "beauty", "--target", 1, "--out", tmp_path / "o"],
+    ):
         assert run(*arguments) == 2, arguments
         shown = capsys.readouterr().err
         assert shown.startswith("matgen: ") and shown.count("\n") == 1, shown
-    assert not (tmp_path/"o").exists() and not (tmp_path/"f").exists()
+    assert not (tmp_path / "o").exists() and not (tmp_path / "f").exists()
 
 
 def test_prepare_names_what_fails(tmp_path, cifs, capsys):
-    (cifs/"broken.cif").write_text("data_nothing\n")
-    assert run("prepare", "mofs", cifs, "--out", tmp_path/"m.safetensors", "--n-jobs", 1) == 0
+    (cifs / "broken.cif").write_text("data_nothing\n")
+    assert run("prepare", "mofs", cifs, "--out", tmp_path / "m.safetensors", "--n-jobs", 1) == 0
     assert "3 of 4 frameworks" in capsys.readouterr().out
-    assert "broken" in json.loads((tmp_path/"m.run.json").read_text())["failures"][0]
-    assert run("prepare", "mofs", cifs, "--out", tmp_path/"m.safetensors") == 2
+    assert "broken" in json.loads((tmp_path / "m.run.json").read_text())["failures"][0]
+    assert run("prepare", "mofs", cifs, "--out", tmp_path / "m.safetensors") == 2
 
 
 def test_several_sources_make_one_file(tmp_path, cifs, data, capsys):
-    data.save(tmp_path/"first.safetensors")
-    assert run("prepare", "mofs", tmp_path/"first.safetensors", "embedded", cifs, "--limit", 2, "--n-jobs", 1, "--out", tmp_path/"all.safetensors") == 0
-    made = MofData.load(tmp_path/"all.safetensors")
+    data.save(tmp_path / "first.safetensors")
+    assert (
+        run(
+            "prepare",
+            "mofs",
+            tmp_path / "first.safetensors",
+            "embedded",
+            cifs,
+            "--limit",
+            2,
+            "--n-jobs",
+            1,
+            "--out",
+            tmp_path / "all.safetensors",
+        )
+        == 0
+    )
+    made = MofData.load(tmp_path / "all.safetensors")
     assert len(made) == 3 + 2 + 2 and made.names[:3] == list(NAMES) and made.names[5:] == sorted(NAMES)[:2]
-    for i in (0, 1, 2): assert np.array_equal(made[i].frac_coords, data[i].frac_coords) and [b.identity for b in made[i].blocks] == [b.identity for b in data[i].blocks]
-    assert set(made.property_names) == {"density", "void_fraction", "lcd"} and made.properties[5:].isnan().all() and "prepared before" in capsys.readouterr().out
-    assert run("prepare", "mofs", tmp_path/"first.safetensors", tmp_path/"none", "--out", tmp_path/"x.safetensors") == 2 and not (tmp_path/"x.safetensors").exists()
+    for i in (0, 1, 2):
+        assert np.array_equal(made[i].frac_coords, data[i].frac_coords) and [
+            b.identity for b in made[i].blocks
+        ] == [b.identity for b in data[i].blocks]
+    assert (
+        set(made.property_names) == {"density", "void_fraction", "lcd"}
+        and made.properties[5:].isnan().all()
+        and "prepared before" in capsys.readouterr().out
+    )
+    assert (
+        run(
+            "prepare",
+            "mofs",
+            tmp_path / "first.safetensors",
+            tmp_path / "none",
+            "--out",
+            tmp_path / "x.safetensors",
+        )
+        == 2
+        and not (tmp_path / "x.safetensors").exists()
+    )
 
 
 def test_train_both_networks(tmp_path, data):
-    data.save(tmp_path/"m.safetensors")
-    assert run("train", "blocks", tmp_path/"m.safetensors", "--preset", "tiny", "--steps", 3, "--device", "cpu", "--out", tmp_path/"b") == 0
-    assert run("train", "mofdiff", tmp_path/"m.safetensors", "--blocks", tmp_path/"b"/"weights.safetensors", "--preset", "tiny", "--steps", 3, "--device", "cpu", "--out", tmp_path/"d") == 0
-    made = MofDiff.from_pretrained(tmp_path/"d"/"weights.safetensors")
+    data.save(tmp_path / "m.safetensors")
+    assert (
+        run(
+            "train",
+            "blocks",
+            tmp_path / "m.safetensors",
+            "--preset",
+            "tiny",
+            "--steps",
+            3,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / "b",
+        )
+        == 0
+    )
+    assert (
+        run(
+            "train",
+            "mofdiff",
+            tmp_path / "m.safetensors",
+            "--blocks",
+            tmp_path / "b" / "weights.safetensors",
+            "--preset",
+            "tiny",
+            "--steps",
+            3,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / "d",
+        )
+        == 0
+    )
+    made = MofDiff.from_pretrained(tmp_path / "d" / "weights.safetensors")
     assert made.info["identities"] == mc.known_identities(data) and made.property_names == ("density",)
-    assert run("train", "mofdiff", tmp_path/"m.safetensors", "--blocks", tmp_path/"d"/"weights.safetensors", "--device", "cpu", "--out", tmp_path/"e") == 2
+    assert (
+        run(
+            "train",
+            "mofdiff",
+            tmp_path / "m.safetensors",
+            "--blocks",
+            tmp_path / "d" / "weights.safetensors",
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / "e",
+        )
+        == 2
+    )
 
 
 def test_identities_from_beads_are_those_from_atoms(data):
-    for i, name in enumerate(NAMES): assert framework_identity(decompose(textbook_mofs()[name])) in (mc.net_identity(data[i], s) for s in (1.05, 1.1))
+    for i, name in enumerate(NAMES):
+        assert framework_identity(decompose(textbook_mofs()[name])) in (
+            mc.net_identity(data[i], s) for s in (1.05, 1.1)
+        )
 
 
 def test_stages_on_known_beads(tmp_path, data):
@@ -122,37 +234,68 @@ def test_stages_on_known_beads(tmp_path, data):
     mc.judge_stage(names, tmp_path)
     before, _ = mc.collect(tmp_path, relax=False)
     assert [r["stage"] for r in before] == ["assembled"] * 3 and all(r["valid"] for r in before)
-    mc.relax_stage(names[1:2], tmp_path, limit=20.)
-    mc.judge_stage(names, tmp_path)                                             # what was relaxed is judged again, the others are not
+    mc.relax_stage(names[1:2], tmp_path, limit=20.0)
+    mc.judge_stage(names, tmp_path)  # what was relaxed is judged again, the others are not
     after, summary = mc.collect(tmp_path, mc.known_identities(data))
-    assert [r["stage"] for r in after] == ["assembled", "relaxed", "assembled"] and after[1]["valid"] and not after[0]["valid"]
-    assert not any(r["novel"] for r in after) and summary["vnu"]["value"] == 0 and all(bool(r["reason"]) != r["valid"] for r in after if r["stage"] == "relaxed")
+    assert (
+        [r["stage"] for r in after] == ["assembled", "relaxed", "assembled"]
+        and after[1]["valid"]
+        and not after[0]["valid"]
+    )
+    assert (
+        not any(r["novel"] for r in after)
+        and summary["vnu"]["value"] == 0
+        and all(bool(r["reason"]) != r["valid"] for r in after if r["stage"] == "relaxed")
+    )
 
 
 def test_a_collapsed_framework_is_not_valid(tmp_path, data):
     named = put_sampled(tmp_path, data)
-    for c, name, change in zip(named, NAMES, (-.41, .02, -.1)):
+    for c, name, change in zip(named, NAMES, (-0.41, 0.02, -0.1)):
         mof = textbook_mofs()[name]
-        mc.write_stage(tmp_path/"assembled", c.name, dict(bond_success=1, clashes=0), mof.crystal, mof.bonds, mof.images)
-        mc.write_stage(tmp_path/"relaxed", c.name, dict(converged=True, volume_change=change, energy_per_atom=0., stopped="converged"), mof.crystal, mof.bonds, mof.images)
+        mc.write_stage(
+            tmp_path / "assembled",
+            c.name,
+            dict(bond_success=1, clashes=0),
+            mof.crystal,
+            mof.bonds,
+            mof.images,
+        )
+        mc.write_stage(
+            tmp_path / "relaxed",
+            c.name,
+            dict(converged=True, volume_change=change, energy_per_atom=0.0, stopped="converged"),
+            mof.crystal,
+            mof.bonds,
+            mof.images,
+        )
     mc.judge_stage([c.name for c in named], tmp_path)
     table, summary = mc.collect(tmp_path)
-    assert [r["valid"] for r in table] == [False, True, True] and table[0]["reason"] == "relaxation: the volume changed by -41%" and table[0]["checks_passed"]
+    assert (
+        [r["valid"] for r in table] == [False, True, True]
+        and table[0]["reason"] == "relaxation: the volume changed by -41%"
+        and table[0]["checks_passed"]
+    )
     assert summary["volume_kept"]["value"] == 2 / 3
 
 
 def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, data, monkeypatch):
     import matgen_nb.mofdiff.assembly as assembly
+
     real = assembly.assemble
+
     def slow(part, **settings):
         if any(c.name == "mof_00001" for c in part):
-            try: time.sleep(100)
-            except TimeoutError as error: return [assembly._failed(c, str(error), True) for c in part]
+            try:
+                time.sleep(100)
+            except TimeoutError as error:
+                return [assembly._failed(c, str(error), True) for c in part]
         return real(part, **settings)
+
     monkeypatch.setattr(assembly, "assemble", slow)
     named = put_sampled(tmp_path, data)
-    mc.assemble_stage(named, tmp_path, starts=4, generations=1, limit=6.)
-    rows = [mc.read_stage(tmp_path/"assembled", c.name) for c in named]
+    mc.assemble_stage(named, tmp_path, starts=4, generations=1, limit=6.0)
+    rows = [mc.read_stage(tmp_path / "assembled", c.name) for c in named]
     assert rows[1][1] is None and "took longer" in rows[1][0]["reason"] and rows[0][1] is not None
     mc.judge_stage([c.name for c in named], tmp_path)
     table, _ = mc.collect(tmp_path, relax=False)
@@ -160,136 +303,321 @@ def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, da
 
 
 def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
-    ask = ["sample", "mofdiff", "--weights", weights, "-n", 3, "--steps", 3, "--no-relax", "--n-jobs", 1, "--device", "cpu", "--out"]
-    assert run(*ask, tmp_path/"a") == 0 and run(*ask, tmp_path/"b") == 0
-    table = [cli.read_table(tmp_path/x/"table.csv") for x in "ab"]
+    ask = [
+        "sample",
+        "mofdiff",
+        "--weights",
+        weights,
+        "-n",
+        3,
+        "--steps",
+        3,
+        "--no-relax",
+        "--n-jobs",
+        1,
+        "--device",
+        "cpu",
+        "--out",
+    ]
+    assert run(*ask, tmp_path / "a") == 0 and run(*ask, tmp_path / "b") == 0
+    table = [cli.read_table(tmp_path / x / "table.csv") for x in "ab"]
     assert len(table[0]) == 3 and all(r["valid"] == "True" or r["reason"] for r in table[0])
     assert [r["cp_error"] for r in table[0]] == [r["cp_error"] for r in table[1]]
-    for name in ("request.json", "run.json", "summary.json", "gallery.html", "gallery.png"): assert (tmp_path/"a"/name).stat().st_size
-    assert run(*ask, tmp_path/"a") == 2 and run(*ask, tmp_path/"a", "--resume", "--seed", 1) == 2
+    for name in ("request.json", "run.json", "summary.json", "gallery.html", "gallery.png"):
+        assert (tmp_path / "a" / name).stat().st_size
+    assert run(*ask, tmp_path / "a") == 2 and run(*ask, tmp_path / "a", "--resume", "--seed", 1) == 2
     assert "seed was 0 and is now 1" in capsys.readouterr().err
-    (tmp_path/"a"/"assembled"/"mof_00002.json").unlink()                        # as if it had been stopped there
-    stamp = (tmp_path/"a"/"judged"/"mof_00001.json").stat().st_mtime_ns
-    assert run(*ask, tmp_path/"a", "--resume") == 0
-    again = cli.read_table(tmp_path/"a"/"table.csv")
-    assert [r["cp_error"] for r in again] == [r["cp_error"] for r in table[0]] and stamp == (tmp_path/"a"/"judged"/"mof_00001.json").stat().st_mtime_ns
+    (tmp_path / "a" / "assembled" / "mof_00002.json").unlink()  # as if it had been stopped there
+    stamp = (tmp_path / "a" / "judged" / "mof_00001.json").stat().st_mtime_ns
+    assert run(*ask, tmp_path / "a", "--resume") == 0
+    again = cli.read_table(tmp_path / "a" / "table.csv")
+    assert [r["cp_error"] for r in again] == [r["cp_error"] for r in table[0]] and stamp == (
+        tmp_path / "a" / "judged" / "mof_00001.json"
+    ).stat().st_mtime_ns
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, weights, monkeypatch, capsys):
-    import matgen_nb.mofdiff.sampling                                           # noqa: F401
+    import matgen_nb.mofdiff.sampling  # noqa: F401
+
     asked, sample = [], MofDiff.sample
     monkeypatch.setattr(MofDiff, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
-    choices = dict(eta=0., prior="normal")
-    line = ["sample", "mofdiff", "--weights", weights, "-n", 2, "--steps", 3, "--starts", 4, "--generations", 1, "--chunk", 1, "--no-relax", "--n-jobs", 1, "--device", "cpu",
-            "--out", tmp_path/"s", *(x for k, v in choices.items() for x in (f"--{k}", v))]
+    choices = dict(eta=0.0, prior="normal")
+    line = [
+        "sample",
+        "mofdiff",
+        "--weights",
+        weights,
+        "-n",
+        2,
+        "--steps",
+        3,
+        "--starts",
+        4,
+        "--generations",
+        1,
+        "--chunk",
+        1,
+        "--no-relax",
+        "--n-jobs",
+        1,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "s",
+        *(x for k, v in choices.items() for x in (f"--{k}", v)),
+    ]
     assert run(*line) == 0 and len(asked) == 2 and asked[0] | choices == asked[0]
-    request = json.loads((tmp_path/"s"/"request.json").read_text())
+    request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | choices | dict(starts=4, generations=1, chunk=1) == request
     for option, value in (("--eta", 1), ("--prior", "learned"), ("--starts", 8), ("--chunk", 2)):
         changed = list(map(str, line))
         changed[changed.index(option) + 1] = str(value)
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{option[2:]} was" in capsys.readouterr().err
-    assert run("sample", "mofdiff", "--weights", weights, "--prior", "odd", "--device", "cpu", "--out", tmp_path/"t") == 2 and not (tmp_path/"t"/"request.json").exists(), "the corrected call must find the folder empty"
+    assert (
+        run(
+            "sample",
+            "mofdiff",
+            "--weights",
+            weights,
+            "--prior",
+            "odd",
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / "t",
+        )
+        == 2
+        and not (tmp_path / "t" / "request.json").exists()
+    ), "the corrected call must find the folder empty"
 
 
 def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
     named = put_sampled(tmp_path, data)
     for c, name in zip(named, NAMES):
         mof, cart = textbook_mofs()[name], textbook_mofs()[name].crystal.cart_coords.copy()
-        mc.write_stage(tmp_path/"assembled", c.name, dict(bond_success=1, clashes=0), mof.crystal, mof.bonds, mof.images)
-        if name == "IRMOF-1":                                                       # a linker slips: all checks pass, the net is another
+        mc.write_stage(
+            tmp_path / "assembled",
+            c.name,
+            dict(bond_success=1, clashes=0),
+            mof.crystal,
+            mof.bonds,
+            mof.images,
+        )
+        if name == "IRMOF-1":  # a linker slips: all checks pass, the net is another
             d = decompose(mof)
             cart[next(a for b, a in zip(d.blocks, d.atoms) if not b.is_metal), 0] += 1.5
         after = Crystal(mof.crystal.lattice, mof.crystal.elements, cart @ np.linalg.inv(mof.crystal.lattice))
-        mc.write_stage(tmp_path/"relaxed", c.name, dict(converged=True, volume_change=0., energy_per_atom=0., stopped="converged"), after, mof.bonds, mof.images)
+        mc.write_stage(
+            tmp_path / "relaxed",
+            c.name,
+            dict(converged=True, volume_change=0.0, energy_per_atom=0.0, stopped="converged"),
+            after,
+            mof.bonds,
+            mof.images,
+        )
     mc.judge_stage([c.name for c in named], tmp_path)
     table, summary = mc.collect(tmp_path, mc.known_identities(data)[:0])
-    assert [r["valid"] for r in table] == [False, True, True] and all(r["valid_before"] for r in table) and [r["vnu"] for r in table] == [False, True, True]
-    assert table[0]["checks_passed"] and table[0]["as_drawn"] is False and table[0]["reason"].startswith("not as drawn")
-    assert summary["as_drawn"]["value"] == summary["valid"]["value"] == 2 / 3 and summary["valid_before"]["value"] == summary["vnu_before"]["value"] == 1
-    assert all(r["novel"] is None and r["vnu"] is None for r in mc.collect(tmp_path)[0]), "nothing to compare with"
+    assert (
+        [r["valid"] for r in table] == [False, True, True]
+        and all(r["valid_before"] for r in table)
+        and [r["vnu"] for r in table] == [False, True, True]
+    )
+    assert (
+        table[0]["checks_passed"]
+        and table[0]["as_drawn"] is False
+        and table[0]["reason"].startswith("not as drawn")
+    )
+    assert (
+        summary["as_drawn"]["value"] == summary["valid"]["value"] == 2 / 3
+        and summary["valid_before"]["value"] == summary["vnu_before"]["value"] == 1
+    )
+    assert all(r["novel"] is None and r["vnu"] is None for r in mc.collect(tmp_path)[0]), (
+        "nothing to compare with"
+    )
     unrelaxed, before = mc.collect(tmp_path, relax=False)
-    assert [r["stage"] for r in unrelaxed] == ["assembled"] * 3 and before["valid"]["value"] == 1 and "converged" not in before and "valid_before" not in before
-    mc.finish_mofs(tmp_path, None, dict(command="test"), relax=False)                # asked for without relaxation after it was relaxed
-    assert [r["stage"] for r in cli.read_table(tmp_path/"table.csv")] == ["assembled"] * 3
+    assert (
+        [r["stage"] for r in unrelaxed] == ["assembled"] * 3
+        and before["valid"]["value"] == 1
+        and "converged" not in before
+        and "valid_before" not in before
+    )
+    mc.finish_mofs(
+        tmp_path, None, dict(command="test"), relax=False
+    )  # asked for without relaxation after it was relaxed
+    assert [r["stage"] for r in cli.read_table(tmp_path / "table.csv")] == ["assembled"] * 3
 
 
 def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
-    run_, named = tmp_path/"run", put_sampled(tmp_path/"run", data)
-    for c, name, bonds, fine in zip(named, NAMES, (1, .9, 1), (True, True, False)):
+    run_, named = tmp_path / "run", put_sampled(tmp_path / "run", data)
+    for c, name, bonds, fine in zip(named, NAMES, (1, 0.9, 1), (True, True, False)):
         mof = textbook_mofs()[name]
-        mc.write_stage(run_/"assembled", c.name, dict(bond_success=bonds, clashes=0), mof.crystal, mof.bonds, mof.images)
-        if bonds == 1: mc.write_stage(run_/"relaxed", c.name, dict(converged=fine, volume_change=0.), mof.crystal, mof.bonds, mof.images)
-    assert run("evaluate", "mofs", run_, "--n-jobs", 1, "--out", tmp_path/"j") == 0
-    rows, summary = cli.read_table(tmp_path/"j"/"table.csv"), json.loads((tmp_path/"j"/"summary.json").read_text())
-    assert [(r["assembled"], r["converged"], r["valid"]) for r in rows] == [("True", "True", "True"), ("False", "False", "False"), ("True", "False", "False")]
-    assert summary["valid"]["n"] == 3 and "novel" not in summary and not any(r.get("novel") for r in rows), "no reference, no verdict on novelty"
+        mc.write_stage(
+            run_ / "assembled",
+            c.name,
+            dict(bond_success=bonds, clashes=0),
+            mof.crystal,
+            mof.bonds,
+            mof.images,
+        )
+        if bonds == 1:
+            mc.write_stage(
+                run_ / "relaxed",
+                c.name,
+                dict(converged=fine, volume_change=0.0),
+                mof.crystal,
+                mof.bonds,
+                mof.images,
+            )
+    assert run("evaluate", "mofs", run_, "--n-jobs", 1, "--out", tmp_path / "j") == 0
+    rows, summary = (
+        cli.read_table(tmp_path / "j" / "table.csv"),
+        json.loads((tmp_path / "j" / "summary.json").read_text()),
+    )
+    assert [(r["assembled"], r["converged"], r["valid"]) for r in rows] == [
+        ("True", "True", "True"),
+        ("False", "False", "False"),
+        ("True", "False", "False"),
+    ]
+    assert summary["valid"]["n"] == 3 and "novel" not in summary and not any(r.get("novel") for r in rows), (
+        "no reference, no verdict on novelty"
+    )
 
 
 def test_references(tmp_path, cifs, capsys):
-    assert mc.reference_identities("mofdiff-small") == MofDiff.from_pretrained("mofdiff-small").info["identities"]
-    with pytest.raises(MatgenError, match="no prepared file"): mc.reference_identities("mofdiff-tiny")
-    (tmp_path/"bad").mkdir()
-    (tmp_path/"bad"/"salt.cif").write_text(Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [.5, .5, .5]]).to_cif())
-    with pytest.raises(MatgenError, match="none of the 1 structures"): mc.reference_identities(tmp_path/"bad", n_jobs=1)
-    (cifs/"salt.cif").write_text((tmp_path/"bad"/"salt.cif").read_text())
+    assert (
+        mc.reference_identities("mofdiff-small")
+        == MofDiff.from_pretrained("mofdiff-small").info["identities"]
+    )
+    with pytest.raises(MatgenError, match="no prepared file"):
+        mc.reference_identities("mofdiff-tiny")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "salt.cif").write_text(
+        Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]).to_cif()
+    )
+    with pytest.raises(MatgenError, match="none of the 1 structures"):
+        mc.reference_identities(tmp_path / "bad", n_jobs=1)
+    (cifs / "salt.cif").write_text((tmp_path / "bad" / "salt.cif").read_text())
     assert len(mc.reference_identities(cifs, n_jobs=1)) == 3 and "1 of 4" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_read_says_why_in_its_row(tmp_path, cifs):
-    (cifs/"broken.cif").write_text("data_x\n_cell_length_a 10\n")
-    assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path/"j") == 0
-    row = next(r for r in cli.read_table(tmp_path/"j"/"table.csv") if r["name"] == "broken")
+    (cifs / "broken.cif").write_text("data_x\n_cell_length_a 10\n")
+    assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path / "j") == 0
+    row = next(r for r in cli.read_table(tmp_path / "j" / "table.csv") if r["name"] == "broken")
     assert row["failure"] not in ("", "no crystal") and row["valid"] == "False"
-    for name in NAMES: (cifs/f"{name}.cif").unlink()
-    assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path/"k") == 2 and not (tmp_path/"k").exists()
+    for name in NAMES:
+        (cifs / f"{name}.cif").unlink()
+    assert (
+        run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path / "k") == 2
+        and not (tmp_path / "k").exists()
+    )
 
 
 def test_the_nets_of_beads_are_counted():
     double = textbook_mofs()["IRMOF-10"].crystal
-    twice = Mof.from_crystal(Crystal(double.lattice, np.tile(double.elements, 2), np.concatenate([double.frac_coords, double.frac_coords + .25])))
+    twice = Mof.from_crystal(
+        Crystal(
+            double.lattice,
+            np.tile(double.elements, 2),
+            np.concatenate([double.frac_coords, double.frac_coords + 0.25]),
+        )
+    )
     d = decompose(twice)
-    assert d.nets == 2 and framework_identity(d) == mc.net_identity(from_decomposition(d, "two")) != framework_identity(decompose(textbook_mofs()["IRMOF-10"]))
+    assert d.nets == 2 and framework_identity(d) == mc.net_identity(
+        from_decomposition(d, "two")
+    ) != framework_identity(decompose(textbook_mofs()["IRMOF-10"]))
 
 
-@pytest.mark.parametrize("options", [("--starts", 0), ("--generations", 0), ("--draws", 0), ("--assemble-limit", -1), ("--relax-limit", 0), ("--eta", 7), ("--seed", -1), ("--target", "density=nan"),
-                                     ("--target", "density=inf")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--starts", 0),
+        ("--generations", 0),
+        ("--draws", 0),
+        ("--assemble-limit", -1),
+        ("--relax-limit", 0),
+        ("--eta", 7),
+        ("--seed", -1),
+        ("--target", "density=nan"),
+        ("--target", "density=inf"),
+    ],
+    ids=str,
+)
 def test_amounts_that_no_run_can_have(tmp_path, weights, options):
-    assert run("sample", "mofdiff", "--weights", weights, "-n", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path/"s", *options) == 2
-    assert not (tmp_path/"s").exists() or not list((tmp_path/"s").rglob("*.json"))
+    assert (
+        run(
+            "sample",
+            "mofdiff",
+            "--weights",
+            weights,
+            "-n",
+            1,
+            "--steps",
+            2,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / "s",
+            *options,
+        )
+        == 2
+    )
+    assert not (tmp_path / "s").exists() or not list((tmp_path / "s").rglob("*.json"))
 
 
 def test_the_same_from_python(tmp_path, model):
-    for changes in (dict(starts=0), dict(generations=0), dict(relax_limit=0.), dict(assemble_limit=-1.), dict(eta=7.)):
-        with pytest.raises(MatgenError): mc.make_mofs(model, 1, tmp_path/"s", **(dict(steps=2, progress=False) | changes))
+    for changes in (
+        dict(starts=0),
+        dict(generations=0),
+        dict(relax_limit=0.0),
+        dict(assemble_limit=-1.0),
+        dict(eta=7.0),
+    ):
+        with pytest.raises(MatgenError):
+            mc.make_mofs(model, 1, tmp_path / "s", **(dict(steps=2, progress=False) | changes))
 
 
 def test_a_verdict_that_never_came_is_a_failure_and_no_crash(tmp_path, data):
     for n in (c.name for c in put_sampled(tmp_path, data)):
-        mc.write_stage(tmp_path/"assembled", n, dict(bond_success=1., clashes=0))
-        mc.write_stage(tmp_path/"judged", n, dict(reason="took longer than 120 s"))
+        mc.write_stage(tmp_path / "assembled", n, dict(bond_success=1.0, clashes=0))
+        mc.write_stage(tmp_path / "judged", n, dict(reason="took longer than 120 s"))
     table, summary = mc.collect(tmp_path, relax=False)
-    assert len(table) == len(NAMES) and summary["valid"]["value"] == 0 and all(r["assembled"] and r["reason"] == "judging: took longer than 120 s" for r in table)
+    assert (
+        len(table) == len(NAMES)
+        and summary["valid"]["value"] == 0
+        and all(r["assembled"] and r["reason"] == "judging: took longer than 120 s" for r in table)
+    )
 
 
 def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
-    assert run("evaluate", "mofs", cifs, "--reference", weights, "--n-jobs", 1, "--out", tmp_path/"j") == 0
-    summary = json.loads((tmp_path/"j"/"summary.json").read_text())
-    assert summary["valid"]["value"] == 1 and summary["novel"]["value"] == 0 and (tmp_path/"j"/"summary.png").stat().st_size
-    rows = cli.read_table(tmp_path/"j"/"table.csv")
+    assert run("evaluate", "mofs", cifs, "--reference", weights, "--n-jobs", 1, "--out", tmp_path / "j") == 0
+    summary = json.loads((tmp_path / "j" / "summary.json").read_text())
+    assert (
+        summary["valid"]["value"] == 1
+        and summary["novel"]["value"] == 0
+        and (tmp_path / "j" / "summary.png").stat().st_size
+    )
+    rows = cli.read_table(tmp_path / "j" / "table.csv")
     assert {r["name"] for r in rows} == set(NAMES)
 
 
 class Draws:
     "A model that draws the textbook in the rounds named, and beads in places that cannot meet in the others."
-    def __init__(self, data, good): self.data, self.good, self.rounds = data, good, 0
+
+    def __init__(self, data, good):
+        self.data, self.good, self.rounds = data, good, 0
 
     def sample(self, n, seed, **how):
         from matgen_nb.mofdiff.sampling import MofSample
+
         self.rounds += 1
         beads = [self.data[i % len(self.data)] for i in range(n)]
-        if self.rounds not in self.good: beads = [replace(c, frac_coords=np.random.default_rng(i).random((len(c), 3))) for i, c in enumerate(beads)]
+        if self.rounds not in self.good:
+            beads = [
+                replace(c, frac_coords=np.random.default_rng(i).random((len(c), 3)))
+                for i, c in enumerate(beads)
+            ]
         return [MofSample(c, {}) for c in beads]
 
 
@@ -297,50 +625,66 @@ def test_the_demo_draws_until_one_closes(tmp_path, data, monkeypatch):
     for good, rounds in (({1}, 1), ({2}, 2)):
         model = Draws(data, good)
         beads, built = mc.draw_closed(model, 2, starts=16, generations=1, rounds=3)
-        assert model.rounds == rounds and len(beads) == len(built) == 2 * rounds and [b.name for b in beads] == [f"mof_{i:05d}" for i in range(2 * rounds)]
-        i, mof, row = mc.best_framework(built, limit=2.)
+        assert (
+            model.rounds == rounds
+            and len(beads) == len(built) == 2 * rounds
+            and [b.name for b in beads] == [f"mof_{i:05d}" for i in range(2 * rounds)]
+        )
+        i, mof, row = mc.best_framework(built, limit=2.0)
         assert i >= 2 * (rounds - 1) and row["bond_success"] == 1 and row["valid"]
     model = Draws(data, ())
     monkeypatch.setattr(MofDiff, "from_pretrained", lambda *_: model)
-    row, text = mc.demo_mof(tmp_path/"mof", 1, starts=4, generations=1, rounds=2)
-    assert text.startswith("none of 2") and not row["valid"] and row["closed"] == 0 and model.rounds == 2, "no pretence"
-    assert {p.name for p in (tmp_path/"mof").iterdir() if p.name[0] != "."} == {"mof.cif", "table.csv", "beads_and_atoms.png"} and len(cli.read_table(tmp_path/"mof"/"table.csv")) == 2
+    row, text = mc.demo_mof(tmp_path / "mof", 1, starts=4, generations=1, rounds=2)
+    assert text.startswith("none of 2") and not row["valid"] and row["closed"] == 0 and model.rounds == 2, (
+        "no pretence"
+    )
+    assert {p.name for p in (tmp_path / "mof").iterdir() if p.name[0] != "."} == {
+        "mof.cif",
+        "table.csv",
+        "beads_and_atoms.png",
+    } and len(cli.read_table(tmp_path / "mof" / "table.csv")) == 2
 
 
 def test_blocks_are_drawn_whole():
     for name in NAMES:
         mof, d = textbook_mofs()[name], decompose(textbook_mofs()[name])
         owner = np.zeros(len(mof), dtype=int)
-        for k, atoms in enumerate(d.atoms): owner[atoms] = k
+        for k, atoms in enumerate(d.atoms):
+            owner[atoms] = k
         cart, elements, bonds = mc.whole_blocks(mof, owner, d.frac_coords)
         lengths = np.linalg.norm(cart[bonds[:, 0]] - cart[bonds[:, 1]], axis=1)
         assert len(cart) == len(elements) > len(mof) and lengths.max() < 3.0
-        for k, atoms in enumerate(d.atoms):                                       # every block of the home cell, beside its bead
+        for k, atoms in enumerate(d.atoms):  # every block of the home cell, beside its bead
             home = d.frac_coords[k] @ d.lattice + d.blocks[k].cart_coords
             far = np.linalg.norm(home[:, None] - cart, axis=-1).min(1)
             assert far.max() < 1e-6 or not d.blocks[k].is_metal
 
 
 def test_target_is_parsed():
-    assert mc.parse_target("density=0.5") == {"density": .5} and mc.parse_target(None) is None
-    with pytest.raises(MatgenError, match="name=value"): mc.parse_target("0.5")
+    assert mc.parse_target("density=0.5") == {"density": 0.5} and mc.parse_target(None) is None
+    with pytest.raises(MatgenError, match="name=value"):
+        mc.parse_target("0.5")
 
 
 @pytest.mark.parametrize("name", ["mofdiff-small", "blocks-small"])
 def test_shipped_weights(name, data):
     path = find_weights(name)
     assert path.stat().st_size < 5e6 and path.with_suffix(".md").read_text().startswith(f"# {name}")
-    if name == "blocks-small": assert BlockEncoder.from_pretrained(name).encode(data.library).isfinite().all()
+    if name == "blocks-small":
+        assert BlockEncoder.from_pretrained(name).encode(data.library).isfinite().all()
     else:
         model = MofDiff.from_pretrained(name)
         found = model.sample(3, seed=0, steps=10, progress=False)
-        assert len(model.info["identities"]) > 500 and all(isinstance(s.coarse, CoarseMof) and s.row["matched"] for s in found)
+        assert len(model.info["identities"]) > 500 and all(
+            isinstance(s.coarse, CoarseMof) and s.row["matched"] for s in found
+        )
 
 
 def test_help_of_nets_is_that_of_the_options():
     from dataclasses import fields
 
     from matgen_nb.mofdiff.sampling import NetOptions
+
     told = {f.name: f.metadata["help"] for f in fields(NetOptions)}
     assert all(told[name] == text for name, text in mc.NET_HELP.items())
 
@@ -349,37 +693,49 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
     named = put_sampled(tmp_path, data)
     rng = np.random.default_rng(0)
     broken = [replace(c, frac_coords=rng.random((len(c), 3))) if k == 0 else c for k, c in enumerate(named)]
-    MofData.from_coarse(broken).save(tmp_path/"sampled"/"00000.safetensors")
-    cli.write_table(tmp_path/"sampled"/"00000.csv", [dict(name=c.name, matched=True, reason="", net="pcu", num_blocks=len(c)) for c in named])
-    MofData.from_coarse(named[:1]).save(tmp_path/"alternatives"/"00000.safetensors")
+    MofData.from_coarse(broken).save(tmp_path / "sampled" / "00000.safetensors")
+    cli.write_table(
+        tmp_path / "sampled" / "00000.csv",
+        [dict(name=c.name, matched=True, reason="", net="pcu", num_blocks=len(c)) for c in named],
+    )
+    MofData.from_coarse(named[:1]).save(tmp_path / "alternatives" / "00000.safetensors")
     others = mc.read_alternatives(tmp_path)
     assert list(others) == ["mof_00000"] and len(others["mof_00000"]) == 1
     mc.assemble_stage(broken[:2], tmp_path, starts=8, generations=1, others=others)
-    rows = [mc.read_stage(tmp_path/"assembled", c.name)[0] for c in named[:2]]
+    rows = [mc.read_stage(tmp_path / "assembled", c.name)[0] for c in named[:2]]
     assert [r["candidate"] for r in rows] == [1, 0] and all(r["assembled"] for r in rows)
     table, _ = mc.finish_mofs(tmp_path, None, dict(command="test"), relax=False)
     assert table[0]["candidate"] == 1 and table[0]["drawn_blocks"] == len(named[0]) and table[0]["volume"] > 0
-    funnel = cli.read_table(tmp_path/"funnel.csv")
-    assert {r["stage"] for r in funnel} >= {"assembled", "clash_free", "valid"} and funnel[0]["blocks"] == "all" and float(funnel[0]["value"]) > 0.6
+    funnel = cli.read_table(tmp_path / "funnel.csv")
+    assert (
+        {r["stage"] for r in funnel} >= {"assembled", "clash_free", "valid"}
+        and funnel[0]["blocks"] == "all"
+        and float(funnel[0]["value"]) > 0.6
+    )
 
 
 def test_a_run_on_nets(tmp_path, data, model):
     "Weights that carry nets: samples on them, columns and funnel; without a share of them, as before."
     from matgen_nb.mofdiff.nets import net_table
     from matgen_nb.mofdiff.sampling import NetOptions
+
     torch.manual_seed(0)
     encoder = BlockEncoder(BlockConfig.preset("tiny"))
     how = dict(relax=False, steps=2, starts=4, generations=1, progress=False)
     try:
         model.nets = net_table(data.with_embeddings(encoder.encode(data.library).cpu()))
-        table, summary = mc.make_mofs(model, 3, tmp_path/"on", **how)
-        off, _ = mc.make_mofs(model, 3, tmp_path/"off", nets=NetOptions(share=0), **how)
-    finally: model.nets = None
-    plain, _ = mc.make_mofs(model, 3, tmp_path/"plain", **how)
+        table, summary = mc.make_mofs(model, 3, tmp_path / "on", **how)
+        off, _ = mc.make_mofs(model, 3, tmp_path / "off", nets=NetOptions(share=0), **how)
+    finally:
+        model.nets = None
+    plain, _ = mc.make_mofs(model, 3, tmp_path / "plain", **how)
     assert all(r["net_source"] in ("training set", "model") for r in table) and "strict_vnu" in summary
-    assert not any(r["strict_vnu"] for r in table if r["net_source"] == "training set"), "a net of the training set is not new"
-    assert json.loads((tmp_path/"on"/"request.json").read_text())["nets"]["share"] == 1
-    assert "nets" not in json.loads((tmp_path/"off"/"request.json").read_text())
+    assert not any(r["strict_vnu"] for r in table if r["net_source"] == "training set"), (
+        "a net of the training set is not new"
+    )
+    assert json.loads((tmp_path / "on" / "request.json").read_text())["nets"]["share"] == 1
+    assert "nets" not in json.loads((tmp_path / "off" / "request.json").read_text())
     for a, b in zip(off, plain):
         assert {k: v for k, v in a.items() if k not in ("net_novel", "strict_vnu")} == b and "net" not in a
-    with pytest.raises(MatgenError): mc.make_mofs(model, 3, tmp_path/"on", nets=NetOptions(share=0), resume=True, **how)
+    with pytest.raises(MatgenError):
+        mc.make_mofs(model, 3, tmp_path / "on", nets=NetOptions(share=0), resume=True, **how)

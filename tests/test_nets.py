@@ -1,4 +1,5 @@
 """Nets: coordination sequences, keys, exact isomorphism, nets read from beads, blocks put onto nets, the table in a file."""
+
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
@@ -18,7 +19,7 @@ from matgen_nb.mofdiff.hypothetical import PARITIES, doubled, embedded_mofs, loa
 from matgen_nb.utils import MatgenError
 
 PUBLISHED = {"IRMOF-1": "pcu", "IRMOF-10": "pcu", "HKUST-1": "tbo", "UiO-66": "fcu", "ZIF-8": "sod"}
-CLOSED_FORM = dict(pcu=(4, 2), bcu=(6, 2), fcu=(10, 2), sod=(2, 2))       # a k^2 + b; sources in lesson 16c
+CLOSED_FORM = dict(pcu=(4, 2), bcu=(6, 2), fcu=(10, 2), sod=(2, 2))  # a k^2 + b; sources in lesson 16c
 
 
 @lru_cache(None)
@@ -46,7 +47,9 @@ def rewritten(graph, seed):
         A[i] += rng.integers(-1, 2) * A[j]
     (i, j), where = graph.edges.T, np.argsort(order)
     shifts = (graph.shifts + cells[i] - cells[j]) @ A
-    return nets.QuotientGraph([graph.labels[v] for v in order], where[graph.edges], shifts, [graph.classes[v] for v in order])
+    return nets.QuotientGraph(
+        [graph.labels[v] for v in order], where[graph.edges], shifts, [graph.classes[v] for v in order]
+    )
 
 
 def one_object_each(coarse):
@@ -64,7 +67,18 @@ def test_coordination_sequences_follow_their_closed_form(name):
 
 
 def test_coordination_sequence_of_diamond():
-    assert nets.sequence_totals(nets.coordination_sequence(graph("dia"), 1)) == (4, 12, 24, 42, 64, 92, 124, 162, 204, 252)
+    assert nets.sequence_totals(nets.coordination_sequence(graph("dia"), 1)) == (
+        4,
+        12,
+        24,
+        42,
+        64,
+        92,
+        124,
+        162,
+        204,
+        252,
+    )
 
 
 @given(st.sampled_from(sorted(net_facts())), st.integers(0, 10**6))
@@ -88,7 +102,9 @@ def test_no_two_nets_of_the_table_are_taken_for_one():
 def test_doubled_cells_have_the_same_key(name):
     for parity in PARITIES[:3]:
         net = doubled(load_net(name), parity)
-        assert nets.net_key(nets.QuotientGraph([""] * len(net), net.edges, net.shifts)) == nets.net_key(graph(name))
+        assert nets.net_key(nets.QuotientGraph([""] * len(net), net.edges, net.shifts)) == nets.net_key(
+            graph(name)
+        )
 
 
 @given(st.integers(0, 10**6))
@@ -106,8 +122,14 @@ def test_another_edge_is_another_net(seed):
 def test_labels_and_classes_are_kept():
     edges, shifts = [(0, 1)] * 4, [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     a, b = (nets.QuotientGraph(labels, edges, shifts) for labels in ("mo", "om"))
-    assert nets.isomorphism(a, b) == [1, 0] and nets.isomorphism(a, nets.QuotientGraph("mm", edges, shifts)) is None
-    chain = [(0, 1), (1, 2), (2, 3), (3, 0), (0, 0), (1, 1)], [(0, 0, 0)] * 3 + [(1, 0, 0), (0, 1, 0), (0, 1, 0)]
+    assert (
+        nets.isomorphism(a, b) == [1, 0]
+        and nets.isomorphism(a, nets.QuotientGraph("mm", edges, shifts)) is None
+    )
+    chain = (
+        [(0, 1), (1, 2), (2, 3), (3, 0), (0, 0), (1, 1)],
+        [(0, 0, 0)] * 3 + [(1, 0, 0), (0, 1, 0), (0, 1, 0)],
+    )
     one, two = (nets.QuotientGraph("aaaa", *chain, classes) for classes in ((1, 2, 1, 2), (1, 1, 2, 2)))
     assert nets.isomorphism(one, one) is not None and nets.isomorphism(one, two) is None
 
@@ -118,7 +140,9 @@ def test_interpenetrating_nets():
     twice = nets.QuotientGraph(["", ""], edges, shifts)
     net = doubled(load_net("pcu"), PARITIES[-1])
     single = nets.QuotientGraph(["", ""], net.edges, net.shifts)
-    assert nets.isomorphism(twice, rewritten(twice, 3)) is not None and nets.isomorphism(twice, single) is None
+    assert (
+        nets.isomorphism(twice, rewritten(twice, 3)) is not None and nets.isomorphism(twice, single) is None
+    )
 
 
 def test_a_search_that_takes_too_long_says_so():
@@ -151,7 +175,9 @@ def test_connection_points_are_all_used_or_it_is_no_net():
 
 def test_key_of_blocks_and_net_is_the_identity_of_lesson_22():
     for d in parts().values():
-        assert nets.framework_key([b.identity for b in d.blocks], nets.decomposition_graph(d), d.nets) == framework_identity(d)
+        assert nets.framework_key(
+            [b.identity for b in d.blocks], nets.decomposition_graph(d), d.nets
+        ) == framework_identity(d)
 
 
 @given(st.integers(0, 10**6), st.floats(0.5, 2))
@@ -163,7 +189,9 @@ def test_shape_depends_neither_on_orientation_nor_on_size(seed, size):
     Q, order = np.linalg.qr(rng.normal(size=(3, 3)))[0], rng.permutation(5)
     site = nets.Site(True, points, bonds)
     moved = nets.Site(True, size * points[order] @ Q, bonds[order] @ Q)
-    cost = nets.misfit([site, nets.Site(False, points, bonds)], [moved, nets.Site(True, points[:4], bonds[:4])])
+    cost = nets.misfit(
+        [site, nets.Site(False, points, bonds)], [moved, nets.Site(True, points[:4], bonds[:4])]
+    )
     assert np.isclose(cost[0, 0], 0.1 * abs(np.log(size)), atol=1e-6)
     assert np.isinf(cost[1]).all() and np.isinf(cost[0, 1])
 
@@ -178,7 +206,10 @@ def test_every_framework_stays_where_it_is_on_its_own_net():
 
 @pytest.mark.parametrize("name", ["pcu", "tbo", "dia"])
 def test_frameworks_close_on_their_own_net(name):
-    i = min((i for i in range(len(data())) if data().names[i].startswith(f"{name}_")), key=lambda i: int(data().num_blocks[i]))
+    i = min(
+        (i for i in range(len(data())) if data().names[i].startswith(f"{name}_")),
+        key=lambda i: int(data().num_blocks[i]),
+    )
     coarse = data()[i]
     net = nets.placed_net(coarse)
     sites = [nets.site_of_block(b) for b in coarse.blocks]
@@ -194,9 +225,14 @@ def test_longer_arms_make_a_larger_cell():
     net, block = nets.placed_net(small), {b.is_metal: b for b in large.blocks}
     blocks = [block[s.is_metal] for s in net.sites]
     made = nets.carry(net, blocks)
-    assert np.isclose(np.linalg.det(made.lattice), np.linalg.det(large.lattice), rtol=0.03), "a volume within 3 %, so an edge within 1 %"
+    assert np.isclose(np.linalg.det(made.lattice), np.linalg.det(large.lattice), rtol=0.03), (
+        "a volume within 3 %, so an edge within 1 %"
+    )
     radii = [np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks]
-    lengths = np.linalg.norm((made.frac_coords[net.edges[:, 1]] + net.shifts - made.frac_coords[net.edges[:, 0]]) @ made.lattice, axis=1)
+    lengths = np.linalg.norm(
+        (made.frac_coords[net.edges[:, 1]] + net.shifts - made.frac_coords[net.edges[:, 0]]) @ made.lattice,
+        axis=1,
+    )
     assert np.abs(lengths - nets.edge_goals(net, radii)).max() < 1e-3
 
 
@@ -217,9 +253,16 @@ def test_table_counts_each_net_once_and_survives_a_file():
     back = nets.unpack_nets(*nets.pack_nets(one))
     assert back.keys == one.keys and back.info["source"] == "here" and back.info["frameworks"] == len(few)
     for a, b in zip(one.nets, back.nets):
-        assert a.name == b.name and a.count == b.count and np.allclose(a.frac_coords, b.frac_coords, atol=1e-5)
-        assert nets.isomorphism(a.graph, b.graph) == list(range(len(a))) or nets.isomorphism(a.graph, b.graph) is not None
-        assert all(np.allclose(s.embedding, t.embedding) and s.kind == t.kind for s, t in zip(a.sites, b.sites))
+        assert (
+            a.name == b.name and a.count == b.count and np.allclose(a.frac_coords, b.frac_coords, atol=1e-5)
+        )
+        assert (
+            nets.isomorphism(a.graph, b.graph) == list(range(len(a)))
+            or nets.isomorphism(a.graph, b.graph) is not None
+        )
+        assert all(
+            np.allclose(s.embedding, t.embedding) and s.kind == t.kind for s, t in zip(a.sites, b.sites)
+        )
         assert Counter(map(len, a.classes)) == Counter(map(len, b.classes))
 
 

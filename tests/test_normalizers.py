@@ -1,4 +1,5 @@
 "Normalizers: for all 230 groups another setting is the same crystal; letters as in pyxtal's table; batches as single units."
+
 import numpy as np
 import pytest
 import torch
@@ -6,11 +7,32 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, place_orbit
-from matgen_nb.symmetry.lattice import constrain_k, crystal_family, k_to_lattice, lattice_from_parameters, lattice_to_k
-from matgen_nb.symmetry.normalizers import (NORMALIZER_PATH, augment, build_normalizers, canonical_label,
-                                            canonical_setting, canonical_template,
-                                            coset_maps, equivalent_templates, k_maps, load_normalizers, normalizer,
-                                            normalizer_maps, random_settings, rename, self_maps, transform_unit, transformed)
+from matgen_nb.symmetry.lattice import (
+    constrain_k,
+    crystal_family,
+    k_to_lattice,
+    lattice_from_parameters,
+    lattice_to_k,
+)
+from matgen_nb.symmetry.normalizers import (
+    NORMALIZER_PATH,
+    augment,
+    build_normalizers,
+    canonical_label,
+    canonical_setting,
+    canonical_template,
+    coset_maps,
+    equivalent_templates,
+    k_maps,
+    load_normalizers,
+    normalizer,
+    normalizer_maps,
+    random_settings,
+    rename,
+    self_maps,
+    transform_unit,
+    transformed,
+)
 from matgen_nb.symmetry.space_groups import SpaceGroup
 
 GROUPS = range(1, 231)
@@ -18,10 +40,15 @@ GROUPS = range(1, 231)
 
 def random_cell(number, rng):
     "k (6,) of a cell that the group allows, with lengths from 4 to 9 A, all different where they may be."
-    a, b, c = rng.permutation([4.1, 5.6, 7.3]) * rng.uniform(.9, 1.2, 3)
-    free = dict(triclinic=([a, b, c], rng.uniform(75, 105, 3)), monoclinic=([a, b, c], [90, rng.uniform(92, 110), 90]),
-                orthorhombic=([a, b, c], [90] * 3), tetragonal=([a, a, c], [90] * 3), hexagonal=([a, a, c], [90, 90, 120]),
-                cubic=([a] * 3, [90] * 3))
+    a, b, c = rng.permutation([4.1, 5.6, 7.3]) * rng.uniform(0.9, 1.2, 3)
+    free = dict(
+        triclinic=([a, b, c], rng.uniform(75, 105, 3)),
+        monoclinic=([a, b, c], [90, rng.uniform(92, 110), 90]),
+        orthorhombic=([a, b, c], [90] * 3),
+        tetragonal=([a, a, c], [90] * 3),
+        hexagonal=([a, a, c], [90, 90, 120]),
+        cubic=([a] * 3, [90] * 3),
+    )
     lengths, angles = free[crystal_family(number)]
     return constrain_k(lattice_to_k(lattice_from_parameters(list(lengths), list(angles))), number).numpy()
 
@@ -40,7 +67,9 @@ def random_unit(number, rng, positions=None):
         orbit = AsymmetricUnit(number, k, [1], [x % 1], [w]).to_crystal().frac_coords
         index, representative, _ = place_orbit(orbit, number, lattice)
         placed.append(representative if index == w else x % 1)
-    return AsymmetricUnit(number, k, [(8, 14, 22, 3, 17)[i % 5] for i in range(len(positions))], placed, positions)
+    return AsymmetricUnit(
+        number, k, [(8, 14, 22, 3, 17)[i % 5] for i in range(len(positions))], placed, positions
+    )
 
 
 def same_point_set(a, b, elements_a, elements_b, tolerance):
@@ -63,18 +92,24 @@ def test_another_setting_is_the_same_crystal(number):
         assert other.wyckoff.tolist() == this.letters[i][unit.wyckoff].tolist()
         inverse = np.linalg.inv(P)
         assert np.allclose(new.lattice @ new.lattice.T, inverse.T @ gram @ inverse, rtol=1e-9), "the cell"
-        assert np.allclose(constrain_k(torch.as_tensor(other.k), number), other.k, atol=1e-9), "still a cell of the group"
+        assert np.allclose(constrain_k(torch.as_tensor(other.k), number), other.k, atol=1e-9), (
+            "still a cell of the group"
+        )
         moved = old.frac_coords @ P.T + this.p[i]
         for w, m in enumerate(unit.multiplicities):
             rows = slice(unit.multiplicities[:w].sum(), unit.multiplicities[:w].sum() + m)
             same = old.elements[rows], new.elements[rows]
-            assert same_point_set(moved[rows], new.frac_coords[rows], *same, 1e-7), (i, unit.positions[unit.wyckoff[w]].label)
+            assert same_point_set(moved[rows], new.frac_coords[rows], *same, 1e-7), (
+                i,
+                unit.positions[unit.wyckoff[w]].label,
+            )
 
 
 @pytest.mark.parametrize("start", range(1, 231, 23))
 def test_structure_matcher_agrees(start):
     "One random setting of a small random crystal of each group."
     from pymatgen.analysis.structure_matcher import StructureMatcher
+
     matcher = StructureMatcher(primitive_cell=False, scale=False)
     for number in range(start, start + 23):
         rng = np.random.default_rng(number)
@@ -96,9 +131,15 @@ def test_representatives_obey_the_rule_of_the_data(start):
             for w, x in zip(other.wyckoff, other.frac_coords):
                 orbit = AsymmetricUnit(number, other.k, [1], [x], [w]).to_crystal().frac_coords
                 index, representative, moved = place_orbit(orbit, number, other.lattice)
-                distances = [(y.round(4)**2).sum() for y in (representative, x)]
-                assert index == w and moved < 1e-6 and abs(distances[0] - distances[1]) < 1e-12, (number, i, w)
-                tie = np.allclose(np.sort(representative), np.sort(x), atol=1e-6)      # x, y, z in another order: equally near
+                distances = [(y.round(4) ** 2).sum() for y in (representative, x)]
+                assert index == w and moved < 1e-6 and abs(distances[0] - distances[1]) < 1e-12, (
+                    number,
+                    i,
+                    w,
+                )
+                tie = np.allclose(
+                    np.sort(representative), np.sort(x), atol=1e-6
+                )  # x, y, z in another order: equally near
                 assert tie, (number, i, w)
         assert transform_unit(unit, 0).wyckoff.tolist() == unit.wyckoff.tolist()
         assert np.allclose(np.sort(transform_unit(unit, 0).frac_coords), np.sort(unit.frac_coords))
@@ -109,7 +150,9 @@ def test_settings_form_a_group():
     for number in GROUPS:
         letters = {tuple(row) for row in normalizer(number).letters.tolist()}
         assert tuple(range(len(normalizer(number).letters[0]))) == tuple(normalizer(number).letters[0])
-        assert all(sorted(row) == list(range(len(row))) for row in letters), "each position goes to another one"
+        assert all(sorted(row) == list(range(len(row))) for row in letters), (
+            "each position goes to another one"
+        )
         for a in letters:
             assert {tuple(a[b] for b in row) for row in letters} == letters
         maps = len(normalizer_maps(number))
@@ -119,6 +162,7 @@ def test_settings_form_a_group():
 
 def pyxtal_letterings(number):
     from pyxtal.symmetry import Group
+
     index = lambda letter: 26 if letter == "A" else ord(letter) - ord("a")
     return {tuple(map(index, row.split())) for row in Group(number).get_alternatives()["Transformed WP"]}
 
@@ -127,11 +171,16 @@ def test_letters_are_those_of_pyxtal():
     "In all groups but those where we also exchange the axes of a monoclinic or triclinic cell; there theirs are a part of ours."
     more = set()
     for number in GROUPS:
-        ours, theirs = ({tuple(r) for r in rows} for rows in (normalizer(number).letters.tolist(), pyxtal_letterings(number)))
+        ours, theirs = (
+            {tuple(r) for r in rows}
+            for rows in (normalizer(number).letters.tolist(), pyxtal_letterings(number))
+        )
         assert theirs <= ours, number
-        if theirs != ours: more.add(number)
+        if theirs != ours:
+            more.add(number)
         kept = normalizer(number).letters[~normalizer(number).permutes_axes]
-        if number in more: assert {tuple(r) for r in kept.tolist()} == theirs, number
+        if number in more:
+            assert {tuple(r) for r in kept.tolist()} == theirs, number
     assert all(number <= 15 for number in more), more
 
 
@@ -147,19 +196,47 @@ def test_the_stored_table_is_what_the_operations_give():
             assert this.letters[i].tolist() == letters and this.operations[i].tolist() == operations
         before = sum(len(SpaceGroup(n).wyckoff_positions) for n in range(1, number))
         for i, stay in enumerate(self_maps(number), before):
-            assert stored["stay"][slice(*stored["stay_offset"][i:i + 2])].tolist() == stay
+            assert stored["stay"][slice(*stored["stay_offset"][i : i + 2])].tolist() == stay
 
 
 def test_mirrors_and_enantiomorphs():
     "Improper settings exist only where the group has no improper operation, and never in an enantiomorphic pair."
-    pairs = {76, 78, 91, 95, 92, 96, 144, 145, 151, 153, 152, 154, 169, 170, 171, 172, 178, 179, 180, 181, 212, 213}
+    pairs = {
+        76,
+        78,
+        91,
+        95,
+        92,
+        96,
+        144,
+        145,
+        151,
+        153,
+        152,
+        154,
+        169,
+        170,
+        171,
+        172,
+        178,
+        179,
+        180,
+        181,
+        212,
+        213,
+    }
     for number in GROUPS:
         chiral = (np.linalg.det(SpaceGroup(number).operations[0]) > 0).all()
         assert normalizer(number).mirrors.any() == (chiral and number not in pairs), number
 
 
-TEMPLATES = st.integers(1, 230).flatmap(lambda n: st.tuples(
-    st.just(n), st.lists(st.integers(0, len(SpaceGroup(n).wyckoff_positions) - 1), min_size=1, max_size=6), st.integers(0, 999)))
+TEMPLATES = st.integers(1, 230).flatmap(
+    lambda n: st.tuples(
+        st.just(n),
+        st.lists(st.integers(0, len(SpaceGroup(n).wyckoff_positions) - 1), min_size=1, max_size=6),
+        st.integers(0, 999),
+    )
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -168,28 +245,50 @@ def test_the_canonical_template_is_one_for_all_labellings(example):
     number, template, i = example
     this = normalizer(number)
     renamed = this.letters[i % len(this)][template].tolist()
-    assert canonical_template(number, renamed) == canonical_template(number, template) <= tuple(sorted(template))
+    assert (
+        canonical_template(number, renamed) == canonical_template(number, template) <= tuple(sorted(template))
+    )
     assert equivalent_templates(number, renamed) == equivalent_templates(number, reversed(template))
     chosen = this.letters[canonical_setting(number, renamed)][renamed]
     assert tuple(sorted(chosen.tolist())) == canonical_template(number, template)
     letters = lambda t: [SpaceGroup(number).wyckoff_positions[w].letter for w in t]
     label = lambda t: f"{number}:" + ",".join(sorted(letters(t)))
-    assert canonical_label(label(template)) == canonical_label(label(renamed)) == label(canonical_template(number, letters(template)))
+    assert (
+        canonical_label(label(template))
+        == canonical_label(label(renamed))
+        == label(canonical_template(number, letters(template)))
+    )
 
 
-@pytest.mark.parametrize("a, b, same", [("194:c,h", "194:d,h", True), ("225:a", "225:b", True), ("216:a,b", "216:c,d", True),
-                                        ("216:a,b", "216:a,c", False), ("221:a,b,c", "221:a,b,d", True), ("221:a,c", "221:b,d", True),
-                                        ("227:a,d,e", "227:b,c,e", True), ("227:a,c", "227:a,d", False), ("47:b", "47:c", True),
-                                        ("62:a,c", "62:b,c", True), ("194:a,c", "194:b,c", False), ("10:b", "10:d", True)])
+@pytest.mark.parametrize(
+    "a, b, same",
+    [
+        ("194:c,h", "194:d,h", True),
+        ("225:a", "225:b", True),
+        ("216:a,b", "216:c,d", True),
+        ("216:a,b", "216:a,c", False),
+        ("221:a,b,c", "221:a,b,d", True),
+        ("221:a,c", "221:b,d", True),
+        ("227:a,d,e", "227:b,c,e", True),
+        ("227:a,c", "227:a,d", False),
+        ("47:b", "47:c", True),
+        ("62:a,c", "62:b,c", True),
+        ("194:a,c", "194:b,c", False),
+        ("10:b", "10:d", True),
+    ],
+)
 def test_textbook_templates(a, b, same):
     assert (canonical_label(a) == canonical_label(b)) is same
 
 
 def test_what_does_not_exist_is_refused():
-    with pytest.raises(KeyError, match="no Wyckoff position 'z'"): canonical_template(225, "az")
-    with pytest.raises(ValueError, match="space group"): normalizer(231)
+    with pytest.raises(KeyError, match="no Wyckoff position 'z'"):
+        canonical_template(225, "az")
+    with pytest.raises(ValueError, match="space group"):
+        normalizer(231)
     unit = random_unit(194, np.random.default_rng(0))
-    with pytest.raises(IndexError, match="settings 0 to 1"): transform_unit(unit, 2)
+    with pytest.raises(IndexError, match="settings 0 to 1"):
+        transform_unit(unit, 2)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +301,11 @@ def test_a_batch_is_transformed_like_single_units(data):
     batch = data.select(range(230))
     chosen = random_settings(batch.space_group, torch.Generator().manual_seed(3))
     seen = transformed(batch, chosen)
-    assert torch.equal(seen.elements, batch.elements) and torch.equal(seen.batch, batch.batch) and seen.k.dtype == torch.float32
+    assert (
+        torch.equal(seen.elements, batch.elements)
+        and torch.equal(seen.batch, batch.batch)
+        and seen.k.dtype == torch.float32
+    )
     for i in range(230):
         rows, unit = batch.batch == i, transform_unit(data[i], int(chosen[i]))
         assert seen.wyckoff[rows].tolist() == unit.wyckoff.tolist()

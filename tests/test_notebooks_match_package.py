@@ -1,4 +1,5 @@
 """The package is what the notebooks export: no hand edits, no forgotten export, no module without a notebook."""
+
 import os
 import shutil
 import subprocess
@@ -39,7 +40,11 @@ def test_every_module_has_its_notebook(exported):
 
 def test_every_module_is_what_its_notebook_exports(exported):
     "A difference means a hand edit or a forgotten nbdev_export."
-    different = [m for m in sorted(modules(exported) & modules(PACKAGE)) if (exported / m).read_text() != (PACKAGE / m).read_text()]
+    different = [
+        m
+        for m in sorted(modules(exported) & modules(PACKAGE))
+        if (exported / m).read_text() != (PACKAGE / m).read_text()
+    ]
     assert not different, f"run nbdev_export, or move the edits of {different} into their notebooks"
 
 
@@ -48,6 +53,7 @@ def test_version_is_said_once():
     import configparser
 
     import matgen_nb
+
     parser = configparser.ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini")
     assert parser["DEFAULT"]["version"] == matgen_nb.__version__

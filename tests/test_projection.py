@@ -1,4 +1,5 @@
 """Projection on Wyckoff positions: idempotent, symmetric, nearest against brute force, fixed sites used once."""
+
 import itertools
 
 import numpy as np
@@ -14,11 +15,16 @@ from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 
 def lattice_of(number, size=6.0):
     lengths, angles = np.array([1, 1.13, 1.31]) * size, [83.0, 97.0, 104.0]
-    if number > 2: angles = [90.0, 101.0, 90.0]
-    if number > 15: angles = [90.0, 90.0, 90.0]
-    if number > 74: lengths[1] = lengths[0]
-    if 143 <= number <= 194: angles = [90.0, 90.0, 120.0]
-    if number > 194: lengths[:] = size
+    if number > 2:
+        angles = [90.0, 101.0, 90.0]
+    if number > 15:
+        angles = [90.0, 90.0, 90.0]
+    if number > 74:
+        lengths[1] = lengths[0]
+    if 143 <= number <= 194:
+        angles = [90.0, 90.0, 120.0]
+    if number > 194:
+        lengths[:] = size
     return lattice_from_parameters(lengths, angles)
 
 
@@ -35,7 +41,9 @@ def test_every_position_idempotent_and_symmetric():
     first = project(x, numbers, index, lattice)
     second = project(first.frac_coords, numbers, index, lattice)
     assert (second.distance < 1e-6).all()
-    for n, i, point, u in zip(numbers.tolist(), index.tolist(), first.frac_coords.numpy(), first.free.numpy()):
+    for n, i, point, u in zip(
+        numbers.tolist(), index.tolist(), first.frac_coords.numpy(), first.free.numpy()
+    ):
         group = SpaceGroup(n)
         moved = group.operations[0] @ point + group.operations[1] - point
         stays = (np.abs(moved - np.round(moved)) < 1e-6).all(1).sum()
@@ -50,13 +58,23 @@ def brute_force(x, position, lattice, window=4):
     best = np.inf
     for A, t in zip(position.A, position.t):
         U, S, _ = np.linalg.svd(lattice.T @ A)
-        across = U[:, (S > 1e-9).sum():]
-        best = min(best, np.linalg.norm((x - t - shifts) @ lattice @ across, axis=-1).min()) if across.size else 0.0
+        across = U[:, (S > 1e-9).sum() :]
+        best = (
+            min(best, np.linalg.norm((x - t - shifts) @ lattice @ across, axis=-1).min())
+            if across.size
+            else 0.0
+        )
     return best
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.sampled_from([1, 2, 3, 5, 12, 15]), st.integers(0, 26), st.integers(0, 10**6), st.floats(50, 75), st.floats(95, 130))
+@given(
+    st.sampled_from([1, 2, 3, 5, 12, 15]),
+    st.integers(0, 26),
+    st.integers(0, 10**6),
+    st.floats(50, 75),
+    st.floats(95, 130),
+)
 def test_nearest_in_skewed_cells(number, index, seed, alpha, beta):
     rng = np.random.default_rng(seed)
     lengths = rng.uniform(3, 9, 3)
@@ -89,7 +107,9 @@ def test_assignment_is_the_cheapest():
     for r, s in [(1, 1), (2, 2), (3, 5), (4, 8), (8, 8)]:
         cost = rng.uniform(size=(r, s))
         best = min(sum(cost[i, c] for i, c in enumerate(p)) for p in itertools.permutations(range(s), r))
-        assert sum(cost[i, c] for i, c in enumerate(assign_fixed_sites(torch.as_tensor(cost)))) == pytest.approx(best)
+        assert sum(
+            cost[i, c] for i, c in enumerate(assign_fixed_sites(torch.as_tensor(cost)))
+        ) == pytest.approx(best)
 
 
 def test_fixed_sites_are_used_once():
@@ -97,7 +117,8 @@ def test_fixed_sites_are_used_once():
     for number in (2, 10, 47, 123, 221, 225):
         for c in range(15):
             capacity = int(tables.class_capacity[number, c])
-            if not 2 <= capacity <= 8: continue
+            if not 2 <= capacity <= 8:
+                continue
             x = 0.1 * torch.rand(2 * capacity, 3, dtype=torch.float64, generator=generator)
             group, site_class = torch.full((len(x),), number), torch.full((len(x),), c)
             batch = torch.arange(2).repeat_interleave(capacity)
@@ -114,9 +135,20 @@ def test_given_positions_are_taken_however_far():
     for number in (2, 47, 139, 194, 221, 227):
         n = int(tables.wyckoff_offset[number + 1] - tables.wyckoff_offset[number])
         wyckoff, group = torch.arange(n), torch.full((n,), number)
-        site_class, x, cell = tables.site_class[tables.wyckoff_offset[number] + wyckoff], torch.rand(n, 3, dtype=torch.float64, generator=generator), lattice_of(number).expand(n, 3, 3)
-        given, alone = assign_wyckoff(x, group, site_class, cell, torch.zeros(n, dtype=torch.long), wyckoff), project(x, group, wyckoff, cell)
-        assert torch.equal(given.wyckoff, wyckoff) and torch.allclose(given.distance, alone.distance) and torch.allclose(given.frac_coords, alone.frac_coords)
+        site_class, x, cell = (
+            tables.site_class[tables.wyckoff_offset[number] + wyckoff],
+            torch.rand(n, 3, dtype=torch.float64, generator=generator),
+            lattice_of(number).expand(n, 3, 3),
+        )
+        given, alone = (
+            assign_wyckoff(x, group, site_class, cell, torch.zeros(n, dtype=torch.long), wyckoff),
+            project(x, group, wyckoff, cell),
+        )
+        assert (
+            torch.equal(given.wyckoff, wyckoff)
+            and torch.allclose(given.distance, alone.distance)
+            and torch.allclose(given.frac_coords, alone.frac_coords)
+        )
         free, batch = torch.full((n,), -1), torch.arange(n)
         plain, none = (assign_wyckoff(x, group, site_class, cell, batch, w) for w in (None, free))
         assert torch.equal(plain.wyckoff, none.wyckoff) and torch.equal(plain.frac_coords, none.frac_coords)
@@ -124,7 +156,13 @@ def test_given_positions_are_taken_however_far():
 
 def test_too_many_orbits_are_refused():
     with pytest.raises(ValueError, match="share"):
-        assign_wyckoff(torch.rand(3, 3), torch.full((3,), 225), torch.zeros(3, dtype=torch.long), 5 * torch.eye(3).expand(3, 3, 3), torch.zeros(3, dtype=torch.long))
+        assign_wyckoff(
+            torch.rand(3, 3),
+            torch.full((3,), 225),
+            torch.zeros(3, dtype=torch.long),
+            5 * torch.eye(3).expand(3, 3, 3),
+            torch.zeros(3, dtype=torch.long),
+        )
 
 
 def test_unknown_positions_are_refused():

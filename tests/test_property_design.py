@@ -1,4 +1,5 @@
 """Property design: codes stay where the model knows something, a success is measured on what came out, and the gas models give published numbers."""
+
 import importlib.util
 import math
 
@@ -42,17 +43,22 @@ def test_region_holds_its_share_and_clipping_stays_inside(seed, share, n):
 
 def test_region_refuses_what_it_cannot_fit():
     for codes, share in ((torch.zeros(1, 3), 0.9), (torch.randn(5, 3), 0.0), (torch.randn(5, 3), 1.1)):
-        with pytest.raises(MatgenError): pd.trust_region(codes, share)
+        with pytest.raises(MatgenError):
+            pd.trust_region(codes, share)
 
 
 def test_optimised_codes_come_nearer_stay_inside_and_repeat(model):
     start = torch.randn(12, model.config.latent, generator=torch.Generator().manual_seed(0))
-    region = pd.trust_region(torch.randn(400, model.config.latent, generator=torch.Generator().manual_seed(1)))
+    region = pd.trust_region(
+        torch.randn(400, model.config.latent, generator=torch.Generator().manual_seed(1))
+    )
     target = float(model.decode_properties(start)[:, 0].max()) * 1.05
     out = pd.optimise_codes(model, start, NAME, target, steps=40, region=region)
     assert (region.distance(out.codes) <= region.radius * 1.001).all()
     assert (out.predicted - target).abs().mean() < (out.history[0] - target).abs().mean()
-    assert torch.equal(out.codes, pd.optimise_codes(model, start, NAME, target, steps=40, region=region).codes)
+    assert torch.equal(
+        out.codes, pd.optimise_codes(model, start, NAME, target, steps=40, region=region).codes
+    )
     free = pd.optimise_codes(model, start, NAME, "max", steps=200, lr=0.2)
     assert region.distance(free.codes).median() > region.radius and (free.predicted > out.history[0]).all()
     assert not start.requires_grad and not any(p.grad is not None for p in model.parameters())
@@ -62,12 +68,15 @@ def test_objective_is_zero_exactly_at_the_target(model):
     z = torch.randn(4, model.config.latent, generator=torch.Generator().manual_seed(0))
     y = float(model.decode_properties(z)[2, 0])
     assert pd.property_objective(model, NAME, y)(z)[2] < 1e-8
-    assert torch.equal(pd.property_objective(model, NAME, "max")(z), -pd.property_objective(model, NAME, "min")(z))
+    assert torch.equal(
+        pd.property_objective(model, NAME, "max")(z), -pd.property_objective(model, NAME, "min")(z)
+    )
 
 
 @pytest.mark.parametrize("property, target", [("colour", 1.0), (NAME, math.nan), (NAME, "much")])
 def test_impossible_wishes(model, property, target):
-    with pytest.raises(MatgenError): pd.property_objective(model, property, target)
+    with pytest.raises(MatgenError):
+        pd.property_objective(model, property, target)
 
 
 def test_arms_are_reproducible_and_unknown_ones_refused(model):
@@ -75,15 +84,32 @@ def test_arms_are_reproducible_and_unknown_ones_refused(model):
         a, b = (pd.draw_codes(model, arm, 3, NAME, 300.0, seed=5, steps=5) for _ in range(2))
         assert a.shape == (3, model.config.latent) and torch.equal(a, b)
         assert not torch.equal(a, pd.draw_codes(model, arm, 3, NAME, 300.0, seed=6, steps=5))
-    with pytest.raises(MatgenError): pd.draw_codes(model, "lucky", 3, NAME, 300.0)
+    with pytest.raises(MatgenError):
+        pd.draw_codes(model, "lucky", 3, NAME, 300.0)
 
 
 def test_design_reports_both_arms_and_counts_failures_as_misses(model):
-    out = pd.design(model, NAME, 300.0, n=2, measure=lambda c: c.volume, arms=("optimised",), steps=3, sampling_steps=4, starts=4, draws=2, generations=2, progress=False)
+    out = pd.design(
+        model,
+        NAME,
+        300.0,
+        n=2,
+        measure=lambda c: c.volume,
+        arms=("optimised",),
+        steps=3,
+        sampling_steps=4,
+        starts=4,
+        draws=2,
+        generations=2,
+        progress=False,
+    )
     assert [r["arm"] for r in out.rows] == ["random"] * 2 + ["optimised"] * 2 and len(out.crystals) == 4
     for arm, s in out.summary.items():
         assert s["success"]["n"] == 2 and s["success"]["value"] <= min(s["hit"]["value"], s["valid"]["value"])
-        assert s["success"]["low"] <= s["success"]["value"] <= s["success"]["high"] and "300" in s["success"]["protocol"]
+        assert (
+            s["success"]["low"] <= s["success"]["value"] <= s["success"]["high"]
+            and "300" in s["success"]["protocol"]
+        )
     for crystal, row in zip(out.crystals, out.rows):
         assert (crystal is None) == math.isnan(row["measured"]) and row["success"] <= row["hit"]
 
@@ -91,7 +117,9 @@ def test_design_reports_both_arms_and_counts_failures_as_misses(model):
 def test_best_fitting_keeps_the_least_mismatch_of_each_group(model):
     samples = model.sample(6, seed=0, steps=4, progress=False)
     kept = pd.best_fitting(samples, 3)
-    assert kept == [min(samples[i:i + 3], key=lambda s: pd.mismatch(s.coarse)) for i in (0, 3)] and all("mismatch" in s.row for s in samples)
+    assert kept == [min(samples[i : i + 3], key=lambda s: pd.mismatch(s.coarse)) for i in (0, 3)] and all(
+        "mismatch" in s.row for s in samples
+    )
     assert pd.best_fitting(samples, 1) is samples
 
 
@@ -99,15 +127,29 @@ def test_a_pore_property_of_what_was_not_built_is_a_miss():
     out = pd.judge([None], [dict(name="a", assembled=False)], "void_fraction", 0.7, 0.1)
     row, shares = out.table[0], pd.summarise_arm(out, "void_fraction", 0.7, 0.1)
     assert math.isnan(row["measured"]) and not row["hit"] and not row["success"]
-    assert shares["assembled"]["value"] == shares["assembled_hit"]["value"] == 0 and shares["assembled"]["n"] == 1
+    assert (
+        shares["assembled"]["value"] == shares["assembled_hit"]["value"] == 0
+        and shares["assembled"]["n"] == 1
+    )
 
 
 def test_relaxation_hands_on_the_change_of_volume(model, monkeypatch):
     from types import SimpleNamespace
+
     mof = textbook_mof("IRMOF-1")
     crystal = mof.crystal
-    built = SimpleNamespace(crystal=crystal, to_mof=lambda: mof, row=dict(assembled=True, cp_error=0.1, bond_success=1.0, clashes=0, reason=""))
-    relaxed = SimpleNamespace(crystal=crystal, bonds=mof.bonds, images=mof.images, converged=True, row=dict(volume_change=-0.7, stopped=""))
+    built = SimpleNamespace(
+        crystal=crystal,
+        to_mof=lambda: mof,
+        row=dict(assembled=True, cp_error=0.1, bond_success=1.0, clashes=0, reason=""),
+    )
+    relaxed = SimpleNamespace(
+        crystal=crystal,
+        bonds=mof.bonds,
+        images=mof.images,
+        converged=True,
+        row=dict(volume_change=-0.7, stopped=""),
+    )
     monkeypatch.setattr(pd, "assemble_first", lambda options, **k: [built] * len(options))
     monkeypatch.setattr(pd, "relax_many", lambda mofs, names, **k: ([relaxed] * len(mofs), []))
     made, rows = pd.build(model.sample(1, seed=0, steps=4, progress=False), relax=True)
@@ -118,21 +160,43 @@ def test_relaxation_hands_on_the_change_of_volume(model, monkeypatch):
 
 def test_what_is_not_as_drawn_is_no_success():
     mof = textbook_mof("IRMOF-1")
-    torn = Mof(mof.crystal, mof.bonds[:-1], mof.images[:-1])                   # drawn with one bond less than the atoms show
+    torn = Mof(mof.crystal, mof.bonds[:-1], mof.images[:-1])  # drawn with one bond less than the atoms show
     row = pd.judge([torn], [dict(name="a")], "density", mof.crystal.density, 0.1).table[0]
-    assert row["checks_passed"] and row["hit"] and row["as_drawn"] is False and not row["valid"] and not row["success"]
+    assert (
+        row["checks_passed"]
+        and row["hit"]
+        and row["as_drawn"] is False
+        and not row["valid"]
+        and not row["success"]
+    )
 
 
-@pytest.mark.parametrize("changes", [dict(target="max"), dict(target=math.inf), dict(n=0), dict(draws=0), dict(tolerance=0.0), dict(target=0.0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(target="max"),
+        dict(target=math.inf),
+        dict(n=0),
+        dict(draws=0),
+        dict(tolerance=0.0),
+        dict(target=0.0),
+    ],
+)
 def test_design_refuses(model, changes):
-    with pytest.raises(MatgenError): pd.design(model, NAME, **{**dict(target=300.0, n=2, measure=lambda c: c.volume, progress=False), **changes})
+    with pytest.raises(MatgenError):
+        pd.design(
+            model, NAME, **{**dict(target=300.0, n=2, measure=lambda c: c.volume, progress=False), **changes}
+        )
 
 
 def test_a_property_without_a_measure_is_refused(model, monkeypatch):
     monkeypatch.setattr(pd, "draw_codes", lambda *a, **k: pytest.fail("drew before it refused"))
-    with pytest.raises(MatgenError, match="measure="): pd.design(model, NAME, 300.0, n=1, progress=False)
-    with pytest.raises(MatgenError, match="not trained on"): pd.design(model, "price", 300.0, n=1, progress=False)
-    with pytest.raises(MatgenError, match="measure="): pd.judge([textbook_crystal("IRMOF-1")], [dict(name="a")], NAME, 1.0, 0.1)
+    with pytest.raises(MatgenError, match="measure="):
+        pd.design(model, NAME, 300.0, n=1, progress=False)
+    with pytest.raises(MatgenError, match="not trained on"):
+        pd.design(model, "price", 300.0, n=1, progress=False)
+    with pytest.raises(MatgenError, match="measure="):
+        pd.judge([textbook_crystal("IRMOF-1")], [dict(name="a")], NAME, 1.0, 0.1)
 
 
 # --- gases
@@ -143,8 +207,11 @@ def helium(edge):
 
 def test_lennard_jones_of_uff():
     epsilon, sigma = pd.framework_lj([6, 8, 30, 29])
-    assert np.allclose(epsilon, np.array([0.105, 0.060, 0.124, 0.005]) * 503.2195) and np.allclose(sigma, np.array([3.851, 3.500, 2.763, 3.495]) / 2 ** (1 / 6))
-    with pytest.raises(MatgenError): pd.framework_lj([0])
+    assert np.allclose(epsilon, np.array([0.105, 0.060, 0.124, 0.005]) * 503.2195) and np.allclose(
+        sigma, np.array([3.851, 3.500, 2.763, 3.495]) / 2 ** (1 / 6)
+    )
+    with pytest.raises(MatgenError):
+        pd.framework_lj([0])
 
 
 @given(seed=st.integers(0, 1000))
@@ -160,7 +227,9 @@ def test_insertion_energy_against_a_sum_over_images(seed):
     for site, place in pd.GASES["CO2"]:
         e, s = pd.SITES[site][:2]
         x = points @ crystal.lattice + place * u
-        r = np.linalg.norm(x[:, None, None] - (crystal.frac_coords[:, None] + shifts) @ crystal.lattice, axis=-1)
+        r = np.linalg.norm(
+            x[:, None, None] - (crystal.frac_coords[:, None] + shifts) @ crystal.lattice, axis=-1
+        )
         y = ((s + sigma[:, None]) / 2 / np.maximum(r, 0.3)) ** 6
         expected += np.where(r < 8.0, 4 * np.sqrt(e * epsilon[:, None]) * (y * y - y), 0).sum((1, 2))
     assert np.allclose(pd.insertion_energy(crystal, points, u, "CO2", cutoff=8.0), expected, rtol=1e-8)
@@ -172,7 +241,8 @@ def test_henry_coefficient_of_nearly_nothing_is_the_ideal_gas():
     assert abs(value * 1000 * crystal.density * 8.314462618 * 300.0 - 1) < 0.01
     again, _ = pd.henry_coefficient(crystal, "N2", 300.0, n=4000)
     assert again == value
-    with pytest.raises(MatgenError): pd.henry_coefficient(crystal, "Xe")
+    with pytest.raises(MatgenError):
+        pd.henry_coefficient(crystal, "Xe")
 
 
 def test_repeats_make_every_width_twice_the_cutoff():
@@ -186,14 +256,24 @@ def test_repeats_make_every_width_twice_the_cutoff():
 
 def test_without_raspalib_the_error_says_what_to_install(monkeypatch):
     import builtins
+
     whole = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", lambda name, *rest: whole("no_such_module_at_all" if name == "raspalib" else name, *rest))
-    with pytest.raises(MatgenError, match="pip install raspalib"): pd.gcmc(helium(30.0), 298.0, 1e5, dict(CO2=1.0))
+    monkeypatch.setattr(
+        builtins,
+        "__import__",
+        lambda name, *rest: whole("no_such_module_at_all" if name == "raspalib" else name, *rest),
+    )
+    with pytest.raises(MatgenError, match="pip install raspalib"):
+        pd.gcmc(helium(30.0), 298.0, 1e5, dict(CO2=1.0))
 
 
-@pytest.mark.parametrize("changes", [dict(fractions={}), dict(fractions=dict(Xe=1.0)), dict(charges=[1.0]), dict(charges=[0.0, 0.0])])
+@pytest.mark.parametrize(
+    "changes",
+    [dict(fractions={}), dict(fractions=dict(Xe=1.0)), dict(charges=[1.0]), dict(charges=[0.0, 0.0])],
+)
 def test_gcmc_refuses(changes):
-    with pytest.raises(MatgenError): pd.gcmc(helium(30.0), **{**dict(temperature=298.0, pressure=1e5, fractions=dict(CO2=1.0)), **changes})
+    with pytest.raises(MatgenError):
+        pd.gcmc(helium(30.0), **{**dict(temperature=298.0, pressure=1e5, fractions=dict(CO2=1.0)), **changes})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("raspalib") is None, reason="the extra `gcmc` is not installed")

@@ -1,4 +1,5 @@
 """Sampling: the requested group holds exactly, fixed sites are used once, formulas are met, what cannot be is refused, all on record, seeds repeat."""
+
 import itertools
 import math
 import re
@@ -15,10 +16,34 @@ from hypothesis import strategies as st
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
 from matgen_nb.symmcd.model import Statistics, SymmCD, preset
 from matgen_nb.symmcd.network import all_pairs
-from matgen_nb.symmcd.sampling import (MOST_ORBITS, RESAMPLE, Prior, Request, arrangements, cell_doubt, count_ways, crowding, draw_sites,
-                                       evidence, force_higher, group_columns, guided_score, keep_apart, make_request,
-                                       parse_formula, parse_system, plan, possible_atoms, redraw, refuse_forced, sample_requests,
-                                       settle_sites, site_classes, start_state, try_arrangements)
+from matgen_nb.symmcd.sampling import (
+    MOST_ORBITS,
+    RESAMPLE,
+    Prior,
+    Request,
+    arrangements,
+    cell_doubt,
+    count_ways,
+    crowding,
+    draw_sites,
+    evidence,
+    force_higher,
+    group_columns,
+    guided_score,
+    keep_apart,
+    make_request,
+    parse_formula,
+    parse_system,
+    plan,
+    possible_atoms,
+    redraw,
+    refuse_forced,
+    sample_requests,
+    settle_sites,
+    site_classes,
+    start_state,
+    try_arrangements,
+)
 from matgen_nb.symmetry import asymmetric_unit
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, generic_unit, symmetry_dataset
 from matgen_nb.symmetry.crystal import element_table, min_distance
@@ -27,26 +52,65 @@ from matgen_nb.symmetry.projection import assign_wyckoff, project
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
 
-ONES = (1.,) * 15
+ONES = (1.0,) * 15
 SYMBOL = element_table().symbol
 
 
 def untrained(name="common"):
     "A small network that knows nothing: hard on whatever must hold by construction."
     torch.manual_seed(0)
-    T, elements = wyckoff_tables(), torch.rand(94, generator=torch.Generator().manual_seed(0)) + .01
+    T, elements = wyckoff_tables(), torch.rand(94, generator=torch.Generator().manual_seed(0)) + 0.01
     classes = (T.class_one_hot >= 0).double()
     orbits = torch.zeros(231, 65)
     orbits[1:, 1:9] = 1
     groups = torch.zeros(231)
-    groups[[1, 2, 12, 14, 15, 38, 62, 63, 71, 122, 123, 129, 136, 139, 147, 148, 156, 166, 167, 176, 186, 194, 198, 205, 216, 221, 225, 227]] = 1
+    groups[
+        [
+            1,
+            2,
+            12,
+            14,
+            15,
+            38,
+            62,
+            63,
+            71,
+            122,
+            123,
+            129,
+            136,
+            139,
+            147,
+            148,
+            156,
+            166,
+            167,
+            176,
+            186,
+            194,
+            198,
+            205,
+            216,
+            221,
+            225,
+            227,
+        ]
+    ] = 1
     k = torch.tensor([0, 0, 0, 0, 0, 1.6])
-    stats = Statistics(k, torch.full((6,), .15), elements / elements.sum(), (classes / classes.sum(1, keepdim=True).clamp(min=1)).float(), groups, orbits)
+    stats = Statistics(
+        k,
+        torch.full((6,), 0.15),
+        elements / elements.sum(),
+        (classes / classes.sum(1, keepdim=True).clamp(min=1)).float(),
+        groups,
+        orbits,
+    )
     return SymmCD(preset(name, width=32, layers=1, frequencies=4), stats).eval()
 
 
 @pytest.fixture(scope="module", params=["common", "paper_small", "tiny"])
-def model(request): return untrained(request.param)
+def model(request):
+    return untrained(request.param)
 
 
 @pytest.fixture(scope="module", params=["common", "paper_small"])
@@ -65,7 +129,8 @@ def holds(sample, tolerance=1e-6):
     for rotation, shift in zip(R, w):
         delta = (frac @ rotation.T + shift)[:, None] - frac
         hit = (np.abs(delta - np.round(delta)) < tolerance).all(-1) & (elements[:, None] == elements)
-        if not hit.any(1).all(): return False
+        if not hit.any(1).all():
+            return False
     metric = sample.crystal.lattice @ sample.crystal.lattice.T
     return all(np.allclose(r.T @ metric @ r, metric, rtol=1e-5, atol=1e-5 * metric.max()) for r in R)
 
@@ -73,29 +138,45 @@ def holds(sample, tolerance=1e-6):
 def check(sample, request):
     "What must hold for every sample."
     row, unit = sample.row, sample.unit
-    assert row["space_group"] == request.space_group == unit.space_group and row["num_orbits"] == request.num_orbits == len(unit)
+    assert row["space_group"] == request.space_group == unit.space_group and row[
+        "num_orbits"
+    ] == request.num_orbits == len(unit)
     fixed = Counter(int(w) for w in unit.wyckoff if unit.positions[w].dof == 0)
     assert all(n == 1 for n in fixed.values()), "a fixed site twice"
-    assert row["num_atoms"] == len(sample.crystal) == sum(unit.positions[w].multiplicity for w in unit.wyckoff)
+    assert (
+        row["num_atoms"] == len(sample.crystal) == sum(unit.positions[w].multiplicity for w in unit.wyckoff)
+    )
     moved = [float(d) for d in row["moved"].split()]
     assert len(moved) == len(unit) and abs(max(moved) - row["projection_max"]) < 1e-3 and min(moved) >= 0
-    assert row["wyckoff"].split() == [f"{SYMBOL[z]}:{unit.positions[w].label}" for z, w in zip(unit.elements, unit.wyckoff)]
+    assert row["wyckoff"].split() == [
+        f"{SYMBOL[z]}:{unit.positions[w].label}" for z, w in zip(unit.elements, unit.wyckoff)
+    ]
     assert np.isfinite(sample.crystal.lattice).all() and sample.crystal.volume > 0.9
-    assert {"formula", "volume", "density", "min_distance", "sites_changed", "elements_changed", "cell_clipped"} <= row.keys()
+    assert {
+        "formula",
+        "volume",
+        "density",
+        "min_distance",
+        "sites_changed",
+        "elements_changed",
+        "cell_clipped",
+    } <= row.keys()
     assert holds(sample)
 
 
 def test_every_group_holds_exactly(model):
     rng = np.random.default_rng(0)
     requests = [make_request(model, rng, space_group=g, num_orbits=1 + g % 4) for g in range(1, 231)]
-    for s, r in zip(sample_requests(model, requests, torch.Generator().manual_seed(0), steps=2), requests): check(s, r)
+    for s, r in zip(sample_requests(model, requests, torch.Generator().manual_seed(0), steps=2), requests):
+        check(s, r)
 
 
 def test_spglib_finds_no_less():
     "spglib's group holds all that was asked for: its number of operations per lattice point is a multiple of ours."
     seen = 0
     for s in OURS.sample(60, seed=1, steps=2, num_orbits=4, progress=False):
-        if s.row["min_distance"] < .3: continue
+        if s.row["min_distance"] < 0.3:
+            continue
         found = symmetry_dataset(s.crystal, 1e-3)
         centring = lambda rotations: sum((r == np.eye(3)).all() for r in rotations)
         ours, theirs = SpaceGroup(s.row["space_group"]).operations[0], found.rotations
@@ -109,8 +190,10 @@ def by_hand(classes, n):
     (c, m, capacity), *rest = classes
     for j in range(min(capacity, n // m) + 1):
         if not rest:
-            if j * m == n: yield (c,) * j
-        else: yield from ((c,) * j + tail for tail in by_hand(rest, n - j * m))
+            if j * m == n:
+                yield (c,) * j
+        else:
+            yield from ((c,) * j + tail for tail in by_hand(rest, n - j * m))
 
 
 @given(st.integers(1, 230), st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 2**31))
@@ -122,8 +205,12 @@ def test_counting_agrees_with_trying(number, counts, seed):
     total = 0
     if math.prod(map(len, ways)) < 20_000:
         for choice in itertools.product(*ways):
-            if any(k > capacity[c] for c, k in Counter(sum(choice, ())).items()): continue
-            total += math.prod(math.prod(shares[c] ** k / math.factorial(k) for c, k in Counter(one).items()) for one in choice)
+            if any(k > capacity[c] for c, k in Counter(sum(choice, ())).items()):
+                continue
+            total += math.prod(
+                math.prod(shares[c] ** k / math.factorial(k) for c, k in Counter(one).items())
+                for one in choice
+            )
         last = count_ways(number, tuple(counts), shares)[-1]
         assert np.isclose(sum(w.sum() for w in last.values()), total, rtol=1e-9, atol=0)
     sites = draw_sites(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1), np.random.default_rng(seed))
@@ -131,7 +218,9 @@ def test_counting_agrees_with_trying(number, counts, seed):
     assert (sites is None) == (mass == 0)
     if sites is not None:
         m = {c: k for c, k, _ in classes}
-        assert [sum(m[c] for c in one) for one in sites] == counts and all(k <= capacity[c] for c, k in Counter(sum(sites, ())).items())
+        assert [sum(m[c] for c in one) for one in sites] == counts and all(
+            k <= capacity[c] for c, k in Counter(sum(sites, ())).items()
+        )
 
 
 def test_a_group_whose_smallest_cell_is_large():
@@ -139,32 +228,53 @@ def test_a_group_whose_smallest_cell_is_large():
     request = plan(OURS, space_group=226, formula="LiO2")(np.random.default_rng(0))
     multiplicity = {c: m for c, m, _ in site_classes(226)}
     atoms = Counter()
-    for z, c in zip(request.elements, request.sites): atoms[z] += multiplicity[c]
+    for z, c in zip(request.elements, request.sites):
+        atoms[z] += multiplicity[c]
     assert atoms[8] == 2 * atoms[3] and atoms[3] >= 24
 
 
 ELEMENTS = st.sampled_from(["Li", "O", "Fe", "Sr", "Ti", "N", "Cl"])
-FORMULAS = st.dictionaries(ELEMENTS, st.integers(1, 5), min_size=1, max_size=4).map(lambda d: "".join(f"{e}{n}" for e, n in d.items()))
+FORMULAS = st.dictionaries(ELEMENTS, st.integers(1, 5), min_size=1, max_size=4).map(
+    lambda d: "".join(f"{e}{n}" for e, n in d.items())
+)
 
 
-@given(FORMULAS, st.none() | st.integers(1, 230), st.none() | st.integers(1, 4), st.none() | st.integers(1, 8), st.integers(0, 10**6))
+@given(
+    FORMULAS,
+    st.none() | st.integers(1, 230),
+    st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 8),
+    st.integers(0, 10**6),
+)
 @settings(max_examples=25, deadline=None)
 def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
     counts = parse_formula(formula)
-    asked = dict(space_group=group, formula=formula, num_atoms=units and units * sum(counts.values()), num_orbits=orbits)
-    try: draw = plan(OURS, **asked)
+    asked = dict(
+        space_group=group,
+        formula=formula,
+        num_atoms=units and units * sum(counts.values()),
+        num_orbits=orbits,
+    )
+    try:
+        draw = plan(OURS, **asked)
     except MatgenError as error:
         assert any(words in str(error) for words in ("ossible", "ask for", "Groups near it"))
         return
     request = draw(np.random.default_rng(seed))
-    made, = sample_requests(OURS, [request], torch.Generator().manual_seed(seed), steps=2)
+    (made,) = sample_requests(OURS, [request], torch.Generator().manual_seed(seed), steps=2)
     check(made, request)
     found = Counter(made.crystal.elements.tolist())
     ratio = {found[z] / n for z, n in counts.items()}
-    assert found.keys() == counts.keys() and len(ratio) == 1 and ratio.pop() == (units or found[next(iter(counts))] / counts[next(iter(counts))])
+    assert (
+        found.keys() == counts.keys()
+        and len(ratio) == 1
+        and ratio.pop() == (units or found[next(iter(counts))] / counts[next(iter(counts))])
+    )
     assert orbits is None or made.row["num_orbits"] == orbits
     assert group is None or made.row["space_group"] == group
-    assert made.row["sites_changed"] == made.row["elements_changed"] == 0, "what is asked for is not changed afterwards"
+    assert made.row["sites_changed"] == made.row["elements_changed"] == 0, (
+        "what is asked for is not changed afterwards"
+    )
 
 
 def test_formula_with_independent_axes(model):
@@ -177,22 +287,40 @@ def test_formula_with_independent_axes(model):
 def test_number_of_atoms_or_true_alternatives(group, n, seed):
     if n in possible_atoms(group, n):
         r = make_request(OURS, np.random.default_rng(seed), space_group=group, num_atoms=n)
-        s, = sample_requests(OURS, [r], torch.Generator().manual_seed(seed), steps=1)
+        (s,) = sample_requests(OURS, [r], torch.Generator().manual_seed(seed), steps=1)
         check(s, r)
         assert s.row["num_atoms"] == n
         return
-    with pytest.raises(MatgenError) as error: plan(OURS, space_group=group, num_atoms=n)
-    near = re.search(r"Nearest possible numbers of atoms in its conventional cell: ([\d, ]+)", str(error.value))
+    with pytest.raises(MatgenError) as error:
+        plan(OURS, space_group=group, num_atoms=n)
+    near = re.search(
+        r"Nearest possible numbers of atoms in its conventional cell: ([\d, ]+)", str(error.value)
+    )
     assert near and all(int(m) in possible_atoms(group, 200) for m in near[1].split(","))
     groups = re.search(r"Groups near it that can hold \d+ atoms of this kind: ([\d, ]+)", str(error.value))
     assert groups and all(n in possible_atoms(int(g), 200) for g in groups[1].split(","))
 
 
-@given(st.lists(ELEMENTS, min_size=1, max_size=5, unique=True), st.none() | st.integers(1, 230), st.integers(0, 10**6), st.none() | st.integers(5, 7))
+@given(
+    st.lists(ELEMENTS, min_size=1, max_size=5, unique=True),
+    st.none() | st.integers(1, 230),
+    st.integers(0, 10**6),
+    st.none() | st.integers(5, 7),
+)
 @settings(max_examples=25, deadline=None)
 def test_chemical_system_is_complete_and_closed(symbols, group, seed, orbits):
-    for s in OURS.sample(3, chemical_system="-".join(symbols), space_group=group, num_orbits=orbits, seed=seed, steps=1, progress=False):
-        assert set(s.crystal.elements.tolist()) == set(parse_system("-".join(symbols))) and (orbits is None or s.row["num_orbits"] == orbits)
+    for s in OURS.sample(
+        3,
+        chemical_system="-".join(symbols),
+        space_group=group,
+        num_orbits=orbits,
+        seed=seed,
+        steps=1,
+        progress=False,
+    ):
+        assert set(s.crystal.elements.tolist()) == set(parse_system("-".join(symbols))) and (
+            orbits is None or s.row["num_orbits"] == orbits
+        )
 
 
 def test_chemical_system_with_atoms():
@@ -204,7 +332,11 @@ def test_seed_repeats_and_matters(model):
     rows = lambda seed, **kw: [s.row for s in model.sample(5, seed=seed, steps=3, progress=False, **kw)]
     assert rows(4) == rows(4) and rows(4) != rows(5) and rows(4, corrector=1) != rows(4)
     same, again = (model.sample(3, seed=9, steps=3, formula="TiO2", progress=False) for _ in range(2))
-    assert all((a.crystal.frac_coords == b.crystal.frac_coords).all() and (a.crystal.lattice == b.crystal.lattice).all() for a, b in zip(same, again))
+    assert all(
+        (a.crystal.frac_coords == b.crystal.frac_coords).all()
+        and (a.crystal.lattice == b.crystal.lattice).all()
+        for a, b in zip(same, again)
+    )
 
 
 def test_corrector_costs_what_it_says(monkeypatch):
@@ -219,35 +351,64 @@ def test_corrector_costs_what_it_says(monkeypatch):
 def test_guided_score_leads_onto_the_sites(one_time):
     "Where sites are known, the implied clean coordinates lie on them, fixed sites once; free positions are left as they are."
     rng = np.random.default_rng(0)
-    requests = [make_request(one_time, rng, space_group=g, num_atoms=possible_atoms(g, 40)[-1]) for g in (2, 14, 62, 123, 167, 194, 216, 225)]
+    requests = [
+        make_request(one_time, rng, space_group=g, num_atoms=possible_atoms(g, 40)[-1])
+        for g in (2, 14, 62, 123, 167, 194, 216, 225)
+    ]
     state, known = start_state(one_time, requests, torch.Generator().manual_seed(0))
-    with torch.no_grad(): out = one_time.network(state)
+    with torch.no_grad():
+        out = one_time.network(state)
     for t in (10, 300, 500):
         score = guided_score(one_time, state, known, out, t, apart=0)
-        clean = state.x + one_time.coordinate_noise.sigma(t)**2 * one_time.coordinate_noise.scale(t) * score
-        placed = assign_wyckoff(clean, state.space_group[state.batch], known.classes, state.lattice.double()[state.batch], state.batch)
+        clean = state.x + one_time.coordinate_noise.sigma(t) ** 2 * one_time.coordinate_noise.scale(t) * score
+        placed = assign_wyckoff(
+            clean,
+            state.space_group[state.batch],
+            known.classes,
+            state.lattice.double()[state.batch],
+            state.batch,
+        )
         assert placed.distance.max() < 1e-3
         general = wyckoff_tables().class_dof[state.space_group[state.batch], known.classes] == 3
         assert torch.allclose(score[general], out[1][general], atol=1e-3)
-        clean = state.x + one_time.coordinate_noise.sigma(t)**2 * one_time.coordinate_noise.scale(t) * guided_score(one_time, state, known, out, t)
-        placed = assign_wyckoff(clean, state.space_group[state.batch], known.classes, state.lattice.double()[state.batch], state.batch)
+        clean = state.x + one_time.coordinate_noise.sigma(t) ** 2 * one_time.coordinate_noise.scale(
+            t
+        ) * guided_score(one_time, state, known, out, t)
+        placed = assign_wyckoff(
+            clean,
+            state.space_group[state.batch],
+            known.classes,
+            state.lattice.double()[state.batch],
+            state.batch,
+        )
         assert placed.distance.max() < 1e-3, "kept apart, still on their sites"
     r = make_request(one_time, rng, space_group=14, num_atoms=20)
-    plain, led = (sample_requests(one_time, [r], torch.Generator().manual_seed(1), steps=20, guide=g)[0] for g in (0., .5))
+    plain, led = (
+        sample_requests(one_time, [r], torch.Generator().manual_seed(1), steps=20, guide=g)[0]
+        for g in (0.0, 0.5)
+    )
     assert plain.row != led.row and holds(led)
 
 
 def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
-    plain, sharp, again = (OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, sharpen=v, progress=False) for v in (1., 3., 3.))
+    plain, sharp, again = (
+        OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, sharpen=v, progress=False)
+        for v in (1.0, 3.0, 3.0)
+    )
     assert [s.row for s in sharp] == [s.row for s in again] and all(holds(s) for s in sharp)
     assert any(not np.array_equal(a.unit.frac_coords, b.unit.frac_coords) for a, b in zip(plain, sharp))
-    assert [s.row for s in sharp] == [s.row for s in OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, progress=False)], "on by default"
+    assert [s.row for s in sharp] == [
+        s.row for s in OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, progress=False)
+    ], "on by default"
 
 
 def test_kept_apart_along_the_sites():
     "Points stay on their positions, fixed ones where they are; contacts become fewer; what is not crowded is not touched; 0 switches it off."
     rng, model = np.random.default_rng(1), OURS
-    requests = [make_request(model, rng, space_group=g, num_atoms=possible_atoms(g, 24)[-1]) for g in (1, 5, 25, 47, 99, 123, 166, 187, 221, 225)]
+    requests = [
+        make_request(model, rng, space_group=g, num_atoms=possible_atoms(g, 24)[-1])
+        for g in (1, 5, 25, 47, 99, 123, 166, 187, 221, 225)
+    ]
     state, known = start_state(model, requests, torch.Generator().manual_seed(2))
     group, lattice = state.space_group[state.batch], state.lattice.double()[state.batch]
     lies = assign_wyckoff(state.x, group, known.classes, lattice, state.batch)
@@ -264,40 +425,61 @@ def test_kept_apart_along_the_sites():
 def lone_orbits(group, wyckoff, points, lattice):
     "What `crowding` and `keep_apart` need to know of crystals of one orbit each: a state, and the pairs."
     n = len(points)
-    state = SimpleNamespace(batch=torch.arange(n), t=torch.ones(n), num_orbits=torch.ones(n, dtype=torch.long), space_group=torch.full((n,), group), lattice=lattice[None].expand(n, 3, 3),
-                            x=points, elements=torch.full((n,), 10))                    # sodium
+    state = SimpleNamespace(
+        batch=torch.arange(n),
+        t=torch.ones(n),
+        num_orbits=torch.ones(n, dtype=torch.long),
+        space_group=torch.full((n,), group),
+        lattice=lattice[None].expand(n, 3, 3),
+        x=points,
+        elements=torch.full((n,), 10),
+    )  # sodium
     return state, project(points, torch.full((n,), group), wyckoff, state.lattice)
 
 
 def test_no_point_is_crowded_by_itself():
     "All 1731 positions, at a place that is special to none, in a wide cell: the images that are the point itself are told from the others."
-    T, free = wyckoff_tables(), torch.tensor([.1373, .2891, .0677], dtype=torch.float64)[:, None]
+    T, free = wyckoff_tables(), torch.tensor([0.1373, 0.2891, 0.0677], dtype=torch.float64)[:, None]
     for group in range(1, 231):
         first = T.wyckoff_offset[group]
-        w = torch.arange(int(T.wyckoff_offset[group + 1] - first)) if group < 230 else torch.arange(len(SpaceGroup(230).wyckoff_positions))
+        w = (
+            torch.arange(int(T.wyckoff_offset[group + 1] - first))
+            if group < 230
+            else torch.arange(len(SpaceGroup(230).wyckoff_positions))
+        )
         at = T.member_offset[first + w]
         points = (T.A[at] @ free)[..., 0] + T.t[at]
         state, placed = lone_orbits(group, w, points, 40 * torch.eye(3, dtype=torch.float64))
-        assert not crowding(state, placed.frac_coords, state.elements, all_pairs(state.num_orbits), 0.02)[1].any(), group
+        assert not crowding(state, placed.frac_coords, state.elements, all_pairs(state.num_orbits), 0.02)[
+            1
+        ].any(), group
 
 
-@pytest.mark.parametrize("hair", [1e-2, 1e-3, 1e-4])                                     # A
-@pytest.mark.parametrize("group, letter", [(180, "f"), (160, "b"), (194, "h"), (189, "k"), (38, "d"), (65, "q")])
+@pytest.mark.parametrize("hair", [1e-2, 1e-3, 1e-4])  # A
+@pytest.mark.parametrize(
+    "group, letter", [(180, "f"), (160, "b"), (194, "h"), (189, "k"), (38, "d"), (65, "q")]
+)
 def test_images_a_hair_apart_are_parted(group, letter, hair):
     lattice = lattice_from_parameters((7, 7, 7), (90, 90, 120 if group > 142 else 90))
     wyckoff = torch.tensor([[p.letter for p in SpaceGroup(group).wyckoff_positions].index(letter)])
     at = wyckoff_tables().member_offset[wyckoff_tables().wyckoff_offset[group] + wyckoff]
-    points = (wyckoff_tables().A[at] @ torch.tensor([1., .6, .3], dtype=torch.float64)[:, None] * hair / 7)[..., 0] + wyckoff_tables().t[at]
+    points = (
+        wyckoff_tables().A[at] @ torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)[:, None] * hair / 7
+    )[..., 0] + wyckoff_tables().t[at]
     state, placed = lone_orbits(group, wyckoff, points, lattice)
     moved, went = keep_apart(state, placed, state.elements, 0.75)
-    near = lambda p: min_distance(AsymmetricUnit(group, lattice_to_k(lattice).numpy(), [11], p.frac_coords.numpy(), wyckoff.numpy()).to_crystal())
+    near = lambda p: min_distance(
+        AsymmetricUnit(
+            group, lattice_to_k(lattice).numpy(), [11], p.frac_coords.numpy(), wyckoff.numpy()
+        ).to_crystal()
+    )
     assert near(placed) < 4 * hair and near(moved) > 1.0 and went > 0.5
 
 
 def test_deterministic_when_eta_is_zero():
     "With eta 0 lattice and coordinates get no new noise; the discrete parts still draw."
     r = [Request(1, 1, sites=(0,), elements=(14,))]
-    a, b = (sample_requests(OURS, r, torch.Generator().manual_seed(0), steps=6, eta=0.) for _ in range(2))
+    a, b = (sample_requests(OURS, r, torch.Generator().manual_seed(0), steps=6, eta=0.0) for _ in range(2))
     assert a[0].row == b[0].row
 
 
@@ -310,15 +492,26 @@ def test_retries_are_counted():
 def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypatch):
     "Scripted doubts: the first draw that is not doubted stops, else the least of DRAWS is kept; what was accepted is what one draw gives."
     import matgen_nb.symmcd.sampling as module
-    script = iter([[.1, .5, .9, .9], [.4, .3, .8], [.6, .05, .2], [.35, .5]])            # crystal 0 passes; 1 never; 2 and 3 see below
+
+    script = iter(
+        [[0.1, 0.5, 0.9, 0.9], [0.4, 0.3, 0.8], [0.6, 0.05, 0.2], [0.35, 0.5]]
+    )  # crystal 0 passes; 1 never; 2 and 3 see below
     asked = []
-    monkeypatch.setattr(module, "cell_doubt", lambda model, units, generator: (asked.append(len(units)), next(script))[1])
+    monkeypatch.setattr(
+        module, "cell_doubt", lambda model, units, generator: (asked.append(len(units)), next(script))[1]
+    )
     requests = [Request(2, 3)] * 4
-    draw = lambda doubt: module._surest(OURS, requests, torch.Generator().manual_seed(3), doubt, lambda n=1: None, steps=2)
-    samples, once = draw(.15), draw(1.)
+    draw = lambda doubt: module._surest(
+        OURS, requests, torch.Generator().manual_seed(3), doubt, lambda n=1: None, steps=2
+    )
+    samples, once = draw(0.15), draw(1.0)
     assert asked == [4, 3, 3, 2] and module.DRAWS == 4
-    assert [s.row["doubt"] for s in samples] == [.1, .35, .05, .2] and [s.row["draws"] for s in samples] == [1, 4, 3, 4]
-    assert np.array_equal(samples[0].unit.frac_coords, once[0].unit.frac_coords) and not np.array_equal(samples[1].unit.frac_coords, once[1].unit.frac_coords)
+    assert [s.row["doubt"] for s in samples] == [0.1, 0.35, 0.05, 0.2] and [
+        s.row["draws"] for s in samples
+    ] == [1, 4, 3, 4]
+    assert np.array_equal(samples[0].unit.frac_coords, once[0].unit.frac_coords) and not np.array_equal(
+        samples[1].unit.frac_coords, once[1].unit.frac_coords
+    )
 
 
 def test_doubt_is_off_unless_asked_or_written_into_the_weights():
@@ -328,19 +521,33 @@ def test_doubt_is_off_unless_asked_or_written_into_the_weights():
     model = untrained()
     model.info = dict(doubt=1e-6)
     assert all(s.row["draws"] == 4 and s.row["attempts"] == 1 for s in model.sample(3, **how))
-    assert [s.row for s in model.sample(3, doubt=1, **how)] == [s.row for s in model.sample(3, doubt=2., **how)]
-    asked, again = (model.sample(3, doubt=.5, **how) for _ in range(2))
+    assert [s.row for s in model.sample(3, doubt=1, **how)] == [
+        s.row for s in model.sample(3, doubt=2.0, **how)
+    ]
+    asked, again = (model.sample(3, doubt=0.5, **how) for _ in range(2))
     assert [s.row for s in asked] == [s.row for s in again] and all(holds(s) for s in asked)
 
 
 def test_doubt_knows_a_cell_that_does_not_fit():
     "Weights that ship: the same crystals with all lengths a fifth longer or shorter are doubted more; each crystal's doubt stands in its place."
     model = SymmCD.from_pretrained("symmcd-mp20-small")
-    units = [s.unit for s in model.sample(24, seed=4, space_group=[225, 194, 62], num_orbits=3, steps=10, progress=False)]
+    units = [
+        s.unit
+        for s in model.sample(24, seed=4, space_group=[225, 194, 62], num_orbits=3, steps=10, progress=False)
+    ]
     judge = lambda units: np.array(cell_doubt(model, units, torch.Generator().manual_seed(0)))
-    scaled = lambda f: [AsymmetricUnit(u.space_group, u.k + np.array([0, 0, 0, 0, 0, np.log(f)]), u.elements, u.frac_coords, u.wyckoff) for u in units]
+    scaled = lambda f: [
+        AsymmetricUnit(
+            u.space_group, u.k + np.array([0, 0, 0, 0, 0, np.log(f)]), u.elements, u.frac_coords, u.wyckoff
+        )
+        for u in units
+    ]
     right = judge(units)
-    assert right.shape == (24,) and (right >= 0).all() and all(np.mean(judge(scaled(f)) > right) > .7 for f in (.8, 1.2))
+    assert (
+        right.shape == (24,)
+        and (right >= 0).all()
+        and all(np.mean(judge(scaled(f)) > right) > 0.7 for f in (0.8, 1.2))
+    )
 
 
 def test_full_fixed_sites_are_left_and_counted(one_time):
@@ -350,33 +557,67 @@ def test_full_fixed_sites_are_left_and_counted(one_time):
         T = wyckoff_tables()
         state.site = T.one_hots[T.class_one_hot[2, c]].argmax(-1).expand(12, 15)
         logits = torch.zeros(12, 15, 13)
-    else: state.site, logits = torch.full((12,), c), torch.zeros(12, 15)
+    else:
+        state.site, logits = torch.full((12,), c), torch.zeros(12, 15)
     settled, changed = settle_sites(one_time, state, logits, known)
     assert (settled == c).sum() == 8 and changed.tolist() == [4]
 
 
 def test_damaged_weights_are_named():
     broken = untrained()
-    for p in broken.parameters(): p.data.fill_(float("nan"))
-    with pytest.raises(MatgenError, match="not finite"): broken.sample(1, steps=2, progress=False)
+    for p in broken.parameters():
+        p.data.fill_(float("nan"))
+    with pytest.raises(MatgenError, match="not finite"):
+        broken.sample(1, steps=2, progress=False)
 
 
-@pytest.mark.parametrize("asked, says", [
-    (dict(space_group=0), "1 to 230"), (dict(space_group=[]), "empty"), (dict(space_group=[225, 999]), "1 to 230"), (dict(num_atoms=0), "num_atoms"),
-    (dict(num_orbits=65), "num_orbits"), (dict(num_atoms=2.5), "num_atoms"), (dict(formula="sio2"), "not a chemical formula"), (dict(formula="Qq2"), "elements 1"),
-    (dict(formula="SiO2", num_atoms=4), "nearest: 3, 6"), (dict(formula="SiO2", chemical_system="Si-N"), "different elements"),
-    (dict(formula="SiO2", num_orbits=1), "at least 2 orbits"), (dict(chemical_system="Li-Fe-O", num_atoms=2), "at least 3 atoms"), (dict(chemical_system=" - "), "no element"),
-    (dict(chemical_system="Li-Xx"), "Xx"), (dict(space_group=225, num_atoms=7), "Nearest possible"), (dict(space_group=[1, 225], num_atoms=7), "225"),
-    (dict(space_group=221, formula="SrTiO3", num_atoms=5, num_orbits=4), "numbers of orbits: 3"), (dict(n=0), "samples"), (dict(steps=0), "steps"), (dict(steps=1001), "steps"),
-    (dict(seed=-1), "seed"), (dict(seed=.5), "seed"), (dict(eta=1.5), "eta"), (dict(guide=2), "guide"), (dict(sharpen=.5), "sharpen"), (dict(doubt=0), "doubt"), (dict(templates=-.1), "templates"), (dict(snr=0), "snr"), (dict(closest=-1), "closest"), (dict(formula=""), "not a chemical formula"), (dict(corrector=-1), "corrector"), (dict(retries=-1), "retries")])
+@pytest.mark.parametrize(
+    "asked, says",
+    [
+        (dict(space_group=0), "1 to 230"),
+        (dict(space_group=[]), "empty"),
+        (dict(space_group=[225, 999]), "1 to 230"),
+        (dict(num_atoms=0), "num_atoms"),
+        (dict(num_orbits=65), "num_orbits"),
+        (dict(num_atoms=2.5), "num_atoms"),
+        (dict(formula="sio2"), "not a chemical formula"),
+        (dict(formula="Qq2"), "elements 1"),
+        (dict(formula="SiO2", num_atoms=4), "nearest: 3, 6"),
+        (dict(formula="SiO2", chemical_system="Si-N"), "different elements"),
+        (dict(formula="SiO2", num_orbits=1), "at least 2 orbits"),
+        (dict(chemical_system="Li-Fe-O", num_atoms=2), "at least 3 atoms"),
+        (dict(chemical_system=" - "), "no element"),
+        (dict(chemical_system="Li-Xx"), "Xx"),
+        (dict(space_group=225, num_atoms=7), "Nearest possible"),
+        (dict(space_group=[1, 225], num_atoms=7), "225"),
+        (dict(space_group=221, formula="SrTiO3", num_atoms=5, num_orbits=4), "numbers of orbits: 3"),
+        (dict(n=0), "samples"),
+        (dict(steps=0), "steps"),
+        (dict(steps=1001), "steps"),
+        (dict(seed=-1), "seed"),
+        (dict(seed=0.5), "seed"),
+        (dict(eta=1.5), "eta"),
+        (dict(guide=2), "guide"),
+        (dict(sharpen=0.5), "sharpen"),
+        (dict(doubt=0), "doubt"),
+        (dict(templates=-0.1), "templates"),
+        (dict(snr=0), "snr"),
+        (dict(closest=-1), "closest"),
+        (dict(formula=""), "not a chemical formula"),
+        (dict(corrector=-1), "corrector"),
+        (dict(retries=-1), "retries"),
+    ],
+)
 def test_refusals_say_why(asked, says):
-    with pytest.raises(MatgenError, match=says): OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
+    with pytest.raises(MatgenError, match=says):
+        OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
 
 
 def test_crowded_requests_are_refused_at_once():
     "Ten single atoms compete for the eight fixed sites of Pmmm; trying all combinations would take hours."
     start = time.process_time()
-    with pytest.raises(MatgenError, match="47"): plan(OURS, space_group=47, formula="LiNaKRbCsBeMgCaSrBa", num_atoms=10)
+    with pytest.raises(MatgenError, match="47"):
+        plan(OURS, space_group=47, formula="LiNaKRbCsBeMgCaSrBa", num_atoms=10)
     draw = plan(OURS, space_group=47, formula="LiNaKRbCsBeMgCa", num_atoms=8)
     assert draw(np.random.default_rng(0)).num_orbits == 8
     assert time.process_time() - start < 20
@@ -389,7 +630,7 @@ def test_request_draws_follow_the_training_set():
     drawn = np.bincount([draw(rng).space_group for _ in range(3000)], minlength=231)
     top = np.argsort(-prior.groups)[:5]
     expected = 3000 * prior.groups[top] / prior.groups.sum()
-    assert (np.abs(drawn[top] - expected) < 5 * expected**.5).all()
+    assert (np.abs(drawn[top] - expected) < 5 * expected**0.5).all()
     likely = Counter(plan(shipped, formula="SrTiO3")(rng).space_group for _ in range(5))
     assert sum(likely.values()) == 5
 
@@ -406,100 +647,158 @@ def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
     requests, samples = [draw(rng) for _ in range(n)], [None] * n
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, n, batch_size):
-        rows = order[first:first + batch_size]
+        rows = order[first : first + batch_size]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
-        for i, s in zip(rows, sample_requests(model, [requests[i] for i in rows], generator, steps=steps)): samples[i] = s
+        for i, s in zip(rows, sample_requests(model, [requests[i] for i in rows], generator, steps=steps)):
+            samples[i] = s
     return samples
 
 
-@pytest.mark.parametrize("asked", [dict(space_group=16, num_orbits=3), dict(space_group=[2, 221, 62], num_orbits=2),
-                                   dict(num_atoms=8, num_orbits=3), dict(formula="NaCl", space_group=216, num_atoms=8)])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        dict(space_group=16, num_orbits=3),
+        dict(space_group=[2, 221, 62], num_orbits=2),
+        dict(num_atoms=8, num_orbits=3),
+        dict(formula="NaCl", space_group=216, num_atoms=8),
+    ],
+)
 def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
     how = dict(n=12, seed=5, steps=2, batch_size=5)
     plain = sampled_plainly(OURS, **how, **asked)
-    off, on, again = (OURS.sample(**how, **asked, balance=0, resample_higher=most, progress=False) for most in (0, 4, 4))
+    off, on, again = (
+        OURS.sample(**how, **asked, balance=0, resample_higher=most, progress=False) for most in (0, 4, 4)
+    )
     assert all(same_crystals(plain, off)) and all(s.row["resampled"] == 0 for s in off)
     assert all(same_crystals(on, again)) and [s.row for s in on] == [s.row for s in again]
     for kept, before, s in zip(same_crystals(off, on), off, on):
         assert kept == (not before.row["higher_symmetry"]) == (s.row["resampled"] == 0)
         assert (asked.get("num_orbits") or s.row["num_orbits"]) == s.row["num_orbits"] and holds(s)
         assert s.row["formula"] == asked.get("formula", s.row["formula"])
-        if s.row["higher_symmetry"]: assert s.row["resampled"] == 4, "given up only after all tries"
+        if s.row["higher_symmetry"]:
+            assert s.row["resampled"] == 4, "given up only after all tries"
 
 
 def test_resampling_is_on_where_a_group_is_asked_for():
     how = dict(n=10, seed=1, steps=2, num_orbits=2, progress=False)
-    off, default, most = (OURS.sample(space_group=16, **how, **more) for more in (dict(resample_higher=0), {}, dict(resample_higher=RESAMPLE)))
-    assert RESAMPLE == 10 and [s.row for s in default] == [s.row for s in most] and any(s.row["higher_symmetry"] for s in off)
+    off, default, most = (
+        OURS.sample(space_group=16, **how, **more)
+        for more in (dict(resample_higher=0), {}, dict(resample_higher=RESAMPLE))
+    )
+    assert (
+        RESAMPLE == 10
+        and [s.row for s in default] == [s.row for s in most]
+        and any(s.row["higher_symmetry"] for s in off)
+    )
     higher = lambda samples: sum(s.row["higher_symmetry"] for s in samples)
     assert higher(default) < higher(off) and any(s.row["resampled"] for s in default)
     assert all(s.row["resampled"] == 0 for s in OURS.sample(**how)), "off without a group"
-    assert any(s.row["resampled"] for s in OURS.sample(**how | dict(num_orbits=1), resample_higher=1)), "but it can be had"
+    assert any(s.row["resampled"] for s in OURS.sample(**how | dict(num_orbits=1), resample_higher=1)), (
+        "but it can be had"
+    )
 
 
 def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
     import matgen_nb.symmcd.sampling as module
+
     asked = []
     monkeypatch.setattr(module, "group_columns", lambda unit: asked.append(1) or dict(higher_symmetry=True))
     made = OURS.sample(3, space_group=2, num_orbits=4, steps=2, resample_higher=3, progress=False)
-    assert [s.row["resampled"] for s in made] == [3] * 3 and all(s.row["higher_symmetry"] for s in made) and len(asked) == 3 * 4
+    assert (
+        [s.row["resampled"] for s in made] == [3] * 3
+        and all(s.row["higher_symmetry"] for s in made)
+        and len(asked) == 3 * 4
+    )
 
 
 def test_columns_say_what_spglib_finds():
     "At both tolerances, whatever shortcut was taken; a distortion between them is higher at one only."
     seen = set()
     for s in OURS.sample(40, seed=8, steps=2, num_orbits=2, progress=False):
-        found = {symprec: found_group(s.crystal, symprec) for symprec in (.1, .01)}
-        for symprec, f in found.items(): assert s.row[f"space_group@{symprec:g}"] == (f and f.number), s.row
+        found = {symprec: found_group(s.crystal, symprec) for symprec in (0.1, 0.01)}
+        for symprec, f in found.items():
+            assert s.row[f"space_group@{symprec:g}"] == (f and f.number), s.row
         higher = [f.operations > SpaceGroup(s.row["space_group"]).order for f in found.values() if f]
         assert s.row["higher_symmetry"] == (any(higher) if higher else None)
         seen.add(s.row["higher_symmetry"])
     assert {True, False} <= seen
-    k = lattice_to_k(lattice_from_parameters([4., 4., 6.03], [90.] * 3)).numpy()
-    nearly = group_columns(AsymmetricUnit(99, k, [22, 8], [[0, 0, .005], [.5, .5, .5]], [0, 1]))
+    k = lattice_to_k(lattice_from_parameters([4.0, 4.0, 6.03], [90.0] * 3)).numpy()
+    nearly = group_columns(AsymmetricUnit(99, k, [22, 8], [[0, 0, 0.005], [0.5, 0.5, 0.5]], [0, 1]))
     assert nearly == {"space_group@0.1": 123, "space_group@0.01": 99, "higher_symmetry": True}
 
 
-@given(st.integers(1, 230), st.lists(st.integers(1, 8), min_size=1, max_size=2), st.none() | st.integers(1, 4))
+@given(
+    st.integers(1, 230), st.lists(st.integers(1, 8), min_size=1, max_size=2), st.none() | st.integers(1, 4)
+)
 @settings(max_examples=60, deadline=None)
 def test_arrangements_are_all_and_each_once(number, counts, orbits):
     positions = SpaceGroup(number).wyckoff_positions
     by_hand = []
-    for choice in itertools.product(*(list(multisets([w.multiplicity for w in positions], n)) for n in counts)):
+    for choice in itertools.product(
+        *(list(multisets([w.multiplicity for w in positions], n)) for n in counts)
+    ):
         used = Counter(w for of_one in choice for w in of_one)
-        if any(n > 1 and positions[w].dof == 0 for w, n in used.items()): continue
-        if orbits in (None, used.total()): by_hand.append(tuple(map(tuple, choice)))
-    ways = [tuple(tuple(sorted(of_one)) for of_one in way) for way in arrangements(number, counts, orbits) if way]
+        if any(n > 1 and positions[w].dof == 0 for w, n in used.items()):
+            continue
+        if orbits in (None, used.total()):
+            by_hand.append(tuple(map(tuple, choice)))
+    ways = [
+        tuple(tuple(sorted(of_one)) for of_one in way) for way in arrangements(number, counts, orbits) if way
+    ]
     assert len(set(ways)) == len(ways) and set(ways) == set(by_hand)
 
 
 def multisets(sizes, n, start=0):
     "All sorted lists of indices whose sizes sum to n."
-    if n == 0: yield []
+    if n == 0:
+        yield []
     for i in range(start, len(sizes)):
-        if sizes[i] <= n: yield from ([i, *rest] for rest in multisets(sizes, n - sizes[i], i))
+        if sizes[i] <= n:
+            yield from ([i, *rest] for rest in multisets(sizes, n - sizes[i], i))
 
 
-IMPOSSIBLE = [(dict(space_group=225, formula="Cu", num_atoms=8), "221 (Pm-3m)"), (dict(space_group=16, formula="NaCl", num_atoms=2), "47 (Pmmm)"),
-              (dict(space_group=[62, 1], formula="Cu", num_orbits=2), "2 (P-1)"), (dict(space_group=1, num_orbits=1), "2 (P-1)"),
-              (dict(space_group=25, num_atoms=1), "47 (Pmmm)"), (dict(space_group=216, formula="C", num_atoms=8), "227 (Fd-3m)")]
+IMPOSSIBLE = [
+    (dict(space_group=225, formula="Cu", num_atoms=8), "221 (Pm-3m)"),
+    (dict(space_group=16, formula="NaCl", num_atoms=2), "47 (Pmmm)"),
+    (dict(space_group=[62, 1], formula="Cu", num_orbits=2), "2 (P-1)"),
+    (dict(space_group=1, num_orbits=1), "2 (P-1)"),
+    (dict(space_group=25, num_atoms=1), "47 (Pmmm)"),
+    (dict(space_group=216, formula="C", num_atoms=8), "227 (Fd-3m)"),
+]
 
 
 @pytest.mark.parametrize("asked, names", IMPOSSIBLE)
 def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
-    with pytest.raises(MatgenError) as error: OURS.sample(2, steps=1, progress=False, **asked)
+    with pytest.raises(MatgenError) as error:
+        OURS.sample(2, steps=1, progress=False, **asked)
     text = str(error.value)
-    assert names in text and "force a higher group" in text and "resample_higher=0 (--resample-higher 0)" in text
+    assert (
+        names in text and "force a higher group" in text and "resample_higher=0 (--resample-higher 0)" in text
+    )
     if near := re.search(r"or for ([\d, ]+) atoms", text):
         group = max(np.atleast_1d(asked["space_group"])) if asked["space_group"] != [62, 1] else 1
-        for n in map(int, near[1].split(",")): refuse_forced(int(group), asked.get("formula"), num_atoms=n)
+        for n in map(int, near[1].split(",")):
+            refuse_forced(int(group), asked.get("formula"), num_atoms=n)
     made = OURS.sample(2, steps=1, progress=False, resample_higher=0, **asked)
-    assert all(s.row["higher_symmetry"] is not False for s in made if s.row["space_group"] != 62), "kept and flagged"
+    assert all(s.row["higher_symmetry"] is not False for s in made if s.row["space_group"] != 62), (
+        "kept and flagged"
+    )
 
 
-@pytest.mark.parametrize("asked", [dict(space_group=225, formula="Cu"), dict(space_group=225, formula="NaCl", num_atoms=8), dict(space_group=1, num_orbits=2),
-                                   dict(space_group=16, formula="NaCl"), dict(space_group=227, formula="MgAl2O4", num_atoms=56), dict(space_group=14),
-                                   dict(space_group=226, formula="LiO2"), dict(space_group=1, num_atoms=60), dict(space_group=225, num_atoms=2000)])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        dict(space_group=225, formula="Cu"),
+        dict(space_group=225, formula="NaCl", num_atoms=8),
+        dict(space_group=1, num_orbits=2),
+        dict(space_group=16, formula="NaCl"),
+        dict(space_group=227, formula="MgAl2O4", num_atoms=56),
+        dict(space_group=14),
+        dict(space_group=226, formula="LiO2"),
+        dict(space_group=1, num_atoms=60),
+        dict(space_group=225, num_atoms=2000),
+    ],
+)
 def test_what_can_be_met_is_not_refused(asked):
     refuse_forced(**asked)
 
@@ -509,7 +808,8 @@ def test_what_can_be_met_is_not_refused(asked):
 def test_refused_means_that_no_crystal_has_just_the_group(number, n, distinct, seed):
     "Random crystals of all ways to place the atoms, where that is called impossible."
     found = try_arrangements(number, (n,), distinct=distinct)
-    if found.possible: return
+    if found.possible:
+        return
     for way in itertools.islice((way for way in arrangements(number, (n,)) if way), 10):
         elements = np.arange(1, 1 + len(way[0])) if distinct else [29] * len(way[0])
         group = generic_unit(number, way[0], elements, seed=seed).found_group(1e-4)
@@ -518,28 +818,47 @@ def test_refused_means_that_no_crystal_has_just_the_group(number, n, distinct, s
 
 def test_requests_that_force_a_higher_group_are_drawn_again():
     rng = np.random.default_rng(0)
-    sites = lambda letters: dict(sites=tuple(SpaceGroup(16)[w].site_class for w in letters), num_orbits=len(letters))
-    forced, fine = Request(16, elements=(11, 17), **sites("ah")), Request(16, elements=(11, 17), **sites("au"))
+    sites = lambda letters: dict(
+        sites=tuple(SpaceGroup(16)[w].site_class for w in letters), num_orbits=len(letters)
+    )
+    forced, fine = (
+        Request(16, elements=(11, 17), **sites("ah")),
+        Request(16, elements=(11, 17), **sites("au")),
+    )
     assert force_higher(forced) and not force_higher(fine) and not force_higher(Request(16, 3))
     answers = iter([forced, forced, fine])
-    assert redraw(lambda rng: next(answers), rng) is fine and redraw(lambda rng: forced, rng, most=5) is forced
+    assert (
+        redraw(lambda rng: next(answers), rng) is fine and redraw(lambda rng: forced, rng, most=5) is forced
+    )
 
 
 def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypatch):
     how = dict(n=6, seed=2, steps=2, space_group=16, num_orbits=2, progress=False)
     off = OURS.sample(**how, resample_higher=0)
     monkeypatch.setattr(asymmetric_unit.importlib.util, "find_spec", lambda name: None)
-    for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced): cached.cache_clear()
+    for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced):
+        cached.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="spglib is not installed") as seen: made = OURS.sample(**how) + OURS.sample(**how)
+        with pytest.warns(UserWarning, match="spglib is not installed") as seen:
+            made = OURS.sample(**how) + OURS.sample(**how)
         assert len(seen) == 1 and all(same_crystals(off + off, made))
-        assert {(s.row["space_group@0.1"], s.row["space_group@0.01"], s.row["higher_symmetry"], s.row["resampled"]) for s in made} == {(None, None, None, 0)}
+        assert {
+            (
+                s.row["space_group@0.1"],
+                s.row["space_group@0.01"],
+                s.row["higher_symmetry"],
+                s.row["resampled"],
+            )
+            for s in made
+        } == {(None, None, None, 0)}
         OURS.sample(1, space_group=16, formula="NaCl", num_atoms=2, steps=1, progress=False)
     finally:
         monkeypatch.undo()
-        for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced): cached.cache_clear()
+        for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced):
+            cached.cache_clear()
 
 
-@pytest.mark.parametrize("wrong", [-1, 1001, .5, "ten"])
+@pytest.mark.parametrize("wrong", [-1, 1001, 0.5, "ten"])
 def test_resample_higher_is_a_number_of_times(wrong):
-    with pytest.raises(MatgenError, match="resample_higher must be a whole number from 0"): OURS.sample(1, steps=1, space_group=2, resample_higher=wrong)
+    with pytest.raises(MatgenError, match="resample_higher must be a whole number from 0"):
+        OURS.sample(1, steps=1, space_group=2, resample_higher=wrong)

@@ -1,10 +1,19 @@
 """The table of space groups, all 230 groups and 1731 Wyckoff positions: recomputed, counted, and compared with spglib."""
+
 import numpy as np
 import pytest
 
 from matgen_nb.symmetry.lattice import lattice_from_parameters
-from matgen_nb.symmetry.space_groups import (DENOMINATOR, SpaceGroup, group_vectors, load_table, site_symmetry_one_hot,
-                                             standard_hall_number, wyckoff_members, wyckoff_tables)
+from matgen_nb.symmetry.space_groups import (
+    DENOMINATOR,
+    SpaceGroup,
+    group_vectors,
+    load_table,
+    site_symmetry_one_hot,
+    standard_hall_number,
+    wyckoff_members,
+    wyckoff_tables,
+)
 
 CHUNKS = [range(start, min(start + 23, 231)) for start in range(1, 231, 23)]
 chunked = pytest.mark.parametrize("numbers", CHUNKS, ids=lambda r: f"{r[0]}-{r[-1]}")
@@ -13,11 +22,16 @@ chunked = pytest.mark.parametrize("numbers", CHUNKS, ids=lambda r: f"{r[0]}-{r[-
 def cell_of(number, size=23.0):
     "A cell that the group allows and that has no symmetry beyond it."
     lengths, angles = np.array([1, 1.13, 1.31]) * size, [83.0, 97.0, 104.0]
-    if number > 2: angles = [90.0, 101.0, 90.0]
-    if number > 15: angles = [90.0, 90.0, 90.0]
-    if number > 74: lengths[1] = lengths[0]
-    if 143 <= number <= 194: angles = [90.0, 90.0, 120.0]
-    if number > 194: lengths[:] = size
+    if number > 2:
+        angles = [90.0, 101.0, 90.0]
+    if number > 15:
+        angles = [90.0, 90.0, 90.0]
+    if number > 74:
+        lengths[1] = lengths[0]
+    if 143 <= number <= 194:
+        angles = [90.0, 90.0, 120.0]
+    if number > 194:
+        lengths[:] = size
     return lattice_from_parameters(lengths, angles).numpy()
 
 
@@ -39,8 +53,13 @@ def test_operations_form_a_group(numbers):
         R, w = integer_operations(number)
         members = {r.tobytes() + v.tobytes() for r, v in zip(R, w)}
         assert len(members) == len(R) == SpaceGroup(number).order
-        products = np.einsum("aij,bjk->abik", R, R), (np.einsum("aij,bj->abi", R, w) + w[:, None]) % DENOMINATOR
-        assert {r.tobytes() + v.tobytes() for r, v in zip(*(x.reshape(-1, *x.shape[2:]) for x in products))} == members
+        products = (
+            np.einsum("aij,bjk->abik", R, R),
+            (np.einsum("aij,bj->abi", R, w) + w[:, None]) % DENOMINATOR,
+        )
+        assert {
+            r.tobytes() + v.tobytes() for r, v in zip(*(x.reshape(-1, *x.shape[2:]) for x in products))
+        } == members
 
 
 @chunked
@@ -50,14 +69,21 @@ def test_every_position(numbers):
     for number in numbers:
         group, (R, w) = SpaceGroup(number), integer_operations(number)
         for position in group.wyckoff_positions:
-            A, t = position.A.astype(np.int64), np.rint(position.t * DENOMINATOR).astype(np.int64) % DENOMINATOR
+            A, t = (
+                position.A.astype(np.int64),
+                np.rint(position.t * DENOMINATOR).astype(np.int64) % DENOMINATOR,
+            )
             members_A, members_t, stabiliser = wyckoff_members(R, w, A[0], t[0])
             assert (members_A == A).all() and (members_t == t).all()
             assert position.multiplicity * len(stabiliser) == group.order
             assert (position.one_hot == site_symmetry_one_hot(R[stabiliser])).all()
             assert all(np.linalg.matrix_rank(a) == position.dof for a in A)
             x = position.A[0] @ rng.uniform(size=3) + position.t[0]
-            assert distinct(group.operations[0] @ x + group.operations[1]) == position.multiplicity == distinct(position.points(rng.uniform(size=3)))
+            assert (
+                distinct(group.operations[0] @ x + group.operations[1])
+                == position.multiplicity
+                == distinct(position.points(rng.uniform(size=3)))
+            )
 
 
 def all_positions_crystal(number, rng):
@@ -72,6 +98,7 @@ def all_positions_crystal(number, rng):
 @chunked
 def test_site_symmetry_as_spglib_names_it(numbers):
     import spglib
+
     rng = np.random.default_rng(1)
     for number in numbers:
         cell, positions = all_positions_crystal(number, rng)
@@ -87,7 +114,11 @@ def test_counts():
     assert max(len(g.wyckoff_positions) for g in groups) == 27
     assert len(load_table()["one_hots"]) == 83
     assert max(len({p.site_class for p in g.wyckoff_positions}) for g in groups) == 15
-    shared = [sum(q.site_class == p.site_class for q in g.wyckoff_positions) > 1 for g in groups for p in g.wyckoff_positions]
+    shared = [
+        sum(q.site_class == p.site_class for q in g.wyckoff_positions) > 1
+        for g in groups
+        for p in g.wyckoff_positions
+    ]
     assert sum(shared) == 983
     assert len(group_vectors()[1:].unique(dim=0)) == 230 and not group_vectors()[0].any()
 
@@ -102,7 +133,7 @@ def test_positions_that_share_a_class_have_the_same_size():
 def test_letters_run_from_a():
     for number in range(1, 231):
         letters = "".join(p.letter for p in SpaceGroup(number).wyckoff_positions)
-        assert letters == "abcdefghijklmnopqrstuvwxyzA"[:len(letters)]
+        assert letters == "abcdefghijklmnopqrstuvwxyzA"[: len(letters)]
         assert SpaceGroup(number)[letters[-1]].multiplicity == SpaceGroup(number).order
 
 
@@ -111,7 +142,11 @@ def test_tables_agree_with_groups():
     for number in (1, 2, 47, 99, 183, 191, 225, 230):
         for p in SpaceGroup(number).wyckoff_positions:
             row = T.wyckoff_offset[number] + p.index
-            assert (int(T.multiplicity[row]), int(T.dof[row]), int(T.site_class[row])) == (p.multiplicity, p.dof, p.site_class)
+            assert (int(T.multiplicity[row]), int(T.dof[row]), int(T.site_class[row])) == (
+                p.multiplicity,
+                p.dof,
+                p.site_class,
+            )
             assert (T.one_hots[T.one_hot_id[row]].numpy() == p.one_hot).all()
             span = slice(int(T.member_offset[row]), int(T.member_offset[row + 1]))
             assert (T.A[span].numpy() == p.A).all() and (T.t[span].numpy() == p.t).all()

@@ -1,4 +1,5 @@
 """A noise time for each part (lessons 11b and 12b), structure prediction, fine-tuning, the front door."""
+
 import csv
 import subprocess
 import sys
@@ -28,7 +29,9 @@ def data():
 
 def untrained(data, **changes):
     torch.manual_seed(0)
-    return SymmCD(preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)).eval()
+    return SymmCD(
+        preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)
+    ).eval()
 
 
 def all_positions():
@@ -100,7 +103,9 @@ def test_predicted_structures_hold_every_group(data):
     found = model.predict(units, options=StageOptions(steps=2, apart=0.0), progress=False)
     for unit, sample in zip(units, found):
         assert sample.unit.space_group == unit.space_group
-        assert sample.unit.wyckoff.tolist() == list(unit.wyckoff) and sample.unit.elements.tolist() == list(unit.elements)
+        assert sample.unit.wyckoff.tolist() == list(unit.wyckoff) and sample.unit.elements.tolist() == list(
+            unit.elements
+        )
         assert sample.row["projection_max"] < 1e-3
 
 
@@ -117,9 +122,11 @@ def test_prediction_uses_no_cell_and_no_coordinate(data):
 
 def test_prediction_refuses_what_it_cannot_do(data):
     common = SymmCD(preset("common", width=16, layers=1, frequencies=4), statistics(data)).eval()
-    with pytest.raises(MatgenError, match="staged"): common.predict([data[0]])
+    with pytest.raises(MatgenError, match="staged"):
+        common.predict([data[0]])
     for wrong in (dict(units=[]), dict(units=[data[0]], n=0)):
-        with pytest.raises(MatgenError, match="at least one"): untrained(data).predict(**wrong)
+        with pytest.raises(MatgenError, match="at least one"):
+            untrained(data).predict(**wrong)
 
 
 def test_letters_never_share_a_point(data):
@@ -140,8 +147,11 @@ def test_fine_tuning_starts_from_the_old_network(data):
     model = untrained(data)
     half = data.subset(range(0, len(data), 2))
     tuned = fine_tuned(model, half)
-    for a, b in zip(model.network.state_dict().values(), tuned.network.state_dict().values()): assert torch.equal(a, b)
-    assert torch.equal(tuned.stat_k_mean, model.stat_k_mean) and torch.equal(tuned.stat_volumes, model.stat_volumes)
+    for a, b in zip(model.network.state_dict().values(), tuned.network.state_dict().values()):
+        assert torch.equal(a, b)
+    assert torch.equal(tuned.stat_k_mean, model.stat_k_mean) and torch.equal(
+        tuned.stat_volumes, model.stat_volumes
+    )
     assert tuned.stat_groups.sum() == len(half) and model.stat_groups.sum() == len(data)
     batch = data.select(range(len(data)))
     with torch.no_grad():
@@ -152,55 +162,115 @@ def test_fine_tuning_starts_from_the_old_network(data):
 def test_training_from_given_weights(data, tmp_path):
     "matgen train --init-from: the first loss is that of the old weights, not that of an untrained network."
     load_commands()
-    data.save(tmp_path/"data.safetensors")
-    command = ["train", "symmcd", str(tmp_path/"data.safetensors"), "--out", str(tmp_path/"run"), "--init-from", "symmcd-mp20-small",
-               "--steps", "2", "--batch-size", "32", "--device", "cpu", "--lr", "1e-6"]
+    data.save(tmp_path / "data.safetensors")
+    command = [
+        "train",
+        "symmcd",
+        str(tmp_path / "data.safetensors"),
+        "--out",
+        str(tmp_path / "run"),
+        "--init-from",
+        "symmcd-mp20-small",
+        "--steps",
+        "2",
+        "--batch-size",
+        "32",
+        "--device",
+        "cpu",
+        "--lr",
+        "1e-6",
+    ]
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
-    tuned, shipped = SymmCD.from_pretrained(tmp_path/"run"/"weights.safetensors"), SymmCD.from_pretrained("symmcd-mp20-small")
+    tuned, shipped = (
+        SymmCD.from_pretrained(tmp_path / "run" / "weights.safetensors"),
+        SymmCD.from_pretrained("symmcd-mp20-small"),
+    )
     fresh = SymmCD(shipped.config, statistics(data)).eval()
     batch = data.select(range(len(data)))
     with torch.no_grad():
-        old, new, none = (m.loss(batch, torch.Generator().manual_seed(0))["k"].item() for m in (shipped, tuned, fresh))
+        old, new, none = (
+            m.loss(batch, torch.Generator().manual_seed(0))["k"].item() for m in (shipped, tuned, fresh)
+        )
     assert abs(new - old) < 0.1 * abs(none - old) + 0.02, (old, new, none)
 
 
 def test_predict_command(data, tmp_path, capsys):
     load_commands()
-    folder = tmp_path/"cifs"
+    folder = tmp_path / "cifs"
     folder.mkdir()
-    for i in range(3): data[i].to_crystal().to_cif(folder/f"{i}.cif")
-    (folder/"broken.cif").write_text("data_x\n_cell_length_a 3\n")
-    answer = CliRunner().invoke(app, ["predict", "symmcd", str(folder), "--out", str(tmp_path/"out"), "-n", "2", "--steps", "3", "--device", "cpu"])
+    for i in range(3):
+        data[i].to_crystal().to_cif(folder / f"{i}.cif")
+    (folder / "broken.cif").write_text("data_x\n_cell_length_a 3\n")
+    answer = CliRunner().invoke(
+        app,
+        [
+            "predict",
+            "symmcd",
+            str(folder),
+            "--out",
+            str(tmp_path / "out"),
+            "-n",
+            "2",
+            "--steps",
+            "3",
+            "--device",
+            "cpu",
+        ],
+    )
     assert answer.exit_code == 0, answer.output
-    with open(tmp_path/"out"/"table.csv", newline="") as file: rows = list(csv.DictReader(file))
-    assert len(rows) == 6 and {row["given"] for row in rows} == {"0.cif", "1.cif", "2.cif"} and "broken.cif" in answer.output
-    assert len(list((tmp_path/"out"/"cif").glob("*.cif"))) == 6 and len(list(folder.iterdir())) == 4
-    for wrong, text in ((["predict", "mofdiff", str(folder)], "no model"), (["predict", "symmcd", str(tmp_path/"none")], "no folder"),
-                        (["predict", "symmcd", str(folder), "--out", str(folder)], "--out"),
-                        (["predict", "symmcd", str(folder), "--weights", "symmcd-mp20-common", "--out", str(tmp_path/"x")], "staged")):
-        with pytest.raises(SystemExit) as stop: main([*wrong, "--device", "cpu"])
+    with open(tmp_path / "out" / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (
+        len(rows) == 6
+        and {row["given"] for row in rows} == {"0.cif", "1.cif", "2.cif"}
+        and "broken.cif" in answer.output
+    )
+    assert len(list((tmp_path / "out" / "cif").glob("*.cif"))) == 6 and len(list(folder.iterdir())) == 4
+    for wrong, text in (
+        (["predict", "mofdiff", str(folder)], "no model"),
+        (["predict", "symmcd", str(tmp_path / "none")], "no folder"),
+        (["predict", "symmcd", str(folder), "--out", str(folder)], "--out"),
+        (
+            [
+                "predict",
+                "symmcd",
+                str(folder),
+                "--weights",
+                "symmcd-mp20-common",
+                "--out",
+                str(tmp_path / "x"),
+            ],
+            "staged",
+        ),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*wrong, "--device", "cpu"])
         assert stop.value.code == 2 and text in capsys.readouterr().err
-    assert len(list(folder.iterdir())) == 4 and not (tmp_path/"x").exists()
+    assert len(list(folder.iterdir())) == 4 and not (tmp_path / "x").exists()
 
 
 def test_front_door():
     "Every name is there, complete, and the package itself stays light."
-    code = ("import sys, matgen_nb; assert not {'torch', 'numpy', 'pymatgen'} & set(sys.modules)\n"
-            "for name in matgen_nb._FRONT_DOOR: getattr(matgen_nb, name)\n"
-            "for name in ('sample', 'predict', 'loss'): assert callable(getattr(matgen_nb.SymmCD, name)), name\n"
-            "assert callable(matgen_nb.MofDiff.sample) and callable(matgen_nb.Crystal.from_cif)\n"
-            "assert set(matgen_nb._FRONT_DOOR) <= set(dir(matgen_nb))\n"
-            "try: matgen_nb.Unknown\nexcept AttributeError as error: assert 'Unknown' in str(error)\nelse: raise SystemExit('accepted')")
+    code = (
+        "import sys, matgen_nb; assert not {'torch', 'numpy', 'pymatgen'} & set(sys.modules)\n"
+        "for name in matgen_nb._FRONT_DOOR: getattr(matgen_nb, name)\n"
+        "for name in ('sample', 'predict', 'loss'): assert callable(getattr(matgen_nb.SymmCD, name)), name\n"
+        "assert callable(matgen_nb.MofDiff.sample) and callable(matgen_nb.Crystal.from_cif)\n"
+        "assert set(matgen_nb._FRONT_DOOR) <= set(dir(matgen_nb))\n"
+        "try: matgen_nb.Unknown\nexcept AttributeError as error: assert 'Unknown' in str(error)\nelse: raise SystemExit('accepted')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-1500:]
 
 
 def test_methods_of_later_lessons_name_their_import():
-    code = ("from matgen_nb.symmcd.model import SymmCD\nmodel = SymmCD.from_pretrained('symmcd-mp20-small')\n"
-            "for name in ('sample', 'predict'):\n"
-            "    try: getattr(model, name)\n"
-            "    except AttributeError as error: assert 'import matgen_nb.symmcd.' in str(error), error\n"
-            "    else: raise SystemExit(name)")
+    code = (
+        "from matgen_nb.symmcd.model import SymmCD\nmodel = SymmCD.from_pretrained('symmcd-mp20-small')\n"
+        "for name in ('sample', 'predict'):\n"
+        "    try: getattr(model, name)\n"
+        "    except AttributeError as error: assert 'import matgen_nb.symmcd.' in str(error), error\n"
+        "    else: raise SystemExit(name)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-1500:]

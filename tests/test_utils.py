@@ -5,52 +5,77 @@ import time
 import joblib
 import pytest
 
-from matgen_nb.utils import Failure, MatgenError, atomic_write, describe_failures, fetch, parallel_map, time_limit
+from matgen_nb.utils import (
+    Failure,
+    MatgenError,
+    atomic_write,
+    describe_failures,
+    fetch,
+    parallel_map,
+    time_limit,
+)
 
 
 def shout(text):
-    if text == "bad": raise ValueError("bad word")
-    if text == "hang": time.sleep(60)
-    if text == "die": os._exit(3)
+    if text == "bad":
+        raise ValueError("bad word")
+    if text == "hang":
+        time.sleep(60)
+    if text == "die":
+        os._exit(3)
     return text.upper()
 
 
 @pytest.mark.parametrize("mode, old, new", [("w", "old", "new"), ("wb", b"old", b"new")])
 def test_atomic_write(tmp_path, mode, old, new):
-    path = tmp_path/"deep"/"file"
-    with atomic_write(path, mode) as f: f.write(old)
+    path = tmp_path / "deep" / "file"
+    with atomic_write(path, mode) as f:
+        f.write(old)
     with pytest.raises(RuntimeError):
         with atomic_write(path, mode) as f:
             f.write(new)
             raise RuntimeError
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file"]
-    with atomic_write(path, mode) as f: f.write(new)
+    with atomic_write(path, mode) as f:
+        f.write(new)
     assert path.read_bytes() == b"new"
 
 
 def test_atomic_write_full_disk_when_syncing(tmp_path, monkeypatch):
-    def full(fd): raise OSError(errno.ENOSPC, "No space left on device")
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        with atomic_write(tmp_path/"a") as f: f.write("x")
+        with atomic_write(tmp_path / "a") as f:
+            f.write("x")
     assert os.listdir(tmp_path) == []
 
 
 def test_atomic_write_mode():
     with pytest.raises(ValueError, match="mode"):
-        with atomic_write("x", "a"): pass
+        with atomic_write("x", "a"):
+            pass
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_parallel_map_keeps_order_and_names_failures(n_jobs):
-    results, failures = parallel_map(shout, ["a", "bad", "b", "hang", "c"], names="vwxyz", n_jobs=n_jobs, timeout=.5)
+    results, failures = parallel_map(
+        shout, ["a", "bad", "b", "hang", "c"], names="vwxyz", n_jobs=n_jobs, timeout=0.5
+    )
     assert results == ["A", None, "B", None, "C"]
-    assert failures[0] == Failure("w", "bad word") and failures[1].name == "y" and "longer" in failures[1].reason
+    assert (
+        failures[0] == Failure("w", "bad word") and failures[1].name == "y" and "longer" in failures[1].reason
+    )
 
 
 def test_parallel_map_survives_a_dead_worker():
     results, failures = parallel_map(shout, ["a", "die", "b", "c"], n_jobs=2)
-    assert results == ["A", None, "B", "C"] and [f.name for f in failures] == ["1"] and "died" in failures[0].reason
+    assert (
+        results == ["A", None, "B", "C"]
+        and [f.name for f in failures] == ["1"]
+        and "died" in failures[0].reason
+    )
 
 
 def test_parallel_map_takes_the_backend_in_force():
@@ -59,7 +84,8 @@ def test_parallel_map_takes_the_backend_in_force():
 
 
 def test_parallel_map_counts_names():
-    with pytest.raises(ValueError, match="2 names for 3"): parallel_map(shout, "abc", names="ab")
+    with pytest.raises(ValueError, match="2 names for 3"):
+        parallel_map(shout, "abc", names="ab")
 
 
 def test_describe_failures():
@@ -69,23 +95,27 @@ def test_describe_failures():
 
 def test_time_limit_is_removed():
     with pytest.raises(TimeoutError):
-        with time_limit(.05): time.sleep(5)
-    time.sleep(.1)
+        with time_limit(0.05):
+            time.sleep(5)
+    time.sleep(0.1)
     assert issubclass(MatgenError, Exception)
 
 
 def test_limits_within_limits():
     with pytest.raises(TimeoutError, match="than 0.3 s"):
-        with time_limit(.3):
-            with time_limit(5): pass                                     # done in time: the limit around it goes on
+        with time_limit(0.3):
+            with time_limit(5):
+                pass  # done in time: the limit around it goes on
             time.sleep(5)
     with pytest.raises(TimeoutError, match="than 0.2 s"):
-        with time_limit(.2):
-            with time_limit(5): time.sleep(10)                           # the outer one ends first
+        with time_limit(0.2):
+            with time_limit(5):
+                time.sleep(10)  # the outer one ends first
     with time_limit(5):
         with pytest.raises(TimeoutError, match="than 0.1 s"):
-            with time_limit(.1): time.sleep(5)
-    time.sleep(.2)
+            with time_limit(0.1):
+                time.sleep(5)
+    time.sleep(0.2)
 
 
 def test_every_model_reads_its_weights_the_same_way(tmp_path):
@@ -94,39 +124,66 @@ def test_every_model_reads_its_weights_the_same_way(tmp_path):
     from matgen_nb.mofdiff import embedding, model as mofdiff
     from matgen_nb.symmcd import model as symmcd
     from matgen_nb.utils import find_weights, read_weights
-    assert symmcd.find_weights is mofdiff.find_weights is find_weights and symmcd.read_weights is mofdiff.read_weights is embedding.read_weights is read_weights
-    save_file({"w": torch.arange(3.)}, tmp_path/"good.safetensors", {"format": "x 1", "unit": "m"})
-    assert read_weights(tmp_path/"good.safetensors", "x 1", lambda metadata, tensors: (metadata["unit"], tensors["w"].tolist())) == ("m", [0, 1, 2])
-    (tmp_path/"cut.safetensors").write_bytes((tmp_path/"good.safetensors").read_bytes()[:-5])
-    torch.save({"w": torch.ones(1)}, tmp_path/"pickle.safetensors")
-    for name, form, text in (("cut", "x 1", "cut short"), ("pickle", "x 1", "cut short"), ("good", "x 2", "another model or version"), ("none", "x 1", "ship with the package: .*symmcd-mp20-small")):
-        with pytest.raises(MatgenError, match=text): read_weights(tmp_path/f"{name}.safetensors", form, lambda *parts: parts)
-    with pytest.raises(MatgenError, match="does not fit.*no_such"): read_weights(tmp_path/"good.safetensors", "x 1", lambda metadata, tensors: metadata["no_such"])
+
+    assert (
+        symmcd.find_weights is mofdiff.find_weights is find_weights
+        and symmcd.read_weights is mofdiff.read_weights is embedding.read_weights is read_weights
+    )
+    save_file({"w": torch.arange(3.0)}, tmp_path / "good.safetensors", {"format": "x 1", "unit": "m"})
+    assert read_weights(
+        tmp_path / "good.safetensors",
+        "x 1",
+        lambda metadata, tensors: (metadata["unit"], tensors["w"].tolist()),
+    ) == ("m", [0, 1, 2])
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-5])
+    torch.save({"w": torch.ones(1)}, tmp_path / "pickle.safetensors")
+    for name, form, text in (
+        ("cut", "x 1", "cut short"),
+        ("pickle", "x 1", "cut short"),
+        ("good", "x 2", "another model or version"),
+        ("none", "x 1", "ship with the package: .*symmcd-mp20-small"),
+    ):
+        with pytest.raises(MatgenError, match=text):
+            read_weights(tmp_path / f"{name}.safetensors", form, lambda *parts: parts)
+    with pytest.raises(MatgenError, match="does not fit.*no_such"):
+        read_weights(tmp_path / "good.safetensors", "x 1", lambda metadata, tensors: metadata["no_such"])
 
 
 def test_fetch_takes_a_file_once_and_says_what_is_wrong(tmp_path, monkeypatch):
     "With the real pooch and files in place of a server: stated checksums, a test of the content, the record, what changes later, no network."
     import pooch
-    site, cache = tmp_path/"site", tmp_path/"cache"
+
+    site, cache = tmp_path / "site", tmp_path / "cache"
     site.mkdir()
     monkeypatch.setattr(pooch, "os_cache", lambda name: cache)
+
     def arrive(url, output_file, pooch_, **more):
-        text = (site/str(url).rsplit("/", 1)[1]).read_bytes()                       # OSError where there is none: no network
+        text = (site / str(url).rsplit("/", 1)[1]).read_bytes()  # OSError where there is none: no network
         (output_file.write if hasattr(output_file, "write") else open(output_file, "wb").write)(text)
+
     monkeypatch.setattr(pooch.core, "choose_downloader", lambda url, **more: arrive)
+
     def whole(path):
-        if b"end" not in path.read_bytes(): raise MatgenError(f"{path.name} is cut short")
-    (site/"a.txt").write_text("text end")
+        if b"end" not in path.read_bytes():
+            raise MatgenError(f"{path.name} is cut short")
+
+    (site / "a.txt").write_text("text end")
     get = lambda name="a.txt", **more: fetch(f"https://site/{name}", name, whole, **more)
-    stated = "sha256:" + pooch.file_hash(str(site/"a.txt"))
-    with pytest.raises(MatgenError, match="not the file that was published.*sha256:000"): get(stated=lambda: "sha256:" + "0" * 64)
+    stated = "sha256:" + pooch.file_hash(str(site / "a.txt"))
+    with pytest.raises(MatgenError, match="not the file that was published.*sha256:000"):
+        get(stated=lambda: "sha256:" + "0" * 64)
     assert not list(cache.glob("a.txt*"))
-    assert get(stated=lambda: stated) == cache/"a.txt" and (cache/"a.txt.sha256").read_text() == stated.removeprefix("sha256:")
-    assert get(stated=lambda: pytest.fail("asked again")) == cache/"a.txt"
-    (site/"b.txt").write_text("text e")
-    with pytest.raises(MatgenError, match="cut short"): get("b.txt")
+    assert get(stated=lambda: stated) == cache / "a.txt" and (
+        cache / "a.txt.sha256"
+    ).read_text() == stated.removeprefix("sha256:")
+    assert get(stated=lambda: pytest.fail("asked again")) == cache / "a.txt"
+    (site / "b.txt").write_text("text e")
+    with pytest.raises(MatgenError, match="cut short"):
+        get("b.txt")
     assert not list(cache.glob("b.txt*"))
-    with pytest.raises(MatgenError, match="Without a network, ask a friend"): get("c.txt", instead="ask a friend")
-    (site/"a.txt").write_text("other end")
-    (cache/"a.txt").write_text("changed end")
-    with pytest.raises(MatgenError, match="not the file that was kept"): get()
+    with pytest.raises(MatgenError, match="Without a network, ask a friend"):
+        get("c.txt", instead="ask a friend")
+    (site / "a.txt").write_text("other end")
+    (cache / "a.txt").write_text("changed end")
+    with pytest.raises(MatgenError, match="not the file that was kept"):
+        get()

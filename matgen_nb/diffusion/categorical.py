@@ -18,7 +18,9 @@ def draw_categories(p, generator=None):
     p = p if p.dtype == torch.float64 else p.float()
     cumulative = p.cumsum(-1)
     u = random_uniform(p.shape[:-1], generator, p.device, p.dtype)[..., None] * cumulative[..., -1:]
-    return torch.where(p > 0, 1.0 + (cumulative > u), 0.0).argmax(-1)  # the first class past u; if rounding left none, the first allowed
+    return torch.where(p > 0, 1.0 + (cumulative > u), 0.0).argmax(
+        -1
+    )  # the first class past u; if rounding left none, the first allowed
 
 # %% ../../nbs/2_diffusion/08_categorical.ipynb #d8b3cf91
 def masked_logits(logits, prior):
@@ -42,9 +44,9 @@ def posterior(x_t, x0, a_t, a_s, prior):
     here = x_t[..., None]
     p_x, prior_x = p.gather(-1, here), prior.gather(-1, here)
     tiny = torch.finfo(p.dtype).tiny
-    lost = (1 - a_t).clamp(min=tiny)           # chance that the prior was drawn from at least once before t
-    jump = 1 - a_t / a_s                       # ... between s and t
-    since = jump / lost                        # ... between s and t, given that it was at least once before t
+    lost = (1 - a_t).clamp(min=tiny)  # chance that the prior was drawn from at least once before t
+    jump = 1 - a_t / a_s  # ... between s and t
+    since = jump / lost  # ... between s and t, given that it was at least once before t
     seen = p_x / (a_t + lost * prior_x).clamp(min=tiny)
     other = a_s * since * p + (1 - a_s) * prior * (jump * prior_x * seen + since * (1 - p_x))
     stay = (1 - jump + jump * prior_x) * ((a_s + (1 - a_s) * prior_x) * seen + (1 - a_s) / lost * (1 - p_x))
@@ -57,6 +59,7 @@ class CategoricalDiffusion:
     At time t a variable still shows x_0 with probability abar_t, else a draw from the prior. abar: cosine schedule c for power 1,
     else 1 - (1 - c)^power: the larger the power, the later x_0 is lost, and the earlier it is settled on the way back.
     Classes 0..K-1, int64 (n,). t, s: ints 0..T, or int64 (n,). prior: (K,) or (n, K), rows sum to one."""
+
     target = "x0"
 
     def __init__(self, T=1000, power=1):

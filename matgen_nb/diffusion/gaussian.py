@@ -27,6 +27,7 @@ def cosine_alpha_bar(T, s=0.008):
 # %% ../../nbs/2_diffusion/06_gaussian.ipynb #1b5c0cb6
 class Schedule:
     "A table over t = 0..T, made once in float64, read on the device and in the precision of the tensor at hand."
+
     def __init__(self, values):
         self.values, self._copies = torch.as_tensor(values, dtype=torch.float64).cpu(), {}
 
@@ -61,14 +62,18 @@ def reproducible(device):
     if torch.device(device).type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")        # what cuBLAS asks for
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*deterministic.*")
             yield
-    finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 # %% ../../nbs/2_diffusion/06_gaussian.ipynb #dc8c154a
 class GaussianDiffusion:
@@ -76,11 +81,14 @@ class GaussianDiffusion:
 
     A network learns `target`, the noise eps. `t`, `s`: ints 0..T, or int64 (n,) with one entry per row of x (n, ...).
     clip: if given, every estimate of x_0 made by `step` is clamped to [-clip, clip]."""
+
     target = "eps"
 
     def __init__(self, T=1000, clip=None):
         self.T, self.clip = T, clip
-        self.log_alpha_bar = Schedule(cosine_alpha_bar(T).log())  # logarithms keep 1 - abar exact where abar is nearly 1
+        self.log_alpha_bar = Schedule(
+            cosine_alpha_bar(T).log()
+        )  # logarithms keep 1 - abar exact where abar is nearly 1
 
     def signal(self, t, like):
         "sqrt(abar_t): how much of x_0 is left."
@@ -112,9 +120,11 @@ def step(self, x_t, eps_hat, t, s, generator=None, eta=1.0):
         x0 = x0.clamp(-self.clip, self.clip)
         eps_hat = (x_t - self.signal(t, x_t) * x0) / self.noise(t, x_t)
     lost = -torch.expm1(self.log_alpha_bar(t, x_t) - self.log_alpha_bar(s, x_t))  # 1 - abar_t / abar_s
-    share = eta**2 * lost / self.noise(t, x_t) ** 2                               # of the variance at s, drawn anew
+    share = eta**2 * lost / self.noise(t, x_t) ** 2  # of the variance at s, drawn anew
     z = random_normal(x_t.shape, generator, x_t.device, x_t.dtype)
-    return self.signal(s, x_t) * x0 + self.noise(s, x_t) * ((1 - share).clamp(min=0).sqrt() * eps_hat + share.sqrt() * z)
+    return self.signal(s, x_t) * x0 + self.noise(s, x_t) * (
+        (1 - share).clamp(min=0).sqrt() * eps_hat + share.sqrt() * z
+    )
 
 
 GaussianDiffusion.x0_from_eps = x0_from_eps

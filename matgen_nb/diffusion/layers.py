@@ -15,9 +15,11 @@ from torch import nn
 def all_pairs(counts):
     "Every ordered pair (i, j) of parts of the same structure, self pairs included: two flat index tensors (E,). counts (B,): parts of each structure."
     start = torch.cumsum(counts, 0) - counts
-    size = torch.repeat_interleave(counts, counts)                  # per part: parts in its structure
+    size = torch.repeat_interleave(counts, counts)  # per part: parts in its structure
     i = torch.repeat_interleave(torch.arange(len(size), device=size.device), size)
-    offset = torch.arange(len(i), device=size.device) - torch.repeat_interleave(torch.cumsum(size, 0) - size, size)
+    offset = torch.arange(len(i), device=size.device) - torch.repeat_interleave(
+        torch.cumsum(size, 0) - size, size
+    )
     return i, torch.repeat_interleave(start, counts)[i] + offset
 
 # %% ../../nbs/2_diffusion/08b_layers.ipynb #d4cf2942
@@ -34,6 +36,7 @@ def fourier(delta, frequencies):
     n = 2 * math.pi * torch.arange(1, frequencies + 1, device=delta.device, dtype=delta.dtype)
     angle = (delta[:, :, None] * n).flatten(1)
     return torch.cat([angle.sin(), angle.cos()], 1)
+
 
 def time_features(t, size=32):
     "Sine and cosine features of t in [0, 1]: (B,) -> (B, 2 size)."
@@ -53,7 +56,9 @@ class MessageLayer(nn.Module):
     The first linear map of the message is split into its parts for i, j and the edge, so the wide products are done once per part, not
     once per pair (the result is the same). dropout: share of the numbers in a layer's contribution that are left out at random in training.
     region: worth compiling by itself, see lesson 24."""
+
     region = True
+
     def __init__(self, width, edge_size, dropout=0.0):
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -73,5 +78,7 @@ class MessageLayer(nn.Module):
 def structure_mean(values, batch, n):
     "Mean over the parts of each structure, then over the n structures: values (M,), batch (M,) the structure of each part -> scalar."
     total = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, values)
-    count = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, torch.ones_like(values))
+    count = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(
+        0, batch, torch.ones_like(values)
+    )
     return (total / count.clamp(min=1)).mean()

@@ -32,7 +32,7 @@ def _score_images(delta, sigma, images):
     "Mean of -(delta + n) / sigma^2 over the images n = -images..images, weighted by their densities."
     shifted = delta[..., None] + torch.arange(-images, images + 1, device=delta.device, dtype=delta.dtype)
     variance = sigma[..., None] ** 2
-    return -(torch.softmax(-shifted**2 / (2 * variance), -1) * shifted / variance).sum(-1)
+    return -(torch.softmax(-(shifted**2) / (2 * variance), -1) * shifted / variance).sum(-1)
 
 
 def _score_fourier(delta, sigma, harmonics=5):
@@ -48,7 +48,9 @@ def wrapped_normal_score(delta, sigma, images=2):
 
     delta: displacements in fractional units, any shape, float. sigma > 0: a number, or a tensor that broadcasts with delta.
     Sum over images for sigma <= 0.3, Fourier series above: both are exact to float64 rounding with five terms."""
-    delta, sigma = torch.broadcast_tensors(delta, torch.as_tensor(sigma, dtype=delta.dtype, device=delta.device))
+    delta, sigma = torch.broadcast_tensors(
+        delta, torch.as_tensor(sigma, dtype=delta.dtype, device=delta.device)
+    )
     delta = wrap_difference(delta)
     near = _score_images(delta, sigma.clamp(max=SWITCH), images)
     return torch.where(sigma > SWITCH, _score_fourier(delta, sigma.clamp(min=SWITCH)), near)
@@ -62,7 +64,7 @@ def score_scale(sigma, points=256):
     s = sigma.detach().cpu().double()[..., None]
     delta = torch.arange(points, dtype=torch.float64) / points - 0.5
     wide = s.clamp(min=0.05)
-    density = torch.exp(-(delta[:, None] + torch.arange(-10, 11)) ** 2 / (2 * wide[..., None] ** 2)).sum(-1)
+    density = torch.exp(-((delta[:, None] + torch.arange(-10, 11)) ** 2) / (2 * wide[..., None] ** 2)).sum(-1)
     square = (density * wrapped_normal_score(delta, wide) ** 2).sum(-1) / density.sum(-1)
     return torch.where(s[..., 0] < 0.05, 1 / s[..., 0], square.sqrt()).to(sigma)
 
@@ -72,11 +74,19 @@ class TorusDiffusion:
 
     x_t = x_0 + sigma_t z modulo 1, sigma_0 = 0, then geometric from sigma_min (t = 1) to sigma_max (t = T). A network learns
     `target`, the score divided by its root mean square. `t`, `s`: ints 0..T, or int64 (n,), one per row of x (n, ...)."""
+
     target = "score / score_scale"
+
     def __init__(self, T=1000, sigma_min=0.005, sigma_max=0.5):
         self.T, self.sigma_min, self.sigma_max = T, sigma_min, sigma_max
-        sigma, zero = torch.logspace(math.log10(sigma_min), math.log10(sigma_max), T, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        self._sigma, self._scale = Schedule(torch.cat([zero, sigma])), Schedule(torch.cat([zero, score_scale(sigma)]))
+        sigma, zero = (
+            torch.logspace(math.log10(sigma_min), math.log10(sigma_max), T, dtype=torch.float64),
+            torch.zeros(1, dtype=torch.float64),
+        )
+        self._sigma, self._scale = (
+            Schedule(torch.cat([zero, sigma])),
+            Schedule(torch.cat([zero, score_scale(sigma)])),
+        )
 
     def sigma(self, t, like=torch.empty(())):
         "sigma_t in fractional units, shaped to broadcast over `like`."
@@ -119,4 +129,4 @@ def correct(self, x_t, target_hat, t, generator=None, snr=0.2):
 
 TorusDiffusion.step = step
 TorusDiffusion.correct = correct
-SHARPEN = 3.0      # what both models' samplers use; measured in lessons 12 and 19 and on the cards of the weights
+SHARPEN = 3.0  # what both models' samplers use; measured in lessons 12 and 19 and on the cards of the weights

@@ -30,16 +30,29 @@ def ends(block):
     MatgenError where a connection point sits on its own atom, so that the bond has no direction."""
     bond = block.connection_points - block.cart_coords[block.connection_atoms]
     half = np.linalg.norm(bond, axis=1)
-    if (half < 0.1).any(): raise MatgenError(f"{block}: connection point {int(half.argmin())} lies on its own atom; the bond has no direction")
+    if (half < 0.1).any():
+        raise MatgenError(
+            f"{block}: connection point {int(half.argmin())} lies on its own atom; the bond has no direction"
+        )
     return block.connection_points, bond / half[:, None], half
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #2514a9ff
 def quaternion_to_matrix(q):
     "Rotation matrices (..., 3, 3) of unit quaternions (..., 4) in the order x, y, z, w."
     x, y, z, w = q.unbind(-1)
-    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w), 2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-            2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]
+    rows = [
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - z * w),
+        2 * (x * z + y * w),
+        2 * (x * y + z * w),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - x * w),
+        2 * (x * z - y * w),
+        2 * (y * z + x * w),
+        1 - 2 * (x * x + y * y),
+    ]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
 
 def shuffled(coarse, seed=0, noise=0.0, strain=0.0):
     """The same framework with every block turned at random, beads displaced by `noise` (A, standard deviation of each component) and the cell
@@ -49,7 +62,12 @@ def shuffled(coarse, seed=0, noise=0.0, strain=0.0):
     turns = quaternion_to_matrix(torch.as_tensor(q / np.linalg.norm(q, axis=1, keepdims=True))).numpy()
     moved = coarse.frac_coords + noise * rng.normal(size=(len(coarse), 3)) @ np.linalg.inv(coarse.lattice)
     change = strain * rng.normal(size=(3, 3))
-    return replace(coarse, lattice=coarse.lattice @ (np.eye(3) + (change + change.T) / 2), frac_coords=moved, blocks=[b.rotated(R) for b, R in zip(coarse.blocks, turns)])
+    return replace(
+        coarse,
+        lattice=coarse.lattice @ (np.eye(3) + (change + change.T) / 2),
+        frac_coords=moved,
+        blocks=[b.rotated(R) for b, R in zip(coarse.blocks, turns)],
+    )
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #bc2ef086
 def rotation_grid(n=4096):
@@ -94,8 +112,9 @@ def partners(coarse, k, slack=1.5):
     for j in others:
         a, b = radius[k][:, None], radius[j]
         d = distance[index == j]
-        fits[index == j] = ((d > np.abs(a - b).min() - slack) & (d < (a + b).max() + slack))
-    if not fits.any(): fits[distance.argsort(kind="stable")[:6]] = True
+        fits[index == j] = (d > np.abs(a - b).min() - slack) & (d < (a + b).max() + slack)
+    if not fits.any():
+        fits[distance.argsort(kind="stable")[:6]] = True
     return vectors[fits], index[fits]
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #d5982add
@@ -117,7 +136,9 @@ def surroundings(coarse, k, device="cpu"):
     vectors, index = partners(coarse, k)
     surfaces = [shells(coarse.blocks[j]) for j in index]
     centres = np.repeat(vectors, [len(s) for s in surfaces], axis=0)
-    return tuple(torch.as_tensor(a, device=device) for a in (points, bonds, centres, np.concatenate(surfaces)))
+    return tuple(
+        torch.as_tensor(a, device=device) for a in (points, bonds, centres, np.concatenate(surfaces))
+    )
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #1da76344
 def scan(coarse, k, grid, keep=256, out=48, steps=4):
@@ -130,7 +151,9 @@ def scan(coarse, k, grid, keep=256, out=48, steps=4):
     for _ in range(steps):
         _, chosen = shell_cost(R, points, bonds, centres, shell)
         gap = points @ R.mT - centres[chosen]
-        target = centres[chosen] + shell[chosen][..., :1] * gap / gap.norm(dim=-1, keepdim=True).clamp(min=0.1)
+        target = centres[chosen] + shell[chosen][..., :1] * gap / gap.norm(dim=-1, keepdim=True).clamp(
+            min=0.1
+        )
         R = kabsch(target.mT @ points)
     score, _ = shell_cost(R, points, bonds, centres, shell)
     R = R[score.argsort(stable=True)]
@@ -141,7 +164,11 @@ def scan(coarse, k, grid, keep=256, out=48, steps=4):
 def distinct(R, degrees=12.0):
     "Indices of the rotations (n, 3, 3), in order, that are not within `degrees` of an earlier one that was taken."
     cosine = ((R[:, None] * R).sum((-1, -2)) - 1) / 2
-    near, free, taken = (cosine > math.cos(math.radians(degrees))).cpu(), torch.ones(len(R), dtype=torch.bool), []
+    near, free, taken = (
+        (cosine > math.cos(math.radians(degrees))).cpu(),
+        torch.ones(len(R), dtype=torch.bool),
+        [],
+    )
     for i in range(len(R)):
         if free[i]:
             taken.append(i)
@@ -155,7 +182,11 @@ def pair_rewards(coarse, candidates, sigma=1.0):
     Each pair of connection points of two partners earns exp(-(distance^2 + |out + out'|^2) / 2 sigma^2). candidates: (K, P, 3, 3)."""
     K, P = candidates.shape[:2]
     blocks = coarse.blocks
-    place = {k: i for kind in (True, False) for i, k in enumerate(k for k in range(K) if blocks[k].is_metal == kind)}
+    place = {
+        k: i
+        for kind in (True, False)
+        for i, k in enumerate(k for k in range(K) if blocks[k].is_metal == kind)
+    }
     metals = [k for k in range(K) if blocks[k].is_metal]
     table = torch.zeros(len(metals), P, K - len(metals), P, dtype=candidates.dtype, device=candidates.device)
     turned = []
@@ -166,8 +197,14 @@ def pair_rewards(coarse, candidates, sigma=1.0):
         for y, j in zip(*partners(coarse, k)):
             (p, a), (q, b) = turned[k], turned[j]
             q = q + torch.as_tensor(y, device=q.device)
-            square = torch.cdist(p.reshape(-1, 3), q.reshape(-1, 3)) ** 2 + 2 + 2 * a.reshape(-1, 3) @ b.reshape(-1, 3).T
-            table[place[k], :, place[j]] += torch.exp(-square / (2 * sigma**2)).reshape(P, p.shape[1], P, q.shape[1]).sum((1, 3))
+            square = (
+                torch.cdist(p.reshape(-1, 3), q.reshape(-1, 3)) ** 2
+                + 2
+                + 2 * a.reshape(-1, 3) @ b.reshape(-1, 3).T
+            )
+            table[place[k], :, place[j]] += (
+                torch.exp(-square / (2 * sigma**2)).reshape(P, p.shape[1], P, q.shape[1]).sum((1, 3))
+            )
     return table.reshape(len(metals) * P, -1)
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #20017157
@@ -177,9 +214,11 @@ def choose_jointly(rewards, P, starts=64, sweeps=20, seed=0, hot=1.0, cold=0.05)
     Gibbs sampling from hot to cold. Metals touch only organics, so all metals are drawn at once given the organics, then the other way round."""
     generator = torch.Generator().manual_seed(seed)
     M, O = rewards.shape[0] // P, rewards.shape[1] // P
+
     def draw(energy, temperature):
         u = torch.rand(energy.shape, generator=generator, dtype=torch.float64).clamp(min=1e-300).to(energy)
         return (energy / temperature - (-u.log()).log()).argmax(-1)
+
     flat = lambda labels: torch.nn.functional.one_hot(labels, P).to(rewards).flatten(1)
     organics = torch.randint(P, (starts, O), generator=generator).to(rewards.device)
     for t in np.geomspace(hot, cold, sweeps):
@@ -194,8 +233,15 @@ class Joints:
 
     frac (B, K, 3), lattice (B, 3, 3); points and out (B, 2C, 3), A; half and radius (B, 2C): half the stored bond length and the covalent radius of the
     bonded atom, A; member (B, 2C, K): 1 where a point belongs to a bead, all 0 for padding; mask (B, C) True where there is a point."""
-    frac: torch.Tensor; lattice: torch.Tensor; points: torch.Tensor; out: torch.Tensor
-    half: torch.Tensor; radius: torch.Tensor; member: torch.Tensor; mask: torch.Tensor
+
+    frac: torch.Tensor
+    lattice: torch.Tensor
+    points: torch.Tensor
+    out: torch.Tensor
+    half: torch.Tensor
+    radius: torch.Tensor
+    member: torch.Tensor
+    mask: torch.Tensor
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #34b029fd
 def collate(mofs, device="cpu"):
@@ -203,9 +249,14 @@ def collate(mofs, device="cpu"):
     C = max(sum(b.num_connections for b in m.blocks if b.is_metal) for m in mofs)
     B, K = len(mofs), max(map(len, mofs))
     frac, points, out = np.zeros((B, K, 3)), np.zeros((B, 2 * C, 3)), np.zeros((B, 2 * C, 3))
-    half, radius, member, mask = np.zeros((B, 2 * C)), np.zeros((B, 2 * C)), np.zeros((B, 2 * C, K)), np.zeros((B, C), dtype=bool)
+    half, radius, member, mask = (
+        np.zeros((B, 2 * C)),
+        np.zeros((B, 2 * C)),
+        np.zeros((B, 2 * C, K)),
+        np.zeros((B, C), dtype=bool),
+    )
     for i, mof in enumerate(mofs):
-        frac[i, :len(mof)] = mof.frac_coords
+        frac[i, : len(mof)] = mof.frac_coords
         at = {True: 0, False: C}
         for k, block in enumerate(mof.blocks):
             rows = slice(at[block.is_metal], at[block.is_metal] + block.num_connections)
@@ -213,21 +264,28 @@ def collate(mofs, device="cpu"):
             radius[i, rows] = element_table().radius[block.elements[block.connection_atoms]]
             member[i, rows, k] = 1
             at[block.is_metal] = rows.stop
-        mask[i, :at[True]] = True
+        mask[i, : at[True]] = True
     lattice = np.stack([m.lattice for m in mofs])
-    return Joints(*(torch.as_tensor(a, device=device) for a in (frac, lattice, points, out, half, radius, member, mask)))
+    return Joints(
+        *(torch.as_tensor(a, device=device) for a in (frac, lattice, points, out, half, radius, member, mask))
+    )
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #691452ed
 def turned(joints, R):
     "Connection points and outward directions, relative to their beads, under rotations R (B, S, K, 3, 3): two tensors (B, S, 2, C, 3)."
     own = (joints.member[:, None] @ R.flatten(-2)).unflatten(-1, (3, 3))
-    return tuple((own @ v[:, None, :, :, None])[..., 0].unflatten(2, (2, -1)) for v in (joints.points, joints.out))
+    return tuple(
+        (own @ v[:, None, :, :, None])[..., 0].unflatten(2, (2, -1)) for v in (joints.points, joints.out)
+    )
+
 
 def gaps(joints, R, frac, lattice):
     """Vectors from every organic to every metal connection point, nearest image, A, (B, S, C, C, 3) (metal, organic); the images (B, S, C, C, 3) that were
     subtracted; |out + out'|^2 (B, S, C, C), 0 where two bonds point straight at each other; and the output of `turned`."""
     points, out = turned(joints, R)
-    where = (joints.member[:, None] @ frac).unflatten(2, (2, -1)) + points @ torch.linalg.inv(lattice)[:, :, None]
+    where = (joints.member[:, None] @ frac).unflatten(2, (2, -1)) + points @ torch.linalg.inv(lattice)[
+        :, :, None
+    ]
     delta = where[:, :, 0, :, None] - where[:, :, 1, None]
     image = delta.round()
     gap = ((delta - image).flatten(2, 3) @ lattice).unflatten(2, delta.shape[2:4])
@@ -256,7 +314,10 @@ def pull_together(joints, R, frac, lattice, widths=None, ridge=1.0):
         half_way = 0.5 * torch.stack([-(W[..., None] * gap).sum(3), (W[..., None] * gap).sum(2)], 2)
         facing = -torch.stack([W @ out[:, :, 1], W.mT @ out[:, :, 0]], 2)
         target = (weight[..., None] * points + half_way).flatten(2, 3)
-        H = target[..., None] * joints.points[:, None, :, None] + facing.flatten(2, 3)[..., None] * joints.out[:, None, :, None]
+        H = (
+            target[..., None] * joints.points[:, None, :, None]
+            + facing.flatten(2, 3)[..., None] * joints.out[:, None, :, None]
+        )
         shift = to_beads @ half_way.flatten(2, 3) + ridge * (given - frac) @ lattice
         frac = frac + shift / (to_beads @ weight.flatten(2)[..., None] + ridge) @ torch.linalg.inv(lattice)
         R = kabsch((to_beads @ H.flatten(-2)).unflatten(-1, (3, 3)) + 1e-6 * R)
@@ -266,7 +327,16 @@ def pull_together(joints, R, frac, lattice, widths=None, ridge=1.0):
 def place(coarse, candidates, labels):
     "Rotations (S, K, 3, 3) of all blocks for chosen candidates: labels of the metal blocks (S, M) and of the organic ones (S, O)."
     order = sorted(range(len(coarse)), key=lambda k: not coarse.blocks[k].is_metal)
-    return torch.stack([R for _, R in sorted(zip(order, [candidates[k][label] for k, label in zip(order, torch.cat(labels, 1).T)]), key=lambda pair: pair[0])], 1)
+    return torch.stack(
+        [
+            R
+            for _, R in sorted(
+                zip(order, [candidates[k][label] for k, label in zip(order, torch.cat(labels, 1).T)]),
+                key=lambda pair: pair[0],
+            )
+        ],
+        1,
+    )
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #1b22435a
 def match(joints, R, frac, lattice):
@@ -274,14 +344,20 @@ def match(joints, R, frac, lattice):
 
     Cost distance^2 + |out + out'|^2, A^2. Returns to (B, S, C) the organic point of each metal point, its image (B, S, C, 3) and the cost (B, S, C)."""
     from scipy.optimize import linear_sum_assignment
+
     gap, image, bend, _, _ = gaps(joints, R, frac, lattice)
     cost = gap.square().sum(-1) + bend
     to = torch.arange(cost.shape[-1]).expand(cost.shape[:3]).clone()
     counts, table = joints.mask.sum(-1).tolist(), cost.cpu().numpy()
     for b, c in enumerate(counts):
-        for s in range(len(table[b])): to[b, s, :c] = torch.as_tensor(linear_sum_assignment(table[b, s, :c, :c])[1])
+        for s in range(len(table[b])):
+            to[b, s, :c] = torch.as_tensor(linear_sum_assignment(table[b, s, :c, :c])[1])
     to = to.to(cost.device)[..., None]
-    return to[..., 0], torch.take_along_dim(image, to[..., None], 3)[:, :, :, 0], torch.take_along_dim(cost, to, 3)[..., 0] * joints.mask[:, None]
+    return (
+        to[..., 0],
+        torch.take_along_dim(image, to[..., None], 3)[:, :, :, 0],
+        torch.take_along_dim(cost, to, 3)[..., 0] * joints.mask[:, None],
+    )
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #c507f489
 def rescan(coarse, k, R, frac, grid, out=16):
@@ -293,15 +369,24 @@ def rescan(coarse, k, R, frac, grid, out=16):
     shifts = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(grid)
     spots, facing = [], []
     for j, block in enumerate(coarse.blocks):
-        if block.is_metal == coarse.blocks[k].is_metal: continue
+        if block.is_metal == coarse.blocks[k].is_metal:
+            continue
         other, away, _ = map(tensor, ends(block))
         delta = frac[j] - frac[k]
-        spots.append((((delta - delta.round() + shifts) @ tensor(coarse.lattice))[:, None] + other @ R[j].T).flatten(0, 1))
+        spots.append(
+            (((delta - delta.round() + shifts) @ tensor(coarse.lattice))[:, None] + other @ R[j].T).flatten(
+                0, 1
+            )
+        )
         facing.append((away @ R[j].T).repeat(len(shifts), 1))
     spots, facing = torch.cat(spots), torch.cat(facing)
-    near = spots.norm(dim=-1).argsort(stable=True)[:8 * len(points)]
-    grid = grid[::1 + len(points) // 12]
-    square = torch.cdist((points @ grid.mT).flatten(0, 1), spots[near]) ** 2 + 2 + 2 * (bonds @ grid.mT).flatten(0, 1) @ facing[near].T
+    near = spots.norm(dim=-1).argsort(stable=True)[: 8 * len(points)]
+    grid = grid[:: 1 + len(points) // 12]
+    square = (
+        torch.cdist((points @ grid.mT).flatten(0, 1), spots[near]) ** 2
+        + 2
+        + 2 * (bonds @ grid.mT).flatten(0, 1) @ facing[near].T
+    )
     cost = square.min(-1).values.clamp(max=4).unflatten(0, (len(grid), -1)).sum(-1)
     return grid[cost.argsort(stable=True)[:out]]
 
@@ -312,7 +397,9 @@ def next_candidates(coarse, candidates, R, frac, grid, parents=3):
     P, new = candidates.shape[1], []
     for k in range(len(coarse)):
         fresh = torch.cat([rescan(coarse, k, R[s], frac[s], grid) for s in range(min(parents, len(R)))])
-        pool = torch.cat([R[:, k][distinct(R[:, k])[:P // 3]], fresh[distinct(fresh, 5.0)[:P // 3]], candidates[k]])
+        pool = torch.cat(
+            [R[:, k][distinct(R[:, k])[: P // 3]], fresh[distinct(fresh, 5.0)[: P // 3]], candidates[k]]
+        )
         chosen = distinct(pool, 5.0)[:P]
         new.append(pool[chosen[torch.arange(P) % len(chosen)]])
     return torch.stack(new)
@@ -333,18 +420,37 @@ def explore(mofs, joints, grid, starts=64, seed=0, generations=3, keep=8, solved
     candidates = [torch.stack([scan(m, k, grid) for k in range(len(m))]) for m in mofs]
     K, state = joints.frac.shape[1], {}
     for generation in range(generations):
-        todo = [b for b, m in enumerate(mofs) if b not in state or state[b][0].min() > solved * int(joints.mask[b].sum())]
-        if not todo: break
+        todo = [
+            b
+            for b, m in enumerate(mofs)
+            if b not in state or state[b][0].min() > solved * int(joints.mask[b].sum())
+        ]
+        if not todo:
+            break
         part = Joints(*(getattr(joints, f)[todo] for f in Joints.__dataclass_fields__))
         R = torch.eye(3).to(grid).repeat(len(todo), starts, K, 1, 1)
         for i, b in enumerate(todo):
-            if b in state: candidates[b] = next_candidates(mofs[b], candidates[b], *(x[:, :len(mofs[b])] for x in state[b][1:]), grid)
-            labels = choose_jointly(pair_rewards(mofs[b], candidates[b]), candidates[b].shape[1], starts, seed=seed + generation)[:2]
-            R[i, :, :len(mofs[b])] = place(mofs[b], candidates[b], labels)
-        R, frac = pull_together(part, R, part.frac[:, None].expand(-1, starts, -1, -1), part.lattice[:, None].expand(-1, starts, -1, -1))
+            if b in state:
+                candidates[b] = next_candidates(
+                    mofs[b], candidates[b], *(x[:, : len(mofs[b])] for x in state[b][1:]), grid
+                )
+            labels = choose_jointly(
+                pair_rewards(mofs[b], candidates[b]), candidates[b].shape[1], starts, seed=seed + generation
+            )[:2]
+            R[i, :, : len(mofs[b])] = place(mofs[b], candidates[b], labels)
+        R, frac = pull_together(
+            part,
+            R,
+            part.frac[:, None].expand(-1, starts, -1, -1),
+            part.lattice[:, None].expand(-1, starts, -1, -1),
+        )
         cost = match(part, R, frac, part.lattice[:, None].expand(-1, starts, -1, -1))[2].sum(-1)
         for i, b in enumerate(todo):
-            pool = (cost[i], R[i], frac[i]) if b not in state else [torch.cat(x) for x in zip(state[b], (cost[i], R[i], frac[i]))]
+            pool = (
+                (cost[i], R[i], frac[i])
+                if b not in state
+                else [torch.cat(x) for x in zip(state[b], (cost[i], R[i], frac[i]))]
+            )
             state[b] = [x[unlike(pool[0])[:keep]] for x in pool]
     return tuple(torch.stack([state[b][i] for b in range(len(mofs))]) for i in (1, 2))
 
@@ -353,14 +459,18 @@ def bonded_pairs(joints, R, frac, lattice, to, image):
     """What the matched points look like, side 0 metal and 1 organic: member (B, S, 2, C, K), points, out (B, S, 2, C, 3), half, radius (B, S, 2, C);
     the vector between the centres (B, S, C, 3) and the gap between the two points (B, S, C, 3), A."""
     points, out = turned(joints, R)
-    pick = lambda x: torch.stack([x[:, :, 0], torch.take_along_dim(x[:, :, 1], to.reshape(*to.shape, *[1] * (x.dim() - 4)), 2)], 2)
+    pick = lambda x: torch.stack(
+        [x[:, :, 0], torch.take_along_dim(x[:, :, 1], to.reshape(*to.shape, *[1] * (x.dim() - 4)), 2)], 2
+    )
     wide = lambda x: x.unflatten(1, (2, -1))[:, None].expand(-1, to.shape[1], *[-1] * (x.dim() + 0))
     member, half, radius = (pick(wide(x)) for x in (joints.member, joints.half, joints.radius))
     points, out = pick(points), pick(out)
     centre = ((member[:, :, 0] - member[:, :, 1]) @ frac - image) @ lattice
     return member, points, out, half, radius, centre, centre + points[:, :, 0] - points[:, :, 1]
 
+
 GOOD = 0.75, 1.35  # a bond is good between these multiples of the sum of the covalent radii
+
 
 def measure(joints, R, frac, lattice, to, image):
     "Gaps between matched connection points (B, S, C), A, and bond lengths over sums of covalent radii (B, S, C); 0 and 1 where there is no point."
@@ -368,7 +478,9 @@ def measure(joints, R, frac, lattice, to, image):
     arm = half[..., None] * out
     length = (arm[:, :, 0] - arm[:, :, 1] - gap).norm(dim=-1)
     real = joints.mask[:, None]
-    return torch.where(real, gap.norm(dim=-1), 0.0), torch.where(real, length / radius.sum(2).clamp(min=0.1), 1.0)
+    return torch.where(real, gap.norm(dim=-1), 0.0), torch.where(
+        real, length / radius.sum(2).clamp(min=0.1), 1.0
+    )
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #ff980aba
 def cross_matrix(v):
@@ -377,13 +489,24 @@ def cross_matrix(v):
     o = torch.zeros_like(x)
     return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3))
 
+
 def rotation_from_vector(w):
     "The rotation (..., 3, 3) about the axis w (..., 3) by |w| radians."
     return torch.linalg.matrix_exp(cross_matrix(w))
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #08e880b3
-STRAINS = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, .5, 0, .5, 0],
-                        [0, 0, .5, 0, 0, 0, .5, 0, 0], [0, .5, 0, .5, 0, 0, 0, 0, 0]], dtype=torch.float64).reshape(6, 3, 3)
+STRAINS = torch.tensor(
+    [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 0.5, 0, 0.5, 0],
+        [0, 0, 0.5, 0, 0, 0, 0.5, 0, 0],
+        [0, 0.5, 0, 0.5, 0, 0, 0, 0, 0],
+    ],
+    dtype=torch.float64,
+).reshape(6, 3, 3)
+
 
 def residuals(joints, R, frac, lattice, to, image, stiffness=0.7):
     """What a perfect assembly would bring to zero, (B, S, 6C), and its Jacobian (B, S, 6C, 6K + 6) with respect to the shifts of the beads (A), their
@@ -397,18 +520,25 @@ def residuals(joints, R, frac, lattice, to, image, stiffness=0.7):
     points = points - 0.5 * excess[:, :, None, :, None] * out
     arm = stiffness * half[..., None] * out
     r = torch.stack([centre + points[:, :, 0] - points[:, :, 1], arm.sum(2)], 3)
-    eye, zero = torch.eye(3).to(r), torch.zeros_like(centre[..., None, None]) 
-    side = lambda i, v: member[:, :, i, :, None, :, None] * v[..., :, None, :]                  # (B, S, C, 3, K, 3)
+    eye, zero = torch.eye(3).to(r), torch.zeros_like(centre[..., None, None])
+    side = lambda i, v: member[:, :, i, :, None, :, None] * v[..., :, None, :]  # (B, S, C, 3, K, 3)
     shift = side(0, eye.expand(*centre.shape[:3], 3, 3)) - side(1, eye.expand(*centre.shape[:3], 3, 3))
     turn = side(1, cross_matrix(points[:, :, 1])) - side(0, cross_matrix(points[:, :, 0]))
     bend = -side(0, cross_matrix(arm[:, :, 0])) - side(1, cross_matrix(arm[:, :, 1]))
     strain = torch.einsum("bscx,ixy->bscyi", centre, STRAINS.to(r))
-    rows = [torch.cat([shift.flatten(-2), turn.flatten(-2), strain], -1), torch.cat([torch.zeros_like(shift).flatten(-2), bend.flatten(-2), torch.zeros_like(strain)], -1)]
+    rows = [
+        torch.cat([shift.flatten(-2), turn.flatten(-2), strain], -1),
+        torch.cat([torch.zeros_like(shift).flatten(-2), bend.flatten(-2), torch.zeros_like(strain)], -1),
+    ]
     real = joints.mask[:, None, :, None, None]
     return (r * real).flatten(2), (torch.stack(rows, 3) * real[..., None]).flatten(2, 4)
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #cc9e4a50
-TRUST = 0.1, 1.5  # per A of shift of a bead and per unit of strain: how much a change of what was given weighs beside a gap of 1 A
+TRUST = (
+    0.1,
+    1.5,
+)  # per A of shift of a bead and per unit of strain: how much a change of what was given weighs beside a gap of 1 A
+
 
 def drift(joints, frac, lattice):
     "How far beads and cell are from what was given: shifts (B, S, K, 3), A, without the common one, and the six strains (B, S, 6)."
@@ -422,16 +552,28 @@ def polish(joints, R, frac, lattice, to, image, steps=5, free_cell=True):
 
     Beads and cell are held to the given ones by a weak spring (`TRUST`), turns only by damping: what the bonds do not decide stays where it is."""
     K = frac.shape[2]
-    spring = torch.cat([torch.full((3 * K,), TRUST[0]), torch.zeros(3 * K), torch.full((6,), TRUST[1] if free_cell else 1e6)]).to(frac)
+    spring = torch.cat(
+        [torch.full((3 * K,), TRUST[0]), torch.zeros(3 * K), torch.full((6,), TRUST[1] if free_cell else 1e6)]
+    ).to(frac)
     damping = torch.diag(spring**2 + 1e-4)
     for _ in range(steps):
         r, J = residuals(joints, R, frac, lattice, to, image)
         shift, strain = drift(joints, frac, lattice)
-        force = J.mT @ r[..., None] + (spring**2 * torch.cat([shift.flatten(2), torch.zeros_like(shift).flatten(2), strain], -1))[..., None]
-        shift, turn, strain = torch.linalg.solve(J.mT @ J + damping, -force)[..., 0].split([3 * K, 3 * K, 6], -1)
+        force = (
+            J.mT @ r[..., None]
+            + (spring**2 * torch.cat([shift.flatten(2), torch.zeros_like(shift).flatten(2), strain], -1))[
+                ..., None
+            ]
+        )
+        shift, turn, strain = torch.linalg.solve(J.mT @ J + damping, -force)[..., 0].split(
+            [3 * K, 3 * K, 6], -1
+        )
         shift, turn = shift.unflatten(-1, (K, 3)), turn.unflatten(-1, (K, 3))
         frac = frac + shift @ torch.linalg.inv(lattice)
-        if free_cell: lattice = lattice + lattice @ torch.einsum("bsi,ixy->bsxy", strain.clamp(-0.1, 0.1), STRAINS.to(frac))
+        if free_cell:
+            lattice = lattice + lattice @ torch.einsum(
+                "bsi,ixy->bsxy", strain.clamp(-0.1, 0.1), STRAINS.to(frac)
+            )
         R = rotation_from_vector(turn * (0.5 / turn.norm(dim=-1, keepdim=True).clamp(min=0.5))) @ R
     return R, frac, lattice
 
@@ -443,9 +585,15 @@ class Assembled:
     crystal: Crystal, None where it could not be tried; bonds (b, 2), images (b, 3): as in `Mof`, bonds inside blocks first, then the good ones between
     blocks; owner (N,) the block of each atom; row: name, matched (as many metal as organic connection points), cp_error (root mean square gap, A),
     bond_success (fraction of good bonds), clashes, assembled (all bonds good, no clash), strain and moved (A) of cell and beads, seconds, reason."""
-    crystal: Crystal; bonds: np.ndarray; images: np.ndarray; owner: np.ndarray; row: dict
 
-    def to_mof(self, name=""): return Mof(self.crystal, self.bonds, self.images, name or self.row.get("name", ""))
+    crystal: Crystal
+    bonds: np.ndarray
+    images: np.ndarray
+    owner: np.ndarray
+    row: dict
+
+    def to_mof(self, name=""):
+        return Mof(self.crystal, self.bonds, self.images, name or self.row.get("name", ""))
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #a461de52
 def place_atoms(coarse, R, frac, lattice, to, image, ratio):
@@ -458,7 +606,10 @@ def place_atoms(coarse, R, frac, lattice, to, image, ratio):
     crystal = Crystal(lattice, np.concatenate([b.elements for b in blocks]), whole)
     cell = np.round(whole - crystal.frac_coords).astype(np.int64)
     inside = np.concatenate([b.bonds + s for b, s in zip(blocks, start)])
-    atoms = [np.concatenate([b.connection_atoms + s for b, s in zip(blocks, start) if b.is_metal == kind]) for kind in (True, False)]
+    atoms = [
+        np.concatenate([b.connection_atoms + s for b, s in zip(blocks, start) if b.is_metal == kind])
+        for kind in (True, False)
+    ]
     good = (ratio >= GOOD[0]) & (ratio <= GOOD[1])
     between = np.stack([atoms[0], atoms[1][to]], 1)[good]
     bonds = np.concatenate([inside, between]).astype(np.int64)
@@ -466,7 +617,10 @@ def place_atoms(coarse, R, frac, lattice, to, image, ratio):
     return crystal, bonds, images + cell[bonds[:, 1]] - cell[bonds[:, 0]], owner, cell
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #d15158bb
-SLACK = np.array([0.45, 0.2, -0.5])  # A beyond the sum of covalent radii below which strangers clash: with no, one, two metals in the pair
+SLACK = np.array(
+    [0.45, 0.2, -0.5]
+)  # A beyond the sum of covalent radii below which strangers clash: with no, one, two metals in the pair
+
 
 def find_clashes(crystal, bonds, images, owner, cell):
     """Contacts (p, 2) of atoms of different blocks (or of a block and its image) that would be taken for bonds but are none.
@@ -480,10 +634,15 @@ def find_clashes(crystal, bonds, images, owner, cell):
     for (a, b), s in zip(bonds.tolist(), images.tolist()):
         around.setdefault(a, set()).add((b, *s))
         around.setdefault(b, set()).add((a, *(-x for x in s)))
+
     def related(a, b, s):
-        if (b, *s) in around.get(a, ()): return True
+        if (b, *s) in around.get(a, ()):
+            return True
         return any((b, s[0] - u, s[1] - v, s[2] - w) in around.get(c, ()) for c, u, v, w in around.get(a, ()))
-    return np.array([(i[p], j[p]) for p in close if not related(i[p], j[p], image[p].tolist())], dtype=int).reshape(-1, 2)
+
+    return np.array(
+        [(i[p], j[p]) for p in close if not related(i[p], j[p], image[p].tolist())], dtype=int
+    ).reshape(-1, 2)
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #2afa7772
 def alternatives(block, tolerance=0.3, spins=24):
@@ -494,7 +653,9 @@ def alternatives(block, tolerance=0.3, spins=24):
     n, arms = len(points), torch.cat([points, out], 1).unflatten(1, (2, 3))
     axis = torch.linalg.svd(points)[2]
     if (arms @ axis[1:].T).norm(dim=-1).max() > 0.1:
-        across = torch.linalg.cross(points[:, None].expand(-1, n, -1), points[None].expand(n, -1, -1)).norm(dim=-1)
+        across = torch.linalg.cross(points[:, None].expand(-1, n, -1), points[None].expand(n, -1, -1)).norm(
+            dim=-1
+        )
         a, b = divmod(int(across.argmax()), n) if across.max() > 0.1 else (0, 1)
         H = (arms.mT @ arms[a])[:, None] + (arms.mT @ arms[b])[None]
         tried = kabsch(H[~torch.eye(n, dtype=torch.bool)])
@@ -516,29 +677,35 @@ def crowding(coarse, k, choices, R, frac, lattice, contact=2.0):
     for j, other in enumerate(coarse.blocks):
         delta = frac[j] - frac[k]
         centres = (delta - np.round(delta) + shifts) @ lattice
-        if j == k: centres = centres[shifts.any(1)]
+        if j == k:
+            centres = centres[shifts.any(1)]
         atoms = other.cart_coords @ R[j].T
         spots.append((centres[:, None] + atoms).reshape(-1, 3))
         sizes.append(np.tile(radius[other.elements], len(centres)))
     spots, sizes = np.concatenate(spots), np.concatenate(sizes)
     reach = np.linalg.norm(block.cart_coords, axis=1).max() + contact + 2 * 2.6
     near = np.linalg.norm(spots, axis=1) < reach
-    distance = np.linalg.norm((block.cart_coords @ choices.transpose(0, 2, 1))[:, :, None] - spots[near], axis=-1)
+    distance = np.linalg.norm(
+        (block.cart_coords @ choices.transpose(0, 2, 1))[:, :, None] - spots[near], axis=-1
+    )
     return ((radius[block.elements][:, None] + sizes[near] + contact - distance).clip(0) ** 2).sum((1, 2))
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #bf2978c3
 def relieve(coarse, R, frac, lattice, sweeps=2):
     "Turn blocks, one after another, to the least crowded of the rotations that leave their connection points in place. Returns new rotations (K, 3, 3)."
     R, turns = R.copy(), {}
-    for b in coarse.blocks: turns.setdefault(id(b), alternatives(b).numpy())
+    for b in coarse.blocks:
+        turns.setdefault(id(b), alternatives(b).numpy())
     for _ in range(sweeps):
         before = R.copy()
         for k, block in enumerate(coarse.blocks):
             choices = R[k] @ turns[id(block)]
             if len(choices) > 1:
                 energy = crowding(coarse, k, choices, R, frac, lattice)
-                if energy.min() < energy[0] - 1e-3: R[k] = choices[int(energy.argmin())]
-        if (before == R).all(): break
+                if energy.min() < energy[0] - 1e-3:
+                    R[k] = choices[int(energy.argmin())]
+        if (before == R).all():
+            break
     return R
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #20a55e02
@@ -546,6 +713,7 @@ def exchanges(block, tolerance=1.5, stiffness=0.7):
     """Rotations (m, 3, 3) of a block that bring each connection point near the place of another, one for each permutation of the points; and what they move
     (m, c, 2, 3), A: for each place, the point and the bond (times `stiffness`) that arrive there minus those that leave."""
     from scipy.optimize import linear_sum_assignment
+
     points, out, half = ends(block)
     arms = np.stack([points, stiffness * half[:, None] * out], 1)
     seen, turns, moves = {tuple(range(len(points)))}, [], []
@@ -562,7 +730,12 @@ def exchanges(block, tolerance=1.5, stiffness=0.7):
 def total_cost(joints, solution):
     "What `polish` makes small (B, S), A^2: squared residuals of the bonds, and the springs that hold beads and cell."
     shift, strain = drift(joints, *solution[1:3])
-    return residuals(joints, *solution)[0].square().sum(-1) + (TRUST[0] * shift).square().sum((-1, -2)) + (TRUST[1] * strain).square().sum(-1)
+    return (
+        residuals(joints, *solution)[0].square().sum(-1)
+        + (TRUST[0] * shift).square().sum((-1, -2))
+        + (TRUST[1] * strain).square().sum(-1)
+    )
+
 
 def promises(coarse, joints, solution, table, free_cell=True):
     """First-order estimate of the total cost after each exchange (1 + m,), A^2; first without any. table: the `exchanges` of every block, in order;
@@ -571,13 +744,17 @@ def promises(coarse, joints, solution, table, free_cell=True):
     K, C = len(coarse), to.shape[-1]
     r, J = (x[0, 0] for x in residuals(joints, *solution))
     shift, strain = (x[0, 0] for x in drift(joints, frac, lattice))
-    spring = torch.cat([torch.full((3 * K,), TRUST[0]), torch.zeros(3 * K), torch.full((6,), TRUST[1] if free_cell else 1e6)]).to(r)
+    spring = torch.cat(
+        [torch.full((3 * K,), TRUST[0]), torch.zeros(3 * K), torch.full((6,), TRUST[1] if free_cell else 1e6)]
+    ).to(r)
     pull = spring * torch.cat([shift.flatten(), torch.zeros(3 * K).to(r), strain])
     owner, place, after = joints.member[0].argmax(-1), to[0, 0].argsort(), [r[None]]
     for k, (_, moves) in enumerate(table):
         points, sign = torch.where(owner == k)[0], 1.0 if coarse.blocks[k].is_metal else -1.0
         change = r.new_zeros(len(moves), C, 2, 3)
-        change[:, points if sign > 0 else place[points - C]] = torch.as_tensor(moves).to(r) @ R[0, 0, k].T * torch.tensor([[sign], [1.0]]).to(r)
+        change[:, points if sign > 0 else place[points - C]] = (
+            torch.as_tensor(moves).to(r) @ R[0, 0, k].T * torch.tensor([[sign], [1.0]]).to(r)
+        )
         after.append(r + change.flatten(1))
     after = torch.cat(after)
     force = after @ J + spring * pull
@@ -596,33 +773,43 @@ def settle(coarse, joints, solution, free_cell=True, rounds=12, tries=3):
         limit = 0.99 * float(total_cost(joints, solution)) - 1e-3
         promised = promises(coarse, joints, solution, table, free_cell)[1:]
         order = [i for i in promised.argsort(stable=True)[:tries].tolist() if promised[i] < limit]
-        if not order: break
+        if not order:
+            break
         R, frac, lattice = (x.repeat(1, len(order), *[1] * (x.dim() - 2)) for x in solution[:3])
-        for s, i in enumerate(order): R[0, s, labels[i][0]] = R[0, s, labels[i][0]] @ torch.as_tensor(labels[i][1]).to(R)
+        for s, i in enumerate(order):
+            R[0, s, labels[i][0]] = R[0, s, labels[i][0]] @ torch.as_tensor(labels[i][1]).to(R)
         to, image, _ = match(joints, R, frac, lattice)
         new = (*polish(joints, R, frac, lattice, to, image, free_cell=free_cell), to, image)
         cost = total_cost(joints, new)[0]
         best = int(cost.argmin())
-        if cost[best] > limit: break
-        solution = [x[:, best:best + 1] for x in new]
+        if cost[best] > limit:
+            break
+        solution = [x[:, best : best + 1] for x in new]
     return solution
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #f1c24f27
 def why_not(coarse):
     "The reason why a coarse framework cannot be assembled, or ''."
     blocks = coarse.blocks
-    if not (np.isfinite(coarse.lattice).all() and np.isfinite(coarse.frac_coords).all()): return "lattice or positions hold values that are not numbers"
+    if not (np.isfinite(coarse.lattice).all() and np.isfinite(coarse.frac_coords).all()):
+        return "lattice or positions hold values that are not numbers"
     volume, lengths = abs(np.linalg.det(coarse.lattice)), np.linalg.norm(coarse.lattice, axis=1)
-    if volume < 1e-3 * max(lengths.prod(), 1e-9): return f"the cell {lengths.round(2).tolist()} A is flat: it has no volume"
+    if volume < 1e-3 * max(lengths.prod(), 1e-9):
+        return f"the cell {lengths.round(2).tolist()} A is flat: it has no volume"
     for k, b in enumerate(blocks):
         if b.num_connections < 2:
             return f"block {k} ({b.formula}) has {b.num_connections} connection point(s): it can hold nothing together; remove it or merge it into a neighbour"
-        try: ends(b)
-        except MatgenError as error: return str(error)
+        try:
+            ends(b)
+        except MatgenError as error:
+            return str(error)
     metal, organic = (sum(b.num_connections for b in blocks if b.is_metal == kind) for kind in (True, False))
-    if not metal: return "there is no metal block"
-    if not organic: return "there is no organic block"
-    if metal != organic: return f"{metal} metal against {organic} organic connection points: some would stay open; choose blocks jointly (lesson 19)"
+    if not metal:
+        return "there is no metal block"
+    if not organic:
+        return "there is no organic block"
+    if metal != organic:
+        return f"{metal} metal against {organic} organic connection points: some would stay open; choose blocks jointly (lesson 19)"
     return ""
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #95abaab1
@@ -630,7 +817,8 @@ def mismatch(coarse, rotations=400):
     """How badly beads, blocks and cell go together, A^2 per connection point: the mean `shell_cost` when every block takes its best rotation of a grid.
 
     About 0.1 for real frameworks (the grid is coarse), up to 4. inf where `why_not` knows a reason against assembly."""
-    if why_not(coarse): return math.inf
+    if why_not(coarse):
+        return math.inf
     grid = rotation_grid(rotations)
     cost = sum(float(shell_cost(grid, *surroundings(coarse, k))[0].min()) for k in range(len(coarse)))
     return cost / sum(b.num_connections for b in coarse.blocks)
@@ -657,15 +845,31 @@ def to_atoms(coarse, joints, solution):
     clashes = len(find_clashes(crystal, bonds, images, owner, cell))
     strain = np.linalg.svd(np.linalg.solve(coarse.lattice, lattice), compute_uv=False)
     shift = (frac - coarse.frac_coords) @ lattice
-    row = dict(name=coarse.name, matched=True, cp_error=float(np.sqrt((gap**2).mean())), bond_success=success, clashes=clashes, assembled=success == 1 and clashes == 0,
-               strain=float(np.abs(strain - 1).max()), moved=float(np.linalg.norm(shift - shift.mean(0), axis=1).max()), reason="")
+    row = dict(
+        name=coarse.name,
+        matched=True,
+        cp_error=float(np.sqrt((gap**2).mean())),
+        bond_success=success,
+        clashes=clashes,
+        assembled=success == 1 and clashes == 0,
+        strain=float(np.abs(strain - 1).max()),
+        moved=float(np.linalg.norm(shift - shift.mean(0), axis=1).max()),
+        reason="",
+    )
     return Assembled(crystal, bonds, images, owner, row)
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #d2e60929
 def badness(built):
     "What the best solution has least of: the gap between connection points (A), bad bonds, clashes."
     row = built.row
-    return row["cp_error"] + 2 * (1 - row["bond_success"]) + 0.1 * row["clashes"] + 0.1 * row["moved"] + row["strain"]
+    return (
+        row["cp_error"]
+        + 2 * (1 - row["bond_success"])
+        + 0.1 * row["clashes"]
+        + 0.1 * row["moved"]
+        + row["strain"]
+    )
+
 
 def least_crowded(coarse, solutions):
     "Of solutions with leading (1, 1), each with its blocks turned by `relieve`: the one with the least steric energy, and its steric energy (A^2)."
@@ -673,7 +877,9 @@ def least_crowded(coarse, solutions):
     for R, frac, lattice, *rest in solutions:
         x, cell = frac[0, 0].cpu().numpy(), lattice[0, 0].cpu().numpy()
         turned = relieve(coarse, R[0, 0].cpu().numpy(), x, cell)
-        energy = sum(float(crowding(coarse, k, turned[k:k + 1], turned, x, cell)[0]) for k in range(len(coarse)))
+        energy = sum(
+            float(crowding(coarse, k, turned[k : k + 1], turned, x, cell)[0]) for k in range(len(coarse))
+        )
         out.append((energy, (torch.as_tensor(turned).to(R)[None, None], frac, lattice)))
     best = min(range(len(out)), key=lambda i: out[i][0])
     return out[best][1], out[best][0]
@@ -685,7 +891,7 @@ def finish(coarse, joints, solutions, tries=4, free_cell=True, tie=0.02):
     gap, ratio = measure(joints, *solutions)
     bad = (ratio < GOOD[0]) | (ratio > GOOD[1])
     order = unlike((gap.square().sum(-1) + bad.sum(-1))[0])[:tries].tolist()
-    found = [[x[:, i:i + 1] for x in solutions] for i in order]
+    found = [[x[:, i : i + 1] for x in solutions] for i in order]
     built = [to_atoms(coarse, joints, one) for one in found]
     first = min(range(len(found)), key=lambda i: badness(built[i]))
     settled = settle(coarse, joints, found[first], free_cell)
@@ -693,7 +899,9 @@ def finish(coarse, joints, solutions, tries=4, free_cell=True, tie=0.02):
         found.append(settled)
         built.append(to_atoms(coarse, joints, settled))
     best = min(built, key=badness)
-    (R, frac, lattice), _ = least_crowded(coarse, [one for one, b in zip(found, built) if badness(b) <= badness(best) + tie])
+    (R, frac, lattice), _ = least_crowded(
+        coarse, [one for one, b in zip(found, built) if badness(b) <= badness(best) + tie]
+    )
     for _ in range(2):
         to, image, _ = match(joints, R, frac, lattice)
         R, frac, lattice = polish(joints, R, frac, lattice, to, image, free_cell=free_cell)
@@ -704,9 +912,21 @@ def finish(coarse, joints, solutions, tries=4, free_cell=True, tie=0.02):
 def _failed(coarse, reason, matched=False):
     "The `Assembled` without a crystal."
     nan = float("nan")
-    row = dict(name=coarse.name, matched=matched, cp_error=nan, bond_success=0.0, clashes=0, assembled=False, strain=nan, moved=nan, reason=reason, seconds=0.0)
+    row = dict(
+        name=coarse.name,
+        matched=matched,
+        cp_error=nan,
+        bond_success=0.0,
+        clashes=0,
+        assembled=False,
+        strain=nan,
+        moved=nan,
+        reason=reason,
+        seconds=0.0,
+    )
     empty = np.zeros((0, 2), dtype=np.int64)
     return Assembled(None, empty, np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64), row)
+
 
 def assemble_batch(mofs, **settings):
     "`Assembled` for each of a list of frameworks that can be assembled, searched as one batch."
@@ -716,20 +936,43 @@ def assemble_batch(mofs, **settings):
     out = []
     for b, mof in enumerate(mofs):
         own, C, K = collate([mof], device), int(joints.mask[b].sum()), len(mof)
-        R, frac, lattice, to, image = (x[b:b + 1] for x in solutions)
-        out.append(finish(mof, own, (R[:, :, :K], frac[:, :, :K], lattice, to[..., :C], image[:, :, :C]), free_cell=free_cell))
-    for built in out: built.row["seconds"] = (time.perf_counter() - begin) / len(mofs)
+        R, frac, lattice, to, image = (x[b : b + 1] for x in solutions)
+        out.append(
+            finish(
+                mof,
+                own,
+                (R[:, :, :K], frac[:, :, :K], lattice, to[..., :C], image[:, :, :C]),
+                free_cell=free_cell,
+            )
+        )
+    for built in out:
+        built.row["seconds"] = (time.perf_counter() - begin) / len(mofs)
     return out
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #b0b4b49e
 def _assemble_part(mofs, settings):
     "`assemble_batch`; where that breaks, one framework at a time, so that only the broken ones fail."
-    try: return assemble_batch(mofs, **settings)
+    try:
+        return assemble_batch(mofs, **settings)
     except (RuntimeError, ValueError, ArithmeticError, MatgenError) as error:
-        if len(mofs) == 1: return [_failed(mofs[0], f"{type(error).__name__}: {error}", matched=True)]
+        if len(mofs) == 1:
+            return [_failed(mofs[0], f"{type(error).__name__}: {error}", matched=True)]
         return [_assemble_part([m], settings)[0] for m in mofs]
 
-def assemble(coarse, seed=0, starts=64, device="cpu", free_cell=True, rotations=4096, keep=8, generations=3, batch_size=None, n_jobs=1, progress=None):
+
+def assemble(
+    coarse,
+    seed=0,
+    starts=64,
+    device="cpu",
+    free_cell=True,
+    rotations=4096,
+    keep=8,
+    generations=3,
+    batch_size=None,
+    n_jobs=1,
+    progress=None,
+):
     """Put coarse frameworks together: an `Assembled` for a CoarseMof, a list of them for a list, in order.
 
     How the given blocks are turned does not matter. seed: same seed, same result bit for bit on the same device; starts: joint choices that compete;
@@ -738,14 +981,31 @@ def assemble(coarse, seed=0, starts=64, device="cpu", free_cell=True, rotations=
     mofs = [coarse] if isinstance(coarse, CoarseMof) else list(coarse)
     reasons = [why_not(m) for m in mofs]
     out = [_failed(m, r) if r else None for m, r in zip(mofs, reasons)]
-    todo = sorted((i for i, r in enumerate(reasons) if not r), key=lambda i: sum(b.num_connections for b in mofs[i].blocks))
+    todo = sorted(
+        (i for i, r in enumerate(reasons) if not r),
+        key=lambda i: sum(b.num_connections for b in mofs[i].blocks),
+    )
     size = batch_size or (4 if str(device) == "cpu" else 32)
-    parts = [todo[i:i + size] for i in range(0, len(todo), size)]
-    settings = dict(seed=seed, starts=starts, device=device, free_cell=free_cell, keep=keep, rotations=rotations, generations=generations)
-    found, failures = parallel_map(partial(_assemble_part, settings=settings), [[mofs[i] for i in part] for part in parts], n_jobs=n_jobs, progress=progress)
+    parts = [todo[i : i + size] for i in range(0, len(todo), size)]
+    settings = dict(
+        seed=seed,
+        starts=starts,
+        device=device,
+        free_cell=free_cell,
+        keep=keep,
+        rotations=rotations,
+        generations=generations,
+    )
+    found, failures = parallel_map(
+        partial(_assemble_part, settings=settings),
+        [[mofs[i] for i in part] for part in parts],
+        n_jobs=n_jobs,
+        progress=progress,
+    )
     reason = {int(f.name): f.reason for f in failures}
     for p, part in enumerate(parts):
-        for n, i in enumerate(part): out[i] = found[p][n] if found[p] else _failed(mofs[i], reason[p], matched=True)
+        for n, i in enumerate(part):
+            out[i] = found[p][n] if found[p] else _failed(mofs[i], reason[p], matched=True)
     return out[0] if isinstance(coarse, CoarseMof) else out
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #n20first2
@@ -765,6 +1025,7 @@ def assemble_first(options, **settings):
             if kept[i] is None or _better(built, kept[i]):
                 kept[i] = built
     return kept
+
 
 def _better(one, other):
     "Whether an `Assembled` is better than another one."

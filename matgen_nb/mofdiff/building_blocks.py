@@ -19,23 +19,64 @@ from importlib.resources import files
 import numpy as np
 
 from ..symmetry.cif import cif_stem, read_cif
-from ..symmetry.crystal import Canvas, Crystal, atomic_number, camera, draw_sphere, draw_stick, element_table
+from matgen_nb.symmetry.crystal import (
+    Canvas,
+    Crystal,
+    atomic_number,
+    camera,
+    draw_sphere,
+    draw_stick,
+    element_table,
+)
 from ..symmetry.lattice import lattice_from_parameters
 from ..symmetry.space_groups import SpaceGroup
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #ccdaffce
 TEXTBOOK = {  # cell (A, degrees), source of cell and sites
-    "IRMOF-1": ((25.832, 25.832, 25.832), (90, 90, 90), "Fm-3m; Eddaoudi et al., Science 295, 469 (2002); first Li et al., Nature 402, 276 (1999)"),
-    "IRMOF-10": ((34.2807, 34.2807, 34.2807), (90, 90, 90), "Fm-3m; Eddaoudi et al., Science 295, 469 (2002)"),
-    "HKUST-1": ((26.343, 26.343, 26.343), (90, 90, 90), "Fm-3m, water removed; Chui et al., Science 283, 1148 (1999)"),
-    "UiO-66": ((20.7004, 20.7004, 20.7004), (90, 90, 90), "Fm-3m; Cavka et al., J. Am. Chem. Soc. 130, 13850 (2008); the hydrogen atoms are "
-               "placed by geometry, four per node as in F-43m"),
-    "ZIF-8": ((16.991, 16.991, 16.991), (90, 90, 90), "I-43m; Park et al., PNAS 103, 10186 (2006); of the two half-occupied methyl orientations one, as in I23"),
-    "MOF-74": ((25.9322, 25.9322, 6.8365), (90, 90, 120), "R-3, zinc, solvent removed; Rosi et al., J. Am. Chem. Soc. 127, 1504 (2005)"),
-    "MIL-53": ((6.812, 16.733, 13.038), (90, 90, 90), "Imma, chromium, high temperature; Serre et al., J. Am. Chem. Soc. 124, 13519 (2002)"),
-    "MOF-177": ((37.072, 37.072, 30.0333), (90, 90, 120), "P-31c; Chae et al., Nature 427, 523 (2004); of the two orientations of the node on the "
-                "threefold axis one, as in P31c")}
+    "IRMOF-1": (
+        (25.832, 25.832, 25.832),
+        (90, 90, 90),
+        "Fm-3m; Eddaoudi et al., Science 295, 469 (2002); first Li et al., Nature 402, 276 (1999)",
+    ),
+    "IRMOF-10": (
+        (34.2807, 34.2807, 34.2807),
+        (90, 90, 90),
+        "Fm-3m; Eddaoudi et al., Science 295, 469 (2002)",
+    ),
+    "HKUST-1": (
+        (26.343, 26.343, 26.343),
+        (90, 90, 90),
+        "Fm-3m, water removed; Chui et al., Science 283, 1148 (1999)",
+    ),
+    "UiO-66": (
+        (20.7004, 20.7004, 20.7004),
+        (90, 90, 90),
+        "Fm-3m; Cavka et al., J. Am. Chem. Soc. 130, 13850 (2008); the hydrogen atoms are "
+        "placed by geometry, four per node as in F-43m",
+    ),
+    "ZIF-8": (
+        (16.991, 16.991, 16.991),
+        (90, 90, 90),
+        "I-43m; Park et al., PNAS 103, 10186 (2006); of the two half-occupied methyl orientations one, as in I23",
+    ),
+    "MOF-74": (
+        (25.9322, 25.9322, 6.8365),
+        (90, 90, 120),
+        "R-3, zinc, solvent removed; Rosi et al., J. Am. Chem. Soc. 127, 1504 (2005)",
+    ),
+    "MIL-53": (
+        (6.812, 16.733, 13.038),
+        (90, 90, 90),
+        "Imma, chromium, high temperature; Serre et al., J. Am. Chem. Soc. 124, 13519 (2002)",
+    ),
+    "MOF-177": (
+        (37.072, 37.072, 30.0333),
+        (90, 90, 120),
+        "P-31c; Chae et al., Nature 427, 523 (2004); of the two orientations of the node on the "
+        "threefold axis one, as in P31c",
+    ),
+}
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #6adf2821
 def site_images(lattice, group, frac, tolerance=0.1):
@@ -52,32 +93,48 @@ def site_images(lattice, group, frac, tolerance=0.1):
 @lru_cache(None)
 def textbook_crystal(name):
     "A well-known framework in its published, conventional cell, see `TEXTBOOK` for names and sources."
-    if name not in TEXTBOOK: raise MatgenError(f"there is no textbook framework {name!r}; known are {', '.join(TEXTBOOK)}")
+    if name not in TEXTBOOK:
+        raise MatgenError(f"there is no textbook framework {name!r}; known are {', '.join(TEXTBOOK)}")
     lengths, angles, _ = TEXTBOOK[name]
     lattice = lattice_from_parameters(lengths, angles).numpy()
-    with (files("matgen_nb") / "data" / "textbook_mofs.csv").open(encoding="utf-8") as f: rows = [r for r in csv.DictReader(f) if r["mof"] == name]
+    with (files("matgen_nb") / "data" / "textbook_mofs.csv").open(encoding="utf-8") as f:
+        rows = [r for r in csv.DictReader(f) if r["mof"] == name]
     sites = [site_images(lattice, int(r["group"]), [float(r[x]) for x in "xyz"]) for r in rows]
-    return Crystal(lattice, np.repeat([atomic_number(r["element"]) for r in rows], [len(s) for s in sites]), np.concatenate(sites))
+    return Crystal(
+        lattice,
+        np.repeat([atomic_number(r["element"]) for r in rows], [len(s) for s in sites]),
+        np.concatenate(sites),
+    )
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #7542248f
 def shell(crystal, reach):
     "The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64, position (m, 3) A. Exact in any cell."
     lattice, frac = crystal.lattice, crystal.frac_coords
-    margin = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 1e-9  # the reach in fractional units, across each pair of faces
-    shifts = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1).reshape(-1, 3)
+    margin = (
+        reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 1e-9
+    )  # the reach in fractional units, across each pair of faces
+    shifts = np.stack(
+        np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1
+    ).reshape(-1, 3)
     images = frac + shifts[:, None]
     cell, atom = np.nonzero(((images > -margin) & (images < 1 + margin)).all(-1))
     return atom, shifts[cell], images[cell, atom] @ lattice
+
 
 def neighbours(crystal, reach):
     """All pairs of atoms closer than `reach` (A), images included, each pair once.
 
     Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in any cell."""
     from scipy.spatial import cKDTree
+
     atom, cell, cart = shell(crystal, reach)
     found = cKDTree(crystal.cart_coords).sparse_distance_matrix(cKDTree(cart), reach, output_type="ndarray")
     i, j, image = found["i"], atom[found["j"]], cell[found["j"]]
-    ahead = (image * [4, 2, 1]).astype(float) @ [1e6, 1e3, 1.0] > 0  # of an atom and its own images one of each two
+    ahead = (image * [4, 2, 1]).astype(float) @ [
+        1e6,
+        1e3,
+        1.0,
+    ] > 0  # of an atom and its own images one of each two
     once = (i < j) | ((i == j) & ahead)
     return i[once], j[once], image[once], found["v"][once]
 
@@ -99,6 +156,7 @@ def _translations(crystal, tolerance):
     """Translations (m, 3) that carry the crystal onto itself, 0 first, and for each the atom (m, N) that atom n lands on
     and by how much (m, N, 3, fractional) it misses it."""
     from scipy.spatial import cKDTree
+
     lattice, frac, elements = crystal.lattice, crystal.frac_coords, crystal.elements
     kinds, counts = np.unique(elements, return_counts=True)
     rare = np.flatnonzero(elements == kinds[counts.argmin()])
@@ -111,11 +169,16 @@ def _translations(crystal, tolerance):
             moved = (frac[index] + t) % 1.0
             moved[moved >= 1] = 0.0
             found, near = tree.query(moved, distance_upper_bound=3 * box)
-            if not np.isfinite(found).all(): break
+            if not np.isfinite(found).all():
+                break
             target[index] = index[near]
             miss[index] = frac[index[near]] - moved - np.round(frac[index[near]] - moved)
-            if np.linalg.norm(miss[index] @ lattice, axis=1).max() > tolerance or len(set(near.tolist())) < len(index): break
-        else: out.append((t, target, miss))
+            if np.linalg.norm(miss[index] @ lattice, axis=1).max() > tolerance or len(
+                set(near.tolist())
+            ) < len(index):
+                break
+        else:
+            out.append((t, target, miss))
     return [np.array(x) for x in zip(*out)]
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #870217dd
@@ -124,16 +187,23 @@ def primitive_cell(crystal, tolerance=0.05):
 
     Only pure translations are looked for; nothing is idealised, so a crystal that is primitive keeps its atoms where they are."""
     import spglib
+
     translations, target, miss = _translations(crystal, tolerance)
     order = len(translations)
     frac = crystal.frac_coords + miss.mean(0)
     first = np.flatnonzero(target.min(0) == np.arange(len(crystal)))  # one atom of each orbit
-    rows = np.eye(3) if order == 1 else integer_basis(np.concatenate([translations * order, order * np.eye(3)])) / order
+    rows = (
+        np.eye(3)
+        if order == 1
+        else integer_basis(np.concatenate([translations * order, order * np.eye(3)])) / order
+    )
     if abs(np.linalg.det(rows)) * order < 0.99 or len(first) * order != len(crystal):
         rows, frac, first = np.eye(3), crystal.frac_coords, np.arange(len(crystal))
     lattice = rows @ crystal.lattice
-    try: reduced = spglib.niggli_reduce(lattice)
-    except Exception: reduced = None  # newer spglib raises where older ones return None
+    try:
+        reduced = spglib.niggli_reduce(lattice)
+    except Exception:
+        reduced = None  # newer spglib raises where older ones return None
     reduced = lattice if reduced is None else np.round(reduced @ np.linalg.inv(lattice)) @ lattice
     return Crystal(reduced, crystal.elements[first], frac[first] @ crystal.lattice @ np.linalg.inv(reduced))
 
@@ -143,10 +213,13 @@ def drop_duplicates(crystal, tolerance=0.1):
     i, j, _, _ = neighbours(crystal, tolerance)
     twin = np.unique(j[(crystal.elements[i] == crystal.elements[j]) & (i != j)])
     keep = np.setdiff1d(np.arange(len(crystal)), twin)
-    return Crystal(crystal.lattice, crystal.elements[keep], crystal.frac_coords[keep]) if len(twin) else crystal
+    return (
+        Crystal(crystal.lattice, crystal.elements[keep], crystal.frac_coords[keep]) if len(twin) else crystal
+    )
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #17da9100
 _NON_METALS = (1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 52, 53, 54, 85, 86)
+
 
 def is_metal(elements):
     "True where an atomic number is a metal in the sense of MOF chemistry: all but H, B, C, N, O, Si, P, S, Ge, As, Se, Te, halogens, noble gases."
@@ -156,10 +229,14 @@ def is_metal(elements):
 def _one_bond_per_hydrogen(elements, metal, i, j, distance):
     "Mask (p,): a hydrogen atom has one bond, the shortest to a non-metal, else to a metal, else to another hydrogen."
     keep = np.ones(len(i), dtype=bool)
-    rank = [distance + 100.0 * metal[other] + 200.0 * (elements[other] == 1) for other in (j, i)]  # as seen from the first atom, from the second
+    rank = [
+        distance + 100.0 * metal[other] + 200.0 * (elements[other] == 1) for other in (j, i)
+    ]  # as seen from the first atom, from the second
     shortest = np.full(len(elements), np.inf)
-    for end, r in zip((i, j), rank): np.minimum.at(shortest, end, r)
-    for end, r in zip((i, j), rank): keep &= (elements[end] != 1) | (r <= shortest[end])
+    for end, r in zip((i, j), rank):
+        np.minimum.at(shortest, end, r)
+    for end, r in zip((i, j), rank):
+        keep &= (elements[end] != 1) | (r <= shortest[end])
     return keep
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #19f2866e
@@ -171,6 +248,7 @@ def _adjacency(n, pairs, images):
         around[b].append((a, tuple(-x for x in s)))
     return around
 
+
 _add = lambda s, t: (s[0] + t[0], s[1] + t[1], s[2] + t[2])
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #02d225c4
@@ -181,17 +259,19 @@ def _behind_a_donor(elements, metal, pairs, images, around):
     chi = np.nan_to_num(element_table().electronegativity[elements])
     behind = np.zeros(len(pairs), dtype=bool)
     for k, ((a, b), s) in enumerate(zip(pairs.tolist(), images.tolist())):
-        if metal[a] == metal[b]: continue
+        if metal[a] == metal[b]:
+            continue
         m, x, s = (a, b, tuple(s)) if metal[a] else (b, a, tuple(-v for v in s))
         touched = set(around[m])
         behind[k] = any(not metal[y] and chi[y] > chi[x] and (y, _add(s, t)) in touched for y, t in around[x])
     return behind
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #c6072d35
-PADDLEWHEEL = 3.6          # A, the longest metal-metal distance across a paddlewheel
-LONGEST_METAL_BOND = 3.3   # A, and at most STRETCHED_METAL_BOND times the sum of the covalent radii
+PADDLEWHEEL = 3.6  # A, the longest metal-metal distance across a paddlewheel
+LONGEST_METAL_BOND = 3.3  # A, and at most STRETCHED_METAL_BOND times the sum of the covalent radii
 STRETCHED_METAL_BOND = 1.1
 _NO_METAL_BONDS = (3, 11, 19, 37, 55, 87, 4, 12, 20, 38, 56, 88, 21, 39, *range(57, 72), *range(89, 104))
+
 
 def may_join_metals(elements, i, j, distance):
     """Two masks (p,): pairs of metals near enough for a metal-metal bond, and for a paddlewheel.
@@ -202,6 +282,7 @@ def may_join_metals(elements, i, j, distance):
     able = (is_metal(pair) & ~np.isin(pair, _NO_METAL_BONDS)).all(0)
     longest = np.minimum(STRETCHED_METAL_BOND * element_table().radius[pair].sum(0), LONGEST_METAL_BOND)
     return able & (distance < longest), able & (distance < PADDLEWHEEL)
+
 
 def _metal_bonds(metal, i, j, images, near, across, around):
     """Mask (p,) of metal-metal pairs that are joined: close pairs (`near`) that no single atom bridges, and
@@ -218,11 +299,12 @@ def _metal_bonds(metal, i, j, images, near, across, around):
     return bonded
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #15088eae
-BOND_TOLERANCE = 0.45         # A, slack over the sum of the covalent radii
-COVALENT_TOLERANCE = 0.30     # A, the same between non-metals heavier than hydrogen
-LONE_PAIR_SLACK = 0.20        # A, more than that between a metal with a lone pair and a donor
-_LONE_PAIR = (50, 51, 81, 82, 83)                     # Sn, Sb, Tl, Pb, Bi
-_DONORS = (7, 8, 9, 16, 17, 34, 35, 52, 53)           # N, O, chalcogens and halogens
+BOND_TOLERANCE = 0.45  # A, slack over the sum of the covalent radii
+COVALENT_TOLERANCE = 0.30  # A, the same between non-metals heavier than hydrogen
+LONE_PAIR_SLACK = 0.20  # A, more than that between a metal with a lone pair and a donor
+_LONE_PAIR = (50, 51, 81, 82, 83)  # Sn, Sb, Tl, Pb, Bi
+_DONORS = (7, 8, 9, 16, 17, 34, 35, 52, 53)  # N, O, chalcogens and halogens
+
 
 def longest_bond(elements, i, j, tolerance=BOND_TOLERANCE):
     """Distances (p,), A, below which atoms i, j (p,), one of them at least no metal, may be bonded.
@@ -235,6 +317,7 @@ def longest_bond(elements, i, j, tolerance=BOND_TOLERANCE):
     slack = np.where(covalent, min(tolerance, COVALENT_TOLERANCE), tolerance)
     long = np.isin(a, _LONE_PAIR) & np.isin(b, _DONORS) | np.isin(b, _LONE_PAIR) & np.isin(a, _DONORS)
     return radius[a] + radius[b] + slack + LONE_PAIR_SLACK * long
+
 
 def find_bonds(crystal, tolerance=BOND_TOLERANCE):
     """The bonds of a framework: pairs (b, 2) of atoms and images (b, 3), the cell of the second atom.
@@ -260,10 +343,13 @@ def find_bonds(crystal, tolerance=BOND_TOLERANCE):
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #ba8806e1
 def _check_overlap(elements, i, j, distance, total):
     clash = np.flatnonzero(distance < 0.55 * total)
-    if not len(clash): return
+    if not len(clash):
+        return
     a, b = i[clash[0]], j[clash[0]]
-    raise MatgenError(f"{len(clash)} pair(s) of atoms overlap, the first: atoms {a} and {b} ({element_table().symbol[elements[[a, b]]].tolist()}) are "
-                      f"{distance[clash[0]]:.2f} A apart. The structure is disordered or broken: keep one of the alternative positions")
+    raise MatgenError(
+        f"{len(clash)} pair(s) of atoms overlap, the first: atoms {a} and {b} ({element_table().symbol[elements[[a, b]]].tolist()}) are "
+        f"{distance[clash[0]]:.2f} A apart. The structure is disordered or broken: keep one of the alternative positions"
+    )
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #f45e4c79
 @dataclass(frozen=True, eq=False)
@@ -272,11 +358,15 @@ class Mof:
 
     crystal: Crystal with N atoms; bonds (b, 2) int64; images (b, 3) int64: a bond goes from atom bonds[:, 0] in cell 0 to atom bonds[:, 1] in cell images.
     notes: what was changed on the way in, as text."""
-    crystal: Crystal; bonds: np.ndarray; images: np.ndarray
+
+    crystal: Crystal
+    bonds: np.ndarray
+    images: np.ndarray
     name: str = ""
     notes: tuple = ()
 
-    def __len__(self): return len(self.crystal)
+    def __len__(self):
+        return len(self.crystal)
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #a6486326
 def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
@@ -285,6 +375,7 @@ def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
     notes = (f"dropped {len(crystal) - len(single)} duplicate atoms",) if len(single) < len(crystal) else ()
     single = primitive_cell(single)
     return Mof(single, *find_bonds(single, tolerance), name, notes)
+
 
 def from_cif(text_or_path, name="", tolerance=BOND_TOLERANCE, disorder="refuse"):
     """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one
@@ -296,6 +387,7 @@ def from_cif(text_or_path, name="", tolerance=BOND_TOLERANCE, disorder="refuse")
     mof = from_crystal(reading.crystal, name, tolerance)
     return replace(mof, notes=reading.notes + mof.notes)
 
+
 Mof.from_crystal, Mof.from_cif = staticmethod(from_crystal), staticmethod(from_cif)
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #efdbee69
@@ -303,6 +395,7 @@ Mof.from_crystal, Mof.from_cif = staticmethod(from_crystal), staticmethod(from_c
 def textbook_mof(name):
     "A well-known framework as a `Mof`: primitive cell and bonds."
     return from_crystal(textbook_crystal(name), name)
+
 
 def textbook_mofs():
     "The well-known frameworks of `TEXTBOOK`: dict name -> Mof."
@@ -313,13 +406,21 @@ def hill_formula(elements):
     "The whole formula in Hill's order, carbon and hydrogen first: [8, 6, 6, 1] -> 'C2HO'."
     counts = Counter(element_table().symbol[np.asarray(elements, dtype=np.int64)].tolist())
     first = [s for s in ("C", "H") if s in counts and "C" in counts]
-    return "".join(s + (str(counts[s]) if counts[s] > 1 else "") for s in first + sorted(counts.keys() - set(first)))
+    return "".join(
+        s + (str(counts[s]) if counts[s] > 1 else "") for s in first + sorted(counts.keys() - set(first))
+    )
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #1f748248
 def _graph_key(block):
     "A short text that changes with the atoms, bonds, connections or kind of a block, not with its positions."
     import hashlib
-    parts = (block.elements, block.bonds, block.connection_atoms, np.array([block.is_metal, len(block.elements)], dtype=np.int64))
+
+    parts = (
+        block.elements,
+        block.bonds,
+        block.connection_atoms,
+        np.array([block.is_metal, len(block.elements)], dtype=np.int64),
+    )
     return hashlib.blake2b(b"|".join(p.tobytes() for p in parts), digest_size=8).hexdigest()
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #1f748249
@@ -329,42 +430,73 @@ class BuildingBlock:
 
     elements (n,) int64; cart_coords (n, 3) float64, A, origin = centroid of the connection points; bonds (b, 2) int64 pairs of atoms;
     connection_points (c, 3) float64, A, midpoints of the cut bonds; connection_atoms (c,) int64, the atom each one leaves from; is_metal."""
-    elements: np.ndarray; cart_coords: np.ndarray; bonds: np.ndarray
-    connection_points: np.ndarray; connection_atoms: np.ndarray; is_metal: bool
+
+    elements: np.ndarray
+    cart_coords: np.ndarray
+    bonds: np.ndarray
+    connection_points: np.ndarray
+    connection_atoms: np.ndarray
+    is_metal: bool
     stored_identity: str = ""
-    graph: str = ""        # what `stored_identity` was found for
+    graph: str = ""  # what `stored_identity` was found for
 
     def __post_init__(self):
-        for name, kind, shape in [("elements", np.int64, (-1,)), ("cart_coords", np.float64, (-1, 3)), ("bonds", np.int64, (-1, 2)),
-                                  ("connection_points", np.float64, (-1, 3)), ("connection_atoms", np.int64, (-1,))]:
+        for name, kind, shape in [
+            ("elements", np.int64, (-1,)),
+            ("cart_coords", np.float64, (-1, 3)),
+            ("bonds", np.int64, (-1, 2)),
+            ("connection_points", np.float64, (-1, 3)),
+            ("connection_atoms", np.int64, (-1,)),
+        ]:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind).reshape(shape))
         n, c = len(self.elements), len(self.connection_points)
-        if n == 0 or len(self.cart_coords) != n: raise MatgenError(f"a block of {n} atoms has {len(self.cart_coords)} positions")
-        if len(self.connection_atoms) != c: raise MatgenError(f"{c} connection points need as many connection atoms, not {len(self.connection_atoms)}")
+        if n == 0 or len(self.cart_coords) != n:
+            raise MatgenError(f"a block of {n} atoms has {len(self.cart_coords)} positions")
+        if len(self.connection_atoms) != c:
+            raise MatgenError(
+                f"{c} connection points need as many connection atoms, not {len(self.connection_atoms)}"
+            )
         for what in ("bonds", "connection_atoms"):
             index = getattr(self, what)
-            if index.size and not (0 <= index.min() and index.max() < n): raise MatgenError(f"{what} of a block of {n} atoms name atom {index.max()}")
-        if not (np.isfinite(self.cart_coords).all() and np.isfinite(self.connection_points).all()): raise MatgenError("a block has positions that are no numbers")
+            if index.size and not (0 <= index.min() and index.max() < n):
+                raise MatgenError(f"{what} of a block of {n} atoms name atom {index.max()}")
+        if not (np.isfinite(self.cart_coords).all() and np.isfinite(self.connection_points).all()):
+            raise MatgenError("a block has positions that are no numbers")
         graph = _graph_key(self)
-        if self.graph not in ("", graph): object.__setattr__(self, "stored_identity", "")       # a copy with other atoms or bonds is another block
+        if self.graph not in ("", graph):
+            object.__setattr__(
+                self, "stored_identity", ""
+            )  # a copy with other atoms or bonds is another block
         object.__setattr__(self, "graph", graph)
 
-    def __len__(self): return len(self.elements)
-    def __repr__(self): return f"BuildingBlock({'metal' if self.is_metal else 'organic'} {self.formula}, {self.num_connections} connection points)"
+    def __len__(self):
+        return len(self.elements)
+
+    def __repr__(self):
+        return f"BuildingBlock({'metal' if self.is_metal else 'organic'} {self.formula}, {self.num_connections} connection points)"
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #b2a87f99
-BuildingBlock.num_connections = property(lambda self: len(self.connection_points), doc="Number of connection points.")
-BuildingBlock.formula = property(lambda self: hill_formula(self.elements), doc="Formula in Hill's order, not reduced.")
+BuildingBlock.num_connections = property(
+    lambda self: len(self.connection_points), doc="Number of connection points."
+)
+BuildingBlock.formula = property(
+    lambda self: hill_formula(self.elements), doc="Formula in Hill's order, not reduced."
+)
+
 
 def block_diameter(block):
     "The longest distance (A) between two atoms or connection points of a block."
     points = np.concatenate([block.cart_coords, block.connection_points])
     return float(np.linalg.norm(points[:, None] - points, axis=-1).max())
 
+
 def rotated_block(block, R):
     "The block turned by R (3, 3): every vector v becomes R v."
     R = np.asarray(R, dtype=np.float64)
-    return replace(block, cart_coords=block.cart_coords @ R.T, connection_points=block.connection_points @ R.T)
+    return replace(
+        block, cart_coords=block.cart_coords @ R.T, connection_points=block.connection_points @ R.T
+    )
+
 
 BuildingBlock.diameter, BuildingBlock.rotated = property(block_diameter), rotated_block
 
@@ -377,14 +509,18 @@ def connected(n, bonds, images):
     around = _adjacency(n, np.asarray(bonds).reshape(-1, 2), np.asarray(images).reshape(-1, 3))
     label, cell, loops = [-1] * n, [(0, 0, 0)] * n, {}
     for start in range(n):
-        if label[start] >= 0: continue
+        if label[start] >= 0:
+            continue
         label[start], stack = start, [start]
         while stack:
             a = stack.pop()
             for b, s in around[a]:
                 there = _add(cell[a], s)
-                if label[b] < 0: label[b], cell[b] = start, there; stack.append(b)
-                elif there != cell[b]: loops.setdefault(start, []).append([p - q for p, q in zip(there, cell[b])])
+                if label[b] < 0:
+                    label[b], cell[b] = start, there
+                    stack.append(b)
+                elif there != cell[b]:
+                    loops.setdefault(start, []).append([p - q for p, q in zip(there, cell[b])])
     return np.array(label, dtype=int), np.array(cell, dtype=int).reshape(n, 3), loops
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #95cbda0a
@@ -394,16 +530,30 @@ def _oxo(mof, metal, piece):
     touching = set(piece[b[metal[a] & ~metal[b]]].tolist()) | set(piece[a[metal[b] & ~metal[a]]].tolist())
     size = Counter(piece.tolist())
     mixed = set(piece[~np.isin(elements, (1, 8))].tolist())
-    return np.array([not metal[i] and p in touching and (size[p] == 1 or p not in mixed) for i, p in enumerate(piece.tolist())], dtype=bool)
+    return np.array(
+        [
+            not metal[i] and p in touching and (size[p] == 1 or p not in mixed)
+            for i, p in enumerate(piece.tolist())
+        ],
+        dtype=bool,
+    )
+
 
 def _bridging(mof, metal, piece, cell, rods, label):
     "Mask (N,): atoms of oxo pieces of rods that hold two or more metal atoms (or images of one) together."
     touched = {}
     for (a, b), s in zip(mof.bonds.tolist(), mof.images.tolist()):
-        if metal[a] == metal[b]: continue
+        if metal[a] == metal[b]:
+            continue
         m, x, s = (a, b, s) if metal[a] else (b, a, [-v for v in s])  # x lies in cell s of m
         touched.setdefault(piece[x], set()).add((m, *(c - v for c, v in zip(cell[x].tolist(), s))))
-    return np.array([not metal[i] and label[i] in rods and len(touched.get(p, ())) > 1 for i, p in enumerate(piece.tolist())], dtype=bool)
+    return np.array(
+        [
+            not metal[i] and label[i] in rods and len(touched.get(p, ())) > 1
+            for i, p in enumerate(piece.tolist())
+        ],
+        dtype=bool,
+    )
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #534d8b4c
 def _cut(mof):
@@ -411,17 +561,23 @@ def _cut(mof):
     metal, n = is_metal(mof.crystal.elements), len(mof)
     inside = ~metal[mof.bonds].any(1)
     piece, cell, loops = connected(n, mof.bonds[inside], mof.images[inside])
-    if loops: raise MatgenError(f"{mof.name or 'MOF'}: the organic part {hill_formula(mof.crystal.elements[piece == min(loops)])} has no end: it is "
-                                "bonded to its own image, so it is no building block. Is this a covalent framework, or are atoms too close?")
+    if loops:
+        raise MatgenError(
+            f"{mof.name or 'MOF'}: the organic part {hill_formula(mof.crystal.elements[piece == min(loops)])} has no end: it is "
+            "bonded to its own image, so it is no building block. Is this a covalent framework, or are atoms too close?"
+        )
     node, report = metal | _oxo(mof, metal, piece), []
     for attempt in range(2):
         inside = node[mof.bonds].all(1)
         label, node_cell, rods = connected(n, mof.bonds[inside], mof.images[inside])
-        if not rods: break
+        if not rods:
+            break
         bridges = _bridging(mof, metal, piece, cell, rods, label) & node
         if attempt or not bridges.any():
-            raise MatgenError(f"{mof.name or 'MOF'}: an endless chain of metal-metal bonds ({hill_formula(mof.crystal.elements[label == min(rods)])}); "
-                              "only rods that are bridged by non-metal atoms can be cut")
+            raise MatgenError(
+                f"{mof.name or 'MOF'}: an endless chain of metal-metal bonds ({hill_formula(mof.crystal.elements[label == min(rods)])}); "
+                "only rods that are bridged by non-metal atoms can be cut"
+            )
         report.append(f"rod: {_census(mof, piece, bridges)} between metals became bridges")
         node &= ~bridges
     owner = np.where(node, label, n + piece)
@@ -430,7 +586,9 @@ def _cut(mof):
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #51a22d9a
 def _census(mof, group, mask):
     "What the groups under a mask are: '2 HO, 1 O'."
-    formulas = Counter(hill_formula(mof.crystal.elements[(group == g) & mask]) for g in sorted(set(group[mask].tolist())))
+    formulas = Counter(
+        hill_formula(mof.crystal.elements[(group == g) & mask]) for g in sorted(set(group[mask].tolist()))
+    )
     return ", ".join(f"{count} {name}" for name, count in sorted(formulas.items()))
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #a92996b4
@@ -459,8 +617,12 @@ def _leaves(groups, t, metals, owner):
     alone = {g: (next(iter(p))[0], next(iter(p))[1:]) for g, p in partners.items() if len(p) == 1}
     caps = {g: host for g, host in alone.items() if g not in metals}
     ends = {g: host for g, host in alone.items() if g in metals}
-    steps = [("removed, bound to nothing (free solvent or ion)", free), ("removed, on a single bond (bound solvent)", bound),
-             ("merged into the only node it is bound to", caps), ("merged, a node with a single neighbour, into that block", ends)]
+    steps = [
+        ("removed, bound to nothing (free solvent or ion)", free),
+        ("removed, on a single bond (bound solvent)", bound),
+        ("merged into the only node it is bound to", caps),
+        ("merged, a node with a single neighbour, into that block", ends),
+    ]
     return next(((what, which) for what, which in steps if which), (None, {}))
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #ff6fea61
@@ -470,12 +632,14 @@ def _clean(mof, owner, cell, metals, report):
     while True:
         _, _, groups, t = _cuts(mof, owner, cell, metals)
         what, leaves = _leaves(groups, t, metals, owner)
-        if what is None: return owner, cell
+        if what is None:
+            return owner, cell
         report.append(f"{what}: {_census(mof, owner, np.isin(owner, list(leaves)))}")
         for group, host in leaves.items():
             atoms = owner == group
             owner[atoms] = -1 if host is None else host[0]
-            if host is not None: cell[atoms] -= np.array(host[1])
+            if host is not None:
+                cell[atoms] -= np.array(host[1])
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #cb671510
 def _nets(num_blocks, connections, images):
@@ -498,11 +662,20 @@ class Decomposition:
     frac_coords[k] @ lattice + block.cart_coords; connections (E, 4) int64: metal block, its connection point, organic block, its connection point;
     images (E, 3) int64: cell of the organic block relative to the metal block; atoms: per block the indices into mof.crystal; report: list of text,
     what was removed or changed; nets: interpenetrating nets in the crystal; dimension: 3 for a framework, 2 for layers, 1 for chains."""
-    lattice: np.ndarray; blocks: list; frac_coords: np.ndarray; connections: np.ndarray; images: np.ndarray
-    atoms: list = field(default_factory=list); report: list = field(default_factory=list)
-    nets: int = 1; dimension: int = 3; name: str = ""
 
-    def __len__(self): return len(self.blocks)
+    lattice: np.ndarray
+    blocks: list
+    frac_coords: np.ndarray
+    connections: np.ndarray
+    images: np.ndarray
+    atoms: list = field(default_factory=list)
+    report: list = field(default_factory=list)
+    nets: int = 1
+    dimension: int = 3
+    name: str = ""
+
+    def __len__(self):
+        return len(self.blocks)
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #2f3a8cda
 def _block(mof, atoms, cell, points, docks, is_metal):
@@ -510,17 +683,29 @@ def _block(mof, atoms, cell, points, docks, is_metal):
     frac = mof.crystal.frac_coords[atoms] + cell[atoms]
     centre = points.mean(0)
     place = {a: k for k, a in enumerate(atoms.tolist())}
-    inside = np.isin(mof.bonds, atoms).all(1) & ((mof.images + cell[mof.bonds[:, 0]] - cell[mof.bonds[:, 1]]) == 0).all(1)
+    inside = np.isin(mof.bonds, atoms).all(1) & (
+        (mof.images + cell[mof.bonds[:, 0]] - cell[mof.bonds[:, 1]]) == 0
+    ).all(1)
     bonds = [[place[a], place[b]] for a, b in mof.bonds[inside].tolist()]
     to_cart = lambda x: (x - centre) @ mof.crystal.lattice
-    return BuildingBlock(mof.crystal.elements[atoms], to_cart(frac), bonds, to_cart(points), [place[a] for a in docks.tolist()], is_metal), centre
+    return BuildingBlock(
+        mof.crystal.elements[atoms],
+        to_cart(frac),
+        bonds,
+        to_cart(points),
+        [place[a] for a in docks.tolist()],
+        is_metal,
+    ), centre
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #27c8792d
 def _assemble(mof, owner, cell, metals, labels, report, atoms, images, groups, t):
     "The `Decomposition` of cut groups: blocks with their connection points, and the connections between them."
     frac, name = mof.crystal.frac_coords, mof.name or "MOF"
     middle = (frac[atoms[:, 0]] + frac[atoms[:, 1]] + images) / 2
-    points = [middle + cell[atoms[:, 0]], middle - images + cell[atoms[:, 1]]]  # as drawn with the metal, as drawn with the organic atom
+    points = [
+        middle + cell[atoms[:, 0]],
+        middle - images + cell[atoms[:, 1]],
+    ]  # as drawn with the metal, as drawn with the organic atom
     blocks, centres, members, number = [], [], [], np.zeros((len(atoms), 2), dtype=int)
     for g in labels:
         side = 0 if g in metals else 1
@@ -537,10 +722,26 @@ def _assemble(mof, owner, cell, metals, labels, report, atoms, images, groups, t
     connections = np.stack([first, number[:, 0], second, number[:, 1]], 1)
     shift = t - floor[first].astype(int) + floor[second].astype(int)
     nets, dimension = _nets(len(blocks), connections, shift)
-    if dimension == 0: raise MatgenError(f"{name}: the blocks form closed molecules (cages), not a framework")
-    if dimension < 3: report.append(f"the net has dimension {dimension}: {'layers' if dimension == 2 else 'chains'}, not a three-dimensional framework")
-    if nets > 1: report.append(f"{nets} interpenetrating nets")
-    return Decomposition(mof.crystal.lattice, blocks, (centres - floor).clip(0), connections, shift, members, report, nets, dimension, mof.name)
+    if dimension == 0:
+        raise MatgenError(f"{name}: the blocks form closed molecules (cages), not a framework")
+    if dimension < 3:
+        report.append(
+            f"the net has dimension {dimension}: {'layers' if dimension == 2 else 'chains'}, not a three-dimensional framework"
+        )
+    if nets > 1:
+        report.append(f"{nets} interpenetrating nets")
+    return Decomposition(
+        mof.crystal.lattice,
+        blocks,
+        (centres - floor).clip(0),
+        connections,
+        shift,
+        members,
+        report,
+        nets,
+        dimension,
+        mof.name,
+    )
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #dd8e60c6
 def decompose(mof):
@@ -550,12 +751,21 @@ def decompose(mof):
     bridge metals become bridges; solvent is removed; blocks with a single neighbour merge. Returns a `Decomposition`.
     MatgenError with the reason where there is no metal, no carbon, no framework, or a part without end."""
     elements, name = mof.crystal.elements, mof.name or "MOF"
-    if not is_metal(elements).any(): raise MatgenError(f"{name} ({mof.crystal.formula}) has no metal atom: a covalent or molecular crystal has no nodes to cut at")
-    if 6 not in elements: raise MatgenError(f"{name} ({mof.crystal.formula}) has no carbon: an inorganic crystal has no organic linkers")
+    if not is_metal(elements).any():
+        raise MatgenError(
+            f"{name} ({mof.crystal.formula}) has no metal atom: a covalent or molecular crystal has no nodes to cut at"
+        )
+    if 6 not in elements:
+        raise MatgenError(
+            f"{name} ({mof.crystal.formula}) has no carbon: an inorganic crystal has no organic linkers"
+        )
     owner, cell, metals, report = _cut(mof)
     report[:0] = mof.notes
     owner, cell = _clean(mof, owner, cell, metals, report)
-    if not (owner >= 0).any(): raise MatgenError(f"{name}: nothing is connected; it is made of molecules or ions, not a framework ({'; '.join(report)})")
+    if not (owner >= 0).any():
+        raise MatgenError(
+            f"{name}: nothing is connected; it is made of molecules or ions, not a framework ({'; '.join(report)})"
+        )
     atoms, images, groups, t = _cuts(mof, owner, cell, metals)
     labels = sorted(set(owner[owner >= 0].tolist()), key=lambda g: (g not in metals, g))
     return _assemble(mof, owner, cell, metals, labels, report, atoms, images, groups, t)
@@ -565,7 +775,9 @@ def recompose(decomposition):
     "The crystal that a decomposition describes: the atoms of all blocks, block after block."
     d = decomposition
     cart = np.concatenate([x @ d.lattice + block.cart_coords for x, block in zip(d.frac_coords, d.blocks)])
-    return Crystal(d.lattice, np.concatenate([block.elements for block in d.blocks]), cart @ np.linalg.inv(d.lattice))
+    return Crystal(
+        d.lattice, np.concatenate([block.elements for block in d.blocks]), cart @ np.linalg.inv(d.lattice)
+    )
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #b14672b1
 def render_scene(spheres, sticks, view=None, pixels=300):
@@ -575,15 +787,17 @@ def render_scene(spheres, sticks, view=None, pixels=300):
     points = np.array([s[0] for s in spheres] + [end for s in sticks for end in s[:2]])
     if view is None:
         axes = np.linalg.svd(points - points.mean(0), full_matrices=True)[2]
-        tilt = np.array([[1, 0, .18], [0, 1, .3], [-.18, -.3, 1]])
+        tilt = np.array([[1, 0, 0.18], [0, 1, 0.3], [-0.18, -0.3, 1]])
         view = np.linalg.qr((tilt @ axes).T)[0].T
         view *= np.sign(np.linalg.det(view))
     turn = lambda x: np.asarray(x) @ view.T
     margin = max(s[1] for s in spheres) + 0.1
     flat = turn(points)[:, :2]
     canvas = Canvas(flat.min(0) - margin, flat.max(0) + margin, 2 * pixels)
-    for start, end, radius, color in sticks: draw_stick(canvas, turn(start), turn(end), radius, np.asarray(color))
-    for center, radius, color in spheres: draw_sphere(canvas, turn(center), radius, np.asarray(color))
+    for start, end, radius, color in sticks:
+        draw_stick(canvas, turn(start), turn(end), radius, np.asarray(color))
+    for center, radius, color in spheres:
+        draw_sphere(canvas, turn(center), radius, np.asarray(color))
     picture = canvas.color[: len(canvas.color) // 2 * 2, : canvas.color.shape[1] // 2 * 2]
     return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]
 
@@ -591,11 +805,17 @@ def render_scene(spheres, sticks, view=None, pixels=300):
 def cell_sticks(lattice):
     "The twelve edges of a cell (3, 3), A, as thin grey sticks for `render_scene`."
     import itertools
+
     corners = np.array(list(itertools.product((0, 1), repeat=3)))
-    return [(a @ lattice, b @ lattice, 0.07, (.45, .45, .45)) for a, b in itertools.combinations(corners, 2) if np.abs(a - b).sum() == 1]
+    return [
+        (a @ lattice, b @ lattice, 0.07, (0.45, 0.45, 0.45))
+        for a, b in itertools.combinations(corners, 2)
+        if np.abs(a - b).sum() == 1
+    ]
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #b584bd89
 POINT_COLOR = (0.95, 0.15, 0.55)  # connection points
+
 
 def block_scene(block, offset=0, color=None):
     "Spheres and sticks of a block at a position (3,), for `render_scene`; atoms in their own colours or all in one."
@@ -603,18 +823,28 @@ def block_scene(block, offset=0, color=None):
     colors = 0.92 * table.color[block.elements] if color is None else np.tile(color, (len(block), 1))
     spheres = [(x, 0.4 * table.radius[z], c) for x, z, c in zip(cart, block.elements, colors)]
     spheres += [(x + offset, 0.28, POINT_COLOR) for x in block.connection_points]
-    sticks = [(cart[a], (cart[a] + cart[b]) / 2, 0.11, colors[a]) for pair in block.bonds.tolist() for a, b in (pair, pair[::-1])]
-    sticks += [(cart[a], x + offset, 0.06, POINT_COLOR) for a, x in zip(block.connection_atoms, block.connection_points)]
+    sticks = [
+        (cart[a], (cart[a] + cart[b]) / 2, 0.11, colors[a])
+        for pair in block.bonds.tolist()
+        for a, b in (pair, pair[::-1])
+    ]
+    sticks += [
+        (cart[a], x + offset, 0.06, POINT_COLOR)
+        for a, x in zip(block.connection_atoms, block.connection_points)
+    ]
     return spheres, sticks
+
 
 def plot_block(block, ax=None, pixels=220):
     "Draw a block with its connection points (pink); returns the axes."
     import matplotlib.pyplot as plt
+
     ax = ax or plt.figure(figsize=(2.5, 2.5)).add_subplot()
     ax.imshow(render_scene(*block_scene(block), pixels=pixels), interpolation="bilinear")
     ax.set_title(f"{block.formula}, {block.num_connections} points", fontsize=8)
     ax.axis("off")
     return ax
+
 
 BuildingBlock.plot = plot_block
 
@@ -622,19 +852,29 @@ BuildingBlock.plot = plot_block
 def plot_decomposition(d, ax=None, block=0, apart=1.5, azimuth=25.0, elevation=14.0, pixels=300):
     "Draw a block (blue: node, grey: linker) and its neighbours, pulled `apart` (A); the two points of a cut bond lie at the ends of each gap. Returns the axes."
     import matplotlib.pyplot as plt
+
     ax = ax or plt.figure(figsize=(3.4, 3.4)).add_subplot()
     this, other = (0, 2) if d.blocks[block].is_metal else (2, 0)
     mine = d.connections[:, this] == block
     steps = {(int(k), *s) for k, s in zip(d.connections[mine, other], (d.images[mine] * (1 - this)).tolist())}
-    shown = [(block, np.zeros(3))] + [(k, (d.frac_coords[k] + s - d.frac_coords[block]) @ d.lattice) for k, *s in steps]
+    shown = [(block, np.zeros(3))] + [
+        (k, (d.frac_coords[k] + s - d.frac_coords[block]) @ d.lattice) for k, *s in steps
+    ]
     scenes = []
     for k, x in shown:
         away = apart * x / max(np.linalg.norm(x), 1e-9)
-        scenes.append(block_scene(d.blocks[k], x + away, (.25, .45, .85) if d.blocks[k].is_metal else (.75, .75, .72)))
+        scenes.append(
+            block_scene(
+                d.blocks[k], x + away, (0.25, 0.45, 0.85) if d.blocks[k].is_metal else (0.75, 0.75, 0.72)
+            )
+        )
     spheres, sticks = ([s for scene in scenes for s in scene[i]] for i in (0, 1))
-    ax.imshow(render_scene(spheres, sticks, camera(d.lattice, azimuth, elevation), pixels), interpolation="bilinear")
+    ax.imshow(
+        render_scene(spheres, sticks, camera(d.lattice, azimuth, elevation), pixels), interpolation="bilinear"
+    )
     ax.axis("off")
     return ax
+
 
 Decomposition.plot = plot_decomposition
 
@@ -642,13 +882,16 @@ Decomposition.plot = plot_decomposition
 def molecule(block):
     "The block as an rdkit molecule: all bonds single, a dummy atom (atomic number 0) at every connection; no clean-up of valences."
     from rdkit import Chem
+
     mol = Chem.RWMol()
     for z in block.elements.tolist():
         atom = Chem.Atom(z)
         atom.SetNoImplicit(True)
         mol.AddAtom(atom)
-    for a, b in block.bonds.tolist(): mol.AddBond(a, b, Chem.BondType.SINGLE)
-    for a in block.connection_atoms.tolist(): mol.AddBond(a, mol.AddAtom(Chem.Atom(0)), Chem.BondType.SINGLE)
+    for a, b in block.bonds.tolist():
+        mol.AddBond(a, b, Chem.BondType.SINGLE)
+    for a in block.connection_atoms.tolist():
+        mol.AddBond(a, mol.AddAtom(Chem.Atom(0)), Chem.BondType.SINGLE)
     mol.UpdatePropertyCache(strict=False)
     return mol.GetMol()
 
@@ -657,6 +900,7 @@ def block_fingerprint(block):
     "ECFP4: the indices (sorted list) of the bits that the block sets among 4096; rdkit's Morgan fingerprint of radius 2, atoms told apart by element and degree."
     from rdkit.Chem import rdFingerprintGenerator
     from rdkit import Chem
+
     mol = molecule(block)
     Chem.FastFindRings(mol)
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=4096)
@@ -668,12 +912,19 @@ def block_identity(block):
     """A short name (16 hexadecimal digits) that conformers of a block share: hash of formula, number of connections and ECFP4 bits.
 
     An identity that was stored with the block (see lesson 16) is returned as it is, so that prepared data need no rdkit."""
-    if block.stored_identity: return block.stored_identity
+    if block.stored_identity:
+        return block.stored_identity
     import hashlib
-    try: bits = block_fingerprint(block)
-    except ImportError: raise MatgenError("the identity of a block needs rdkit (pip install rdkit), or prepared data, which store it") from None
+
+    try:
+        bits = block_fingerprint(block)
+    except ImportError:
+        raise MatgenError(
+            "the identity of a block needs rdkit (pip install rdkit), or prepared data, which store it"
+        ) from None
     text = f"{int(block.is_metal)} {block.formula} {block.num_connections} {bits}"
     object.__setattr__(block, "stored_identity", hashlib.sha256(text.encode()).hexdigest()[:16])
     return block.stored_identity
+
 
 BuildingBlock.identity = property(block_identity)

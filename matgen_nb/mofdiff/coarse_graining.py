@@ -27,7 +27,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .building_blocks import BuildingBlock, Decomposition, Mof, cell_sticks, decompose, neighbours, render_scene
+from matgen_nb.mofdiff.building_blocks import (
+    BuildingBlock,
+    Decomposition,
+    Mof,
+    cell_sticks,
+    decompose,
+    neighbours,
+    render_scene,
+)
 from ..symmetry.cif import cif_folder, cif_stem, describe_notes
 from ..symmetry.crystal import Crystal, camera, min_distance
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, fetch, parallel_map
@@ -38,7 +46,10 @@ class CoarseMof:
     """A framework as K beads: one building block at each position of a cell; the orientation of a block carries no meaning.
 
     lattice (3, 3) float64 rows, A; frac_coords (K, 3) float64 in [0, 1); blocks: K BuildingBlocks; properties: name -> value."""
-    lattice: np.ndarray; frac_coords: np.ndarray; blocks: list
+
+    lattice: np.ndarray
+    frac_coords: np.ndarray
+    blocks: list
     name: str = ""
     properties: dict = field(default_factory=dict)
 
@@ -49,46 +60,69 @@ class CoarseMof:
         object.__setattr__(self, "frac_coords", np.where(frac >= 1, 0.0, frac))
         object.__setattr__(self, "blocks", list(self.blocks))
         if len(self.blocks) != len(self.frac_coords) or not self.blocks:
-            raise MatgenError(f"a coarse framework needs one position per block: {len(self.blocks)} blocks, {len(self.frac_coords)} positions")
+            raise MatgenError(
+                f"a coarse framework needs one position per block: {len(self.blocks)} blocks, {len(self.frac_coords)} positions"
+            )
 
-    def __len__(self): return len(self.blocks)
-    def __repr__(self): return f"CoarseMof({self.name or 'unnamed'}, {len(self)} blocks: {', '.join(sorted({b.formula for b in self.blocks}))})"
+    def __len__(self):
+        return len(self.blocks)
+
+    def __repr__(self):
+        return f"CoarseMof({self.name or 'unnamed'}, {len(self)} blocks: {', '.join(sorted({b.formula for b in self.blocks}))})"
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #76f7d456
 def from_decomposition(d, name="", properties=None):
     "The beads of a `Decomposition`."
     return CoarseMof(d.lattice, d.frac_coords, d.blocks, name or d.name, dict(properties or {}))
 
+
 CoarseMof.from_decomposition = staticmethod(from_decomposition)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #75a1e1f0
 def contacts(coarse, slack=1.1):
     "Pairs (metal bead, organic bead, image) that are near enough to be joined: nearer than `slack` x the sum of the longest arms to a connection point."
-    arm = np.array([np.linalg.norm(b.connection_points, axis=1).max() if b.num_connections else 0 for b in coarse.blocks])
+    arm = np.array(
+        [np.linalg.norm(b.connection_points, axis=1).max() if b.num_connections else 0 for b in coarse.blocks]
+    )
     metal = np.array([b.is_metal for b in coarse.blocks])
     reach = slack * (arm[metal].max(initial=0) + arm[~metal].max(initial=0))
-    i, j, image, distance = neighbours(Crystal(coarse.lattice, np.ones(len(coarse), dtype=int), coarse.frac_coords), max(reach, 0.1))
+    i, j, image, distance = neighbours(
+        Crystal(coarse.lattice, np.ones(len(coarse), dtype=int), coarse.frac_coords), max(reach, 0.1)
+    )
     keep = (metal[i] != metal[j]) & (distance < slack * (arm[i] + arm[j]))
-    return [(a, b, s) if metal[a] else (b, a, -s) for a, b, s in zip(i[keep].tolist(), j[keep].tolist(), image[keep])]
+    return [
+        (a, b, s) if metal[a] else (b, a, -s)
+        for a, b, s in zip(i[keep].tolist(), j[keep].tolist(), image[keep])
+    ]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #b76531d5
 BEAD_COLORS = {True: (0.25, 0.45, 0.85), False: (0.65, 0.65, 0.62)}  # metal node, organic linker
+
 
 def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
     """Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell; returns the axes.
     A linker whose nodes all lie in other cells is drawn beside those that its images reach, not alone."""
     import matplotlib.pyplot as plt
+
     ax = ax or plt.figure(figsize=(3, 3)).add_subplot()
     at = lambda k, s=0: (coarse.frac_coords[k] + s) @ coarse.lattice
     joints = contacts(coarse)
     elsewhere = {o for _, o, _ in joints} - {o for _, o, s in joints if not s.any()}
-    spheres = [(at(k), 1.3 if b.is_metal else 0.9, BEAD_COLORS[b.is_metal]) for k, b in enumerate(coarse.blocks) if k not in elsewhere]
-    sticks = [(at(m), at(o, s), 0.22, (.8, .8, .78)) for m, o, s in joints]
+    spheres = [
+        (at(k), 1.3 if b.is_metal else 0.9, BEAD_COLORS[b.is_metal])
+        for k, b in enumerate(coarse.blocks)
+        if k not in elsewhere
+    ]
+    sticks = [(at(m), at(o, s), 0.22, (0.8, 0.8, 0.78)) for m, o, s in joints]
     spheres += [(at(o, s), 0.9, BEAD_COLORS[False]) for m, o, s in joints if s.any()]
     sticks += cell_sticks(coarse.lattice)
-    ax.imshow(render_scene(spheres, sticks, camera(coarse.lattice, azimuth, elevation), pixels), interpolation="bilinear")
+    ax.imshow(
+        render_scene(spheres, sticks, camera(coarse.lattice, azimuth, elevation), pixels),
+        interpolation="bilinear",
+    )
     ax.axis("off")
     return ax
+
 
 CoarseMof.plot = plot_coarse
 
@@ -96,21 +130,39 @@ CoarseMof.plot = plot_coarse
 def join(coarse, tolerance=0.1):
     """The `Decomposition` of beads whose blocks are turned so that every connection point of a metal block lies within `tolerance` (A) of one of
     an organic block. MatgenError where points are left over: then assembly (lesson 20) has to find the orientations first."""
-    points = [x + b.connection_points @ np.linalg.inv(coarse.lattice) for x, b in zip(coarse.frac_coords, coarse.blocks)]
+    points = [
+        x + b.connection_points @ np.linalg.inv(coarse.lattice)
+        for x, b in zip(coarse.frac_coords, coarse.blocks)
+    ]
     owner = np.repeat(np.arange(len(coarse)), [len(p) for p in points])
     number, points = np.concatenate([np.arange(len(p)) for p in points]), np.concatenate(points)
     metal = np.array([b.is_metal for b in coarse.blocks])[owner]
     cell = np.floor(points).astype(int)
-    i, j, image, distance = neighbours(Crystal(coarse.lattice, np.ones(len(points), dtype=int), points), tolerance)
+    i, j, image, distance = neighbours(
+        Crystal(coarse.lattice, np.ones(len(points), dtype=int), points), tolerance
+    )
     keep = np.flatnonzero(metal[i] != metal[j])
     keep = keep[np.argsort(distance[keep], kind="stable")]
     swap = metal[j[keep]]
     m, o = np.where(swap, j[keep], i[keep]), np.where(swap, i[keep], j[keep])
     shift = np.where(swap, -1, 1)[:, None] * image[keep] + cell[m] - cell[o]
-    if sorted(m.tolist()) != np.flatnonzero(metal).tolist() or sorted(o.tolist()) != np.flatnonzero(~metal).tolist():
-        raise MatgenError(f"{coarse.name or 'coarse framework'}: {len(set(m.tolist()))} of {metal.sum()} metal and {len(set(o.tolist()))} of {(~metal).sum()} "
-                          f"organic connection points meet within {tolerance} A; the blocks must be assembled first")
-    return Decomposition(coarse.lattice, coarse.blocks, coarse.frac_coords, np.stack([owner[m], number[m], owner[o], number[o]], 1), shift, name=coarse.name)
+    if (
+        sorted(m.tolist()) != np.flatnonzero(metal).tolist()
+        or sorted(o.tolist()) != np.flatnonzero(~metal).tolist()
+    ):
+        raise MatgenError(
+            f"{coarse.name or 'coarse framework'}: {len(set(m.tolist()))} of {metal.sum()} metal and {len(set(o.tolist()))} of {(~metal).sum()} "
+            f"organic connection points meet within {tolerance} A; the blocks must be assembled first"
+        )
+    return Decomposition(
+        coarse.lattice,
+        coarse.blocks,
+        coarse.frac_coords,
+        np.stack([owner[m], number[m], owner[o], number[o]], 1),
+        shift,
+        name=coarse.name,
+    )
+
 
 CoarseMof.to_decomposition = join
 
@@ -119,9 +171,18 @@ def handedness(block):
     """Two numbers that change sign in a mirror and do not depend on the order of atoms: sums of sin(phi) and sin(2 phi) over all torsions
     a-b-c-d along bonds, over the square root of their number. Zero for a block that is its own mirror image."""
     around = [[] for _ in range(len(block))]
-    for a, b in block.bonds.tolist(): around[a].append(b); around[b].append(a)
-    rows = [(a, b, c, d) for b, c in block.bonds.tolist() for a in around[b] for d in around[c] if a != c and d != b and a != d]
-    if not rows: return np.zeros(2)
+    for a, b in block.bonds.tolist():
+        around[a].append(b)
+        around[b].append(a)
+    rows = [
+        (a, b, c, d)
+        for b, c in block.bonds.tolist()
+        for a in around[b]
+        for d in around[c]
+        if a != c and d != b and a != d
+    ]
+    if not rows:
+        return np.zeros(2)
     p = block.cart_coords[np.array(rows)]
     u, v, w = (p[:, i + 1] - p[:, i] for i in range(3))
     m, n = np.cross(u, v), np.cross(v, w)
@@ -143,18 +204,22 @@ def block_signature(block):
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #d7ca0f66
 class BlockLibrary:
     "Collects distinct blocks: same identity and the same shape within `tolerance` (A) are one."
-    def __init__(self, tolerance=0.1): self.tolerance, self.blocks, self.seen, self.met = tolerance, [], {}, {}
+
+    def __init__(self, tolerance=0.1):
+        self.tolerance, self.blocks, self.seen, self.met = tolerance, [], {}, {}
 
     def index(self, block):
         "The number of the block in the library; a new one is added. The same object is looked at once."
-        if id(block) not in self.met: self.met[id(block)] = block, self._find(block)
+        if id(block) not in self.met:
+            self.met[id(block)] = block, self._find(block)
         return self.met[id(block)][1]
 
     def _find(self, block):
         signature = block_signature(block)
         numbers, shapes = self.seen.get(block.identity, ([], np.empty((0, len(signature)))))
         near = np.flatnonzero(np.abs(shapes - signature).max(1) < self.tolerance)
-        if len(near): return numbers[near[0]]
+        if len(near):
+            return numbers[near[0]]
         self.blocks.append(block)
         self.seen[block.identity] = numbers + [len(self.blocks) - 1], np.vstack([shapes, signature])
         return len(self.blocks) - 1
@@ -165,11 +230,20 @@ class MofBatch:
     """B frameworks as flat tensors: lattice (B, 3, 3) float32, num_blocks (B,) int64; of all beads one after another frac_coords (M, 3) float32,
     block (M,) int64 index into the library, features (M, d) float32 embeddings of the blocks (d = 0 where there are none), batch (M,) the framework
     of each bead; properties (B, P) float32, nan where unknown."""
-    lattice: torch.Tensor; num_blocks: torch.Tensor; frac_coords: torch.Tensor; block: torch.Tensor
-    features: torch.Tensor; batch: torch.Tensor; properties: torch.Tensor
 
-    def __len__(self): return len(self.num_blocks)
-    def to(self, device): return MofBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+    lattice: torch.Tensor
+    num_blocks: torch.Tensor
+    frac_coords: torch.Tensor
+    block: torch.Tensor
+    features: torch.Tensor
+    batch: torch.Tensor
+    properties: torch.Tensor
+
+    def __len__(self):
+        return len(self.num_blocks)
+
+    def to(self, device):
+        return MofBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #26d71e47
 @dataclass(eq=False)
@@ -178,23 +252,39 @@ class MofData:
     into `library` (list of distinct BuildingBlocks), properties (n, P) float32 (nan: unknown), embeddings (L, d) float32 of the library, or None.
 
     `data[i]` is a `CoarseMof`, `data.select(indices)` a `MofBatch`, `data.subset(indices)` a smaller set, `data.to(device)` a copy on a device."""
-    lattice: torch.Tensor; num_blocks: torch.Tensor; frac_coords: torch.Tensor; block: torch.Tensor; properties: torch.Tensor
+
+    lattice: torch.Tensor
+    num_blocks: torch.Tensor
+    frac_coords: torch.Tensor
+    block: torch.Tensor
+    properties: torch.Tensor
     library: list
     names: list
     property_names: list = field(default_factory=list)
     embeddings: torch.Tensor = None
     info: dict = field(default_factory=dict)
 
-    def __post_init__(self): self.start = torch.cumsum(self.num_blocks, 0) - self.num_blocks
-    def __len__(self): return len(self.num_blocks)
-    def tensors(self): return {f.name: getattr(self, f.name) for f in fields(self)[:5]}
+    def __post_init__(self):
+        self.start = torch.cumsum(self.num_blocks, 0) - self.num_blocks
+
+    def __len__(self):
+        return len(self.num_blocks)
+
+    def tensors(self):
+        return {f.name: getattr(self, f.name) for f in fields(self)[:5]}
 
     def __getitem__(self, i):
-        if not -len(self) <= i < len(self): raise IndexError(f"framework {i} of {len(self)}")
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"framework {i} of {len(self)}")
         rows = slice(int(self.start[i]), int(self.start[i] + self.num_blocks[i]))
         known = {n: float(v) for n, v in zip(self.property_names, self.properties[i]) if not torch.isnan(v)}
-        return CoarseMof(self.lattice[i].cpu().numpy(), self.frac_coords[rows].cpu().numpy(), [self.library[j] for j in self.block[rows].tolist()],
-                         self.names[i], known)
+        return CoarseMof(
+            self.lattice[i].cpu().numpy(),
+            self.frac_coords[rows].cpu().numpy(),
+            [self.library[j] for j in self.block[rows].tolist()],
+            self.names[i],
+            known,
+        )
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9183631c
 def to_device(data, device):
@@ -202,14 +292,19 @@ def to_device(data, device):
     moved = {n: t.to(device) for n, t in data.tensors().items()}
     return replace(data, **moved, embeddings=None if data.embeddings is None else data.embeddings.to(device))
 
+
 MofData.to = to_device
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #b988a3bf
 def with_embeddings(data, embeddings):
     "The same data set with embeddings (L, d) of its library."
     embeddings = torch.as_tensor(embeddings, dtype=torch.float32, device=data.lattice.device)
-    if embeddings.shape[:1] != (len(data.library),): raise MatgenError(f"{len(data.library)} blocks need as many embeddings, not {tuple(embeddings.shape)}")
+    if embeddings.shape[:1] != (len(data.library),):
+        raise MatgenError(
+            f"{len(data.library)} blocks need as many embeddings, not {tuple(embeddings.shape)}"
+        )
     return replace(data, embeddings=embeddings)
+
 
 MofData.with_embeddings = with_embeddings
 
@@ -219,10 +314,24 @@ def select(data, indices):
     indices = torch.as_tensor(indices, dtype=torch.long, device=data.num_blocks.device)
     counts = data.num_blocks[indices]
     batch = torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts)
-    rows = torch.arange(len(batch), device=counts.device) + (data.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
+    rows = (
+        torch.arange(len(batch), device=counts.device)
+        + (data.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
+    )
     block = data.block[rows]
-    features = torch.zeros(len(block), 0, device=block.device) if data.embeddings is None else data.embeddings[block]
-    return MofBatch(data.lattice[indices].float(), counts, data.frac_coords[rows].float(), block, features, batch, data.properties[indices])
+    features = (
+        torch.zeros(len(block), 0, device=block.device) if data.embeddings is None else data.embeddings[block]
+    )
+    return MofBatch(
+        data.lattice[indices].float(),
+        counts,
+        data.frac_coords[rows].float(),
+        block,
+        features,
+        batch,
+        data.properties[indices],
+    )
+
 
 MofData.select = select
 
@@ -230,66 +339,125 @@ MofData.select = select
 def subset(data, indices):
     "A smaller data set, the frameworks `indices` (list of int) in that order; the library stays whole."
     indices = torch.as_tensor(indices, dtype=torch.long, device=data.num_blocks.device)
-    rows = torch.cat([torch.arange(int(data.start[i]), int(data.start[i] + data.num_blocks[i])) for i in indices.tolist()] or [indices]).to(indices.device)
-    return replace(data, lattice=data.lattice[indices], num_blocks=data.num_blocks[indices], frac_coords=data.frac_coords[rows], block=data.block[rows],
-                   properties=data.properties[indices], names=[data.names[i] for i in indices.tolist()])
+    rows = torch.cat(
+        [torch.arange(int(data.start[i]), int(data.start[i] + data.num_blocks[i])) for i in indices.tolist()]
+        or [indices]
+    ).to(indices.device)
+    return replace(
+        data,
+        lattice=data.lattice[indices],
+        num_blocks=data.num_blocks[indices],
+        frac_coords=data.frac_coords[rows],
+        block=data.block[rows],
+        properties=data.properties[indices],
+        names=[data.names[i] for i in indices.tolist()],
+    )
+
 
 def trimmed(data):
     "The same frameworks with those blocks only that they are made of."
     used, block = torch.unique(data.block, return_inverse=True)
-    return replace(data, block=block, library=[data.library[i] for i in used.tolist()], embeddings=None if data.embeddings is None else data.embeddings[used])
+    return replace(
+        data,
+        block=block,
+        library=[data.library[i] for i in used.tolist()],
+        embeddings=None if data.embeddings is None else data.embeddings[used],
+    )
+
 
 MofData.subset, MofData.trimmed = subset, trimmed
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #a2bf9f42
 def from_coarse(coarse, info=None, tolerance=0.1):
     "A data set from a list of `CoarseMof`; blocks of the same identity and shape (within `tolerance` A) are stored once."
-    if not coarse: raise MatgenError("no framework is left to make a data set of")
+    if not coarse:
+        raise MatgenError("no framework is left to make a data set of")
     library = BlockLibrary(tolerance)
     block = torch.tensor([library.index(b) for mof in coarse for b in mof.blocks])
     names = list(dict.fromkeys(n for mof in coarse for n in mof.properties))
     values = [[float(mof.properties.get(n, float("nan"))) for n in names] for mof in coarse]
-    return MofData(torch.as_tensor(np.stack([m.lattice for m in coarse])), torch.tensor([len(m) for m in coarse]),
-                   torch.as_tensor(np.concatenate([m.frac_coords for m in coarse])), block, torch.tensor(values, dtype=torch.float32).reshape(len(coarse), -1),
-                   library.blocks, [m.name or str(i) for i, m in enumerate(coarse)], names, None, dict(info or {}))
+    return MofData(
+        torch.as_tensor(np.stack([m.lattice for m in coarse])),
+        torch.tensor([len(m) for m in coarse]),
+        torch.as_tensor(np.concatenate([m.frac_coords for m in coarse])),
+        block,
+        torch.tensor(values, dtype=torch.float32).reshape(len(coarse), -1),
+        library.blocks,
+        [m.name or str(i) for i, m in enumerate(coarse)],
+        names,
+        None,
+        dict(info or {}),
+    )
+
 
 def merged(sets, tolerance=0.02):
     "Several `MofData` as one, in order; blocks alike within `tolerance` (A) are stored once, properties that a set does not have are nan."
     sources = [str(data.info.get("source", "")) for data in sets]
-    return from_coarse([data[i] for data in sets for i in range(len(data))], dict(source=" + ".join(filter(None, sources)), sets=[data.info for data in sets]), tolerance)
+    return from_coarse(
+        [data[i] for data in sets for i in range(len(data))],
+        dict(source=" + ".join(filter(None, sources)), sets=[data.info for data in sets]),
+        tolerance,
+    )
+
 
 MofData.from_coarse = staticmethod(from_coarse)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #26baf7a4
 FORMAT = "matgen_nb mofs 1"
 
+
 def pack_blocks(blocks):
     "Building blocks as flat tensors for a file: dict of tensors with the names `library.*`."
-    cat = lambda name, width: torch.as_tensor(np.concatenate([getattr(b, name).reshape(-1, *width) for b in blocks]))
+    cat = lambda name, width: torch.as_tensor(
+        np.concatenate([getattr(b, name).reshape(-1, *width) for b in blocks])
+    )
     count = lambda name: torch.tensor([len(getattr(b, name)) for b in blocks])
-    return {"library.num_atoms": count("elements"), "library.num_bonds": count("bonds"), "library.num_connections": count("connection_points"),
-            "library.is_metal": torch.tensor([bool(b.is_metal) for b in blocks]), "library.elements": cat("elements", ()),
-            "library.cart_coords": cat("cart_coords", (3,)), "library.bonds": cat("bonds", (2,)),
-            "library.connection_points": cat("connection_points", (3,)), "library.connection_atoms": cat("connection_atoms", ())}
+    return {
+        "library.num_atoms": count("elements"),
+        "library.num_bonds": count("bonds"),
+        "library.num_connections": count("connection_points"),
+        "library.is_metal": torch.tensor([bool(b.is_metal) for b in blocks]),
+        "library.elements": cat("elements", ()),
+        "library.cart_coords": cat("cart_coords", (3,)),
+        "library.bonds": cat("bonds", (2,)),
+        "library.connection_points": cat("connection_points", (3,)),
+        "library.connection_atoms": cat("connection_atoms", ()),
+    }
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #83f40dbb
 def unpack_blocks(tensors, identities):
     "The building blocks of `pack_blocks`, with their stored identities."
     counts = {n: tensors[f"library.num_{n}"].tolist() for n in ("atoms", "bonds", "connections")}
     part = lambda name, n: [t.numpy() for t in tensors[f"library.{name}"].split(counts[n])]
-    columns = (part("elements", "atoms"), part("cart_coords", "atoms"), part("bonds", "bonds"), part("connection_points", "connections"),
-               part("connection_atoms", "connections"), tensors["library.is_metal"].tolist(), identities)
+    columns = (
+        part("elements", "atoms"),
+        part("cart_coords", "atoms"),
+        part("bonds", "bonds"),
+        part("connection_points", "connections"),
+        part("connection_atoms", "connections"),
+        tensors["library.is_metal"].tolist(),
+        identities,
+    )
     return [BuildingBlock(*row) for row in zip(*columns)]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9d4d132a
 def save(data, path):
     "Write a prepared set as one safetensors file, atomically; the identities of the blocks are stored, so that reading needs no rdkit."
     from matgen_nb.utils import tensor_bytes as to_bytes
-    metadata = dict(format=FORMAT, names=json.dumps([str(n) for n in data.names]), property_names=json.dumps(data.property_names),
-                    identities=json.dumps([b.identity for b in data.library]), info=json.dumps(data.info))
+
+    metadata = dict(
+        format=FORMAT,
+        names=json.dumps([str(n) for n in data.names]),
+        property_names=json.dumps(data.property_names),
+        identities=json.dumps([b.identity for b in data.library]),
+        info=json.dumps(data.info),
+    )
     tensors = {**data.tensors(), **pack_blocks(data.library)}
-    if data.embeddings is not None: tensors["embeddings"] = data.embeddings
-    with atomic_write(path, "wb") as file: file.write(to_bytes({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata))
+    if data.embeddings is not None:
+        tensors["embeddings"] = data.embeddings
+    with atomic_write(path, "wb") as file:
+        file.write(to_bytes({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata))
+
 
 MofData.save = save
 
@@ -297,21 +465,34 @@ MofData.save = save
 def load(path):
     "Read a prepared set. MatgenError where the file is missing, damaged or of another kind."
     from matgen_nb.utils import load_tensors
-    if not Path(path).exists(): raise MatgenError(f"{path} does not exist; make it with: matgen prepare mofs SOURCE --out {path}")
+
+    if not Path(path).exists():
+        raise MatgenError(f"{path} does not exist; make it with: matgen prepare mofs SOURCE --out {path}")
     try:
         metadata, tensors = load_tensors(path, finite=lambda name: False)
-    except Exception as error: raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
+    except Exception as error:
+        raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
-        raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare mofs")
+        raise MatgenError(
+            f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare mofs"
+        )
     missing = [n for n in ("names", "property_names", "identities", "info") if n not in metadata]
     missing += [f.name for f in fields(MofData)[:5] if f.name not in tensors]
     if missing:
-        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; "
-                          "prepare it again")
+        raise MatgenError(
+            f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again"
+        )
     read = {n: json.loads(metadata[n]) for n in ("names", "property_names", "identities", "info")}
     kept = {f.name: tensors[f.name] for f in fields(MofData)[:5]}
-    return MofData(**kept, library=unpack_blocks(tensors, read["identities"]), names=read["names"], property_names=read["property_names"],
-                   embeddings=tensors.get("embeddings"), info=read["info"])
+    return MofData(
+        **kept,
+        library=unpack_blocks(tensors, read["identities"]),
+        names=read["names"],
+        property_names=read["property_names"],
+        embeddings=tensors.get("embeddings"),
+        info=read["info"],
+    )
+
 
 MofData.load = staticmethod(load)
 
@@ -322,7 +503,13 @@ class Limits:
 
     max_blocks: building blocks in the primitive cell; min_bead_distance: A; max_block_atoms: atoms and connection points of a block;
     max_connections: connection points of a block; min_dimension: 3 accepts only nets that extend in three directions, 2 also layers, 1 also chains."""
-    max_blocks: int = 20; min_bead_distance: float = 1.0; max_block_atoms: int = 200; max_connections: int = 36; min_dimension: int = 2
+
+    max_blocks: int = 20
+    min_bead_distance: float = 1.0
+    max_block_atoms: int = 200
+    max_connections: int = 36
+    min_dimension: int = 2
+
 
 PAPER_LIMITS = Limits(max_connections=20)
 
@@ -336,8 +523,10 @@ def check_block(block):
     "MatgenError where a block cannot be part of a framework: it needs two connection points or more."
     c = block.num_connections
     if c < 2:
-        raise MatgenError(f"the block {block.formula} has {'no connection point' if c == 0 else 'one connection point'}; a framework needs two or more at every block. "
-                          "Decompose the framework it comes from with `decompose`, which removes or merges such pieces")
+        raise MatgenError(
+            f"the block {block.formula} has {'no connection point' if c == 0 else 'one connection point'}; a framework needs two or more at every block. "
+            "Decompose the framework it comes from with `decompose`, which removes or merges such pieces"
+        )
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9451977f
 def excess(coarse, limits=Limits(), dimension=3):
@@ -345,18 +534,38 @@ def excess(coarse, limits=Limits(), dimension=3):
     size = max(len(b) + b.num_connections for b in coarse.blocks)
     joints = max(b.num_connections for b in coarse.blocks)
     over = lambda value, most: most is not None and value > most
-    reasons = [(over(len(coarse), limits.max_blocks), f"{len(coarse)} blocks in the primitive cell, the limit is {limits.max_blocks}"),
-               (over(size, limits.max_block_atoms), f"a block with {size} atoms and connection points, the limit is {limits.max_block_atoms}"),
-               (over(joints, limits.max_connections), f"a block with {joints} connection points, the limit is {limits.max_connections}"),
-               (over(limits.min_dimension, dimension), f"a net of dimension {dimension}, the limit is {limits.min_dimension}")]
+    reasons = [
+        (
+            over(len(coarse), limits.max_blocks),
+            f"{len(coarse)} blocks in the primitive cell, the limit is {limits.max_blocks}",
+        ),
+        (
+            over(size, limits.max_block_atoms),
+            f"a block with {size} atoms and connection points, the limit is {limits.max_block_atoms}",
+        ),
+        (
+            over(joints, limits.max_connections),
+            f"a block with {joints} connection points, the limit is {limits.max_connections}",
+        ),
+        (
+            over(limits.min_dimension, dimension),
+            f"a net of dimension {dimension}, the limit is {limits.min_dimension}",
+        ),
+    ]
     gap = bead_distance(coarse)
-    reasons.append((limits.min_bead_distance is not None and gap < limits.min_bead_distance, f"two blocks {gap:.2f} A apart, the limit is {limits.min_bead_distance} A"))
+    reasons.append(
+        (
+            limits.min_bead_distance is not None and gap < limits.min_bead_distance,
+            f"two blocks {gap:.2f} A apart, the limit is {limits.min_bead_distance} A",
+        )
+    )
     return [text for bad, text in reasons if bad]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #425f0d09
 KEYS = ("file", "filename", "material_id", "MOFname", "name")  # columns that can name a structure
 _NOTHING = re.compile(r"n\.?/?a\.?|none|null|nan|-+|\?|\.", re.I)
 _LIKE_NUMBER = re.compile(r"[<>~]?\s*[+\-]?\d[\d.,']*(e[+\-]?\d+)?(\(\d+\))?(\s*%|\s+\S{1,10})?", re.I)
+
 
 def _number(text):
     "The finite number that a text says, or None."
@@ -366,10 +575,12 @@ def _number(text):
         return None
     return value if np.isfinite(value) and "_" not in text else None
 
+
 def _key_order(columns):
     "The columns that can name a structure, the likeliest first: in a table of `matgen evaluate mofs` the name."
     ours = ("name",) if "checks_passed" in columns else ()
     return [key for key in dict.fromkeys(ours + KEYS) if key in columns]
+
 
 def _bare(text):
     "A name of a structure as we compare it: without .cif, with forward slashes."
@@ -385,8 +596,10 @@ def _numbers(rows, skip, called):
     values, notes = [{} for _ in rows], []
     wide = [i for i, row in enumerate(rows) if row.get(None)]
     if wide:
-        notes.append(f"{len(wide)} row(s) have more cells than the table has columns (a decimal comma without "
-                     f"quotes?) and were left out: {', '.join(map(called, wide))}")
+        notes.append(
+            f"{len(wide)} row(s) have more cells than the table has columns (a decimal comma without "
+            f"quotes?) and were left out: {', '.join(map(called, wide))}"
+        )
     sound = [(i, row) for i, row in enumerate(rows) if not row.get(None)]
     for column in dict.fromkeys(c for _, row in sound for c in row if c and c not in skip):
         filled = [(i, text) for i, row in sound if (text := (row.get(column) or "").strip())]
@@ -400,8 +613,10 @@ def _numbers(rows, skip, called):
             values[i][column] = value
         if odd:
             which = ", ".join(f"{called(i)} {text!r}" for i, text in odd)
-            notes.append(f"column {column!r}: {len(odd)} of {len(filled)} values are no numbers "
-                         f"(a decimal point, no unit) and count as unknown: {which}")
+            notes.append(
+                f"column {column!r}: {len(odd)} of {len(filled)} values are no numbers "
+                f"(a decimal point, no unit) and count as unknown: {which}"
+            )
     return values, notes
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e22c99d2
@@ -409,9 +624,11 @@ def _numbers(rows, skip, called):
 class PropertyTable:
     """Numbers from a CSV file. names {column that can name a structure: the name in each row, without .cif};
     values: {column: number} of each row; notes: what could not be read."""
+
     names: dict
     values: list
     notes: list = field(default_factory=list)
+
 
 def read_property_table(path):
     """The `PropertyTable` of a CSV file (.gz too) in which a column of `KEYS` names the structures.
@@ -427,11 +644,13 @@ def read_property_table(path):
     keys = _key_order(columns)
     if not keys:
         hint = "; separate columns by commas, not by semicolons" if ";" in "".join(columns) else ""
-        raise MatgenError(f"{path} has no column that names the structures; "
-                          f"call it {' or '.join(KEYS)}{hint}")
+        raise MatgenError(
+            f"{path} has no column that names the structures; call it {' or '.join(KEYS)}{hint}"
+        )
     called = lambda i: next((rows[i][key] for key in keys if rows[i][key]), f"line {i + 2}")
     values, notes = _numbers(rows, KEYS, called)
     return PropertyTable({key: [_bare(row[key]) for row in rows] for key in keys}, values, notes)
+
 
 def read_properties(path):
     """Numbers from a CSV file (.gz too): {name of structure, without .cif: {column: value}}.
@@ -445,11 +664,14 @@ def read_properties(path):
 @dataclass(frozen=True)
 class Labels:
     "Properties by structure, values {name: {column: number}}, and notes on rows and files that do not fit."
+
     values: dict
     notes: list
 
+
 class _Files:
     "Structures by what a table may call them. paths: {name: path below the folder, without .cif}."
+
     def __init__(self, paths):
         self.paths, self.exact, self.tail, self.case = paths, {}, {}, {}
         for name, path in paths.items():
@@ -469,6 +691,7 @@ class _Files:
             return found, False
         lower = self.case.get(word.casefold()) or self.case.get(tail.casefold(), set())
         return {name for name in lower if fits(self.paths[name].casefold()) or "/" not in word}, True
+
 
 def _merge(rows):
     "Values that several rows (list of dict) agree on, and the columns in which they do not."
@@ -501,10 +724,13 @@ def match_rows(table, paths):
     differ = lambda name: ", they differ in " + ", ".join(merged[name][1]) if merged[name][1] else ""
     twice = [f"{name} ({len(told)} rows{differ(name)})" for name, told in rows.items() if len(told) > 1]
     without = [name for name in paths if name not in rows]
-    said = [(odd["none"], "row(s) name no file"), (without, "file(s) have no row"),
-            (odd["case"], "row(s) name a file in other case and were taken"),
-            (odd["several"], "row(s) may mean several files and were left out"),
-            (twice, "file(s) have several rows, of which only what agrees was taken")]
+    said = [
+        (odd["none"], "row(s) name no file"),
+        (without, "file(s) have no row"),
+        (odd["case"], "row(s) name a file in other case and were taken"),
+        (odd["several"], "row(s) may mean several files and were left out"),
+        (twice, "file(s) have several rows, of which only what agrees was taken"),
+    ]
     notes = [f"{len(which)} {what}: {', '.join(which)}" for which, what in said if which]
     if len(table.names) > 1:
         notes.insert(0, f"structures are named by the column {key!r}")
@@ -521,6 +747,7 @@ def structure_names(folder, files):
     unique = lambda path: _bare(below[path]) if paths[_bare(below[path])] == 1 else below[path]
     return {_bare(path.name) if stems[_bare(path.name)] == 1 else unique(path): path for path in files}
 
+
 def _beside(folder):
     "The `PropertyTable` of the only CSV file in a folder and its path; None, None where there is none."
     tables = sorted(Path(folder).glob("*.csv"))
@@ -528,6 +755,7 @@ def _beside(folder):
         return (read_property_table(tables[0]), tables[0]) if len(tables) == 1 else (None, None)
     except MatgenError:
         return None, None
+
 
 def read_folder(path, properties=None, notes=None):
     """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
@@ -537,8 +765,10 @@ def read_folder(path, properties=None, notes=None):
     folder = cif_folder(path)
     files = folder.files
     if not files:
-        raise MatgenError(f"no .cif file in {path}; give a folder of CIF files, a CSV with a 'cif' column, "
-                          "'embedded' or 'bw-db'")
+        raise MatgenError(
+            f"no .cif file in {path}; give a folder of CIF files, a CSV with a 'cif' column, "
+            "'embedded' or 'bw-db'"
+        )
     found = structure_names(path, files)
     table, source = (read_property_table(properties), properties) if properties else _beside(path)
     known = {}
@@ -547,11 +777,15 @@ def read_folder(path, properties=None, notes=None):
         labels = match_rows(table, below)
         known = labels.values
         if properties and not known:
-            raise MatgenError(f"{properties} names none of the {len(files)} structures in {path}: "
-                              f"{'; '.join(labels.notes)[:300]}")
+            raise MatgenError(
+                f"{properties} names none of the {len(files)} structures in {path}: "
+                f"{'; '.join(labels.notes)[:300]}"
+            )
         if properties and not any(table.values):
-            raise MatgenError(f"{properties} holds no numbers: a column for each property, a row for each "
-                              f"structure. {'; '.join(table.notes)[:300]}")
+            raise MatgenError(
+                f"{properties} holds no numbers: a column for each property, a row for each "
+                f"structure. {'; '.join(table.notes)[:300]}"
+            )
         if notes is not None and (known or properties) and labels.notes:
             notes[Path(source).name] = labels.notes
     return [(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
@@ -568,9 +802,12 @@ def read_csv(path, column="cif", notes=None):
         with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.DictReader(file)
             columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, EOFError, csv.Error) as error: raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
+    except (OSError, EOFError, csv.Error) as error:
+        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
     if column not in columns:
-        raise MatgenError(f"{path} has no column {column!r}; it has {', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF texts")
+        raise MatgenError(
+            f"{path} has no column {column!r}; it has {', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF texts"
+        )
     key = next(iter(_key_order(columns)), None)
     names = [row.get(key) or f"row {i}" for i, row in enumerate(rows, 1)]
     count = Counter(names)
@@ -587,14 +824,20 @@ def read_csv(path, column="cif", notes=None):
 BW_DB = "https://archive.materialscloud.org/records/nsp7v-2dk91/files/"  # Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
 BW_DB_FILES = {"structures": "MOF_database.tar.gz", "properties": "screening_data.tar.gz"}
 BW_DB_TABLE, BW_DB_ROWS = "all_MOFs_screening_data.csv", 324426
-BW_DB_RECORD = BW_DB.replace("/records/", "/api/records/").rstrip("/")      # what the archive (InvenioRDM) says of its files
+BW_DB_RECORD = BW_DB.replace("/records/", "/api/records/").rstrip(
+    "/"
+)  # what the archive (InvenioRDM) says of its files
+
 
 def stated_checksum(name, timeout=30):
     "The checksum 'md5:...' that the archive of BW-DB states for a file of that name; None where it cannot be asked or states none."
     from urllib.request import urlopen
+
     try:
-        with urlopen(BW_DB_RECORD, timeout=timeout) as answer: stated = {e["key"]: e["checksum"] for e in json.load(answer)["entries"]}
-    except (OSError, ValueError, KeyError, TypeError): return None
+        with urlopen(BW_DB_RECORD, timeout=timeout) as answer:
+            stated = {e["key"]: e["checksum"] for e in json.load(answer)["entries"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
     return found if re.fullmatch("md5:[0-9a-f]{32}", found := str(stated.get(name))) else None
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e86b2984
@@ -604,22 +847,35 @@ def download(kind):
     What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a complete archive with the published content (see
     `read_bw_db`); its SHA-256 is then kept beside it, and every later use is checked against that. MatgenError says what went wrong."""
     name = BW_DB_FILES[kind]
-    return fetch(f"{BW_DB}{name}?download=1", f"bw-db-{name}", _check_archive, lambda: stated_checksum(name),
-                 "download and unpack it elsewhere and pass the folder of CIF files instead of 'bw-db', or use 'embedded'")
+    return fetch(
+        f"{BW_DB}{name}?download=1",
+        f"bw-db-{name}",
+        _check_archive,
+        lambda: stated_checksum(name),
+        "download and unpack it elsewhere and pass the folder of CIF files instead of 'bw-db', or use 'embedded'",
+    )
+
 
 def _check_archive(path):
     "MatgenError for a file that is not a whole tar archive with something in it."
     try:
-        with tarfile.open(path, "r:gz") as archive: count = sum(1 for _ in archive)
-    except (tarfile.TarError, EOFError, OSError) as error: raise MatgenError(f"{path.name} arrived damaged ({error}); the file was removed, try again") from None
-    if count == 0: raise MatgenError(f"{path.name} is empty; it was removed, try again")
+        with tarfile.open(path, "r:gz") as archive:
+            count = sum(1 for _ in archive)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise MatgenError(f"{path.name} arrived damaged ({error}); the file was removed, try again") from None
+    if count == 0:
+        raise MatgenError(f"{path.name} is empty; it was removed, try again")
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #6d226553
 def read_archive(path, suffix=".cif"):
     "(stem, text) of the files with a suffix in a .tar.gz archive, one after another, without unpacking it."
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
-            if member.isfile() and member.name.lower().endswith(suffix) and not Path(member.name).name.startswith("."):
+            if (
+                member.isfile()
+                and member.name.lower().endswith(suffix)
+                and not Path(member.name).name.startswith(".")
+            ):
                 yield Path(member.name).stem, archive.extractfile(member).read().decode("utf-8", "replace")
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #76d5ccc5
@@ -627,14 +883,21 @@ def read_bw_db(structures=None, table=None):
     "(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their paths are given."
     fetched, table = table is None, table or download("properties")
     found = next((text for stem, text in read_archive(table, ".csv") if f"{stem}.csv" == BW_DB_TABLE), None)
-    if found is None: raise MatgenError(f"{Path(table).name} holds no {BW_DB_TABLE}; is it the file of version 3 of the archive?")
+    if found is None:
+        raise MatgenError(
+            f"{Path(table).name} holds no {BW_DB_TABLE}; is it the file of version 3 of the archive?"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        with open(Path(folder) / "table.csv", "w", encoding="utf-8") as file: file.write(found)
+        with open(Path(folder) / "table.csv", "w", encoding="utf-8") as file:
+            file.write(found)
         properties = read_properties(Path(folder) / "table.csv")
     if fetched and len(properties) != BW_DB_ROWS:
-        raise MatgenError(f"the table of BW-DB that was downloaded names {len(properties):,} frameworks, {BW_DB_ROWS:,} were published: it is another version or not whole. "
-                          f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the folder of CIF files instead of 'bw-db'")
-    for name, text in read_archive(structures or download("structures")): yield name, text, properties.get(name, {})
+        raise MatgenError(
+            f"the table of BW-DB that was downloaded names {len(properties):,} frameworks, {BW_DB_ROWS:,} were published: it is another version or not whole. "
+            f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the folder of CIF files instead of 'bw-db'"
+        )
+    for name, text in read_archive(structures or download("structures")):
+        yield name, text, properties.get(name, {})
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #ed738f25
 def read_source(source, column="cif", properties=None, notes=None):
@@ -642,12 +905,18 @@ def read_source(source, column="cif", properties=None, notes=None):
 
     source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal).
     notes: see `read_folder`."""
-    if isinstance(source, (list, tuple)): return [(name, what, {}) for name, what in source]
-    if source == "bw-db": return read_bw_db()
+    if isinstance(source, (list, tuple)):
+        return [(name, what, {}) for name, what in source]
+    if source == "bw-db":
+        return read_bw_db()
     path = Path(source)
-    if path.is_dir(): return read_folder(path, properties, notes)
-    if path.is_file(): return read_csv(path, column, notes)
-    raise MatgenError(f"{str(source)!r} is no folder, no file and no known set; known are 'embedded' and 'bw-db'")
+    if path.is_dir():
+        return read_folder(path, properties, notes)
+    if path.is_file():
+        return read_csv(path, column, notes)
+    raise MatgenError(
+        f"{str(source)!r} is no folder, no file and no known set; known are 'embedded' and 'bw-db'"
+    )
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c10d9770
 def coarse_grain(item, limits=Limits(), disorder="refuse"):
@@ -663,8 +932,10 @@ def coarse_grain(item, limits=Limits(), disorder="refuse"):
     d = decompose(mof)
     coarse = from_decomposition(d, name, properties)
     reasons = excess(coarse, limits, d.dimension)
-    if reasons: raise MatgenError("outside the limits: " + "; ".join(reasons))
-    for block in coarse.blocks: check_block(block), block.identity
+    if reasons:
+        raise MatgenError("outside the limits: " + "; ".join(reasons))
+    for block in coarse.blocks:
+        check_block(block), block.identity
     return coarse, d.report
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #e8f8f0d2
@@ -674,6 +945,7 @@ class Report:
 
     notes {name: what reading and decomposition dropped, merged, chose or changed}, in it too what `tables` says;
     tables {name of a CSV file of properties: what in it does not fit the structures}; skipped: files in formats that are not read."""
+
     total: int
     kept: int
     failures: list
@@ -685,13 +957,18 @@ class Report:
     def by_reason(self):
         "How many frameworks failed for each kind of reason, the most frequent first."
         kind = lambda reason: re.sub(r"\d[\d.]*", "#", reason.split(";")[0]).split(" (")[0]
-        return Counter(kind(re.sub(r"^\([^)]*\) ", "", f.reason.removeprefix(f"{f.name} "))) for f in self.failures).most_common()
+        return Counter(
+            kind(re.sub(r"^\([^)]*\) ", "", f.reason.removeprefix(f"{f.name} "))) for f in self.failures
+        ).most_common()
 
     def __str__(self):
         said = [f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s"]
         said.append(describe_failures(self.failures, self.total))
-        odd = [f"{name}: {textwrap.shorten(line, 200, placeholder=' ...')}"
-               for name, lines in self.tables.items() for line in lines]
+        odd = [
+            f"{name}: {textwrap.shorten(line, 200, placeholder=' ...')}"
+            for name, lines in self.tables.items()
+            for line in lines
+        ]
         notes = describe_notes({name: lines for name, lines in self.notes.items() if name not in self.tables})
         lines = ["; ".join(said), *odd, notes]
         if self.skipped:
@@ -700,8 +977,21 @@ class Report:
         return "\n".join(filter(None, lines))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #3163869f
-def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", properties=None, limit=None, timeout=60, tolerance=0.1,
-                 chunk=5000, seed=0, progress="preparing", disorder="refuse"):
+def prepare_mofs(
+    source,
+    out=None,
+    n_jobs=-1,
+    limits=Limits(),
+    column="cif",
+    properties=None,
+    limit=None,
+    timeout=60,
+    tolerance=0.1,
+    chunk=5000,
+    seed=0,
+    progress="preparing",
+    disorder="refuse",
+):
     """Take frameworks apart and store them as a prepared data set. Returns (MofData, Report); `out` also saves it.
 
     source: 'embedded', 'bw-db', a folder of CIF files (`properties`: a CSV of numbers, see `read_property_table`), a CSV with a column of CIF texts, or a list of
@@ -710,23 +1000,42 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
     start = time.time()
     if disorder not in ("refuse", "first"):
         raise MatgenError(f"--disorder must be refuse or first, not {disorder!r}")
-    if limit is not None and limit < 1: raise MatgenError(f"limit must be at least 1, got {limit}")
+    if limit is not None and limit < 1:
+        raise MatgenError(f"limit must be at least 1, got {limit}")
     if properties is not None and not (isinstance(source, (str, Path)) and Path(source).is_dir()):
-        raise MatgenError(f"a CSV of properties goes with a folder of CIF files, not with {str(source)[:80]!r}: the sets that are known by name have theirs, and a CSV of CIF texts holds them in columns of its own")
-    if isinstance(source, str) and source == "embedded": return _embedded(out, limit, limits, seed, n_jobs, progress, start)
+        raise MatgenError(
+            f"a CSV of properties goes with a folder of CIF files, not with {str(source)[:80]!r}: the sets that are known by name have theirs, and a CSV of CIF texts holds them in columns of its own"
+        )
+    if isinstance(source, str) and source == "embedded":
+        return _embedded(out, limit, limits, seed, n_jobs, progress, start)
     total, kept, failures, notes, tables = 0, [], [], {}, {}
     items = iter(read_source(source, column, properties, tables))
     while part := list(itertools.islice(items, chunk if limit is None else min(chunk, limit - total))):
         total += len(part)
-        done, failed = parallel_map(partial(coarse_grain, limits=limits, disorder=disorder), part, [name for name, *_ in part], n_jobs=n_jobs, timeout=timeout, progress=progress)
+        done, failed = parallel_map(
+            partial(coarse_grain, limits=limits, disorder=disorder),
+            part,
+            [name for name, *_ in part],
+            n_jobs=n_jobs,
+            timeout=timeout,
+            progress=progress,
+        )
         failures += [Failure(f.name, f.reason.removeprefix(f"{f.name}: ")) for f in failed]
         for coarse, report in (x for x in done if x is not None):
             kept.append(coarse)
-            if report: notes[coarse.name] = report
+            if report:
+                notes[coarse.name] = report
     if not kept:
-        raise MatgenError(f"none of the {total} structures in {str(source)[:80]} could be prepared; the first failure: {failures[0] if failures else 'the source is empty'}")
-    data = from_coarse(kept, dict(source=str(source) if isinstance(source, (str, Path)) else "list", limits=asdict(limits)), tolerance)
-    if out is not None: data.save(out)
+        raise MatgenError(
+            f"none of the {total} structures in {str(source)[:80]} could be prepared; the first failure: {failures[0] if failures else 'the source is empty'}"
+        )
+    data = from_coarse(
+        kept,
+        dict(source=str(source) if isinstance(source, (str, Path)) else "list", limits=asdict(limits)),
+        tolerance,
+    )
+    if out is not None:
+        data.save(out)
     folder = isinstance(source, (str, Path)) and Path(source).is_dir()
     skipped = cif_folder(source).skipped if folder else []
     return data, Report(total, len(kept), failures, notes | tables, time.time() - start, tables, skipped)
@@ -735,13 +1044,26 @@ def prepare_mofs(source, out=None, n_jobs=-1, limits=Limits(), column="cif", pro
 def _embedded(out, limit, limits, seed, n_jobs, progress, start):
     "The embedded set of lesson 16b, as (MofData, Report); more than ship are built. All its nets are three-dimensional."
     from importlib import import_module
-    try: data = import_module("matgen_nb.mofdiff.hypothetical").many_mofs(limit, seed, n_jobs=n_jobs, progress=progress and "building MOFs")
-    except (ModuleNotFoundError, OSError) as error: raise MatgenError(f"the embedded set cannot be read here ({error}); use a folder of CIF files") from None
+
+    try:
+        data = import_module("matgen_nb.mofdiff.hypothetical").many_mofs(
+            limit, seed, n_jobs=n_jobs, progress=progress and "building MOFs"
+        )
+    except (ModuleNotFoundError, OSError) as error:
+        raise MatgenError(
+            f"the embedded set cannot be read here ({error}); use a folder of CIF files"
+        ) from None
     reasons = [excess(data[i], limits) for i in range(len(data))]
-    failures = [Failure(name, "outside the limits: " + "; ".join(r)) for name, r in zip(data.names, reasons) if r]
+    failures = [
+        Failure(name, "outside the limits: " + "; ".join(r)) for name, r in zip(data.names, reasons) if r
+    ]
     total, data = len(data), data.subset([i for i, r in enumerate(reasons) if not r]) if failures else data
-    if not len(data): raise MatgenError(f"none of the {total} embedded frameworks could be prepared; the first failure: {failures[0]}")
+    if not len(data):
+        raise MatgenError(
+            f"none of the {total} embedded frameworks could be prepared; the first failure: {failures[0]}"
+        )
     data = data.trimmed()
     data.info = data.info | dict(limits=asdict(limits))
-    if out is not None: data.save(out)
+    if out is not None:
+        data.save(out)
     return data, Report(total, len(data), failures, {}, time.time() - start)

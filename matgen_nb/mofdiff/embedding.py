@@ -21,6 +21,7 @@ from ..utils import WEIGHTS, MatgenError, atomic_write, read_weights
 def draw_block(ax, block, centre, size):
     "Draw a block flat (its two longest directions) inside a square of half-width `size` at `centre` of an axis: bonds, atoms, connection points in red."
     from matgen_nb.symmetry.crystal import element_table
+
     points = np.concatenate([block.cart_coords, block.connection_points])
     flat = (points - points.mean(0)) @ np.linalg.svd(points - points.mean(0), full_matrices=False)[2][:2].T
     flat = centre + size * flat / max(np.abs(flat).max(), 1e-9)
@@ -28,7 +29,14 @@ def draw_block(ax, block, centre, size):
     for a, b in [*block.bonds, *zip(block.connection_atoms, n + np.arange(len(block.connection_points)))]:
         ax.plot(*flat[[a, b]].T, color="0.4", lw=0.7, zorder=3)
     heavy = block.elements > 1
-    ax.scatter(*flat[:n][heavy].T, s=6, c=element_table().color[block.elements[heavy]], edgecolors="0.3", linewidths=0.3, zorder=4)
+    ax.scatter(
+        *flat[:n][heavy].T,
+        s=6,
+        c=element_table().color[block.elements[heavy]],
+        edgecolors="0.3",
+        linewidths=0.3,
+        zorder=4,
+    )
     ax.scatter(*flat[n:].T, s=5, color="tab:red", marker="*", zorder=5)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #7186d0f5
@@ -36,24 +44,40 @@ def draw_block(ax, block, centre, size):
 class BlockBatch:
     """B blocks as flat tensors. elements (M,) atomic numbers of the nodes (atoms, then connection points: 0), coords (M, 3) float32 A, batch (M,) block of each node;
     bonds (b, 2) pairs of nodes counted within their block; per block num_nodes, num_bonds and identity (B,): an integer, equal for the same block."""
-    elements: torch.Tensor; coords: torch.Tensor; batch: torch.Tensor; bonds: torch.Tensor
-    num_nodes: torch.Tensor; num_bonds: torch.Tensor; identity: torch.Tensor
 
-    def __len__(self): return len(self.num_nodes)
-    def to(self, device): return BlockBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+    elements: torch.Tensor
+    coords: torch.Tensor
+    batch: torch.Tensor
+    bonds: torch.Tensor
+    num_nodes: torch.Tensor
+    num_bonds: torch.Tensor
+    identity: torch.Tensor
+
+    def __len__(self):
+        return len(self.num_nodes)
+
+    def to(self, device):
+        return BlockBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #70c84e55
 def _nodes(block):
     "Elements (m,), coordinates (m, 3) centred in float64, and bonds of one block with its connection points as nodes."
     n, c = len(block.elements), len(block.connection_points)
-    if n == 0: raise MatgenError("a building block without atoms cannot be embedded")
-    if block.elements.min() < 1 or block.elements.max() > MAX_ELEMENT: raise MatgenError(f"a building block holds element numbers outside 1..{MAX_ELEMENT}")
+    if n == 0:
+        raise MatgenError("a building block without atoms cannot be embedded")
+    if block.elements.min() < 1 or block.elements.max() > MAX_ELEMENT:
+        raise MatgenError(f"a building block holds element numbers outside 1..{MAX_ELEMENT}")
     coords = np.concatenate([block.cart_coords, np.reshape(block.connection_points, (c, 3))])
-    if not np.isfinite(coords).all(): raise MatgenError("a building block has coordinates that are not finite")
-    bonds = np.concatenate([np.reshape(block.bonds, (-1, 2)), np.stack([block.connection_atoms, n + np.arange(c)], 1)])
+    if not np.isfinite(coords).all():
+        raise MatgenError("a building block has coordinates that are not finite")
+    bonds = np.concatenate(
+        [np.reshape(block.bonds, (-1, 2)), np.stack([block.connection_atoms, n + np.arange(c)], 1)]
+    )
     return np.concatenate([block.elements, np.zeros(c, int)]), coords - coords.mean(0), bonds.astype(np.int64)
 
+
 MAX_ELEMENT = 118
+
 
 def make_batch(blocks, identity=None):
     "The `BlockBatch` of a list of `BuildingBlock`; identity (B,) integers, None where nobody asks (-1)."
@@ -61,32 +85,52 @@ def make_batch(blocks, identity=None):
     sizes, num_bonds = (torch.tensor([len(x) for x in xs]) for xs in (elements, bonds))
     identity = torch.full((len(sizes),), -1) if identity is None else torch.as_tensor(identity)
     flat = lambda xs, dtype: torch.as_tensor(np.concatenate(xs)).to(dtype)
-    return BlockBatch(flat(elements, torch.long), flat(coords, torch.float32), torch.repeat_interleave(torch.arange(len(sizes)), sizes),
-                      flat(bonds, torch.long), sizes, num_bonds, identity)
+    return BlockBatch(
+        flat(elements, torch.long),
+        flat(coords, torch.float32),
+        torch.repeat_interleave(torch.arange(len(sizes)), sizes),
+        flat(bonds, torch.long),
+        sizes,
+        num_bonds,
+        identity,
+    )
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #51ed7535
 def take(batch, indices):
     "The blocks `indices` (n,) of a batch as a new batch; an index may come twice."
     indices = torch.as_tensor(indices, dtype=torch.long, device=batch.batch.device)
     rows, owner = rows_of(batch.num_nodes, indices)
-    return BlockBatch(batch.elements[rows], batch.coords[rows], owner, batch.bonds[rows_of(batch.num_bonds, indices)[0]],
-                      batch.num_nodes[indices], batch.num_bonds[indices], batch.identity[indices])
+    return BlockBatch(
+        batch.elements[rows],
+        batch.coords[rows],
+        owner,
+        batch.bonds[rows_of(batch.num_bonds, indices)[0]],
+        batch.num_nodes[indices],
+        batch.num_bonds[indices],
+        batch.identity[indices],
+    )
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #e7065065
 class BlockData:
     """A list of building blocks as resident tensors: len(), select(indices) -> `BlockBatch`, to(device).
 
     identity: one label per block, equal for the same block (default: `block.identity`, the fingerprint, shared by conformers)."""
+
     def __init__(self, blocks, identity=None):
         blocks = list(blocks)
-        if not blocks: raise MatgenError("no building block is left to learn from")
+        if not blocks:
+            raise MatgenError("no building block is left to learn from")
         identity = [b.identity for b in blocks] if identity is None else list(identity)
-        if len(identity) != len(blocks): raise MatgenError(f"{len(identity)} identities for {len(blocks)} blocks")
+        if len(identity) != len(blocks):
+            raise MatgenError(f"{len(identity)} identities for {len(blocks)} blocks")
         self.names, labels = np.unique(identity, return_inverse=True)
         self.all = make_batch(blocks, labels.reshape(-1))
 
-    def __len__(self): return len(self.all)
-    def select(self, indices): return take(self.all, indices)
+    def __len__(self):
+        return len(self.all)
+
+    def select(self, indices):
+        return take(self.all, indices)
 
     def to(self, device):
         "The same data on a device."
@@ -98,9 +142,14 @@ class BlockData:
 def random_rotation(rng):
     "A uniformly random rotation (3, 3), from a normalised quaternion."
     a, b, c, d = (q := rng.normal(size=4)) / np.linalg.norm(q)
-    return np.array([[a*a + b*b - c*c - d*d, 2 * (b*c - a*d), 2 * (b*d + a*c)],
-                     [2 * (b*c + a*d), a*a - b*b + c*c - d*d, 2 * (c*d - a*b)],
-                     [2 * (b*d - a*c), 2 * (c*d + a*b), a*a - b*b - c*c + d*d]])
+    return np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d],
+        ]
+    )
+
 
 def disguised(block, rng, sigma=0.05):
     "The block turned, moved, its atoms and connection points renumbered and displaced by sigma (A, per coordinate): what a copy may look like."
@@ -108,8 +157,15 @@ def disguised(block, rng, sigma=0.05):
     order, points, R, shift = rng.permutation(n), rng.permutation(c), random_rotation(rng), rng.normal(size=3)
     place = np.argsort(order)
     move = lambda x: (x + sigma * rng.normal(size=x.shape)) @ R.T + shift
-    return replace(block, elements=block.elements[order], cart_coords=move(block.cart_coords[order]), bonds=place[block.bonds],
-                   connection_points=move(block.connection_points[points]), connection_atoms=place[block.connection_atoms[points]], graph="")          # renumbered, the same block
+    return replace(
+        block,
+        elements=block.elements[order],
+        cart_coords=move(block.cart_coords[order]),
+        bonds=place[block.bonds],
+        connection_points=move(block.connection_points[points]),
+        connection_atoms=place[block.connection_atoms[points]],
+        graph="",
+    )  # renumbered, the same block
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #c75c60df
 def nearest(queries, library):
@@ -122,13 +178,13 @@ def block_pairs(batch, cutoff):
     """Unordered pairs of nodes of the same block nearer than cutoff (A): i, j (P,), distance (P,), bonded (P,) float;
     and the diameter (B,) of each block: its largest distance, connection points included, A."""
     n = batch.num_nodes
-    i, j = rows_of(n, batch.batch)                                     # for each node j all nodes i of its block
+    i, j = rows_of(n, batch.batch)  # for each node j all nodes i of its block
     distance = (batch.coords[i] - batch.coords[j]).square().sum(1).sqrt()
     diameter = distance.new_zeros(len(n)).scatter_reduce(0, batch.batch[j], distance, "amax")
     bonded = torch.zeros_like(distance)
     of = torch.repeat_interleave(torch.arange(len(n), device=n.device), batch.num_bonds)
     first, low, high = torch.cumsum(n * n, 0) - n * n, batch.bonds.amin(1), batch.bonds.amax(1)
-    bonded[first[of] + high * n[of] + low] = 1.0                       # pair (low, high) stands at row high n + low of its block
+    bonded[first[of] + high * n[of] + low] = 1.0  # pair (low, high) stands at row high n + low of its block
     keep = (i < j) & (distance < cutoff)
     return i[keep], j[keep], distance[keep], bonded[keep], diameter
 
@@ -140,11 +196,17 @@ def envelope(distance, cutoff):
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #cf365dfd
 class BlockLayer(nn.Module):
     "One round of messages between the nodes of a block. region: worth compiling by itself, see lesson 24."
+
     region = True
+
     def __init__(self, width, edge_size):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.to_i, self.to_j, self.edge = nn.Linear(width, width), nn.Linear(width, width, bias=False), nn.Linear(edge_size, width, bias=False)
+        self.to_i, self.to_j, self.edge = (
+            nn.Linear(width, width),
+            nn.Linear(width, width, bias=False),
+            nn.Linear(edge_size, width, bias=False),
+        )
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, h, edge, fade, i, j):
@@ -161,6 +223,7 @@ class BlockConfig:
     """Everything that decides what a BlockEncoder is; stored with its weights. dim: of the embedding; radial, cutoff (A): of the pairs; rattle (A): the views
     of a block in training are displaced by up to this; contrastive: "supervised" or "release"; space: where blocks are compared in the
     loss, "embedding" (z itself, standardised) or "projection" (a network of `projection` outputs on z, as in the paper)."""
+
     width: int = 96
     layers: int = 3
     radial: int = 24
@@ -177,12 +240,18 @@ class BlockConfig:
     weight_connections: float = 1.0
     weight_diameter: float = 1.0
 
-PRESETS = dict(tiny=BlockConfig(width=48, layers=2), small=BlockConfig(), full=BlockConfig(width=256, layers=4))
+
+PRESETS = dict(
+    tiny=BlockConfig(width=48, layers=2), small=BlockConfig(), full=BlockConfig(width=256, layers=4)
+)
+
 
 def preset(name, **changes):
     "A named configuration, fields changed by keyword: preset('tiny', layers=3)."
-    if name not in PRESETS: raise MatgenError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise MatgenError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
 
 BlockConfig.preset = staticmethod(preset)
 
@@ -191,22 +260,28 @@ class BlockEncoder(nn.Module):
     """Building blocks -> vectors that do not depend on orientation, position or numbering (of mirror images it sees no difference).
 
     encode(blocks) -> (n, dim) float32; loss(batch, generator) trains it on a `BlockBatch`; save_pretrained / from_pretrained."""
+
     def __init__(self, config=BlockConfig()):
         super().__init__()
         c, w = config, config.width
         if c.contrastive not in ("supervised", "release") or c.space not in ("embedding", "projection"):
-            raise MatgenError(f"contrastive must be 'supervised' or 'release', space 'embedding' or 'projection', not {c.contrastive!r}, {c.space!r}")
+            raise MatgenError(
+                f"contrastive must be 'supervised' or 'release', space 'embedding' or 'projection', not {c.contrastive!r}, {c.space!r}"
+            )
         self.config, self.info = config, {}
         self.element = nn.Embedding(MAX_ELEMENT + 1, w)
         self.layers = nn.ModuleList(BlockLayer(w, c.radial + 1) for _ in range(c.layers))
         self.norm = nn.LayerNorm(w)
         self.readout = nn.Sequential(nn.Linear(3 * w + 3, w), nn.SiLU(), nn.Linear(w, c.dim))
-        projection = nn.Sequential(nn.Linear(c.dim, c.projection), nn.SiLU(), nn.Linear(c.projection, c.projection))
+        projection = nn.Sequential(
+            nn.Linear(c.dim, c.projection), nn.SiLU(), nn.Linear(c.projection, c.projection)
+        )
         self.project = projection if c.space == "projection" else nn.BatchNorm1d(c.dim, affine=False)
         self.heads = nn.Sequential(nn.Linear(c.dim, 64), nn.SiLU(), nn.Linear(64, 3))
 
     @property
-    def device(self): return self.element.weight.device
+    def device(self):
+        return self.element.weight.device
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #18e4e551
 def sizes(batch, diameter):
@@ -214,18 +289,26 @@ def sizes(batch, diameter):
     points = torch.zeros_like(batch.num_nodes).index_add(0, batch.batch, (batch.elements == 0).long())
     return torch.stack([batch.num_nodes - points, points, diameter], 1).float().log1p()
 
+
 def embed(self, batch):
     "The embedding z (B, dim) of a `BlockBatch`, and its `sizes` (B, 3)."
     c, n = self.config, len(batch)
     i, j, distance, bonded, diameter = block_pairs(batch, c.cutoff)
     fade = envelope(distance, c.cutoff)
-    edge, known = torch.cat([radial(distance, c.radial, c.cutoff), bonded[:, None]], 1), sizes(batch, diameter)
+    edge, known = (
+        torch.cat([radial(distance, c.radial, c.cutoff), bonded[:, None]], 1),
+        sizes(batch, diameter),
+    )
     h = self.element(batch.elements)
-    for layer in self.layers: h = layer(h, edge, fade, i, j)
+    for layer in self.layers:
+        h = layer(h, edge, fade, i, j)
     h = self.norm(h).float()
     total = h.new_zeros(n, h.shape[1]).index_add(0, batch.batch, h)
-    highest = h.new_zeros(n, h.shape[1]).scatter_reduce(0, batch.batch[:, None].expand_as(h), h, "amax", include_self=False)
+    highest = h.new_zeros(n, h.shape[1]).scatter_reduce(
+        0, batch.batch[:, None].expand_as(h), h, "amax", include_self=False
+    )
     return self.readout(torch.cat([total / 30, total / batch.num_nodes[:, None], highest, known], 1)), known
+
 
 BlockEncoder.embed = embed
 
@@ -241,6 +324,7 @@ def encode(self, blocks, pairs=1_000_000):
     parts = [self.embed(make_batch(chunk).to(self.device))[0].float() for chunk in chunks]
     self.train(training)
     return torch.cat(parts) if parts else torch.zeros(0, self.config.dim, device=self.device)
+
 
 BlockEncoder.encode = encode
 
@@ -260,7 +344,9 @@ def release_contrastive(p, identity, temperature=0.1):
     "The loss of the released MOFDiff: positives with self above the line, negatives alone below. Unbounded below; -inf where the batch has one identity only."
     s = p @ p.T / temperature
     same = identity[:, None] == identity
-    return (s.masked_fill(same, -torch.inf).logsumexp(1) - s.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
+    return (
+        s.masked_fill(same, -torch.inf).logsumexp(1) - s.masked_fill(~same, -torch.inf).logsumexp(1)
+    ).mean()
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #73604e2f
 def views(batch, n, rattle, generator=None):
@@ -279,7 +365,8 @@ def of_all(z, rank, world, part):
         parts = [torch.empty_like(z) for _ in range(world)]
         torch.distributed.all_gather(parts, z.detach().contiguous())
     else:
-        with torch.no_grad(): parts = [None if r == rank else part(r).float() for r in range(world)]
+        with torch.no_grad():
+            parts = [None if r == rank else part(r).float() for r in range(world)]
     parts[rank] = world * z - ((world - 1) * z).detach()
     return torch.stack(parts, 1).flatten(0, 1)
 
@@ -296,8 +383,14 @@ def loss(self, batch, generator=None, share=None):
     contrastive = supervised_contrastive if c.contrastive == "supervised" else release_contrastive
     with torch.autocast(z.device.type, enabled=False):
         p = nn.functional.normalize(self.project(whole), dim=1)
-        parts = dict(contrastive=contrastive(p, seen.identity, c.temperature), atoms=errors[0], connections=errors[1], diameter=errors[2])
+        parts = dict(
+            contrastive=contrastive(p, seen.identity, c.temperature),
+            atoms=errors[0],
+            connections=errors[1],
+            diameter=errors[2],
+        )
     return dict(loss=sum(getattr(c, f"weight_{name}") * value for name, value in parts.items()), **parts)
+
 
 BlockEncoder.loss = loss
 
@@ -308,15 +401,22 @@ def retrieval(encoder, queries, library):
     found = [library[k] for k in nearest(encoder.encode(queries), encoder.encode(library)).tolist()]
     known = {b.identity for b in library}
     same = [q.identity == f.identity for q, f in zip(queries, found) if q.identity in known]
-    share = lambda name: float(np.mean([getattr(q, name) == getattr(f, name) for q, f in zip(queries, found)]))
-    return dict(identity=float(np.mean(same)) if same else float("nan"), connections=share("num_connections"), kind=share("is_metal"), n=len(queries))
+    share = lambda name: float(
+        np.mean([getattr(q, name) == getattr(f, name) for q, f in zip(queries, found)])
+    )
+    return dict(
+        identity=float(np.mean(same)) if same else float("nan"),
+        connections=share("num_connections"),
+        kind=share("is_metal"),
+        n=len(queries),
+    )
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #c92744f5
 def principal(z, n=2):
     "Coordinates (L, n) along the n widest directions of standardised embeddings (L, d), and the share of the variance each holds (n,)."
     x = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
     U, S, _ = torch.linalg.svd(x, full_matrices=False)
-    return U[:, :n] * S[:n], (S ** 2 / (S ** 2).sum())[:n]
+    return U[:, :n] * S[:n], (S**2 / (S**2).sum())[:n]
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #f65fa35e
 def embedding_map(encoder, blocks, draw=8, ax=None):
@@ -324,35 +424,63 @@ def embedding_map(encoder, blocks, draw=8, ax=None):
     `draw` blocks that lie far apart are drawn. Returns the figure."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    if ax is None: ax = Figure(figsize=(6, 4.6), dpi=90).subplots()
+
+    if ax is None:
+        ax = Figure(figsize=(6, 4.6), dpi=90).subplots()
     xy, share = principal(encoder.encode(blocks).cpu())
     xy, points = xy.numpy(), np.array([b.num_connections for b in blocks])
     levels = np.unique(points)
     for kind, marker in ((True, "o"), (False, "^")):
         rows = np.array([b.is_metal == kind for b in blocks])
-        dots = ax.scatter(*xy[rows].T, c=np.searchsorted(levels, points[rows]), marker=marker, s=22, cmap="viridis", vmin=0, vmax=max(len(levels) - 1, 1), edgecolors="w", linewidths=0.4)
+        dots = ax.scatter(
+            *xy[rows].T,
+            c=np.searchsorted(levels, points[rows]),
+            marker=marker,
+            s=22,
+            cmap="viridis",
+            vmin=0,
+            vmax=max(len(levels) - 1, 1),
+            edgecolors="w",
+            linewidths=0.4,
+        )
     chosen, span = [int(xy[:, 0].argmax())], np.ptp(xy, 0).max()
-    while len(chosen) < min(draw, len(blocks)): chosen.append(int(np.linalg.norm(xy[:, None] - xy[chosen], axis=-1).min(1).argmax()))
+    while len(chosen) < min(draw, len(blocks)):
+        chosen.append(int(np.linalg.norm(xy[:, None] - xy[chosen], axis=-1).min(1).argmax()))
     middle = xy.mean(0)
     for k in chosen:
         away = (xy[k] - middle) / max(np.linalg.norm(xy[k] - middle), 1e-9)
         draw_block(ax, blocks[k], xy[k] + 0.1 * span * away, 0.07 * span)
     marks = (("o", "0.5", "metal node"), ("^", "0.5", "linker"), ("*", "tab:red", "connection point"))
-    ax.legend(handles=[Line2D([], [], ls="", marker=m, color=c, label=text) for m, c, text in marks], ncols=3, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(.5, 1))
+    ax.legend(
+        handles=[Line2D([], [], ls="", marker=m, color=c, label=text) for m, c, text in marks],
+        ncols=3,
+        fontsize=8,
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+    )
     bar = ax.figure.colorbar(dots, ax=ax, ticks=range(len(levels)), label="connection points")
     bar.ax.set_yticklabels(levels)
-    ax.set(xlabel=f"first direction ({share[0]:.0%} of the variance)", ylabel=f"second ({share[1]:.0%})", aspect="equal")
+    ax.set(
+        xlabel=f"first direction ({share[0]:.0%} of the variance)",
+        ylabel=f"second ({share[1]:.0%})",
+        aspect="equal",
+    )
     return ax.figure
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #480fc857
 FORMAT = "matgen_nb blocks 1"
 
+
 def save_pretrained(model, path, info=None):
     "Write weights and configuration as one safetensors file, atomically; info: a dict of more strings for the card."
     from matgen_nb.utils import tensor_bytes as save
+
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), info=json.dumps(info or {}))
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    with atomic_write(path, "wb") as file: file.write(save(state, metadata))
+    with atomic_write(path, "wb") as file:
+        file.write(save(state, metadata))
+
 
 BlockEncoder.save_pretrained = save_pretrained
 
@@ -363,8 +491,10 @@ def _rebuild(metadata, tensors):
     model.info = json.loads(metadata.get("info", "{}"))
     return model
 
+
 def from_pretrained(name_or_path, device="cpu"):
     "A trained `BlockEncoder` on a device. MatgenError for a missing, damaged or foreign file."
     return read_weights(name_or_path, FORMAT, _rebuild).to(device).eval()
+
 
 BlockEncoder.from_pretrained = staticmethod(from_pretrained)

@@ -27,6 +27,7 @@ from ..utils import MatgenError, parallel_map, share, time_limit
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #e54189db
 class Environment:
     "The bonded neighbours of every atom of a `Mof`: atoms[i] (m,) indices, vectors[i] (m, 3) A; elements (N,), metal (N,) bool."
+
     def __init__(self, mof):
         crystal, (a, b) = mof.crystal, mof.bonds.T
         v = (crystal.frac_coords[b] + mof.images - crystal.frac_coords[a]) @ crystal.lattice
@@ -36,11 +37,13 @@ class Environment:
         self.atoms, self.vectors = np.split(second[order], ends), np.split(vectors[order], ends)
         self.elements, self.metal = crystal.elements, is_metal(crystal.elements)
 
-    def of(self, *numbers): return np.flatnonzero(np.isin(self.elements, numbers))
+    def of(self, *numbers):
+        return np.flatnonzero(np.isin(self.elements, numbers))
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #a739e353
 MOST_NEIGHBOURS = 4
-ACROSS_A_CAGE = 1.65   # A, beyond which two atoms that share three neighbours are not bonded to each other
+ACROSS_A_CAGE = 1.65  # A, beyond which two atoms that share three neighbours are not bonded to each other
+
 
 def countable_neighbours(env, i):
     """Indices of the neighbours of atom i that count against `MOST_NEIGHBOURS`.
@@ -52,10 +55,12 @@ def countable_neighbours(env, i):
     across = (length > ACROSS_A_CAGE) & (shared >= 3)
     return env.atoms[i][~env.metal[around] & (env.elements[around] != 5) & ~across]
 
+
 def overcoordinated(env, number):
     "Indices of the carbon (6) or nitrogen (7) atoms with more than four neighbours that count."
     many = [i for i in env.of(number) if len(env.atoms[i]) > MOST_NEIGHBOURS]
     return [i for i in many if len(countable_neighbours(env, i)) > MOST_NEIGHBOURS]
+
 
 def crowded_hydrogens(crystal, stretch=1.2):
     """Indices of hydrogen atoms with more than one atom within `stretch` times the sum of the covalent radii.
@@ -70,13 +75,15 @@ def crowded_hydrogens(crystal, stretch=1.2):
     return np.flatnonzero((z == 1) & (count > 1) & ~((count == 2) & (boron == 2))).tolist()
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #413b634d
-TRIPLE_BOND = 1.28      # A, the longest C-N, C-O or N-N bond of an atom with one neighbour
+TRIPLE_BOND = 1.28  # A, the longest C-N, C-O or N-N bond of an atom with one neighbour
+
 
 def bond_angles(vectors):
     "Angles (degrees) between all pairs of bond vectors (m, 3)."
     u = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     i, j = np.triu_indices(len(u), 1)
     return np.degrees(np.arccos(np.clip((u[i] * u[j]).sum(1), -1, 1)))
+
 
 def bond_orders(env, i):
     """Bond orders (m,) of atom i with its neighbours, from their lengths by Pauling's rule; 1 with hydrogen.
@@ -90,9 +97,10 @@ def bond_orders(env, i):
     return np.where((z == 1) | (env.elements[i] == 1), 1.0, orders)
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #413b6350
-MULTIPLE_ON_METAL = 0.9   # x the sum of covalent radii, the longest multiple bond between metal and nitrogen
-LEAST_ORDER = 2.6                       # of a nitrogen with its two neighbours
-LEAST_ORDER_ON_METAL = (0.1, 1.4, 2.25)   # on one metal, with 0, 1 and 2 other neighbours
+MULTIPLE_ON_METAL = 0.9  # x the sum of covalent radii, the longest multiple bond between metal and nitrogen
+LEAST_ORDER = 2.6  # of a nitrogen with its two neighbours
+LEAST_ORDER_ON_METAL = (0.1, 1.4, 2.25)  # on one metal, with 0, 1 and 2 other neighbours
+
 
 def _carbon_lacks(env, i):
     "Whether the geometry around a carbon with two or more neighbours says that one is missing."
@@ -103,6 +111,7 @@ def _carbon_lacks(env, i):
         return bond_angles(v).sum() < 340
     triple = 2.4 < bond_orders(env, i).max() < 4
     return bond_angles(v)[0] < 150 and not triple
+
 
 def _nitrogen_lacks(env, i):
     "Whether the bond lengths of a nitrogen with several neighbours, or on a metal, say that one is missing."
@@ -117,6 +126,7 @@ def _nitrogen_lacks(env, i):
     to_metal = np.linalg.norm(env.vectors[i], axis=1)[metal] / (radius[7] + radius[z[metal]])
     return to_metal[0] > MULTIPLE_ON_METAL and order < LEAST_ORDER_ON_METAL[others]
 
+
 def _lacks_neighbour(env, i):
     "Whether a carbon or nitrogen has too few neighbours."
     metal = env.metal[env.atoms[i]]
@@ -128,6 +138,7 @@ def _lacks_neighbour(env, i):
         return _nitrogen_lacks(env, i)
     return len(metal) == 1 or _carbon_lacks(env, i)
 
+
 def undercoordinated(env, number):
     "Indices of the carbon (6) or nitrogen (7) atoms whose geometry leaves a neighbour missing."
     return [int(i) for i in env.of(number) if _lacks_neighbour(env, i)]
@@ -136,29 +147,35 @@ def undercoordinated(env, number):
 def sphere_points(n):
     "n directions (n, 3), spread evenly over the sphere (Fibonacci lattice)."
     k = np.arange(n) + 0.5
-    z, turn = 1 - 2 * k / n, np.pi * (1 + 5 ** 0.5) * k
+    z, turn = 1 - 2 * k / n, np.pi * (1 + 5**0.5) * k
     return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1)
+
 
 def open_angle(vectors, points=sphere_points(2000)):
     "The largest angle (degrees) between a direction and the bond nearest to it: 180 with one bond, 70.5 in a tetrahedron, 54.7 in an octahedron."
-    if not len(vectors): return 180.0
+    if not len(vectors):
+        return 180.0
     u = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return float(np.degrees(np.arccos(np.clip((points @ u.T).max(1).min(), -1, 1))))
 
-EXPOSED = 115.0   # degrees
+
+EXPOSED = 115.0  # degrees
+
 
 def exposed_metals(env):
     "Indices of metals that have a bond-free cone of half-angle `EXPOSED` or more."
     return [i for i in np.flatnonzero(env.metal) if open_angle(env.vectors[i]) > EXPOSED]
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #c105d2e1
-OVERLAP = 0.6    # x the sum of covalent radii
+OVERLAP = 0.6  # x the sum of covalent radii
+
 
 def overlaps(crystal):
     "How many pairs of atoms are closer than `OVERLAP` times the sum of their covalent radii."
     r = element_table().radius[crystal.elements]
     i, j, _, d = neighbours(crystal, 2 * OVERLAP * r.max())
     return int((d < OVERLAP * (r[i] + r[j])).sum())
+
 
 def lone_molecules(mof):
     "How many pieces of the bond graph end within themselves."
@@ -177,37 +194,43 @@ CHECKS = {
     "no_undercoordinated_c": lambda mof, env: not undercoordinated(env, 6),
     "no_undercoordinated_n": lambda mof, env: not undercoordinated(env, 7),
     "no_exposed_metal": lambda mof, env: not exposed_metals(env),
-    "no_lone_molecule": lambda mof, env: lone_molecules(mof) == 0}
+    "no_lone_molecule": lambda mof, env: lone_molecules(mof) == 0,
+}
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #482d1523
 def void_regions(open_):
     """Connected pieces (26 neighbours) of the open voxels (bool, nx, ny, nz) of a periodic grid: labels (0: closed), and {label: dimension}:
     0 a closed pocket, 1 to 3 a channel that runs on in as many directions."""
     from scipy.ndimage import label
+
     part, n = label(np.pad(open_, (0, 1), mode="wrap"), np.ones((3, 3, 3)))
     edges = [np.zeros((0, 5), dtype=int)]
-    for axis in range(3):                                             # the last layer is the first one of the next cell
+    for axis in range(3):  # the last layer is the first one of the next cell
         pair = np.stack([np.take(part, 0, axis), np.take(part, -1, axis)], -1).reshape(-1, 2)
         pair = np.unique(pair[pair[:, 0] > 0], axis=0) - 1
         edges.append(np.concatenate([pair, np.tile(-np.eye(3, dtype=int)[axis], (len(pair), 1))], 1))
     edges = np.concatenate(edges)
     root, _, loops = connected(n, edges[:, :2], edges[:, 2:])
     labels = np.concatenate([[0], root + 1]).astype(int)[part[:-1, :-1, :-1]]
-    return labels, {r + 1: int(np.linalg.matrix_rank(np.array(loops[r]))) if r in loops else 0 for r in set(root.tolist())}
+    return labels, {
+        r + 1: int(np.linalg.matrix_rank(np.array(loops[r]))) if r in loops else 0 for r in set(root.tolist())
+    }
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #a91b0d21
 def free_sphere_radius(grid, tolerance=0.01):
     "Radius (A) of the widest ball that passes through the crystal: the highest level at which the open region still runs on; 0 if none does. Bisection."
     passes = lambda r: any(void_regions(grid > r)[1].values())
     low, high = 0.0, float(grid.max())
-    if high <= 0 or not passes(low): return 0.0
+    if high <= 0 or not passes(low):
+        return 0.0
     while high - low > tolerance:
         middle = (low + high) / 2
         low, high = (middle, high) if passes(middle) else (low, middle)
     return low
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #eacbfa5d
-NITROGEN = 1.86    # A, radius of the probe
+NITROGEN = 1.86  # A, radius of the probe
+
 
 def surface_area(crystal, grid, probe=NITROGEN, per_atom=100, seed=0):
     """Accessible surface (A^2) of the cell for a probe (A), by `per_atom` random points on the sphere of each atom. A point counts where no other atom is
@@ -217,20 +240,25 @@ def surface_area(crystal, grid, probe=NITROGEN, per_atom=100, seed=0):
     direction = np.random.default_rng(seed).normal(size=(len(crystal), per_atom, 3))
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
     radius = vdw_radii(crystal.elements) + probe
-    points = (crystal.frac_coords[:, None] + radius[:, None, None] * direction @ np.linalg.inv(crystal.lattice)).reshape(-1, 3)
+    points = (
+        crystal.frac_coords[:, None] + radius[:, None, None] * direction @ np.linalg.inv(crystal.lattice)
+    ).reshape(-1, 3)
     free = clearance(crystal, points, reach=radius.max() + 2.0) > probe - 1e-6
     free[free] = _beside(channel, points[free])
     return float((free.reshape(len(crystal), -1).mean(1) * 4 * np.pi * radius**2).sum())
 
+
 def _beside(channel, points):
     "Whether one of the eight grid points around each fractional point is in a channel."
     from scipy.ndimage import maximum_filter
+
     wide = maximum_filter(channel, size=3, mode="wrap")
     index = np.round((points - np.floor(points)) * channel.shape).astype(int) % channel.shape
     return wide[tuple(index.T)]
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #2a9081a8
 PORES = ("lcd", "pld", "void_fraction", "surface_m2_g", "density", "channel_dimension")
+
 
 def pore_properties(crystal, spacing=0.3, seed=0):
     """dict of lcd, pld (A), void_fraction (helium), surface_m2_g (nitrogen, accessible), density (g/cm3), channel_dimension (for a probe that just
@@ -239,8 +267,14 @@ def pore_properties(crystal, spacing=0.3, seed=0):
     radius, area = free_sphere_radius(grid), surface_area(crystal, grid, seed=seed)
     dimension = max(void_regions(grid > max(radius - 0.01, 0.0))[1].values(), default=0) if radius else 0
     mass = element_table().mass[crystal.elements].sum() * 1.66053906660e-24
-    return dict(lcd=2 * max(float(grid.max()), 0.0), pld=2 * radius, void_fraction=void_fraction(grid), surface_m2_g=area * 1e-20 / mass,
-                density=crystal.density, channel_dimension=dimension)
+    return dict(
+        lcd=2 * max(float(grid.max()), 0.0),
+        pld=2 * radius,
+        void_fraction=void_fraction(grid),
+        surface_m2_g=area * 1e-20 / mass,
+        density=crystal.density,
+        channel_dimension=dimension,
+    )
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #74282924
 def coordination_sequences(num_blocks, connections, images, shells=5):
@@ -251,6 +285,7 @@ def coordination_sequences(num_blocks, connections, images, shells=5):
         steps[b].add((a, *(-x for x in s)))
     return [_shells(steps, k, shells) for k in range(num_blocks)]
 
+
 def _shells(steps, start, shells):
     seen, edge, counts = {(start, 0, 0, 0)}, [(start, 0, 0, 0)], []
     for _ in range(shells):
@@ -259,26 +294,33 @@ def _shells(steps, start, shells):
         counts.append(len(edge))
     return tuple(counts)
 
+
 def framework_identity(decomposition):
     "A short name (16 hexadecimal digits) for blocks and net: hash of the sorted (identity of the block, coordination sequence), in the smallest whole ratio."
     d = decomposition
     return framework_key([b.identity for b in d.blocks], decomposition_graph(d), d.nets)
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #fe7f0c19
-MIN_PLD = 2.4    # A, what the field calls porous
+MIN_PLD = 2.4  # A, what the field calls porous
 NEEDS_NO_BONDS = ("has_carbon", "has_hydrogen", "has_metal", "no_overlap", "no_overcoordinated_h")
+
 
 def check_mof(crystal, min_pld=MIN_PLD, spacing=0.3):
     "Named checks {name: True, False}, the pore properties, and `failure`: why checks could not be carried out (they then count as not passed)."
     row, failures = dict.fromkeys([*CHECKS, "porous"], False) | dict.fromkeys(PORES), []
-    try: mof = crystal if isinstance(crystal, Mof) else Mof.from_crystal(crystal)
-    except (MatgenError, ValueError) as error: mof, failures = Mof(crystal, np.zeros((0, 2), int), np.zeros((0, 3), int)), [f"bonds: {error}"]
+    try:
+        mof = crystal if isinstance(crystal, Mof) else Mof.from_crystal(crystal)
+    except (MatgenError, ValueError) as error:
+        mof, failures = Mof(crystal, np.zeros((0, 2), int), np.zeros((0, 3), int)), [f"bonds: {error}"]
     env = Environment(mof)
     for name, check in CHECKS.items():
-        if failures and name not in NEEDS_NO_BONDS: continue
+        if failures and name not in NEEDS_NO_BONDS:
+            continue
         row[name] = bool(check(mof, env))
-    try: row |= pore_properties(mof.crystal, spacing)
-    except Exception as error: failures.append(f"pores: {error}")
+    try:
+        row |= pore_properties(mof.crystal, spacing)
+    except Exception as error:
+        failures.append(f"pores: {error}")
     row["porous"] = row["pld"] is not None and row["pld"] >= min_pld
     return row | {"failure": "; ".join(failures)}
 
@@ -287,24 +329,34 @@ def describe_mof(made, timeout=120, min_pld=MIN_PLD):
     """Everything about one framework that needs no other: checks, pores, formula, number of atoms and blocks, identity; a dict. made: a Crystal; or a Mof,
     whose listed bonds are those it was built with: then `as_drawn` says whether the bonds that the atoms show make the same blocks and net. None: nothing was made."""
     row = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None)
-    if made is None: return row | dict.fromkeys([*CHECKS, "porous"], False) | {"failure": "no crystal", "checks_passed": False}
+    if made is None:
+        return (
+            row
+            | dict.fromkeys([*CHECKS, "porous"], False)
+            | {"failure": "no crystal", "checks_passed": False}
+        )
     crystal = getattr(made, "crystal", made)
     row |= dict(formula=crystal.formula, num_atoms=len(crystal))
     with time_limit(timeout):
         row |= check_mof(crystal, min_pld)
         row["num_blocks"], row["identity"], failure, row["net_key"] = _identity(crystal)
-        if made is not crystal: row["as_drawn"] = row["identity"] is not None and row["identity"] == _identity(made)[1]
+        if made is not crystal:
+            row["as_drawn"] = row["identity"] is not None and row["identity"] == _identity(made)[1]
     row["failure"] = "; ".join(filter(None, [row["failure"], failure]))
     return row | {"checks_passed": all(row[name] for name in [*CHECKS, "porous"])}
 
+
 def _identity(made):
     "Number of blocks and `framework_identity` of a Crystal, or of a Mof by its listed bonds, why there is none, and the key of the net alone."
-    try: d = decompose(made if isinstance(made, Mof) else Mof.from_crystal(made))
-    except (MatgenError, ValueError) as error: return None, None, f"decomposition: {error}", None
+    try:
+        d = decompose(made if isinstance(made, Mof) else Mof.from_crystal(made))
+    except (MatgenError, ValueError) as error:
+        return None, None, f"decomposition: {error}", None
     return len(d), framework_identity(d), "", topology_key(decomposition_graph(d))
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #22e00002
-MAX_VOLUME_CHANGE = 0.25    # relative, by relaxation
+MAX_VOLUME_CHANGE = 0.25  # relative, by relaxation
+
 
 def volume_kept(row, most=MAX_VOLUME_CHANGE):
     "Whether relaxation left the volume within a share `most` of what it was, from the row's `volume_change`; None where nothing is known of it."
@@ -315,9 +367,11 @@ def volume_kept(row, most=MAX_VOLUME_CHANGE):
 @dataclass
 class MofEvaluation:
     "table: a dict per framework; summary: {name: {value, low, high, n, protocol}}; failures: what could not be judged."
+
     table: list
     summary: dict
     failures: list = field(default_factory=list)
+
 
 def _novelty(table, known=None, known_nets=None):
     """Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as neither. known: identities; None, nothing to compare with: novel and vnu are None.
@@ -331,10 +385,18 @@ def _novelty(table, known=None, known_nets=None):
         if known_nets is not None:
             row["net_novel"] = row.get("net_key") is not None and row["net_key"] not in known_nets
             row["strict_vnu"] = None if known is None else bool(row["vnu"] and row["net_novel"])
-        if row["valid"]: seen.add(row["identity"])
+        if row["valid"]:
+            seen.add(row["identity"])
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #c9dd232d
-STAGES = ("matched", "assembled", "converged", "volume_kept", "as_drawn")    # what a framework has to pass before the checks count
+STAGES = (
+    "matched",
+    "assembled",
+    "converged",
+    "volume_kept",
+    "as_drawn",
+)  # what a framework has to pass before the checks count
+
 
 def is_valid(row):
     "Whether a framework passed all checks, and every one of the STAGES that its row knows of."
@@ -345,17 +407,34 @@ def evaluate_mofs(mofs, reference=None, rows=None, n_jobs=-1, timeout=120, min_p
     """Judge frameworks. mofs: list of Crystal, or Mof with the bonds it was built with, or None: nothing was made. reference: identities (str) or Crystals of the training set;
     without it `novel` and `vnu` are None. rows: what is known of each (`matched`, `assembled`, `converged`, `volume_change` are used; a stage without an entry was not asked for).
     Returns `MofEvaluation`. valid = matched, assembled, converged, volume_kept and as_drawn (where known), all checks, PLD >= min_pld. unique: first valid one of its identity; vnu: valid, novel, unique."""
-    if rows is not None and len(rows) != len(mofs): raise MatgenError(f"{len(rows)} rows for {len(mofs)} frameworks: give one row for each")
+    if rows is not None and len(rows) != len(mofs):
+        raise MatgenError(f"{len(rows)} rows for {len(mofs)} frameworks: give one row for each")
     reference = list(reference if reference is not None else ())
     known = set(i for i in reference if isinstance(i, str))
-    work, names = partial(describe_mof, timeout=timeout, min_pld=min_pld), [(r or {}).get("name", str(i)) for i, r in enumerate(rows or [None] * len(mofs))]
+    work, names = (
+        partial(describe_mof, timeout=timeout, min_pld=min_pld),
+        [(r or {}).get("name", str(i)) for i, r in enumerate(rows or [None] * len(mofs))],
+    )
     crystals = [c for c in reference if not isinstance(c, str)]
-    if crystals: known |= {r["identity"] for r in parallel_map(work, crystals, n_jobs=n_jobs, timeout=3 * timeout, progress="reference" if progress else None)[0] if r}
-    found, failures = parallel_map(work, mofs, names, n_jobs=n_jobs, timeout=3 * timeout, progress="judging" if progress else None)
+    if crystals:
+        known |= {
+            r["identity"]
+            for r in parallel_map(
+                work, crystals, n_jobs=n_jobs, timeout=3 * timeout, progress="reference" if progress else None
+            )[0]
+            if r
+        }
+    found, failures = parallel_map(
+        work, mofs, names, n_jobs=n_jobs, timeout=3 * timeout, progress="judging" if progress else None
+    )
     reasons = iter(failures)
-    table = [{**(r or {}), **(f if f is not None else describe_mof(None) | {"failure": next(reasons).reason})} for r, f in zip(rows or [None] * len(mofs), found)]
+    table = [
+        {**(r or {}), **(f if f is not None else describe_mof(None) | {"failure": next(reasons).reason})}
+        for r, f in zip(rows or [None] * len(mofs), found)
+    ]
     for row in table:
-        if (kept := volume_kept(row)) is not None: row["volume_kept"] = kept
+        if (kept := volume_kept(row)) is not None:
+            row["volume_kept"] = kept
         row["valid"] = is_valid(row)
     _novelty(table, known if reference else None)
     return MofEvaluation(table, summarise(table, bool(reference), min_pld), failures)
@@ -365,12 +444,23 @@ def summarise(table, has_reference=True, min_pld=MIN_PLD):
     "The shares of a table as a summary; every entry says what was counted."
     stages = [s for s in STAGES if any(r.get(s) is not None for r in table)]
     out = {s: share([r.get(s) for r in table], f"{s}; all inputs") for s in stages}
-    out |= {name: share([r[name] for r in table], "ours, after MOFChecker's list; all inputs") for name in CHECKS}
-    out["porous"] = share([r["porous"] for r in table], f"pore-limiting diameter >= {min_pld} A, grid 0.3 A; all inputs")
-    out["valid"] = share([r["valid"] for r in table], " and ".join([*stages, "all checks", "porous"]) + "; all inputs")
-    out["unique"] = share([r["unique"] for r in table if r["valid"]], "not the identity (blocks and net) of an earlier valid one; of the valid ones")
+    out |= {
+        name: share([r[name] for r in table], "ours, after MOFChecker's list; all inputs") for name in CHECKS
+    }
+    out["porous"] = share(
+        [r["porous"] for r in table], f"pore-limiting diameter >= {min_pld} A, grid 0.3 A; all inputs"
+    )
+    out["valid"] = share(
+        [r["valid"] for r in table], " and ".join([*stages, "all checks", "porous"]) + "; all inputs"
+    )
+    out["unique"] = share(
+        [r["unique"] for r in table if r["valid"]],
+        "not the identity (blocks and net) of an earlier valid one; of the valid ones",
+    )
     if has_reference:
-        out["novel"] = share([r["novel"] for r in table if r["valid"]], "identity not among the reference; of the valid ones")
+        out["novel"] = share(
+            [r["novel"] for r in table if r["valid"]], "identity not among the reference; of the valid ones"
+        )
         out["vnu"] = share([r["vnu"] for r in table], "valid, novel and unique; all inputs")
     if has_reference and all("strict_vnu" in r for r in table):
         what = "valid, novel and unique, and the net is not one of the training set; all inputs"
@@ -380,6 +470,7 @@ def summarise(table, has_reference=True, min_pld=MIN_PLD):
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #n22funnel2
 FUNNEL = ("assembled", "clash_free", "valid", "vnu", "strict_vnu")  # one after the other
 SIZES = (1, 5), (6, 8), (9, 12), (13, 10_000)  # blocks in the cell, first and last of each group
+
 
 def funnel(table):
     """Rows {blocks, stage, value, low, high, n, protocol}.
@@ -410,14 +501,27 @@ def funnel(table):
 def plot_summary(evaluation, other=None, labels=("these", "others"), ax=None):
     "Horizontal bars of the shares of one or two `MofEvaluation`s with their intervals; returns the axes."
     import matplotlib.pyplot as plt
+
     names = list(evaluation.summary)
-    if ax is None: ax = plt.figure(figsize=(5, 0.24 * len(names) + 0.8)).add_subplot()
-    for k, (e, label) in enumerate(zip([evaluation, other][:1 if other is None else 2], labels)):
-        y, s = np.arange(len(names)) + 0.36 * k, [e.summary.get(n, dict(value=np.nan, low=np.nan, high=np.nan)) for n in names]
+    if ax is None:
+        ax = plt.figure(figsize=(5, 0.24 * len(names) + 0.8)).add_subplot()
+    for k, (e, label) in enumerate(zip([evaluation, other][: 1 if other is None else 2], labels)):
+        y, s = (
+            np.arange(len(names)) + 0.36 * k,
+            [e.summary.get(n, dict(value=np.nan, low=np.nan, high=np.nan)) for n in names],
+        )
         v = np.array([x["value"] for x in s])
         ax.barh(y, v, 0.34, label=label, color=("tab:blue", "0.7")[k])
-        ax.errorbar(v, y, xerr=[v - [x["low"] for x in s], [x["high"] for x in s] - v], fmt="none", ecolor="black", lw=0.8)
+        ax.errorbar(
+            v,
+            y,
+            xerr=[v - [x["low"] for x in s], [x["high"] for x in s] - v],
+            fmt="none",
+            ecolor="black",
+            lw=0.8,
+        )
     ax.set(yticks=np.arange(len(names)), yticklabels=names, xlim=(0, 1), xlabel="share")
     ax.invert_yaxis()
-    if other is not None: ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
+    if other is not None:
+        ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
     return ax

@@ -28,7 +28,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .building_blocks import BuildingBlock, Decomposition, decompose, is_metal, recompose, shell
+from matgen_nb.mofdiff.building_blocks import (
+    BuildingBlock,
+    Decomposition,
+    decompose,
+    is_metal,
+    recompose,
+    shell,
+)
 from .coarse_graining import CoarseMof, MofData
 from ..symmetry.crystal import atomic_number, element_table
 from ..symmetry.lattice import lattice_from_parameters, lattice_parameters
@@ -42,18 +49,31 @@ class Net:
 
     lattice (3, 3) rows, unit: about one edge; vertices (V, 3) fractional; edges (E, 2) int64: from vertex i in cell 0 to vertex j in cell
     `shifts` (E, 3) int64; vertex_kind (V,), edge_kind (E,): equal numbers are equal by symmetry."""
-    name: str; lattice: np.ndarray; vertices: np.ndarray; edges: np.ndarray; shifts: np.ndarray; vertex_kind: np.ndarray; edge_kind: np.ndarray
 
-    def __len__(self): return len(self.vertices)
-    def __repr__(self): return f"Net({self.name}, {len(self)} vertices of degree {', '.join(map(str, sorted(set(self.degrees.tolist()))))}, {len(self.edges)} edges)"
+    name: str
+    lattice: np.ndarray
+    vertices: np.ndarray
+    edges: np.ndarray
+    shifts: np.ndarray
+    vertex_kind: np.ndarray
+    edge_kind: np.ndarray
+
+    def __len__(self):
+        return len(self.vertices)
+
+    def __repr__(self):
+        return f"Net({self.name}, {len(self)} vertices of degree {', '.join(map(str, sorted(set(self.degrees.tolist()))))}, {len(self.edges)} edges)"
 
     @property
     def vectors(self):
         "From the first to the second vertex of each edge: (E, 3), Cartesian."
-        return (self.vertices[self.edges[:, 1]] + self.shifts - self.vertices[self.edges[:, 0]]) @ self.lattice
+        return (
+            self.vertices[self.edges[:, 1]] + self.shifts - self.vertices[self.edges[:, 0]]
+        ) @ self.lattice
 
     @property
-    def degrees(self): return np.bincount(self.edges.ravel(), minlength=len(self))
+    def degrees(self):
+        return np.bincount(self.edges.ravel(), minlength=len(self))
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #5bef6bbe
 def primitive_vectors(lattice, translations):
@@ -64,7 +84,8 @@ def primitive_vectors(lattice, translations):
     points = points[np.argsort(np.round(np.linalg.norm(points @ lattice, axis=1), 6), kind="stable")]
     for basis in itertools.combinations(points[:40], 3):
         volume = np.linalg.det(basis)
-        if abs(abs(volume) - 1 / len(t)) < 1e-6: return np.array(basis) * np.sign(volume)
+        if abs(abs(volume) - 1 / len(t)) < 1e-6:
+            return np.array(basis) * np.sign(volume)
     raise MatgenError("no primitive cell found: the centring translations do not form a lattice")
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #642c2a70
@@ -72,8 +93,10 @@ def _distinct(points, kinds, tolerance=1e-3):
     "Distinct fractional points modulo 1, and their kinds."
     kept, kept_kinds = np.zeros((0, 3)), []
     for p, k in zip(points % 1, kinds):
-        if (np.abs((p - kept + .5) % 1 - .5).max(1, initial=0) > tolerance).all() or not len(kept): kept, kept_kinds = np.concatenate([kept, p[None]]), [*kept_kinds, k]
+        if (np.abs((p - kept + 0.5) % 1 - 0.5).max(1, initial=0) > tolerance).all() or not len(kept):
+            kept, kept_kinds = np.concatenate([kept, p[None]]), [*kept_kinds, k]
     return kept, np.array(kept_kinds)
+
 
 def _locate(points, vertices, tolerance=1e-3):
     "Which vertex, in which cell, lies at each fractional point (n, 3): index (n,), shift (n, 3)."
@@ -82,7 +105,8 @@ def _locate(points, vertices, tolerance=1e-3):
     distance = np.abs(delta - shift).max(-1)
     index = distance.argmin(1)
     rows = np.arange(len(points))
-    if (distance[rows, index] > tolerance).any(): raise MatgenError("an edge ends where there is no vertex")
+    if (distance[rows, index] > tolerance).any():
+        raise MatgenError("an edge ends where there is no vertex")
     return index, shift[rows, index].astype(np.int64)
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #ab51fbd1
@@ -92,13 +116,17 @@ def expand_net(name, group, cell, nodes, edges):
     W, w = SpaceGroup(group).operations
     lattice = lattice_from_parameters(cell[:3], cell[3:]).numpy()
     P = primitive_vectors(lattice, w[(W == np.eye(3)).all((1, 2))])
-    images = lambda x: ((np.einsum("oij,nj->noi", W, np.asarray(x, float)) + w) @ np.linalg.inv(P)).reshape(-1, 3)
+    images = lambda x: ((np.einsum("oij,nj->noi", W, np.asarray(x, float)) + w) @ np.linalg.inv(P)).reshape(
+        -1, 3
+    )
     ends = np.asarray(edges, float).reshape(-1, 2, 3)
     vertices, kind = _distinct(images(nodes), np.repeat(np.arange(len(nodes)), len(W)))
     (i, si), (j, sj) = _locate(images(ends[:, 0]), vertices), _locate(images(ends[:, 1]), vertices)
     rows = {}
-    for a, b, s, k in zip(i.tolist(), j.tolist(), (sj - si).tolist(), np.repeat(np.arange(len(ends)), len(W)).tolist()):
-        back = a > b or (a == b and s < [-x for x in s])                 # one of the two directions of an edge
+    for a, b, s, k in zip(
+        i.tolist(), j.tolist(), (sj - si).tolist(), np.repeat(np.arange(len(ends)), len(W)).tolist()
+    ):
+        back = a > b or (a == b and s < [-x for x in s])  # one of the two directions of an edge
         rows.setdefault((b, a, *(-x for x in s)) if back else (a, b, *s), k)
     table = np.array(list(rows))
     return Net(name, P @ lattice, vertices, table[:, :2], table[:, 2:], kind, np.array(list(rows.values())))
@@ -107,19 +135,30 @@ def expand_net(name, group, cell, nodes, edges):
 def read_cgd(text):
     "The facts in a `.cgd` text (the format of Systre and RCSR): dict with name, group (number), cell (6), nodes, degrees, edges. Standard settings only."
     import gemmi
+
     rows = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     value = lambda key: next((row[1:] for row in rows if row[0].upper() == key), None)
-    if not value("GROUP") or not value("CELL"): raise MatgenError("a .cgd text needs the lines GROUP and CELL")
+    if not value("GROUP") or not value("CELL"):
+        raise MatgenError("a .cgd text needs the lines GROUP and CELL")
     group = gemmi.find_spacegroup_by_name(value("GROUP")[0])
-    if group is None or not group.is_reference_setting(): raise MatgenError(f"group {value('GROUP')[0]!r} is unknown or not in its standard setting")
+    if group is None or not group.is_reference_setting():
+        raise MatgenError(f"group {value('GROUP')[0]!r} is unknown or not in its standard setting")
     nodes = [row for row in rows if row[0].upper() in ("NODE", "ATOM")]
-    return dict(name=(value("NAME") or ["net"])[0], group=group.number, cell=[float(x) for x in value("CELL")], degrees=[int(row[2]) for row in nodes],
-                nodes=[[float(x) for x in row[3:6]] for row in nodes], edges=[[float(x) for x in row[1:7]] for row in rows if row[0].upper() == "EDGE"])
+    return dict(
+        name=(value("NAME") or ["net"])[0],
+        group=group.number,
+        cell=[float(x) for x in value("CELL")],
+        degrees=[int(row[2]) for row in nodes],
+        nodes=[[float(x) for x in row[3:6]] for row in nodes],
+        edges=[[float(x) for x in row[1:7]] for row in rows if row[0].upper() == "EDGE"],
+    )
+
 
 def net_from_facts(facts):
     "The `Net` of `read_cgd`'s facts; MatgenError where a vertex does not have the number of edges that the facts state."
     net = expand_net(*(facts[k] for k in ("name", "group", "cell", "nodes", "edges")))
-    if net.degrees.tolist() != [facts["degrees"][k] for k in net.vertex_kind]: raise MatgenError(f"net {facts['name']}: the edges do not give the stated degrees")
+    if net.degrees.tolist() != [facts["degrees"][k] for k in net.vertex_kind]:
+        raise MatgenError(f"net {facts['name']}: the edges do not give the stated degrees")
     return net
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #8c72d26c
@@ -127,25 +166,37 @@ def net_from_facts(facts):
 def net_facts():
     "The table of nets that ships with the package: name -> facts as `read_cgd` gives them."
     rows = json.loads((files("matgen_nb") / "data" / "nets.json").read_text(encoding="utf-8"))
-    return {name: dict(name=name, group=g, cell=c, degrees=d, nodes=n, edges=e) for name, (g, c, d, n, e) in rows["nets"].items()}
+    return {
+        name: dict(name=name, group=g, cell=c, degrees=d, nodes=n, edges=e)
+        for name, (g, c, d, n, e) in rows["nets"].items()
+    }
+
 
 @functools.lru_cache(None)
 def load_net(name):
     "A net of the table, by its RCSR name."
-    if name not in net_facts(): raise MatgenError(f"there is no net {name!r} in the table of {len(net_facts())}; known are {', '.join(sorted(net_facts()))}")
+    if name not in net_facts():
+        raise MatgenError(
+            f"there is no net {name!r} in the table of {len(net_facts())}; known are {', '.join(sorted(net_facts()))}"
+        )
     return net_from_facts(net_facts()[name])
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #8a2f049b
 PARITIES = [p for p in itertools.product((0, 1), repeat=3) if any(p)]
 
+
 @functools.lru_cache(512)
 def doubled(net, parity):
     "The net in one of the seven cells of twice the volume: its lattice vectors are the n with `parity` . n even."
-    grid = [np.array(v) for v in itertools.product((-2, -1, 0, 1, 2), repeat=3) if any(v) and (np.array(v) @ parity) % 2 == 0]
+    grid = [
+        np.array(v)
+        for v in itertools.product((-2, -1, 0, 1, 2), repeat=3)
+        if any(v) and (np.array(v) @ parity) % 2 == 0
+    ]
     grid.sort(key=lambda v: np.linalg.norm(v @ net.lattice).round(6))
     A = next(np.array(a) for a in itertools.combinations(grid, 3) if round(abs(np.linalg.det(a))) == 2)
     A = A * int(np.sign(np.linalg.det(A)))
-    odd = np.eye(3, dtype=int)[parity.index(1)]                          # the shift to the second copy
+    odd = np.eye(3, dtype=int)[parity.index(1)]  # the shift to the second copy
     edges, shifts = [], []
     for copy in (0, 1):
         cell = net.shifts + copy * odd
@@ -153,12 +204,21 @@ def doubled(net, parity):
         edges.append(net.edges + len(net) * np.stack([np.full(len(cell), copy), other], 1))
         shifts.append(np.round((cell - other[:, None] * odd) @ np.linalg.inv(A)).astype(int))
     vertices = np.concatenate([net.vertices, net.vertices + odd]) @ np.linalg.inv(A)
-    return Net(net.name, A @ net.lattice, vertices, np.concatenate(edges), np.concatenate(shifts), np.tile(net.vertex_kind, 2), np.tile(net.edge_kind, 2))
+    return Net(
+        net.name,
+        A @ net.lattice,
+        vertices,
+        np.concatenate(edges),
+        np.concatenate(shifts),
+        np.tile(net.vertex_kind, 2),
+        np.tile(net.edge_kind, 2),
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #6d41a406
 def _unit(v):
     v = np.asarray(v, dtype=float)
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
+
 
 def bridge(a, b, outward, length, bite=2.2):
     """Connection points (2, 3) of a group that bridges metals at a and b (3,): its two atoms are `bite` A apart, each `length` A from its metal,
@@ -177,33 +237,54 @@ def metal_node(symbols, coords, bridges=(), single=(), metal_bonds=()):
     points = np.concatenate(points + [[coords[a] + _unit(d) * length / 2] for a, d, length in single])
     docks = [i for a, b, *_ in bridges for i in (a, b)] + [a for a, *_ in single]
     i, j = np.triu_indices(len(elements), 1)
-    near = np.linalg.norm(coords[i] - coords[j], axis=1) < element_table().radius[elements][[i, j]].sum(0) + 0.3
+    near = (
+        np.linalg.norm(coords[i] - coords[j], axis=1) < element_table().radius[elements][[i, j]].sum(0) + 0.3
+    )
     bonds = np.stack([i, j], 1)[near & ~(is_metal(elements)[i] & is_metal(elements)[j])]
     centre = points.mean(0)
-    return BuildingBlock(elements, coords - centre, [*bonds.tolist(), *metal_bonds], points - centre, docks, True)
+    return BuildingBlock(
+        elements, coords - centre, [*bonds.tolist(), *metal_bonds], points - centre, docks, True
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #bcc8c33d
 TETRAHEDRON = _unit([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
-OCTAHEDRON = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1.]])
+OCTAHEDRON = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1.0]])
 CUBE = np.array(list(itertools.product((1, -1), repeat=3)), float)
+
 
 def oxo_tetrahedron(metal, to_oxo, to_linker, bite=2.2):
     "M4O: four metals around an oxygen, six bridging groups on the edges (IRMOF-1)."
     m = np.concatenate([[[0, 0, 0]], to_oxo * TETRAHEDRON])
-    return metal_node(["O"] + [metal] * 4, m, [(a, b, m[a] + m[b], to_linker, bite) for a, b in itertools.combinations(range(1, 5), 2)])
+    return metal_node(
+        ["O"] + [metal] * 4,
+        m,
+        [(a, b, m[a] + m[b], to_linker, bite) for a, b in itertools.combinations(range(1, 5), 2)],
+    )
 
-def paddlewheel(metal, apart, to_linker, axial=0.):
+
+def paddlewheel(metal, apart, to_linker, axial=0.0):
     "M2 with four carboxylates (HKUST-1); `axial`: length of a metal-nitrogen bond to a pillar at either end, 0 for none."
     pillars = [(0, [0, 0, 1], axial), (1, [0, 0, -1], axial)] if axial else ()
-    return metal_node([metal] * 2, [[0, 0, apart / 2], [0, 0, -apart / 2]], [(0, 1, d, to_linker) for d in OCTAHEDRON[:4]], pillars, [[0, 1]])
+    return metal_node(
+        [metal] * 2,
+        [[0, 0, apart / 2], [0, 0, -apart / 2]],
+        [(0, 1, d, to_linker) for d in OCTAHEDRON[:4]],
+        pillars,
+        [[0, 1]],
+    )
+
 
 def oxo_triangle(metal, to_oxo, to_linker):
     "M3O: three metals around an oxygen, two carboxylates on each side, above and below, at right angles (MIL-88, MIL-100)."
     angle = np.radians([90, 210, 330])
     m = to_oxo * np.stack([np.cos(angle), np.sin(angle), 0 * angle], 1)
-    rise = to_linker / np.sqrt(2) / np.sqrt(to_linker**2 - (np.sqrt(3) * to_oxo - 2.2)**2 / 4)
+    rise = to_linker / np.sqrt(2) / np.sqrt(to_linker**2 - (np.sqrt(3) * to_oxo - 2.2) ** 2 / 4)
     out = lambda a, b, s: np.sqrt(1 - rise**2) * _unit(m[a] + m[b]) + [0, 0, s * rise]
-    return metal_node([metal] * 3 + ["O"], [*m, [0, 0, 0]], [(a, b, out(a, b, s), to_linker) for a, b in itertools.combinations(range(3), 2) for s in (1, -1)])
+    return metal_node(
+        [metal] * 3 + ["O"],
+        [*m, [0, 0, 0]],
+        [(a, b, out(a, b, s), to_linker) for a, b in itertools.combinations(range(3), 2) for s in (1, -1)],
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #866c9fa7
 def _terminal(m, a, b, length, symbols, coords):
@@ -215,6 +296,7 @@ def _terminal(m, a, b, length, symbols, coords):
         symbols += ["O"] + ["H"] * len(hydrogens)
         coords += [oxygen, *hydrogens]
 
+
 def oxo_octahedron(metal, radius, to_oxo, to_linker, missing=()):
     """M6O4(OH)4: an octahedron of metals (`radius` A from the centre), faces capped in turn by O and OH, carboxylates on its twelve edges (UiO-66);
     edges numbered in `missing` carry OH and water instead."""
@@ -223,122 +305,285 @@ def oxo_octahedron(metal, radius, to_oxo, to_linker, missing=()):
     out, odd = radius / np.sqrt(3) + np.sqrt(to_oxo**2 - 2 / 3 * radius**2), CUBE.prod(1) < 0
     caps = _unit(CUBE) * (out + 0.08 * odd[:, None])
     symbols, coords = [metal] * 6 + ["O"] * 8 + ["H"] * 4, [*m, *caps, *(caps + 0.97 * _unit(CUBE))[odd]]
-    for k in missing: _terminal(m, *edges[k], to_linker, symbols, coords)
-    return metal_node(symbols, coords, [(a, b, m[a] + m[b], to_linker) for k, (a, b) in enumerate(edges) if k not in missing])
+    for k in missing:
+        _terminal(m, *edges[k], to_linker, symbols, coords)
+    return metal_node(
+        symbols,
+        coords,
+        [(a, b, m[a] + m[b], to_linker) for k, (a, b) in enumerate(edges) if k not in missing],
+    )
 
-BELT, HALF = (0, 1, 4, 5), (1, 3, 4, 6, 9, 10)     # edges to leave out for 8 linkers in a box (NU-1000) and 6 (MOF-808)
+
+BELT, HALF = (
+    (0, 1, 4, 5),
+    (1, 3, 4, 6, 9, 10),
+)  # edges to leave out for 8 linkers in a box (NU-1000) and 6 (MOF-808)
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #21941c0a
 def hourglass(metal, apart, to_linker):
     "M3 in a row; three carboxylates bridge the upper pair and three, turned by 60 degrees, the lower pair."
     m = np.array([[0, 0, apart], [0, 0, 0], [0, 0, -apart]])
     ring = lambda turn: [[np.cos(t + turn), np.sin(t + turn), 0] for t in np.radians([0, 120, 240])]
-    return metal_node([metal] * 3, m, [(0, 1, d, to_linker) for d in ring(0)] + [(1, 2, d, to_linker) for d in ring(np.pi / 3)], metal_bonds=[[0, 1], [1, 2]])
+    return metal_node(
+        [metal] * 3,
+        m,
+        [(0, 1, d, to_linker) for d in ring(0)] + [(1, 2, d, to_linker) for d in ring(np.pi / 3)],
+        metal_bonds=[[0, 1], [1, 2]],
+    )
+
 
 def halide_square(metal, halide, to_halide, to_linker, bite=1.35):
     "M4X: a square of metals around a halide, two azolates on each side, above and below, at right angles (Mn-BTT)."
     m = to_halide * OCTAHEDRON[[0, 2, 1, 3]]
-    rise = to_linker / np.sqrt(2) / np.sqrt(to_linker**2 - (np.sqrt(2) * to_halide - bite)**2 / 4)
+    rise = to_linker / np.sqrt(2) / np.sqrt(to_linker**2 - (np.sqrt(2) * to_halide - bite) ** 2 / 4)
     out = lambda a, b, s: np.sqrt(1 - rise**2) * _unit(m[a] + m[b]) + [0, 0, s * rise]
-    return metal_node([metal] * 4 + [halide], [*m, [0, 0, 0]], [(a, (a + 1) % 4, out(a, (a + 1) % 4, s), to_linker, bite) for a in range(4) for s in (1, -1)])
+    return metal_node(
+        [metal] * 4 + [halide],
+        [*m, [0, 0, 0]],
+        [(a, (a + 1) % 4, out(a, (a + 1) % 4, s), to_linker, bite) for a in range(4) for s in (1, -1)],
+    )
+
 
 def hydroxo_cube(metal, edge, to_linker, bite=1.38):
     "M8(OH)6: a cube of metals, OH on its faces, azolates on its twelve edges (the nickel pyrazolates)."
     m, caps = edge / 2 * CUBE, (edge / 2 + 0.45) * OCTAHEDRON
-    edges = [(a, b) for a, b in itertools.combinations(range(8), 2) if abs(np.linalg.norm(m[a] - m[b]) - edge) < 1e-6]
-    return metal_node([metal] * 8 + ["O"] * 6 + ["H"] * 6, [*m, *caps, *(caps + 0.97 * OCTAHEDRON)], [(a, b, m[a] + m[b], to_linker, bite) for a, b in edges])
+    edges = [
+        (a, b)
+        for a, b in itertools.combinations(range(8), 2)
+        if abs(np.linalg.norm(m[a] - m[b]) - edge) < 1e-6
+    ]
+    return metal_node(
+        [metal] * 8 + ["O"] * 6 + ["H"] * 6,
+        [*m, *caps, *(caps + 0.97 * OCTAHEDRON)],
+        [(a, b, m[a] + m[b], to_linker, bite) for a, b in edges],
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1091fe33
 @functools.lru_cache(None)
 def metal_nodes():
     """The metal nodes of the builder: name -> BuildingBlock. Lengths in A, rounded from well-known structures: metal to oxo (or metal to metal, or radius
     of the cluster), then metal to linker."""
-    nodes = {f"{m}4O": oxo_tetrahedron(m, *d) for m, *d in [("Zn", 1.94, 1.94), ("Co", 1.95, 1.96), ("Be", 1.66, 1.63)]}
-    nodes |= {f"{m}4O(az)": oxo_tetrahedron(m, *d, 1.38) for m, *d in [("Zn", 1.95, 1.98), ("Co", 1.96, 1.99)]}
-    nodes |= {f"{m}2": paddlewheel(m, *d) for m, *d in [("Cu", 2.63, 1.95), ("Zn", 2.95, 2.03), ("Co", 2.70, 2.02), ("Ni", 2.65, 2.00), ("Mo", 2.10, 2.11), ("Ru", 2.27, 2.06), ("Rh", 2.39, 2.04)]}
-    nodes |= {f"{m}2(ax)": paddlewheel(m, *d) for m, *d in [("Zn", 2.95, 2.03, 2.07), ("Cu", 2.65, 1.97, 2.17), ("Co", 2.72, 2.02, 2.07), ("Ni", 2.65, 2.00, 2.03)]}
+    nodes = {
+        f"{m}4O": oxo_tetrahedron(m, *d)
+        for m, *d in [("Zn", 1.94, 1.94), ("Co", 1.95, 1.96), ("Be", 1.66, 1.63)]
+    }
+    nodes |= {
+        f"{m}4O(az)": oxo_tetrahedron(m, *d, 1.38) for m, *d in [("Zn", 1.95, 1.98), ("Co", 1.96, 1.99)]
+    }
+    nodes |= {
+        f"{m}2": paddlewheel(m, *d)
+        for m, *d in [
+            ("Cu", 2.63, 1.95),
+            ("Zn", 2.95, 2.03),
+            ("Co", 2.70, 2.02),
+            ("Ni", 2.65, 2.00),
+            ("Mo", 2.10, 2.11),
+            ("Ru", 2.27, 2.06),
+            ("Rh", 2.39, 2.04),
+        ]
+    }
+    nodes |= {
+        f"{m}2(ax)": paddlewheel(m, *d)
+        for m, *d in [
+            ("Zn", 2.95, 2.03, 2.07),
+            ("Cu", 2.65, 1.97, 2.17),
+            ("Co", 2.72, 2.02, 2.07),
+            ("Ni", 2.65, 2.00, 2.03),
+        ]
+    }
     for m, *d in [("Zr", 2.50, 2.13, 2.22), ("Hf", 2.48, 2.12, 2.20), ("Ce", 2.68, 2.26, 2.40)]:
-        nodes |= {f"{m}6": oxo_octahedron(m, *d), f"{m}6(8)": oxo_octahedron(m, *d, BELT), f"{m}6(6)": oxo_octahedron(m, *d, HALF)}
-    nodes |= {f"{m}3O": oxo_triangle(m, *d) for m, *d in [("Cr", 1.90, 1.97), ("Fe", 1.92, 2.01), ("Al", 1.84, 1.89), ("Sc", 2.01, 2.09), ("In", 2.06, 2.16)]}
-    nodes |= {f"{m}3": hourglass(m, *d) for m, *d in [("Zn", 3.50, 2.05), ("Co", 3.55, 2.07), ("Mg", 3.55, 2.05), ("Mn", 3.65, 2.16)]}
-    nodes |= {f"{m}4{x}": halide_square(m, x, *d) for m, x, *d in [("Mn", "Cl", 2.75, 2.21), ("Cu", "Cl", 2.55, 2.03), ("Co", "Cl", 2.65, 2.12)]}
+        nodes |= {
+            f"{m}6": oxo_octahedron(m, *d),
+            f"{m}6(8)": oxo_octahedron(m, *d, BELT),
+            f"{m}6(6)": oxo_octahedron(m, *d, HALF),
+        }
+    nodes |= {
+        f"{m}3O": oxo_triangle(m, *d)
+        for m, *d in [
+            ("Cr", 1.90, 1.97),
+            ("Fe", 1.92, 2.01),
+            ("Al", 1.84, 1.89),
+            ("Sc", 2.01, 2.09),
+            ("In", 2.06, 2.16),
+        ]
+    }
+    nodes |= {
+        f"{m}3": hourglass(m, *d)
+        for m, *d in [("Zn", 3.50, 2.05), ("Co", 3.55, 2.07), ("Mg", 3.55, 2.05), ("Mn", 3.65, 2.16)]
+    }
+    nodes |= {
+        f"{m}4{x}": halide_square(m, x, *d)
+        for m, x, *d in [("Mn", "Cl", 2.75, 2.21), ("Cu", "Cl", 2.55, 2.03), ("Co", "Cl", 2.65, 2.12)]
+    }
     nodes |= {f"{m}8": hydroxo_cube(m, *d) for m, *d in [("Ni", 2.95, 2.05), ("Co", 3.02, 2.09)]}
     tetrahedral = lambda m, d: metal_node([m], [[0, 0, 0]], single=[(0, v, d) for v in TETRAHEDRON])
     return nodes | {m: tetrahedral(m, d) for m, d in [("Zn", 1.99), ("Co", 2.00), ("Cd", 2.20), ("Fe", 2.04)]}
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #452ef6b2
-ENDS = {"": "C([O-])(=O)", "-py": "c9(cc[n:1]cc9)", "-pz": "c9(c[n-:1][n:1]c9)", "-tz": "c9(n[n-:1][n:1]n9)"}   # carboxylate, pyridyl, pyrazolate, tetrazolate
-GROUPS = {"": "[H]", "NH2": "N", "OH": "O", "CH3": "C", "F": "F", "Cl": "Cl", "Br": "Br", "NO2": "[N+](=O)[O-]", "OCH3": "OC", "CN": "C#N", "CF3": "C(F)(F)F"}
+ENDS = {
+    "": "C([O-])(=O)",
+    "-py": "c9(cc[n:1]cc9)",
+    "-pz": "c9(c[n-:1][n:1]c9)",
+    "-tz": "c9(n[n-:1][n:1]n9)",
+}  # carboxylate, pyridyl, pyrazolate, tetrazolate
+GROUPS = {
+    "": "[H]",
+    "NH2": "N",
+    "OH": "O",
+    "CH3": "C",
+    "F": "F",
+    "Cl": "Cl",
+    "Br": "Br",
+    "NO2": "[N+](=O)[O-]",
+    "OCH3": "OC",
+    "CN": "C#N",
+    "CF3": "C(F)(F)F",
+}
+
 
 def fill_scaffold(scaffold, end="", group="", places=1):
     "SMILES of a scaffold: every X becomes the end, the first `places` Y the functional group, the other Y hydrogen. Atoms that bind a metal alone carry :1."
     text = scaffold.replace("X", ENDS[end])
-    for k in range(text.count("Y")): text = text.replace("Y", GROUPS[group if k < places else ""], 1)
+    for k in range(text.count("Y")):
+        text = text.replace("Y", GROUPS[group if k < places else ""], 1)
     return text
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #466b63fb
 SCAFFOLDS = {  # two ends
-    "bdc": "Xc1c(Y)cc(X)c(Y)c1", "ndc": "Xc1cc2c(Y)cc(X)cc2c(Y)c1", "ndc14": "Xc1c(Y)c(Y)c(X)c2ccccc12", "adc26": "Xc1ccc2cc3cc(X)ccc3cc2c1", "adc": "Xc1c2ccccc2c(X)c2ccccc12",
-    "bpdc": "Xc1cc(Y)c(cc1)c1c(Y)cc(X)cc1", "tpdc": "Xc1ccc(cc1)c1c(Y)cc(c(Y)c1)c1ccc(X)cc1", "sdc": "Xc1ccc(cc1)C=Cc1ccc(X)cc1", "tolane": "Xc1cc(Y)c(cc1)C#Cc1c(Y)cc(X)cc1",
-    "abdc": "Xc1ccc(cc1)N=Nc1ccc(X)cc1", "diyne": "Xc1ccc(cc1)C#CC#Cc1ccc(X)cc1", "ttdc": "Xc1cc2sc(X)cc2s1", "fum": "XC=CX", "acetylene": "XC#CX", "muc": "XC=CC=CX",
-    "bcodc": "XC12CCC(X)(CC1)CC2", "cubane": "XC12C3C4C1C5C2C3C45X", "pdc": "Xc1cc2ccc3cc(X)cc4ccc(c1)c2c34", "hpdc": "Xc1cc2CCc3cc(X)cc4CCc(c1)c2c34", "pzdc": "Xc1cnc(X)cn1",
-    "pydc": "Xc1ccc(X)nc1", "tetrazine": "Xc1nnc(X)nn1", "bpydc": "Xc1ccc(nc1)c1ccc(X)cn1", "thdc": "Xc1sc(X)c(Y)c1Y", "ipa": "Xc1cc(Y)cc(X)c1", "pda": "XC=Cc1ccc(C=CX)cc1",
-    "direct": "XX", "fluorene": "Xc1ccc2c(c1)Cc1cc(X)ccc12", "bdt": "Xc1cc2cc3sc(X)cc3cc2s1", "pep": "Xc1ccc(cc1)C#Cc1c(Y)cc(c(Y)c1)C#Cc1ccc(X)cc1", "fdc": "Xc1oc(X)cc1",
+    "bdc": "Xc1c(Y)cc(X)c(Y)c1",
+    "ndc": "Xc1cc2c(Y)cc(X)cc2c(Y)c1",
+    "ndc14": "Xc1c(Y)c(Y)c(X)c2ccccc12",
+    "adc26": "Xc1ccc2cc3cc(X)ccc3cc2c1",
+    "adc": "Xc1c2ccccc2c(X)c2ccccc12",
+    "bpdc": "Xc1cc(Y)c(cc1)c1c(Y)cc(X)cc1",
+    "tpdc": "Xc1ccc(cc1)c1c(Y)cc(c(Y)c1)c1ccc(X)cc1",
+    "sdc": "Xc1ccc(cc1)C=Cc1ccc(X)cc1",
+    "tolane": "Xc1cc(Y)c(cc1)C#Cc1c(Y)cc(X)cc1",
+    "abdc": "Xc1ccc(cc1)N=Nc1ccc(X)cc1",
+    "diyne": "Xc1ccc(cc1)C#CC#Cc1ccc(X)cc1",
+    "ttdc": "Xc1cc2sc(X)cc2s1",
+    "fum": "XC=CX",
+    "acetylene": "XC#CX",
+    "muc": "XC=CC=CX",
+    "bcodc": "XC12CCC(X)(CC1)CC2",
+    "cubane": "XC12C3C4C1C5C2C3C45X",
+    "pdc": "Xc1cc2ccc3cc(X)cc4ccc(c1)c2c34",
+    "hpdc": "Xc1cc2CCc3cc(X)cc4CCc(c1)c2c34",
+    "pzdc": "Xc1cnc(X)cn1",
+    "pydc": "Xc1ccc(X)nc1",
+    "tetrazine": "Xc1nnc(X)nn1",
+    "bpydc": "Xc1ccc(nc1)c1ccc(X)cn1",
+    "thdc": "Xc1sc(X)c(Y)c1Y",
+    "ipa": "Xc1cc(Y)cc(X)c1",
+    "pda": "XC=Cc1ccc(C=CX)cc1",
+    "direct": "XX",
+    "fluorene": "Xc1ccc2c(c1)Cc1cc(X)ccc12",
+    "bdt": "Xc1cc2cc3sc(X)cc3cc2s1",
+    "pep": "Xc1ccc(cc1)C#Cc1c(Y)cc(c(Y)c1)C#Cc1ccc(X)cc1",
+    "fdc": "Xc1oc(X)cc1",
     # three
-    "btc": "Xc1c(Y)c(X)c(Y)c(X)c1Y", "btb": "Xc1ccc(cc1)c1cc(cc(c1)c1ccc(X)cc1)c1ccc(X)cc1", "tatb": "Xc1ccc(cc1)c1nc(nc(n1)c1ccc(X)cc1)c1ccc(X)cc1",
-    "bte": "Xc1ccc(cc1)C#Cc1cc(cc(c1)C#Cc1ccc(X)cc1)C#Cc1ccc(X)cc1", "ntb": "Xc1ccc(cc1)N(c1ccc(X)cc1)c1ccc(X)cc1", "triazine": "Xc1nc(X)nc(X)n1",
-    "tmbtb": "Xc1ccc(cc1)c1c(C)c(c(C)c(c1C)c1ccc(X)cc1)c1ccc(X)cc1", "btn": "XC#Cc1cc(C#CX)cc(C#CX)c1", "bta": "XC=Cc1cc(C=CX)cc(C=CX)c1",
-    "tppo": "Xc1ccc(cc1)P(=O)(c1ccc(X)cc1)c1ccc(X)cc1", "bhtc": "Xc1ccc(cc1)c1cc(X)cc(X)c1",
+    "btc": "Xc1c(Y)c(X)c(Y)c(X)c1Y",
+    "btb": "Xc1ccc(cc1)c1cc(cc(c1)c1ccc(X)cc1)c1ccc(X)cc1",
+    "tatb": "Xc1ccc(cc1)c1nc(nc(n1)c1ccc(X)cc1)c1ccc(X)cc1",
+    "bte": "Xc1ccc(cc1)C#Cc1cc(cc(c1)C#Cc1ccc(X)cc1)C#Cc1ccc(X)cc1",
+    "ntb": "Xc1ccc(cc1)N(c1ccc(X)cc1)c1ccc(X)cc1",
+    "triazine": "Xc1nc(X)nc(X)n1",
+    "tmbtb": "Xc1ccc(cc1)c1c(C)c(c(C)c(c1C)c1ccc(X)cc1)c1ccc(X)cc1",
+    "btn": "XC#Cc1cc(C#CX)cc(C#CX)c1",
+    "bta": "XC=Cc1cc(C=CX)cc(C=CX)c1",
+    "tppo": "Xc1ccc(cc1)P(=O)(c1ccc(X)cc1)c1ccc(X)cc1",
+    "bhtc": "Xc1ccc(cc1)c1cc(X)cc(X)c1",
     # four
-    "btec": "Xc1cc(X)c(X)cc1X", "bptc": "Xc1cc(X)cc(c1)c1cc(X)cc(X)c1", "tptc": "Xc1cc(X)cc(c1)c1c(Y)cc(c(Y)c1)c1cc(X)cc(X)c1", "abtc": "Xc1cc(X)cc(c1)N=Nc1cc(X)cc(X)c1",
-    "ebdc": "Xc1cc(X)cc(c1)C#Cc1cc(X)cc(X)c1", "tcpb": "Xc1ccc(cc1)c1cc(c2ccc(X)cc2)c(cc1c1ccc(X)cc1)c1ccc(X)cc1",
+    "btec": "Xc1cc(X)c(X)cc1X",
+    "bptc": "Xc1cc(X)cc(c1)c1cc(X)cc(X)c1",
+    "tptc": "Xc1cc(X)cc(c1)c1c(Y)cc(c(Y)c1)c1cc(X)cc(X)c1",
+    "abtc": "Xc1cc(X)cc(c1)N=Nc1cc(X)cc(X)c1",
+    "ebdc": "Xc1cc(X)cc(c1)C#Cc1cc(X)cc(X)c1",
+    "tcpb": "Xc1ccc(cc1)c1cc(c2ccc(X)cc2)c(cc1c1ccc(X)cc1)c1ccc(X)cc1",
     "tbapy": "Xc1ccc(cc1)c1cc(c2ccc(X)cc2)c2ccc3c(cc(c4ccc(X)cc4)c4ccc1c2c34)c1ccc(X)cc1",
     "tcpp": "Xc1ccc(cc1)C2=C3C=CC(=N3)C(c3ccc(X)cc3)=C3C=CC(N3)=C(c3ccc(X)cc3)C3=NC(C=C3)=C(c3ccc(X)cc3)C3=CC=C2N3",
-    "tcpe": "Xc1ccc(cc1)C(=C(c1ccc(X)cc1)c1ccc(X)cc1)c1ccc(X)cc1", "mtb": "Xc1ccc(cc1)C(c1ccc(X)cc1)(c1ccc(X)cc1)c1ccc(X)cc1",
-    "stb": "Xc1ccc(cc1)[Si](c1ccc(X)cc1)(c1ccc(X)cc1)c1ccc(X)cc1", "atc": "XC12CC3(X)CC(X)(C1)CC(X)(C2)C3", "atb": "Xc1ccc(cc1)C12CC3(CC(C1)(CC(C2)(C3)c1ccc(X)cc1)c1ccc(X)cc1)c1ccc(X)cc1",
+    "tcpe": "Xc1ccc(cc1)C(=C(c1ccc(X)cc1)c1ccc(X)cc1)c1ccc(X)cc1",
+    "mtb": "Xc1ccc(cc1)C(c1ccc(X)cc1)(c1ccc(X)cc1)c1ccc(X)cc1",
+    "stb": "Xc1ccc(cc1)[Si](c1ccc(X)cc1)(c1ccc(X)cc1)c1ccc(X)cc1",
+    "atc": "XC12CC3(X)CC(X)(C1)CC(X)(C2)C3",
+    "atb": "Xc1ccc(cc1)C12CC3(CC(C1)(CC(C2)(C3)c1ccc(X)cc1)c1ccc(X)cc1)c1ccc(X)cc1",
     # six
-    "hcpb": "Xc1ccc(cc1)c1c(c2ccc(X)cc2)c(c2ccc(X)cc2)c(c2ccc(X)cc2)c(c2ccc(X)cc2)c1c1ccc(X)cc1", "mellitic": "Xc1c(X)c(X)c(X)c(X)c1X"}
-WHOLE = {"im": "[n-:1]1c(Y)c(Y)[n:1]c1[H]", "mim": "[n-:1]1c(Y)c(Y)[n:1]c1C", "bim": "[n-:1]1c[n:1]c2cc(Y)c(Y)cc12", "pur": "[n-:1]1c[n:1]c2ncncc12", "im2": "[n-:1]1cc[n:1]c1Y",
-         "dabco": "[N:1]12CC[N:1](CC1)CC2", "pyz": "[n:1]1cc[n:1]cc1"}
+    "hcpb": "Xc1ccc(cc1)c1c(c2ccc(X)cc2)c(c2ccc(X)cc2)c(c2ccc(X)cc2)c(c2ccc(X)cc2)c1c1ccc(X)cc1",
+    "mellitic": "Xc1c(X)c(X)c(X)c(X)c1X",
+}
+WHOLE = {
+    "im": "[n-:1]1c(Y)c(Y)[n:1]c1[H]",
+    "mim": "[n-:1]1c(Y)c(Y)[n:1]c1C",
+    "bim": "[n-:1]1c[n:1]c2cc(Y)c(Y)cc12",
+    "pur": "[n-:1]1c[n:1]c2ncncc12",
+    "im2": "[n-:1]1cc[n:1]c1Y",
+    "dabco": "[N:1]12CC[N:1](CC1)CC2",
+    "pyz": "[n:1]1cc[n:1]cc1",
+}
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #34814288
 def read_linker(smiles):
     "The rdkit molecule of a linker, hydrogens added, and its docks (list of atom indices). MatgenError where the SMILES cannot be read."
     from rdkit import Chem, RDLogger
+
     with_errors = RDLogger.logger()
     with_errors.setLevel(RDLogger.CRITICAL)
     mol = Chem.MolFromSmiles(smiles)
     with_errors.setLevel(RDLogger.WARNING)
-    if mol is None: raise MatgenError(f"rdkit cannot read the linker {smiles!r}")
+    if mol is None:
+        raise MatgenError(f"rdkit cannot read the linker {smiles!r}")
     mol = Chem.AddHs(mol)
     docks = [a.GetIdx() for a in mol.GetAtoms() if a.GetAtomMapNum()]
-    docks += [i for match in mol.GetSubstructMatches(Chem.MolFromSmarts("[CX3](=[OX1])[O-]")) for i in match[1:]]
-    for atom in mol.GetAtoms(): atom.SetAtomMapNum(0)
-    if not docks: raise MatgenError(f"the linker {smiles!r} has no carboxylate and no atom marked :1, so nothing can bind a metal")
+    docks += [
+        i for match in mol.GetSubstructMatches(Chem.MolFromSmarts("[CX3](=[OX1])[O-]")) for i in match[1:]
+    ]
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+    if not docks:
+        raise MatgenError(
+            f"the linker {smiles!r} has no carboxylate and no atom marked :1, so nothing can bind a metal"
+        )
     return mol, docks
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1daa107f
 FLAT_BOND = "[#6X3,#7X2]-!@[#6X3,#7X2]"
 
+
 def _field(mol, conformer, flat=()):
     "Force field of one conformer (MMFF94s without charges, else UFF); bonds in `flat` are held at 0 or 180 degrees, whichever is nearer."
     from rdkit.Chem import AllChem, rdMolTransforms
+
     props = AllChem.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
-    if props: props.SetMMFFEleTerm(False)
-    ff = AllChem.MMFFGetMoleculeForceField(mol, props, confId=conformer) if props else AllChem.UFFGetMoleculeForceField(mol, confId=conformer)
+    if props:
+        props.SetMMFFEleTerm(False)
+    ff = (
+        AllChem.MMFFGetMoleculeForceField(mol, props, confId=conformer)
+        if props
+        else AllChem.UFFGetMoleculeForceField(mol, confId=conformer)
+    )
     ff.Initialize()
     beyond = lambda b, c: next(n.GetIdx() for n in mol.GetAtomWithIdx(b).GetNeighbors() if n.GetIdx() != c)
     for b, c in flat:
         a, d = beyond(b, c), beyond(c, b)
-        to = 0. if abs(rdMolTransforms.GetDihedralDeg(mol.GetConformer(conformer), a, b, c, d)) < 90 else 180.
-        (ff.MMFFAddTorsionConstraint if props else ff.UFFAddTorsionConstraint)(a, b, c, d, False, to - 3, to + 3, 500.)
+        to = (
+            0.0
+            if abs(rdMolTransforms.GetDihedralDeg(mol.GetConformer(conformer), a, b, c, d)) < 90
+            else 180.0
+        )
+        (ff.MMFFAddTorsionConstraint if props else ff.UFFAddTorsionConstraint)(
+            a, b, c, d, False, to - 3, to + 3, 500.0
+        )
     return ff
+
 
 def conformers(mol, tries=6, seed=0, strain=25.0):
     "Low-energy shapes of a molecule, each as it is and flattened: list of (n, 3) arrays, lowest energy first, up to `strain` kcal/mol above the lowest."
     from rdkit import Chem
     from rdkit.Chem import AllChem
-    ids = list(AllChem.EmbedMultipleConfs(mol, tries, randomSeed=seed)) or list(AllChem.EmbedMultipleConfs(mol, tries, randomSeed=seed, useRandomCoords=True))
+
+    ids = list(AllChem.EmbedMultipleConfs(mol, tries, randomSeed=seed)) or list(
+        AllChem.EmbedMultipleConfs(mol, tries, randomSeed=seed, useRandomCoords=True)
+    )
     flat = mol.GetSubstructMatches(Chem.MolFromSmarts(FLAT_BOND))
     found = []
     for i in ids:
@@ -376,10 +621,18 @@ def make_linker(smiles, seed=0, most=3, half_bond=1.0):
         p = x[docks] + half_bond * dock_directions(mol, docks, x)
         centre = p.mean(0)
         p = p - centre
-        if any(np.sqrt(((p @ kabsch(p, b.connection_points).T - b.connection_points)**2).sum(1).mean()) < 0.2 for b in blocks): continue
-        blocks.append(BuildingBlock([a.GetAtomicNum() for a in mol.GetAtoms()], x - centre, bonds, p, docks, False))
-        if len(blocks) == most: break
-    if not blocks: raise MatgenError(f"rdkit found no shape for the linker {smiles!r}")
+        if any(
+            np.sqrt(((p @ kabsch(p, b.connection_points).T - b.connection_points) ** 2).sum(1).mean()) < 0.2
+            for b in blocks
+        ):
+            continue
+        blocks.append(
+            BuildingBlock([a.GetAtomicNum() for a in mol.GetAtoms()], x - centre, bonds, p, docks, False)
+        )
+        if len(blocks) == most:
+            break
+    if not blocks:
+        raise MatgenError(f"rdkit found no shape for the linker {smiles!r}")
     return blocks
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #52889e0f
@@ -394,57 +647,99 @@ def linker_names():
     for example 'bdc-NH2', 'bdc-F2' or 'bpdc-pz'."""
     out = {name: fill_scaffold(s) for name, s in SCAFFOLDS.items()}
     for end in ("-py", "-pz", "-tz"):
-        out |= {name + end: fill_scaffold(SCAFFOLDS[name], end) for name in "direct bdc bpdc ndc adc tolane acetylene ttdc fum pzdc tetrazine sdc".split()}
-        if end != "-py": out |= {name + end: fill_scaffold(SCAFFOLDS[name], end) for name in ("btc", "btb", "triazine", "mtb")}
+        out |= {
+            name + end: fill_scaffold(SCAFFOLDS[name], end)
+            for name in "direct bdc bpdc ndc adc tolane acetylene ttdc fum pzdc tetrazine sdc".split()
+        }
+        if end != "-py":
+            out |= {
+                name + end: fill_scaffold(SCAFFOLDS[name], end) for name in ("btc", "btb", "triazine", "mtb")
+            }
     for name, s in SCAFFOLDS.items():
         few = [g for g in GROUPS if g] if name in ("bdc", "ipa") else ["NH2", "CH3", "F", "Br", "NO2"]
         for group, places in itertools.product(few if "Y" in s else (), (1, 2) if s.count("Y") > 1 else (1,)):
-            if places == 1 or group in ("F", "CH3", "Br", "OH"): out[f"{name}-{group}{places if places > 1 else ''}"] = fill_scaffold(s, "", group, places)
+            if places == 1 or group in ("F", "CH3", "Br", "OH"):
+                out[f"{name}-{group}{places if places > 1 else ''}"] = fill_scaffold(s, "", group, places)
     for name, s in WHOLE.items():
         for group in ("", "CH3", "Cl", "Br", "NO2", "CN") if "Y" in s else ("",):
-            if name + group != "im2": out[f"{name}-{group}".rstrip("-")] = s.replace("Y", GROUPS[group], 1).replace("Y", "[H]")
+            if name + group != "im2":
+                out[f"{name}-{group}".rstrip("-")] = s.replace("Y", GROUPS[group], 1).replace("Y", "[H]")
     return out
+
 
 def make_library(n_jobs=-1):
     "Make all linkers anew with rdkit (minutes): dict name -> list of BuildingBlocks, and the failures."
     names = linker_names()
-    blocks, failures = parallel_map(make_linker, names.values(), names, n_jobs=n_jobs, timeout=300, progress="making linkers")
+    blocks, failures = parallel_map(
+        make_linker, names.values(), names, n_jobs=n_jobs, timeout=300, progress="making linkers"
+    )
     return {name: b for name, b in zip(names, blocks) if b}, failures
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #acce9b79
 LIBRARY_FIELDS = dict(elements=(), cart_coords=(3,), bonds=(2,), connection_points=(3,), connection_atoms=())
 
+
 def pack_library(library):
     "A library (name -> BuildingBlocks) as a dict of small arrays for `np.savez_compressed`: coordinates in float32, indices in int16."
     blocks = [b for group in library.values() for b in group]
     small = lambda x: x.astype(np.float32 if x.dtype.kind == "f" else np.int16)
-    out = {f: small(np.concatenate([getattr(b, f).reshape(-1, *width) for b in blocks])) for f, width in LIBRARY_FIELDS.items()}
-    out |= {f"num_{f}": np.array([len(getattr(b, f)) for b in blocks], np.int16) for f in ("elements", "bonds", "connection_atoms")}
-    return out | dict(block_name=np.array([n for n, group in library.items() for _ in group]), identity=np.array([b.identity for b in blocks]))
+    out = {
+        f: small(np.concatenate([getattr(b, f).reshape(-1, *width) for b in blocks]))
+        for f, width in LIBRARY_FIELDS.items()
+    }
+    out |= {
+        f"num_{f}": np.array([len(getattr(b, f)) for b in blocks], np.int16)
+        for f in ("elements", "bonds", "connection_atoms")
+    }
+    return out | dict(
+        block_name=np.array([n for n, group in library.items() for _ in group]),
+        identity=np.array([b.identity for b in blocks]),
+    )
+
 
 def unpack_library(stored):
     "The library (name -> list of BuildingBlocks) of `pack_library`; connection points are centred again in float64."
-    counts = {"elements": "elements", "cart_coords": "elements", "bonds": "bonds", "connection_points": "connection_atoms", "connection_atoms": "connection_atoms"}
+    counts = {
+        "elements": "elements",
+        "cart_coords": "elements",
+        "bonds": "bonds",
+        "connection_points": "connection_atoms",
+        "connection_atoms": "connection_atoms",
+    }
     columns = [np.split(stored[f], np.cumsum(stored[f"num_{n}"])[:-1]) for f, n in counts.items()]
     library = {}
-    for name, identity, e, x, b, p, a in zip(stored["block_name"].tolist(), stored["identity"].tolist(), *columns):
+    for name, identity, e, x, b, p, a in zip(
+        stored["block_name"].tolist(), stored["identity"].tolist(), *columns
+    ):
         p = p.astype(float)
-        library.setdefault(name, []).append(BuildingBlock(e, x - p.mean(0), b, p - p.mean(0), a, bool(is_metal(e).any()), identity))
+        library.setdefault(name, []).append(
+            BuildingBlock(e, x - p.mean(0), b, p - p.mean(0), a, bool(is_metal(e).any()), identity)
+        )
     return library
+
 
 @functools.lru_cache(None)
 def load_library():
     "The building blocks that ship with the package, metal nodes and linkers: name -> list of BuildingBlocks (conformers)."
-    with np.load(files("matgen_nb") / "data" / "hypothetical_blocks.npz") as stored: return unpack_library(stored)
+    with np.load(files("matgen_nb") / "data" / "hypothetical_blocks.npz") as stored:
+        return unpack_library(stored)
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #5e685927
 @dataclass(frozen=True, eq=False)
 class Site:
     """A block as the builder sees it: its g ends. ends: list of index arrays into the connection points; kinds (g,): 0 single, 1 N-N, 2 carboxylate;
     centres (g, 3) A; frames (g, 3): unit vector between the two points of an end (zero for a single one); ways (c, 3): directions of the cut bonds, outwards."""
-    block: BuildingBlock; ends: list; kinds: np.ndarray; centres: np.ndarray; frames: np.ndarray; ways: np.ndarray
 
-    def __len__(self): return len(self.ends)
+    block: BuildingBlock
+    ends: list
+    kinds: np.ndarray
+    centres: np.ndarray
+    frames: np.ndarray
+    ways: np.ndarray
+
+    def __len__(self):
+        return len(self.ends)
+
 
 @functools.lru_cache(None)
 def site_of(block):
@@ -455,7 +750,8 @@ def site_of(block):
     apart, along = np.linalg.norm(dock[:, None] - dock, axis=-1), ways @ ways.T
     mate = {}
     for i, j in sorted(itertools.combinations(range(len(p)), 2), key=lambda ij: apart[ij]):
-        if apart[i, j] < 2.5 and along[i, j] > np.cos(np.radians(75)) and i not in mate and j not in mate: mate[i], mate[j] = j, i
+        if apart[i, j] < 2.5 and along[i, j] > np.cos(np.radians(75)) and i not in mate and j not in mate:
+            mate[i], mate[j] = j, i
     ends = [np.array([i, mate[i]] if i in mate else [i]) for i in range(len(p)) if mate.get(i, i) >= i]
     kinds = np.array([0 if len(e) == 1 else 1 if apart[e[0], e[1]] < 1.8 else 2 for e in ends])
     frames = np.array([_unit(p[e[0]] - p[e[1]]) if len(e) == 2 else np.zeros(3) for e in ends])
@@ -474,25 +770,42 @@ def _frame(u, v):
     p, m = _unit(u + v), _unit(u - v)
     return np.stack([p, m, np.cross(p, m)], -1)
 
+
 def fit_directions(site, directions, kinds=None, tolerance=0.35, most=24):
     """The ways to turn a block so that its ends point along unit vectors (c, 3): list of (rms deviation, R, order), end order[k] at direction k, best first.
     `kinds` (c,): the kind of end wanted at each direction (-1: any). Empty where nothing is within `tolerance` (0.35: about 20 degrees)."""
     from scipy.optimize import linear_sum_assignment
+
     g, d = _unit(site.centres), directions
-    if len(g) != len(d): return []
-    wrong = np.zeros((len(d), len(g))) if kinds is None else 10. * ((site.kinds != np.reshape(kinds, (-1, 1))) & (np.reshape(kinds, (-1, 1)) >= 0))
+    if len(g) != len(d):
+        return []
+    wrong = (
+        np.zeros((len(d), len(g)))
+        if kinds is None
+        else 10.0 * ((site.kinds != np.reshape(kinds, (-1, 1))) & (np.reshape(kinds, (-1, 1)) >= 0))
+    )
     b = min(range(1, len(g)), key=lambda k: abs(g[0] @ g[k]))
-    pairs = np.array([p for p in itertools.permutations(range(len(d)), 2) if abs(g[0] @ g[b] - d[p[0]] @ d[p[1]]) < 2 * tolerance and abs(d[p[0]] @ d[p[1]]) < .99], int).reshape(-1, 2)
-    trials = _frame(d[pairs[:, 0]], d[pairs[:, 1]]) @ _frame(g[:1], g[b:b + 1]).mT
+    pairs = np.array(
+        [
+            p
+            for p in itertools.permutations(range(len(d)), 2)
+            if abs(g[0] @ g[b] - d[p[0]] @ d[p[1]]) < 2 * tolerance and abs(d[p[0]] @ d[p[1]]) < 0.99
+        ],
+        int,
+    ).reshape(-1, 2)
+    trials = _frame(d[pairs[:, 0]], d[pairs[:, 1]]) @ _frame(g[:1], g[b : b + 1]).mT
     found, tried = [], set()
     for score in wrong - d @ trials @ g.T:
-        if score.min(1).mean() > 2 * tolerance**2 - 1: continue           # not even with an end used twice
+        if score.min(1).mean() > 2 * tolerance**2 - 1:
+            continue  # not even with an end used twice
         order = linear_sum_assignment(score)[1]
-        if tuple(order) in tried: continue
+        if tuple(order) in tried:
+            continue
         tried.add(tuple(order))
         R = kabsch(g[order], d)
-        rms = np.sqrt(((g[order] @ R.T - d)**2).sum(1).mean() + wrong[np.arange(len(d)), order].sum())
-        if rms < tolerance: found.append((rms, R, order))
+        rms = np.sqrt(((g[order] @ R.T - d) ** 2).sum(1).mean() + wrong[np.arange(len(d)), order].sum())
+        if rms < tolerance:
+            found.append((rms, R, order))
     return sorted(found, key=lambda f: f[0])[:most]
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #0dbcde63
@@ -500,32 +813,45 @@ def _angle(axis, a, b):
     "Signed angle (radians) from a to b (.., 3) about a unit axis (3,)."
     return np.arctan2(np.cross(a, b) @ axis, (a * b).sum(-1) - (a @ axis) * (b @ axis))
 
+
 def choose_states(pairs, counts, rng, starts=6):
     """States s_v < counts[v] of V vertices that make the sum of pair terms small: pairs is a list of (i, j, matrix (n_i, n_j)).
     Coordinate descent from random starts; returns (sum, states)."""
     best, near = (np.inf, None), [[] for _ in counts]
     for i, j, E in pairs:
         near[i].append((j, E))
-        if i != j: near[j].append((i, E.T))
+        if i != j:
+            near[j].append((i, E.T))
     for _ in range(starts):
         state, old = [int(rng.integers(c)) for c in counts], None
         while state != old:
             old = list(state)
             for i in rng.permutation(len(counts)):
-                cost = sum((np.diag(E) if j == i else E[:, state[j]] for j, E in near[i]), np.zeros(counts[i]))
-                if cost.min() < cost[state[i]] - 1e-9: state[i] = int(cost.argmin())
+                cost = sum(
+                    (np.diag(E) if j == i else E[:, state[j]] for j, E in near[i]), np.zeros(counts[i])
+                )
+                if cost.min() < cost[state[i]] - 1e-9:
+                    state[i] = int(cost.argmin())
         total = sum(E[state[i], state[j]] for i, j, E in pairs)
-        if total < best[0] - 1e-9: best = (float(total), list(state))
-        if best[0] < 1e-9: break
+        if total < best[0] - 1e-9:
+            best = (float(total), list(state))
+        if best[0] < 1e-9:
+            break
     return best
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #59d92897
 @dataclass(frozen=True, eq=False)
 class Plan:
     "What to build: a net, a BuildingBlock for every vertex, a BuildingBlock or None for every edge, the wanted kind of end (0-2) of every edge, a name."
-    net: Net; vertex_blocks: list; edge_blocks: list; edge_kinds: np.ndarray; name: str = ""
 
-    def __len__(self): return len(self.net) + sum(b is not None for b in self.edge_blocks)
+    net: Net
+    vertex_blocks: list
+    edge_blocks: list
+    edge_kinds: np.ndarray
+    name: str = ""
+
+    def __len__(self):
+        return len(self.net) + sum(b is not None for b in self.edge_blocks)
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #a7cb527c
 @functools.lru_cache(20000)
@@ -538,8 +864,13 @@ def _ways(directions, ends, block, kinds):
         axis = directions[k] * (1 - 2 * end)
         side = _unit(np.cross(axis, np.eye(3)[np.abs(axis).argmin()]))
         frames = np.array([R @ site.frames[order[k]] for _, R, order in ways]).reshape(-1, 3)
-        angles[:, k] = np.where(np.abs(frames).max(1, initial=0) > 0, _angle(axis, np.broadcast_to(side, frames.shape), frames), np.nan)
+        angles[:, k] = np.where(
+            np.abs(frames).max(1, initial=0) > 0,
+            _angle(axis, np.broadcast_to(side, frames.shape), frames),
+            np.nan,
+        )
     return ways, angles
+
 
 def vertex_ways(net, v, block, kinds):
     "`fit_directions` of a block at vertex v of a net, and the angles of its frames; remembered, also for other nets with the same directions."
@@ -554,34 +885,50 @@ def turn_vertices(plan, rng):
     for v, block in enumerate(plan.vertex_blocks):
         half = half_edges(net, v)[0]
         options.append(vertex_ways(net, v, block, tuple(int(plan.edge_kinds[e]) for e, _ in half)))
-        if not options[v][0]: raise MatgenError(f"{block.formula} does not fit vertex {v} of {net.name}")
+        if not options[v][0]:
+            raise MatgenError(f"{block.formula} does not fit vertex {v} of {net.name}")
     column = lambda v, e, end: options[v][1][:, half_edges(net, v)[0].index((e, end))]
     for e, (i, j) in enumerate(net.edges.tolist()):
-        tau = linker_twist(plan.edge_blocks[e]) if plan.edge_blocks[e] is not None else 0.
-        pairs.append((i, j, np.nan_to_num(np.sin(column(j, e, 1) - column(i, e, 0)[:, None] - tau)**2)))
+        tau = linker_twist(plan.edge_blocks[e]) if plan.edge_blocks[e] is not None else 0.0
+        pairs.append((i, j, np.nan_to_num(np.sin(column(j, e, 1) - column(i, e, 0)[:, None] - tau) ** 2)))
     mismatch, states = choose_states(pairs, [len(ways) for ways, _ in options], rng)
     chosen = [options[v][0][s] for v, s in enumerate(states)]
-    return mismatch / len(pairs), [(R, dict(zip(half_edges(net, v)[0], order.tolist()))) for v, (_, R, order) in enumerate(chosen)]
+    return mismatch / len(pairs), [
+        (R, dict(zip(half_edges(net, v)[0], order.tolist()))) for v, (_, R, order) in enumerate(chosen)
+    ]
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #ffa84830
 def linker_twist(block):
     "The angle (radians) between the frames of the two ends of a linker about its axis; 0 where an end is single."
     site = site_of(block)
-    return float(_angle(_unit(site.centres[1] - site.centres[0]), site.frames[0], site.frames[1])) if site.frames.any(1).all() else 0.
+    return (
+        float(_angle(_unit(site.centres[1] - site.centres[0]), site.frames[0], site.frames[1]))
+        if site.frames.any(1).all()
+        else 0.0
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #ffeba0fe
 @dataclass(frozen=True, eq=False)
 class Pose:
     """K blocks in space. blocks; R (K, 3, 3) rotations; t (K, 3) centres, A; lattice (3, 3) rows, A; joins (E, 4): metal block, its connection point,
     organic block, its connection point; images (E, 3): cell of the organic block relative to the metal one."""
-    blocks: list; R: np.ndarray; t: np.ndarray; lattice: np.ndarray; joins: np.ndarray; images: np.ndarray
 
-    def points(self, k, ends): return self.t[k] + self.blocks[k].connection_points[ends] @ self.R[k].T
+    blocks: list
+    R: np.ndarray
+    t: np.ndarray
+    lattice: np.ndarray
+    joins: np.ndarray
+    images: np.ndarray
+
+    def points(self, k, ends):
+        return self.t[k] + self.blocks[k].connection_points[ends] @ self.R[k].T
+
 
 def _aligned(direction, frame, site, first, rng):
     "Rotation that lays a linker along `direction` with end `first` behind and that end's frame along `frame`, up to a half turn; a random spin where there is none."
     axis, own = _unit(site.centres[1 - first] - site.centres[first]), site.frames[first]
-    if not own.any() or not frame.any(): own, frame = rng.normal(size=(2, 3))
+    if not own.any() or not frame.any():
+        own, frame = rng.normal(size=(2, 3))
     side = lambda v, a: _unit(v - (v @ a) * a)
     basis = lambda a, s: np.stack([a, s, np.cross(a, s)], 1)
     return basis(direction, side(frame, direction) * rng.choice([-1, 1])) @ basis(axis, side(own, axis)).T
@@ -592,8 +939,13 @@ def place_blocks(plan, rng):
     net, (mismatch, turns) = plan.net, turn_vertices(plan, rng)
     reach = lambda block, end: np.linalg.norm(site_of(block).centres[end])
     ends = [(turns[i][1][e, 0], turns[j][1][e, 1]) for e, (i, j) in enumerate(net.edges.tolist())]
-    near = [(reach(plan.vertex_blocks[i], a), reach(plan.vertex_blocks[j], b)) for (i, j), (a, b) in zip(net.edges.tolist(), ends)]
-    middle = [0. if b is None else np.linalg.norm(site_of(b).centres[:2], axis=1).sum() for b in plan.edge_blocks]
+    near = [
+        (reach(plan.vertex_blocks[i], a), reach(plan.vertex_blocks[j], b))
+        for (i, j), (a, b) in zip(net.edges.tolist(), ends)
+    ]
+    middle = [
+        0.0 if b is None else np.linalg.norm(site_of(b).centres[:2], axis=1).sum() for b in plan.edge_blocks
+    ]
     target = np.sum(near, 1) + middle
     lattice = net.lattice * (target / np.linalg.norm(net.vectors, axis=1)).mean()
     blocks, R, t = list(plan.vertex_blocks), [turn[0] for turn in turns], list(net.vertices @ lattice)
@@ -605,7 +957,11 @@ def place_blocks(plan, rng):
             continue
         along, first = net.vectors[e] @ np.linalg.inv(net.lattice) @ lattice, int(rng.integers(2))
         links += [(i, a, len(blocks), first, 0 * shift), (j, b, len(blocks), 1 - first, -shift)]
-        R.append(_aligned(_unit(along), R[i] @ site_of(blocks[i]).frames[a], site_of(plan.edge_blocks[e]), first, rng))
+        R.append(
+            _aligned(
+                _unit(along), R[i] @ site_of(blocks[i]).frames[a], site_of(plan.edge_blocks[e]), first, rng
+            )
+        )
         t.append(t[i] + along * (near[e][0] + middle[e] / 2) / target[e])
         blocks.append(plan.edge_blocks[e])
     return join_ends(Pose(blocks, np.array(R), np.array(t), lattice, None, None), links), mismatch
@@ -616,8 +972,11 @@ def join_ends(pose, links):
     joins, images = [], []
     for a, i, b, j, image in links:
         p, q = site_of(pose.blocks[a]).ends[i], site_of(pose.blocks[b]).ends[j]
-        if len(p) != len(q): raise MatgenError("a single bond meets a bridging end")
-        gap = lambda q: np.linalg.norm(pose.points(a, p) - pose.points(b, q) - image @ pose.lattice, axis=1).sum()
+        if len(p) != len(q):
+            raise MatgenError("a single bond meets a bridging end")
+        gap = lambda q: np.linalg.norm(
+            pose.points(a, p) - pose.points(b, q) - image @ pose.lattice, axis=1
+        ).sum()
         q = min(q, q[::-1], key=gap)
         joins += [(a, x, b, y) for x, y in zip(p, q)]
         images += [image] * len(p)
@@ -627,8 +986,12 @@ def join_ends(pose, links):
 def gaps(pose):
     "Distances (E,) in A between the connection points that should coincide."
     a, p, b, q = pose.joins.T
-    turned = lambda k, c: np.einsum("nij,nj->ni", pose.R[k], np.array([pose.blocks[i].connection_points[x] for i, x in zip(k, c)]))
-    return np.linalg.norm(pose.t[a] + turned(a, p) - pose.t[b] - turned(b, q) - pose.images @ pose.lattice, axis=1)
+    turned = lambda k, c: np.einsum(
+        "nij,nj->ni", pose.R[k], np.array([pose.blocks[i].connection_points[x] for i, x in zip(k, c)])
+    )
+    return np.linalg.norm(
+        pose.t[a] + turned(a, p) - pose.t[b] - turned(b, q) - pose.images @ pose.lattice, axis=1
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #5c1c58e4
 def _cross_matrix(v):
@@ -636,18 +999,23 @@ def _cross_matrix(v):
     x, y, z = v.T
     return np.stack([0 * x, -z, y, z, 0 * x, -x, -y, x, 0 * x], -1).reshape(-1, 3, 3)
 
+
 def rotation_of(w):
     "Rotation matrices (n, 3, 3) of rotation vectors (n, 3), radians (Rodrigues)."
     angle = np.linalg.norm(w, axis=-1)[:, None, None]
     K = _cross_matrix(w / np.maximum(angle[:, :, 0], 1e-12))
     return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * (K @ K)
 
+
 def _bond_vectors(pose):
     "Of every bond, turned into the crystal (4 arrays (E, 3)): metal point, organic point, metal bond direction, organic bond direction."
     a, p, b, q = pose.joins.T
     points = lambda k, c: np.array([pose.blocks[i].connection_points[x] for i, x in zip(k, c)])
     ways = lambda k, c: np.array([site_of(pose.blocks[i]).ways[x] for i, x in zip(k, c)])
-    return tuple(np.einsum("nij,nj->ni", pose.R[k], f(k, c)) for f in (points, ways) for k, c in ((a, p), (b, q)))
+    return tuple(
+        np.einsum("nij,nj->ni", pose.R[k], f(k, c)) for f in (points, ways) for k, c in ((a, p), (b, q))
+    )
+
 
 def _residual(pose, parts, weight):
     (a, _, b, _), (P, Q, U, W) = pose.joins.T, parts
@@ -664,14 +1032,21 @@ def _jacobian(pose, parts, weight):
         J[rows, 3:, k, :3] -= weight * _cross_matrix(u)
         J[rows[:, None], np.arange(3), k[:, None], np.arange(3, 6)] += sign
     cell = np.zeros((E, 6, 3, 3))
-    for c in range(3): cell[:, c, :, c] = -pose.images
+    for c in range(3):
+        cell[:, c, :, c] = -pose.images
     return np.concatenate([J.reshape(E * 6, -1), cell.reshape(E * 6, -1)], 1)
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #b99d634b
 def _moved(pose, x):
     "The pose after a step x (6 K + 9): rotation vectors and shifts of the blocks, then the change of the cell."
-    step, K = x[:6 * len(pose.t)].reshape(-1, 6), len(pose.t)
-    return replace(pose, R=rotation_of(step[:, :3]) @ pose.R, t=pose.t + step[:, 3:], lattice=pose.lattice + x[6 * K:].reshape(3, 3))
+    step, K = x[: 6 * len(pose.t)].reshape(-1, 6), len(pose.t)
+    return replace(
+        pose,
+        R=rotation_of(step[:, :3]) @ pose.R,
+        t=pose.t + step[:, 3:],
+        lattice=pose.lattice + x[6 * K :].reshape(3, 3),
+    )
+
 
 def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
     "The pose with the smallest gaps: damped Gauss-Newton over all rotations, centres and the cell. `weight` (A): worth of a bond direction."
@@ -679,15 +1054,17 @@ def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
     r = _residual(pose, parts, weight)
     for _ in range(steps):
         J = _jacobian(pose, parts, weight)
-        H, g, gain = J.T @ J, J.T @ r.ravel(), 0.
+        H, g, gain = J.T @ J, J.T @ r.ravel(), 0.0
         while damping < 1e6:
             new = _moved(pose, -np.linalg.solve(H + damping * np.eye(len(H)), g))
             parts_new = _bond_vectors(new)
             r_new = _residual(new, parts_new, weight)
             gain = (r**2).sum() - (r_new**2).sum()
-            if gain > 0: break
+            if gain > 0:
+                break
             damping *= 10
-        if gain <= 1e-7 * (r**2).sum() + 1e-10: break
+        if gain <= 1e-7 * (r**2).sum() + 1e-10:
+            break
         pose, parts, r, damping = new, parts_new, r_new, max(damping / 5, 1e-6)
     return pose
 
@@ -696,17 +1073,22 @@ def _niggli(lattice, eps):
     "spglib's Niggli reduction, or None where it does not end (older versions return None, newer ones raise)."
     import warnings
     import spglib
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        try: return spglib.niggli_reduce(lattice, eps=eps)
-        except Exception: return None
+        try:
+            return spglib.niggli_reduce(lattice, eps=eps)
+        except Exception:
+            return None
+
 
 def reduced(lattice):
     "Niggli-reduced basis of a lattice (3, 3), not rotated, right-handed, and the integers M (3, 3) with reduced = M @ lattice. As it is where that fails."
     found = (_niggli(lattice, eps) for eps in (1e-3, 1e-2, 1e-5))
     basis = next((basis for basis in found if basis is not None), lattice)
     M = np.round(basis @ np.linalg.inv(lattice)).astype(int)
-    if np.linalg.det(M @ lattice) < 0: M = -M
+    if np.linalg.det(M @ lattice) < 0:
+        M = -M
     return M @ lattice, M
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #ccc21a7e
@@ -715,8 +1097,18 @@ def to_decomposition(pose, name=""):
     lattice, M = reduced(pose.lattice)
     frac = pose.t @ np.linalg.inv(lattice)
     cell = np.floor(frac).astype(int)
-    images = np.round(pose.images @ np.linalg.inv(M)).astype(int) + cell[pose.joins[:, 2]] - cell[pose.joins[:, 0]]
-    return Decomposition(lattice, [b.rotated(R) for b, R in zip(pose.blocks, pose.R)], frac - cell, pose.joins, images, name=name)
+    images = (
+        np.round(pose.images @ np.linalg.inv(M)).astype(int) + cell[pose.joins[:, 2]] - cell[pose.joins[:, 0]]
+    )
+    return Decomposition(
+        lattice,
+        [b.rotated(R) for b, R in zip(pose.blocks, pose.R)],
+        frac - cell,
+        pose.joins,
+        images,
+        name=name,
+    )
+
 
 def bonds_of(d):
     "Bonds of the all-atom crystal `recompose(d)`: pairs of atoms (b, 2), in unwrapped blocks, and the cell of the second (b, 3)."
@@ -728,11 +1120,48 @@ def bonds_of(d):
     return pairs, np.concatenate([np.zeros((len(pairs) - len(a), 3), int), d.images])
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #9c6bf334
-VDW = {1: 1.09, 2: 1.40, 3: 1.82, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 10: 1.54, 11: 2.27, 12: 1.73, 14: 2.10,
-       15: 1.80, 16: 1.80, 17: 1.75, 18: 1.88, 19: 2.75, 28: 1.63, 29: 1.40, 30: 1.39, 31: 1.87, 33: 1.85,
-       34: 1.90, 35: 1.85, 36: 2.02, 46: 1.63, 47: 1.72, 48: 1.58, 49: 1.93, 50: 2.17, 52: 2.06, 53: 1.98,
-       54: 2.16, 78: 1.72, 79: 1.66, 80: 1.55, 81: 1.96, 82: 2.02, 92: 1.86}   # A
-UNKNOWN_VDW = 2.0   # A
+VDW = {
+    1: 1.09,
+    2: 1.40,
+    3: 1.82,
+    6: 1.70,
+    7: 1.55,
+    8: 1.52,
+    9: 1.47,
+    10: 1.54,
+    11: 2.27,
+    12: 1.73,
+    14: 2.10,
+    15: 1.80,
+    16: 1.80,
+    17: 1.75,
+    18: 1.88,
+    19: 2.75,
+    28: 1.63,
+    29: 1.40,
+    30: 1.39,
+    31: 1.87,
+    33: 1.85,
+    34: 1.90,
+    35: 1.85,
+    36: 2.02,
+    46: 1.63,
+    47: 1.72,
+    48: 1.58,
+    49: 1.93,
+    50: 2.17,
+    52: 2.06,
+    53: 1.98,
+    54: 2.16,
+    78: 1.72,
+    79: 1.66,
+    80: 1.55,
+    81: 1.96,
+    82: 2.02,
+    92: 1.86,
+}  # A
+UNKNOWN_VDW = 2.0  # A
+
 
 def vdw_radii(elements):
     """Van der Waals radii (n,), A, of elements (n,) by atomic number: one table for contacts, pores and labels.
@@ -740,6 +1169,7 @@ def vdw_radii(elements):
     Bondi, J. Phys. Chem. 68, 441 (1964), and for hydrogen Rowland and Taylor, J. Phys. Chem. 100, 7384 (1996),
     as the Cambridge Crystallographic Data Centre and Zeo++ use them; where none is known `UNKNOWN_VDW`."""
     return np.array([VDW.get(int(z), UNKNOWN_VDW) for z in np.asarray(elements)])
+
 
 def _within_three_bonds(n, pairs, cells):
     "The set of (i, j, cell of j) that are at most three bonds apart."
@@ -760,48 +1190,80 @@ def _within_three_bonds(n, pairs, cells):
 def closest_contact(d):
     "The smallest distance between atoms more than three bonds apart, over the sum of their van der Waals radii; inf where none is within 3 A."
     from scipy.spatial import cKDTree
+
     elements, crystal = np.concatenate([b.elements for b in d.blocks]), recompose(d)
     cart = np.concatenate([x @ d.lattice + b.cart_coords for x, b in zip(d.frac_coords, d.blocks)])
     frac = cart @ np.linalg.inv(d.lattice)
     cell, wrapped = np.floor(frac).astype(int), (frac % 1) @ d.lattice
     grid = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
     images = (wrapped + (grid @ d.lattice)[:, None]).reshape(-1, 3)
-    keep = (np.abs((images @ np.linalg.inv(d.lattice)) - .5) < .5 + 3 * np.linalg.norm(np.linalg.inv(d.lattice), axis=0)).all(1).nonzero()[0]
+    keep = (
+        (
+            np.abs((images @ np.linalg.inv(d.lattice)) - 0.5)
+            < 0.5 + 3 * np.linalg.norm(np.linalg.inv(d.lattice), axis=0)
+        )
+        .all(1)
+        .nonzero()[0]
+    )
     hits = cKDTree(wrapped).sparse_distance_matrix(cKDTree(images[keep]), 3.0, output_type="coo_matrix")
     i, at = hits.row, keep[hits.col]
     j, shift = at % len(elements), grid[at // len(elements)] - cell[at % len(elements)] + cell[i]
     ratio = hits.data / (vdw_radii(elements[i]) + vdw_radii(elements[j]))
     order = np.argsort(ratio)
     bonded = _within_three_bonds(len(elements), *bonds_of(d))
-    return next((float(ratio[k]) for k in order if (int(i[k]), int(j[k]), *map(int, shift[k])) not in bonded), np.inf)
+    return next(
+        (float(ratio[k]) for k in order if (int(i[k]), int(j[k]), *map(int, shift[k])) not in bonded), np.inf
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #3ef1e796
 class Rejected(MatgenError):
     "A plan that does not become a framework; `stage` names the test it failed."
-    def __init__(self, stage, message): super().__init__(f"{stage}: {message}"); self.stage = stage
 
-LIMITS = dict(blocks=20, mismatch=0.15, gap=0.3, contact=0.68, density=(0.2, 2.6), bead=1.0)   # number, sin^2 per edge, A, of vdW, g/cm3, A
+    def __init__(self, stage, message):
+        super().__init__(f"{stage}: {message}")
+        self.stage = stage
+
+
+LIMITS = dict(
+    blocks=20, mismatch=0.15, gap=0.3, contact=0.68, density=(0.2, 2.6), bead=1.0
+)  # number, sin^2 per edge, A, of vdW, g/cm3, A
+
 
 def build(plan, rng, limits=LIMITS, tries=3):
     "The framework of a plan as a `Decomposition`. Raises `Rejected` with the stage: 'size', 'fit', 'twist', 'gap', 'density', 'contact'."
-    if len(plan) > limits["blocks"]: raise Rejected("size", f"{len(plan)} blocks, at most {limits['blocks']} wanted")
+    if len(plan) > limits["blocks"]:
+        raise Rejected("size", f"{len(plan)} blocks, at most {limits['blocks']} wanted")
     for attempt in range(tries):
-        try: pose, mismatch = place_blocks(plan, rng)
-        except MatgenError as error: raise Rejected("fit", str(error)) from None
-        if mismatch > limits["mismatch"]: raise Rejected("twist", f"the planes of neighbouring ends differ, sin^2 = {mismatch:.2f} on average")
+        try:
+            pose, mismatch = place_blocks(plan, rng)
+        except MatgenError as error:
+            raise Rejected("fit", str(error)) from None
+        if mismatch > limits["mismatch"]:
+            raise Rejected(
+                "twist", f"the planes of neighbouring ends differ, sin^2 = {mismatch:.2f} on average"
+            )
         pose = solve_pose(pose)
-        if gaps(pose).max() > limits["gap"]: raise Rejected("gap", f"connection points stay {gaps(pose).max():.2f} A apart")
+        if gaps(pose).max() > limits["gap"]:
+            raise Rejected("gap", f"connection points stay {gaps(pose).max():.2f} A apart")
         d = to_decomposition(pose, plan.name)
         crystal = recompose(d)
-        if not limits["density"][0] < crystal.density < limits["density"][1]: raise Rejected("density", f"{crystal.density:.2f} g/cm3")
-        if closest_bead(d) < limits["bead"]: raise Rejected("contact", f"two beads are {closest_bead(d):.2f} A apart")
+        if not limits["density"][0] < crystal.density < limits["density"][1]:
+            raise Rejected("density", f"{crystal.density:.2f} g/cm3")
+        if closest_bead(d) < limits["bead"]:
+            raise Rejected("contact", f"two beads are {closest_bead(d):.2f} A apart")
         contact = closest_contact(d)
-        if contact > limits["contact"]: return d
-    raise Rejected("contact", f"atoms of different blocks come to {contact:.2f} of their van der Waals distance")
+        if contact > limits["contact"]:
+            return d
+    raise Rejected(
+        "contact", f"atoms of different blocks come to {contact:.2f} of their van der Waals distance"
+    )
+
 
 def closest_bead(d):
     "The smallest distance (A) between two beads of the infinite framework, own images included."
-    delta = (d.frac_coords[:, None] - d.frac_coords)[:, :, None] + np.array(list(itertools.product((-2, -1, 0, 1, 2), repeat=3)))
+    delta = (d.frac_coords[:, None] - d.frac_coords)[:, :, None] + np.array(
+        list(itertools.product((-2, -1, 0, 1, 2), repeat=3))
+    )
     distance = np.linalg.norm((delta - np.round(delta.mean(2, keepdims=True))) @ d.lattice, axis=-1)
     return float(distance[distance > 1e-6].min())
 
@@ -811,7 +1273,10 @@ def blocks_by_ends():
     "The library sorted: (is metal, kinds of its ends as a sorted tuple) -> list of (name, conformer)."
     out = {}
     for name, group in load_library().items():
-        for c, block in enumerate(group): out.setdefault((block.is_metal, tuple(sorted(site_of(block).kinds.tolist()))), []).append((name, c))
+        for c, block in enumerate(group):
+            out.setdefault((block.is_metal, tuple(sorted(site_of(block).kinds.tolist()))), []).append(
+                (name, c)
+            )
     return out
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #9aac786c
@@ -823,11 +1288,13 @@ def two_colouring(net, parity):
         v = todo.pop()
         for i, j, odd in rows:
             for a, b in ((i, j), (j, i)):
-                if a != v: continue
+                if a != v:
+                    continue
                 if b not in colour:
                     colour[b] = 1 - colour[a] ^ odd
                     todo.append(b)
-                elif colour[a] ^ colour[b] ^ odd != 1: return None
+                elif colour[a] ^ colour[b] ^ odd != 1:
+                    return None
     return np.array([colour[v] for v in range(len(net))])
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #86b6ebfa
@@ -836,13 +1303,23 @@ def roles_of(name):
     """The ways to call the vertices of a net metal or organic: list of (net, organic (V,) bool). Organic vertices never touch and have three edges or more;
     either vertices equal by symmetry are alike, or the two colours of a bipartite net decide (perhaps in a doubled cell)."""
     net = load_net(name)
-    roles = [(net, np.array(role)[net.vertex_kind]) for role in itertools.product((False, True), repeat=net.vertex_kind.max() + 1)]
+    roles = [
+        (net, np.array(role)[net.vertex_kind])
+        for role in itertools.product((False, True), repeat=net.vertex_kind.max() + 1)
+    ]
     for parity in [(0, 0, 0), *PARITIES] if net.vertex_kind.max() == 0 else ():
         colour = two_colouring(net, parity)
-        if colour is not None and any(parity): roles.append((doubled(net, parity), np.concatenate([colour, 1 - colour]) == 1))
-        elif colour is not None: roles.append((net, colour == 1))
-        if colour is not None: break
-    return [(net, organic) for net, organic in roles if (net.degrees[organic] > 2).all() and not organic[net.edges].all(1).any()]
+        if colour is not None and any(parity):
+            roles.append((doubled(net, parity), np.concatenate([colour, 1 - colour]) == 1))
+        elif colour is not None:
+            roles.append((net, colour == 1))
+        if colour is not None:
+            break
+    return [
+        (net, organic)
+        for net, organic in roles
+        if (net.degrees[organic] > 2).all() and not organic[net.edges].all(1).any()
+    ]
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #41fb8526
 @functools.lru_cache(None)
@@ -851,17 +1328,24 @@ def edge_classes(net):
     directions = _unit(net.vectors)
     same = np.abs(directions @ directions.T) > 0.99
     first = same.argmax(1)
-    return np.unique(np.stack([net.edge_kind, first if len(set(first.tolist())) <= 3 else 0 * first], 1), axis=0, return_inverse=True)[1].ravel()
+    return np.unique(
+        np.stack([net.edge_kind, first if len(set(first.tolist())) <= 3 else 0 * first], 1),
+        axis=0,
+        return_inverse=True,
+    )[1].ravel()
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #450c7d2a
 def _draw(options, rng):
-    if not len(options): raise Rejected("fit", "no block of the library has such ends")
+    if not len(options):
+        raise Rejected("fit", "no block of the library has such ends")
     return options[int(rng.integers(len(options)))]
+
 
 def is_straight(block):
     "True where the two bonds of a linker with two single ends point against each other (a pillar), False for a bent one such as imidazolate."
     ways = site_of(block).ways
     return bool(ways[0] @ ways[-1] < -0.95)
+
 
 def draw_linker(kind, pillar, rng):
     "A random linker (name, conformer) with two ends of a kind; single ends: a straight one as a pillar, else a bent one (azolates on single metals)."
@@ -873,98 +1357,151 @@ def edge_kinds(net, organic):
     "What the ends of the edges can be, list of (E,) arrays: all carboxylates, all N-N, all single; in metal nets of degree six also one class single (pillars)."
     classes = edge_classes(net)
     at = lambda c: np.bincount(net.edges[classes == c].ravel(), minlength=len(net))
-    pillars = [c for c in sorted(set(classes.tolist())) if not organic.any() and (net.degrees == 6).all() and (at(c) == 2).all()]
-    return [np.full(len(net.edges), kind) for kind in (2, 1, 0)] + [np.where(classes == c, 0, 2) for c in pillars]
+    pillars = [
+        c
+        for c in sorted(set(classes.tolist()))
+        if not organic.any() and (net.degrees == 6).all() and (at(c) == 2).all()
+    ]
+    return [np.full(len(net.edges), kind) for kind in (2, 1, 0)] + [
+        np.where(classes == c, 0, 2) for c in pillars
+    ]
+
 
 def like_vertices(net, organic, kinds):
     "Vertices that get the same block: list of (one of them, kinds of its edges, all of them)."
     groups = {}
-    for v, key in enumerate(zip(net.vertex_kind.tolist(), organic.tolist())): groups.setdefault(key, []).append(v)
+    for v, key in enumerate(zip(net.vertex_kind.tolist(), organic.tolist())):
+        groups.setdefault(key, []).append(v)
     return [(vs[0], tuple(int(kinds[e]) for e, _ in half_edges(net, vs[0])[0]), vs) for vs in groups.values()]
+
 
 def fitting(net, v, organic, kinds, order=None):
     "The blocks (name, conformer) that fit vertex v with ends of the wanted kinds (one per edge at v), one after the other, in the order given."
     options = blocks_by_ends().get((not organic, tuple(sorted(kinds))), [])
     for i in range(len(options)) if order is None else order(len(options)):
-        if vertex_ways(net, v, load_library()[options[i][0]][options[i][1]], kinds)[0]: yield options[i]
+        if vertex_ways(net, v, load_library()[options[i][0]][options[i][1]], kinds)[0]:
+            yield options[i]
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #334dd38a
 @functools.lru_cache(None)
 def designs(name):
     "All (net, organic, edge kinds) of a net for which every vertex has at least one block of the library that fits."
-    possible = lambda net, organic, kinds: all(any(True for _ in fitting(net, v, bool(organic[v]), wanted)) for v, wanted, _ in like_vertices(net, organic, kinds))
-    return [(net, organic, kinds) for net, organic in roles_of(name) for kinds in edge_kinds(net, organic) if possible(net, organic, kinds)]
+    possible = lambda net, organic, kinds: all(
+        any(True for _ in fitting(net, v, bool(organic[v]), wanted))
+        for v, wanted, _ in like_vertices(net, organic, kinds)
+    )
+    return [
+        (net, organic, kinds)
+        for net, organic in roles_of(name)
+        for kinds in edge_kinds(net, organic)
+        if possible(net, organic, kinds)
+    ]
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #b4b181fc
 def draw_plan(name, rng, limits=LIMITS):
     "A random `Plan` on a net of the table; its name lists the net and the blocks. `Rejected` where nothing fits."
     size = lambda net, organic: len(net) + (~organic[net.edges].any(1)).sum()
     possible = [design for design in designs(name) if size(*design[:2]) <= limits["blocks"]]
-    if not possible: raise Rejected("fit", f"no design of {name} with at most {limits['blocks']} blocks has blocks that fit")
+    if not possible:
+        raise Rejected(
+            "fit", f"no design of {name} with at most {limits['blocks']} blocks has blocks that fit"
+        )
     net, organic, kinds = possible[int(rng.integers(len(possible)))]
     get = lambda choice: load_library()[choice[0]][choice[1]]
     vertices, linkers = [None] * len(net), {}
     for v, wanted, alike in like_vertices(net, organic, kinds):
         choice = next(fitting(net, v, bool(organic[v]), wanted, rng.permutation))
-        for u in alike: vertices[u] = choice
-    mixed = rng.random() < 0.25                                          # another linker for each class of edges
+        for u in alike:
+            vertices[u] = choice
+    mixed = rng.random() < 0.25  # another linker for each class of edges
     key = [(int(kind), int(c) if mixed else 0) for kind, c in zip(kinds, edge_classes(net))]
     linked = ~organic[net.edges].any(1)
-    for q in sorted({q for q, use in zip(key, linked) if use}): linkers[q] = draw_linker(q[0], bool((kinds == 2).any()), rng)
+    for q in sorted({q for q, use in zip(key, linked) if use}):
+        linkers[q] = draw_linker(q[0], bool((kinds == 2).any()), rng)
     used = "_".join([name, *sorted({c[0] for c in vertices}), *sorted({c[0] for c in linkers.values()})])
-    return Plan(net, [get(c) for c in vertices], [get(linkers[q]) if use else None for q, use in zip(key, linked)], kinds, used)
+    return Plan(
+        net,
+        [get(c) for c in vertices],
+        [get(linkers[q]) if use else None for q, use in zip(key, linked)],
+        kinds,
+        used,
+    )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #89c146a0
 def double_plan(plan, parity):
     "The same plan on the doubled net."
-    return replace(plan, net=doubled(plan.net, parity), vertex_blocks=plan.vertex_blocks * 2, edge_blocks=plan.edge_blocks * 2, edge_kinds=np.tile(plan.edge_kinds, 2))
+    return replace(
+        plan,
+        net=doubled(plan.net, parity),
+        vertex_blocks=plan.vertex_blocks * 2,
+        edge_blocks=plan.edge_blocks * 2,
+        edge_kinds=np.tile(plan.edge_kinds, 2),
+    )
+
 
 def with_conformer(plan, c):
     "The plan with conformer number `c` of each of its linkers, as far as they have so many."
     group = {id(b): group for group in load_library().values() for b in group}
     pick = lambda b: group[id(b)][min(c, len(group[id(b)]) - 1)] if id(b) in group else b
-    return replace(plan, vertex_blocks=[pick(b) for b in plan.vertex_blocks], edge_blocks=[pick(b) for b in plan.edge_blocks])
+    return replace(
+        plan,
+        vertex_blocks=[pick(b) for b in plan.vertex_blocks],
+        edge_blocks=[pick(b) for b in plan.edge_blocks],
+    )
+
 
 def settle_twist(plan, rng, limits=LIMITS):
     "The plan with other conformers of its linkers, or on a doubled net, so that the twists along the edges match: the first good one, else the best."
     group = {id(b): len(group) for group in load_library().values() for b in group}
     most = max(group.get(id(b), 1) for b in (*plan.vertex_blocks, *plan.edge_blocks) if b is not None)
     options = [with_conformer(plan, c) for c in rng.permutation(most).tolist()]
-    if 2 * len(plan) <= limits["blocks"]: options += [double_plan(p, PARITIES[k]) for k in rng.permutation(7).tolist() for p in options[:most]]
+    if 2 * len(plan) <= limits["blocks"]:
+        options += [double_plan(p, PARITIES[k]) for k in rng.permutation(7).tolist() for p in options[:most]]
     best = (np.inf, plan)
     for option in options:
-        try: mismatch = turn_vertices(option, rng)[0]
-        except MatgenError as error: raise Rejected("fit", str(error)) from None
-        if mismatch < best[0] - 1e-6: best = (mismatch, option)
-        if mismatch < 0.2 * limits["mismatch"]: break
+        try:
+            mismatch = turn_vertices(option, rng)[0]
+        except MatgenError as error:
+            raise Rejected("fit", str(error)) from None
+        if mismatch < best[0] - 1e-6:
+            best = (mismatch, option)
+        if mismatch < 0.2 * limits["mismatch"]:
+            break
     return best[1]
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #1989fa2d
-HELIUM = 1.2755    # A, radius of the probe
+HELIUM = 1.2755  # A, radius of the probe
+
 
 def surface_of(crystal, reach=20.0):
     """A function: fractional points (n, 3) -> distance (n,), A, to the nearest van der Waals surface.
 
     Negative inside an atom; exact up to `reach` (A) less the largest radius, and never more than that."""
     from scipy.spatial import cKDTree
+
     radii = vdw_radii(crystal.elements)
     atom, _, cart = shell(crystal, reach)
-    trees = [(r, cKDTree(cart[radii[atom] == r])) for r in np.unique(radii)]     # one for each kind of ball
+    trees = [(r, cKDTree(cart[radii[atom] == r])) for r in np.unique(radii)]  # one for each kind of ball
+
     def distance(points):
         x, best = (points - np.floor(points)) @ crystal.lattice, np.full(len(points), reach - radii.max())
         for r, tree in trees:
             best = np.minimum(best, tree.query(x, distance_upper_bound=reach)[0] - r)
         return best
+
     return distance
+
 
 def clearance(crystal, points, reach=20.0):
     "Distance (n,), A, from fractional points (n, 3) to the surface of the nearest atom, see `surface_of`."
     return surface_of(crystal, reach)(points)
 
+
 def grid_points(crystal, spacing=0.3):
     "Points (nx, ny, nz, 3), fractional, about `spacing` (A) apart: (i, j, k) is at i/nx, j/ny, k/nz."
     shape = np.maximum(np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int), 4)
     return np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), -1)
+
 
 def clearance_grid(crystal, spacing=0.3, reach=20.0):
     "Clearance (nx, ny, nz), A, at the `grid_points` of a crystal; too short a `reach` (A) is doubled."
@@ -972,6 +1509,7 @@ def clearance_grid(crystal, spacing=0.3, reach=20.0):
     grid = clearance(crystal, points.reshape(-1, 3), reach).reshape(points.shape[:3])
     capped = grid.max() > reach - vdw_radii(crystal.elements).max() - spacing
     return clearance_grid(crystal, spacing, 2 * reach) if capped else grid
+
 
 def void_fraction(grid, probe=HELIUM):
     "Share of the cell open to the centre of a probe (A), pockets included, from a grid of the clearance (A)."
@@ -983,7 +1521,7 @@ def pore_labels(crystal, points=6000, probe=HELIUM):
 
     The grid has about so many `points`, 0.6 A apart or more. lcd: diameter of the largest sphere that fits,
     found by a climb from the best point of the grid."""
-    spacing = max(0.6, (crystal.volume / points)**(1 / 3))
+    spacing = max(0.6, (crystal.volume / points) ** (1 / 3))
     places, grid = grid_points(crystal, spacing), clearance_grid(crystal, spacing)
     surface = surface_of(crystal, grid.max() + vdw_radii(crystal.elements).max() + 3 * spacing)
     inverse, around = np.linalg.inv(crystal.lattice), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
@@ -1003,12 +1541,16 @@ def build_random(trial, limits=LIMITS, nets=None):
     try:
         plan = settle_twist(plan, rng, limits)
         return plan, build(plan, rng, limits)
-    except np.linalg.LinAlgError: raise Rejected("gap", "the cell collapses") from None
+    except np.linalg.LinAlgError:
+        raise Rejected("gap", "the cell collapses") from None
+
 
 def hypothetical(trial, limits=LIMITS, nets=None):
     "One trial as data: ('ok', `CoarseMof` of library blocks with labels), or (stage of failure, None). trial: (seed, k)."
-    try: plan, d = build_random(trial, limits, nets)
-    except Rejected as error: return error.stage, None
+    try:
+        plan, d = build_random(trial, limits, nets)
+    except Rejected as error:
+        return error.stage, None
     blocks = [*plan.vertex_blocks, *(b for b in plan.edge_blocks if b is not None)]
     return "ok", CoarseMof(d.lattice, d.frac_coords, blocks, plan.name, pore_labels(recompose(d)))
 
@@ -1016,32 +1558,65 @@ def hypothetical(trial, limits=LIMITS, nets=None):
 def short_hash(text):
     "First 12 hex digits of the SHA-256 of a text."
     import hashlib
+
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 
 def cache_path(stem, recipe):
     "A file in the user's cache for a recipe (text): another recipe has another name."
     import pooch
+
     return Path(pooch.os_cache("matgen_nb")) / f"{stem}-{short_hash(recipe)}.safetensors"
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #f398c10d
-def make_hypothetical(n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, trials=None, known=(), progress="building MOFs"):
+def make_hypothetical(
+    n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, trials=None, known=(), progress="building MOFs"
+):
     """`n` different hypothetical frameworks as `MofData`, built on this machine; the same for the same seed. Kept in the user's cache (or in `out`, a
     .safetensors file) and read from there the next time. trials: give up after so many (default 60 n + 200); MatgenError then. known: names that are not wanted again.
     Properties: density (g/cm3), void_fraction, lcd (A). info: how many trials failed at which stage."""
-    recipe = json.dumps([2, n, seed, limits, nets, sorted(net_facts()), *([short_hash("\n".join(known))] if len(known) else [])], sort_keys=True)
+    recipe = json.dumps(
+        [
+            2,
+            n,
+            seed,
+            limits,
+            nets,
+            sorted(net_facts()),
+            *([short_hash("\n".join(known))] if len(known) else []),
+        ],
+        sort_keys=True,
+    )
     path = Path(out) if out else cache_path(f"hypothetical-{n}-{seed}", recipe)
-    if path.exists() and (data := MofData.load(path)).info.get("recipe") == recipe: return data
+    if path.exists() and (data := MofData.load(path)).info.get("recipe") == recipe:
+        return data
     found, stages, at, most, known = {}, Counter(), 0, trials or 60 * n + 200, set(known)
     while len(found) < n and at < most:
         batch = [(seed, k) for k in range(at, min(most, at + min(2048, max(64, 8 * (n - len(found))))))]
-        results, failures = parallel_map(functools.partial(hypothetical, limits=limits, nets=nets), batch, n_jobs=n_jobs, timeout=60, progress=progress, chunk=8 if n_jobs != 1 else "auto")
+        results, failures = parallel_map(
+            functools.partial(hypothetical, limits=limits, nets=nets),
+            batch,
+            n_jobs=n_jobs,
+            timeout=60,
+            progress=progress,
+            chunk=8 if n_jobs != 1 else "auto",
+        )
         at += len(batch)
         for stage, mof in (r or ("timeout", None) for r in results):
-            if mof is not None and (mof.name in found or mof.name in known): stage = "repeated"
+            if mof is not None and (mof.name in found or mof.name in known):
+                stage = "repeated"
             stages[stage] += 1
-            if stage == "ok": found[mof.name] = mof
-    if len(found) < n: raise MatgenError(f"only {len(found)} of {n} frameworks after {at} trials ({dict(stages)}); ask for fewer, or allow more with trials=...")
-    data = MofData.from_coarse(list(found.values())[:n], dict(source="hypothetical", recipe=recipe, seed=seed, stages=dict(stages)), tolerance=0.02)
+            if stage == "ok":
+                found[mof.name] = mof
+    if len(found) < n:
+        raise MatgenError(
+            f"only {len(found)} of {n} frameworks after {at} trials ({dict(stages)}); ask for fewer, or allow more with trials=..."
+        )
+    data = MofData.from_coarse(
+        list(found.values())[:n],
+        dict(source="hypothetical", recipe=recipe, seed=seed, stages=dict(stages)),
+        tolerance=0.02,
+    )
     data.save(path)
     return data
 
@@ -1051,17 +1626,35 @@ def pack_mofs(mofs, library=None):
     library = library or load_library()
     number = {id(b): k for k, b in enumerate(b for group in library.values() for b in group)}
     names = list(mofs[0].properties)
-    return dict(lattice=np.array([m.lattice for m in mofs], np.float32), num_blocks=np.array([len(m) for m in mofs], np.uint8),
-                frac_coords=np.concatenate([m.frac_coords for m in mofs]).astype(np.float32), block=np.array([number[id(b)] for m in mofs for b in m.blocks], np.int16),
-                properties=np.array([[m.properties[n] for n in names] for m in mofs], np.float32), property_names=np.array(names), name=np.array([m.name for m in mofs]))
+    return dict(
+        lattice=np.array([m.lattice for m in mofs], np.float32),
+        num_blocks=np.array([len(m) for m in mofs], np.uint8),
+        frac_coords=np.concatenate([m.frac_coords for m in mofs]).astype(np.float32),
+        block=np.array([number[id(b)] for m in mofs for b in m.blocks], np.int16),
+        properties=np.array([[m.properties[n] for n in names] for m in mofs], np.float32),
+        property_names=np.array(names),
+        name=np.array([m.name for m in mofs]),
+    )
+
 
 def unpack_mofs(stored, library, info):
     "`MofData` of the arrays of `pack_mofs`; its library holds the blocks in use."
     blocks = [b for group in library.values() for b in group]
     used, block = np.unique(stored["block"], return_inverse=True)
     tensor = lambda name, dtype: torch.as_tensor(stored[name].astype(dtype))
-    return MofData(tensor("lattice", np.float64), tensor("num_blocks", np.int64), tensor("frac_coords", np.float64), torch.as_tensor(block.reshape(-1)), tensor("properties", np.float32),
-                   [blocks[k] for k in used], stored["name"].tolist(), stored["property_names"].tolist(), None, info)
+    return MofData(
+        tensor("lattice", np.float64),
+        tensor("num_blocks", np.int64),
+        tensor("frac_coords", np.float64),
+        torch.as_tensor(block.reshape(-1)),
+        tensor("properties", np.float32),
+        [blocks[k] for k in used],
+        stored["name"].tolist(),
+        stored["property_names"].tolist(),
+        None,
+        info,
+    )
+
 
 def embedded_mofs():
     """The hypothetical frameworks that ship with the package, as `MofData`; no two have the same net and blocks. Properties: density (g/cm3), void_fraction,
@@ -1070,17 +1663,33 @@ def embedded_mofs():
         return unpack_mofs(stored, load_library(), dict(source="embedded", **json.loads(str(stored["info"]))))
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #b6a00002
-PORTION = 250    # frameworks built and kept at a time; part of what a seed means
+PORTION = 250  # frameworks built and kept at a time; part of what a seed means
+
 
 def many_mofs(n=None, seed=0, nets=None, n_jobs=-1, progress="building MOFs"):
     """`n` different frameworks as `MofData`: those that ship, and where these are too few (n=None: never), others built on this machine with the seed, `PORTION` at a time,
     kept in the user's cache. No name occurs twice; the first frameworks do not depend on n."""
     shipped = embedded_mofs()
-    if n is None or n <= len(shipped): return shipped.subset(range(len(shipped) if n is None else n))
+    if n is None or n <= len(shipped):
+        return shipped.subset(range(len(shipped) if n is None else n))
     parts, names = [shipped], list(shipped.names)
     while len(names) < n:
-        j, text = len(parts) - 1, progress and f"{progress}, {len(names) - len(shipped)} of {n - len(shipped)} done"
-        parts.append(make_hypothetical(PORTION, seed * 10_007 + j, nets=nets, n_jobs=n_jobs, known=names, progress=text))
+        j, text = (
+            len(parts) - 1,
+            progress and f"{progress}, {len(names) - len(shipped)} of {n - len(shipped)} done",
+        )
+        parts.append(
+            make_hypothetical(
+                PORTION, seed * 10_007 + j, nets=nets, n_jobs=n_jobs, known=names, progress=text
+            )
+        )
         names += parts[-1].names
-    info = dict(shipped.info, built=n - len(shipped), build_seed=seed, build_stages=dict(sum((Counter(p.info["stages"]) for p in parts[1:]), Counter())))
-    return MofData.from_coarse([part[i] for part in parts for i in range(len(part))][:n], info, tolerance=0.02)
+    info = dict(
+        shipped.info,
+        built=n - len(shipped),
+        build_seed=seed,
+        build_stages=dict(sum((Counter(p.info["stages"]) for p in parts[1:]), Counter())),
+    )
+    return MofData.from_coarse(
+        [part[i] for part in parts for i in range(len(part))][:n], info, tolerance=0.02
+    )

@@ -35,30 +35,53 @@ class MofDiffConfig:
     "x0" or "v". scale: features in units of their spread per "dimension", or divided by their mean "norm" (the release). true_cell: share of
     training MOFs whose denoiser sees the true lattice; the others see the predicted one or a perturbed one, half and half. middle: share of the
     training times that are drawn from the middle of the way, see `draw_times`."""
-    width: int = 128; layers: int = 4; encoder_layers: int = 2; latent: int = 64
-    frequencies: int = 4; bumps: int = 32; reach: float = 20.0; cutoff: float | None = None
+
+    width: int = 128
+    layers: int = 4
+    encoder_layers: int = 2
+    latent: int = 64
+    frequencies: int = 4
+    bumps: int = 32
+    reach: float = 20.0
+    cutoff: float | None = None
     time: str = "t"
     target: str = "x0"
     scale: str = "dimension"
-    T: int = 1000; sigma_min: float = 0.005; sigma_max: float = 0.5
+    T: int = 1000
+    sigma_min: float = 0.005
+    sigma_max: float = 0.5
     true_cell: float = 0.5
     middle: float = 0.75
-    weight_features: float = 1.0; weight_x: float = 1.0; weight_k: float = 1.0; weight_num_blocks: float = 0.5
-    weight_properties: float = 1.0; weight_kl: float = 0.01; weight_prior: float = 1.0
+    weight_features: float = 1.0
+    weight_x: float = 1.0
+    weight_k: float = 1.0
+    weight_num_blocks: float = 0.5
+    weight_properties: float = 1.0
+    weight_kl: float = 0.01
+    weight_prior: float = 1.0
 
     def network(self, features):
         names = {f.name for f in fields(NetworkConfig)} - {"features"}
         return NetworkConfig(features=features, **{n: getattr(self, n) for n in names})
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #e891f432
-_RELEASE = dict(cutoff=4.0, time="beta", target="eps", scale="norm", sigma_max=10.0, true_cell=1.0, middle=0.0)
-PRESETS = dict(tiny=MofDiffConfig(width=64, layers=3, latent=32), small=MofDiffConfig(width=128, layers=4, latent=64),
-               full=MofDiffConfig(width=256, layers=4, encoder_layers=3, latent=256), release=MofDiffConfig(width=64, layers=3, latent=32, **_RELEASE))
+_RELEASE = dict(
+    cutoff=4.0, time="beta", target="eps", scale="norm", sigma_max=10.0, true_cell=1.0, middle=0.0
+)
+PRESETS = dict(
+    tiny=MofDiffConfig(width=64, layers=3, latent=32),
+    small=MofDiffConfig(width=128, layers=4, latent=64),
+    full=MofDiffConfig(width=256, layers=4, encoder_layers=3, latent=256),
+    release=MofDiffConfig(width=64, layers=3, latent=32, **_RELEASE),
+)
+
 
 def preset(name, **changes):
     "A named configuration, fields changed by keyword: preset('tiny', layers=2)."
-    if name not in PRESETS: raise MatgenError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise MatgenError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
 
 MofDiffConfig.preset = staticmethod(preset)
 
@@ -66,12 +89,16 @@ MofDiffConfig.preset = staticmethod(preset)
 @dataclass(frozen=True, eq=False)
 class Library:
     "Building blocks that decoding may use: blocks, a list of L `BuildingBlock`s, and their embeddings (L, d) float32. len() = L."
-    blocks: list; embeddings: torch.Tensor
 
-    def __len__(self): return len(self.blocks)
+    blocks: list
+    embeddings: torch.Tensor
+
+    def __len__(self):
+        return len(self.blocks)
 
     @property
-    def charges(self): return torch.tensor([len(b.connection_points) * (1 if b.is_metal else -1) for b in self.blocks])
+    def charges(self):
+        return torch.tensor([len(b.connection_points) * (1 if b.is_metal else -1) for b in self.blocks])
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #267b2814
 def typical(points, n):
@@ -83,10 +110,12 @@ def typical(points, n):
         distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=1))
     return chosen
 
+
 def thin_library(library, conformers=3):
     "A `Library` with at most `conformers` blocks of each identity, typical in embedding space; the order is kept."
     groups = {}
-    for i, block in enumerate(library.blocks): groups.setdefault(block.identity, []).append(i)
+    for i, block in enumerate(library.blocks):
+        groups.setdefault(block.identity, []).append(i)
     keep = sorted(rows[k] for rows in groups.values() for k in typical(library.embeddings[rows], conformers))
     return Library([library.blocks[i] for i in keep], library.embeddings[keep])
 
@@ -95,16 +124,29 @@ def thin_library(library, conformers=3):
 class Statistics:
     """What the model knows of its training set besides weights. k_mean, k_std, k_low, k_high (6,): of k per bead; feature_mean, feature_std (d,); num_blocks (N + 1,): how many
     MOFs have K = 0..N beads; property_mean, property_std (P,): of sign(y) log(1 + |y|). All float32. property_names; library: what decoding may use."""
-    k_mean: torch.Tensor; k_std: torch.Tensor; k_low: torch.Tensor; k_high: torch.Tensor; feature_mean: torch.Tensor; feature_std: torch.Tensor; num_blocks: torch.Tensor
-    property_mean: torch.Tensor; property_std: torch.Tensor; property_names: tuple = (); library: Library = None
+
+    k_mean: torch.Tensor
+    k_std: torch.Tensor
+    k_low: torch.Tensor
+    k_high: torch.Tensor
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
+    num_blocks: torch.Tensor
+    property_mean: torch.Tensor
+    property_std: torch.Tensor
+    property_names: tuple = ()
+    library: Library = None
+
 
 def per_bead(k, num_blocks, sign=-1):
     "k (B, 6) with its size k_6 = log(volume) / 3 counted per bead; sign=1 undoes it. Cells grow with K, this number hardly does."
     return torch.cat([k[:, :5], k[:, 5:] + sign * num_blocks[:, None].to(k).log() / 3], 1)
 
+
 def squash(y):
     "sign(y) log(1 + |y|): properties that span decades, brought together; keeps the sign and nan."
     return torch.sign(y) * torch.log1p(y.abs())
+
 
 def unsquash(s):
     "The inverse of `squash`."
@@ -113,7 +155,10 @@ def unsquash(s):
 # %% ../../nbs/4_mofdiff/18_model.ipynb #691b3b8f
 def statistics(data, max_blocks=20, conformers=3):
     "Measure `Statistics` on a `MofData` (with embeddings). conformers: how many blocks of an identity the library keeps, see `thin_library`."
-    if data.embeddings is None: raise MatgenError("this set has no block embeddings: encode its library first (lesson 15, or `matgen train blocks`)")
+    if data.embeddings is None:
+        raise MatgenError(
+            "this set has no block embeddings: encode its library first (lesson 15, or `matgen train blocks`)"
+        )
     num_blocks = data.num_blocks.cpu()
     k = per_bead(lattice_to_k(data.lattice.cpu().double()), num_blocks)
     f = data.embeddings.cpu()[data.block.cpu()].double()
@@ -123,13 +168,22 @@ def statistics(data, max_blocks=20, conformers=3):
     mean = torch.where(known, y, 0).sum(0) / n
     std = (torch.where(known, y - mean, 0) ** 2).sum(0).div(n).sqrt().clamp(min=1e-3)
     spread = f.std(0, correction=0)
-    spread = spread.clamp(min=max(0.05 * float(spread.mean()), 1e-6))        # a dead dimension must not be blown up
+    spread = spread.clamp(min=max(0.05 * float(spread.mean()), 1e-6))  # a dead dimension must not be blown up
     k = k.mean(0), k.std(0, correction=0).clamp(min=0.02), k.amin(0), k.amax(0)
-    used = data.block.cpu().unique().tolist()                                # the library of a subset may be larger than the subset
-    library = thin_library(Library([data.library[i] for i in used], data.embeddings.cpu()[used].float()), conformers)
-    return Statistics(*(v.float() for v in k), f.mean(0).float(), spread.float(),
-                      torch.bincount(num_blocks, minlength=max_blocks + 1).float(), mean.float(), std.float(),
-                      tuple(data.property_names), library)
+    used = data.block.cpu().unique().tolist()  # the library of a subset may be larger than the subset
+    library = thin_library(
+        Library([data.library[i] for i in used], data.embeddings.cpu()[used].float()), conformers
+    )
+    return Statistics(
+        *(v.float() for v in k),
+        f.mean(0).float(),
+        spread.float(),
+        torch.bincount(num_blocks, minlength=max_blocks + 1).float(),
+        mean.float(),
+        std.float(),
+        tuple(data.property_names),
+        library,
+    )
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #67ae0393
 def mlp(*sizes):
@@ -142,16 +196,22 @@ class LatentPrior(nn.Module):
     """Small diffusion network over codes: z_t (B, latent), t (B,) in [0, 1] -> v (B, latent), see `feature_target`.
 
     For codes that are exactly N(0, 1) the right v is 0, and its last layer starts at 0: an untrained prior is the paper's."""
+
     def __init__(self, latent, width):
         super().__init__()
         self.start, self.time = nn.Linear(latent, width), mlp(64, width, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(3)
+        )
         self.end = nn.Linear(width, latent)
-        for p in self.end.parameters(): nn.init.zeros_(p)
+        for p in self.end.parameters():
+            nn.init.zeros_(p)
 
     def forward(self, z, t):
         h = self.start(z) + self.time(time_features(t))
-        for block in self.blocks: h = h + block(h)
+        for block in self.blocks:
+            h = h + block(h)
         return self.end(h)
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #52272f8a
@@ -160,38 +220,60 @@ class MofDiff(nn.Module):
 
     config: `MofDiffConfig`; statistics: measured on the training set with `statistics(data)`. `loss(batch, generator)` trains it,
     `encode(batch)` gives codes, `sample(...)` (lesson 19) draws MOFs."""
+
     def __init__(self, config, statistics):
         super().__init__()
-        self.config, self.library, self.property_names = config, statistics.library, tuple(statistics.property_names)
-        self.nets = None              # a `NetTable` (lesson 16c), where sampling may use one
+        self.config, self.library, self.property_names = (
+            config,
+            statistics.library,
+            tuple(statistics.property_names),
+        )
+        self.nets = None  # a `NetTable` (lesson 16c), where sampling may use one
         for name, value in vars(statistics).items():
-            if isinstance(value, torch.Tensor): self.register_buffer(f"stat_{name}", value.clone().float())
+            if isinstance(value, torch.Tensor):
+                self.register_buffer(f"stat_{name}", value.clone().float())
         if config.scale == "norm":
             size = (self.stat_feature_mean.square().sum() + self.stat_feature_std.square().sum()).sqrt()
-            self.stat_feature_mean, self.stat_feature_std = torch.zeros_like(self.stat_feature_mean), size.expand_as(self.stat_feature_std).clone()
+            self.stat_feature_mean, self.stat_feature_std = (
+                torch.zeros_like(self.stat_feature_mean),
+                size.expand_as(self.stat_feature_std).clone(),
+            )
         network, w, d = config.network(len(self.stat_feature_mean)), config.width, config.latent
-        self.encoder, self.denoiser, self.latent_prior = BeadEncoder(network), BeadDenoiser(network), LatentPrior(d, 2 * w)
+        self.encoder, self.denoiser, self.latent_prior = (
+            BeadEncoder(network),
+            BeadDenoiser(network),
+            LatentPrior(d, 2 * w),
+        )
         self.to_k, self.to_num_blocks = mlp(d + 1, w, w, 6), mlp(d, w, len(self.stat_num_blocks))
         self.to_properties = mlp(d, w, len(self.property_names)) if self.property_names else None
-        self.feature_noise, self.latent_noise = GaussianDiffusion(config.T, clip=5.0), GaussianDiffusion(config.T, clip=5.0)
+        self.feature_noise, self.latent_noise = (
+            GaussianDiffusion(config.T, clip=5.0),
+            GaussianDiffusion(config.T, clip=5.0),
+        )
         self.coordinate_noise = TorusDiffusion(config.T, config.sigma_min, config.sigma_max)
 
     @property
-    def device(self): return self.stat_k_mean.device
+    def device(self):
+        return self.stat_k_mean.device
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #dc562ff6
 def standard_k(self, k, num_blocks):
     "k (B, 6) per bead, in units of the training set's spread."
     return (per_bead(k, num_blocks) - self.stat_k_mean.to(k)) / self.stat_k_std.to(k)
 
+
 def raw_k(self, k, num_blocks):
     "The inverse, for any six numbers: cut off one spread beyond the training set, so that no head can ask for a cell of a light-year."
-    mean, std, low, high = (v.to(k) for v in (self.stat_k_mean, self.stat_k_std, self.stat_k_low, self.stat_k_high))
+    mean, std, low, high = (
+        v.to(k) for v in (self.stat_k_mean, self.stat_k_std, self.stat_k_low, self.stat_k_high)
+    )
     return per_bead((k * std + mean).clamp(low - std, high + std), num_blocks, 1)
+
 
 def cells(self, k, num_blocks):
     "Cells (B, 3, 3), rows in A, of standardised k (B, 6) and K (B,). Always possible ones: the exponential of a symmetric matrix."
     return k_to_lattice(self.raw_k(k.float(), num_blocks))
+
 
 MofDiff.standard_k, MofDiff.raw_k, MofDiff.cells = standard_k, raw_k, cells
 
@@ -199,17 +281,29 @@ MofDiff.standard_k, MofDiff.raw_k, MofDiff.cells = standard_k, raw_k, cells
 def standard_features(self, features):
     "Embeddings (M, d) in units of the training set's spread. MatgenError where the data carry none, or those of another encoder."
     if features.shape[-1] != len(self.stat_feature_mean):
-        raise MatgenError(f"the beads have embeddings of size {features.shape[-1]}, the model was made for {len(self.stat_feature_mean)}: encode the blocks with the model's block encoder")
+        raise MatgenError(
+            f"the beads have embeddings of size {features.shape[-1]}, the model was made for {len(self.stat_feature_mean)}: encode the blocks with the model's block encoder"
+        )
     return (features - self.stat_feature_mean) / self.stat_feature_std
+
 
 def raw_features(self, features):
     "The inverse of `standard_features`."
     return features * self.stat_feature_std + self.stat_feature_mean
 
+
 def beads(self, batch):
     "A `MofBatch` as `Beads` on the model's scales, cell in standard orientation."
     k = lattice_to_k(batch.lattice)
-    return Beads(self.standard_k(k, batch.num_blocks), k_to_lattice(k), batch.num_blocks, batch.frac_coords, self.standard_features(batch.features), batch.batch)
+    return Beads(
+        self.standard_k(k, batch.num_blocks),
+        k_to_lattice(k),
+        batch.num_blocks,
+        batch.frac_coords,
+        self.standard_features(batch.features),
+        batch.batch,
+    )
+
 
 MofDiff.standard_features, MofDiff.raw_features, MofDiff.beads = standard_features, raw_features, beads
 
@@ -217,39 +311,59 @@ MofDiff.standard_features, MofDiff.raw_features, MofDiff.beads = standard_featur
 def encode(self, batch, generator=None):
     "Codes z (B, latent) of a `MofBatch`: the means, or with a generator a draw around them."
     mu, log_var = self.encoder(self.beads(batch))
-    return mu if generator is None else mu + (log_var / 2).exp() * random_normal(mu.shape, generator, mu.device)
+    return (
+        mu if generator is None else mu + (log_var / 2).exp() * random_normal(mu.shape, generator, mu.device)
+    )
+
 
 def decode_num_blocks(self, z):
     "Logits of K (B, N + 1); K that the training set does not have are -inf."
     return self.to_num_blocks(z).masked_fill(self.stat_num_blocks == 0, -torch.inf)
 
+
 def decode_k(self, z, num_blocks):
     "Standardised k (B, 6) of codes z and K (B,)."
     return self.to_k(torch.cat([z, num_blocks[:, None].to(z).log()], 1))
 
+
 def decode_properties(self, z):
     "Properties (B, P) of codes, in their own units."
-    if self.to_properties is None: return z.new_zeros(len(z), 0)
+    if self.to_properties is None:
+        return z.new_zeros(len(z), 0)
     return unsquash(self.to_properties(z) * self.stat_property_std + self.stat_property_mean)
 
-MofDiff.encode, MofDiff.decode_num_blocks, MofDiff.decode_k, MofDiff.decode_properties = encode, decode_num_blocks, decode_k, decode_properties
+
+MofDiff.encode, MofDiff.decode_num_blocks, MofDiff.decode_k, MofDiff.decode_properties = (
+    encode,
+    decode_num_blocks,
+    decode_k,
+    decode_properties,
+)
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #e40f5ae5
 def feature_target(self, x0, eps, t):
     "What the denoiser is to predict of the features: eps, x0 or v = sqrt(abar) eps - sqrt(1 - abar) x0."
-    if self.config.target == "v": return self.feature_noise.signal(t, x0) * eps - self.feature_noise.noise(t, x0) * x0
+    if self.config.target == "v":
+        return self.feature_noise.signal(t, x0) * eps - self.feature_noise.noise(t, x0) * x0
     return eps if self.config.target == "eps" else x0
+
 
 def feature_eps(self, prediction, x_t, t):
     "The noise eps that a prediction (M, d) means, for x_t at t."
     signal, noise = self.feature_noise.signal(t, x_t), self.feature_noise.noise(t, x_t)
-    if self.config.target == "v": return noise * x_t + signal * prediction
+    if self.config.target == "v":
+        return noise * x_t + signal * prediction
     return prediction if self.config.target == "eps" else (x_t - signal * prediction) / noise
+
 
 def network_time(self, t):
     "Time as the denoiser sees it, in [0, 1]: t / T, or beta_t (the release)."
-    if self.config.time == "t": return t / self.config.T
-    return -torch.expm1(self.feature_noise.log_alpha_bar(t, t.float()) - self.feature_noise.log_alpha_bar(t - 1, t.float()))
+    if self.config.time == "t":
+        return t / self.config.T
+    return -torch.expm1(
+        self.feature_noise.log_alpha_bar(t, t.float()) - self.feature_noise.log_alpha_bar(t - 1, t.float())
+    )
+
 
 MofDiff.feature_target, MofDiff.feature_eps, MofDiff.network_time = feature_target, feature_eps, network_time
 
@@ -259,16 +373,19 @@ def training_cells(self, k, k_hat, u, shake):
     c = self.config.true_cell
     return torch.where(u < c, k, torch.where(u < (1 + c) / 2, k_hat.detach(), k + 0.2 * shake))
 
+
 MofDiff.training_cells = training_cells
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #n18times2
-MIDDLE = 0.35, 0.95      # of the way from clean to noise: sigma from 0.025 to 0.4 cells
+MIDDLE = 0.35, 0.95  # of the way from clean to noise: sigma from 0.025 to 0.4 cells
+
 
 def draw_times(self, n, generator=None):
     "Training times 1..T of n MOFs, int64 (n,): the share `middle` of the configuration from the `MIDDLE` of the way, the others from all of it."
     (low, high), (which, where) = MIDDLE, random_uniform((2, n), generator, self.device)
     share = torch.where(which < self.config.middle, low + (high - low) * where, where)
     return (share * self.config.T).long().clamp(max=self.config.T - 1) + 1
+
 
 MofDiff.draw_times = draw_times
 
@@ -277,8 +394,18 @@ MofDiff.draw_times = draw_times
 class Noise:
     """The random numbers of one training step. Per MOF: z (B, latent) of the code, t (B,) int64, u (B, 1) and shake (B, 6) of `training_cells`, prior_t (draws, B) and
     prior_z (draws, B, latent) of the latent prior; per bead: features and x as noised, and their targets eps (M, d) and score (M, 3)."""
-    z: torch.Tensor; t: torch.Tensor; u: torch.Tensor; shake: torch.Tensor; features: torch.Tensor; eps: torch.Tensor; x: torch.Tensor; score: torch.Tensor
-    prior_t: torch.Tensor; prior_z: torch.Tensor
+
+    z: torch.Tensor
+    t: torch.Tensor
+    u: torch.Tensor
+    shake: torch.Tensor
+    features: torch.Tensor
+    eps: torch.Tensor
+    x: torch.Tensor
+    score: torch.Tensor
+    prior_t: torch.Tensor
+    prior_z: torch.Tensor
+
 
 def draw_noise(self, b, generator=None, t=None, draws=8):
     "The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `draw_times`."
@@ -287,26 +414,53 @@ def draw_noise(self, b, generator=None, t=None, draws=8):
     u, shake = random_uniform((n, 1), generator, device), random_normal((n, 6), generator, device)
     f, eps = self.feature_noise.add_noise(b.features, t[b.batch], generator)
     x, score = self.coordinate_noise.add_noise(b.x, t[b.batch], generator)
-    prior_t = torch.randint(1, self.config.T + 1, (draws * n,), generator=generator, device=device if generator is None else generator.device).to(device)
+    prior_t = torch.randint(
+        1,
+        self.config.T + 1,
+        (draws * n,),
+        generator=generator,
+        device=device if generator is None else generator.device,
+    ).to(device)
     prior_z = random_normal((draws * n, size), generator, device)
     return Noise(z, t, u, shake, f, eps, x, score, prior_t.reshape(draws, n), prior_z.reshape(draws, n, size))
+
 
 def share_of(b, noise, rank, world):
     "What falls to process `rank` of `world` of `Beads` and their `Noise`: every world-th MOF, from `rank` on."
     chosen = torch.arange(rank, len(b.num_blocks), world, device=b.x.device)
     rows, owner = rows_of(b.num_blocks, chosen)
-    mine = {name: getattr(b, name)[chosen] for name in ("k", "lattice", "num_blocks")} | {name: getattr(b, name)[rows] for name in ("x", "features")}
-    drawn = {name: getattr(noise, name)[chosen] for name in ("z", "t", "u", "shake")} | {name: getattr(noise, name)[rows] for name in ("features", "eps", "x", "score")}
-    return Beads(**mine, batch=owner), Noise(**drawn, prior_t=noise.prior_t[:, chosen], prior_z=noise.prior_z[:, chosen])
+    mine = {name: getattr(b, name)[chosen] for name in ("k", "lattice", "num_blocks")} | {
+        name: getattr(b, name)[rows] for name in ("x", "features")
+    }
+    drawn = {name: getattr(noise, name)[chosen] for name in ("z", "t", "u", "shake")} | {
+        name: getattr(noise, name)[rows] for name in ("features", "eps", "x", "score")
+    }
+    return Beads(**mine, batch=owner), Noise(
+        **drawn, prior_t=noise.prior_t[:, chosen], prior_z=noise.prior_z[:, chosen]
+    )
+
 
 MofDiff.draw_noise = draw_noise
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #n18noise4
 def noisy(self, b, z, k, noise):
     "`Beads` b as noised, under codes z (B, latent) and the cell of standardised k (B, 6): (`Beads` for the denoiser, target of the features, target of the score)."
-    state = replace(b, k=k, lattice=self.cells(k, b.num_blocks), x=noise.x, features=noise.features, t=self.network_time(noise.t),
-                    sigma=self.coordinate_noise.sigma(noise.t, k[:, 0]), z=z)
-    return state, self.feature_target(b.features, noise.eps, noise.t[b.batch]), without_mean(noise.score, b.batch, b.num_blocks)
+    state = replace(
+        b,
+        k=k,
+        lattice=self.cells(k, b.num_blocks),
+        x=noise.x,
+        features=noise.features,
+        t=self.network_time(noise.t),
+        sigma=self.coordinate_noise.sigma(noise.t, k[:, 0]),
+        z=z,
+    )
+    return (
+        state,
+        self.feature_target(b.features, noise.eps, noise.t[b.batch]),
+        without_mean(noise.score, b.batch, b.num_blocks),
+    )
+
 
 MofDiff.noisy = noisy
 
@@ -324,16 +478,29 @@ def _prior_loss(self, z, noise):
     t, eps = noise.prior_t.flatten(), noise.prior_z.flatten(0, 1)
     z = z.detach().repeat(len(noise.prior_t), 1)
     signal, std = self.latent_noise.signal(t, z), self.latent_noise.noise(t, z)
-    return (self.latent_prior(signal * z + std * eps, t / self.config.T) - (signal * eps - std * z)).square().mean()
+    return (
+        (self.latent_prior(signal * z + std * eps, t / self.config.T) - (signal * eps - std * z))
+        .square()
+        .mean()
+    )
+
 
 def _property_loss(self, z, y, each):
     "Squared error of the standardised properties, over those that are known; 0 where none is. each: how many are known of a MOF on average, in the batch of all processes."
-    if self.to_properties is None: return z.new_zeros(())
+    if self.to_properties is None:
+        return z.new_zeros(())
     y = (squash(y) - self.stat_property_mean) / self.stat_property_std
     known = y.isfinite()
-    return (torch.where(known, self.to_properties(z) - torch.where(known, y, 0), 0) ** 2).sum() / (each * len(y)).clamp(min=1e-9)
+    return (torch.where(known, self.to_properties(z) - torch.where(known, y, 0), 0) ** 2).sum() / (
+        each * len(y)
+    ).clamp(min=1e-9)
 
-MofDiff._diffusion_loss, MofDiff._prior_loss, MofDiff._property_loss = _diffusion_loss, _prior_loss, _property_loss
+
+MofDiff._diffusion_loss, MofDiff._prior_loss, MofDiff._property_loss = (
+    _diffusion_loss,
+    _prior_loss,
+    _property_loss,
+)
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #ced2303f
 def loss(self, batch, generator=None, share=None):
@@ -342,25 +509,36 @@ def loss(self, batch, generator=None, share=None):
     kl is per MOF and in nats. share: (rank, world), the loss of one process's MOFs alone; its mean over the processes is the loss of the batch, when world divides it."""
     b, y = self.beads(batch), batch.properties
     noise, each = self.draw_noise(b, generator), y.isfinite().sum() / len(y)
-    if share: (b, noise), y = share_of(b, noise, *share), y[share[0]::share[1]]
+    if share:
+        (b, noise), y = share_of(b, noise, *share), y[share[0] :: share[1]]
     mu, log_var = self.encoder(b)
     z = mu + (log_var / 2).exp() * noise.z
     k_hat, K = self.decode_k(z, b.num_blocks), b.num_blocks.clamp(max=len(self.stat_num_blocks) - 1)
-    parts = dict(**self._diffusion_loss(b, z, k_hat, noise), k=(k_hat - b.k).square().mean(),
-                 num_blocks=nn.functional.cross_entropy(self.to_num_blocks(z), K), properties=self._property_loss(z, y, each),
-                 kl=0.5 * (mu.square() + log_var.exp() - log_var - 1).sum(1).mean(), prior=self._prior_loss(z, noise))
+    parts = dict(
+        **self._diffusion_loss(b, z, k_hat, noise),
+        k=(k_hat - b.k).square().mean(),
+        num_blocks=nn.functional.cross_entropy(self.to_num_blocks(z), K),
+        properties=self._property_loss(z, y, each),
+        kl=0.5 * (mu.square() + log_var.exp() - log_var - 1).sum(1).mean(),
+        prior=self._prior_loss(z, noise),
+    )
     total = sum(getattr(self.config, f"weight_{name}") * value for name, value in parts.items())
     return dict(loss=total, **parts)
+
 
 MofDiff.loss = loss
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #d4b446c5
 FORMAT = "matgen_nb mofdiff 1"
 
+
 def pack_library(library):
     "Blocks and embeddings as a few small tensors, {name: tensor}; a block of 40 atoms takes about a kilobyte."
     small = {torch.float64: torch.float32, torch.int64: torch.int32}
-    return {n: t.to(small.get(t.dtype, t.dtype)) for n, t in pack_blocks(library.blocks).items()} | {"library.embeddings": library.embeddings.float()}
+    return {n: t.to(small.get(t.dtype, t.dtype)) for n, t in pack_blocks(library.blocks).items()} | {
+        "library.embeddings": library.embeddings.float()
+    }
+
 
 def unpack_library(tensors, identities):
     "The inverse of `pack_library`: a `Library`."
@@ -371,14 +549,26 @@ def save_pretrained(model, path, info=None, dtype=torch.float32):
     """Write weights, statistics, configuration, the library of blocks and the nets (if there are any) as one safetensors file, atomically; info: more strings for the card.
     dtype: of the networks' weights (bfloat16 halves the file)."""
     from matgen_nb.utils import tensor_bytes as save
-    metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), property_names=json.dumps(model.property_names),
-                    identities=json.dumps([b.identity for b in model.library.blocks] if model.library else []), info=json.dumps(info or {}))
-    state = {n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous() for n, t in model.state_dict().items()}
-    if model.library is not None: state |= {n: t.contiguous() for n, t in pack_library(model.library).items()}
+
+    metadata = dict(
+        format=FORMAT,
+        config=json.dumps(asdict(model.config)),
+        property_names=json.dumps(model.property_names),
+        identities=json.dumps([b.identity for b in model.library.blocks] if model.library else []),
+        info=json.dumps(info or {}),
+    )
+    state = {
+        n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous()
+        for n, t in model.state_dict().items()
+    }
+    if model.library is not None:
+        state |= {n: t.contiguous() for n, t in pack_library(model.library).items()}
     if model.nets is not None:
         tensors, metadata["nets"] = pack_nets(model.nets)
         state |= tensors
-    with atomic_write(path, "wb") as file: file.write(save(state, metadata))
+    with atomic_write(path, "wb") as file:
+        file.write(save(state, metadata))
+
 
 MofDiff.save_pretrained = save_pretrained
 
@@ -389,16 +579,21 @@ def _rebuild(metadata, state):
     nets = {n: t for n, t in state.items() if n.startswith("nets.")}
     state = {n: t.float() for n, t in state.items() if n not in blocks and n not in nets}
     library = unpack_library(blocks, json.loads(metadata["identities"])) if blocks else None
-    stats = Statistics(**{n.removeprefix("stat_"): t for n, t in state.items() if n.startswith("stat_")},
-                       property_names=tuple(json.loads(metadata["property_names"])), library=library)
+    stats = Statistics(
+        **{n.removeprefix("stat_"): t for n, t in state.items() if n.startswith("stat_")},
+        property_names=tuple(json.loads(metadata["property_names"])),
+        library=library,
+    )
     model = MofDiff(MofDiffConfig(**json.loads(metadata["config"])), stats)
     model.load_state_dict(state)
     model.info = json.loads(metadata.get("info", "{}"))
     model.nets = unpack_nets(nets, metadata["nets"]) if nets else None
     return model
 
+
 def from_pretrained(name_or_path, device="cpu"):
     "A trained `MofDiff` on a device, ready to sample. MatgenError for a missing, damaged or foreign file."
     return read_weights(name_or_path, FORMAT, _rebuild).to(device).eval()
+
 
 MofDiff.from_pretrained = staticmethod(from_pretrained)

@@ -34,6 +34,7 @@ class QuotientGraph:
     labels: what each vertex is (K hashable values); edges (E, 2) int64 and shifts (E, 3) int64: from
     vertex i in cell 0 to vertex j in the cell `shift`. classes: K values, equal where vertices have to
     stay alike (empty: no such demand)."""
+
     labels: tuple
     edges: np.ndarray
     shifts: np.ndarray
@@ -71,6 +72,7 @@ def coordination_sequence(graph: QuotientGraph, start: int, shells: int = 10) ->
         counts.append(Counter(graph.labels[i] for i, *_ in here))
     return counts
 
+
 def sequence_totals(counts: list) -> tuple:
     "The plain coordination sequence: all labels together."
     return tuple(sum(count.values()) for count in counts)
@@ -93,6 +95,7 @@ def shell_profile(graph: QuotientGraph, start: int, shells: int = 6) -> tuple:
             tuple(sorted(Counter((graph.labels[i], paths) for (i, *_), paths in here.items()).items()))
         )
     return tuple(profile)
+
 
 def net_key(graph: QuotientGraph, shells: int = 6) -> str:
     """A short name (16 hexadecimal digits) of the infinite net.
@@ -255,7 +258,9 @@ def share_points(num_points: list, edges: np.ndarray):
     found = linprog(np.ones(len(edges)), A_eq=table, b_eq=num_points, bounds=(1, None), method="highs")
     return np.round(found.x).astype(np.int64) if found.status == 0 else None
 
+
 REACHES = (1.05, 1.02, 1.1, 1.15, 1.2)  # multiples of the sum of two blocks' longest arms, tried in turn
+
 
 def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     """The net of a `CoarseMof`: its beads as vertices, labelled (is metal, number of connection points).
@@ -271,6 +276,7 @@ def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     raise MatgenError(
         f"{coarse.name or 'coarse framework'}: the beads show no net that uses every connection point"
     )
+
 
 def decomposition_graph(d) -> QuotientGraph:
     "The net of a `Decomposition`, which knows its connections, labelled as by `bead_graph`."
@@ -292,11 +298,13 @@ def contract(graph: QuotientGraph) -> QuotientGraph:
     edges = np.array([e for e in edges if e[0] != e[1] or any(e[2:])], dtype=np.int64).reshape(-1, 5)
     return QuotientGraph([""] * len(kept), edges[:, :2], edges[:, 2:])
 
+
 @functools.lru_cache(None)
 def _named_keys():
     "Key of each net of the table of lesson 16b: {key: RCSR name}."
     nets = {name: load_net(name) for name in net_facts()}
     return {net_key(QuotientGraph([""] * len(n), n.edges, n.shifts)): name for name, n in nets.items()}
+
 
 def rcsr_name(graph: QuotientGraph) -> str:
     "The RCSR name of the net of beads, '' where the table of lesson 16b does not have it."
@@ -354,6 +362,7 @@ def connection_bonds(block):
     bonds = block.connection_points - block.cart_coords[block.connection_atoms]
     return bonds / np.linalg.norm(bonds, axis=1, keepdims=True).clip(1e-9)
 
+
 def point_set_shape(points, bonds):
     """Numbers that two sets of c connection points of one shape share, in any orientation and size.
 
@@ -392,6 +401,7 @@ class Site:
     @functools.cached_property
     def shape(self):
         return point_set_shape(self.points, self.bonds)
+
 
 def site_of_block(block, embedding=()) -> Site:
     "The `Site` that a block fills exactly."
@@ -463,6 +473,7 @@ def signature(kinds: list) -> tuple:
     "The multiset of (is metal, number of connection points), as a sorted tuple of pairs (kind, how many)."
     return tuple(sorted(Counter(kinds).items()))
 
+
 def placed_net(coarse: CoarseMof, site=site_of_block, named: bool = True) -> PlacedNet:
     """The `PlacedNet` of a framework.
 
@@ -485,9 +496,10 @@ def assign(cost: np.ndarray):
 
     None where there is none."""
     from scipy.optimize import linear_sum_assignment
+
     try:
         columns, rows = linear_sum_assignment(cost.T)
-    except ValueError:                      # some vertex fits no block
+    except ValueError:  # some vertex fits no block
         return None
     return rows, float(cost[rows, columns].sum())
 
@@ -503,6 +515,7 @@ STRAINS = np.array(
     ]
 ).reshape(6, 3, 3)
 
+
 @dataclass(frozen=True)
 class FitOptions:
     """How a net is fitted.
@@ -515,6 +528,7 @@ class FitOptions:
     stiffness: float = 10.0
     shortest: float = 0.3
 
+
 def edge_goals(net: PlacedNet, radii, shortest: float = 0.3) -> np.ndarray:
     """The lengths that the edges should have, (E,), A.
 
@@ -523,9 +537,11 @@ def edge_goals(net: PlacedNet, radii, shortest: float = 0.3) -> np.ndarray:
     old = np.linalg.norm(_edge_vectors(net, net.lattice, net.frac_coords), axis=1)
     return np.maximum(old + change[net.edges].sum(1), shortest * old)
 
+
 def _edge_vectors(net, lattice, frac):
     i, j = net.edges.T
     return (frac[j] + net.shifts - frac[i]) @ lattice
+
 
 def _edge_jacobian(net, v, stiffness):
     "Change of the edge lengths (E, 3 K + 6) with the beads, A, and with six strains times `stiffness`."
@@ -555,6 +571,7 @@ def fit_net(net: PlacedNet, radii, options: FitOptions = FitOptions()):
         lattice = lattice @ (np.eye(3) + np.tensordot(step[-6:] / options.stiffness, STRAINS, 1))
     return lattice, frac
 
+
 def carry(net: PlacedNet, blocks: list, name: str = "") -> CoarseMof:
     "The `CoarseMof` of blocks (list of K) on the vertices of a net, beads and cell fitted to their arms."
     radii = [np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks]
@@ -575,6 +592,7 @@ def shape_groups(sites: list, tolerance: float = 0.1) -> list:
             first[s.kind].append(n)
         groups.append(m)
     return groups
+
 
 @dataclass(frozen=True, eq=False)
 class NetTable:
@@ -598,6 +616,7 @@ class NetTable:
 def topology_key(graph: QuotientGraph) -> str:
     "`net_key` of the net alone: vertices are metal or organic, nothing else."
     return net_key(QuotientGraph([label[0] for label in graph.labels], graph.edges, graph.shifts))
+
 
 def net_table(data, tolerance: float = 0.1, info: dict = None) -> NetTable:
     """The `NetTable` of a `MofData`; with embeddings, sites know those of their blocks.
@@ -639,6 +658,7 @@ def _same(a, b):
         return isomorphism(a, b) is not None
     except MatgenError:
         return False
+
 
 def _count(found, net, graph):
     "Put a net into found {colours: [[net, graph, how many]]}, to the one that it is isomorphic to."

@@ -23,40 +23,82 @@ from .coarse_graining import CoarseMof
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #544027dd
 IMAGES = tuple(itertools.product((-1, 0, 1), repeat=3))
-_CORNERS = np.array(list(itertools.product((-1, 1), repeat=3))) / 3 ** 0.5
-ARMS = {2: np.array([[0, 0, 1.0], [0, 0, -1]]), 4: _CORNERS[[0, 3, 5, 6]], 6: np.concatenate([np.eye(3), -np.eye(3)]), 8: _CORNERS,
-        12: np.array([v for v in itertools.product((-1, 0, 1), repeat=3) if np.abs(v).sum() == 2]) / 2 ** 0.5}
-RADII = {30: 2.0, 29: 1.8, 40: 2.6, 6: 2.6, 14: 3.0}     # of a node around an atom of this element, A
+_CORNERS = np.array(list(itertools.product((-1, 1), repeat=3))) / 3**0.5
+ARMS = {
+    2: np.array([[0, 0, 1.0], [0, 0, -1]]),
+    4: _CORNERS[[0, 3, 5, 6]],
+    6: np.concatenate([np.eye(3), -np.eye(3)]),
+    8: _CORNERS,
+    12: np.array([v for v in itertools.product((-1, 0, 1), repeat=3) if np.abs(v).sum() == 2]) / 2**0.5,
+}
+RADII = {30: 2.0, 29: 1.8, 40: 2.6, 6: 2.6, 14: 3.0}  # of a node around an atom of this element, A
+
 
 def toy_node(element, arms):
     "A node of one atom with 4, 6, 8 or 12 arms; carbon and silicon nodes are organic."
-    return BuildingBlock([element], np.zeros((1, 3)), np.zeros((0, 2)), RADII[element] * ARMS[arms], [0] * arms, element not in (6, 14), f"node {element} {arms}")
+    return BuildingBlock(
+        [element],
+        np.zeros((1, 3)),
+        np.zeros((0, 2)),
+        RADII[element] * ARMS[arms],
+        [0] * arms,
+        element not in (6, 14),
+        f"node {element} {arms}",
+    )
+
 
 def toy_linker(atoms, middle=6):
     "A straight chain of carbon atoms 1.4 A apart with `middle` in its middle: 1.4 A x atoms long, two arms."
     z = 1.4 * (np.arange(atoms) - (atoms - 1) / 2)
     elements = [middle if i == atoms // 2 else 6 for i in range(atoms)]
     bonds = [(i, i + 1) for i in range(atoms - 1)]
-    return BuildingBlock(elements, np.outer(z, [0, 0, 1]), bonds, 0.7 * atoms * ARMS[2], [atoms - 1, 0], False, f"chain {atoms} {middle}")
+    return BuildingBlock(
+        elements,
+        np.outer(z, [0, 0, 1]),
+        bonds,
+        0.7 * atoms * ARMS[2],
+        [atoms - 1, 0],
+        False,
+        f"chain {atoms} {middle}",
+    )
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #5e62f287
-_FCC, _BCC = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0.0]]), np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1.0]]) / 3 ** 0.5
+_FCC, _BCC = (
+    np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0.0]]),
+    np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1.0]]) / 3**0.5,
+)
 _UNIT = [(0, 0, s) for s in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
-NETS = dict(                                                  # lattice, nodes, edges (i, j, cell of j), arms
+NETS = dict(  # lattice, nodes, edges (i, j, cell of j), arms
     pcu=(np.eye(3), [(0, 0, 0)], _UNIT, 6),
-    dia=(2 / 3 ** 0.5 * _FCC, [(0, 0, 0), (.25, .25, .25)], [(0, 1, s) for s in ((0, 0, 0), (-1, 0, 0), (0, -1, 0), (0, 0, -1))], 4),
+    dia=(
+        2 / 3**0.5 * _FCC,
+        [(0, 0, 0), (0.25, 0.25, 0.25)],
+        [(0, 1, s) for s in ((0, 0, 0), (-1, 0, 0), (0, -1, 0), (0, 0, -1))],
+        4,
+    ),
     bcu=(_BCC, [(0, 0, 0)], _UNIT + [(0, 0, (1, 1, 1))], 8),
-    fcu=(_FCC / 2 ** 0.5, [(0, 0, 0)], _UNIT + [(0, 0, s) for s in ((1, -1, 0), (1, 0, -1), (0, 1, -1))], 12),
-    pcu2=(np.diag([1, 1, 2.0]), [(0, 0, 0), (0, 0, .5)], [(0, 1, (0, 0, 0)), (1, 0, (0, 0, 1))] + [(i, i, s) for i in (0, 1) for s in ((1, 0, 0), (0, 1, 0))], 6),
-    zincblende=(2 / 3 ** 0.5 * _FCC, [(0, 0, 0), (.25, .25, .25)], [], 4),
-    rocksalt=(_FCC, [(0, 0, 0), (.5, .5, .5)], [], 6))
+    fcu=(_FCC / 2**0.5, [(0, 0, 0)], _UNIT + [(0, 0, s) for s in ((1, -1, 0), (1, 0, -1), (0, 1, -1))], 12),
+    pcu2=(
+        np.diag([1, 1, 2.0]),
+        [(0, 0, 0), (0, 0, 0.5)],
+        [(0, 1, (0, 0, 0)), (1, 0, (0, 0, 1))] + [(i, i, s) for i in (0, 1) for s in ((1, 0, 0), (0, 1, 0))],
+        6,
+    ),
+    zincblende=(2 / 3**0.5 * _FCC, [(0, 0, 0), (0.25, 0.25, 0.25)], [], 4),
+    rocksalt=(_FCC, [(0, 0, 0), (0.5, 0.5, 0.5)], [], 6),
+)
+
 
 def toy_mof(net, rng):
     "A `CoarseMof` of a net with random blocks."
     unit, nodes, edges, arms = NETS[net]
     pick = lambda options: options[rng.integers(len(options))]
     metal = pick([30, 29, 40])
-    blocks = [toy_node(metal, arms)] * len(nodes) if edges else [toy_node(metal, arms), toy_node(pick([6, 14]), arms)]
+    blocks = (
+        [toy_node(metal, arms)] * len(nodes)
+        if edges
+        else [toy_node(metal, arms), toy_node(pick([6, 14]), arms)]
+    )
     length = 2 * RADII[metal] if edges else RADII[metal] + RADII[int(blocks[1].elements[0])]
     sizes = np.sort(rng.integers(4, 9, 3)) if net == "pcu" else np.full(3, rng.integers(4, 9))
     lattice = unit * (length + 1.4 * sizes if edges else np.full(3, length))[:, None]
@@ -64,7 +106,13 @@ def toy_mof(net, rng):
     middles = [(np.array(nodes[i]) + nodes[j] + shift) / 2 for i, j, shift in edges]
     x = np.array([*nodes, *middles]) + rng.random(3)
     volume = abs(np.linalg.det(lattice))
-    return CoarseMof(lattice, x, blocks + linkers, net, dict(volume_per_block=volume / len(x)) if rng.random() < 0.8 else {})
+    return CoarseMof(
+        lattice,
+        x,
+        blocks + linkers,
+        net,
+        dict(volume_per_block=volume / len(x)) if rng.random() < 0.8 else {},
+    )
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #1e4f60ff
 def toy_mofs(n, seed=0, nets=tuple(NETS)):
@@ -72,19 +120,38 @@ def toy_mofs(n, seed=0, nets=tuple(NETS)):
     rng = np.random.default_rng(seed)
     return [toy_mof(nets[rng.integers(len(nets))], rng) for _ in range(n)]
 
+
 def toy_embeddings(blocks, size=16):
     "A stand-in for lesson 15: smooth functions (L, size) of a block's kind, number of connections, length and elements."
-    rows = torch.tensor([[2 * b.is_metal, len(b.connection_points) / 3, np.linalg.norm(b.connection_points[0]) / 1.5, b.elements.mean() / 8, (b.elements == 7).any()] for b in blocks])
+    rows = torch.tensor(
+        [
+            [
+                2 * b.is_metal,
+                len(b.connection_points) / 3,
+                np.linalg.norm(b.connection_points[0]) / 1.5,
+                b.elements.mean() / 8,
+                (b.elements == 7).any(),
+            ]
+            for b in blocks
+        ]
+    )
     W = torch.randn(5, size, generator=torch.Generator().manual_seed(0))
     return 0.3 * torch.tanh(0.2 * (rows.float() - 1) @ W)
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #a6d89911
 def joined(coarse, tolerance=1.0):
     "Share of the beads of a toy `CoarseMof` that have as many partners (metal with organic) at joining distance, within tolerance (A), as arms."
-    arms, metal = (np.array([f(b) for b in coarse.blocks]) for f in (lambda b: b.num_connections, lambda b: b.is_metal))
+    arms, metal = (
+        np.array([f(b) for b in coarse.blocks]) for f in (lambda b: b.num_connections, lambda b: b.is_metal)
+    )
     reach = np.array([np.linalg.norm(b.connection_points[0]) for b in coarse.blocks])
-    d = np.linalg.norm(((coarse.frac_coords[:, None] - coarse.frac_coords)[:, :, None] + np.array(IMAGES)) @ coarse.lattice, axis=-1)
-    partner = (np.abs(d - (reach[:, None] + reach)[..., None]) < tolerance) & (metal[:, None] != metal)[..., None]
+    d = np.linalg.norm(
+        ((coarse.frac_coords[:, None] - coarse.frac_coords)[:, :, None] + np.array(IMAGES)) @ coarse.lattice,
+        axis=-1,
+    )
+    partner = (np.abs(d - (reach[:, None] + reach)[..., None]) < tolerance) & (metal[:, None] != metal)[
+        ..., None
+    ]
     return float((partner.sum((1, 2)) == arms).mean())
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #c057994b
@@ -93,6 +160,7 @@ class NetworkConfig:
     """Size and inputs of the two networks. width x layers for the denoiser, encoder_layers for the encoder; latent: size of z; features: size d of
     a bead's embedding; frequencies: Fourier features of fractional differences; bumps: radial functions on 0..reach A. cutoff: None, or the
     distance (A) beyond which the encoder sees nothing, as in the released program (4.0). time: "t" (t/T) or "beta" (the release's)."""
+
     width: int = 128
     layers: int = 4
     encoder_layers: int = 2
@@ -120,7 +188,9 @@ def radial_table(bumps, reach, dtype, device, fine=128):
     Straight lines between the rows are off by 1 / (8 fine^2) at most, 8e-6. From the last row on all bumps are below 1e-7."""
     step = reach / (bumps - 1) / fine
     distance = step * torch.arange((bumps + 5) * fine + 2, dtype=torch.float64)
-    return torch.cat([radial(distance, bumps, reach), torch.ones(len(distance), 1)], 1).to(device, dtype), step
+    return torch.cat([radial(distance, bumps, reach), torch.ones(len(distance), 1)], 1).to(
+        device, dtype
+    ), step
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #d2f9b148
 def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None):
@@ -131,13 +201,19 @@ def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None)
     u, weight = windowed_images(x[j] - x[i])
     distance = (u @ lattice[pair_mof]).norm(dim=-1)
     weight = torch.where((i == j)[:, None] & (u.abs().sum(-1) < 1e-6), 0, weight)
-    if cutoff is not None: weight = torch.where(distance < cutoff, weight, 0)
+    if cutoff is not None:
+        weight = torch.where(distance < cutoff, weight, 0)
     table, step = radial_table(bumps, reach, x.dtype, x.device)
     at = (distance / step).nan_to_num(0.0).clamp(max=len(table) - 2)
     row, part = at.long(), at.frac()
-    rows, ends = torch.cat([row, row + 1], 1), torch.cat([weight * (1 - part), weight * part], 1)     # two rows for each copy
+    rows, ends = (
+        torch.cat([row, row + 1], 1),
+        torch.cat([weight * (1 - part), weight * part], 1),
+    )  # two rows for each copy
     moments = torch.stack([ends, *(ends * axis for axis in torch.cat([u, u], 1).unbind(-1))]).flatten(0, 1)
-    sums = nn.functional.embedding_bag(rows.repeat(4, 1), table, per_sample_weights=moments, mode="sum").unflatten(0, (4, -1))
+    sums = nn.functional.embedding_bag(
+        rows.repeat(4, 1), table, per_sample_weights=moments, mode="sum"
+    ).unflatten(0, (4, -1))
     return sums[0], sums[1:].permute(1, 2, 0)
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #c96d84d2
@@ -145,8 +221,17 @@ def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None)
 class Beads:
     """A batch of MOFs as the networks see it. k (B, 6) of the lattice, standardised; lattice (B, 3, 3) A; num_blocks (B,); per bead: x (M, 3) fractional,
     features (M, d) standardised, batch (M,). For the denoiser also t (B,) in [0, 1], sigma (B,) of the coordinates, z (B, latent)."""
-    k: torch.Tensor; lattice: torch.Tensor; num_blocks: torch.Tensor; x: torch.Tensor; features: torch.Tensor; batch: torch.Tensor
-    t: torch.Tensor = None; sigma: torch.Tensor = None; z: torch.Tensor = None
+
+    k: torch.Tensor
+    lattice: torch.Tensor
+    num_blocks: torch.Tensor
+    x: torch.Tensor
+    features: torch.Tensor
+    batch: torch.Tensor
+    t: torch.Tensor = None
+    sigma: torch.Tensor = None
+    z: torch.Tensor = None
+
 
 def pool(h, batch, num_blocks):
     "Sum / 10, mean and maximum over the beads of each MOF: (M, w) -> (B, 3 w)."
@@ -157,6 +242,7 @@ def pool(h, batch, num_blocks):
 # %% ../../nbs/4_mofdiff/17_network.ipynb #0a66f8c7
 class BeadEncoder(nn.Module):
     "`Beads` -> mu (B, latent), log_var (B, latent) in [-5, 5]. Does not change with rotation of the lattice, translation or order of the beads."
+
     def __init__(self, config=NetworkConfig()):
         super().__init__()
         c, w = config, config.width
@@ -171,7 +257,8 @@ class BeadEncoder(nn.Module):
         edge, _ = edge_features(b, i, j, self.config, self.config.cutoff)
         k = b.k if self.config.cutoff is None else 0 * b.k
         h = self.bead(b.features) + self.mof(k)[b.batch]
-        for layer in self.layers: h, _ = layer(h, edge, i, j, b.num_blocks[b.batch][:, None])
+        for layer in self.layers:
+            h, _ = layer(h, edge, i, j, b.num_blocks[b.batch][:, None])
         mu, log_var = self.out(torch.cat([pool(self.norm(h), b.batch, b.num_blocks), k], 1)).chunk(2, 1)
         return mu, log_var.clamp(-5, 5)
 
@@ -183,16 +270,23 @@ def half_of(i, j):
     source = (upper.cumsum(0) - 1)[torch.where(upper, torch.arange(len(i), device=i.device), reverse)]
     return upper.nonzero()[:, 0], source, torch.where(upper, 1, -1)[:, None]
 
+
 @torch.no_grad()
 def edge_features(b, i, j, config, cutoff=None):
     "Edge features (E, F) of `Beads` b, and vectors (E, bumps + 1, 3). With a cutoff, pairs without a copy inside it know nothing."
     half, source, sign = half_of(i, j)
     first, second = i[half], j[half]
-    with torch.autocast(b.x.device.type, enabled=False):            # 1 % of a cell of 20 A would be lost in bfloat16
-        counts, vectors = (v[source] for v in pair_geometry(b.x, b.lattice, first, second, b.batch[first], config.bumps, config.reach, cutoff))
+    with torch.autocast(b.x.device.type, enabled=False):  # 1 % of a cell of 20 A would be lost in bfloat16
+        counts, vectors = (
+            v[source]
+            for v in pair_geometry(
+                b.x, b.lattice, first, second, b.batch[first], config.bumps, config.reach, cutoff
+            )
+        )
     odd, even = (v[source] for v in fourier(b.x[second] - b.x[first], config.frequencies).chunk(2, 1))
     waves = torch.cat([sign * odd, even], 1)
-    if cutoff is not None: waves = waves * (counts[:, -1:] > 0)
+    if cutoff is not None:
+        waves = waves * (counts[:, -1:] > 0)
     return torch.cat([waves, 4 * counts[:, :-1], counts[:, -1:]], 1), sign[..., None] * vectors
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #d41fef61
@@ -200,6 +294,7 @@ class BeadDenoiser(nn.Module):
     """`Beads` (with t, sigma, z) -> prediction for the features (M, d), normalised score of the coordinates (M, 3) without its mean over each MOF.
 
     The score is a sum of fractional vectors with scalar weights, plus a part along the axes of the cell from the bead's own state."""
+
     def __init__(self, config=NetworkConfig()):
         super().__init__()
         c, w = config, config.width
@@ -218,14 +313,22 @@ class BeadDenoiser(nn.Module):
         size = b.num_blocks[:, None].float()
         mof = self.mof(torch.cat([time_features(b.t), b.z, b.k, size / 10, size.log()], 1))
         h = self.bead(b.features) + mof[b.batch]
-        for layer in self.layers: h, message = layer(h, edge, i, j, b.num_blocks[b.batch][:, None])
+        for layer in self.layers:
+            h, message = layer(h, edge, i, j, b.num_blocks[b.batch][:, None])
         h = self.norm(h)
         pull = (self.to_vector(message)[..., None] * vectors).sum(1)
-        score = self.to_axes(h) + torch.zeros_like(b.x).index_add_(0, i, pull.to(b.x.dtype)) * (0.5 / (b.sigma + 0.02))[b.batch, None]
+        score = (
+            self.to_axes(h)
+            + torch.zeros_like(b.x).index_add_(0, i, pull.to(b.x.dtype))
+            * (0.5 / (b.sigma + 0.02))[b.batch, None]
+        )
         return self.to_features(h), without_mean(score, b.batch, b.num_blocks)
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #9804cff7
 def without_mean(v, batch, num_blocks):
     "v (M, 3) minus its mean over the beads of each MOF."
-    mean = torch.zeros(len(num_blocks), v.shape[1], device=v.device, dtype=v.dtype).index_add_(0, batch, v) / num_blocks[:, None]
+    mean = (
+        torch.zeros(len(num_blocks), v.shape[1], device=v.device, dtype=v.dtype).index_add_(0, batch, v)
+        / num_blocks[:, None]
+    )
     return v - mean[batch]

@@ -29,20 +29,28 @@ from ..utils import MatgenError, parallel_map, share
 def property_objective(model, property, target):
     "A function of codes z (B, latent): what to minimise (B,). target: a value, 'max' or 'min'. In units of the training set's spread."
     if property not in model.property_names:
-        raise MatgenError(f"the model was not trained on {property!r}; it knows {', '.join(model.property_names) or 'no property'}")
+        raise MatgenError(
+            f"the model was not trained on {property!r}; it knows {', '.join(model.property_names) or 'no property'}"
+        )
     c = model.property_names.index(property)
     if target in ("max", "min"):
         sign = -1.0 if target == "max" else 1.0
         return lambda z: sign * model.to_properties(z)[:, c]
-    if isinstance(target, str) or not math.isfinite(target): raise MatgenError(f"a target is a number, 'max' or 'min', not {target!r}")
-    goal = (squash(torch.tensor(float(target))) - model.stat_property_mean[c].cpu()) / model.stat_property_std[c].cpu()
+    if isinstance(target, str) or not math.isfinite(target):
+        raise MatgenError(f"a target is a number, 'max' or 'min', not {target!r}")
+    goal = (
+        squash(torch.tensor(float(target))) - model.stat_property_mean[c].cpu()
+    ) / model.stat_property_std[c].cpu()
     return lambda z: (model.to_properties(z)[:, c] - goal.to(z)) ** 2
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #608ad40f
 @dataclass(frozen=True)
 class TrustRegion:
     "All codes z with |W (z - mean)| <= radius. mean (latent,), W (latent, latent): whitening matrix of the codes it was fitted to."
-    mean: torch.Tensor; W: torch.Tensor; radius: float
+
+    mean: torch.Tensor
+    W: torch.Tensor
+    radius: float
 
     def distance(self, z):
         "r(z) (B,), in spreads of the cloud."
@@ -50,12 +58,18 @@ class TrustRegion:
 
     def clip(self, z):
         "z (B, latent), drawn straight towards the mean where it lies outside."
-        return self.mean + (z - self.mean) * (self.radius / self.distance(z).clamp(min=1e-12)).clamp(max=1)[:, None]
+        return (
+            self.mean
+            + (z - self.mean) * (self.radius / self.distance(z).clamp(min=1e-12)).clamp(max=1)[:, None]
+        )
+
 
 def trust_region(codes, share=0.9, ridge=1e-3):
     "The `TrustRegion` that holds `share` of codes (n, latent): training MOFs encoded with noise, or draws from the prior."
-    if not 0 < share <= 1: raise MatgenError(f"share must be in (0, 1], got {share}")
-    if len(codes) < 2: raise MatgenError("a trust region needs at least two codes")
+    if not 0 < share <= 1:
+        raise MatgenError(f"share must be in (0, 1], got {share}")
+    if len(codes) < 2:
+        raise MatgenError("a trust region needs at least two codes")
     x = codes.double()
     mean = x.mean(0)
     values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / (len(x) - 1))
@@ -67,7 +81,12 @@ def trust_region(codes, share=0.9, ridge=1e-3):
 @dataclass
 class Optimised:
     "codes (B, latent); predicted (B,) property of the codes; distance (B,) from the middle of the cloud, in its spreads; history (steps + 1, B): predicted, step by step."
-    codes: torch.Tensor; predicted: torch.Tensor; distance: torch.Tensor; history: torch.Tensor
+
+    codes: torch.Tensor
+    predicted: torch.Tensor
+    distance: torch.Tensor
+    history: torch.Tensor
+
 
 def optimise_codes(model, start, property, target, steps=100, lr=0.05, region=None):
     """Adam on codes: start (B, latent) -> `Optimised`, towards a value of the property, or 'max' or 'min' of it.
@@ -75,81 +94,157 @@ def optimise_codes(model, start, property, target, steps=100, lr=0.05, region=No
     region: a `TrustRegion` that codes are kept in. None: they may go anywhere, which is what the released program does and rarely what you want."""
     objective, c = property_objective(model, property, target), model.property_names.index(property)
     z = start.detach().clone().to(model.device)
-    if region is not None: z = region.clip(z)
+    if region is not None:
+        z = region.clip(z)
     z.requires_grad_(True)
     optimizer, history = torch.optim.Adam([z], lr), []
     for _ in range(steps):
         history.append(model.decode_properties(z)[:, c].detach())
-        z.grad, = torch.autograd.grad(objective(z).sum(), z)
+        (z.grad,) = torch.autograd.grad(objective(z).sum(), z)
         optimizer.step()
-        if region is not None: z.data = region.clip(z.data)
+        if region is not None:
+            z.data = region.clip(z.data)
     z = z.detach()
     predicted = model.decode_properties(z)[:, c].detach()
-    distance = (region or TrustRegion(torch.zeros_like(z[0]), torch.eye(z.shape[1]).to(z), math.inf)).distance(z)
+    distance = (
+        region or TrustRegion(torch.zeros_like(z[0]), torch.eye(z.shape[1]).to(z), math.inf)
+    ).distance(z)
     return Optimised(z, predicted, distance, torch.stack([*history, predicted]))
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #8a887fa3
 ARMS = ("random", "selected", "optimised")
 
+
 def draw_codes(model, arm, n, property, target, seed=0, start=None, trust=0.9, steps=100, lr=0.05):
     """n codes of one of the `ARMS`: draws from the learned prior; the best of 32 n such draws; or draws, respectively codes out of `start` (m, latent),
     for instance encoded training MOFs, optimised within the `trust_region` that holds the share `trust` of them (None: no region)."""
-    if arm not in ARMS: raise MatgenError(f"an arm is one of {', '.join(ARMS)}, not {arm!r}")
+    if arm not in ARMS:
+        raise MatgenError(f"an arm is one of {', '.join(ARMS)}, not {arm!r}")
     generator = torch.Generator().manual_seed(seed % 2**63)
-    if arm == "random": return sample_codes(model, n, generator)
-    if arm == "selected": return codes_for_target(model, n, {property: target}, generator)
+    if arm == "random":
+        return sample_codes(model, n, generator)
+    if arm == "selected":
+        return codes_for_target(model, n, {property: target}, generator)
     cloud = sample_codes(model, max(512, n), generator) if start is None else start.to(model.device)
-    chosen = torch.randint(len(cloud), (n,), generator=generator) if len(cloud) < n else torch.randperm(len(cloud), generator=generator)[:n]
+    chosen = (
+        torch.randint(len(cloud), (n,), generator=generator)
+        if len(cloud) < n
+        else torch.randperm(len(cloud), generator=generator)[:n]
+    )
     region = None if trust is None else trust_region(cloud, trust)
     return optimise_codes(model, cloud[chosen.to(cloud.device)], property, target, steps, lr, region).codes
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #1269647b
-def build(samples, seed=0, relax=False, starts=64, device="cpu", n_jobs=1, time_limit=120.0, progress=None, generations=3):
+def build(
+    samples,
+    seed=0,
+    relax=False,
+    starts=64,
+    device="cpu",
+    n_jobs=1,
+    time_limit=120.0,
+    progress=None,
+    generations=3,
+):
     """Assemble, and with `relax` relax, a list of `MofSample`: Mofs with the bonds they were built with (None where nothing came out) and rows (dicts: `matched`, `assembled` (all bonds between
     blocks close; atoms may clash, relaxation can part them, and the checks decide), `bond_success`, `clashes`, `reason`; with `relax` `converged` and `volume_change`)."""
-    built = assemble_first([[s.coarse, *s.others] for s in samples], seed=seed, starts=starts, generations=generations, device=device, n_jobs=n_jobs, progress=progress and "assembling")
+    built = assemble_first(
+        [[s.coarse, *s.others] for s in samples],
+        seed=seed,
+        starts=starts,
+        generations=generations,
+        device=device,
+        n_jobs=n_jobs,
+        progress=progress and "assembling",
+    )
     made = [None if b.crystal is None else b.to_mof() for b in built]
-    rows = [{**s.row, "name": s.coarse.name, "assembled": b.row["bond_success"] == 1, "cp_error": b.row["cp_error"], "bond_success": b.row["bond_success"],
-             "clashes": b.row["clashes"], "reason": s.row["reason"] or b.row["reason"]} for s, b in zip(samples, built)]
-    if not relax: return made, rows
+    rows = [
+        {
+            **s.row,
+            "name": s.coarse.name,
+            "assembled": b.row["bond_success"] == 1,
+            "cp_error": b.row["cp_error"],
+            "bond_success": b.row["bond_success"],
+            "clashes": b.row["clashes"],
+            "reason": s.row["reason"] or b.row["reason"],
+        }
+        for s, b in zip(samples, built)
+    ]
+    if not relax:
+        return made, rows
     good = [i for i, row in enumerate(rows) if row["assembled"]]
-    relaxed, failures = relax_many([built[i] for i in good], [rows[i]["name"] for i in good], n_jobs=n_jobs, time_limit=time_limit, progress=progress and "relaxing")
+    relaxed, failures = relax_many(
+        [built[i] for i in good],
+        [rows[i]["name"] for i in good],
+        n_jobs=n_jobs,
+        time_limit=time_limit,
+        progress=progress and "relaxing",
+    )
     reasons = iter(failures)
-    for row in rows: row["converged"] = False
+    for row in rows:
+        row["converged"] = False
     for i, r in zip(good, relaxed):
-        if r is None: rows[i]["reason"] = next(reasons).reason
+        if r is None:
+            rows[i]["reason"] = next(reasons).reason
         else:
-            made[i], rows[i]["converged"], rows[i]["volume_change"] = Mof(r.crystal, r.bonds, r.images, rows[i]["name"]), r.converged, r.row["volume_change"]
+            made[i], rows[i]["converged"], rows[i]["volume_change"] = (
+                Mof(r.crystal, r.bonds, r.images, rows[i]["name"]),
+                r.converged,
+                r.row["volume_change"],
+            )
             rows[i]["reason"] = rows[i]["reason"] or ("" if r.converged else r.row["stopped"])
     return made, rows
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #d23a0002
 def best_fitting(samples, draws):
     "Of each `draws` samples in a row the one with the least `mismatch`, in order; the rows get it."
-    if draws == 1: return samples
-    for s in samples: s.row["mismatch"] = mismatch(s.coarse)
-    return [min(samples[i:i + draws], key=lambda s: s.row["mismatch"]) for i in range(0, len(samples), draws)]
+    if draws == 1:
+        return samples
+    for s in samples:
+        s.row["mismatch"] = mismatch(s.coarse)
+    return [
+        min(samples[i : i + draws], key=lambda s: s.row["mismatch"]) for i in range(0, len(samples), draws)
+    ]
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #30a5f9d3
 def measure_all(crystals, measure, names=None, n_jobs=1, timeout=600):
     "measure(crystal) for each crystal, nan where there is none or it fails: values (n,), and the list of failures."
     there = [i for i, c in enumerate(crystals) if c is not None]
-    found, failures = parallel_map(measure, [crystals[i] for i in there], [str(i if names is None else names[i]) for i in there], n_jobs=n_jobs, timeout=timeout, progress=None)
+    found, failures = parallel_map(
+        measure,
+        [crystals[i] for i in there],
+        [str(i if names is None else names[i]) for i in there],
+        n_jobs=n_jobs,
+        timeout=timeout,
+        progress=None,
+    )
     values = np.full(len(crystals), np.nan)
-    for i, value in zip(there, found): values[i] = np.nan if value is None else value
+    for i, value in zip(there, found):
+        values[i] = np.nan if value is None else value
     return values, failures
+
 
 def _check_measure(property, measure):
     if measure is None and property not in PORES:
-        raise MatgenError(f"{property} is not measured by pore_properties ({', '.join(PORES)}): give measure=, a function of a Crystal")
+        raise MatgenError(
+            f"{property} is not measured by pore_properties ({', '.join(PORES)}): give measure=, a function of a Crystal"
+        )
+
 
 def judge(made, rows, property, target, tolerance, measure=None, reference=(), n_jobs=1, timeout=120):
     "Add to the rows what `evaluate_mofs` says of Crystals or Mofs, `measured`, `hit` (within the tolerance, finite) and `success` (hit and valid). Returns `MofEvaluation`."
     _check_measure(property, measure)
     result = evaluate_mofs(made, reference, rows, n_jobs=n_jobs, timeout=timeout, progress=False)
-    if measure is None: values = [math.nan if r.get(property) is None else r[property] for r in result.table]     # none: there is no crystal
-    else: values, failures = measure_all([getattr(m, "crystal", m) for m in made], measure, [r["name"] for r in rows], n_jobs)
-    if measure is not None: result.failures.extend(failures)
+    if measure is None:
+        values = [
+            math.nan if r.get(property) is None else r[property] for r in result.table
+        ]  # none: there is no crystal
+    else:
+        values, failures = measure_all(
+            [getattr(m, "crystal", m) for m in made], measure, [r["name"] for r in rows], n_jobs
+        )
+    if measure is not None:
+        result.failures.extend(failures)
     for row, value in zip(result.table, values):
         hit = bool(np.isfinite(value) and abs(value - target) <= tolerance)
         row |= dict(measured=float(value), hit=hit, success=hit and bool(row["valid"]))
@@ -159,7 +254,14 @@ def judge(made, rows, property, target, tolerance, measure=None, reference=(), n
 @dataclass
 class Design:
     "Outcome of `design`. rows: a dict per framework, with `arm`; crystals: in the same order; summary: {arm: {name: {value, low, high, n, protocol}}}; property, target, tolerance."
-    rows: list; crystals: list; summary: dict; property: str; target: float; tolerance: float; failures: list = field(default_factory=list)
+
+    rows: list
+    crystals: list
+    summary: dict
+    property: str
+    target: float
+    tolerance: float
+    failures: list = field(default_factory=list)
 
     def best(self, n=5):
         "The n successes nearest to the target, as (crystal, row)."
@@ -167,25 +269,64 @@ class Design:
         return sorted(hits, key=lambda cr: abs(cr[1]["measured"] - self.target))[:n]
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #23c00002
-def design(model, property, target, n=16, seed=0, tolerance=None, arms=("optimised", "selected"), start=None, trust=0.9, measure=None, relax=False,
-           reference=(), steps=100, sampling_steps=50, starts=64, n_jobs=1, time_limit=120.0, progress=True, draws=1, generations=3):
+def design(
+    model,
+    property,
+    target,
+    n=16,
+    seed=0,
+    tolerance=None,
+    arms=("optimised", "selected"),
+    start=None,
+    trust=0.9,
+    measure=None,
+    relax=False,
+    reference=(),
+    steps=100,
+    sampling_steps=50,
+    starts=64,
+    n_jobs=1,
+    time_limit=120.0,
+    progress=True,
+    draws=1,
+    generations=3,
+):
     """n frameworks of each arm for a target value: codes, samples, atoms, and the property measured on what came out. Returns `Design`.
 
     tolerance: default a tenth of |target|. start, trust, steps: see `draw_codes`. measure: function of a Crystal, default the pore property of that name.
     relax: measure after relaxation. reference: known identities or crystals. draws: of so many of each code the best fitting one is kept. Same seed, arguments, device: same outcome."""
-    if not isinstance(target, (int, float)) or not math.isfinite(target): raise MatgenError(f"the target must be a number, not {target!r}")
-    if min(n, draws) < 1 or int(n) != n or int(draws) != draws: raise MatgenError(f"n and draws must be whole numbers of at least 1, got {n} and {draws}")
+    if not isinstance(target, (int, float)) or not math.isfinite(target):
+        raise MatgenError(f"the target must be a number, not {target!r}")
+    if min(n, draws) < 1 or int(n) != n or int(draws) != draws:
+        raise MatgenError(f"n and draws must be whole numbers of at least 1, got {n} and {draws}")
     tolerance = 0.1 * abs(target) if tolerance is None else float(tolerance)
-    if not tolerance > 0: raise MatgenError(f"the tolerance must be positive, got {tolerance}")
-    property_objective(model, property, target)       # what cannot be asked for, or not be measured, is refused before anything is drawn
+    if not tolerance > 0:
+        raise MatgenError(f"the tolerance must be positive, got {tolerance}")
+    property_objective(
+        model, property, target
+    )  # what cannot be asked for, or not be measured, is refused before anything is drawn
     _check_measure(property, measure)
     out = Design([], [], {}, property, float(target), tolerance)
     for arm in dict.fromkeys(("random", *arms)):
         z = draw_codes(model, arm, n, property, target, seed, start, trust, steps)
         drawn = model.sample(n, seed=seed, steps=sampling_steps, z=z, draws=draws, progress=progress)
-        made, rows = build(best_fitting(drawn, draws), seed, relax, starts, "cpu", n_jobs, time_limit, progress or None, generations)
-        judged = judge(made, [dict(arm=arm, **r) for r in rows], property, target, tolerance, measure, reference, n_jobs)
-        out.rows += judged.table; out.crystals += [m and m.crystal for m in made]; out.failures += judged.failures
+        made, rows = build(
+            best_fitting(drawn, draws),
+            seed,
+            relax,
+            starts,
+            "cpu",
+            n_jobs,
+            time_limit,
+            progress or None,
+            generations,
+        )
+        judged = judge(
+            made, [dict(arm=arm, **r) for r in rows], property, target, tolerance, measure, reference, n_jobs
+        )
+        out.rows += judged.table
+        out.crystals += [m and m.crystal for m in made]
+        out.failures += judged.failures
         out.summary[arm] = summarise_arm(judged, property, target, tolerance, relax)
     return out
 
@@ -193,69 +334,117 @@ def design(model, property, target, n=16, seed=0, tolerance=None, arms=("optimis
 def summarise_arm(judged, property, target, tolerance, relaxed=False):
     "The shares of one arm: those of `evaluate_mofs` that count, `hit` and `success`."
     what = f"{property} measured {'after' if relaxed else 'without'} relaxation within {tolerance:g} of {target:g}; all inputs"
-    shares = {name: judged.summary[name] for name in ("matched", "assembled", "converged", "volume_kept", "as_drawn", "valid") if name in judged.summary}
-    if "assembled" in shares: shares["assembled_hit"] = share([bool(r["assembled"]) and r["hit"] for r in judged.table], "all bonds close and " + what)
-    return shares | dict(hit=share([r["hit"] for r in judged.table], what), success=share([r["success"] for r in judged.table], "valid and " + what))
+    shares = {
+        name: judged.summary[name]
+        for name in ("matched", "assembled", "converged", "volume_kept", "as_drawn", "valid")
+        if name in judged.summary
+    }
+    if "assembled" in shares:
+        shares["assembled_hit"] = share(
+            [bool(r["assembled"]) and r["hit"] for r in judged.table], "all bonds close and " + what
+        )
+    return shares | dict(
+        hit=share([r["hit"] for r in judged.table], what),
+        success=share([r["success"] for r in judged.table], "valid and " + what),
+    )
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #dda67f0d
 def plot_design(result, ax=None, bins=24):
     "Histogram of the measured property for each arm of a `Design`: outlines for all that was made, filled for what is valid; target and tolerance marked. Returns the axes."
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.figure(figsize=(5, 2.6)).add_subplot()
+
+    if ax is None:
+        ax = plt.figure(figsize=(5, 2.6)).add_subplot()
     rows = {arm: [r for r in result.rows if r["arm"] == arm] for arm in result.summary}
     values = np.array([result.target, *[r["measured"] for r in result.rows if np.isfinite(r["measured"])]])
     edges = np.linspace(values.min() - result.tolerance, values.max() + result.tolerance, bins + 1)
     for (arm, members), color in zip(rows.items(), ("0.5", "tab:orange", "tab:green")):
         label = f"{arm}: {sum(r['success'] for r in members)} successes of {len(members)}"
-        ax.hist([r["measured"] for r in members if np.isfinite(r["measured"])], edges, histtype="step", lw=1.5, color=color, label=label)
-        ax.hist([r["measured"] for r in members if r["valid"]], edges, histtype="stepfilled", alpha=0.4, color=color)
-    ax.axvspan(result.target - result.tolerance, result.target + result.tolerance, color="tab:blue", alpha=0.15)
+        ax.hist(
+            [r["measured"] for r in members if np.isfinite(r["measured"])],
+            edges,
+            histtype="step",
+            lw=1.5,
+            color=color,
+            label=label,
+        )
+        ax.hist(
+            [r["measured"] for r in members if r["valid"]],
+            edges,
+            histtype="stepfilled",
+            alpha=0.4,
+            color=color,
+        )
+    ax.axvspan(
+        result.target - result.tolerance, result.target + result.tolerance, color="tab:blue", alpha=0.15
+    )
     ax.axvline(result.target, color="k", lw=1)
     ax.set(xlabel=f"{result.property}, measured", ylabel="frameworks")
     ax.legend(fontsize=7)
     return ax
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #0f190dc7
-SITES = dict(C_co2=(27.0, 2.80, 0.70, 12.011), O_co2=(79.0, 3.05, -0.35, 15.999), N_n2=(36.0, 3.31, -0.482, 14.007), N_com=(0.0, 1.0, 0.964, 0.0))
-GASES = dict(CO2=(("O_co2", -1.16), ("C_co2", 0.0), ("O_co2", 1.16)), N2=(("N_n2", -0.55), ("N_com", 0.0), ("N_n2", 0.55)))
+SITES = dict(
+    C_co2=(27.0, 2.80, 0.70, 12.011),
+    O_co2=(79.0, 3.05, -0.35, 15.999),
+    N_n2=(36.0, 3.31, -0.482, 14.007),
+    N_com=(0.0, 1.0, 0.964, 0.0),
+)
+GASES = dict(
+    CO2=(("O_co2", -1.16), ("C_co2", 0.0), ("O_co2", 1.16)),
+    N2=(("N_n2", -0.55), ("N_com", 0.0), ("N_n2", 0.55)),
+)
 CRITICAL = dict(CO2=(304.1282, 7377300.0, 0.22394), N2=(126.192, 3395800.0, 0.0372))
 # SITES: TraPPE, epsilon / k (K), sigma (A), charge (e), mass (u); GASES: sites and their places (A) on the axis; CRITICAL: temperature (K), pressure (Pa), acentric factor
+
 
 def framework_lj(elements):
     "UFF as Lennard-Jones parameters of atomic numbers (n,): epsilon / k (K) and sigma (A), each (n,)."
     table = {}
-    for name, t in uff_table().items(): table.setdefault(name[:2].rstrip("_"), (503.2195 * t.depth, t.distance / 2 ** (1 / 6)))
+    for name, t in uff_table().items():
+        table.setdefault(name[:2].rstrip("_"), (503.2195 * t.depth, t.distance / 2 ** (1 / 6)))
     symbols = element_table().symbol[np.asarray(elements)]
     missing = sorted(set(symbols.tolist()) - set(table))
-    if missing: raise MatgenError(f"UFF has no parameters for {', '.join(missing)}")
+    if missing:
+        raise MatgenError(f"UFF has no parameters for {', '.join(missing)}")
     return np.array([table[s] for s in symbols]).reshape(-1, 2).T
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #97f85f04
 def insertion_energy(crystal, points, directions, gas="CO2", cutoff=12.0):
     "Lennard-Jones energy U / k (K) of one molecule with its centre at fractional points (n, 3) along unit vectors directions (n, 3): (n,)."
     from scipy.spatial import cKDTree
+
     epsilon, sigma = framework_lj(crystal.elements)
     margin = (cutoff + 1.5) * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
-    shifts = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1).reshape(-1, 3)
+    shifts = np.stack(
+        np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1
+    ).reshape(-1, 3)
     frac = crystal.frac_coords + shifts[:, None]
     cell, atom = np.nonzero(((frac > -margin) & (frac < 1 + margin)).all(-1))
     around, energy = cKDTree(frac[cell, atom] @ crystal.lattice), np.zeros(len(points))
     for site, place in GASES[gas]:
         e, s = SITES[site][:2]
-        if e == 0: continue
-        near = cKDTree(points @ crystal.lattice + place * directions).sparse_distance_matrix(around, cutoff, output_type="ndarray")
+        if e == 0:
+            continue
+        near = cKDTree(points @ crystal.lattice + place * directions).sparse_distance_matrix(
+            around, cutoff, output_type="ndarray"
+        )
         k = atom[near["j"]]
         x = ((s + sigma[k]) / 2 / np.maximum(near["v"], 0.3)) ** 6
         energy += np.bincount(near["i"], 4 * np.sqrt(e * epsilon[k]) * (x * x - x), len(points))
     return energy
 
+
 def henry_coefficient(crystal, gas="CO2", temperature=298.0, n=20000, seed=0, cutoff=12.0, chunk=500):
     "Widom's estimate of the Henry coefficient, mol/(kg Pa), and its standard error. Rigid framework, Lennard-Jones only: no charges."
-    if gas not in GASES: raise MatgenError(f"no model of {gas!r}; there are {', '.join(GASES)}")
+    if gas not in GASES:
+        raise MatgenError(f"no model of {gas!r}; there are {', '.join(GASES)}")
     rng, factors = np.random.default_rng(seed), []
     for first in range(0, n, chunk):
         u = rng.normal(size=(min(chunk, n - first), 3))
-        energy = insertion_energy(crystal, rng.random(u.shape), u / np.linalg.norm(u, axis=1, keepdims=True), gas, cutoff)
+        energy = insertion_energy(
+            crystal, rng.random(u.shape), u / np.linalg.norm(u, axis=1, keepdims=True), gas, cutoff
+        )
         factors.append(np.exp(-np.clip(energy / temperature, -200, 200)))
     factors = np.concatenate(factors) / (1000 * crystal.density * 8.314462618 * temperature)
     return float(factors.mean()), float(factors.std(ddof=1) / math.sqrt(n))
@@ -264,13 +453,15 @@ def henry_coefficient(crystal, gas="CO2", temperature=298.0, n=20000, seed=0, cu
 def raspa():
     "The module raspalib, or a MatgenError that says how to get it."
     import warnings
+
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                     # that there is no OpenCL
+            warnings.simplefilter("ignore")  # that there is no OpenCL
             import raspalib
     except ImportError as error:
         raise MatgenError(f"GCMC needs RASPA3, which is not there ({error}): pip install raspalib") from None
     return raspalib
+
 
 def repeats(lattice, cutoff=12.0):
     "How often a cell must be repeated along each axis so that it is twice the cutoff wide everywhere: three ints."
@@ -281,24 +472,63 @@ def _force_field(rl, symbols, elements, cutoff, use_charge=True):
     "Pseudo-atoms and Lennard-Jones parameters of the framework's symbols, then the `SITES`."
     mass = element_table().mass
     lj = framework_lj(elements).T.tolist()
-    atoms = [rl.PseudoAtom(s, True, float(mass[z]), 0.0, 0.0, int(z), True, "") for s, z in zip(symbols, elements)]
-    atoms += [rl.PseudoAtom(s, False, m, q, 0.0, {"C": 6, "O": 8, "N": 7}[s[0]], True, "") for s, (_, _, q, m) in SITES.items()]
-    parameters = [rl.VDWParameters(e, s) for e, s in lj] + [rl.VDWParameters(e, s) for e, s, _, _ in SITES.values()]
-    return rl.ForceField(atoms, parameters, rl.ForceField.MixingRule.LORENTZ_BERTHELOT, cutoff, cutoff, cutoff, False, False, use_charge)
+    atoms = [
+        rl.PseudoAtom(s, True, float(mass[z]), 0.0, 0.0, int(z), True, "") for s, z in zip(symbols, elements)
+    ]
+    atoms += [
+        rl.PseudoAtom(s, False, m, q, 0.0, {"C": 6, "O": 8, "N": 7}[s[0]], True, "")
+        for s, (_, _, q, m) in SITES.items()
+    ]
+    parameters = [rl.VDWParameters(e, s) for e, s in lj] + [
+        rl.VDWParameters(e, s) for e, s, _, _ in SITES.values()
+    ]
+    return rl.ForceField(
+        atoms,
+        parameters,
+        rl.ForceField.MixingRule.LORENTZ_BERTHELOT,
+        cutoff,
+        cutoff,
+        cutoff,
+        False,
+        False,
+        use_charge,
+    )
+
 
 def _component(rl, force_field, gas, first, fugacity):
     "A gas as RASPA component; first: index of the first of `SITES` among the pseudo-atoms."
     order = list(SITES)
-    sites = [rl.Atom((0.0, 0.0, place), SITES[site][2], 1.0, 0, first + order.index(site)) for site, place in GASES[gas]]
-    moves = rl.MCMoveProbabilities(translation_probability=0.5, rotation_probability=0.5, swap_probability=1.0)
-    return rl.Component(force_field, gas, *CRITICAL[gas], sites, particle_probabilities=moves, fugacity_coefficient=fugacity)
+    sites = [
+        rl.Atom((0.0, 0.0, place), SITES[site][2], 1.0, 0, first + order.index(site))
+        for site, place in GASES[gas]
+    ]
+    moves = rl.MCMoveProbabilities(
+        translation_probability=0.5, rotation_probability=0.5, swap_probability=1.0
+    )
+    return rl.Component(
+        force_field, gas, *CRITICAL[gas], sites, particle_probabilities=moves, fugacity_coefficient=fugacity
+    )
+
 
 def _framework(rl, crystal, force_field, kinds, charges, cutoff):
     "A rigid framework in as many cells as the cutoff needs."
     L = np.linalg.norm(crystal.lattice, axis=1)
-    angles = [math.acos(crystal.lattice[i] @ crystal.lattice[j] / (L[i] * L[j])) for i, j in ((1, 2), (0, 2), (0, 1))]   # radians
-    atoms = [rl.Atom(tuple(map(float, x)), float(q), 1.0, 0, k) for x, q, k in zip(crystal.frac_coords, charges, kinds)]
-    return rl.Framework(force_field, "framework", rl.SimulationBox(*map(float, L), *angles), 1, atoms, repeats(crystal.lattice, cutoff))
+    angles = [
+        math.acos(crystal.lattice[i] @ crystal.lattice[j] / (L[i] * L[j]))
+        for i, j in ((1, 2), (0, 2), (0, 1))
+    ]  # radians
+    atoms = [
+        rl.Atom(tuple(map(float, x)), float(q), 1.0, 0, k)
+        for x, q, k in zip(crystal.frac_coords, charges, kinds)
+    ]
+    return rl.Framework(
+        force_field,
+        "framework",
+        rl.SimulationBox(*map(float, L), *angles),
+        1,
+        atoms,
+        repeats(crystal.lattice, cutoff),
+    )
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #130a58a1
 def _gcmc(job):
@@ -307,30 +537,74 @@ def _gcmc(job):
     rl = raspa()
     elements, kinds = np.unique(crystal.elements, return_inverse=True)
     field = _force_field(rl, element_table().symbol[elements].tolist(), elements, cutoff)
-    fugacity = [None] if len(fractions) == 1 else [len(fractions) * y for y in fractions.values()]      # None: by RASPA's equation of state
+    fugacity = (
+        [None] if len(fractions) == 1 else [len(fractions) * y for y in fractions.values()]
+    )  # None: by RASPA's equation of state
     components = [_component(rl, field, gas, len(elements), phi) for gas, phi in zip(fractions, fugacity)]
-    system = rl.System(field, external_temperature=temperature, external_pressure=pressure, components=components,
-                       framework_components=_framework(rl, crystal, field, kinds.tolist(), charges, cutoff), initial_number_of_molecules=[0] * len(components))
-    run = rl.MonteCarlo(number_of_cycles=cycles, number_of_initialization_cycles=start_cycles, systems=[system], random_seed=seed, output_to_files=False)
+    system = rl.System(
+        field,
+        external_temperature=temperature,
+        external_pressure=pressure,
+        components=components,
+        framework_components=_framework(rl, crystal, field, kinds.tolist(), charges, cutoff),
+        initial_number_of_molecules=[0] * len(components),
+    )
+    run = rl.MonteCarlo(
+        number_of_cycles=cycles,
+        number_of_initialization_cycles=start_cycles,
+        systems=[system],
+        random_seed=seed,
+        output_to_files=False,
+    )
     run.run()
     mean, error = run.systems[0].average_loadings.result()
     per = 1000 / (element_table().mass[crystal.elements].sum() * math.prod(repeats(crystal.lattice, cutoff)))
-    return {gas: (float(per * m), float(per * e)) for gas, m, e in zip(fractions, mean.number_of_molecules, error.number_of_molecules)}
+    return {
+        gas: (float(per * m), float(per * e))
+        for gas, m, e in zip(fractions, mean.number_of_molecules, error.number_of_molecules)
+    }
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #918e1c37
-def gcmc(crystal, temperature, pressure, fractions, charges=None, cycles=2000, start_cycles=2000, cutoff=12.0, seed=0):
+def gcmc(
+    crystal,
+    temperature,
+    pressure,
+    fractions,
+    charges=None,
+    cycles=2000,
+    start_cycles=2000,
+    cutoff=12.0,
+    seed=0,
+):
     """Uptake of a rigid framework by grand-canonical Monte Carlo: {gas: (mol/kg, half-width of the 95 % interval over five blocks)}.
 
     temperature (K), pressure (Pa), fractions {gas: mole fraction}. charges (N,) of the framework's atoms in e, None for none. A cycle is as many moves as
     there are molecules, at least 20. Runs in a process of its own, since RASPA ends its process when it fails. Needs the extra (pip install raspalib)."""
     unknown = sorted(set(fractions) - set(GASES))
-    if unknown or not fractions: raise MatgenError(f"no model of {', '.join(unknown) or 'an empty mixture'}; there are {', '.join(GASES)}")
+    if unknown or not fractions:
+        raise MatgenError(
+            f"no model of {', '.join(unknown) or 'an empty mixture'}; there are {', '.join(GASES)}"
+        )
     charges = np.zeros(len(crystal)) if charges is None else np.asarray(charges, dtype=float)
-    if charges.shape != (len(crystal),) or abs(charges.sum()) > 1e-2: raise MatgenError(f"charges must be {len(crystal)} numbers that add up to zero")
+    if charges.shape != (len(crystal),) or abs(charges.sum()) > 1e-2:
+        raise MatgenError(f"charges must be {len(crystal)} numbers that add up to zero")
     raspa()
-    job = (crystal, float(temperature), float(pressure), {g: float(y) for g, y in fractions.items()}, charges, int(cycles), int(start_cycles), cutoff, int(seed))
-    found, failures = parallel_map(_gcmc, [job], [f"GCMC at {temperature:g} K, {pressure:g} Pa"], n_jobs=2, progress=None, chunk=1)
-    if failures: raise MatgenError(str(failures[0]))
+    job = (
+        crystal,
+        float(temperature),
+        float(pressure),
+        {g: float(y) for g, y in fractions.items()},
+        charges,
+        int(cycles),
+        int(start_cycles),
+        cutoff,
+        int(seed),
+    )
+    found, failures = parallel_map(
+        _gcmc, [job], [f"GCMC at {temperature:g} K, {pressure:g} Pa"], n_jobs=2, progress=None, chunk=1
+    )
+    if failures:
+        raise MatgenError(str(failures[0]))
     return found[0]
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #0b2e3afe
@@ -338,9 +612,24 @@ def co2_working_capacity(crystal, charges=None, cycles=2000, start_cycles=2000, 
     """CO2 working capacity of a vacuum swing, protocol of Boyd et al. 2019: adsorption at 298 K from 1 bar of CO2:N2 15:85, desorption at 363 K and 0.1 bar
     of CO2. dict: working_capacity, uptake, residual, uptake_n2 (mol/kg), *_error each, selectivity, protocol. charges: of the framework, e; None: none."""
     settings = dict(charges=charges, cycles=cycles, start_cycles=start_cycles, cutoff=cutoff, seed=seed)
-    mixed, pure = gcmc(crystal, 298.0, 1e5, dict(CO2=0.15, N2=0.85), **settings), gcmc(crystal, 363.0, 1e4, dict(CO2=1.0), **settings)
+    mixed, pure = (
+        gcmc(crystal, 298.0, 1e5, dict(CO2=0.15, N2=0.85), **settings),
+        gcmc(crystal, 363.0, 1e4, dict(CO2=1.0), **settings),
+    )
     (up, up_error), (n2, n2_error), (left, left_error) = mixed["CO2"], mixed["N2"], pure["CO2"]
-    protocol = (f"rigid framework, UFF + TraPPE, {'framework charges given' if charges is not None else 'no framework charges'}, cutoff {cutoff:g} A without tail, Ewald, "
-                f"{start_cycles} + {cycles} cycles, raspalib")
-    return dict(working_capacity=up - left, working_capacity_error=math.hypot(up_error, left_error), uptake=up, uptake_error=up_error, residual=left,
-                residual_error=left_error, uptake_n2=n2, uptake_n2_error=n2_error, selectivity=(up / 0.15) / (n2 / 0.85) if n2 > 0 else math.inf, protocol=protocol)
+    protocol = (
+        f"rigid framework, UFF + TraPPE, {'framework charges given' if charges is not None else 'no framework charges'}, cutoff {cutoff:g} A without tail, Ewald, "
+        f"{start_cycles} + {cycles} cycles, raspalib"
+    )
+    return dict(
+        working_capacity=up - left,
+        working_capacity_error=math.hypot(up_error, left_error),
+        uptake=up,
+        uptake_error=up_error,
+        residual=left,
+        residual_error=left_error,
+        uptake_n2=n2,
+        uptake_n2_error=n2_error,
+        selectivity=(up / 0.15) / (n2 / 0.85) if n2 > 0 else math.inf,
+        protocol=protocol,
+    )

@@ -26,7 +26,10 @@ from ..utils import MatgenError, parallel_map
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #6e0f5c15
 KCAL = 0.0433641153  # eV per kcal/mol: UFF is written in kcal/mol, this course in eV
 
-UffType = namedtuple("UffType", "radius angle distance depth charge torsion_sp3 torsion_sp2 electronegativity source")
+UffType = namedtuple(
+    "UffType", "radius angle distance depth charge torsion_sp3 torsion_sp2 electronegativity source"
+)
+
 
 @lru_cache
 def uff_table():
@@ -35,15 +38,21 @@ def uff_table():
     radius (A), angle (degrees), distance (A) and depth (kcal/mol) of the van der Waals minimum, effective charge, torsion barriers (kcal/mol), electronegativity
     (GMP scale), source. From Rappe et al. 1992; Addicoat et al., JCTC 10, 880 (2014); Coupry et al., JCTC 12, 5215 (2016)."""
     with (files("matgen_nb") / "data" / "uff.csv").open(encoding="utf-8") as f:
-        return {row.pop("type"): UffType(*[float(x) for x in list(row.values())[:-1]], row["source"]) for row in csv.DictReader(f)}
+        return {
+            row.pop("type"): UffType(*[float(x) for x in list(row.values())[:-1]], row["source"])
+            for row in csv.DictReader(f)
+        }
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #f5909643
 class BondGraph:
     """A framework as its bonds. z: atomic numbers; metal: flags; near[i]: list of (neighbour, its cell relative to i, index of the bond);
     ligands[i], metals[i]: the neighbours of i that are not, and are, metals."""
+
     def __init__(self, elements, bonds, images):
         self.z, self.metal = np.asarray(elements).tolist(), is_metal(elements).tolist()
-        self.bonds, self.images = (np.asarray(a, dtype=np.int64).reshape(-1, n) for a, n in ((bonds, 2), (images, 3)))
+        self.bonds, self.images = (
+            np.asarray(a, dtype=np.int64).reshape(-1, n) for a, n in ((bonds, 2), (images, 3))
+        )
         self.near = [[] for _ in self.z]
         for b, ((i, j), shift) in enumerate(zip(self.bonds.tolist(), self.images.tolist())):
             self.near[i].append((j, tuple(shift), b))
@@ -54,59 +63,114 @@ class BondGraph:
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #92416f89
 _add = lambda s, t: (s[0] + t[0], s[1] + t[1], s[2] + t[2])
 
+
 def _could_be_flat(g, i):
     "Could atom i be a member of an aromatic ring?"
     n = len(g.near[i])
-    if g.z[i] == 6: return n == 3 and not any(g.z[j] in (8, 16) and len(g.near[j]) == 1 for j in g.ligands[i])  # no carbonyl
-    if g.z[i] in (5, 7): return n in (2, 3)
+    if g.z[i] == 6:
+        return n == 3 and not any(
+            g.z[j] in (8, 16) and len(g.near[j]) == 1 for j in g.ligands[i]
+        )  # no carbonyl
+    if g.z[i] in (5, 7):
+        return n in (2, 3)
     return g.z[i] in (8, 16) and len(g.ligands[i]) == 2 and n <= 3
+
 
 def flat_rings(g, sizes=(5, 6)):
     "Rings of atoms that can all be flat: {frozenset of bonds: atoms in order}. A ring closes in the cell where it began."
     flat, found = [_could_be_flat(g, i) for i in range(len(g.z))], {}
+
     def walk(path, bonds, shift):
         for j, s, b in g.near[path[-1]]:
             to = _add(shift, s)
-            if j == path[0] and len(path) in sizes and to == (0, 0, 0): found[frozenset(bonds + [b])] = tuple(path)
-            elif flat[j] and j > path[0] and j not in path and len(path) < max(sizes): walk(path + [j], bonds + [b], to)
-    for i in np.flatnonzero(flat).tolist(): walk([i], [], (0, 0, 0))
+            if j == path[0] and len(path) in sizes and to == (0, 0, 0):
+                found[frozenset(bonds + [b])] = tuple(path)
+            elif flat[j] and j > path[0] and j not in path and len(path) < max(sizes):
+                walk(path + [j], bonds + [b], to)
+
+    for i in np.flatnonzero(flat).tolist():
+        walk([i], [], (0, 0, 0))
     return found
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #8bac3d73
 def _carbon(g, i, ring):
     n = len(g.near[i])
-    if n >= 4: return "C_3"
-    if n <= 2: return "C_1"
+    if n >= 4:
+        return "C_3"
+    if n <= 2:
+        return "C_1"
     return "C_R" if ring or sum(g.z[j] in (7, 8, 16) for j in g.ligands[i]) >= 2 else "C_2"
+
 
 def _nitrogen(g, i, ring):
     n, other = len(g.near[i]), g.ligands[i]
-    if n >= 4: return "N_3"
-    if ring: return "N_R"
-    if n == 1 or n == 2 and (len(other) == 1 and len(g.near[other[0]]) == 2 or [g.z[j] for j in other] == [7, 7]): return "N_1"
-    if n == 2: return "N_2"
-    return "N_R" if any(g.z[j] == 8 and len(g.ligands[j]) == 1 or g.z[j] in (6, 7) and len(g.near[j]) <= 3 for j in other) else "N_3"
+    if n >= 4:
+        return "N_3"
+    if ring:
+        return "N_R"
+    if (
+        n == 1
+        or n == 2
+        and (len(other) == 1 and len(g.near[other[0]]) == 2 or [g.z[j] for j in other] == [7, 7])
+    ):
+        return "N_1"
+    if n == 2:
+        return "N_2"
+    return (
+        "N_R"
+        if any(
+            g.z[j] == 8 and len(g.ligands[j]) == 1 or g.z[j] in (6, 7) and len(g.near[j]) <= 3 for j in other
+        )
+        else "N_3"
+    )
+
 
 def _oxygen(g, i, ring):
     other, m = g.ligands[i], len(g.metals[i])
     z = {g.z[j] for j in other}
-    if ring: return "O_R"
-    if not other or z == {1} and m >= 2: return {1: "O_2", 2: "O_2", 3: "O_3_f" if other else "O_2_z"}.get(m, "O_3_f")
-    if len(other) == 1 and z != {1}: return "O_R" if z == {7} else "O_2"
-    if z == {14}: return "O_3_z"
+    if ring:
+        return "O_R"
+    if not other or z == {1} and m >= 2:
+        return {1: "O_2", 2: "O_2", 3: "O_3_f" if other else "O_2_z"}.get(m, "O_3_f")
+    if len(other) == 1 and z != {1}:
+        return "O_R" if z == {7} else "O_2"
+    if z == {14}:
+        return "O_3_z"
     return "O_R" if any(g.z[j] == 6 and len(g.near[j]) == 3 for j in other) else "O_3"
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #964b480c
-_FIXED = {1: "H_", 2: "He4+4", 9: "F_", 10: "Ne4+4", 14: "Si3", 17: "Cl", 18: "Ar4+4", 32: "Ge3", 33: "As3+3", 34: "Se3+2", 35: "Br",
-          36: "Kr4+4", 52: "Te3+2", 53: "I_", 54: "Xe4+4", 85: "At", 86: "Rn4+4"}
+_FIXED = {
+    1: "H_",
+    2: "He4+4",
+    9: "F_",
+    10: "Ne4+4",
+    14: "Si3",
+    17: "Cl",
+    18: "Ar4+4",
+    32: "Ge3",
+    33: "As3+3",
+    34: "Se3+2",
+    35: "Br",
+    36: "Kr4+4",
+    52: "Te3+2",
+    53: "I_",
+    54: "Xe4+4",
+    85: "At",
+    86: "Rn4+4",
+}
+
 
 def light_type(g, i, in_ring):
     "The UFF type of atom i, which is no metal; `in_ring`: it belongs to an aromatic ring."
     z, n = g.z[i], len(g.near[i])
-    if z in (6, 7, 8): return {6: _carbon, 7: _nitrogen, 8: _oxygen}[z](g, i, in_ring)
-    if z == 5: return "B_2" if n == 3 else "B_3"
-    if z == 15: return "P_3+3" if n <= 3 else "P_3+5"
-    if z == 16: return "S_R" if in_ring else {1: "S_2", 2: "S_3+2", 3: "S_3+4"}.get(n, "S_3+6")
+    if z in (6, 7, 8):
+        return {6: _carbon, 7: _nitrogen, 8: _oxygen}[z](g, i, in_ring)
+    if z == 5:
+        return "B_2" if n == 3 else "B_3"
+    if z == 15:
+        return "P_3+3" if n <= 3 else "P_3+5"
+    if z == 16:
+        return "S_R" if in_ring else {1: "S_2", 2: "S_3+2", 3: "S_3+4"}.get(n, "S_3+6")
     return _FIXED[z]
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #edc556c9
@@ -114,62 +178,107 @@ def metal_geometry(vectors, paired=False):
     """Digit of UFF for the vectors (n, 3) from a metal to its ligands: 1 linear, 2 trigonal, 3 tetrahedral, 4 square or square pyramid,
     5 trigonal bipyramid, 6 octahedral, 8 more. `paired`: bonded to another metal, as in a paddlewheel, whose corners are square."""
     n = len(vectors)
-    if n <= 1: return "1"
-    if paired and n in (4, 5): return "4"
+    if n <= 1:
+        return "1"
+    if paired and n in (4, 5):
+        return "4"
     u = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     angles = np.sort(np.degrees(np.arccos(np.clip((u @ u.T)[np.triu_indices(n, 1)], -1, 1))))[::-1]
-    if n == 2: return "1" if angles[0] > 150 else "2"
-    if n == 3: return "2" if angles.sum() > 345 else "3"
-    if n == 4: return "4" if angles[1] > 140 else "3"
-    if n == 5: return "4" if angles[0] - angles[1] < 27 else "5"
+    if n == 2:
+        return "1" if angles[0] > 150 else "2"
+    if n == 3:
+        return "2" if angles.sum() > 345 else "3"
+    if n == 4:
+        return "4" if angles[1] > 140 else "3"
+    if n == 5:
+        return "4" if angles[0] - angles[1] < 27 else "5"
     return "6" if n == 6 else "8"
+
 
 def metal_type(z, geometry):
     "The type of a metal with atomic number z nearest in geometry; UFF4MOF's before UFF's."
     symbol = element_table().symbol[z]
     names = [t for t in uff_table() if t[:2] == str(symbol).ljust(2, "_")]
-    if not names: raise MatgenError(f"UFF has no parameters for {symbol}: leave this structure out")
+    if not names:
+        raise MatgenError(f"UFF has no parameters for {symbol}: leave this structure out")
     digit, want = lambda t: t[2:3] if t[2:3].isdigit() else "1", {"5": "4"}.get(geometry, geometry)
-    return min(names, key=lambda t: (digit(t) != want, abs(int(digit(t)) - int(want)), uff_table()[t].source == "Rappe1992"))
+    return min(
+        names,
+        key=lambda t: (
+            digit(t) != want,
+            abs(int(digit(t)) - int(want)),
+            uff_table()[t].source == "Rappe1992",
+        ),
+    )
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #9d597d86
 def _ligand_vectors(crystal, g, i):
     "Vectors (n, 3) in A from atom i to its neighbours that are no metals."
-    return np.array([(crystal.frac_coords[j] + s - crystal.frac_coords[i]) @ crystal.lattice for j, s, _ in g.near[i] if not g.metal[j]]).reshape(-1, 3)
+    return np.array(
+        [
+            (crystal.frac_coords[j] + s - crystal.frac_coords[i]) @ crystal.lattice
+            for j, s, _ in g.near[i]
+            if not g.metal[j]
+        ]
+    ).reshape(-1, 3)
+
 
 def atom_types(g, crystal):
     "The UFF type of every atom, the geometry digit of every metal {atom: digit}, and the aromatic rings (see `flat_rings`)."
     rings = flat_rings(g)
     inside = {i for ring in rings.values() for i in ring}
-    geometry = {i: metal_geometry(_ligand_vectors(crystal, g, i), bool(g.metals[i])) for i in np.flatnonzero(g.metal).tolist()}
-    return [metal_type(z, geometry[i]) if g.metal[i] else light_type(g, i, i in inside) for i, z in enumerate(g.z)], geometry, rings
+    geometry = {
+        i: metal_geometry(_ligand_vectors(crystal, g, i), bool(g.metals[i]))
+        for i in np.flatnonzero(g.metal).tolist()
+    }
+    return (
+        [
+            metal_type(z, geometry[i]) if g.metal[i] else light_type(g, i, i in inside)
+            for i, z in enumerate(g.z)
+        ],
+        geometry,
+        rings,
+    )
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #c2ae17f6
 def _multiple_bonds(g, types, inside):
     "Double and triple bonds between unsaturated C and N outside aromatic rings: {bond: order}, and the atoms left over."
     carbonyl = lambda i: any(g.z[j] in (8, 16) and len(g.near[j]) == 1 for j in g.ligands[i])
-    free = {i for i, t in enumerate(types) if t in ("C_2", "N_2", "C_1", "N_1") and i not in inside and not carbonyl(i)}
-    partners = lambda i: [(j, b) for j, _, b in g.near[i] if j in free and j != i and types[j][2] == types[i][2]]
+    free = {
+        i
+        for i, t in enumerate(types)
+        if t in ("C_2", "N_2", "C_1", "N_1") and i not in inside and not carbonyl(i)
+    }
+    partners = lambda i: [
+        (j, b) for j, _, b in g.near[i] if j in free and j != i and types[j][2] == types[i][2]
+    ]
     orders = {}
     while options := {i: p for i in sorted(free) if (p := partners(i))}:
         i = min(options, key=lambda i: (len(options[i]), i))
         j, b = min(options[i], key=lambda jb: (len(options[jb[0]]), jb[0]))
-        orders[b] = 3. if types[i][2] == "1" else 2.
+        orders[b] = 3.0 if types[i][2] == "1" else 2.0
         free -= {i, j}
     return orders, free
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #1102e485
-_lone = lambda g, i: g.z[i] in (8, 16) and len(g.ligands[i]) == 1  # O or S at the end of a linker: carbonyl, carboxylate, nitro
+_lone = lambda g, i: (
+    g.z[i] in (8, 16) and len(g.ligands[i]) == 1
+)  # O or S at the end of a linker: carbonyl, carboxylate, nitro
+
 
 def _end_order(g, types, i, j, inside):
     "Order of the bond from atom i to the O or S atom j at the end of a linker."
-    if types[i] == "N_R" or g.z[i] in (15, 16): return 1.5
-    if types[i] in ("C_R", "C_2") and i not in inside: return 1.5 if g.metals[j] or sum(_lone(g, k) for k in g.ligands[i]) > 1 else 2.
-    return 2. if types[i] == "C_1" else 1.
+    if types[i] == "N_R" or g.z[i] in (15, 16):
+        return 1.5
+    if types[i] in ("C_R", "C_2") and i not in inside:
+        return 1.5 if g.metals[j] or sum(_lone(g, k) for k in g.ligands[i]) > 1 else 2.0
+    return 2.0 if types[i] == "C_1" else 1.0
+
 
 def metal_bond_order(name, z):
     "Order of a bond between a metal of this type and atomic number and a non-metal, chosen by measured lengths (see the section on bonds)."
-    return 1. if name == "Zr8f4" else 0.5 if 57 <= z <= 71 else 0.7
+    return 1.0 if name == "Zr8f4" else 0.5 if 57 <= z <= 71 else 0.7
+
 
 def bond_orders(g, types, rings, metal_order=None):
     "Bond order of every bond (b,) float64. `metal_order`: one value for all bonds of metals with others; None: `metal_bond_order`."
@@ -178,30 +287,52 @@ def bond_orders(g, types, rings, metal_order=None):
     acyl = lambda i: types[i] in ("C_R", "C_2") and any(g.z[k] == 8 and _lone(g, k) for k in g.ligands[i])
     order = np.ones(len(g.bonds))
     for b, (i, j) in enumerate(g.bonds.tolist()):
-        if not _lone(g, j): i, j = j, i
+        if not _lone(g, j):
+            i, j = j, i
         m = i if g.metal[i] else j
-        if g.metal[i] and g.metal[j]: order[b] = 0.25  # across a paddlewheel (UFF4MOF)
-        elif g.metal[m]: order[b] = metal_order or metal_bond_order(types[m], g.z[m])
-        elif b in in_ring: order[b] = 1.5
-        elif b in multiple: order[b] = multiple[b]
-        elif _lone(g, j): order[b] = _end_order(g, types, i, j, inside)
-        elif {types[i], types[j]} <= {"C_R", "C_2", "N_R"} and (acyl(i) and g.z[j] == 7 or acyl(j) and g.z[i] == 7): order[b] = 1.41
-        elif {i, j} & left and {types[i], types[j]} <= {"C_R", "C_2"}: order[b] = 1.5  # an atom left over shares with the rings beside it
+        if g.metal[i] and g.metal[j]:
+            order[b] = 0.25  # across a paddlewheel (UFF4MOF)
+        elif g.metal[m]:
+            order[b] = metal_order or metal_bond_order(types[m], g.z[m])
+        elif b in in_ring:
+            order[b] = 1.5
+        elif b in multiple:
+            order[b] = multiple[b]
+        elif _lone(g, j):
+            order[b] = _end_order(g, types, i, j, inside)
+        elif {types[i], types[j]} <= {"C_R", "C_2", "N_R"} and (
+            acyl(i) and g.z[j] == 7 or acyl(j) and g.z[i] == 7
+        ):
+            order[b] = 1.41
+        elif {i, j} & left and {types[i], types[j]} <= {"C_R", "C_2"}:
+            order[b] = 1.5  # an atom left over shares with the rings beside it
     return order
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #49b2329b
 @dataclass(frozen=True, eq=False)
 class Terms:
     "M terms of k atoms each: index (M, k) int64, shift (M, k, 3) the cell of each atom, coefficients (M, c), energies in kcal/mol."
-    index: torch.Tensor; shift: torch.Tensor; coefficients: torch.Tensor
 
-    def __len__(self): return len(self.index)
-    def gather(self, x, cell): return x[self.index] + self.shift @ cell  # positions (M, k, 3) in A
+    index: torch.Tensor
+    shift: torch.Tensor
+    coefficients: torch.Tensor
+
+    def __len__(self):
+        return len(self.index)
+
+    def gather(self, x, cell):
+        return x[self.index] + self.shift @ cell  # positions (M, k, 3) in A
+
 
 def _terms(rows, k, c):
     atoms, shifts, coefficients = zip(*rows) if rows else ([], [], [])
     tensor = lambda a, dtype, *shape: torch.tensor(np.array(a), dtype=dtype).reshape(-1, *shape)
-    return Terms(tensor(atoms, torch.int64, k), tensor(shifts, torch.float64, k, 3), tensor(coefficients, torch.float64, c))
+    return Terms(
+        tensor(atoms, torch.int64, k),
+        tensor(shifts, torch.float64, k, 3),
+        tensor(coefficients, torch.float64, c),
+    )
+
 
 _HERE = (0, 0, 0)
 
@@ -209,16 +340,27 @@ _HERE = (0, 0, 0)
 def natural_length(a, b, order):
     "The natural length (A) of a bond between UffTypes a and b."
     ra, rb, xa, xb = a.radius, b.radius, a.electronegativity, b.electronegativity
-    return (ra + rb) * (1 - 0.1332 * math.log(order)) - ra * rb * (xa**0.5 - xb**0.5)**2 / (xa * ra + xb * rb)
+    return (ra + rb) * (1 - 0.1332 * math.log(order)) - ra * rb * (xa**0.5 - xb**0.5) ** 2 / (
+        xa * ra + xb * rb
+    )
+
 
 def bond_terms(g, types, lengths):
     "Springs of all bonds: coefficients k/2 and r0."
     charge = [uff_table()[t].charge for t in types]
-    return _terms([((i, j), (_HERE, s), (332.06 * charge[i] * charge[j] / r**3, r)) for (i, j), s, r in zip(g.bonds.tolist(), g.images.tolist(), lengths)], 2, 2)
+    return _terms(
+        [
+            ((i, j), (_HERE, s), (332.06 * charge[i] * charge[j] / r**3, r))
+            for (i, j), s, r in zip(g.bonds.tolist(), g.images.tolist(), lengths)
+        ],
+        2,
+        2,
+    )
+
 
 def bond_energy(p, c):
     "Energies (M,) of bonds with ends p (M, 2, 3)."
-    return c[:, 0] * ((p[:, 1] - p[:, 0]).norm(dim=-1) - c[:, 1])**2
+    return c[:, 0] * ((p[:, 1] - p[:, 0]).norm(dim=-1) - c[:, 1]) ** 2
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #f53dcf02
 def angle_constant(zi, zk, rij, rjk, cos0):
@@ -226,38 +368,56 @@ def angle_constant(zi, zk, rij, rjk, cos0):
     rik2 = rij**2 + rjk**2 - 2 * rij * rjk * cos0
     return 664.12 * zi * zk / rik2**2.5 * (3 * rij * rjk * (1 - cos0**2) - rik2 * cos0)
 
+
 def angle_shape(theta0):
     "c0, c1, c2, c4 of sum c_n cos(n theta): zero at its minimum theta0 (degrees), where its curvature is 1."
-    if theta0 > 175: return 1., 1., 0., 0.
-    cos0, c2 = math.cos(math.radians(theta0)), 1 / (4 * math.sin(math.radians(theta0))**2)
-    return c2 * (2 * cos0**2 + 1), -4 * c2 * cos0, c2, 0.
+    if theta0 > 175:
+        return 1.0, 1.0, 0.0, 0.0
+    cos0, c2 = math.cos(math.radians(theta0)), 1 / (4 * math.sin(math.radians(theta0)) ** 2)
+    return c2 * (2 * cos0**2 + 1), -4 * c2 * cos0, c2, 0.0
 
-_SQUARE = (1 / 16, 0., 0., -1 / 16)
 
-def _cosine(a, b): return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-9)
+_SQUARE = (1 / 16, 0.0, 0.0, -1 / 16)
+
+
+def _cosine(a, b):
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-9)
+
 
 def angle_energy(p, c):
     "Energies (M,) of angles p (M, 3, 3) with the vertex in the middle. The four-fold form has a wall below 50 degrees."
-    x2 = (x := _cosine(p[:, 0] - p[:, 1], p[:, 2] - p[:, 1]))**2
+    x2 = (x := _cosine(p[:, 0] - p[:, 1], p[:, 2] - p[:, 1])) ** 2
     energy = c[:, 0] + c[:, 1] * x + c[:, 2] * (2 * x2 - 1) + c[:, 3] * (8 * x2 * x2 - 8 * x2 + 1)
-    return energy + 128 * c[:, 0] * (c[:, 3] != 0) * (x - math.cos(math.radians(50))).clamp(min=0)**2   # c0 = K / 16
+    return (
+        energy + 128 * c[:, 0] * (c[:, 3] != 0) * (x - math.cos(math.radians(50))).clamp(min=0) ** 2
+    )  # c0 = K / 16
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #ce6a34d4
 def _natural_angle(types, geometry, j):
     "Natural angle (degrees) at atom j and whether the four-fold form holds; None for a metal without one."
-    if j not in geometry: return uff_table()[types[j]].angle, False
-    return {"1": (180., False), "2": (120., False), "3": (109.47, False), "4": (90., True), "6": (90., True)}.get(geometry[j])
+    if j not in geometry:
+        return uff_table()[types[j]].angle, False
+    return {
+        "1": (180.0, False),
+        "2": (120.0, False),
+        "3": (109.47, False),
+        "4": (90.0, True),
+        "6": (90.0, True),
+    }.get(geometry[j])
+
 
 def angle_terms(g, types, lengths, geometry):
     "Every pair of neighbours of every atom: coefficients c0, c1, c2, c4 times K."
     charge, rows = [uff_table()[t].charge for t in types], []
     for j, near in enumerate(g.near):
         theta0, square = _natural_angle(types, geometry, j) or (None, False)
-        if theta0 is None: continue
+        if theta0 is None:
+            continue
         cos0, shape = math.cos(math.radians(theta0)), _SQUARE if square else angle_shape(theta0)
         for p in range(len(near)):
             for (i, si, bi), (k, sk, bk) in ((near[p], near[q]) for q in range(p)):
-                if j in geometry and (g.metal[i] or g.metal[k]): continue  # a metal is no ligand
+                if j in geometry and (g.metal[i] or g.metal[k]):
+                    continue  # a metal is no ligand
                 K = angle_constant(charge[i], charge[k], lengths[bi], lengths[bk], cos0)
                 rows.append(((i, j, k), (si, _HERE, sk), [K * c for c in shape]))
     return _terms(rows, 3, 4)
@@ -265,29 +425,47 @@ def angle_terms(g, types, lengths, geometry):
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #2d3f2d2d
 _hybrid = lambda t: {"3": 3, "2": 2, "R": 2}.get(t[2:3], 0)
 
+
 def _torsion_shape(g, types, order, i, j, k, l):
     "V (kcal/mol), n, cos(n phi0) of the torsion i-j-k-l."
     a, b = uff_table()[types[j]], uff_table()[types[k]]
     kinds, chalcogen = (_hybrid(types[j]), _hybrid(types[k])), [g.z[m] in (8, 16, 34, 52) for m in (j, k)]
-    conjugated = 5 * (a.torsion_sp2 * b.torsion_sp2)**0.5 * (1 + 4.18 * math.log(order))
+    conjugated = 5 * (a.torsion_sp2 * b.torsion_sp2) ** 0.5 * (1 + 4.18 * math.log(order))
     if kinds == (3, 3):
-        if all(chalcogen): return math.prod(2. if g.z[m] == 8 else 6.8 for m in (j, k))**0.5, 2, -1.
-        return (a.torsion_sp3 * b.torsion_sp3)**0.5, 3, -1.
-    if kinds == (2, 2): return conjugated, 2, 1.
-    if set(kinds) != {2, 3}: return 0., 2, 1.
-    if chalcogen[kinds.index(3)]: return conjugated, 2, -1.
-    return (2., 3, -1.) if _hybrid(types[(i, l)[kinds.index(2)]]) == 2 and not g.metal[(i, l)[kinds.index(2)]] else (1., 6, 1.)
+        if all(chalcogen):
+            return math.prod(2.0 if g.z[m] == 8 else 6.8 for m in (j, k)) ** 0.5, 2, -1.0
+        return (a.torsion_sp3 * b.torsion_sp3) ** 0.5, 3, -1.0
+    if kinds == (2, 2):
+        return conjugated, 2, 1.0
+    if set(kinds) != {2, 3}:
+        return 0.0, 2, 1.0
+    if chalcogen[kinds.index(3)]:
+        return conjugated, 2, -1.0
+    return (
+        (2.0, 3, -1.0)
+        if _hybrid(types[(i, l)[kinds.index(2)]]) == 2 and not g.metal[(i, l)[kinds.index(2)]]
+        else (1.0, 6, 1.0)
+    )
+
 
 def torsion_terms(g, types, orders):
     "All chains i-j-k-l about bonds between non-metals: coefficients V/2 (shared), cos(n phi0), n."
     rows = []
     for b, ((j, k), s) in enumerate(zip(g.bonds.tolist(), g.images.tolist())):
-        if g.metal[j] or g.metal[k]: continue
-        ends = [(i, si, l, _add(sl, s)) for i, si, bi in g.near[j] if bi != b for l, sl, bl in g.near[k] if bl != b]
+        if g.metal[j] or g.metal[k]:
+            continue
+        ends = [
+            (i, si, l, _add(sl, s))
+            for i, si, bi in g.near[j]
+            if bi != b
+            for l, sl, bl in g.near[k]
+            if bl != b
+        ]
         ends = [e for e in ends if e[:2] != e[2:]]
         for i, si, l, sl in ends:
             V, n, sign = _torsion_shape(g, types, orders[b], i, j, k, l)
-            if V > 0: rows.append(((i, j, k, l), (si, _HERE, tuple(s), sl), (V / 2 / len(ends), sign, n)))
+            if V > 0:
+                rows.append(((i, j, k, l), (si, _HERE, tuple(s), sl), (V / 2 / len(ends), sign, n)))
     return _terms(rows, 4, 3)
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #e99a5346
@@ -296,40 +474,46 @@ def torsion_energy(p, c):
     b1, b2, b3 = p[:, 1] - p[:, 0], p[:, 2] - p[:, 1], p[:, 3] - p[:, 2]
     x = _cosine(torch.linalg.cross(b1, b2), torch.linalg.cross(b2, b3))
     two, three = 2 * x**2 - 1, 4 * x**3 - 3 * x
-    return c[:, 0] * (1 - c[:, 1] * torch.where(c[:, 2] == 2, two, torch.where(c[:, 2] == 3, three, 2 * three**2 - 1)))
+    return c[:, 0] * (
+        1 - c[:, 1] * torch.where(c[:, 2] == 2, two, torch.where(c[:, 2] == 3, three, 2 * three**2 - 1))
+    )
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #fe0e5862
-_PYRAMID = {15: 84.4339, 33: 86.9735, 51: 87.7047, 83: 90.}  # natural inversion angles of P, As, Sb, Bi
+_PYRAMID = {15: 84.4339, 33: 86.9735, 51: 87.7047, 83: 90.0}  # natural inversion angles of P, As, Sb, Bi
+
 
 def inversion_terms(g, types):
     "Atoms with three neighbours that want to be flat (or, P to Bi, pyramidal): index (centre, two of the plane, the third), coefficients c0, c1, c2."
     rows = []
     for i, near in enumerate(g.near):
-        if len(near) != 3 or g.metal[i]: continue
+        if len(near) != 3 or g.metal[i]:
+            continue
         if types[i] in ("C_2", "C_R", "N_2", "N_R", "O_2", "O_R"):
             carbonyl = g.z[i] == 6 and any(types[j] == "O_2" and len(g.near[j]) == 1 for j in g.ligands[i])
-            K, c = 50. if carbonyl else 6., (1., -1., 0.)
+            K, c = 50.0 if carbonyl else 6.0, (1.0, -1.0, 0.0)
         elif g.z[i] in _PYRAMID:
             w = math.radians(_PYRAMID[g.z[i]])
-            c = 4 * math.cos(w)**2 - math.cos(2 * w), -4 * math.cos(w), 1.
-            K = 22. / sum(c)  # 22 kcal/mol is the price of the flat molecule
-        else: continue
+            c = 4 * math.cos(w) ** 2 - math.cos(2 * w), -4 * math.cos(w), 1.0
+            K = 22.0 / sum(c)  # 22 kcal/mol is the price of the flat molecule
+        else:
+            continue
         for last in range(3):
             (j, sj, _), (k, sk, _), (l, sl, _) = near[last - 2], near[last - 1], near[last]
             rows.append(((i, j, k, l), (_HERE, sj, sk, sl), [K / 3 * x for x in c]))
     return _terms(rows, 4, 3)
 
+
 def inversion_energy(p, c):
     "Energies (M,) of inversions p (M, 4, 3)."
     a, b, d = p[:, 1] - p[:, 0], p[:, 2] - p[:, 0], p[:, 3] - p[:, 0]
-    cos2 = (1 - _cosine(torch.linalg.cross(a, b), d)**2).clamp(min=1e-12)
+    cos2 = (1 - _cosine(torch.linalg.cross(a, b), d) ** 2).clamp(min=1e-12)
     return c[:, 0] + c[:, 1] * cos2.sqrt() + c[:, 2] * (2 * cos2 - 1)
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #4b6b8a7d
 def pair_energy(r, depth, distance, inner, outer, core=0.4):
     "Van der Waals energies (P,) in kcal/mol at r (P,) A; tapered between `inner` and `outer`, a straight line below core * distance."
     floor = core * distance
-    s = (distance / torch.maximum(r, floor))**6
+    s = (distance / torch.maximum(r, floor)) ** 6
     line = 12 * depth * (s * s - s) / floor * (floor - r).clamp(min=0)
     t = ((r - inner) / (outer - inner)).clamp(0, 1)
     return (depth * (s * s - 2 * s) + line) * (1 - t**3 * (10 - 15 * t + 6 * t * t))
@@ -341,13 +525,16 @@ def excluded_pairs(g, loose=()):
     for j, near in enumerate(g.near):
         for i, si, _ in near:
             found.add((j, i, *si))
-            if j not in loose: found |= {(i, k, *(b - a for a, b in zip(si, sk))) for k, sk, _ in near}
+            if j not in loose:
+                found |= {(i, k, *(b - a for a, b in zip(si, sk))) for k, sk, _ in near}
     return np.array(sorted(found), dtype=np.int64).reshape(-1, 5)
+
 
 def _pair_key(n, i, j, s):
     "One number for each (i, j, cell)."
     s = s + 512
     return (((i * n + j) * 1024 + s[:, 0]) * 1024 + s[:, 1]) * 1024 + s[:, 2]
+
 
 def nonbonded_pairs(g, x, cell, reach, excluded):
     "All pairs (i, j, cell of j) within `reach` (A), periodic, less the excluded ones; x may have left the cell."
@@ -365,21 +552,34 @@ class Uff:
 
     metal_order: order of the bonds between metals and others (1: UFF, 0.5: UFF4MOF, None: best against measured lengths); cutoff of the pairs in A.
     MatgenError for a structure without bonds, or too dense to be one."""
-    def __init__(self, crystal, bonds, images, metal_order=None, cutoff=12., skin=2.):
-        if not len(bonds): raise MatgenError("no bonds: a force field needs to know who is bonded to whom")
-        if len(crystal) > 0.5 * crystal.volume: raise MatgenError(f"{len(crystal)} atoms in {crystal.volume:.0f} A^3: nothing is that dense. Check the cell")
+
+    def __init__(self, crystal, bonds, images, metal_order=None, cutoff=12.0, skin=2.0):
+        if not len(bonds):
+            raise MatgenError("no bonds: a force field needs to know who is bonded to whom")
+        if len(crystal) > 0.5 * crystal.volume:
+            raise MatgenError(
+                f"{len(crystal)} atoms in {crystal.volume:.0f} A^3: nothing is that dense. Check the cell"
+            )
         g = self.graph = BondGraph(crystal.elements, bonds, images)
         self.types, self.geometry, rings = atom_types(g, crystal)
         self.orders = bond_orders(g, self.types, rings, metal_order)
         table = uff_table()
         kind = [table[t] for t in self.types]
-        self.lengths = np.array([natural_length(kind[i], kind[j], n) for (i, j), n in zip(g.bonds.tolist(), self.orders)])
-        self.terms = {"bonds": (bond_energy, bond_terms(g, self.types, self.lengths)),
-                      "angles": (angle_energy, angle_terms(g, self.types, self.lengths, self.geometry)),
-                      "torsions": (torsion_energy, torsion_terms(g, self.types, self.orders)),
-                      "inversions": (inversion_energy, inversion_terms(g, self.types))}
-        self.root_depth, self.root_distance = torch.tensor([[k.depth**0.5, k.distance**0.5] for k in kind], dtype=torch.float64).T
-        self.excluded = excluded_pairs(g, {i for i in self.geometry if _natural_angle(self.types, self.geometry, i) is None})
+        self.lengths = np.array(
+            [natural_length(kind[i], kind[j], n) for (i, j), n in zip(g.bonds.tolist(), self.orders)]
+        )
+        self.terms = {
+            "bonds": (bond_energy, bond_terms(g, self.types, self.lengths)),
+            "angles": (angle_energy, angle_terms(g, self.types, self.lengths, self.geometry)),
+            "torsions": (torsion_energy, torsion_terms(g, self.types, self.orders)),
+            "inversions": (inversion_energy, inversion_terms(g, self.types)),
+        }
+        self.root_depth, self.root_distance = torch.tensor(
+            [[k.depth**0.5, k.distance**0.5] for k in kind], dtype=torch.float64
+        ).T
+        self.excluded = excluded_pairs(
+            g, {i for i in self.geometry if _natural_angle(self.types, self.geometry, i) is None}
+        )
         self.cutoff, self.skin, self.built = cutoff, skin, None
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #bb12caa2
@@ -390,41 +590,63 @@ def _pairs(uff, x, cell):
         x0, cell0, found = uff.built
         F = np.linalg.solve(cell0, lattice)
         moved = np.linalg.norm(pos @ np.linalg.inv(F) - x0, axis=1).max()
-        if 2 * moved + np.linalg.norm(F - np.eye(3), 2) * (uff.cutoff + uff.skin) < uff.skin: return found
-    i, j, s = (torch.as_tensor(a) for a in nonbonded_pairs(uff.graph, pos, lattice, uff.cutoff + uff.skin, uff.excluded))
-    found = i, j, s.double(), uff.root_depth[i] * uff.root_depth[j], uff.root_distance[i] * uff.root_distance[j]
+        if 2 * moved + np.linalg.norm(F - np.eye(3), 2) * (uff.cutoff + uff.skin) < uff.skin:
+            return found
+    i, j, s = (
+        torch.as_tensor(a)
+        for a in nonbonded_pairs(uff.graph, pos, lattice, uff.cutoff + uff.skin, uff.excluded)
+    )
+    found = (
+        i,
+        j,
+        s.double(),
+        uff.root_depth[i] * uff.root_depth[j],
+        uff.root_distance[i] * uff.root_distance[j],
+    )
     uff.built = pos.copy(), lattice.copy(), found
     return found
 
+
 def _parts(uff, x, cell):
     "The five kinds of energy (eV) of positions x (N, 3) in A and cell (3, 3): dict of scalars."
-    out = {name: KCAL * energy(t.gather(x, cell), t.coefficients).sum() for name, (energy, t) in uff.terms.items()}
+    out = {
+        name: KCAL * energy(t.gather(x, cell), t.coefficients).sum()
+        for name, (energy, t) in uff.terms.items()
+    }
     i, j, s, depth, distance = _pairs(uff, x, cell)
     r = (x[j] + s @ cell - x[i]).square().sum(-1).clamp(min=1e-12).sqrt()
     near = r < uff.cutoff
-    out["van der Waals"] = KCAL * pair_energy(r[near], depth[near], distance[near], uff.cutoff - 2, uff.cutoff).sum()
+    out["van der Waals"] = (
+        KCAL * pair_energy(r[near], depth[near], distance[near], uff.cutoff - 2, uff.cutoff).sum()
+    )
     return out
+
 
 Uff.pairs, Uff.parts, Uff.energy = _pairs, _parts, lambda uff, x, cell: sum(_parts(uff, x, cell).values())
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #62647704
-def _symmetric(e): return e[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
+def _symmetric(e):
+    return e[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
+
 
 class Landscape:
     """Energy of a framework as a function of one vector: displacements (3N) and, with `box`, six scaled strains.
 
     Calling it gives energy (eV) and gradient; `best` is the lowest point seen; largest() its greatest force (eV/A) and stress (eV/A^3)."""
+
     def __init__(self, uff, x, cell, box):
         self.uff, self.x0, self.cell0, self.box = uff, torch.as_tensor(x), torch.as_tensor(cell), box
         self.volume = abs(float(np.linalg.det(cell)))
-        self.scale = self.volume**(1 / 3) * max(1., math.sqrt(len(x) / 20))
+        self.scale = self.volume ** (1 / 3) * max(1.0, math.sqrt(len(x) / 20))
         self.best, self.calls = (np.inf, self.start(), None), 0
 
-    def start(self): return np.zeros(self.x0.numel() + 6 * self.box)
+    def start(self):
+        return np.zeros(self.x0.numel() + 6 * self.box)
 
     def unpack(self, v):
-        u, F = v[:self.x0.numel()].reshape(-1, 3), torch.eye(3, dtype=torch.float64)
-        if self.box: F = F + _symmetric(v[-6:]) / self.scale
+        u, F = v[: self.x0.numel()].reshape(-1, 3), torch.eye(3, dtype=torch.float64)
+        if self.box:
+            F = F + _symmetric(v[-6:]) / self.scale
         return (self.x0 + u) @ F, self.cell0 @ F
 
     def __call__(self, v):
@@ -432,33 +654,42 @@ class Landscape:
         x, cell = self.unpack(v)
         energy = self.uff.energy(x, cell)
         gradient, self.calls = torch.autograd.grad(energy, v)[0].numpy(), self.calls + 1
-        if float(energy.detach()) < self.best[0]: self.best = float(energy.detach()), v.detach().numpy(), gradient
+        if float(energy.detach()) < self.best[0]:
+            self.best = float(energy.detach()), v.detach().numpy(), gradient
         return float(energy.detach()), gradient
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #acab3259
 def _largest(landscape):
     "Greatest force on an atom (eV/A) and greatest stress (eV/A^3; 0 where the cell is fixed) at the lowest point seen."
     _, v, g = landscape.best
-    force = np.linalg.norm(g[:landscape.x0.numel()].reshape(-1, 3), axis=1).max()
+    force = np.linalg.norm(g[: landscape.x0.numel()].reshape(-1, 3), axis=1).max()
     volume = abs(float(torch.linalg.det(landscape.unpack(torch.as_tensor(v))[1])))
-    return float(force), float(np.abs(g[-6:]).max() * landscape.scale / volume) if landscape.box else 0.
+    return float(force), float(np.abs(g[-6:]).max() * landscape.scale / volume) if landscape.box else 0.0
+
 
 def _geometry(landscape):
     "Positions (N, 3) and cell (3, 3), numpy, at the lowest point seen."
     return tuple(a.numpy() for a in landscape.unpack(torch.as_tensor(landscape.best[1])))
 
+
 Landscape.largest, Landscape.geometry = _largest, _geometry
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #36d152d2
-class _Stop(Exception): pass
+class _Stop(Exception):
+    pass
+
 
 def _watch(landscape, deadline):
     "The landscape as a function that raises _Stop past the deadline or where the structure has lost its shape."
+
     def energy(v):
-        if time.monotonic() > deadline: raise _Stop("time limit")
+        if time.monotonic() > deadline:
+            raise _Stop("time limit")
         e, g = landscape(v)
-        if not (np.isfinite(e) and np.isfinite(g).all()): raise _Stop("blew up: the energy is no number")
+        if not (np.isfinite(e) and np.isfinite(g).all()):
+            raise _Stop("blew up: the energy is no number")
         return e, g
+
     return energy
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #b39737c0
@@ -467,20 +698,35 @@ def minimise(landscape, fmax=0.02, smax=3e-4, steps=1000, deadline=np.inf, volum
 
     Why: 'converged', 'step limit', 'time limit', 'blew up: ...', 'collapsed: ...', 'no further progress ...'. volume: that of the start of it all, A^3."""
     from scipy.optimize import minimize
+
     trace, volume = [], volume or landscape.volume
+
     def step(v):
         trace.append(landscape.best[0])
         force, stress = landscape.largest()
-        if force < fmax and stress < smax: raise _Stop("converged")
+        if force < fmax and stress < smax:
+            raise _Stop("converged")
         ratio = abs(np.linalg.det(landscape.geometry()[1])) / volume
-        if not 1 / 3 < ratio < 3: raise _Stop(f"{'blew up' if ratio > 1 else 'collapsed'}: the volume is {ratio:.2f} times that of the start")
+        if not 1 / 3 < ratio < 3:
+            raise _Stop(
+                f"{'blew up' if ratio > 1 else 'collapsed'}: the volume is {ratio:.2f} times that of the start"
+            )
+
     try:
-        result = minimize(_watch(landscape, deadline), landscape.start(), jac=True, method="L-BFGS-B", callback=step,
-                          options=dict(maxiter=steps, maxfun=3 * steps, maxcor=20, maxls=40, ftol=0, gtol=1e-9))
+        result = minimize(
+            _watch(landscape, deadline),
+            landscape.start(),
+            jac=True,
+            method="L-BFGS-B",
+            callback=step,
+            options=dict(maxiter=steps, maxfun=3 * steps, maxcor=20, maxls=40, ftol=0, gtol=1e-9),
+        )
         stuck = result.nit < steps and "ABNORMAL" in str(result.message).upper()
-    except _Stop as stop: return str(stop), trace
+    except _Stop as stop:
+        return str(stop), trace
     force, stress = landscape.largest()
-    if force < fmax and stress < smax: return "converged", trace
+    if force < fmax and stress < smax:
+        return "converged", trace
     return "no further progress: the search finds no lower energy" if stuck else "step limit", trace
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #d7a258c6
@@ -491,11 +737,19 @@ class Relaxed:
     crystal, bonds, images: the relaxed framework; energies: (stages + 1,) eV, at the start and after each stage; cell_change: (6,) relative change of
     a, b, c and change of the angles in degrees; converged: True only where the last stage met the limits; row: one line for a table; trace: for
     each stage the energies (eV) step by step."""
-    crystal: Crystal; bonds: np.ndarray; images: np.ndarray
-    energies: np.ndarray; cell_change: np.ndarray; converged: bool; row: dict; trace: list
+
+    crystal: Crystal
+    bonds: np.ndarray
+    images: np.ndarray
+    energies: np.ndarray
+    cell_change: np.ndarray
+    converged: bool
+    row: dict
+    trace: list
 
     @property
-    def energies_per_atom(self): return self.energies / len(self.crystal)
+    def energies_per_atom(self):
+        return self.energies / len(self.crystal)
 
     def __repr__(self):
         r = self.row
@@ -507,45 +761,83 @@ def cell_change(old, new):
     (a, angles), (b, to_angles) = lattice_parameters(old), lattice_parameters(new)
     return np.concatenate([np.asarray(b) / np.asarray(a) - 1, np.asarray(to_angles) - np.asarray(angles)])
 
+
 def bond_strain(uff, x, cell):
     "Length of every bond over its natural length, (b,)."
     (i, j), s = uff.graph.bonds.T, uff.graph.images
     return np.linalg.norm(x[j] + s @ cell - x[i], axis=1) / uff.lengths
+
 
 @contextmanager
 def _one_thread():
     "Tensors this small are fastest on one thread, and sums then always run in the same order."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #c6662b85
 def _stages(uff, x, cell, stages, fmax, smax, steps, deadline):
     "Run the stages. Returns positions, cell, energies, why each stage ended, traces, (force, stress) at the end, number of evaluations."
-    energies, stops, traces, reached, calls = [float(uff.energy(torch.tensor(x), torch.tensor(cell)))], [], [], (np.nan, np.nan), 0
+    energies, stops, traces, reached, calls = (
+        [float(uff.energy(torch.tensor(x), torch.tensor(cell)))],
+        [],
+        [],
+        (np.nan, np.nan),
+        0,
+    )
     volume = abs(np.linalg.det(cell))
     for box in stages:
         walk = Landscape(uff, x, cell, box)
         stop, trace = minimise(walk, fmax, smax, steps, deadline, volume)
         stops, traces, calls = stops + [stop], traces + [trace], calls + walk.calls
-        if stop.startswith(("blew up", "collapsed")) or walk.best[2] is None: break  # what came before stays
+        if stop.startswith(("blew up", "collapsed")) or walk.best[2] is None:
+            break  # what came before stays
         (x, cell), reached = walk.geometry(), walk.largest()
         energies.append(walk.best[0])
-        if stop == "time limit": break
+        if stop == "time limit":
+            break
     return x, cell, energies, stops, traces, reached, calls
+
 
 def _row(name, uff, old, new, x, energies, stop, reached, calls, seconds):
     "One line for a table; `stopped` says why the last stage ended."
     strain, change = bond_strain(uff, x, new.lattice), cell_change(old.lattice, new.lattice)
-    worst = int(np.where(np.array(uff.graph.metal)[uff.graph.bonds].all(1), 0, np.abs(np.log(strain))).argmax())  # metal-metal bonds are too soft to tell
-    return {"name": name, "num_atoms": len(new), "converged": stop == "converged", "stopped": stop, "energy_start": energies[0], "energy": energies[-1],
-            "energy_per_atom": energies[-1] / len(new), "volume_change": new.volume / old.volume - 1, "length_change": float(np.abs(change[:3]).max()),
-            "angle_change": float(np.abs(change[3:]).max()), "max_force": reached[0], "max_stress": reached[1],
-            "worst_bond": "-".join(uff.types[k] for k in uff.graph.bonds[worst]), "worst_bond_ratio": float(strain[worst]), "evaluations": calls, "seconds": seconds}
+    worst = int(
+        np.where(np.array(uff.graph.metal)[uff.graph.bonds].all(1), 0, np.abs(np.log(strain))).argmax()
+    )  # metal-metal bonds are too soft to tell
+    return {
+        "name": name,
+        "num_atoms": len(new),
+        "converged": stop == "converged",
+        "stopped": stop,
+        "energy_start": energies[0],
+        "energy": energies[-1],
+        "energy_per_atom": energies[-1] / len(new),
+        "volume_change": new.volume / old.volume - 1,
+        "length_change": float(np.abs(change[:3]).max()),
+        "angle_change": float(np.abs(change[3:]).max()),
+        "max_force": reached[0],
+        "max_stress": reached[1],
+        "worst_bond": "-".join(uff.types[k] for k in uff.graph.bonds[worst]),
+        "worst_bond_ratio": float(strain[worst]),
+        "evaluations": calls,
+        "seconds": seconds,
+    }
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #6434f521
-def relax(structure, stages=(False, True, False, True), fmax=0.02, smax=3e-4, steps=1000, time_limit=120., metal_order=None, name=""):
+def relax(
+    structure,
+    stages=(False, True, False, True),
+    fmax=0.02,
+    smax=3e-4,
+    steps=1000,
+    time_limit=120.0,
+    metal_order=None,
+    name="",
+):
     """Minimise the UFF energy of a framework: a `Crystal`, or anything with .crystal, .bonds and .images (Mof, Assembled). Returns `Relaxed`.
 
     stages: for each stage, whether the cell moves too. Converged: the last stage reached forces below fmax (eV/A) and stress below smax (eV/A^3;
@@ -554,31 +846,58 @@ def relax(structure, stages=(False, True, False, True), fmax=0.02, smax=3e-4, st
     begin, crystal = time.monotonic(), getattr(structure, "crystal", structure)
     deadline = math.inf if time_limit is None else begin + time_limit
     name = name or getattr(structure, "name", "") or crystal.formula
-    bonds, images = (structure.bonds, structure.images) if hasattr(structure, "bonds") else find_bonds(crystal)
+    bonds, images = (
+        (structure.bonds, structure.images) if hasattr(structure, "bonds") else find_bonds(crystal)
+    )
     try:
         with _one_thread():
             uff = Uff(crystal, bonds, images, metal_order)
-            x, cell, energies, stops, trace, reached, calls = _stages(uff, crystal.cart_coords, crystal.lattice, stages, fmax, smax, steps, deadline)
-    except MatgenError as error: raise MatgenError(f"{name}: {error}") from None
+            x, cell, energies, stops, trace, reached, calls = _stages(
+                uff, crystal.cart_coords, crystal.lattice, stages, fmax, smax, steps, deadline
+            )
+    except MatgenError as error:
+        raise MatgenError(f"{name}: {error}") from None
     frac = x @ np.linalg.inv(cell)
     new, g = Crystal(cell, crystal.elements, frac), uff.graph
     base = np.round(frac - new.frac_coords).astype(np.int64)  # the cell each atom has drifted into
     row = _row(name, uff, crystal, new, x, energies, stops[-1], reached, calls, time.monotonic() - begin)
-    return Relaxed(new, g.bonds, g.images + base[g.bonds[:, 1]] - base[g.bonds[:, 0]], np.array(energies), cell_change(crystal.lattice, cell),
-                   row["converged"], row, trace)
+    return Relaxed(
+        new,
+        g.bonds,
+        g.images + base[g.bonds[:, 1]] - base[g.bonds[:, 0]],
+        np.array(energies),
+        cell_change(crystal.lattice, cell),
+        row["converged"],
+        row,
+        trace,
+    )
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #5325f0d3
 def _relax_named(item, options):
     name, structure = item
-    try: return relax(structure, name=name, **options)
-    except MatgenError as error: raise MatgenError(str(error).removeprefix(f"{name}: ")) from None  # the failure has the name already
+    try:
+        return relax(structure, name=name, **options)
+    except MatgenError as error:
+        raise MatgenError(str(error).removeprefix(f"{name}: ")) from None  # the failure has the name already
 
-def relax_many(structures, names=None, n_jobs=-1, time_limit=120., progress="relaxing", **options):
+
+def relax_many(structures, names=None, n_jobs=-1, time_limit=120.0, progress="relaxing", **options):
     """`relax` over many structures in parallel. Returns (results, failures): `Relaxed` or None for each, and a named reason for each None.
 
     options: those of `relax`. A structure that hangs in spite of its time limit is ended by force 60 s later and reported like one that fails."""
     from functools import partial
+
     structures = list(structures)
-    if names is None: names = [getattr(s, "name", "") or f"{k}: {getattr(s, 'crystal', s).formula}" for k, s in enumerate(structures)]
-    return parallel_map(partial(_relax_named, options=dict(options, time_limit=time_limit)), list(zip(names, structures)), names=names, n_jobs=n_jobs,
-                        timeout=None if time_limit is None else time_limit + 60, progress=progress)
+    if names is None:
+        names = [
+            getattr(s, "name", "") or f"{k}: {getattr(s, 'crystal', s).formula}"
+            for k, s in enumerate(structures)
+        ]
+    return parallel_map(
+        partial(_relax_named, options=dict(options, time_limit=time_limit)),
+        list(zip(names, structures)),
+        names=names,
+        n_jobs=n_jobs,
+        timeout=None if time_limit is None else time_limit + 60,
+        progress=progress,
+    )

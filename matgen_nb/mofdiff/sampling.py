@@ -18,8 +18,7 @@ from ..diffusion.gaussian import random_normal, reproducible
 from ..diffusion.torus import SHARPEN
 from .coarse_graining import CoarseMof
 from .model import Library, MofDiff
-from .nets import (PlacedNet, assign, carry, framework_key, misfit, signature,
-                                    site_of_block)
+from .nets import PlacedNet, assign, carry, framework_key, misfit, signature, site_of_block
 from .network import IMAGES, Beads
 from ..symmetry.crystal import element_table
 from ..utils import MatgenError, progress_bar
@@ -33,12 +32,15 @@ def time_grid(T, steps):
 @torch.no_grad()
 def sample_codes(model, n, generator=None, prior="learned", steps=100):
     "n codes z (n, latent): from the latent diffusion that was trained with the model, or from N(0, 1) with prior='normal'."
-    if prior not in ("learned", "normal"): raise MatgenError(f"prior must be 'learned' or 'normal', not {prior!r}")
+    if prior not in ("learned", "normal"):
+        raise MatgenError(f"prior must be 'learned' or 'normal', not {prior!r}")
     z = random_normal((n, model.config.latent), generator, model.device)
     grid = time_grid(model.config.T, steps)
     for t, s in zip(grid, grid[1:]) if prior == "learned" else ():
         v = model.latent_prior(z, torch.full((n,), t / model.config.T, device=z.device))
-        z = model.latent_noise.step(z, model.latent_noise.noise(t, z) * z + model.latent_noise.signal(t, z) * v, t, s, generator)
+        z = model.latent_noise.step(
+            z, model.latent_noise.noise(t, z) * z + model.latent_noise.signal(t, z) * v, t, s, generator
+        )
     return z
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #62d574d5
@@ -48,31 +50,62 @@ def start_state(model, z, num_blocks, k, generator=None):
     f = model.feature_noise.prior((len(batch), len(model.stat_feature_mean)), generator, z.device)
     x = model.coordinate_noise.prior((len(batch), 3), generator, z.device)
     t = torch.full((len(z),), model.config.T, device=z.device)
-    return Beads(k, model.cells(k, num_blocks), num_blocks, x, f, batch, model.network_time(t), model.coordinate_noise.sigma(t, k[:, 0]), z)
+    return Beads(
+        k,
+        model.cells(k, num_blocks),
+        num_blocks,
+        x,
+        f,
+        batch,
+        model.network_time(t),
+        model.coordinate_noise.sigma(t, k[:, 0]),
+        z,
+    )
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #7e085fc4
 def reverse_step(model, b, t, s, generator=None, eta=1.0, sharpen=1.0):
     "One step of places and features from t to s < t, from one call of the denoiser on the whole batch. sharpen: of the places, see lesson 07."
     prediction, score = model.denoiser(b)
-    f = model.feature_noise.step(b.features, model.feature_eps(prediction, b.features, t), t, s, generator, eta)
+    f = model.feature_noise.step(
+        b.features, model.feature_eps(prediction, b.features, t), t, s, generator, eta
+    )
     x = model.coordinate_noise.step(b.x, score, t, s, generator, eta, sharpen)
     now = torch.full_like(b.num_blocks, max(s, 1))
-    return replace(b, features=f, x=x, t=model.network_time(now), sigma=model.coordinate_noise.sigma(now, b.k[:, 0]))
+    return replace(
+        b, features=f, x=x, t=model.network_time(now), sigma=model.coordinate_noise.sigma(now, b.k[:, 0])
+    )
+
 
 def corrector_step(model, b, s, generator=None, snr=0.2):
     "One Langevin step of the places at noise level s >= 1, from one more call of the denoiser (lesson 07); features stay."
     return replace(b, x=model.coordinate_noise.correct(b.x, model.denoiser(b)[1], s, generator, snr))
 
+
 @torch.no_grad()
-def denoise(model, z, num_blocks=None, k=None, generator=None, steps=50, eta=1.0, sharpen=1.0, corrector=0, snr=0.2, advance=lambda n=1: None):
+def denoise(
+    model,
+    z,
+    num_blocks=None,
+    k=None,
+    generator=None,
+    steps=50,
+    eta=1.0,
+    sharpen=1.0,
+    corrector=0,
+    snr=0.2,
+    advance=lambda n=1: None,
+):
     """The whole reverse process for codes z (B, latent). K (B,) and standardised k (B, 6) come from the heads unless given. Returns clean `Beads`.
     corrector: how many `corrector_step`s of size snr follow each step."""
-    if num_blocks is None: num_blocks = model.decode_num_blocks(z).argmax(1)
-    if k is None: k = model.decode_k(z, num_blocks)
+    if num_blocks is None:
+        num_blocks = model.decode_num_blocks(z).argmax(1)
+    if k is None:
+        k = model.decode_k(z, num_blocks)
     b, grid = start_state(model, z, num_blocks, k, generator), time_grid(model.config.T, steps)
     for t, s in zip(grid, grid[1:]):
         b = reverse_step(model, b, t, s, generator, eta, sharpen)
-        for _ in range(corrector if s else 0): b = corrector_step(model, b, s, generator, snr)
+        for _ in range(corrector if s else 0):
+            b = corrector_step(model, b, s, generator, snr)
         advance(len(z))
     return b
 
@@ -80,7 +113,7 @@ def denoise(model, z, num_blocks=None, k=None, generator=None, steps=50, eta=1.0
 def nearest_blocks(features, embeddings, chunk=1 << 24):
     "For each row of features (M, d) the nearest of the embeddings (L, d): distance (M,), index (M,)."
     rows = max(1, chunk // max(embeddings.numel(), 1))
-    exact = "donot_use_mm_for_euclid_dist"                                     # else rounding depends on which blocks stand beside each other
+    exact = "donot_use_mm_for_euclid_dist"  # else rounding depends on which blocks stand beside each other
     parts = [torch.cdist(f, embeddings, compute_mode=exact).min(1) for f in features.split(rows)]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
@@ -101,9 +134,12 @@ def nearest_by_charge(features, embeddings, charges):
 def _shifted(table, q):
     "table[:, s - q], infinite where s - q lies outside."
     out = torch.full_like(table, torch.inf)
-    if q >= 0: out[:, q:] = table[:, :table.shape[1] - q]
-    else: out[:, :q] = table[:, -q:]
+    if q >= 0:
+        out[:, q:] = table[:, : table.shape[1] - q]
+    else:
+        out[:, :q] = table[:, -q:]
     return out
+
 
 def _trace(best, kinds, width):
     "Walk the tables back from sum 0: the kind of every bead (B, N)."
@@ -122,7 +158,7 @@ def balance(cost, kinds, num_blocks):
     cost (B, N, Q), beads of MOF b in its first num_blocks[b] rows; kinds (Q,) int64 charges. Returns choice (B, N) (kind of each bead, -1 behind
     the last one) and total cost (B,), infinite where no choice adds up to zero. All MOFs at once; N x Q steps on tables (B, reachable sums)."""
     B, N, Q = cost.shape
-    width = int(N * kinds.abs().max())                                       # sums lie in -width..width
+    width = int(N * kinds.abs().max())  # sums lie in -width..width
     table = torch.full((B, 2 * width + 1), torch.inf, dtype=cost.dtype, device=cost.device)
     table[:, width] = 0
     best = []
@@ -140,36 +176,52 @@ def choose_blocks(features, num_blocks, embeddings, charges, joint=True):
 
     joint: the choice of smallest total squared distance among the matched ones; where there is none, or with joint=False, the nearest block of each bead."""
     device = features.device
-    charges, batch = charges.to(device), torch.repeat_interleave(torch.arange(len(num_blocks), device=device), num_blocks)
+    charges, batch = (
+        charges.to(device),
+        torch.repeat_interleave(torch.arange(len(num_blocks), device=device), num_blocks),
+    )
     if joint:
         distance, index, kinds = nearest_by_charge(features, embeddings, charges)
         place = torch.arange(len(batch), device=device) - (torch.cumsum(num_blocks, 0) - num_blocks)[batch]
-        cost = torch.zeros(len(num_blocks), int(num_blocks.max()), len(kinds), dtype=torch.float64, device=device)
+        cost = torch.zeros(
+            len(num_blocks), int(num_blocks.max()), len(kinds), dtype=torch.float64, device=device
+        )
         cost[batch, place] = distance.double() ** 2
         choice, total = balance(cost, kinds, num_blocks)
         kind = torch.where(total[batch].isfinite(), choice[batch, place], distance.argmin(1))
         distance, index = (v.gather(1, kind[:, None])[:, 0] for v in (distance, index))
-    else: distance, index = nearest_blocks(features, embeddings)
+    else:
+        distance, index = nearest_blocks(features, embeddings)
     net = torch.zeros(len(num_blocks), dtype=torch.long, device=device).index_add_(0, batch, charges[index])
     return index, distance, net == 0
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #bd3b3794
 def check_library(library, size):
     "MatgenError where a `Library` cannot make any MOF, or belongs to another model."
-    if library is None or not len(library): raise MatgenError("there is no library of building blocks to decode with: give one with library=..., or use weights that were saved with theirs")
+    if library is None or not len(library):
+        raise MatgenError(
+            "there is no library of building blocks to decode with: give one with library=..., or use weights that were saved with theirs"
+        )
     metal, organic = int((library.charges > 0).sum()), int((library.charges < 0).sum())
     if not metal or not organic:
         missing, there = ("metal", organic) if not metal else ("organic", metal)
-        raise MatgenError(f"the library has no {missing} block with connection points ({there} of the other kind): no MOF can be made of it; add {missing} blocks")
+        raise MatgenError(
+            f"the library has no {missing} block with connection points ({there} of the other kind): no MOF can be made of it; add {missing} blocks"
+        )
     if library.embeddings.shape[1] != size:
-        raise MatgenError(f"the library's embeddings have size {library.embeddings.shape[1]}, the model was made for {size}: encode the blocks with the model's block encoder")
+        raise MatgenError(
+            f"the library's embeddings have size {library.embeddings.shape[1]}, the model was made for {size}: encode the blocks with the model's block encoder"
+        )
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #9dd0dbe2
 @dataclass
 class MofSample:
     "One generated MOF: beads, blocks and cell; its row of the table (dict); others: further arrangements."
-    coarse: CoarseMof; row: dict
+
+    coarse: CoarseMof
+    row: dict
     others: list = field(default_factory=list)
+
 
 def describe(coarse):
     "What a table says about a `CoarseMof`: K, formula, volume (A^3), density (g/cm^3), smallest distance of two beads (A)."
@@ -177,9 +229,15 @@ def describe(coarse):
     volume = float(abs(np.linalg.det(coarse.lattice)))
     d = ((coarse.frac_coords[:, None] - coarse.frac_coords)[:, :, None] + np.array(IMAGES)) @ coarse.lattice
     d = np.linalg.norm(d, axis=-1)
-    return dict(num_blocks=len(coarse), num_atoms=len(elements), metals=" ".join(sorted({b.formula for b in coarse.blocks if b.is_metal})),
-                linkers=" ".join(sorted({b.formula for b in coarse.blocks if not b.is_metal})), volume=volume,
-                density=1.66053907 * float(element_table().mass[elements].sum()) / volume, min_distance=float(d[d > 1e-9].min()))
+    return dict(
+        num_blocks=len(coarse),
+        num_atoms=len(elements),
+        metals=" ".join(sorted({b.formula for b in coarse.blocks if b.is_metal})),
+        linkers=" ".join(sorted({b.formula for b in coarse.blocks if not b.is_metal})),
+        volume=volume,
+        density=1.66053907 * float(element_table().mass[elements].sum()) / volume,
+        min_distance=float(d[d > 1e-9].min()),
+    )
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #897dff08
 def decode(model, b, library=None, joint=True):
@@ -189,15 +247,34 @@ def decode(model, b, library=None, joint=True):
     embeddings = model.standard_features(library.embeddings.to(model.device))
     index, distance, matched = choose_blocks(b.features, b.num_blocks, embeddings, library.charges, joint)
     sizes = b.num_blocks.tolist()
-    parts = (b.lattice.double().cpu().numpy(), *(v.cpu().split(sizes) for v in (b.x.double(), index, distance)), matched.tolist(), model.decode_properties(b.z).tolist())
+    parts = (
+        b.lattice.double().cpu().numpy(),
+        *(v.cpu().split(sizes) for v in (b.x.double(), index, distance)),
+        matched.tolist(),
+        model.decode_properties(b.z).tolist(),
+    )
     return [_mof_sample(model, library, *row) for row in zip(*parts)]
+
 
 def _mof_sample(model, library, lattice, x, index, distance, matched, properties):
     coarse = CoarseMof(lattice, x.numpy(), [library.blocks[i] for i in index.tolist()])
     charge = int(library.charges[index].sum())
-    reason = "" if matched else f"{abs(charge)} {'metal' if charge > 0 else 'organic'} connection points too many: no {len(index)} blocks of the library add up"
+    reason = (
+        ""
+        if matched
+        else f"{abs(charge)} {'metal' if charge > 0 else 'organic'} connection points too many: no {len(index)} blocks of the library add up"
+    )
     predicted = {f"predicted_{name}": value for name, value in zip(model.property_names, properties)}
-    return MofSample(coarse, dict(matched=matched, reason=reason, block_distance=float(distance.mean()), **describe(coarse), **predicted))
+    return MofSample(
+        coarse,
+        dict(
+            matched=matched,
+            reason=reason,
+            block_distance=float(distance.mean()),
+            **describe(coarse),
+            **predicted,
+        ),
+    )
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19nets2
 @dataclass(frozen=True)
@@ -215,9 +292,7 @@ class NetOptions:
     )
     candidates: int = field(
         default=3,
-        metadata=dict(
-            help="Nets tried for each sample; the first that closes without a clash is kept."
-        ),
+        metadata=dict(help="Nets tried for each sample; the first that closes without a clash is kept."),
     )
     coherent: bool = field(
         default=True, metadata=dict(help="One block for each node class of the net, or blocks as sampled.")
@@ -251,6 +326,7 @@ class Candidate:
     net: PlacedNet
     blocks: np.ndarray
     known: bool = False
+
 
 class NetDecoder:
     """Chooses nets for samples.
@@ -296,6 +372,7 @@ def _one_block_each(decoder, net, sites, wanted, blocks):
         far += float(apart.min())
     return chosen, float(decoder.misfit[chosen, sites].mean()) + 0.3 * far / len(net)
 
+
 def _place(decoder, net, wanted, index, by_shape=True):
     "The `Candidate` of one net for sampled features (K, d) and blocks (K,); None where it cannot be."
     sites = np.array([decoder.number[s] for s in net.sites])
@@ -322,10 +399,12 @@ def _distinct(*groups):
             kept.setdefault((tuple(c.blocks.tolist()), c.net.name), c)
     return list(kept.values())
 
+
 def _is_known(decoder, candidate):
     "Whether the training set has these blocks on this net."
     identities = [decoder.library.blocks[k].identity for k in candidate.blocks]
     return framework_key(identities, candidate.net.graph) in decoder.known
+
 
 def candidates(decoder, wanted, index):
     """The `Candidate`s of a sample, the one to try first first.
@@ -341,6 +420,7 @@ def candidates(decoder, wanted, index):
     if decoder.options.new_first and decoder.known:
         looked = [replace(c, known=_is_known(decoder, c)) for c in looked]
     return sorted(looked, key=lambda c: c.known)[: decoder.options.candidates]
+
 
 NetDecoder.candidates = candidates
 
@@ -358,6 +438,7 @@ def put_on_nets(model, b, samples, use, decoder):
         found = decoder.candidates(wanted.numpy(), index) if chosen else []
         out.append(_on_net(s, wanted.numpy(), found, decoder, chosen))
     return out
+
 
 def _on_net(s, wanted, found, decoder, chosen):
     "One sample on the first of its candidates."
@@ -384,28 +465,55 @@ def _on_net(s, wanted, found, decoder, chosen):
 def codes_for_target(model, n, target, generator, prior="learned", draws=32, steps=100):
     "The n codes, of draws x n from the prior, whose predicted properties are nearest to target {name: value}, in units of the training set's spread."
     unknown = sorted(set(target) - set(model.property_names))
-    if unknown: raise MatgenError(f"the model was not trained on {', '.join(unknown)}; it knows {', '.join(model.property_names) or 'no property'}")
+    if unknown:
+        raise MatgenError(
+            f"the model was not trained on {', '.join(unknown)}; it knows {', '.join(model.property_names) or 'no property'}"
+        )
     from matgen_nb.mofdiff.model import squash
+
     z = sample_codes(model, draws * n, generator, prior, steps)
-    with torch.no_grad(): y = squash(model.decode_properties(z))
+    with torch.no_grad():
+        y = squash(model.decode_properties(z))
     columns = [model.property_names.index(name) for name in target]
     goal = squash(torch.tensor([float(v) for v in target.values()], device=z.device))
     error = (((y[:, columns] - goal) / model.stat_property_std[columns]) ** 2).sum(1)
     return z[error.argsort(stable=True)[:n]]
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #d0f09ef6
-def check_sample_request(model, n, steps, z, num_blocks, library, batch_size, corrector=0, sharpen=1.0, draws=1, eta=1.0):
+def check_sample_request(
+    model, n, steps, z, num_blocks, library, batch_size, corrector=0, sharpen=1.0, draws=1, eta=1.0
+):
     "MatgenError for values that no request can have, before anything is computed."
-    if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which the choice of blocks needs: sample with model.to('cpu')")
-    if int(corrector) != corrector or not 0 <= corrector <= 100: raise MatgenError(f"corrector must be a whole number from 0 to 100, got {corrector!r}")
-    if not 1 <= sharpen <= 100: raise MatgenError(f"sharpen must be a number from 1 (as learned) to 100, got {sharpen!r}")
-    if not 0 <= eta <= 1: raise MatgenError(f"eta must be a number from 0 (deterministic given the start) to 1 (stochastic), got {eta!r}")
-    for name, value in [("number of samples", n), ("draws", draws), ("steps", steps), ("num_blocks", num_blocks), ("batch_size", batch_size)]:
-        if value is not None and (int(value) != value or value < 1): raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")
+    if model.device.type == "mps":
+        raise MatgenError(
+            "Apple's GPU (mps) has no float64, which the choice of blocks needs: sample with model.to('cpu')"
+        )
+    if int(corrector) != corrector or not 0 <= corrector <= 100:
+        raise MatgenError(f"corrector must be a whole number from 0 to 100, got {corrector!r}")
+    if not 1 <= sharpen <= 100:
+        raise MatgenError(f"sharpen must be a number from 1 (as learned) to 100, got {sharpen!r}")
+    if not 0 <= eta <= 1:
+        raise MatgenError(
+            f"eta must be a number from 0 (deterministic given the start) to 1 (stochastic), got {eta!r}"
+        )
+    for name, value in [
+        ("number of samples", n),
+        ("draws", draws),
+        ("steps", steps),
+        ("num_blocks", num_blocks),
+        ("batch_size", batch_size),
+    ]:
+        if value is not None and (int(value) != value or value < 1):
+            raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")
     if z is not None and tuple(np.shape(z)) != (n, model.config.latent):
-        raise MatgenError(f"{n} codes of size {model.config.latent} are needed, z has the shape {tuple(np.shape(z))}")
+        raise MatgenError(
+            f"{n} codes of size {model.config.latent} are needed, z has the shape {tuple(np.shape(z))}"
+        )
     known = model.stat_num_blocks.nonzero()[:, 0].tolist()
-    if num_blocks is not None and num_blocks not in known: raise MatgenError(f"no MOF of the training set has {num_blocks} blocks; there are {', '.join(map(str, known))}")
+    if num_blocks is not None and num_blocks not in known:
+        raise MatgenError(
+            f"no MOF of the training set has {num_blocks} blocks; there are {', '.join(map(str, known))}"
+        )
     check_library(model.library if library is None else library, len(model.stat_feature_mean))
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #n19netsa
@@ -415,6 +523,7 @@ def net_decoder(model, library=None, options=NetOptions()):
         return None
     return NetDecoder(model, model.library if library is None else library, options)
 
+
 def which_on_nets(n, share, seed, first):
     """Which of n samples are put onto nets, (n,) bool.
 
@@ -423,8 +532,25 @@ def which_on_nets(n, share, seed, first):
     return torch.rand(n, generator=generator) < share
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #941aa423
-def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, library=None, prior="learned", joint=True, eta=1.0, sharpen=SHARPEN, corrector=0,
-           draws=1, batch_size=256, progress=True, nets=NetOptions()):
+def sample(
+    self,
+    n,
+    seed=0,
+    steps=50,
+    target=None,
+    z=None,
+    num_blocks=None,
+    library=None,
+    prior="learned",
+    joint=True,
+    eta=1.0,
+    sharpen=SHARPEN,
+    corrector=0,
+    draws=1,
+    batch_size=256,
+    progress=True,
+    nets=NetOptions(),
+):
     """Draw n new MOFs. Returns a list of `MofSample` (coarse, row).
 
     steps: network calls (at most T). target: {property: value}, codes whose predicted properties are nearest; z (n, latent): codes that are given. num_blocks: K of
@@ -434,12 +560,23 @@ def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, libr
     carry nets (`model.nets`). Same seed, arguments and device: same MOFs."""
     check_sample_request(self, n, steps, z, num_blocks, library, batch_size, corrector, sharpen, draws, eta)
     samples, group, decoder = [], max(1, batch_size // draws), net_decoder(self, library, nets)
-    with progress_bar("sampling", n * draws * (len(time_grid(self.config.T, steps)) - 1), show=progress) as advance, reproducible(self.device):
+    with (
+        progress_bar(
+            "sampling", n * draws * (len(time_grid(self.config.T, steps)) - 1), show=progress
+        ) as advance,
+        reproducible(self.device),
+    ):
         for first in range(0, n, group):
             size = min(group, n - first)
             g = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
-            if z is not None: codes = torch.as_tensor(z, dtype=torch.float32, device=self.device)[first:first + size]
-            else: codes = codes_for_target(self, size, target, g, prior) if target else sample_codes(self, size, g, prior)
+            if z is not None:
+                codes = torch.as_tensor(z, dtype=torch.float32, device=self.device)[first : first + size]
+            else:
+                codes = (
+                    codes_for_target(self, size, target, g, prior)
+                    if target
+                    else sample_codes(self, size, g, prior)
+                )
             codes = codes.repeat_interleave(draws, 0)
             given = None if num_blocks is None else torch.full((len(codes),), num_blocks, device=self.device)
             clean = denoise(self, codes, given, None, g, steps, eta, sharpen, corrector, advance=advance)
@@ -448,9 +585,11 @@ def sample(self, n, seed=0, steps=50, target=None, z=None, num_blocks=None, libr
                 use = which_on_nets(len(found), nets.share, seed, first)
                 found = put_on_nets(self, clean, found, use, decoder)
             samples += found
-    for i, s in enumerate(samples): s.row = dict(index=i, seed=seed, **s.row)
+    for i, s in enumerate(samples):
+        s.row = dict(index=i, seed=seed, **s.row)
     named = lambda i, coarse: replace(coarse, name=f"mof_{i:05d}")
     parts = [(named(i, s.coarse), s.row, [named(i, c) for c in s.others]) for i, s in enumerate(samples)]
     return [MofSample(*part) for part in parts]
+
 
 MofDiff.sample = sample

@@ -25,28 +25,44 @@ def nearest_to_centre(data, chunk=2000):
     For training only: labels and coordinates no longer belong to the same member of the Wyckoff position, so its items cannot be written out."""
     from matgen_nb.symmetry.lattice import k_to_lattice
     from matgen_nb.symmetry.space_groups import wyckoff_tables
+
     T, parts = wyckoff_tables(), []
-    lattice, group = (x.repeat_interleave(data.num_orbits, 0) for x in (k_to_lattice(data.k.double()), data.space_group))
+    lattice, group = (
+        x.repeat_interleave(data.num_orbits, 0) for x in (k_to_lattice(data.k.double()), data.space_group)
+    )
     counts = T.operation_offset[group + 1] - T.operation_offset[group]
     for rows in torch.arange(len(group)).split(chunk):
         wide = torch.arange(int(counts[rows].max()))
-        op = T.operation_offset[group[rows]][:, None] + torch.minimum(wide, counts[rows][:, None] - 1)      # the last one again where a group has fewer
+        op = T.operation_offset[group[rows]][:, None] + torch.minimum(
+            wide, counts[rows][:, None] - 1
+        )  # the last one again where a group has fewer
         images = (T.R[op] @ data.frac_coords[rows].double()[:, None, :, None])[..., 0] + T.w[op]
         images = images - (images + 1e-9).floor()
         distance = ((images - 0.5) @ lattice[rows]).norm(dim=-1)
         best = (distance <= distance.min(1, keepdim=True).values + 1e-6).int().argmax(1)
         parts.append(images[torch.arange(len(rows)), best])
-    return replace(data, frac_coords=torch.cat(parts), info={**data.info, "representative": "nearest to the centre"})
+    return replace(
+        data, frac_coords=torch.cat(parts), info={**data.info, "representative": "nearest to the centre"}
+    )
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #3b2472b8
 def logarithm_of_cell(data):
     """A copy of a `CrystalData` whose k is taken as the release takes it: from the symmetric part of the matrix logarithm of the cell itself (a along x), not of its polar part.
     It differs where the cell is oblique: monoclinic and triclinic groups. For training only."""
     import scipy.linalg
-    from matgen_nb.symmetry.lattice import constrain_k, k_to_lattice, lattice_from_parameters, lattice_parameters, lattice_to_k
+    from matgen_nb.symmetry.lattice import (
+        constrain_k,
+        k_to_lattice,
+        lattice_from_parameters,
+        lattice_parameters,
+        lattice_to_k,
+    )
+
     k, oblique = data.k.double().clone(), (data.space_group < 16).nonzero()[:, 0]
     for i in oblique.tolist():
-        log = torch.as_tensor(scipy.linalg.logm(lattice_from_parameters(*lattice_parameters(k_to_lattice(k[i]))).numpy()).real)
+        log = torch.as_tensor(
+            scipy.linalg.logm(lattice_from_parameters(*lattice_parameters(k_to_lattice(k[i]))).numpy()).real
+        )
         k[i] = constrain_k(lattice_to_k(torch.linalg.matrix_exp((log + log.T) / 2)), int(data.space_group[i]))
     return replace(data, k=k, info={**data.info, "lattice": "logarithm of the cell"})
 
@@ -55,31 +71,66 @@ def logarithm_of_cell(data):
 class Variant:
     """One change. text: what is changed; config: fields of SymmCDConfig that differ; data: a function that changes the training data; against: what it is compared with;
     votes: whether its spread between seeds is like that of the others, see `pooled_spread`; other: measures that are another quantity for it and are not compared."""
-    text: str; config: dict = field(default_factory=dict); data: Optional[Callable] = None; against: str = "base"; votes: bool = True; other: tuple = ()
+
+    text: str
+    config: dict = field(default_factory=dict)
+    data: Optional[Callable] = None
+    against: str = "base"
+    votes: bool = True
+    other: tuple = ()
+
 
 VARIANTS = {
-    "base": Variant("site classes, standardised k, distances to 16 image functions, 16 frequencies, sites first"),
-    "independent sites": Variant("the paper's 15 x 13 independent site symmetries", dict(site_symmetry="independent")),
+    "base": Variant(
+        "site classes, standardised k, distances to 16 image functions, 16 frequencies, sites first"
+    ),
+    "independent sites": Variant(
+        "the paper's 15 x 13 independent site symmetries", dict(site_symmetry="independent")
+    ),
     "no images": Variant("no distances to symmetry images", dict(images=0)),
-    "raw k": Variant("lattice vector not standardised", dict(standardise=False), votes=False, other=("loss_k",)),
-    "nearest to centre": Variant("representative nearest to the centre of the cell, not on the first member", data=nearest_to_centre),
-    "sites not first": Variant("site symmetries settled together with the places", dict(site_power=1.0), other=("loss_x", "loss_k")),
+    "raw k": Variant(
+        "lattice vector not standardised", dict(standardise=False), votes=False, other=("loss_k",)
+    ),
+    "nearest to centre": Variant(
+        "representative nearest to the centre of the cell, not on the first member", data=nearest_to_centre
+    ),
+    "sites not first": Variant(
+        "site symmetries settled together with the places", dict(site_power=1.0), other=("loss_x", "loss_k")
+    ),
     "4 frequencies": Variant("4 Fourier frequencies", dict(frequencies=4)),
     "128 frequencies": Variant("128 Fourier frequencies", dict(frequencies=128)),
-    "independent, no images": Variant("independent site symmetries and no distances, as in the paper", dict(site_symmetry="independent", images=0), against="no images"),
-    "release lattice": Variant("logarithm of the cell itself, not standardised", dict(standardise=False), logarithm_of_cell, votes=False, other=("loss_k",)),
+    "independent, no images": Variant(
+        "independent site symmetries and no distances, as in the paper",
+        dict(site_symmetry="independent", images=0),
+        against="no images",
+    ),
+    "release lattice": Variant(
+        "logarithm of the cell itself, not standardised",
+        dict(standardise=False),
+        logarithm_of_cell,
+        votes=False,
+        other=("loss_k",),
+    ),
     "copy head": Variant("added: orbits speak for their elements (lesson 10)", dict(copy=True)),
 }
-SAMPLERS = {"default": dict(), "not led to sites": dict(guide=0.), "not kept apart": dict(apart=0.), "neither": dict(guide=0., apart=0.),
-            "clipped": dict(clip=4.), "balanced": dict(balance=1.)}     # the others draw elements and sites as the network says, places as learned
+SAMPLERS = {
+    "default": dict(),
+    "not led to sites": dict(guide=0.0),
+    "not kept apart": dict(apart=0.0),
+    "neither": dict(guide=0.0, apart=0.0),
+    "clipped": dict(clip=4.0),
+    "balanced": dict(balance=1.0),
+}  # the others draw elements and sites as the network says, places as learned
 BASE = dict(width=96, layers=3, site_power=4.0)
-TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=.99)
+TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=0.99)
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #00d7d534
 def variant_model(name, data, seed=0):
     "(an untrained SymmCD of a variant, its training data): the network's start depends on the seed alone."
     from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
-    if name not in VARIANTS: raise MatgenError(f"there is no variant {name!r}: choose among {', '.join(VARIANTS)}")
+
+    if name not in VARIANTS:
+        raise MatgenError(f"there is no variant {name!r}: choose among {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
     data = variant.data(data) if variant.data else data
     torch.manual_seed(seed)
@@ -89,12 +140,18 @@ def variant_model(name, data, seed=0):
 def train_variant(name, data, folder, steps, seed=0, device="cpu", resume=False, overwrite=True):
     "Train a variant: {'averaged': model, 'raw': model}, (parameters, CPU seconds, seconds). A run that was stopped goes on with `resume`; CPU seconds then count the last part only."
     from matgen_nb.scale.training import TrainConfig, Trainer
+
     model, data = variant_model(name, data, seed)
     config = TrainConfig(steps=steps, seed=seed, device=device, progress=False, log_every=100, **TRAIN)
     trainer, cpu = Trainer(model, data, config, folder), time.process_time()
     trainer.fit(resume=resume, overwrite=overwrite)
-    if trainer.step < steps: raise KeyboardInterrupt                     # told to stop: not a result
-    cost = dict(parameters=sum(p.numel() for p in model.parameters()), train_cpu_s=round(time.process_time() - cpu, 1), train_s=round(trainer.seconds, 1))
+    if trainer.step < steps:
+        raise KeyboardInterrupt  # told to stop: not a result
+    cost = dict(
+        parameters=sum(p.numel() for p in model.parameters()),
+        train_cpu_s=round(time.process_time() - cpu, 1),
+        train_s=round(trainer.seconds, 1),
+    )
     return {"averaged": trainer.ema_model.eval(), "raw": trainer.model.eval()}, cost
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #686a0435
@@ -105,37 +162,67 @@ def held_out_loss(model, data, seed=0, batch_size=256, repeats=2):
     for r in range(repeats):
         for b, rows in enumerate(torch.arange(len(data)).split(batch_size)):
             generator.manual_seed(seed * 1_000_003 + 1009 * r + b)
-            for key, value in model.loss(data.select(rows).to(model.device), generator).items(): total[key] += float(value) * len(rows) / len(data) / repeats
+            for key, value in model.loss(data.select(rows).to(model.device), generator).items():
+                total[key] += float(value) * len(rows) / len(data) / repeats
     return {f"loss_{key}": round(value, 4) for key, value in total.items() if key != "loss"}
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #5a4e19ac
 def judge_samples(samples, reference, seed=0):
     "One flat dict of figures for a list of `Sample`, all of them counted: see lesson 13; coverage is left out (it costs most and tells least)."
     from matgen_nb.symmcd.evaluation import evaluate_crystals
+
     symprec = reference.symprecs[0]
-    result = evaluate_crystals([s.crystal for s in samples], reference, metrics=("validity", "distributions", "symmetry"), n_jobs=1, seed=seed, progress=False)
+    result = evaluate_crystals(
+        [s.crystal for s in samples],
+        reference,
+        metrics=("validity", "distributions", "symmetry"),
+        n_jobs=1,
+        seed=seed,
+        progress=False,
+    )
     row = {key.split("@")[0]: round(float(entry["value"]), 5) for key, entry in result.summary.items()}
     moved = torch.tensor([float(d) for s in samples for d in s.row["moved"].split()])
     kept = [r.get(f"space_group@{symprec:g}") == s.row["space_group"] for r, s in zip(result.table, samples)]
     changed = sum(s.row["sites_changed"] for s in samples) / len(moved)
-    return row | dict(group_kept=sum(kept) / len(kept), moved_far=float((moved > .5).float().mean()), moved_mean=float(moved.mean()), sites_changed=changed)
+    return row | dict(
+        group_kept=sum(kept) / len(kept),
+        moved_far=float((moved > 0.5).float().mean()),
+        moved_mean=float(moved.mean()),
+        sites_changed=changed,
+    )
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #84c4ab79
 def draws(name):
     "(weights, sampler) pairs that are judged for a variant: more of them where they answer a question, since they cost no further training."
-    more = {"base": [("averaged", "not led to sites"), ("averaged", "not kept apart"), ("averaged", "balanced"), ("raw", "default"), ("raw", "neither")],
-            "raw k": [("averaged", "clipped")], "release lattice": [("averaged", "clipped")]}
+    more = {
+        "base": [
+            ("averaged", "not led to sites"),
+            ("averaged", "not kept apart"),
+            ("averaged", "balanced"),
+            ("raw", "default"),
+            ("raw", "neither"),
+        ],
+        "raw k": [("averaged", "clipped")],
+        "release lattice": [("averaged", "clipped")],
+    }
     return [("averaged", "default"), ("averaged", "neither"), *more.get(name, ())]
+
 
 def draw_samples(model, sampler, n, seed=0, steps=25):
     "n samples with one of the SAMPLERS; `clip` bounds every estimate of the clean lattice vector (lesson 06), which a model with standardised k does anyway."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
-    how, before = dict(balance=0., sharpen=1., templates=0.) | SAMPLERS[sampler], model.lattice_noise.clip
-    model.lattice_noise.clip = how.pop("clip", before)
-    try: return model.sample(n, seed=seed, steps=steps, progress=False, **how)
-    finally: model.lattice_noise.clip = before
 
-def run_variant(name, data, val, reference, folder, seed=0, steps=1200, n=400, sample_steps=25, device="cpu", resume=False):
+    how, before = dict(balance=0.0, sharpen=1.0, templates=0.0) | SAMPLERS[sampler], model.lattice_noise.clip
+    model.lattice_noise.clip = how.pop("clip", before)
+    try:
+        return model.sample(n, seed=seed, steps=steps, progress=False, **how)
+    finally:
+        model.lattice_noise.clip = before
+
+
+def run_variant(
+    name, data, val, reference, folder, seed=0, steps=1200, n=400, sample_steps=25, device="cpu", resume=False
+):
     """Train one variant with one seed, sample and judge: a list of rows (dicts), one for each pair of `draws`.
 
     data, val: CrystalData to train on and to measure the held-out loss with; reference: Reference of real crystals (lesson 13); folder: for the training run."""
@@ -147,15 +234,31 @@ def run_variant(name, data, val, reference, folder, seed=0, steps=1200, n=400, s
         cpu = time.process_time()
         samples = draw_samples(models[weights], sampler, n, seed, sample_steps)
         cost["sample_cpu_s"] = round(time.process_time() - cpu, 1)
-        rows.append(dict(variant=name, seed=seed, weights=weights, sampler=sampler, steps=steps, n=n, sample_steps=sample_steps,
-                         **judge_samples(samples, reference, seed), **loss[weights], **cost, torch=torch.__version__, matgen_nb=matgen_nb.__version__))
+        rows.append(
+            dict(
+                variant=name,
+                seed=seed,
+                weights=weights,
+                sampler=sampler,
+                steps=steps,
+                n=n,
+                sample_steps=sample_steps,
+                **judge_samples(samples, reference, seed),
+                **loss[weights],
+                **cost,
+                torch=torch.__version__,
+                matgen_nb=matgen_nb.__version__,
+            )
+        )
     return rows
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #aae22fdd
 def kept(path, make):
     "The rows (list of dicts) of a JSON file; `make()` is called, and its answer kept, if the file is not there."
     from matgen_nb.scale.command_line import write_json
-    if not path.exists(): write_json(path, make())
+
+    if not path.exists():
+        write_json(path, make())
     return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #969a5322
@@ -163,65 +266,98 @@ def plan_runs(names, seeds, fewer=(), less=2):
     "[(seed, variant)]: one seed of everything first, so that a run that is stopped has measured all variants; variants in `fewer` get `less` seeds."
     return [(seed, name) for seed in range(seeds) for name in names if name not in fewer or seed < less]
 
+
 def run_ablations(data, val, reference, out, runs, report=lambda text: None, **how):
     "Every (seed, variant) of `runs` that has no file yet in the folder `out`: trains, judges, writes one JSON each. Returns all rows. `how`: see `run_variant`."
     out, rows = Path(out), []
+
     def measure(i, seed, name, stem):
         start = time.monotonic()
-        found = run_variant(name, data, val, reference, out/"training"/stem, seed, resume=True, **how)
+        found = run_variant(name, data, val, reference, out / "training" / stem, seed, resume=True, **how)
         report(f"{i + 1} of {len(runs)}: {name}, seed {seed}, {time.monotonic() - start:.0f} s")
         return found
+
     for i, (seed, name) in enumerate(runs):
         stem = f"{name.replace(' ', '-')}-{seed}"
-        rows += kept(out/f"{stem}.json", lambda: measure(i, seed, name, stem))
+        rows += kept(out / f"{stem}.json", lambda: measure(i, seed, name, stem))
     return rows
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #7fb30ad4
 def published_ablations():
     "The rows of our own measurement that ships with the package: one for each run, weights and sampler."
     from matgen_nb.scale.command_line import read_table
-    return read_table(Path(matgen_nb.__file__).parent/"data"/"ablations.csv")
+
+    return read_table(Path(matgen_nb.__file__).parent / "data" / "ablations.csv")
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #cd6af1c4
-FIGURES = {"struct_valid": ("struct. valid", "more"), "comp_valid": ("comp. valid", "more"), "group_kept": ("group kept", "more"),
-           "space_group_jsd": ("group distance", "less"), "wasserstein_density": ("density distance", "less"), "wasserstein_n_elements": ("elements distance", "less"), "moved_far": ("moved > 0.5 A", "less"),
-           "loss_x": ("held-out loss, x", "less"), "loss_k": ("held-out loss, k", "less")}
+FIGURES = {
+    "struct_valid": ("struct. valid", "more"),
+    "comp_valid": ("comp. valid", "more"),
+    "group_kept": ("group kept", "more"),
+    "space_group_jsd": ("group distance", "less"),
+    "wasserstein_density": ("density distance", "less"),
+    "wasserstein_n_elements": ("elements distance", "less"),
+    "moved_far": ("moved > 0.5 A", "less"),
+    "loss_x": ("held-out loss, x", "less"),
+    "loss_k": ("held-out loss, k", "less"),
+}
 
-POOL = {"clipped": "default", "balanced": "default", "not led to sites": "neither", "not kept apart": "neither"}       # samplers few settings have: whose spread they take
-SHARES = ("struct_valid", "comp_valid", "group_kept")                       # shares of the samples
+POOL = {
+    "clipped": "default",
+    "balanced": "default",
+    "not led to sites": "neither",
+    "not kept apart": "neither",
+}  # samplers few settings have: whose spread they take
+SHARES = ("struct_valid", "comp_valid", "group_kept")  # shares of the samples
+
 
 def by_setting(rows):
     "{(variant, weights, sampler): rows}: what was measured with different seeds in one way."
     groups = defaultdict(list)
-    for row in rows: groups[row["variant"], row["weights"], row["sampler"]].append(row)
+    for row in rows:
+        groups[row["variant"], row["weights"], row["sampler"]].append(row)
     return dict(groups)
+
 
 def pooled_spread(rows, column, sampler):
     """Standard deviation of a column between the seeds of one setting, from all settings (averaged weights) with this sampler that have at least two: (deviation, degrees of freedom).
     Three seeds tell little about a spread; the spreads of ten variants together tell more. Variants that do not vote are left out."""
-    squares, freedom = 0., 0
+    squares, freedom = 0.0, 0
     for (variant, weights, s), group in by_setting(rows).items():
-        if s != sampler or weights != "averaged" or len(group) < 2 or not VARIANTS[variant].votes: continue
+        if s != sampler or weights != "averaged" or len(group) < 2 or not VARIANTS[variant].votes:
+            continue
         values = [row[column] for row in group]
-        squares, freedom = squares + statistics.variance(values) * (len(values) - 1), freedom + len(values) - 1
-    return (squares / freedom) ** .5 if freedom else float("nan"), freedom
+        squares, freedom = (
+            squares + statistics.variance(values) * (len(values) - 1),
+            freedom + len(values) - 1,
+        )
+    return (squares / freedom) ** 0.5 if freedom else float("nan"), freedom
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #2d74e5df
 def reference_setting(variant, weights, sampler):
     "The setting that a setting is compared with: another variant with the variant it goes against, the base's raw weights with its averaged ones, its samplers with the default."
-    if variant != "base": return VARIANTS[variant].against, weights, "default" if sampler == "clipped" else sampler
-    if weights == "raw": return "base", "averaged", sampler
+    if variant != "base":
+        return VARIANTS[variant].against, weights, "default" if sampler == "clipped" else sampler
+    if weights == "raw":
+        return "base", "averaged", sampler
     return ("base", "averaged", "default") if sampler != "default" else None
+
 
 def margin(rows, column, sampler, n, m):
     """How far means over n and over m seeds may lie apart by chance (95 %, Student's t with the pooled spread); nan if no setting has two seeds.
     The spread of a share is not taken to be below that of counting alone, sqrt(p (1 - p) / number of samples): where a few seeds agree better than that, it is luck."""
     from scipy.stats import t
+
     sampler = POOL.get(sampler, sampler)
     spread, freedom = pooled_spread(rows, column, sampler)
-    counting = [r[column] * (1 - r[column]) / r["n"] for r in rows if r["sampler"] == sampler and column in SHARES and "n" in r and VARIANTS[r["variant"]].votes]
-    if counting: spread = max(spread, statistics.mean(counting) ** .5)
-    return float(t.ppf(.975, freedom)) * spread * (1 / n + 1 / m) ** .5 if freedom else float("nan")
+    counting = [
+        r[column] * (1 - r[column]) / r["n"]
+        for r in rows
+        if r["sampler"] == sampler and column in SHARES and "n" in r and VARIANTS[r["variant"]].votes
+    ]
+    if counting:
+        spread = max(spread, statistics.mean(counting) ** 0.5)
+    return float(t.ppf(0.975, freedom)) * spread * (1 / n + 1 / m) ** 0.5 if freedom else float("nan")
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #6d7d1231
 def summarise_ablations(rows, columns=tuple(FIGURES)):
@@ -230,45 +366,102 @@ def summarise_ablations(rows, columns=tuple(FIGURES)):
     groups, table = by_setting(rows), []
     for setting, group in groups.items():
         mean = lambda g, c: statistics.mean(row[c] for row in g)
-        line = dict(zip(("variant", "weights", "sampler"), setting), seeds=len(group), train_cpu_s=mean(group, "train_cpu_s"), parameters=group[0]["parameters"])
+        line = dict(
+            zip(("variant", "weights", "sampler"), setting),
+            seeds=len(group),
+            train_cpu_s=mean(group, "train_cpu_s"),
+            parameters=group[0]["parameters"],
+        )
         other = groups.get(reference_setting(*setting))
         for c in columns:
             line[c] = mean(group, c)
-            if other is None or c in VARIANTS[setting[0]].other: continue
+            if other is None or c in VARIANTS[setting[0]].other:
+                continue
             change = line[f"{c}_change"] = mean(group, c) - mean(other, c)
             clear = abs(change) > margin(rows, c, setting[2], len(group), len(other))
-            line[f"{c}_verdict"] = ("better" if (change > 0) == (FIGURES[c][1] == "more") else "worse") if clear else ""
+            line[f"{c}_verdict"] = (
+                ("better" if (change > 0) == (FIGURES[c][1] == "more") else "worse") if clear else ""
+            )
         table.append(line)
     return table
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #3d371e15
 SIGNS = {"better": "+", "worse": "-", "": " "}
 
-def ablation_text(table, columns=("struct_valid", "comp_valid", "group_kept", "space_group_jsd", "wasserstein_density", "wasserstein_n_elements", "moved_far"), **only):
+
+def ablation_text(
+    table,
+    columns=(
+        "struct_valid",
+        "comp_valid",
+        "group_kept",
+        "space_group_jsd",
+        "wasserstein_density",
+        "wasserstein_n_elements",
+        "moved_far",
+    ),
+    **only,
+):
     "Aligned lines of a summary: means, + or - where a setting is better or worse than what it is compared with beyond chance. only: weights=, sampler=, variant= to choose lines."
     lines = [["", "seeds", *(FIGURES[c][0] for c in columns)]]
     for line in (t for t in table if all(t[key] == value for key, value in only.items())):
-        name = line["variant"] if set(only) >= {"weights", "sampler"} else f"{line['variant']}, {line['weights']}, {line['sampler']}"
-        lines.append([name, str(line["seeds"]), *(f"{line[c]:.3f}{SIGNS[line.get(f'{c}_verdict', '')]}" for c in columns)])
+        name = (
+            line["variant"]
+            if set(only) >= {"weights", "sampler"}
+            else f"{line['variant']}, {line['weights']}, {line['sampler']}"
+        )
+        lines.append(
+            [
+                name,
+                str(line["seeds"]),
+                *(f"{line[c]:.3f}{SIGNS[line.get(f'{c}_verdict', '')]}" for c in columns),
+            ]
+        )
     widths = [max(len(row[k]) for row in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(text.ljust(w) if k == 0 else text.rjust(w) for k, (text, w) in enumerate(zip(row, widths))) for row in lines)
+    return "\n".join(
+        "  ".join(text.ljust(w) if k == 0 else text.rjust(w) for k, (text, w) in enumerate(zip(row, widths)))
+        for row in lines
+    )
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #f75359a8
-PANELS = (("struct_valid", "neither"), ("struct_valid", "default"), ("moved_far", "neither"), ("loss_x", "default"))
+PANELS = (
+    ("struct_valid", "neither"),
+    ("struct_valid", "default"),
+    ("moved_far", "neither"),
+    ("loss_x", "default"),
+)
+
 
 def plot_ablations(rows, panels=PANELS, weights="averaged"):
     "Figure: a panel for each (column, sampler); a dot for each seed, a line at the mean of the base, grey where a variant of as many seeds would be told from it by chance only."
     from matplotlib.figure import Figure
+
     names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
-    fig = Figure(figsize=(6, .5 + .26 * len(names) * -(-len(panels) // 2)), dpi=90, layout="constrained")
+    fig = Figure(figsize=(6, 0.5 + 0.26 * len(names) * -(-len(panels) // 2)), dpi=90, layout="constrained")
     axes = fig.subplots(-(-len(panels) // 2), 2, sharey=True, squeeze=False).flat
     for ax, (column, sampler) in zip(axes, panels):
-        groups = {v: [r[column] for r in g] for (v, w, s), g in by_setting(rows).items() if (w, s) == (weights, sampler)}
+        groups = {
+            v: [r[column] for r in g]
+            for (v, w, s), g in by_setting(rows).items()
+            if (w, s) == (weights, sampler)
+        }
         base = statistics.mean(groups["base"])
-        if (m := margin(rows, column, sampler, len(groups["base"]), len(groups["base"]))) == m: ax.axvspan(base - m, base + m, color="0.9", lw=0)
-        ax.axvline(base, color="0.6", lw=.8)
-        for y, name in enumerate(names): ax.plot(groups.get(name, []), [y] * len(groups.get(name, [])), "o", ms=4, alpha=.7, color="0.3" if name == "base" else "tab:blue")
-        ax.set_title(FIGURES[column][0] + {"default": "", "neither": ", plain sampler"}.get(sampler, f", {sampler}"), fontsize=8)
+        if (m := margin(rows, column, sampler, len(groups["base"]), len(groups["base"]))) == m:
+            ax.axvspan(base - m, base + m, color="0.9", lw=0)
+        ax.axvline(base, color="0.6", lw=0.8)
+        for y, name in enumerate(names):
+            ax.plot(
+                groups.get(name, []),
+                [y] * len(groups.get(name, [])),
+                "o",
+                ms=4,
+                alpha=0.7,
+                color="0.3" if name == "base" else "tab:blue",
+            )
+        ax.set_title(
+            FIGURES[column][0] + {"default": "", "neither": ", plain sampler"}.get(sampler, f", {sampler}"),
+            fontsize=8,
+        )
         ax.set(yticks=range(len(names)), yticklabels=names)
         ax.tick_params(labelsize=7)
     axes[0].invert_yaxis()

@@ -17,7 +17,19 @@ from typing import Annotated, Callable, Optional
 
 import typer
 
-from .command_line import Compile, Device, On, Out, Overwrite, Precision, Seed, _command, _option, app, pick_device
+from matgen_nb.scale.command_line import (
+    Compile,
+    Device,
+    On,
+    Out,
+    Overwrite,
+    Precision,
+    Seed,
+    _command,
+    _option,
+    app,
+    pick_device,
+)
 from .runs import fresh_folder, read_table, run_record, say, write_json, write_table
 from ..utils import MatgenError, atomic_write
 
@@ -25,43 +37,67 @@ from ..utils import MatgenError, atomic_write
 def wait_for(device):
     "Return when the device has done all its work."
     import torch
-    if str(device).startswith("cuda"): torch.cuda.synchronize()
-    if str(device).startswith("mps"): torch.mps.synchronize()
 
-def measure(run, count, seconds=5., least=3, device="cpu"):
+    if str(device).startswith("cuda"):
+        torch.cuda.synchronize()
+    if str(device).startswith("mps"):
+        torch.mps.synchronize()
+
+
+def measure(run, count, seconds=5.0, least=3, device="cpu"):
     """Repeat `run()` for about `seconds` (at least `least` times, after one that is not counted). It handles `count` items.
 
     Returns dict(per_second: median, low, high, per_cpu_second, repeats): items per second."""
     import statistics
-    run(); wait_for(device)
+
+    run()
+    wait_for(device)
     walls, cpu, begin = [], time.process_time(), time.perf_counter()
     while len(walls) < least or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
-        run(); wait_for(device)
+        run()
+        wait_for(device)
         walls.append(time.perf_counter() - start)
     cpu = (time.process_time() - cpu) / len(walls)
-    return dict(per_second=count / statistics.median(walls), low=count / max(walls), high=count / min(walls), per_cpu_second=count / max(cpu, 1e-9), repeats=len(walls))
+    return dict(
+        per_second=count / statistics.median(walls),
+        low=count / max(walls),
+        high=count / min(walls),
+        per_cpu_second=count / max(cpu, 1e-9),
+        repeats=len(walls),
+    )
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #c1dabb0d
 @dataclass
 class Task:
     """One thing to measure. make(device, seed) -> (function without arguments, items it handles); needs: a module without which it is passed over.
     presets: the module whose PRESETS it can train, where it trains; then make also takes a `Setting`."""
-    name: str; unit: str; make: Callable; needs: str = "matgen_nb"; presets: Optional[str] = None
+
+    name: str
+    unit: str
+    make: Callable
+    needs: str = "matgen_nb"
+    presets: Optional[str] = None
+
 
 TASKS = {}
 
+
 def task(name, unit, needs="matgen_nb", presets=None):
     "Decorator that puts `make` into TASKS."
+
     def add(make):
         TASKS[name] = Task(name, unit, make, needs, presets)
         return make
+
     return add
+
 
 def crystals(n, seed=0, max_atoms=20):
     "n embedded crystals of up to `max_atoms` atoms, the same for the same seed."
     import numpy as np
     from matgen_nb.symmcd.dataset import prototypes
+
     found = [c for _, c in prototypes() if len(c) <= max_atoms]
     return [found[i] for i in np.random.default_rng(seed).permutation(len(found))[:n]]
 
@@ -70,14 +106,17 @@ def crystals(n, seed=0, max_atoms=20):
 def make_preparing(device, seed, n=24):
     "CIF text -> asymmetric unit: reading, symmetry, orbits."
     from matgen_nb.symmcd.dataset import prepare_one
+
     texts = [c.to_cif() for c in crystals(n, seed)]
     return lambda: [prepare_one(t) for t in texts], n
+
 
 def _symmcd(device, seed, n=120, size="small"):
     import torch
     from matgen_nb.symmcd.dataset import from_units, prepare_one
     from matgen_nb.symmcd import staged_sampling  # noqa: F401
     from matgen_nb.symmcd.model import SymmCD, preset, statistics
+
     data = from_units([prepare_one(c) for c in crystals(n, seed)])
     torch.manual_seed(seed)
     return SymmCD(preset(size), statistics(data)).to(device), data.to(device)
@@ -86,71 +125,103 @@ def _symmcd(device, seed, n=120, size="small"):
 @dataclass(frozen=True)
 class Setting:
     "How a network is trained: preset, items a step (None: the task's own number), precision (32-true or bf16-mixed), whether its parts are compiled. str() names it."
-    preset: str = "small"; batch_size: Optional[int] = None; precision: str = "32-true"; compile: bool = False
 
-    def __str__(self): return " ".join([self.preset, *([str(self.batch_size)] if self.batch_size else []), self.precision, *(["compiled"] if self.compile else [])])
+    preset: str = "small"
+    batch_size: Optional[int] = None
+    precision: str = "32-true"
+    compile: bool = False
+
+    def __str__(self):
+        return " ".join(
+            [
+                self.preset,
+                *([str(self.batch_size)] if self.batch_size else []),
+                self.precision,
+                *(["compiled"] if self.compile else []),
+            ]
+        )
+
 
 def _training_step(model, data, batch_size, seed, device, setting=None):
     "A function that trains one step, with the trainer's optimizer; with a `Setting` also in its precision, compiled, and the gradient clipped, as the trainer does."
     import torch
     from matgen_nb.scale.training import TrainConfig, compile_regions, make_optimizer
+
     config, half = TrainConfig(steps=1), setting is not None and setting.precision == "bf16-mixed"
     optimizer, generator = make_optimizer(model, config), torch.Generator(device).manual_seed(seed)
-    if setting is not None and setting.compile: compile_regions(model)
+    if setting is not None and setting.compile:
+        compile_regions(model)
+
     def step():
         batch = data.select(torch.randint(len(data), (batch_size,), generator=generator, device=device))
         optimizer.zero_grad()
-        with torch.autocast(str(device).split(":")[0], torch.bfloat16, enabled=half): loss = model.loss(batch, generator)["loss"]
+        with torch.autocast(str(device).split(":")[0], torch.bfloat16, enabled=half):
+            loss = model.loss(batch, generator)["loss"]
         loss.backward()
-        if setting is not None: torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        if setting is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
+
     return step
+
 
 @task("training", "structures", presets="matgen_nb.symmcd.model")
 def make_training(device, seed, batch_size=128, setting=None):
     "One optimizer step of SymmCD, preset small or that of the `Setting`, with the trainer's optimizer."
     batch_size = setting and setting.batch_size or batch_size
-    return _training_step(*_symmcd(device, seed, size=setting.preset if setting else "small"), batch_size, seed, device, setting), batch_size
+    return _training_step(
+        *_symmcd(device, seed, size=setting.preset if setting else "small"), batch_size, seed, device, setting
+    ), batch_size
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #5dd5308b
 @task("sampling", "crystals")
 def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+
     model, _ = _symmcd(device, seed)
     model.eval()
     return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
+
 
 @task("projection", "orbits")
 def make_projection(device, seed, n=1000):
     "Exact projection of orbits onto their Wyckoff positions, in one batch."
     import torch
     from matgen_nb.symmetry.projection import project
+
     model, data = _symmcd(device, seed)
     batch = data.select(torch.arange(n, device=device) % len(data))
     group, k = batch.space_group[batch.batch], torch.zeros(len(batch), 6, dtype=torch.float64, device=device)
     lattice = model.lattice(k, batch.space_group)[batch.batch]
-    noise = torch.randn(batch.frac_coords.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
-    x = batch.frac_coords.double() + .05 * noise
+    noise = torch.randn(
+        batch.frac_coords.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(device)
+    x = batch.frac_coords.double() + 0.05 * noise
     return lambda: project(x, group, batch.wyckoff, lattice), len(x)
+
 
 @task("evaluation", "crystals")
 def make_evaluation(device, seed, n=8):
     "Every value of a crystal that needs no reference, fingerprints included."
     from matgen_nb.symmcd.evaluation import describe
+
     found = crystals(n, seed)
     return lambda: [describe(c, timeout=None) for c in found], n
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26a00001
-TEXT = ("IRMOF-1", "HKUST-1", "UiO-66", "MIL-53", "MOF-74")    # textbook frameworks of 38 to 156 atoms
+TEXT = ("IRMOF-1", "HKUST-1", "UiO-66", "MIL-53", "MOF-74")  # textbook frameworks of 38 to 156 atoms
+
 
 @task("mof preparing", "frameworks", needs="matgen_nb.mofdiff.coarse_graining")
 def make_mof_preparing(device, seed):
     "CIF text -> beads: bonds, blocks, connection points, identities."
     from matgen_nb.mofdiff.building_blocks import textbook_mof
     from matgen_nb.mofdiff.coarse_graining import coarse_grain
+
     items = [(name, textbook_mof(name).crystal.to_cif(), {}) for name in TEXT]
     return lambda: [coarse_grain(item) for item in items], len(items)
+
 
 @task("block training", "blocks", needs="matgen_nb.mofdiff.embedding")
 def make_block_training(device, seed, batch_size=64):
@@ -158,8 +229,15 @@ def make_block_training(device, seed, batch_size=64):
     import torch
     from matgen_nb.mofdiff.embedding import BlockConfig, BlockData, BlockEncoder
     from matgen_nb.mofdiff.hypothetical import embedded_mofs
+
     torch.manual_seed(seed)
-    return _training_step(BlockEncoder(BlockConfig.preset("small")).to(device), BlockData(embedded_mofs().library).to(device), batch_size, seed, device), batch_size
+    return _training_step(
+        BlockEncoder(BlockConfig.preset("small")).to(device),
+        BlockData(embedded_mofs().library).to(device),
+        batch_size,
+        seed,
+        device,
+    ), batch_size
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26a00003
 def _mofdiff(device, seed, n=200, size="small"):
@@ -167,22 +245,34 @@ def _mofdiff(device, seed, n=200, size="small"):
     from matgen_nb.mofdiff.hypothetical import embedded_mofs
     from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
     from matgen_nb.mofdiff.embedding import BlockEncoder
+
     data = embedded_mofs()
     data = data.subset(torch.linspace(0, len(data) - 1, n).long().tolist())
     torch.manual_seed(seed)
-    data = data.with_embeddings(BlockEncoder.from_pretrained("blocks-small", device).encode(data.library).cpu())
+    data = data.with_embeddings(
+        BlockEncoder.from_pretrained("blocks-small", device).encode(data.library).cpu()
+    )
     return MofDiff(MofDiffConfig.preset(size), statistics(data)).to(device), data.to(device)
+
 
 @task("mof training", "frameworks", needs="matgen_nb.mofdiff.model", presets="matgen_nb.mofdiff.model")
 def make_mof_training(device, seed, batch_size=64, setting=None):
     "One optimizer step of MOFDiff, preset small or that of the `Setting`, on embedded frameworks."
     batch_size = setting and setting.batch_size or batch_size
-    return _training_step(*_mofdiff(device, seed, size=setting.preset if setting else "small"), batch_size, seed, device, setting), batch_size
+    return _training_step(
+        *_mofdiff(device, seed, size=setting.preset if setting else "small"),
+        batch_size,
+        seed,
+        device,
+        setting,
+    ), batch_size
+
 
 @task("mof sampling", "frameworks", needs="matgen_nb.mofdiff.sampling")
 def make_mof_sampling(device, seed, n=16, steps=100):
     "Coarse frameworks of MOFDiff, preset small, 100 steps, choice of the blocks included."
     import matgen_nb.mofdiff.sampling  # noqa: F401
+
     model, _ = _mofdiff(device, seed)
     model.eval()
     return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
@@ -195,22 +285,29 @@ def make_assembly(device, seed, n=3):
     from matgen_nb.mofdiff.assembly import assemble
     from matgen_nb.mofdiff.building_blocks import TEXTBOOK, decompose, textbook_mof
     from matgen_nb.mofdiff.coarse_graining import CoarseMof
-    coarse = [CoarseMof.from_decomposition(decompose(textbook_mof(name)), name=name) for name in islice(TEXTBOOK, n)]
+
+    coarse = [
+        CoarseMof.from_decomposition(decompose(textbook_mof(name)), name=name) for name in islice(TEXTBOOK, n)
+    ]
     return lambda: assemble(coarse, seed=seed, device=device), n
+
 
 @task("relaxation", "evaluations", needs="matgen_nb.mofdiff.relaxation")
 def make_relaxation(device, seed, steps=30):
     "Energies with forces and stress (UFF, on the CPU) of IRMOF-1, 106 atoms, while it relaxes."
     from matgen_nb.mofdiff.building_blocks import textbook_mof
     from matgen_nb.mofdiff.relaxation import relax
+
     work = lambda: relax(textbook_mof("IRMOF-1"), stages=(True,), steps=steps, time_limit=None)
     return work, work().row["evaluations"]
+
 
 @task("mof evaluation", "frameworks", needs="matgen_nb.mofdiff.evaluation")
 def make_mof_evaluation(device, seed):
     "Checks, pores and identity of textbook frameworks."
     from matgen_nb.mofdiff.building_blocks import textbook_mof
     from matgen_nb.mofdiff.evaluation import describe_mof
+
     return lambda: [describe_mof(textbook_mof(name).crystal, timeout=None) for name in TEXT], len(TEXT)
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26f10a02
@@ -218,15 +315,19 @@ def count_flop(run, times=3):
     "Floating-point operations (FLOP) of one `run()`, the mean of a few: its matrix products, forward and backward. What is no product is not counted; compiled parts are counted as they are written."
     import torch
     from torch.utils.flop_counter import FlopCounterMode
+
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        for _ in range(times): run()
+        for _ in range(times):
+            run()
     return counter.get_total_flops() / times
 
-def peak_flop(device="cpu", precision="32-true", seconds=1., largest=16384):
+
+def peak_flop(device="cpu", precision="32-true", seconds=1.0, largest=16384):
     "FLOP/s of a large matrix product on this device, in the precision of the products of training: what a program can hope for. The matrix grows until one product takes 0.03 s."
     import torch
-    n, took, dtype = 64, 0., torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    while took < .03 and n < largest:
+
+    n, took, dtype = 64, 0.0, torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    while took < 0.03 and n < largest:
         n *= 2
         a = torch.randn(n, n, device=device).to(dtype)
         took = n**3 * 2 / measure(lambda: a @ a, 2 * n**3, 0, least=1, device=device)["per_second"]
@@ -235,15 +336,18 @@ def peak_flop(device="cpu", precision="32-true", seconds=1., largest=16384):
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26f10a05
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
+
 @contextmanager
 def _silent():
     "What the profiler's C++ writes to the error stream goes nowhere."
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-    try: yield
+    try:
+        yield
     finally:
         os.dup2(kept, 2)
-        for number in (kept, nowhere): os.close(number)
+        for number in (kept, nowhere):
+            os.close(number)
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26f10a0b
 def time_shares(run, device="cpu", seconds=None, times=3):
@@ -252,34 +356,58 @@ def time_shares(run, device="cpu", seconds=None, times=3):
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
+
     gpu = str(device).startswith("cuda")
-    with _silent(), profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as watched:
+    with (
+        _silent(),
+        profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as watched,
+    ):
         start = time.perf_counter()
-        for _ in range(times): run()
+        for _ in range(times):
+            run()
         wait_for(device)
         wall = time.perf_counter() - start
     events = [e for e in watched.key_averages() if not getattr(e, "is_user_annotation", False)]
     spent = lambda found: sum(e.self_device_time_total if gpu else e.self_cpu_time_total for e in found) / 1e6
     busy = spent(e for e in events if e.device_type == (DeviceType.CUDA if gpu else DeviceType.CPU))
-    if gpu and not busy: return dict.fromkeys(("products", "others", "rest"), math.nan)
+    if gpu and not busy:
+        return dict.fromkeys(("products", "others", "rest"), math.nan)
     products = spent(e for e in events if e.device_type == DeviceType.CPU and e.key in PRODUCTS)
     whole = max(busy, seconds * times if gpu and seconds else wall)
-    return dict(products=products / whole, others=max(busy - products, 0.) / whole, rest=1 - busy / whole)
+    return dict(products=products / whole, others=max(busy - products, 0.0) / whole, rest=1 - busy / whole)
+
 
 def arithmetic(run, seconds, device="cpu", precision="32-true"):
     """The arithmetic of one `run()` that takes `seconds`: dict(gflop: 1e9 operations of a run, gflop_per_second, peak_gflop_per_second: of one large product,
     utilisation: their ratio, and `time_shares` as products, others, rest)."""
     flop, peak = count_flop(run), peak_flop(device, precision)
-    return dict(gflop=flop / 1e9, gflop_per_second=flop / seconds / 1e9, peak_gflop_per_second=peak / 1e9, utilisation=flop / seconds / peak, **time_shares(run, device, seconds))
+    return dict(
+        gflop=flop / 1e9,
+        gflop_per_second=flop / seconds / 1e9,
+        peak_gflop_per_second=peak / 1e9,
+        utilisation=flop / seconds / peak,
+        **time_shares(run, device, seconds),
+    )
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #9f271dea
 def environment(device):
     "Where the numbers were taken: device, processor, threads, versions; one flat dict of text."
     import torch
     from importlib.metadata import version
-    name = torch.cuda.get_device_name() if str(device).startswith("cuda") else platform.processor() or platform.machine()
-    return dict(device=str(device), hardware=name, threads=str(torch.get_num_threads()), python=platform.python_version(),
-                torch=torch.__version__, matgen_nb=version("matgen_nb"))
+
+    name = (
+        torch.cuda.get_device_name()
+        if str(device).startswith("cuda")
+        else platform.processor() or platform.machine()
+    )
+    return dict(
+        device=str(device),
+        hardware=name,
+        threads=str(torch.get_num_threads()),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        matgen_nb=version("matgen_nb"),
+    )
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26f10a0c
 def planned(only=None, setting=None):
@@ -287,81 +415,151 @@ def planned(only=None, setting=None):
     it alone asks for all that have its preset. MatgenError for a name, preset, batch size or precision that does not exist."""
     from importlib import import_module
     from matgen_nb.scale.training import TrainConfig, check_config
+
     presets = lambda t: import_module(t.presets).PRESETS if t.presets else ()
     if setting is not None:
-        check_config(TrainConfig(steps=1, batch_size=1 if setting.batch_size is None else setting.batch_size, precision=setting.precision))
-        if only is None: only = [t.name for t in TASKS.values() if setting.preset in presets(t)]
-    names = list(TASKS) if only is None else [n.strip() for n in (only.split(",") if isinstance(only, str) else only)]
+        check_config(
+            TrainConfig(
+                steps=1,
+                batch_size=1 if setting.batch_size is None else setting.batch_size,
+                precision=setting.precision,
+            )
+        )
+        if only is None:
+            only = [t.name for t in TASKS.values() if setting.preset in presets(t)]
+    names = (
+        list(TASKS)
+        if only is None
+        else [n.strip() for n in (only.split(",") if isinstance(only, str) else only)]
+    )
     names = [n for n in dict.fromkeys(names) if n]
-    if not names: raise MatgenError(f"no task trains a preset {setting.preset}" if setting and only == [] else "no task is named")
-    if unknown := set(names) - set(TASKS): raise MatgenError(f"there is no task {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
+    if not names:
+        raise MatgenError(
+            f"no task trains a preset {setting.preset}" if setting and only == [] else "no task is named"
+        )
+    if unknown := set(names) - set(TASKS):
+        raise MatgenError(f"there is no task {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
     tasks = [TASKS[n] for n in names]
-    if setting is None: return tasks
+    if setting is None:
+        return tasks
     for t in tasks:
-        if t.presets and setting.preset not in presets(t): raise MatgenError(f"{t.name} has no preset {setting.preset}; there are {', '.join(presets(t))}")
-    if not any(t.presets for t in tasks): raise MatgenError(f"preset, batch size, precision and compiling are of no use to {', '.join(names)}: they do not train a network of diffusion")
-    return [replace(t, name=f"{t.name} {setting}", make=partial(t.make, setting=setting)) if t.presets else t for t in tasks]
+        if t.presets and setting.preset not in presets(t):
+            raise MatgenError(f"{t.name} has no preset {setting.preset}; there are {', '.join(presets(t))}")
+    if not any(t.presets for t in tasks):
+        raise MatgenError(
+            f"preset, batch size, precision and compiling are of no use to {', '.join(names)}: they do not train a network of diffusion"
+        )
+    return [
+        replace(t, name=f"{t.name} {setting}", make=partial(t.make, setting=setting)) if t.presets else t
+        for t in tasks
+    ]
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26f10a0d
-def run_benchmark(device="cpu", seconds=120., seed=0, only=None, report=lambda row: None, setting=None):
+def run_benchmark(device="cpu", seconds=120.0, seed=0, only=None, report=lambda row: None, setting=None):
     """Measure the tasks that `planned(only, setting)` names, and whose module is installed, for about `seconds` in all; a list of rows (dicts), one per task.
     Rows of tasks that train have their `arithmetic` too."""
     from importlib.util import find_spec
-    if not (0 < seconds < math.inf): raise MatgenError(f"the seconds to measure must be a positive number, not {seconds}")
+
+    if not (0 < seconds < math.inf):
+        raise MatgenError(f"the seconds to measure must be a positive number, not {seconds}")
     tasks, where = [t for t in planned(only, setting) if find_spec(t.needs)], environment(device)
     rows = []
     for t in tasks:
         run, count = t.make(device, seed)
-        rows.append(dict(task=t.name, unit=t.unit, **measure(run, count, .6 * seconds / len(tasks), device=device), **where))
-        if t.presets: rows[-1] |= arithmetic(run, count / rows[-1]["per_second"], device, setting.precision if setting else "32-true")
+        rows.append(
+            dict(
+                task=t.name,
+                unit=t.unit,
+                **measure(run, count, 0.6 * seconds / len(tasks), device=device),
+                **where,
+            )
+        )
+        if t.presets:
+            rows[-1] |= arithmetic(
+                run, count / rows[-1]["per_second"], device, setting.precision if setting else "32-true"
+            )
         report(rows[-1])
     return rows
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #7af3f14f
 NEEDED = ("task", "unit", "per_second", "low", "high")
 
+
 def read_benchmark(path):
     "Rows of a table.csv that `matgen benchmark` wrote; MatgenError for another file, or one whose speeds are no positive numbers."
-    try: rows = read_table(path)
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error: raise MatgenError(f"{path} cannot be read: {error}") from None
+    try:
+        rows = read_table(path)
+    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
+        raise MatgenError(f"{path} cannot be read: {error}") from None
     with open(path, newline="", encoding="utf-8") as file:
         if any(None in row for row in csv.DictReader(file)):
             raise MatgenError(f"{path} cannot be read: a row has more fields than there are columns")
     if not rows or any(name not in row for row in rows for name in NEEDED):
-        raise MatgenError(f"{path} is not a table of matgen benchmark: give its table.csv, with the columns {', '.join(NEEDED)}")
+        raise MatgenError(
+            f"{path} is not a table of matgen benchmark: give its table.csv, with the columns {', '.join(NEEDED)}"
+        )
     for row in rows:
         for name in ("per_second", "low", "high", "per_cpu_second"):
             value = row.get(name, 1)
             if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise MatgenError(f"{path} is not a table of matgen benchmark: {name} of {row['task']} must be a positive number, not {value!r}")
+                raise MatgenError(
+                    f"{path} is not a table of matgen benchmark: {name} of {row['task']} must be a positive number, not {value!r}"
+                )
     return rows
+
 
 def compare(rows, others):
     "Rows with `other` (per second), `ratio` (ours / theirs), `cpu_ratio`, and `clear`: whether the ranges are apart. Empty where the others lack the task."
     known = {row["task"]: row for row in others}
+
     def against(row):
-        if (other := known.get(row["task"])) is None: return {}
+        if (other := known.get(row["task"])) is None:
+            return {}
         apart = row["low"] > other["high"] or row["high"] < other["low"]
         cpu = row["per_cpu_second"] / other["per_cpu_second"] if "per_cpu_second" in other else None
-        return dict(other=other["per_second"], ratio=row["per_second"] / other["per_second"], cpu_ratio=cpu, clear="yes" if apart else "no")
+        return dict(
+            other=other["per_second"],
+            ratio=row["per_second"] / other["per_second"],
+            cpu_ratio=cpu,
+            clear="yes" if apart else "no",
+        )
+
     return [row | against(row) for row in rows]
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #a014cac0
 def plot_benchmark(rows, others=(), labels=("this run", "the other table")):
     "Figure: items per second of every task on a logarithmic scale, the range as a line; `others` in grey."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(5.5, .8 + .42 * len(rows)), dpi=90, layout="constrained")
+
+    fig = Figure(figsize=(5.5, 0.8 + 0.42 * len(rows)), dpi=90, layout="constrained")
     ax, known = fig.subplots(), {row["task"]: row for row in others}
     for y, row in enumerate(rows):
-        for r, shift, color in ((known.get(row["task"]), .17, "0.6"), (row, -.17 if others else 0, "tab:blue")):
-            if r is None: continue
-            ax.plot([r["low"], r["high"]], [y + shift] * 2, color=color, lw=4, alpha=.4)
+        for r, shift, color in (
+            (known.get(row["task"]), 0.17, "0.6"),
+            (row, -0.17 if others else 0, "tab:blue"),
+        ):
+            if r is None:
+                continue
+            ax.plot([r["low"], r["high"]], [y + shift] * 2, color=color, lw=4, alpha=0.4)
             ax.plot(r["per_second"], y + shift, "o", color=color, ms=5)
-            ax.annotate(f"{r['per_second']:,.3g}", (r["high"], y + shift), textcoords="offset points", xytext=(6, -3), fontsize=7)
-    ax.set(yticks=range(len(rows)), yticklabels=[f"{r['task']}\n({r['unit']})" for r in rows], xscale="log", xlabel="per second")
-    ax.margins(x=.3); ax.invert_yaxis()
+            ax.annotate(
+                f"{r['per_second']:,.3g}",
+                (r["high"], y + shift),
+                textcoords="offset points",
+                xytext=(6, -3),
+                fontsize=7,
+            )
+    ax.set(
+        yticks=range(len(rows)),
+        yticklabels=[f"{r['task']}\n({r['unit']})" for r in rows],
+        xscale="log",
+        xlabel="per second",
+    )
+    ax.margins(x=0.3)
+    ax.invert_yaxis()
     if others:
-        for color, label in (("tab:blue", labels[0]), ("0.6", labels[1])): ax.plot([], [], "o", color=color, label=label)
+        for color, label in (("tab:blue", labels[0]), ("0.6", labels[1])):
+            ax.plot([], [], "o", color=color, label=label)
         ax.legend(fontsize=7, frameon=False)
     return fig
 
@@ -369,36 +567,69 @@ def plot_benchmark(rows, others=(), labels=("this run", "the other table")):
 def in_words(row):
     "A row of the table as text; of a task that trains, a second line with its arithmetic."
     line = f"{row['task']:14s} {row['per_second']:12,.2f} {row['unit']} per second   ({row['low']:,.2f} to {row['high']:,.2f}; {row['repeats']} repeats)"
-    if "utilisation" not in row: return line
-    return line + (f"\n{'':14s} {row['gflop']:12,.2f} GFLOP a step: {row['gflop_per_second']:,.1f} GFLOP/s of {row['peak_gflop_per_second']:,.1f} in one large product, {row['utilisation']:.0%}; "
-                   f"time in products {row['products']:.0%}, other operations {row['others']:.0%}, rest {row['rest']:.0%}")
+    if "utilisation" not in row:
+        return line
+    return line + (
+        f"\n{'':14s} {row['gflop']:12,.2f} GFLOP a step: {row['gflop_per_second']:,.1f} GFLOP/s of {row['peak_gflop_per_second']:,.1f} in one large product, {row['utilisation']:.0%}; "
+        f"time in products {row['products']:.0%}, other operations {row['others']:.0%}, rest {row['rest']:.0%}"
+    )
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #18726936
-@app.command(epilog="Example: `matgen benchmark --out here`, then on another machine `matgen benchmark --compare here/table.csv`")
-def benchmark(out: Out = Path("matgen-benchmark"), seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.,
-              compare_with: Annotated[Optional[Path], _option("table.csv of another run.", "none", "--compare")] = None,
-              only: Annotated[Optional[str], _option("Tasks, separated by commas.", "all")] = None,
-              preset: Annotated[Optional[str], _option("Train this preset.", "small")] = None,
-              batch_size: Annotated[Optional[int], _option("Items in a training step.", "128 crystals, 64 frameworks")] = None,
-              precision: Precision = "32-true", compile: Compile = False,
-              threads: Annotated[int, _option("CPU threads.")] = 1,
-              overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+@app.command(
+    epilog="Example: `matgen benchmark --out here`, then on another machine `matgen benchmark --compare here/table.csv`"
+)
+def benchmark(
+    out: Out = Path("matgen-benchmark"),
+    seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
+    compare_with: Annotated[Optional[Path], _option("table.csv of another run.", "none", "--compare")] = None,
+    only: Annotated[Optional[str], _option("Tasks, separated by commas.", "all")] = None,
+    preset: Annotated[Optional[str], _option("Train this preset.", "small")] = None,
+    batch_size: Annotated[
+        Optional[int], _option("Items in a training step.", "128 crystals, 64 frameworks")
+    ] = None,
+    precision: Precision = "32-true",
+    compile: Compile = False,
+    threads: Annotated[int, _option("CPU threads.")] = 1,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     """Measure this machine: preparing, training, sampling, projection and evaluation of crystals; preparing, training (both networks), sampling, assembly, relaxation and evaluation
     of frameworks. A table and a plot, compared with a table of another run. A preset, batch size, precision or --compile asks for training alone (or what --only names), in a row of its own name."""
     import torch
-    others, setting = read_benchmark(compare_with) if compare_with else [], Setting(preset or "small", batch_size, precision, compile)
+
+    others, setting = (
+        read_benchmark(compare_with) if compare_with else [],
+        Setting(preset or "small", batch_size, precision, compile),
+    )
     setting = None if preset is None and setting == Setting() else setting
-    if threads < 1: raise MatgenError(f"--threads must be at least 1, not {threads}")
-    if not (0 < seconds < math.inf): raise MatgenError(f"--seconds must be a positive number, not {seconds}")
+    if threads < 1:
+        raise MatgenError(f"--threads must be at least 1, not {threads}")
+    if not (0 < seconds < math.inf):
+        raise MatgenError(f"--seconds must be a positive number, not {seconds}")
     planned(only, setting)
-    device, out, start = pick_device(device, float64=True), fresh_folder(out, overwrite, {"--compare": compare_with}), time.monotonic()
+    device, out, start = (
+        pick_device(device, float64=True),
+        fresh_folder(out, overwrite, {"--compare": compare_with}),
+        time.monotonic(),
+    )
     torch.set_num_threads(threads)
     rows = run_benchmark(device, seconds, seed, only, lambda row: say(in_words(row)), setting)
     if others:
         rows = compare(rows, others)
-        for row in rows: say(f"{row['task']:14s} {row['ratio']:8.2f} times {compare_with}" + ("" if row["clear"] == "yes" else "   (the ranges overlap)") if "ratio" in row else f"{row['task']:14s} not in {compare_with}")
+        for row in rows:
+            say(
+                f"{row['task']:14s} {row['ratio']:8.2f} times {compare_with}"
+                + ("" if row["clear"] == "yes" else "   (the ranges overlap)")
+                if "ratio" in row
+                else f"{row['task']:14s} not in {compare_with}"
+            )
     write_table(out.path("table.csv"), rows)
-    with atomic_write(out.path("benchmark.png"), "wb") as f: plot_benchmark(rows, others, ("this run", str(compare_with))).savefig(f, format="png")
-    write_json(out.path("run.json"), run_record(_command(), seed, time.monotonic() - start, environment=environment(device)))
+    with atomic_write(out.path("benchmark.png"), "wb") as f:
+        plot_benchmark(rows, others, ("this run", str(compare_with))).savefig(f, format="png")
+    write_json(
+        out.path("run.json"),
+        run_record(_command(), seed, time.monotonic() - start, environment=environment(device)),
+    )
     out.close()
     say(f"results: {out}")

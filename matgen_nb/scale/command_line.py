@@ -19,33 +19,78 @@ from typing import Annotated, Optional
 
 import typer
 
-from .runs import (CHUNK, as_folder, caption, check_out, chunk_seed, chunks, close_folders,
-                                  crystal_png, file_hash, finish_stream, fresh_file, fresh_folder, record_of,
-                                  gallery_png, input_identity, is_finished, join_tables, open_run,
-                                  read_table, run_record, say, stream, write_cifs, write_gallery,
-                                  write_json, write_results, write_table, written_now)
+from matgen_nb.scale.runs import (
+    CHUNK,
+    as_folder,
+    caption,
+    check_out,
+    chunk_seed,
+    chunks,
+    close_folders,
+    crystal_png,
+    file_hash,
+    finish_stream,
+    fresh_file,
+    fresh_folder,
+    record_of,
+    gallery_png,
+    input_identity,
+    is_finished,
+    join_tables,
+    open_run,
+    read_table,
+    run_record,
+    say,
+    stream,
+    write_cifs,
+    write_gallery,
+    write_json,
+    write_results,
+    write_table,
+    written_now,
+)
 from ..utils import MatgenError, OwnFiles, atomic_write, describe_failures
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0450dc77
 def our_error(error):
     """True for errors whose message is meant for the user: MatgenError, a ValueError raised inside this
     package, or a disk problem."""
-    if isinstance(error, (MatgenError, OSError)): return True
+    if isinstance(error, (MatgenError, OSError)):
+        return True
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None: trace = trace.tb_next
-    return isinstance(error, ValueError) and trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("matgen_nb")
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (
+        isinstance(error, ValueError)
+        and trace is not None
+        and trace.tb_frame.f_globals.get("__name__", "").startswith("matgen_nb")
+    )
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #b6e4750a
-_START = ("Generate crystals (SymmCD) and metal-organic frameworks (MOFDiff): prepare, train, sample, "
-          "evaluate. "
-          "Start with: matgen demo")
-app = typer.Typer(name="matgen", no_args_is_help=True, pretty_exceptions_enable=False,
-                  rich_markup_mode="markdown", help=_START)
-GROUPS = {"prepare": "Turn structures into a training file.", "train": "Train a model.",
-          "sample": "Generate structures.", "evaluate": "Judge structures."}
-prepare_app, train_app, sample_app, evaluate_app = (typer.Typer(no_args_is_help=True, help=t) for t in GROUPS.values())
+_START = (
+    "Generate crystals (SymmCD) and metal-organic frameworks (MOFDiff): prepare, train, sample, "
+    "evaluate. "
+    "Start with: matgen demo"
+)
+app = typer.Typer(
+    name="matgen",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help=_START,
+)
+GROUPS = {
+    "prepare": "Turn structures into a training file.",
+    "train": "Train a model.",
+    "sample": "Generate structures.",
+    "evaluate": "Judge structures.",
+}
+prepare_app, train_app, sample_app, evaluate_app = (
+    typer.Typer(no_args_is_help=True, help=t) for t in GROUPS.values()
+)
 for _name, _group in zip(GROUPS, (prepare_app, train_app, sample_app, evaluate_app)):
     app.add_typer(_group, name=_name)
+
 
 class Device(str, Enum):
     auto = "auto"
@@ -53,23 +98,31 @@ class Device(str, Enum):
     cuda = "cuda"
     mps = "mps"
 
+
 def _option(help, default=None, *names, **limits):
     "A typer option; default: what happens where it is not given, as text."
     return typer.Option(*names, help=help, show_default=default if default is not None else True, **limits)
+
 
 PRESETS = "that of the preset"
 Seed = Annotated[int, _option("Random seed: same seed, same result.", min=0)]
 On = Annotated[Device, _option("Where to compute; auto: a GPU if there is one.")]
 Out = Annotated[Path, _option("Folder for the results.")]
-Overwrite = Annotated[bool, _option("Write into a folder that is not empty; what an earlier run made there "
-                                    "is deleted, nothing else.",
-                                    False, "--overwrite")]
+Overwrite = Annotated[
+    bool,
+    _option(
+        "Write into a folder that is not empty; what an earlier run made there is deleted, nothing else.",
+        False,
+        "--overwrite",
+    ),
+]
 Resume = Annotated[bool, _option("Continue the run in --out.", False, "--resume")]
 Jobs = Annotated[int, _option("Processes; -1: one for each core.")]
 Steps = Annotated[Optional[int], _option("Steps of the optimizer.", PRESETS, min=1)]
 Epochs = Annotated[Optional[float], _option("Passes over the data, in place of --steps.", PRESETS)]
-BatchSize = Annotated[Optional[int], _option("Structures in a step, on all devices "
-                                             "together.", PRESETS, min=1)]
+BatchSize = Annotated[
+    Optional[int], _option("Structures in a step, on all devices together.", PRESETS, min=1)
+]
 Rate = Annotated[Optional[float], _option("Learning rate.", PRESETS)]
 Seconds = Annotated[Optional[float], _option("Time budget in seconds; the learning rate follows it.", "none")]
 Devices = Annotated[int, _option("Processes on each node: GPUs, or parts of a CPU.", min=1)]
@@ -81,16 +134,22 @@ Compile = Annotated[bool, _option("torch.compile of the network's parts.", False
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25vers1
 _state = {"debug": False}
 
+
 def _tell_version(asked: bool):
     if asked:
         import matgen_nb
+
         say(f"matgen_nb {matgen_nb.__version__}")
         raise typer.Exit()
 
+
 @app.callback()
-def _common(debug: Annotated[bool, _option("Show tracebacks.", False, "--debug")] = False,
-            version: Annotated[bool, _option("Show the version and stop.", False, "--version", is_eager=True,
-                                             callback=_tell_version)] = False):
+def _common(
+    debug: Annotated[bool, _option("Show tracebacks.", False, "--debug")] = False,
+    version: Annotated[
+        bool, _option("Show the version and stop.", False, "--version", is_eager=True, callback=_tell_version)
+    ] = False,
+):
     _state["debug"] = debug
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #8c7462d4
@@ -99,25 +158,49 @@ def pick_device(device, float64=False):
     float64: for work that needs it, as placing atoms on their sites does. Apple's GPU (mps) has none:
     "auto" passes it by, and it is refused where it is asked for."""
     import torch
+
     device = getattr(device, "value", device)
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not float64, "cpu": True}
-    if device == "mps" and float64: raise MatgenError("mps can train, but has no float64, which this work needs: use --device cpu (or auto)")
-    if device == "auto": return next(name for name, here in have.items() if here)
-    if not have[device]: raise MatgenError(f"this machine has no {device} device: use --device auto")
+    have = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and not float64,
+        "cpu": True,
+    }
+    if device == "mps" and float64:
+        raise MatgenError(
+            "mps can train, but has no float64, which this work needs: use --device cpu (or auto)"
+        )
+    if device == "auto":
+        return next(name for name, here in have.items() if here)
+    if not have[device]:
+        raise MatgenError(f"this machine has no {device} device: use --device auto")
     return device
 
-def _command(): return "matgen " + " ".join(sys.argv[1:])
+
+def _command():
+    return "matgen " + " ".join(sys.argv[1:])
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #bd0f2df6
-@prepare_app.command("crystals", epilog="Example: `matgen prepare crystals my_cifs/ --out crystals.safetensors`")
-def prepare_crystals(source: Annotated[str, typer.Argument(help="embedded, mp-20, mpts-52, perov-5, carbon-24, a folder of CIF files, or a CSV with a cif column.")],
-                     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
-                     n_jobs: Jobs = -1,
-                     symprec: Annotated[float, _option("Tolerance of the symmetry search in A; 0.01 keeps the group of nearly "
-                                                       "symmetric crystals.")] = 0.1,
-                     overwrite: Overwrite = False):
+@prepare_app.command(
+    "crystals", epilog="Example: `matgen prepare crystals my_cifs/ --out crystals.safetensors`"
+)
+def prepare_crystals(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="embedded, mp-20, mpts-52, perov-5, carbon-24, a folder of CIF files, or a CSV with a cif column."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
+    n_jobs: Jobs = -1,
+    symprec: Annotated[
+        float,
+        _option("Tolerance of the symmetry search in A; 0.01 keeps the group of nearly symmetric crystals."),
+    ] = 0.1,
+    overwrite: Overwrite = False,
+):
     "Standardise crystals, find their symmetry, and write one training file."
     from matgen_nb.symmcd.dataset import prepare
+
     fresh_file(out, overwrite, {"SOURCE": source})
     start = time.monotonic()
     data, report = prepare(source, out=out, n_jobs=n_jobs, symprec=symprec)
@@ -127,20 +210,27 @@ def prepare_crystals(source: Annotated[str, typer.Argument(help="embedded, mp-20
     say(f"{report}\nwritten: {out}")
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #5f5aa509
-TRAINING = {"tiny": dict(steps=1500, batch_size=64, lr=2e-3, warmup_steps=50, ema_decay=.99, log_every=25),
-            "small": dict(steps=20_000, batch_size=256, lr=1e-3, warmup_steps=500),
-            "full": dict(steps=200_000, batch_size=1024, lr=5e-4, warmup_steps=2000, ema_decay=.9995),
-            "paper": dict(epochs=2000, batch_size=512, lr=1e-3, warmup_steps=0, ema_decay=0.)}
+TRAINING = {
+    "tiny": dict(steps=1500, batch_size=64, lr=2e-3, warmup_steps=50, ema_decay=0.99, log_every=25),
+    "small": dict(steps=20_000, batch_size=256, lr=1e-3, warmup_steps=500),
+    "full": dict(steps=200_000, batch_size=1024, lr=5e-4, warmup_steps=2000, ema_decay=0.9995),
+    "paper": dict(epochs=2000, batch_size=512, lr=1e-3, warmup_steps=0, ema_decay=0.0),
+}
+
 
 def choose_training(table, preset, **choices):
     """`TrainConfig` of a preset of a table like TRAINING; choices that are None keep its values. steps
     replaces epochs and the reverse; max_seconds alone replaces both: then the time decides when it
     ends. MatgenError for a preset that the table lacks."""
     from matgen_nb.scale.training import TrainConfig
-    if preset not in table: raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
+
+    if preset not in table:
+        raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
     given, base = {key: value for key, value in choices.items() if value is not None}, dict(table[preset])
-    if {"steps", "epochs", "max_seconds"} & set(given): base = {k: v for k, v in base.items() if k not in ("steps", "epochs")}
-    if "max_seconds" in given and "epochs" not in given: base["steps"] = 10**7
+    if {"steps", "epochs", "max_seconds"} & set(given):
+        base = {k: v for k, v in base.items() if k not in ("steps", "epochs")}
+    if "max_seconds" in given and "epochs" not in given:
+        base["steps"] = 10**7
     return TrainConfig(**(base | given))
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #24ae5006
@@ -148,14 +238,19 @@ def load_data(path):
     """CrystalData of a prepared file, without crystals that hold NaN, which are named; MatgenError when it
     is missing or damaged."""
     from matgen_nb.symmcd.dataset import CrystalData
-    if not Path(path).is_file(): raise MatgenError(f"there is no prepared file {path}: make one with matgen "
-                                                   f"prepare crystals SOURCE --out {path}")
+
+    if not Path(path).is_file():
+        raise MatgenError(
+            f"there is no prepared file {path}: make one with matgen prepare crystals SOURCE --out {path}"
+        )
     return without_nan(CrystalData.load(path), path)
+
 
 def without_nan(data, path):
     """A prepared set without the structures that hold NaN or infinity, which are named on the screen;
     MatgenError where none is left."""
     from matgen_nb.scale.training import name_structures, not_finite
+
     bad = not_finite(data)
     if not bad:
         return data
@@ -165,12 +260,14 @@ def without_nan(data, path):
     say(f"{text}; they are left out")
     return data.subset([i for i in range(len(data)) if i not in set(bad)])
 
+
 def new_symmcd(preset, data, init_from=None):
     """An untrained SymmCD of this preset with the statistics of `data`; or one with the weights
     `init_from` (a file, or the name of weights that ship), and the counts of `data`: see
     `fine_tuned`. Then the weights say how large it is."""
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, fine_tuned, statistics
+
     if init_from:
         return fine_tuned(SymmCD.from_pretrained(init_from), data).train()
     return SymmCD(SymmCDConfig.preset(preset), statistics(data))
@@ -181,26 +278,33 @@ def fit_model(model, data, config, out, resume=False, overwrite=False, val=None,
     model, history); model None on helper processes. info(): a dict that goes with the weights (default:
     none)."""
     from matgen_nb.scale.training import Trainer
+
     trainer = Trainer(model, data, config, out, val=val)
+
     def keep(trainer):
         best, path = averaged(trainer), trainer.files.claim("weights.safetensors")[0]
         if info is not None:
             best.info = info()
         best.save_pretrained(path, **({} if info is None else {"info": best.info}))
+
     history = trainer.fit(resume=resume, overwrite=overwrite, after=keep)
-    if not trainer.main: return None, history
+    if not trainer.main:
+        return None, history
     best = averaged(trainer)
     best.stopped = trainer.stopped
     return best, history
+
 
 def averaged(trainer):
     "The model of a Trainer with averaged weights, or with its own where none are kept."
     return trainer.ema_model if trainer.ema_model is not None else trainer.model
 
+
 def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=None, init_from=None):
     """Train SymmCD of a preset, or further from the weights `init_from`, on CrystalData into the folder
     `out`: see `fit_model`."""
     import torch
+
     torch.manual_seed(config.seed)
     return fit_model(new_symmcd(preset, data, init_from), data, config, out, resume, overwrite, val)
 
@@ -208,10 +312,18 @@ def fit_symmcd(data, preset, config, out, resume=False, overwrite=False, val=Non
 def report_training(model, history, out, seed, start, follow):
     """Record and last words of a training command. A helper process has no model and says nothing; a
     training that was told to stop ends as Ctrl-C does, with exit code 130."""
-    if model is None: return
-    write_json(OwnFiles(out).claim("run.json")[0], run_record(_command(), seed, time.monotonic() - start, last=history[-1] if history else None))
-    say(f"weights: {out}/weights.safetensors   curve: {out}/loss.png" + (f"\nnext: {follow}" if not model.stopped else ""))
-    if model.stopped: raise KeyboardInterrupt
+    if model is None:
+        return
+    write_json(
+        OwnFiles(out).claim("run.json")[0],
+        run_record(_command(), seed, time.monotonic() - start, last=history[-1] if history else None),
+    )
+    say(
+        f"weights: {out}/weights.safetensors   curve: {out}/loss.png"
+        + (f"\nnext: {follow}" if not model.stopped else "")
+    )
+    if model.stopped:
+        raise KeyboardInterrupt
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #42d08042
 def given_training(table, preset, out, inputs, **choices):
@@ -220,23 +332,75 @@ def given_training(table, preset, out, inputs, **choices):
     check_out(out, inputs)
     return choose_training(table, preset, **choices)
 
-@train_app.command("symmcd", epilog="Example: `matgen train symmcd crystals.safetensors --preset small --out run1`, later `--resume`")
-def train_symmcd(data: Annotated[Path, typer.Argument(help="File made by matgen prepare crystals.")], out: Out = Path("symmcd"),
-                 preset: Annotated[str, _option("tiny (minutes), small (laptop), full (GPU), paper (as published).")] = "small",
-                 val: Annotated[Optional[Path], _option("Prepared file for validation.", "2 % of the data")] = None,
-                 init_from: Annotated[Optional[str], _option("Start from these weights (a file, or the name of weights that ship): "
-                                                             "fine-tuning; they set the size, not --preset.", "untrained")] = None,
-                 steps: Steps = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, max_seconds: Seconds = None,
-                 devices: Devices = 1, nodes: Nodes = 1, strategy: Strategy = "auto", precision: Precision = "32-true", compile: Compile = False,
-                 resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+
+@train_app.command(
+    "symmcd",
+    epilog="Example: `matgen train symmcd crystals.safetensors --preset small --out run1`, later `--resume`",
+)
+def train_symmcd(
+    data: Annotated[Path, typer.Argument(help="File made by matgen prepare crystals.")],
+    out: Out = Path("symmcd"),
+    preset: Annotated[
+        str, _option("tiny (minutes), small (laptop), full (GPU), paper (as published).")
+    ] = "small",
+    val: Annotated[Optional[Path], _option("Prepared file for validation.", "2 % of the data")] = None,
+    init_from: Annotated[
+        Optional[str],
+        _option(
+            "Start from these weights (a file, or the name of weights that ship): "
+            "fine-tuning; they set the size, not --preset.",
+            "untrained",
+        ),
+    ] = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    max_seconds: Seconds = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    strategy: Strategy = "auto",
+    precision: Precision = "32-true",
+    compile: Compile = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
     from matgen_nb.utils import find_weights
-    config = given_training(TRAINING, preset, out, {"DATA": data, "--val": val, "--init-from": init_from and find_weights(init_from)}, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds,
-                            devices=devices, num_nodes=nodes, strategy=strategy, precision=precision, compile=compile, seed=seed,
-                            device=pick_device(device), val_fraction=0. if val else .02)
+
+    config = given_training(
+        TRAINING,
+        preset,
+        out,
+        {"DATA": data, "--val": val, "--init-from": init_from and find_weights(init_from)},
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        max_seconds=max_seconds,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=precision,
+        compile=compile,
+        seed=seed,
+        device=pick_device(device),
+        val_fraction=0.0 if val else 0.02,
+    )
     start = time.monotonic()
-    model, history = fit_symmcd(load_data(data), preset, config, out, resume, overwrite, load_data(val) if val else None, init_from)
-    report_training(model, history, out, seed, start, f"matgen sample symmcd --weights {out/'weights.safetensors'} -n 100 --out samples")
+    model, history = fit_symmcd(
+        load_data(data), preset, config, out, resume, overwrite, load_data(val) if val else None, init_from
+    )
+    report_training(
+        model,
+        history,
+        out,
+        seed,
+        start,
+        f"matgen sample symmcd --weights {out / 'weights.safetensors'} -n 100 --out samples",
+    )
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #f0714c01
 def sample_rows(samples, p1=False):
@@ -245,13 +409,17 @@ def sample_rows(samples, p1=False):
     written = [s.crystal if p1 else getattr(s, "unit", s.crystal) for s in samples]
     return written, [dict(s.row) for s in samples]
 
+
 def parse_groups(text):
     "'225' -> 225, '225,221' -> [225, 221], None -> None; MatgenError unless all are 1 to 230."
-    if text is None: return None
-    try: groups = [int(part) for part in text.split(",")]
-    except ValueError: groups = [0]
-    if not all(1 <= g <= 230 for g in groups): raise MatgenError(f"--space-group must be numbers from 1 to "
-                                                                 f"230 separated by commas, not {text!r}")
+    if text is None:
+        return None
+    try:
+        groups = [int(part) for part in text.split(",")]
+    except ValueError:
+        groups = [0]
+    if not all(1 <= g <= 230 for g in groups):
+        raise MatgenError(f"--space-group must be numbers from 1 to 230 separated by commas, not {text!r}")
     return groups[0] if len(groups) == 1 else groups
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #c4385c07
@@ -260,21 +428,36 @@ def sample_stream(model, request, asked, out, title, resume, overwrite, inputs=N
     progress=, **asked)`, finish it; returns how many were drawn now. inputs: see `check_out`."""
     from matgen_nb.symmetry.crystal import Crystal
     from matgen_nb.utils import progress_bar
+
     start, one = time.monotonic(), request["n"] <= request["chunk"]
-    with open_run(out, request, resume, overwrite, inputs) as out, progress_bar("sampling", request["n"], show=not one) as advance:
+    with (
+        open_run(out, request, resume, overwrite, inputs) as out,
+        progress_bar("sampling", request["n"], show=not one) as advance,
+    ):
+
         def draw(i, n):
-            found = model.sample(n, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], progress=one, **asked)
+            found = model.sample(
+                n, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], progress=one, **asked
+            )
             advance(n)
             return sample_rows(found, request.get("p1", False))
+
         drawn = stream(out, request, draw)
-        finish_stream(out, title, run_record(_command(), request["seed"], time.monotonic() - start, request=request), Crystal.from_cif)
+        finish_stream(
+            out,
+            title,
+            run_record(_command(), request["seed"], time.monotonic() - start, request=request),
+            Crystal.from_cif,
+        )
     return drawn
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25neu1
 def neutral_crystal(sample):
     "Whether the charges of a `Sample`'s elements can balance (`composition_validity` of lesson 9b)."
     from matgen_nb.symmcd.composition import composition_validity
+
     return composition_validity(sample.crystal.elements)
+
 
 def given(neutral, **options):
     "The options that are not None; with `neutral`, 5 retries unless they say otherwise."
@@ -284,14 +467,17 @@ def given(neutral, **options):
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25grp01
 def _higher_note(out):
     "How many crystals of a run have a higher symmetry than their group, in words; '' where none has."
-    rows = read_table(Path(out)/"table.csv")
+    rows = read_table(Path(out) / "table.csv")
     higher = sum(row.get("higher_symmetry") == "True" for row in rows)
     found = f"\n{higher} of {len(rows)} crystals have a higher symmetry than their space_group says"
     return f"{found} (higher_symmetry in table.csv)" if higher else ""
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25ene02
-RELAX_HELP = ("Relax within the space group, the best exchange of elements first, with this potential: "
-              "chgnet (the extra stability) or sevenn.")
+RELAX_HELP = (
+    "Relax within the space group, the best exchange of elements first, with this potential: "
+    "chgnet (the extra stability) or sevenn."
+)
+
 
 def relaxing_potential(name):
     """The potential of this name (None: None), loaded before anything is sampled, so that a missing package
@@ -299,63 +485,168 @@ def relaxing_potential(name):
     if name is None:
         return None
     from matgen_nb.symmcd.energy import get_potential
+
     return get_potential(name)
+
 
 def relaxing(model, potential):
     "The model, or one whose samples are relaxed by a potential (lesson 13b)."
     if potential is None:
         return model
     from matgen_nb.symmcd.energy import RelaxingModel
+
     return RelaxingModel(model, potential)
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0b91fc1a
-@sample_app.command("symmcd", epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`")
-def sample_symmcd(out: Out = Path("symmcd-samples"), n: Annotated[int, _option("How many crystals.", None, "-n", min=1)] = 100,
-                  weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "symmcd-mp20-small",
-                  space_group: Annotated[Optional[str], _option("Number, or several: 225,221.", "as in the training set")] = None,
-                  num_atoms: Annotated[Optional[int], _option("Atoms in the conventional cell.", "as in the training set", min=1)] = None,
-                  num_orbits: Annotated[Optional[int], _option("Orbits, which are symmetry-equivalent sets of atoms.", "as in the training set", min=1)] = None,
-                  formula: Annotated[Optional[str], _option("Exact composition, such as BaTiO3.", "any")] = None,
-                  chemical_system: Annotated[Optional[str], _option("Elements, such as Li-Fe-O.", "any")] = None,
-                  steps: Annotated[Optional[int], _option("Denoising steps.", "25")] = None,
-                  eta: Annotated[Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1")] = None,
-                  guide: Annotated[Optional[float], _option("Share of the time, at the end, in which atoms are led to their sites; 0: never.", "0.5")] = None,
-                  sharpen: Annotated[Optional[float], _option("Longer steps of the atoms along the score; 1: as learned.", "3")] = None,
-                  apart: Annotated[Optional[float], _option("Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.", "0.75")] = None,
-                  balance: Annotated[Optional[float], _option("Share of crystals whose elements are chosen so that charges can balance; 0: never.", "that of the training set")] = None,
-                  templates: Annotated[Optional[float], _option("Share of the known sets of sites due that are taken; 0: all sites as the network says.", "1")] = None,
-                  corrector: Annotated[Optional[int], _option("Langevin steps after each step; each costs one more.", "0")] = None,
-                  doubt: Annotated[Optional[float], _option("Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.", "1")] = None,
-                  retries: Annotated[Optional[int], _option("Draw a crystal with atoms nearer than 0.5 A again, so often.", "0, with --neutral 5")] = None,
-                  neutral: Annotated[bool, _option("--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).", False, "--neutral")] = False,
-                  relax: Annotated[Optional[str], _option(RELAX_HELP, "none")] = None,
-                  resample_higher: Annotated[Optional[int], _option("Sample a crystal again, at most so often, in which spglib finds a "
-                      "higher group than requested.", "10 with --space-group, else 0: never", min=0)] = None,
-                  p1: Annotated[bool, _option("Write every atom of the cell, in P 1, not the group and one atom per orbit.", False, "--p1")] = False,
-                  chunk: Annotated[int, _option("Crystals drawn together; more is faster on a GPU. Another number, other crystals.", min=1)] = CHUNK,
-                  resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+@sample_app.command(
+    "symmcd",
+    epilog="Example: `matgen sample symmcd --weights run1/weights.safetensors -n 100 --space-group 225 --out samples`",
+)
+def sample_symmcd(
+    out: Out = Path("symmcd-samples"),
+    n: Annotated[int, _option("How many crystals.", None, "-n", min=1)] = 100,
+    weights: Annotated[
+        str, _option("File of weights, or the name of weights that ship.")
+    ] = "symmcd-mp20-small",
+    space_group: Annotated[
+        Optional[str], _option("Number, or several: 225,221.", "as in the training set")
+    ] = None,
+    num_atoms: Annotated[
+        Optional[int], _option("Atoms in the conventional cell.", "as in the training set", min=1)
+    ] = None,
+    num_orbits: Annotated[
+        Optional[int],
+        _option("Orbits, which are symmetry-equivalent sets of atoms.", "as in the training set", min=1),
+    ] = None,
+    formula: Annotated[Optional[str], _option("Exact composition, such as BaTiO3.", "any")] = None,
+    chemical_system: Annotated[Optional[str], _option("Elements, such as Li-Fe-O.", "any")] = None,
+    steps: Annotated[Optional[int], _option("Denoising steps.", "25")] = None,
+    eta: Annotated[Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1")] = None,
+    guide: Annotated[
+        Optional[float],
+        _option("Share of the time, at the end, in which atoms are led to their sites; 0: never.", "0.5"),
+    ] = None,
+    sharpen: Annotated[
+        Optional[float], _option("Longer steps of the atoms along the score; 1: as learned.", "3")
+    ] = None,
+    apart: Annotated[
+        Optional[float],
+        _option(
+            "Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.", "0.75"
+        ),
+    ] = None,
+    balance: Annotated[
+        Optional[float],
+        _option(
+            "Share of crystals whose elements are chosen so that charges can balance; 0: never.",
+            "that of the training set",
+        ),
+    ] = None,
+    templates: Annotated[
+        Optional[float],
+        _option(
+            "Share of the known sets of sites due that are taken; 0: all sites as the network says.", "1"
+        ),
+    ] = None,
+    corrector: Annotated[
+        Optional[int], _option("Langevin steps after each step; each costs one more.", "0")
+    ] = None,
+    doubt: Annotated[
+        Optional[float],
+        _option(
+            "Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.",
+            "1",
+        ),
+    ] = None,
+    retries: Annotated[
+        Optional[int],
+        _option("Draw a crystal with atoms nearer than 0.5 A again, so often.", "0, with --neutral 5"),
+    ] = None,
+    neutral: Annotated[
+        bool,
+        _option(
+            "--balance 1, and those whose charges still cannot are drawn again (5 times, unless --retries says otherwise).",
+            False,
+            "--neutral",
+        ),
+    ] = False,
+    relax: Annotated[Optional[str], _option(RELAX_HELP, "none")] = None,
+    resample_higher: Annotated[
+        Optional[int],
+        _option(
+            "Sample a crystal again, at most so often, in which spglib finds a higher group than requested.",
+            "10 with --space-group, else 0: never",
+            min=0,
+        ),
+    ] = None,
+    p1: Annotated[
+        bool,
+        _option("Write every atom of the cell, in P 1, not the group and one atom per orbit.", False, "--p1"),
+    ] = False,
+    chunk: Annotated[
+        int,
+        _option("Crystals drawn together; more is faster on a GPU. Another number, other crystals.", min=1),
+    ] = CHUNK,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Generate crystals: CIF files, a table, a gallery; a run that was stopped continues with --resume."
     from matgen_nb.symmcd.model import SymmCD, find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.sampling import RESAMPLE
+
     resample_higher = RESAMPLE if resample_higher is None and space_group else resample_higher
-    asked = given(neutral, space_group=parse_groups(space_group), num_atoms=num_atoms, num_orbits=num_orbits, formula=formula, chemical_system=chemical_system, steps=steps, eta=eta,
-                  guide=guide, apart=apart, sharpen=sharpen, balance=balance, templates=templates, corrector=corrector, retries=retries, doubt=doubt,
-                  resample_higher=resample_higher)
+    asked = given(
+        neutral,
+        space_group=parse_groups(space_group),
+        num_atoms=num_atoms,
+        num_orbits=num_orbits,
+        formula=formula,
+        chemical_system=chemical_system,
+        steps=steps,
+        eta=eta,
+        guide=guide,
+        apart=apart,
+        sharpen=sharpen,
+        balance=balance,
+        templates=templates,
+        corrector=corrector,
+        retries=retries,
+        doubt=doubt,
+        resample_higher=resample_higher,
+    )
     potential = relaxing_potential(relax)
-    request = dict(model="symmcd", weights=file_hash(find_weights(weights)), n=n, chunk=chunk, seed=seed, **asked, **({"p1": True} if p1 else {}))
-    if potential: request["relax"] = potential.name
-    if asked.pop("neutral", False): asked = dict(balance=1.0, accept=neutral_crystal) | asked
+    request = dict(
+        model="symmcd",
+        weights=file_hash(find_weights(weights)),
+        n=n,
+        chunk=chunk,
+        seed=seed,
+        **asked,
+        **({"p1": True} if p1 else {}),
+    )
+    if potential:
+        request["relax"] = potential.name
+    if asked.pop("neutral", False):
+        asked = dict(balance=1.0, accept=neutral_crystal) | asked
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     inputs = {"--weights": find_weights(weights)}
-    drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", resume, overwrite, inputs)
-    say(f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}{_higher_note(out)}\nlook at {out/'gallery.html'}")
+    drawn = sample_stream(
+        relaxing(model, potential), request, asked, out, "SymmCD samples", resume, overwrite, inputs
+    )
+    say(
+        f"{drawn} crystals in {time.monotonic() - start:.0f} s: {out}{_higher_note(out)}\nlook at {out / 'gallery.html'}"
+    )
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #68702a24
 def _read_one(text, framework=False):
     "A crystal to evaluate: atoms that overlap are for the evaluation to find (lesson 02b)."
     from matgen_nb.symmetry.cif import read_cif
+
     return read_cif(f"{text}\n", framework, min_contact=0.01).crystal
+
 
 def read_crystals(source, n_jobs=-1, framework=False):
     """(crystals, names, failures) of a folder of CIF files (or one that holds a folder `cif`), or of a CSV
@@ -364,41 +655,61 @@ def read_crystals(source, n_jobs=-1, framework=False):
     from functools import partial
     from matgen_nb.symmcd.dataset import read_csv, read_folder
     from matgen_nb.utils import parallel_map
+
     source = Path(source)
     if source.is_dir():
-        source = source/"cif" if (source/"cif").is_dir() else source
-        own = written_now(source)                              # a recipe reads what it has just made
-        items = [(name, text) for name, text in read_folder(source) if own or not written_now(source/name)]
-    elif source.is_file(): items = read_csv(source)
-    else: raise MatgenError(f"there is no folder or file {source}")
-    if not items: raise MatgenError(f"{source} holds no structures: a folder needs *.cif files, a CSV rows "
-                                    f"with a column 'cif'")
+        source = source / "cif" if (source / "cif").is_dir() else source
+        own = written_now(source)  # a recipe reads what it has just made
+        items = [(name, text) for name, text in read_folder(source) if own or not written_now(source / name)]
+    elif source.is_file():
+        items = read_csv(source)
+    else:
+        raise MatgenError(f"there is no folder or file {source}")
+    if not items:
+        raise MatgenError(
+            f"{source} holds no structures: a folder needs *.cif files, a CSV rows with a column 'cif'"
+        )
     names = [name for name, _ in items]
     read = partial(_read_one, framework=framework)
-    crystals, failures = parallel_map(read, [text for _, text in items], names, progress="reading", timeout=60,
-                                      n_jobs=n_jobs if len(items) > 500 else 1)
+    crystals, failures = parallel_map(
+        read,
+        [text for _, text in items],
+        names,
+        progress="reading",
+        timeout=60,
+        n_jobs=n_jobs if len(items) > 500 else 1,
+    )
     return crystals, names, failures
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #4db3c9fb
 def reference_crystals(path):
     "Crystals of a prepared file, or of whatever `read_crystals` reads (what cannot be read is left out)."
-    if Path(path).suffix != ".safetensors": return [c for c in read_crystals(path)[0] if c is not None]
+    if Path(path).suffix != ".safetensors":
+        return [c for c in read_crystals(path)[0] if c is not None]
     data = load_data(path)
     return [data[i].to_crystal() for i in range(len(data))]
+
 
 def training_reference(data):
     """CrystalData as what novelty and new templates are judged against: nothing has to be computed, the
     units know their templates."""
     from matgen_nb.symmcd.evaluation import Reference
+
     units = [data[i] for i in range(len(data))]
     return Reference([u.to_crystal() for u in units], [{"template": u.wyckoff_template} for u in units])
+
 
 def summary_text(summary):
     """One aligned line per number of a summary; a dict shows its value and, if it has one, its interval
     low to high."""
+
     def show(v):
-        if isinstance(v, dict): return show(v.get("value")) + (f"  ({show(v['low'])} to {show(v['high'])})" if v.get("low") is not None else "")
+        if isinstance(v, dict):
+            return show(v.get("value")) + (
+                f"  ({show(v['low'])} to {show(v['high'])})" if v.get("low") is not None else ""
+            )
         return f"{v:.4g}" if isinstance(v, float) else str(v)
+
     width = max(map(len, summary), default=0)
     return "\n".join(f"{key:{width}}  {show(value)}" for key, value in summary.items())
 
@@ -409,29 +720,47 @@ def described_beside(reference):
     path = Path(reference).resolve()
     return path.with_name(f"{path.name}.described.npz") if os.access(path.parent, os.W_OK) else None
 
-def judge(crystals, reference, cache=None, training=None, names=None, seed=0, n_jobs=-1, timeout=60., symprec=.1):
+
+def judge(
+    crystals, reference, cache=None, training=None, names=None, seed=0, n_jobs=-1, timeout=60.0, symprec=0.1
+):
     """Evaluation of crystals (None: failed) against a list of crystals, described once and kept in
     `cache`; training: a list or a Reference for novelty. MatgenError where this installation cannot
     evaluate."""
-    try: from matgen_nb.symmcd.evaluation import evaluate_crystals, prepare_reference
-    except ModuleNotFoundError as error: raise MatgenError(f"evaluation needs the module {error.name}, which is not installed") from error
+    try:
+        from matgen_nb.symmcd.evaluation import evaluate_crystals, prepare_reference
+    except ModuleNotFoundError as error:
+        raise MatgenError(f"evaluation needs the module {error.name}, which is not installed") from error
     known = prepare_reference(reference, symprec, cache=cache, n_jobs=n_jobs, timeout=timeout)
-    return evaluate_crystals(crystals, known, training=training, names=names, seed=seed, n_jobs=n_jobs, timeout=timeout)
+    return evaluate_crystals(
+        crystals, known, training=training, names=names, seed=seed, n_jobs=n_jobs, timeout=timeout
+    )
+
 
 def add_stability(crystals, hull, rows, summary):
     "Rows and summary with the CHGNet stability of the crystals that exist; the others are not judged."
     from matgen_nb.symmcd.evaluation import stability
+
     there = [i for i, c in enumerate(crystals) if c is not None]
     table, totals = stability([crystals[i] for i in there], hull=hull)
     more = dict(zip(there, table))
-    judged = [{key: value for key, value in more.get(i, {}).items() if key not in ("formula", "failure")} for i in range(len(crystals))]
-    return [{**row, **extra, "stability_failure": more.get(i, {}).get("failure", "no crystal")} for i, (row, extra) in enumerate(zip(rows, judged))], summary | totals
+    judged = [
+        {key: value for key, value in more.get(i, {}).items() if key not in ("formula", "failure")}
+        for i in range(len(crystals))
+    ]
+    return [
+        {**row, **extra, "stability_failure": more.get(i, {}).get("failure", "no crystal")}
+        for i, (row, extra) in enumerate(zip(rows, judged))
+    ], summary | totals
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25ene01
-ENERGY_HELP = ("Energies too (lesson 13b), of the crystals and of real ones; "
-               "--training or --reference must be a file with energies.")
+ENERGY_HELP = (
+    "Energies too (lesson 13b), of the crystals and of real ones; "
+    "--training or --reference must be a file with energies."
+)
 POTENTIAL_HELP = "For --energy: chgnet (the extra stability) or sevenn."
 REAL = 125  # real crystals that stand beside the samples in a table of energies
+
 
 def relaxed_before(source):
     """Name of the potential with which the samples of a result folder were relaxed (column `relaxed_with` of
@@ -442,6 +771,7 @@ def relaxed_before(source):
         if table.is_file()
         else ""
     )
+
 
 def energy_inputs(source, reference, training=None):
     """What `add_energies` needs besides the crystals: (hull, real, relaxed). hull: EnergyReference of the
@@ -492,30 +822,58 @@ def add_energies(crystals, rows, summary, inputs, name="chgnet"):
     return [{**row, **extra} for row, extra in zip(rows, told)], summary | totals
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e961c9f4
-@evaluate_app.command("crystals", epilog="Example: `matgen evaluate crystals samples/ --reference test.safetensors --training train.safetensors --out judged`")
-def evaluate_crystals_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, or a CSV with a cif column.")], out: Out,
-                              reference: Annotated[Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")],
-                              training: Annotated[Optional[Path], _option("The same for novelty and new templates.", "the reference")] = None,
-                              energy: Annotated[bool, _option(ENERGY_HELP, False, "--energy")] = False,
-                              potential: Annotated[str, _option(POTENTIAL_HELP)] = "chgnet",
-                              stability: Annotated[bool, _option("Relax and judge with CHGNet (needs the extra).", False, "--stability")] = False,
-                              n_jobs: Jobs = -1,
-                              timeout: Annotated[float, _option("Seconds a step of one crystal may take.", min=.1)] = 60.,
-                              overwrite: Overwrite = False, seed: Seed = 0):
+@evaluate_app.command(
+    "crystals",
+    epilog="Example: `matgen evaluate crystals samples/ --reference test.safetensors --training train.safetensors --out judged`",
+)
+def evaluate_crystals_command(
+    source: Annotated[Path, typer.Argument(help="Folder of CIF files, or a CSV with a cif column.")],
+    out: Out,
+    reference: Annotated[
+        Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")
+    ],
+    training: Annotated[
+        Optional[Path], _option("The same for novelty and new templates.", "the reference")
+    ] = None,
+    energy: Annotated[bool, _option(ENERGY_HELP, False, "--energy")] = False,
+    potential: Annotated[str, _option(POTENTIAL_HELP)] = "chgnet",
+    stability: Annotated[
+        bool, _option("Relax and judge with CHGNet (needs the extra).", False, "--stability")
+    ] = False,
+    n_jobs: Jobs = -1,
+    timeout: Annotated[float, _option("Seconds a step of one crystal may take.", min=0.1)] = 60.0,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+):
     "Validity, coverage, uniqueness, novelty, symmetry: per structure and in total."
-    out, start = fresh_folder(out, overwrite, {"SOURCE": source, "--reference": reference, "--training": training}), time.monotonic()
+    out, start = (
+        fresh_folder(out, overwrite, {"SOURCE": source, "--reference": reference, "--training": training}),
+        time.monotonic(),
+    )
     (crystals, names, failures), known = read_crystals(source, n_jobs), reference_crystals(reference)
     inputs = energy_inputs(source, reference, training) if energy else None
-    if failures: say(describe_failures(failures, len(crystals)))
+    if failures:
+        say(describe_failures(failures, len(crystals)))
     old, why = None, {f.name: f.reason for f in failures}
-    if training: old = training_reference(load_data(training)) if training.suffix == ".safetensors" else reference_crystals(training)
+    if training:
+        old = (
+            training_reference(load_data(training))
+            if training.suffix == ".safetensors"
+            else reference_crystals(training)
+        )
     result = judge(crystals, known, described_beside(reference), old, names, seed, n_jobs, timeout)
-    rows, summary = [{**row, "failure": why.get(row["name"], row.get("failure", ""))} for row in result.table], dict(result.summary)
-    if energy: rows, summary = add_energies(crystals, rows, summary, inputs, potential)
-    if stability: rows, summary = add_stability(crystals, known, rows, summary)
+    rows, summary = (
+        [{**row, "failure": why.get(row["name"], row.get("failure", ""))} for row in result.table],
+        dict(result.summary),
+    )
+    if energy:
+        rows, summary = add_energies(crystals, rows, summary, inputs, potential)
+    if stability:
+        rows, summary = add_stability(crystals, known, rows, summary)
     write_results(out, crystals, rows, "Evaluation", run_record(_command(), seed, time.monotonic() - start))
     write_json(out.path("summary.json"), summary)
-    with atomic_write(out.path("distributions.png"), "wb") as f: result.plot().savefig(f, format="png", dpi=90)
+    with atomic_write(out.path("distributions.png"), "wb") as f:
+        result.plot().savefig(f, format="png", dpi=90)
     out.close()
     say(summary_text(summary) + f"\nresults: {out}")
 
@@ -525,75 +883,130 @@ def demo_crystals(out, n, seconds, seed=0, device="cpu", known=200):
     them against `known` embedded ones: (units, rows, summary)."""
     from matgen_nb.symmcd.dataset import prepare
     from matgen_nb.symmcd import staged_sampling  # noqa: F401
+
     out = as_folder(out)
     path, *_ = out.claim("crystals.safetensors", "training/")
     say("1/5 preparing embedded crystals (AFLOW prototypes, decorated)")
     data, _ = prepare("embedded", out=path)
     say(f"2/5 training a tiny SymmCD on {len(data)} crystals, about {seconds:.0f} s")
-    config = choose_training(TRAINING, "tiny", max_seconds=seconds, seed=seed, device=device, val_fraction=.05, val_every=10**6)
-    model, _ = fit_symmcd(data, "tiny", config, out/"training")
+    config = choose_training(
+        TRAINING, "tiny", max_seconds=seconds, seed=seed, device=device, val_fraction=0.05, val_every=10**6
+    )
+    model, _ = fit_symmcd(data, "tiny", config, out / "training")
     say(f"3/5 sampling {n} crystals")
     units, rows = sample_rows(model.sample(n, seed=seed))
     crystals = [unit.to_crystal() for unit in units]
     say(f"4/5 judging them against {known} of the embedded crystals")
-    result = judge(crystals, [data[i].to_crystal() for i in range(0, len(data), max(len(data) // known, 1))], training=training_reference(data))
+    result = judge(
+        crystals,
+        [data[i].to_crystal() for i in range(0, len(data), max(len(data) // known, 1))],
+        training=training_reference(data),
+    )
     return units, [{**row, **judged} for row, judged in zip(rows, result.table)], result.summary
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #e215901b
 @app.command(epilog="Example: `matgen demo --seconds 60 --out my-demo`")
-def demo(out: Out = Path("matgen-demo"), n: Annotated[int, _option("Crystals to generate.", None, "-n", min=1)] = 24,
-         seconds: Annotated[float, _option("Training time in seconds.")] = 120.,
-         mofs: Annotated[int, _option("Frameworks to draw; the best that can be assembled is shown. 0: none.", min=0)] = 24,
-         known: Annotated[int, _option("Embedded crystals to judge against.", min=1)] = 200, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+def demo(
+    out: Out = Path("matgen-demo"),
+    n: Annotated[int, _option("Crystals to generate.", None, "-n", min=1)] = 24,
+    seconds: Annotated[float, _option("Training time in seconds.")] = 120.0,
+    mofs: Annotated[
+        int, _option("Frameworks to draw; the best that can be assembled is shown. 0: none.", min=0)
+    ] = 24,
+    known: Annotated[int, _option("Embedded crystals to judge against.", min=1)] = 200,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     """A few minutes: prepare, train, sample and judge crystals on embedded data, and build a
     metal-organic framework, with a gallery to look at."""
-    out, start, place, row, wide = fresh_folder(out, overwrite), time.monotonic(), pick_device(device, float64=True), None, []
+    out, start, place, row, wide = (
+        fresh_folder(out, overwrite),
+        time.monotonic(),
+        pick_device(device, float64=True),
+        None,
+        [],
+    )
     crystals, rows, summary = demo_crystals(out, n, seconds, seed, place, known)
     if mofs:
         from matgen_nb.scale.mof_commands import demo_mof
+
         say(f"5/5 drawing {mofs} frameworks from the weights mofdiff-small, and assembling them")
         out.claim("mof/")
-        row, text = demo_mof(out/"mof", mofs, seed, device=place)
-        wide = [((out/"mof"/"beads_and_atoms.png").read_bytes(), f"mof/mof.cif · {row['formula']} · {text}")]
-    write_results(out, crystals, rows, "matgen demo", run_record(_command(), seed, time.monotonic() - start, summary=summary, framework=row), wide)
+        row, text = demo_mof(out / "mof", mofs, seed, device=place)
+        wide = [
+            ((out / "mof" / "beads_and_atoms.png").read_bytes(), f"mof/mof.cif · {row['formula']} · {text}")
+        ]
+    write_results(
+        out,
+        crystals,
+        rows,
+        "matgen demo",
+        run_record(_command(), seed, time.monotonic() - start, summary=summary, framework=row),
+        wide,
+    )
     write_json(out.path("summary.json"), summary)
     out.close()
     say(summary_text(summary))
-    if row: say(f"\nframework: {row['formula']} ({row['stage']}, {'valid' if row['valid'] else 'not valid'}); {text}. Its beads and atoms: {out/'mof'/'beads_and_atoms.png'}")
-    say(f"\ndone in {time.monotonic() - start:.0f} s. Look at {out/'gallery.html'}; CIF files are in {out/'cif'}, the loss curve is {out/'training'/'loss.png'}."
-        "\nA tiny model after two minutes only hints at chemistry. Next: matgen prepare crystals mp-20 --out mp20.safetensors, then matgen train symmcd --help")
+    if row:
+        say(
+            f"\nframework: {row['formula']} ({row['stage']}, {'valid' if row['valid'] else 'not valid'}); {text}. Its beads and atoms: {out / 'mof' / 'beads_and_atoms.png'}"
+        )
+    say(
+        f"\ndone in {time.monotonic() - start:.0f} s. Look at {out / 'gallery.html'}; CIF files are in {out / 'cif'}, the loss curve is {out / 'training' / 'loss.png'}."
+        "\nA tiny model after two minutes only hints at chemistry. Next: matgen prepare crystals mp-20 --out mp20.safetensors, then matgen train symmcd --help"
+    )
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25flag1
 def with_flags(text):
     "A message in which the names of arguments that a command has as options are written as options."
     import inspect, re
+
     groups = [app, *(group.typer_instance for group in app.registered_groups)]
     functions = [command.callback for group in groups for command in group.registered_commands]
-    names = {name for f in functions for name in inspect.signature(f).parameters if "_" in name.strip("_")} - {"compare_with"}
-    return re.sub(rf"(?<![-\w./'\"])({'|'.join(sorted(names))})(?![\w./(=])", lambda m: "--" + m[0].replace("_", "-"), text)
+    names = {
+        name for f in functions for name in inspect.signature(f).parameters if "_" in name.strip("_")
+    } - {"compare_with"}
+    return re.sub(
+        rf"(?<![-\w./'\"])({'|'.join(sorted(names))})(?![\w./(=])",
+        lambda m: "--" + m[0].replace("_", "-"),
+        text,
+    )
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #26a6f145
 def load_commands():
     "Import the modules of `matgen_nb.scale` that add commands; returns their names."
     import importlib, pkgutil
     import matgen_nb.scale
-    names = [m.name for m in pkgutil.iter_modules(matgen_nb.scale.__path__) if m.name == "benchmark" or m.name.endswith("commands")]
-    for name in names: importlib.import_module(f"matgen_nb.scale.{name}")
+
+    names = [
+        m.name
+        for m in pkgutil.iter_modules(matgen_nb.scale.__path__)
+        if m.name == "benchmark" or m.name.endswith("commands")
+    ]
+    for name in names:
+        importlib.import_module(f"matgen_nb.scale.{name}")
     return names
+
 
 def main(arguments=None):
     "Run the command line; our own errors become one red line and exit code 2, Ctrl-C 130."
     load_commands()
-    try: code = app(args=arguments, prog_name="matgen", standalone_mode=False)
-    except typer.Exit as stop: code = stop.exit_code
-    except KeyboardInterrupt: code = 130
+    try:
+        code = app(args=arguments, prog_name="matgen", standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except KeyboardInterrupt:
+        code = 130
     except Exception as error:
-        if hasattr(error, "format_message"):                       # typer's own: a wrong option and the like
+        if hasattr(error, "format_message"):  # typer's own: a wrong option and the like
             error.show()
             code = error.exit_code
         elif our_error(error) and not _state["debug"]:
             typer.secho(f"matgen: {with_flags(str(error))}", fg="red", err=True)
             code = 2
-        else: raise
-    finally: close_folders()
+        else:
+            raise
+    finally:
+        close_folders()
     sys.exit(code if isinstance(code, int) else 0)

@@ -20,18 +20,66 @@ from typing import Annotated, Optional
 import numpy as np
 import typer
 
-from .command_line import (BatchSize, Compile, Device, Devices, Epochs, Jobs, Nodes, On, Out, Overwrite, Precision, Rate, Resume,
-                                          Seconds, Seed, Steps, Strategy, _command, _option, app, choose_training, evaluate_app, fit_model,
-                                          given_training, pick_device, prepare_app, read_crystals, report_training, sample_app, summary_text,
-                                          train_app, without_nan)
-from .runs import (CHUNK, as_folder, chunk_seed, chunks, file_hash, fresh_file, fresh_folder, open_run, read_table, record_of,
-                                  run_record, save_small_png, say, write_gallery, write_json, write_results, write_table)
+from matgen_nb.scale.command_line import (
+    BatchSize,
+    Compile,
+    Device,
+    Devices,
+    Epochs,
+    Jobs,
+    Nodes,
+    On,
+    Out,
+    Overwrite,
+    Precision,
+    Rate,
+    Resume,
+    Seconds,
+    Seed,
+    Steps,
+    Strategy,
+    _command,
+    _option,
+    app,
+    choose_training,
+    evaluate_app,
+    fit_model,
+    given_training,
+    pick_device,
+    prepare_app,
+    read_crystals,
+    report_training,
+    sample_app,
+    summary_text,
+    train_app,
+    without_nan,
+)
+from matgen_nb.scale.runs import (
+    CHUNK,
+    as_folder,
+    chunk_seed,
+    chunks,
+    file_hash,
+    fresh_file,
+    fresh_folder,
+    open_run,
+    read_table,
+    record_of,
+    run_record,
+    save_small_png,
+    say,
+    write_gallery,
+    write_json,
+    write_results,
+    write_table,
+)
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map, time_limit
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #fb3843c2
 def prepare_sources(sources, **options):
     "`prepare_mofs` of each source, or the `MofData` of a file that is prepared already; all in one. Returns (MofData, text, failures, notes)."
     from matgen_nb.mofdiff.coarse_graining import MofData, merged, prepare_mofs
+
     sets, told, failures, notes = [], [], [], {}
     for source in sources:
         if source.endswith(".safetensors"):
@@ -47,58 +95,143 @@ def prepare_sources(sources, **options):
     return merged(sets) if len(sets) > 1 else sets[0], "\n".join(told), failures, notes
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00004
-@prepare_app.command("mofs", epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded my_cifs/ --limit 5000 --out many.safetensors`")
-def prepare_mofs_command(source: Annotated[list[str], typer.Argument(help="embedded, bw-db, a folder of CIF files, a CSV with a cif column, or a prepared file; several are put together.")],
-                         out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
-                         properties: Annotated[Optional[Path], _option("CSV of numbers; its rows are matched by the names of the structures.", "none")] = None,
-                         limit: Annotated[Optional[int], _option("Only the first so many of each source. With embedded, 1,632 ship; of a larger number the rest is built "
-                                                                                       "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).", "all", min=1)] = None,
-                         n_jobs: Jobs = -1,
-                         timeout: Annotated[float, _option("Seconds one framework may take.", min=.1)] = 60.,
-                         disorder: Annotated[str, _option("Alternative positions: refuse the structure, or keep the first (most occupied) "
-                                                         "and drop partly occupied guests, with a note.")] = "refuse",
-                         overwrite: Overwrite = False, seed: Seed = 0):
+@prepare_app.command(
+    "mofs",
+    epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded my_cifs/ --limit 5000 --out many.safetensors`",
+)
+def prepare_mofs_command(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="embedded, bw-db, a folder of CIF files, a CSV with a cif column, or a prepared file; several are put together."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
+    properties: Annotated[
+        Optional[Path],
+        _option("CSV of numbers; its rows are matched by the names of the structures.", "none"),
+    ] = None,
+    limit: Annotated[
+        Optional[int],
+        _option(
+            "Only the first so many of each source. With embedded, 1,632 ship; of a larger number the rest is built "
+            "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).",
+            "all",
+            min=1,
+        ),
+    ] = None,
+    n_jobs: Jobs = -1,
+    timeout: Annotated[float, _option("Seconds one framework may take.", min=0.1)] = 60.0,
+    disorder: Annotated[
+        str,
+        _option(
+            "Alternative positions: refuse the structure, or keep the first (most occupied) "
+            "and drop partly occupied guests, with a note."
+        ),
+    ] = "refuse",
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+):
     "Take frameworks apart into building blocks and write one training file."
     fresh_file(out, overwrite, {f"SOURCE {s}": s for s in source} | {"--properties": properties})
     start = time.monotonic()
     options = dict(n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed)
     data, told, failures, notes = prepare_sources(source, disorder=disorder, **options)
     data.save(out)
-    write_json(record_of(out), run_record(_command(), seed, time.monotonic() - start, frameworks=len(data), blocks=len(data.library),
-                                                        failures=[str(f) for f in failures], notes=notes))
-    say(f"{told}\n{len(data.library)} different blocks\nwritten: {out}\nnext: matgen train blocks {out} --out blocks")
+    write_json(
+        record_of(out),
+        run_record(
+            _command(),
+            seed,
+            time.monotonic() - start,
+            frameworks=len(data),
+            blocks=len(data.library),
+            failures=[str(f) for f in failures],
+            notes=notes,
+        ),
+    )
+    say(
+        f"{told}\n{len(data.library)} different blocks\nwritten: {out}\nnext: matgen train blocks {out} --out blocks"
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #7c817055
-BLOCK_TRAINING = {"tiny": dict(steps=200, batch_size=32, lr=2e-3, warmup_steps=20, ema_decay=.95, log_every=10),
-                  "small": dict(steps=1000, batch_size=64, lr=2e-3, warmup_steps=50, ema_decay=.99, log_every=20),
-                  "full": dict(steps=50_000, batch_size=256, lr=1e-3, warmup_steps=500)}
-MOF_TRAINING = {"tiny": dict(steps=1000, batch_size=32, lr=2e-3, warmup_steps=50, ema_decay=.99, log_every=20),
-                "small": dict(steps=10_000, batch_size=64, lr=1.5e-3, warmup_steps=100, ema_decay=.998, log_every=20),
-                "full": dict(steps=200_000, batch_size=256, lr=5e-4, warmup_steps=1000, ema_decay=.9995),
-                "release": dict(steps=200_000, batch_size=128, lr=3e-4, warmup_steps=0, ema_decay=0.)}
+BLOCK_TRAINING = {
+    "tiny": dict(steps=200, batch_size=32, lr=2e-3, warmup_steps=20, ema_decay=0.95, log_every=10),
+    "small": dict(steps=1000, batch_size=64, lr=2e-3, warmup_steps=50, ema_decay=0.99, log_every=20),
+    "full": dict(steps=50_000, batch_size=256, lr=1e-3, warmup_steps=500),
+}
+MOF_TRAINING = {
+    "tiny": dict(steps=1000, batch_size=32, lr=2e-3, warmup_steps=50, ema_decay=0.99, log_every=20),
+    "small": dict(steps=10_000, batch_size=64, lr=1.5e-3, warmup_steps=100, ema_decay=0.998, log_every=20),
+    "full": dict(steps=200_000, batch_size=256, lr=5e-4, warmup_steps=1000, ema_decay=0.9995),
+    "release": dict(steps=200_000, batch_size=128, lr=3e-4, warmup_steps=0, ema_decay=0.0),
+}
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #ceae4314
 def fit_blocks(data, preset, config, out, resume=False, overwrite=False):
     "Train a `BlockEncoder` on the library of a `MofData`. Returns (averaged encoder, history)."
     import torch
     from matgen_nb.mofdiff.embedding import BlockConfig, BlockData, BlockEncoder
+
     torch.manual_seed(config.seed)
-    return fit_model(BlockEncoder(BlockConfig.preset(preset)), BlockData(data.library), config, out, resume, overwrite)
+    return fit_model(
+        BlockEncoder(BlockConfig.preset(preset)), BlockData(data.library), config, out, resume, overwrite
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #58c3c64d
-@train_app.command("blocks", epilog="Example: `matgen train blocks mofs.safetensors --preset small --out blocks`")
-def train_blocks_command(data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")], out: Out = Path("blocks"),
-                         preset: Annotated[str, _option("tiny, small or full.")] = "small",
-                         steps: Steps = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, max_seconds: Seconds = None,
-                         devices: Devices = 1, nodes: Nodes = 1, strategy: Strategy = "auto", precision: Precision = "32-true", compile: Compile = False,
-                         resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+@train_app.command(
+    "blocks", epilog="Example: `matgen train blocks mofs.safetensors --preset small --out blocks`"
+)
+def train_blocks_command(
+    data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")],
+    out: Out = Path("blocks"),
+    preset: Annotated[str, _option("tiny, small or full.")] = "small",
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    max_seconds: Seconds = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    strategy: Strategy = "auto",
+    precision: Precision = "32-true",
+    compile: Compile = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Train the encoder of building blocks on the blocks of a prepared file."
     from matgen_nb.mofdiff.coarse_graining import MofData
+
     start = time.monotonic()
-    config = given_training(BLOCK_TRAINING, preset, out, {"DATA": data}, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
-                             strategy=strategy, precision=precision, compile=compile, seed=seed, device=pick_device(device))
+    config = given_training(
+        BLOCK_TRAINING,
+        preset,
+        out,
+        {"DATA": data},
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        max_seconds=max_seconds,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=precision,
+        compile=compile,
+        seed=seed,
+        device=pick_device(device),
+    )
     model, history = fit_blocks(without_nan(MofData.load(data), data), preset, config, out, resume, overwrite)
-    report_training(model, history, out, seed, start, f"matgen train mofdiff {data} --blocks {out/'weights.safetensors'} --out mofdiff")
+    report_training(
+        model,
+        history,
+        out,
+        seed,
+        start,
+        f"matgen train mofdiff {data} --blocks {out / 'weights.safetensors'} --out mofdiff",
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #9c6d0913
 def net_identity(coarse, slack=1.05):
@@ -106,11 +239,27 @@ def net_identity(coarse, slack=1.05):
     from matgen_nb.mofdiff.building_blocks import Decomposition, _nets
     from matgen_nb.mofdiff.coarse_graining import contacts
     from matgen_nb.mofdiff.evaluation import framework_identity
+
     pairs = contacts(coarse, slack)
-    if not pairs: return None
-    connections, images = np.array([[m, 0, o, 0] for m, o, _ in pairs]), np.array([s for *_, s in pairs]).astype(int)
+    if not pairs:
+        return None
+    connections, images = (
+        np.array([[m, 0, o, 0] for m, o, _ in pairs]),
+        np.array([s for *_, s in pairs]).astype(int),
+    )
     nets, dimension = _nets(len(coarse), connections, images)
-    return framework_identity(Decomposition(coarse.lattice, coarse.blocks, coarse.frac_coords, connections, images, nets=nets, dimension=dimension))
+    return framework_identity(
+        Decomposition(
+            coarse.lattice,
+            coarse.blocks,
+            coarse.frac_coords,
+            connections,
+            images,
+            nets=nets,
+            dimension=dimension,
+        )
+    )
+
 
 def known_identities(data, slacks=(1.05, 1.1)):
     "Identities of a `MofData` for novelty, a sorted list; read at two slacks, since calling a known framework new is the worse mistake."
@@ -122,6 +271,7 @@ def fit_mofdiff(data, encoder, preset, config, out, resume=False, overwrite=Fals
     import torch
     from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
     from matgen_nb.mofdiff.nets import net_table
+
     data = data.with_embeddings(encoder.encode(data.library).cpu())
     torch.manual_seed(config.seed)
     source = str(data.info.get("source", ""))
@@ -131,46 +281,114 @@ def fit_mofdiff(data, encoder, preset, config, out, resume=False, overwrite=Fals
     return fit_model(model, data, config, out, resume, overwrite, info=info)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #33105926
-@train_app.command("mofdiff", epilog="Example: `matgen train mofdiff mofs.safetensors --blocks blocks/weights.safetensors --out mofdiff`")
-def train_mofdiff_command(data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")], out: Out = Path("mofdiff"),
-                          blocks: Annotated[str, _option("Weights of a block encoder, or the name of weights that ship.")] = "blocks-small",
-                          preset: Annotated[str, _option("tiny, small, full, or release (as published).")] = "small",
-                          steps: Steps = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, max_seconds: Seconds = None,
-                          devices: Devices = 1, nodes: Nodes = 1, strategy: Strategy = "auto", precision: Precision = "32-true", compile: Compile = False,
-                          resume: Resume = False, overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+@train_app.command(
+    "mofdiff",
+    epilog="Example: `matgen train mofdiff mofs.safetensors --blocks blocks/weights.safetensors --out mofdiff`",
+)
+def train_mofdiff_command(
+    data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")],
+    out: Out = Path("mofdiff"),
+    blocks: Annotated[
+        str, _option("Weights of a block encoder, or the name of weights that ship.")
+    ] = "blocks-small",
+    preset: Annotated[str, _option("tiny, small, full, or release (as published).")] = "small",
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    max_seconds: Seconds = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    strategy: Strategy = "auto",
+    precision: Precision = "32-true",
+    compile: Compile = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Train MOFDiff on a prepared file; Ctrl-C saves and stops, --resume continues."
     from matgen_nb.mofdiff.coarse_graining import MofData
     from matgen_nb.mofdiff.embedding import BlockEncoder
     from matgen_nb.utils import find_weights
+
     start = time.monotonic()
-    config = given_training(MOF_TRAINING, preset, out, {"DATA": data, "--blocks": find_weights(blocks)}, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, max_seconds=max_seconds, devices=devices, num_nodes=nodes,
-                             strategy=strategy, precision=precision, compile=compile, seed=seed, device=pick_device(device), val_fraction=.05)
-    model, history = fit_mofdiff(without_nan(MofData.load(data), data), BlockEncoder.from_pretrained(blocks), preset, config, out, resume, overwrite)
-    report_training(model, history, out, seed, start, f"matgen sample mofdiff --weights {out/'weights.safetensors'} -n 100 --out new")
+    config = given_training(
+        MOF_TRAINING,
+        preset,
+        out,
+        {"DATA": data, "--blocks": find_weights(blocks)},
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        max_seconds=max_seconds,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=precision,
+        compile=compile,
+        seed=seed,
+        device=pick_device(device),
+        val_fraction=0.05,
+    )
+    model, history = fit_mofdiff(
+        without_nan(MofData.load(data), data),
+        BlockEncoder.from_pretrained(blocks),
+        preset,
+        config,
+        out,
+        resume,
+        overwrite,
+    )
+    report_training(
+        model,
+        history,
+        out,
+        seed,
+        start,
+        f"matgen sample mofdiff --weights {out / 'weights.safetensors'} -n 100 --out new",
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #6cb206c1
 STAGES = ("assembled", "relaxed", "judged")
+
 
 def open_mofs(out, request, resume=False, overwrite=False, inputs=None):
     "Locked folder of a run, see `open_run`."
     return open_run(out, request, resume, overwrite, inputs)
 
+
 def sample_stage(model, out, request, draws=1, **asked):
-    "Beads of `request[\"n\"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_fitting`."
+    'Beads of `request["n"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_fitting`.'
     from matgen_nb.mofdiff.coarse_graining import MofData
     from matgen_nb.mofdiff.property_design import best_fitting
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
+
     folder, told = as_folder(out), dict(draws=draws) if draws > 1 else {}
     for i, first, n in chunks(request["n"], request["chunk"]):
         names = f"sampled/{i:05d}.safetensors", f"sampled/{i:05d}.csv"
-        if not folder.clear_first and all((folder/name).exists() for name in names): continue
-        found = best_fitting(model.sample(n, seed=chunk_seed(request["seed"], i), draws=draws, batch_size=request["chunk"], **asked), draws)
-        for k, s in enumerate(found, first): s.coarse, s.row = replace(s.coarse, name=f"mof_{k:05d}"), {**s.row, **told, "name": f"mof_{k:05d}", "index": k}
-        if folder.clear_first or not (folder/"request.json").exists():               # not before something was drawn: what is refused leaves nothing
+        if not folder.clear_first and all((folder / name).exists() for name in names):
+            continue
+        found = best_fitting(
+            model.sample(
+                n, seed=chunk_seed(request["seed"], i), draws=draws, batch_size=request["chunk"], **asked
+            ),
+            draws,
+        )
+        for k, s in enumerate(found, first):
+            s.coarse, s.row = (
+                replace(s.coarse, name=f"mof_{k:05d}"),
+                {**s.row, **told, "name": f"mof_{k:05d}", "index": k},
+            )
+        if (
+            folder.clear_first or not (folder / "request.json").exists()
+        ):  # not before something was drawn: what is refused leaves nothing
             write_json(folder.path("request.json"), request)
         path, table = folder.claim(*names)
         others = [replace(c, name=s.coarse.name) for s in found for c in s.others]
-        if others: MofData.from_coarse(others, tolerance=1e-6).save(folder.path(f"alternatives/{i:05d}.safetensors"))
+        if others:
+            MofData.from_coarse(others, tolerance=1e-6).save(folder.path(f"alternatives/{i:05d}.safetensors"))
         MofData.from_coarse([s.coarse for s in found], tolerance=1e-6).save(path)
         write_table(table, [s.row for s in found])
 
@@ -178,16 +396,23 @@ def sample_stage(model, out, request, draws=1, **asked):
 def read_sampled(out):
     "What stage one wrote: frameworks (list of `CoarseMof`) and rows of the table."
     from matgen_nb.mofdiff.coarse_graining import MofData
-    files = sorted(p for p in (Path(out)/"sampled").glob("*.safetensors") if p.stem.isdigit())
-    sets, rows = [MofData.load(f) for f in files], [row for f in files for row in read_table(f.with_suffix(".csv"))]
-    for row in rows: row["matched"] = row["matched"] == "True"
+
+    files = sorted(p for p in (Path(out) / "sampled").glob("*.safetensors") if p.stem.isdigit())
+    sets, rows = (
+        [MofData.load(f) for f in files],
+        [row for f in files for row in read_table(f.with_suffix(".csv"))],
+    )
+    for row in rows:
+        row["matched"] = row["matched"] == "True"
     return [data[i] for data in sets for i in range(len(data))], rows
+
 
 def read_alternatives(out):
     "Further arrangements (candidate nets) of a run: {name of the framework: list of `CoarseMof`}."
     from matgen_nb.mofdiff.coarse_graining import MofData
+
     found = {}
-    for data in map(MofData.load, sorted((Path(out)/"alternatives").glob("*.safetensors"))):
+    for data in map(MofData.load, sorted((Path(out) / "alternatives").glob("*.safetensors"))):
         for k in range(len(data)):
             found.setdefault(data.names[k], []).append(data[k])
     return found
@@ -197,103 +422,204 @@ def write_stage(folder, name, row, crystal=None, bonds=(), images=()):
     "One finished framework of a stage: name.cif (where there is a crystal), then name.json."
     record = dict(row=row)
     if crystal is not None:
-        with atomic_write(Path(folder)/f"{name}.cif", sync=False) as f: f.write(crystal.to_cif())
-        record |= dict(lattice=crystal.lattice, elements=crystal.elements, frac_coords=crystal.frac_coords, bonds=bonds, images=images)
+        with atomic_write(Path(folder) / f"{name}.cif", sync=False) as f:
+            f.write(crystal.to_cif())
+        record |= dict(
+            lattice=crystal.lattice,
+            elements=crystal.elements,
+            frac_coords=crystal.frac_coords,
+            bonds=bonds,
+            images=images,
+        )
     plain = lambda x: x.tolist() if hasattr(x, "tolist") else str(x)
-    with atomic_write(Path(folder)/f"{name}.json", sync=False) as f: json.dump(record, f, default=plain)
+    with atomic_write(Path(folder) / f"{name}.json", sync=False) as f:
+        json.dump(record, f, default=plain)
+
 
 def read_stage(folder, name):
     "(row, Mof or None) of a finished framework; (None, None) where the stage has not been there."
     from matgen_nb.mofdiff.building_blocks import Mof
     from matgen_nb.symmetry.crystal import Crystal
-    try: record = json.loads((Path(folder)/f"{name}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError: return None, None
-    if "lattice" not in record: return record["row"], None
+
+    try:
+        record = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, None
+    if "lattice" not in record:
+        return record["row"], None
     crystal = Crystal(record["lattice"], record["elements"], record["frac_coords"])
-    return record["row"], Mof(crystal, *(np.array(record[k], dtype=np.int64).reshape(-1, w) for k, w in (("bonds", 2), ("images", 3))), name)
+    return record["row"], Mof(
+        crystal,
+        *(np.array(record[k], dtype=np.int64).reshape(-1, w) for k, w in (("bonds", 2), ("images", 3))),
+        name,
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #68bf6627
-def assemble_part(part, folder, limit=60., **settings):
+def assemble_part(part, folder, limit=60.0, **settings):
     "Assemble lists of arrangements (see `assemble_first`), write those kept; at most `limit` seconds each."
     from matgen_nb.mofdiff.assembly import assemble_first
     from matgen_nb.mofdiff.sampling import describe
-    with time_limit(limit * sum(map(len, part))): built = assemble_first(part, **settings)
+
+    with time_limit(limit * sum(map(len, part))):
+        built = assemble_first(part, **settings)
     late = [a for a in built if a.crystal is None and "took longer" in a.row["reason"]]
     if late and len(part) > 1:
-        for options in part: assemble_part([options], folder, limit, **settings)
+        for options in part:
+            assemble_part([options], folder, limit, **settings)
         return
     for options, a in zip(part, built):
         kept = a.row.get("candidate", 0)
         row = a.row | describe(options[kept]) if kept else a.row
         write_stage(folder, options[0].name, row, a.crystal, a.bonds, a.images)
 
+
 def run_stage(work, items, names, folder, text, n_jobs=1, timeout=None):
     "`work` over items in parallel, each writes itself; `names`: the frameworks of each item. A worker that dies or hangs leaves a row with the reason."
-    todo = [(item, group) for item, group in zip(items, names) if not all((Path(folder)/f"{n}.json").exists() for n in group)]
+    todo = [
+        (item, group)
+        for item, group in zip(items, names)
+        if not all((Path(folder) / f"{n}.json").exists() for n in group)
+    ]
     names = [n for _, group in todo for n in group]
-    as_folder(Path(folder).parent).claim(*(f"{Path(folder).name}/{n}.{kind}" for n in names for kind in ("cif", "json")))
-    _, failures = parallel_map(work, [item for item, _ in todo], [" ".join(group) for _, group in todo], n_jobs=n_jobs, timeout=timeout, progress=text, chunk=1)
+    as_folder(Path(folder).parent).claim(
+        *(f"{Path(folder).name}/{n}.{kind}" for n in names for kind in ("cif", "json"))
+    )
+    _, failures = parallel_map(
+        work,
+        [item for item, _ in todo],
+        [" ".join(group) for _, group in todo],
+        n_jobs=n_jobs,
+        timeout=timeout,
+        progress=text,
+        chunk=1,
+    )
     for failure in failures:
         for name in failure.name.split():
-            if not (Path(folder)/f"{name}.json").exists(): write_stage(folder, name, dict(reason=failure.reason))
+            if not (Path(folder) / f"{name}.json").exists():
+                write_stage(folder, name, dict(reason=failure.reason))
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #45502aa8
-def assemble_stage(coarse, out, seed=0, n_jobs=1, device="cpu", limit=60., starts=64, generations=3,
-                   group=None, others=None):
+def assemble_stage(
+    coarse, out, seed=0, n_jobs=1, device="cpu", limit=60.0, starts=64, generations=3, group=None, others=None
+):
     """All-atom frameworks of a list of `CoarseMof` in out/assembled. group: how many share a tensor
     (4 on the CPU, 32 elsewhere). others: further arrangements of each, see `read_alternatives`."""
-    folder, group = Path(out)/"assembled", group or (4 if device == "cpu" else 32)
+    folder, group = Path(out) / "assembled", group or (4 if device == "cpu" else 32)
     options = [[c, *(others or {}).get(c.name, ())] for c in coarse]
-    parts = [options[i:i + group] for i in range(0, len(options), group)]
+    parts = [options[i : i + group] for i in range(0, len(options), group)]
     longest = 3 * limit * max((sum(map(len, part)) for part in parts), default=0) + 60
-    work = partial(assemble_part, folder=folder, limit=limit, seed=seed, device=device, starts=starts, generations=generations)
-    run_stage(work, parts, [[o[0].name for o in part] for part in parts], folder, "assembling", n_jobs if device == "cpu" else 1, longest)
+    work = partial(
+        assemble_part,
+        folder=folder,
+        limit=limit,
+        seed=seed,
+        device=device,
+        starts=starts,
+        generations=generations,
+    )
+    run_stage(
+        work,
+        parts,
+        [[o[0].name for o in part] for part in parts],
+        folder,
+        "assembling",
+        n_jobs if device == "cpu" else 1,
+        longest,
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #56f1f4ef
-def relax_part(name, source, folder, limit=120.):
+def relax_part(name, source, folder, limit=120.0):
     "Relax the framework `name` of the folder `source`, write it to `folder`."
     from matgen_nb.mofdiff.relaxation import relax
+
     _, mof = read_stage(source, name)
-    try: r = relax(mof, time_limit=limit, name=name)
-    except MatgenError as error: return write_stage(folder, name, dict(name=name, converged=False, reason=str(error).removeprefix(f"{name}: ")))
-    write_stage(folder, name, {**r.row, "reason": "" if r.converged else f"relaxation: {r.row['stopped']}"}, r.crystal, r.bonds, r.images)
+    try:
+        r = relax(mof, time_limit=limit, name=name)
+    except MatgenError as error:
+        return write_stage(
+            folder, name, dict(name=name, converged=False, reason=str(error).removeprefix(f"{name}: "))
+        )
+    write_stage(
+        folder,
+        name,
+        {**r.row, "reason": "" if r.converged else f"relaxation: {r.row['stopped']}"},
+        r.crystal,
+        r.bonds,
+        r.images,
+    )
+
 
 def closed(names, out):
     "Those of the frameworks whose bonds between blocks are all good. Atoms may still clash: relaxation can part them, and the checks decide."
-    return [n for n in names if (read_stage(Path(out)/"assembled", n)[0] or {}).get("bond_success") == 1]
+    return [n for n in names if (read_stage(Path(out) / "assembled", n)[0] or {}).get("bond_success") == 1]
 
-def relax_stage(names, out, n_jobs=1, limit=120.):
+
+def relax_stage(names, out, n_jobs=1, limit=120.0):
     "Relax the `closed` ones of the frameworks out/assembled/name into out/relaxed."
-    source, folder, good = Path(out)/"assembled", Path(out)/"relaxed", closed(names, out)
-    run_stage(partial(relax_part, source=source, folder=folder, limit=limit), good, [[n] for n in good], folder, "relaxing", n_jobs, 2 * limit + 60)
+    source, folder, good = Path(out) / "assembled", Path(out) / "relaxed", closed(names, out)
+    run_stage(
+        partial(relax_part, source=source, folder=folder, limit=limit),
+        good,
+        [[n] for n in good],
+        folder,
+        "relaxing",
+        n_jobs,
+        2 * limit + 60,
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #5a528777
-def judge_part(name, out, limit=120.):
+def judge_part(name, out, limit=120.0):
     "Judge a framework as it was assembled and, where it was relaxed, as relaxation left it; writes out/judged/name.json, a verdict for each."
     from matgen_nb.mofdiff.evaluation import describe_mof
-    found = {stage: read_stage(Path(out)/stage, name)[1] for stage in ("assembled", "relaxed")}
-    write_stage(Path(out)/"judged", name, {stage: describe_mof(mof, limit) for stage, mof in found.items() if mof is not None})
 
-def judge_stage(names, out, n_jobs=1, limit=120.):
+    found = {stage: read_stage(Path(out) / stage, name)[1] for stage in ("assembled", "relaxed")}
+    write_stage(
+        Path(out) / "judged",
+        name,
+        {stage: describe_mof(mof, limit) for stage, mof in found.items() if mof is not None},
+    )
+
+
+def judge_stage(names, out, n_jobs=1, limit=120.0):
     "Checks, pores and identity of the `closed` frameworks of a run in out/judged, before and after relaxation; those that have been relaxed since are judged again."
-    folder, names = Path(out)/"judged", closed(names, out)
+    folder, names = Path(out) / "judged", closed(names, out)
     for n in names:
         row, _ = read_stage(folder, n)
-        if row and "relaxed" not in row and (Path(out)/"relaxed"/f"{n}.cif").exists(): (folder/f"{n}.json").unlink()
-    run_stage(partial(judge_part, out=out, limit=limit), names, [[n] for n in names], folder, "judging", n_jobs, 6 * limit)
+        if row and "relaxed" not in row and (Path(out) / "relaxed" / f"{n}.cif").exists():
+            (folder / f"{n}.json").unlink()
+    run_stage(
+        partial(judge_part, out=out, limit=limit),
+        names,
+        [[n] for n in names],
+        folder,
+        "judging",
+        n_jobs,
+        6 * limit,
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #764999d6
 def first_reason(row, assembled, relaxed, verdict):
     "Why a framework is not valid: the first stage that says so; empty for a valid one."
-    if not row["matched"]: return row.get("reason") or "connection points do not match"
-    if assembled.get("reason"): return f"assembly: {assembled['reason']}"
-    if assembled.get("bond_success") != 1: return f"assembly: {1 - assembled.get('bond_success', 0):.0%} of the bonds between blocks do not close"
-    if relaxed and not relaxed.get("converged"): return relaxed.get("reason", "relaxation: did not converge")
+    if not row["matched"]:
+        return row.get("reason") or "connection points do not match"
+    if assembled.get("reason"):
+        return f"assembly: {assembled['reason']}"
+    if assembled.get("bond_success") != 1:
+        return (
+            f"assembly: {1 - assembled.get('bond_success', 0):.0%} of the bonds between blocks do not close"
+        )
+    if relaxed and not relaxed.get("converged"):
+        return relaxed.get("reason", "relaxation: did not converge")
     from matgen_nb.mofdiff.evaluation import CHECKS, volume_kept
-    if volume_kept(relaxed) is False: return f"relaxation: the volume changed by {relaxed['volume_change']:+.0%}"
-    if "checks_passed" not in verdict: return f"judging: {verdict.get('reason', 'has not been done')}"
-    if verdict["failure"]: return verdict["failure"]
-    if not verdict["as_drawn"]: return "not as drawn: by their distances the atoms form other blocks, or another net, than were put together"
+
+    if volume_kept(relaxed) is False:
+        return f"relaxation: the volume changed by {relaxed['volume_change']:+.0%}"
+    if "checks_passed" not in verdict:
+        return f"judging: {verdict.get('reason', 'has not been done')}"
+    if verdict["failure"]:
+        return verdict["failure"]
+    if not verdict["as_drawn"]:
+        return "not as drawn: by their distances the atoms form other blocks, or another net, than were put together"
     missed = [name for name in (*CHECKS, "porous") if not verdict[name]]
     return f"checks: {', '.join(missed)}" if missed else ""
 
@@ -301,21 +627,43 @@ def first_reason(row, assembled, relaxed, verdict):
 def stage_rows(row, out, relax=True):
     "The row of a framework with what its stages say, before relaxation and (with `relax`) after it: two rows, each with `valid`; the second is the first where nothing was to be relaxed."
     from matgen_nb.mofdiff.evaluation import describe_mof, is_valid, volume_kept
-    assembled, relaxed, judged = (read_stage(Path(out)/stage, row["name"])[0] or {} for stage in STAGES)
-    row = row | {k: v for k, v in assembled.items() if k in ("cp_error", "bond_success", "clashes", "moved", "strain")} | dict(assembled=assembled.get("bond_success") == 1)
+
+    assembled, relaxed, judged = (read_stage(Path(out) / stage, row["name"])[0] or {} for stage in STAGES)
+    row = (
+        row
+        | {
+            k: v
+            for k, v in assembled.items()
+            if k in ("cp_error", "bond_success", "clashes", "moved", "strain")
+        }
+        | dict(assembled=assembled.get("bond_success") == 1)
+    )
     if "net" in row:
         kept = ("metals", "linkers", "volume", "density", "min_distance", "candidate")
         row = row | {k: assembled[k] for k in kept if k in assembled}
     row = row | dict(drawn_blocks=int(row["num_blocks"]) if row.get("num_blocks") else None)
+
     def judge(row, relaxed):
-        stage = next((s for s in ("relaxed", "assembled") if s in judged and (relaxed or s == "assembled")), "sampled")
+        stage = next(
+            (s for s in ("relaxed", "assembled") if s in judged and (relaxed or s == "assembled")), "sampled"
+        )
         verdict = judged.get(stage, {k: v for k, v in judged.items() if k == "reason"})
-        row = row | {k: v for k, v in (describe_mof(None) | verdict).items() if k != "name"} | dict(stage=stage, reason=first_reason(row, assembled, relaxed, verdict))
+        row = (
+            row
+            | {k: v for k, v in (describe_mof(None) | verdict).items() if k != "name"}
+            | dict(stage=stage, reason=first_reason(row, assembled, relaxed, verdict))
+        )
         return row | dict(valid=is_valid(row))
+
     before = judge(row, {})
-    if not relax: return before, before
+    if not relax:
+        return before, before
     told = {k: v for k, v in relaxed.items() if k in ("energy_per_atom", "volume_change", "stopped")}
-    return before, judge(row | told | dict(converged=relaxed.get("converged", False), volume_kept=bool(volume_kept(relaxed))), relaxed)
+    return before, judge(
+        row | told | dict(converged=relaxed.get("converged", False), volume_kept=bool(volume_kept(relaxed))),
+        relaxed,
+    )
+
 
 def collect(out, known=None, relax=True, known_nets=None):
     """Rows of all frameworks of a run, with valid, unique, novel, vnu, and the summary with its intervals. With `relax` they are those of the relaxed frameworks, and
@@ -323,13 +671,19 @@ def collect(out, known=None, relax=True, known_nets=None):
     of nets, for novelty of the net (columns net_novel and strict_vnu)."""
     from matgen_nb.mofdiff.evaluation import _novelty, summarise
     from matgen_nb.utils import share
+
     pairs = [stage_rows(row, out, relax) for row in read_sampled(out)[1]]
     before, table = ([pair[k] for pair in pairs] for k in (0, 1))
-    for rows in ([before, table] if relax else [table]): _novelty(rows, None if known is None else set(known), known_nets)
+    for rows in [before, table] if relax else [table]:
+        _novelty(rows, None if known is None else set(known), known_nets)
     summary = summarise(table, known is not None)
     for name in ("valid", "vnu") if relax else ():
-        for row, first in zip(table, before): row[f"{name}_before"] = first[name]
-        if known is not None or name == "valid": summary[f"{name}_before"] = share([r[name] for r in before], f"{name} by the same checks, before relaxation; all inputs")
+        for row, first in zip(table, before):
+            row[f"{name}_before"] = first[name]
+        if known is not None or name == "valid":
+            summary[f"{name}_before"] = share(
+                [r[name] for r in before], f"{name} by the same checks, before relaxation; all inputs"
+            )
     return table, summary
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #517b5d8a
@@ -338,25 +692,29 @@ def mof_sheet(coarse, crystals, titles, columns=6):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matgen_nb.symmetry.crystal import element_legend
+
     columns = min(columns, max(len(coarse), 1))
     lines, width = max(-(-len(coarse) // columns), 1), max(1.5 * columns, 3)
-    figure = Figure(figsize=(width, 3.1 * lines + .35), dpi=90)
+    figure = Figure(figsize=(width, 3.1 * lines + 0.35), dpi=90)
     FigureCanvasAgg(figure)
     axes = figure.subplots(2 * lines, columns, squeeze=False)
-    for ax in axes.flat: ax.axis("off")
+    for ax in axes.flat:
+        ax.axis("off")
     for k, (beads, crystal, title) in enumerate(zip(coarse, crystals, titles)):
         above, below = axes[2 * (k // columns)][k % columns], axes[2 * (k // columns) + 1][k % columns]
         beads.plot(ax=above)
         crystal.plot(ax=below, legend=False)
         above.set_title(title, fontsize=6)
-    figure.subplots_adjust(0, .35 / (3.1 * lines + .35), 1, 1 - .4 / (3.1 * lines + .35), .02, .2)
-    if crystals: element_legend(figure, np.concatenate([c.elements for c in crystals]), columns=12, loc="lower center")
+    figure.subplots_adjust(0, 0.35 / (3.1 * lines + 0.35), 1, 1 - 0.4 / (3.1 * lines + 0.35), 0.02, 0.2)
+    if crystals:
+        element_legend(figure, np.concatenate([c.elements for c in crystals]), columns=12, loc="lower center")
     return figure
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3288d19
 def finish_mofs(out, known, record, relax=True, pictures=24, known_nets=None):
     "table.csv, funnel.csv (stages by number of blocks), summary.json, gallery.html, gallery.png (valid ones first) and run.json of a run."
     from matgen_nb.mofdiff.evaluation import funnel
+
     out, (coarse, _) = as_folder(out), read_sampled(out)
     table, summary = collect(out, known, relax, known_nets)
     write_table(out.path("table.csv"), table)
@@ -366,41 +724,107 @@ def finish_mofs(out, known, record, relax=True, pictures=24, known_nets=None):
         if row.get("candidate"):
             coarse[k] = others[row["name"]][row["candidate"] - 1]
     write_json(out.path("summary.json"), summary)
-    order = sorted((i for i, r in enumerate(table) if r["assembled"]), key=lambda i: (not table[i]["valid"], i))[:pictures]
-    found = {i: read_stage(out/("relaxed" if table[i]["stage"] == "relaxed" else "assembled"), table[i]["name"])[1] for i in order}
+    order = sorted(
+        (i for i, r in enumerate(table) if r["assembled"]), key=lambda i: (not table[i]["valid"], i)
+    )[:pictures]
+    found = {
+        i: read_stage(out / ("relaxed" if table[i]["stage"] == "relaxed" else "assembled"), table[i]["name"])[
+            1
+        ]
+        for i in order
+    }
     shown = {i: mof and mof.crystal for i, mof in found.items()}
     rows = [table[i] for i in order] + [r for i, r in enumerate(table) if i not in shown]
-    write_gallery(out.path("gallery.html"), "New frameworks", [*shown.values()] + [None] * (len(rows) - len(shown)), rows, f"{len(table)} frameworks, made by: {record['command']}")
-    sheet = mof_sheet([coarse[i] for i in order[:12]], [shown[i] for i in order[:12]], [f"{table[i]['name']}\n{table[i]['formula'][:28]}" for i in order[:12]])
-    with atomic_write(out.path("gallery.png"), "wb") as f: save_small_png(sheet, f)
+    write_gallery(
+        out.path("gallery.html"),
+        "New frameworks",
+        [*shown.values()] + [None] * (len(rows) - len(shown)),
+        rows,
+        f"{len(table)} frameworks, made by: {record['command']}",
+    )
+    sheet = mof_sheet(
+        [coarse[i] for i in order[:12]],
+        [shown[i] for i in order[:12]],
+        [f"{table[i]['name']}\n{table[i]['formula'][:28]}" for i in order[:12]],
+    )
+    with atomic_write(out.path("gallery.png"), "wb") as f:
+        save_small_png(sheet, f)
     write_json(out.path("run.json"), record)
     return table, summary
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #1db28f3d
-def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=None, n_jobs=1, chunk=CHUNK, resume=False, overwrite=False,
-              weights="", assemble_limit=60., relax_limit=120., starts=64, generations=3, draws=1, progress=True, inputs=None,
-              nets=None, **asked):
+def make_mofs(
+    model,
+    n,
+    out,
+    seed=0,
+    steps=50,
+    target=None,
+    relax=True,
+    known=None,
+    n_jobs=1,
+    chunk=CHUNK,
+    resume=False,
+    overwrite=False,
+    weights="",
+    assemble_limit=60.0,
+    relax_limit=120.0,
+    starts=64,
+    generations=3,
+    draws=1,
+    progress=True,
+    inputs=None,
+    nets=None,
+    **asked,
+):
     """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
     (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). inputs: see `check_out`.
     nets: `NetOptions`; default: those of the library, for weights that carry nets.
     asked: further options of `model.sample`."""
     from dataclasses import asdict
     from matgen_nb.mofdiff.sampling import NetOptions
+
     start = time.monotonic()
-    if min(n, chunk, draws, starts, generations) < 1: raise MatgenError("the number of frameworks, chunk, draws, starts and generations must be at least 1")
-    if not min(assemble_limit, relax_limit) > 0: raise MatgenError(f"time limits are seconds above 0, not {assemble_limit:g} and {relax_limit:g}")
-    request = dict(model="mofdiff", weights=weights, n=n, chunk=chunk, seed=seed, steps=steps, target=target, starts=starts, generations=generations, draws=draws, **asked)
+    if min(n, chunk, draws, starts, generations) < 1:
+        raise MatgenError("the number of frameworks, chunk, draws, starts and generations must be at least 1")
+    if not min(assemble_limit, relax_limit) > 0:
+        raise MatgenError(f"time limits are seconds above 0, not {assemble_limit:g} and {relax_limit:g}")
+    request = dict(
+        model="mofdiff",
+        weights=weights,
+        n=n,
+        chunk=chunk,
+        seed=seed,
+        steps=steps,
+        target=target,
+        starts=starts,
+        generations=generations,
+        draws=draws,
+        **asked,
+    )
     nets = NetOptions() if nets is None else nets
     on_nets = getattr(model, "nets", None) is not None and nets.share > 0
-    if on_nets: request["nets"] = asdict(nets)
+    if on_nets:
+        request["nets"] = asdict(nets)
     asked |= dict(steps=steps, target=target, progress=progress, nets=nets)
     with open_mofs(out, request, resume, overwrite, inputs) as out:
         sample_stage(model, out, request, draws, **asked)
         coarse, rows = read_sampled(out)
         device = str(model.device.type) if model.device.type == "cuda" else "cpu"
         matched = [c for c, r in zip(coarse, rows) if r["matched"]]
-        assemble_stage(matched, out, seed, n_jobs, device, assemble_limit, starts, generations, others=read_alternatives(out))
-        if relax: relax_stage([c.name for c in coarse], out, n_jobs, relax_limit)
+        assemble_stage(
+            matched,
+            out,
+            seed,
+            n_jobs,
+            device,
+            assemble_limit,
+            starts,
+            generations,
+            others=read_alternatives(out),
+        )
+        if relax:
+            relax_stage([c.name for c in coarse], out, n_jobs, relax_limit)
         judge_stage([c.name for c in coarse], out, n_jobs)
         known = known if known is not None else getattr(model, "info", {}).get("identities")
         known_nets = None if getattr(model, "nets", None) is None else model.nets.keys
@@ -408,76 +832,159 @@ def make_mofs(model, n, out, seed=0, steps=50, target=None, relax=True, known=No
         return finish_mofs(out, known, record, relax, known_nets=known_nets)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #56ee1fae
-NET_HELP = dict(share="Share of the samples that are put onto a net of the training set; "  # as in `NetOptions`
-                      "0: coordinates as the model gives them.",
-                candidates="Nets tried for each sample; the first that closes without a clash is kept.",
-                coherent="One block for each node class of the net, or blocks as sampled.")
+NET_HELP = dict(
+    share="Share of the samples that are put onto a net of the training set; "  # as in `NetOptions`
+    "0: coordinates as the model gives them.",
+    candidates="Nets tried for each sample; the first that closes without a clash is kept.",
+    coherent="One block for each node class of the net, or blocks as sampled.",
+)
 NetShare = Annotated[float, _option(NET_HELP["share"], min=0, max=1)]
 NetCandidates = Annotated[int, _option(NET_HELP["candidates"], min=1)]
 Coherent = Annotated[bool, _option(NET_HELP["coherent"], None, "--coherent/--blocks-as-sampled")]
 
-@sample_app.command("mofdiff", epilog="Example: `matgen sample mofdiff --weights mofdiff/weights.safetensors -n 100 --out new`, later `--resume`")
-def sample_mofdiff_command(out: Out = Path("mofdiff-samples"), n: Annotated[int, _option("How many frameworks.", None, "-n")] = 20,
-                           weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
-                           steps: Annotated[int, _option("Denoising steps.")] = 50,
-                           eta: Annotated[Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1", min=0, max=1)] = None,
-                           corrector: Annotated[Optional[int], _option("Langevin steps of the places after each step.", "0")] = None,
-                           sharpen: Annotated[Optional[float], _option("Longer steps of the places along the score; 1: as learned.", "3")] = None,
-                           prior: Annotated[Optional[str], _option("Where codes come from: learned, or normal.", "learned")] = None,
-                           num_blocks: Annotated[Optional[int], _option("Blocks in the cell.", "as the code says")] = None,
-                           target: Annotated[Optional[str], _option("Property to aim at: name=value.", "none")] = None,
-                           net_share: NetShare = 1., net_candidates: NetCandidates = 3, coherent: Coherent = True,
-                           draws: Annotated[int, _option("Draw so many for each framework and keep the one whose blocks fit best.", min=1)] = 1,
-                           starts: Annotated[int, _option("Joint choices of orientations that compete in assembly.", min=1)] = 64,
-                           generations: Annotated[int, _option("Rounds of search in assembly, at most.", min=1)] = 3,
-                           chunk: Annotated[int, _option("Frameworks drawn together. Another number, other frameworks.")] = CHUNK,
-                           relax: Annotated[bool, _option("Relax with UFF before judging.")] = True,
-                           relax_limit: Annotated[float, _option("Seconds one relaxation may take.", min=.1)] = 120.,
-                           assemble_limit: Annotated[float, _option("Seconds one assembly may take.", min=.1)] = 60.,
-                           reference: Annotated[Optional[Path], _option("What novelty compares with (prepared file, weights, folder of CIF files or CSV).", "the training set")] = None,
-                           n_jobs: Jobs = -1,
-                           resume: Resume = False,
-                           overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+
+@sample_app.command(
+    "mofdiff",
+    epilog="Example: `matgen sample mofdiff --weights mofdiff/weights.safetensors -n 100 --out new`, later `--resume`",
+)
+def sample_mofdiff_command(
+    out: Out = Path("mofdiff-samples"),
+    n: Annotated[int, _option("How many frameworks.", None, "-n")] = 20,
+    weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
+    steps: Annotated[int, _option("Denoising steps.")] = 50,
+    eta: Annotated[
+        Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1", min=0, max=1)
+    ] = None,
+    corrector: Annotated[Optional[int], _option("Langevin steps of the places after each step.", "0")] = None,
+    sharpen: Annotated[
+        Optional[float], _option("Longer steps of the places along the score; 1: as learned.", "3")
+    ] = None,
+    prior: Annotated[Optional[str], _option("Where codes come from: learned, or normal.", "learned")] = None,
+    num_blocks: Annotated[Optional[int], _option("Blocks in the cell.", "as the code says")] = None,
+    target: Annotated[Optional[str], _option("Property to aim at: name=value.", "none")] = None,
+    net_share: NetShare = 1.0,
+    net_candidates: NetCandidates = 3,
+    coherent: Coherent = True,
+    draws: Annotated[
+        int, _option("Draw so many for each framework and keep the one whose blocks fit best.", min=1)
+    ] = 1,
+    starts: Annotated[int, _option("Joint choices of orientations that compete in assembly.", min=1)] = 64,
+    generations: Annotated[int, _option("Rounds of search in assembly, at most.", min=1)] = 3,
+    chunk: Annotated[int, _option("Frameworks drawn together. Another number, other frameworks.")] = CHUNK,
+    relax: Annotated[bool, _option("Relax with UFF before judging.")] = True,
+    relax_limit: Annotated[float, _option("Seconds one relaxation may take.", min=0.1)] = 120.0,
+    assemble_limit: Annotated[float, _option("Seconds one assembly may take.", min=0.1)] = 60.0,
+    reference: Annotated[
+        Optional[Path],
+        _option(
+            "What novelty compares with (prepared file, weights, folder of CIF files or CSV).",
+            "the training set",
+        ),
+    ] = None,
+    n_jobs: Jobs = -1,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Generate frameworks: sample, assemble, relax, judge; every stage on the disk, restartable."
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     from matgen_nb.mofdiff.sampling import NetOptions
+
     nets = NetOptions(share=net_share, candidates=net_candidates, coherent=coherent)
     start, known = time.monotonic(), reference_identities(reference) if reference else None
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
-    asked = {key: value for key, value in dict(eta=eta, sharpen=sharpen, corrector=corrector, prior=prior, num_blocks=num_blocks).items() if value is not None}
-    table, summary = make_mofs(model, n, out, seed, steps, parse_target(target), relax, known, n_jobs, chunk, resume, overwrite, file_hash(find_weights(weights)),
-                               assemble_limit, relax_limit, starts, generations, draws, nets=nets,
-                               inputs={"--weights": find_weights(weights), "--reference": reference}, **asked)
-    say(summary_text(summary) + f"\n{sum(r['valid'] for r in table)} valid frameworks of {len(table)} in {time.monotonic() - start:.0f} s: {out}\nlook at {out/'gallery.html'}")
+    asked = {
+        key: value
+        for key, value in dict(
+            eta=eta, sharpen=sharpen, corrector=corrector, prior=prior, num_blocks=num_blocks
+        ).items()
+        if value is not None
+    }
+    table, summary = make_mofs(
+        model,
+        n,
+        out,
+        seed,
+        steps,
+        parse_target(target),
+        relax,
+        known,
+        n_jobs,
+        chunk,
+        resume,
+        overwrite,
+        file_hash(find_weights(weights)),
+        assemble_limit,
+        relax_limit,
+        starts,
+        generations,
+        draws,
+        nets=nets,
+        inputs={"--weights": find_weights(weights), "--reference": reference},
+        **asked,
+    )
+    say(
+        summary_text(summary)
+        + f"\n{sum(r['valid'] for r in table)} valid frameworks of {len(table)} in {time.monotonic() - start:.0f} s: {out}\nlook at {out / 'gallery.html'}"
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #919c3289
 def parse_target(text):
     "'void_fraction=0.8' -> {'void_fraction': 0.8}; several with commas. None -> None."
-    if text is None: return None
-    try: found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
-    except ValueError: found = {"": np.nan}
-    if not np.isfinite([*found.values()]).all(): raise MatgenError(f"--target must be name=value, such as void_fraction=0.8, not {text!r}")
+    if text is None:
+        return None
+    try:
+        found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        found = {"": np.nan}
+    if not np.isfinite([*found.values()]).all():
+        raise MatgenError(f"--target must be name=value, such as void_fraction=0.8, not {text!r}")
     return found
+
 
 def _stored_identities(path):
     "Identities of a prepared file, or of the training set of weights (a file, or the name of weights that ship)."
     from matgen_nb.mofdiff.coarse_graining import MofData
     from matgen_nb.mofdiff.model import MofDiff
-    try: return MofDiff.from_pretrained(path).info["identities"]
+
+    try:
+        return MofDiff.from_pretrained(path).info["identities"]
     except (MatgenError, KeyError, AttributeError):
-        if Path(path).is_file(): return known_identities(MofData.load(path))
-        raise MatgenError(f"--reference: {path} is no prepared file, no folder, no CSV and no name of weights that ship") from None
+        if Path(path).is_file():
+            return known_identities(MofData.load(path))
+        raise MatgenError(
+            f"--reference: {path} is no prepared file, no folder, no CSV and no name of weights that ship"
+        ) from None
+
 
 def reference_identities(path, n_jobs=-1):
     "Identities to compare with: of a prepared file, of weights (their training set), or of a folder of CIF files or a CSV. MatgenError where none can be had."
     from matgen_nb.mofdiff.evaluation import describe_mof
-    if Path(path).suffix == ".safetensors" or not Path(path).exists(): return _stored_identities(path)
+
+    if Path(path).suffix == ".safetensors" or not Path(path).exists():
+        return _stored_identities(path)
     crystals, names, failures = read_crystals(path, n_jobs, framework=True)
     there = [(c, n) for c, n in zip(crystals, names) if c is not None]
-    found, slow = parallel_map(describe_mof, [c for c, _ in there], [n for _, n in there], n_jobs=n_jobs, timeout=300, progress="reference")
-    lost = [*failures, *slow, *(Failure(n, row["failure"]) for (_, n), row in zip(there, found) if row and not row["identity"])]
-    if lost: say(f"reference: {describe_failures(lost, len(names))}")
-    if len(lost) == len(names): raise MatgenError(f"--reference: none of the {len(names)} structures in {path} could be taken apart, so nothing can be said of novelty")
+    found, slow = parallel_map(
+        describe_mof,
+        [c for c, _ in there],
+        [n for _, n in there],
+        n_jobs=n_jobs,
+        timeout=300,
+        progress="reference",
+    )
+    lost = [
+        *failures,
+        *slow,
+        *(Failure(n, row["failure"]) for (_, n), row in zip(there, found) if row and not row["identity"]),
+    ]
+    if lost:
+        say(f"reference: {describe_failures(lost, len(names))}")
+    if len(lost) == len(names):
+        raise MatgenError(
+            f"--reference: none of the {len(names)} structures in {path} could be taken apart, so nothing can be said of novelty"
+        )
     return sorted({row["identity"] for row in found if row and row["identity"]})
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00002
@@ -485,6 +992,7 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
     "Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its bonds. Returns lists of `CoarseMof` and of `Assembled`."
     from matgen_nb.mofdiff.assembly import assemble_first
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
+
     beads, built = [], []
     for i in range(rounds):
         samples = model.sample(n, seed=chunk_seed(seed, i), steps=steps, progress=False)
@@ -492,7 +1000,8 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
         found = [named(k, s) for k, s in enumerate(samples, len(beads))]
         built += assemble_first(found, seed=seed, starts=starts, generations=generations, n_jobs=n_jobs)
         beads += [options[b.row["candidate"]] for options, b in zip(found, built[-n:])]
-        if any(b.row.get("bond_success") == 1 for b in built): break
+        if any(b.row.get("bond_success") == 1 for b in built):
+            break
     return beads, built
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00005
@@ -501,27 +1010,48 @@ def relax_shown(mof, row, most_atoms, limit):
     from matgen_nb.mofdiff.building_blocks import Mof
     from matgen_nb.mofdiff.evaluation import describe_mof, volume_kept
     from matgen_nb.mofdiff.relaxation import relax
+
     as_given = mof, row | dict(stage="assembled")
-    if len(mof.crystal) > most_atoms: return as_given
-    try: r = relax(mof, time_limit=limit)
-    except MatgenError: return as_given
+    if len(mof.crystal) > most_atoms:
+        return as_given
+    try:
+        r = relax(mof, time_limit=limit)
+    except MatgenError:
+        return as_given
     moved = Mof(r.crystal, r.bonds, r.images)
     after = describe_mof(moved) if r.converged and volume_kept(r.row) else None
-    if after is None or row["valid"] > (valid := after["checks_passed"] and after["as_drawn"]): return as_given
-    return moved, row | after | dict(valid=valid, stage="relaxed", **{k: r.row[k] for k in ("energy_per_atom", "volume_change")})
+    if after is None or row["valid"] > (valid := after["checks_passed"] and after["as_drawn"]):
+        return as_given
+    return moved, row | after | dict(
+        valid=valid, stage="relaxed", **{k: r.row[k] for k in ("energy_per_atom", "volume_change")}
+    )
 
-def best_framework(built, judged=3, most_atoms=120, limit=20.):
+
+def best_framework(built, judged=3, most_atoms=120, limit=20.0):
     "The best of a list of `Assembled`: (its number, Mof, row). Closed ones first, then few clashes, a cell like the drawn one, few atoms; of the first `judged` closed ones the first valid one."
     from matgen_nb.mofdiff.evaluation import describe_mof
+
     there = [i for i, b in enumerate(built) if b.crystal is not None]
-    order = sorted(there, key=lambda i: (-built[i].row["bond_success"], built[i].row["clashes"], built[i].row["strain"] > .3, len(built[i].crystal), i))
-    if not order: raise MatgenError("none of the frameworks could be assembled: no connection points match")
+    order = sorted(
+        there,
+        key=lambda i: (
+            -built[i].row["bond_success"],
+            built[i].row["clashes"],
+            built[i].row["strain"] > 0.3,
+            len(built[i].crystal),
+            i,
+        ),
+    )
+    if not order:
+        raise MatgenError("none of the frameworks could be assembled: no connection points match")
     best = None
     for i in [i for i in order if built[i].row["bond_success"] == 1][:judged] or order[:1]:
         row = built[i].row | describe_mof(built[i].to_mof())
         row["valid"] = bool(row["bond_success"] == 1 and row["checks_passed"] and row["as_drawn"])
-        if best is None or row["valid"]: best = i, row
-        if row["valid"]: break
+        if best is None or row["valid"]:
+            best = i, row
+        if row["valid"]:
+            break
     i, row = best
     return (i, *relax_shown(built[i].to_mof(), row, most_atoms if row["bond_success"] == 1 else 0, limit))
 
@@ -530,39 +1060,68 @@ def whole_blocks(mof, owner, beads):
     """Atoms and bonds of a framework drawn block by block: positions (n, 3) A, elements (n,), bonds (m, 2). owner (N,): block of each atom;
     beads (K, 3) fractional: each block is drawn near its bead; organic blocks joined to a metal block are drawn there as well."""
     from matgen_nb.mofdiff.building_blocks import connected, is_metal
-    (a, b), inside, frac = mof.bonds.T, owner[mof.bonds[:, 0]] == owner[mof.bonds[:, 1]], mof.crystal.frac_coords
+
+    (a, b), inside, frac = (
+        mof.bonds.T,
+        owner[mof.bonds[:, 0]] == owner[mof.bonds[:, 1]],
+        mof.crystal.frac_coords,
+    )
     _, cell, _ = connected(len(frac), mof.bonds[inside], mof.images[inside])
-    for k in range(len(beads)): cell[owner == k] += np.round(beads[k] - (frac + cell)[owner == k].mean(0)).astype(int)
+    for k in range(len(beads)):
+        cell[owner == k] += np.round(beads[k] - (frac + cell)[owner == k].mean(0)).astype(int)
     step, metal = mof.images + cell[a] - cell[b], is_metal(mof.crystal.elements)
     node = [bool(metal[owner == k].any()) for k in range(len(beads))]
     copies = {(k, 0, 0, 0) for k in range(len(beads))}
-    for m, o, s in [*zip(owner[a].tolist(), owner[b].tolist(), step.tolist()), *zip(owner[b].tolist(), owner[a].tolist(), (-step).tolist())]:
-        if node[m] and not node[o]: copies.add((o, *s))
+    for m, o, s in [
+        *zip(owner[a].tolist(), owner[b].tolist(), step.tolist()),
+        *zip(owner[b].tolist(), owner[a].tolist(), (-step).tolist()),
+    ]:
+        if node[m] and not node[o]:
+            copies.add((o, *s))
     atoms = [np.flatnonzero(owner == k) for k in range(len(beads))]
     place, first, at = {n: i for group in atoms for i, n in enumerate(group.tolist())}, {}, 0
-    for copy in sorted(copies): first[copy], at = at, at + len(atoms[copy[0]])
+    for copy in sorted(copies):
+        first[copy], at = at, at + len(atoms[copy[0]])
     cart = np.concatenate([(frac + cell + s)[atoms[k]] @ mof.crystal.lattice for k, *s in first])
-    ends = [(first[copy] + place[x], first[other] + place[y]) for copy in first for x, y, s in zip(a.tolist(), b.tolist(), step)
-            if owner[x] == copy[0] and (other := (int(owner[y]), *(s + copy[1:]).tolist())) in first]
-    return cart, np.concatenate([mof.crystal.elements[atoms[k]] for k, *_ in first]), np.array(ends, dtype=int).reshape(-1, 2)
+    ends = [
+        (first[copy] + place[x], first[other] + place[y])
+        for copy in first
+        for x, y, s in zip(a.tolist(), b.tolist(), step)
+        if owner[x] == copy[0] and (other := (int(owner[y]), *(s + copy[1:]).tolist())) in first
+    ]
+    return (
+        cart,
+        np.concatenate([mof.crystal.elements[atoms[k]] for k, *_ in first]),
+        np.array(ends, dtype=int).reshape(-1, 2),
+    )
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00013
 def plot_whole(mof, owner, beads, ax, pixels=330):
     "Draw `whole_blocks` and the cell on `ax`, seen as `CoarseMof.plot` sees the beads."
     from matgen_nb.mofdiff.building_blocks import cell_sticks, render_scene
     from matgen_nb.symmetry.crystal import camera, element_table
+
     (cart, elements, bonds), table = whole_blocks(mof, owner, beads), element_table()
     colors = 0.92 * table.color[elements]
     spheres = [(x, 0.45 * table.radius[z], c) for x, z, c in zip(cart, elements, colors)]
-    sticks = [(cart[i], (cart[i] + cart[j]) / 2, 0.13, colors[i]) for pair in bonds.tolist() for i, j in (pair, pair[::-1])]
+    sticks = [
+        (cart[i], (cart[i] + cart[j]) / 2, 0.13, colors[i])
+        for pair in bonds.tolist()
+        for i, j in (pair, pair[::-1])
+    ]
     sticks += cell_sticks(mof.crystal.lattice)
-    ax.imshow(render_scene(spheres, sticks, camera(mof.crystal.lattice, 25., 14.), pixels), interpolation="bilinear")
+    ax.imshow(
+        render_scene(spheres, sticks, camera(mof.crystal.lattice, 25.0, 14.0), pixels),
+        interpolation="bilinear",
+    )
     ax.axis("off")
+
 
 def mof_pair(coarse, mof, owner, title=""):
     "Figure: a framework as beads and as atoms, side by side."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 3.7), dpi=90)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -570,8 +1129,8 @@ def mof_pair(coarse, mof, owner, title=""):
     plot_whole(mof, owner, coarse.frac_coords, right)
     left.set_title("beads: what the model draws", fontsize=9)
     right.set_title("atoms: what assembly makes of it", fontsize=9)
-    figure.suptitle(title, fontsize=9, y=.99)
-    figure.subplots_adjust(.01, .01, .99, .82, .02)
+    figure.suptitle(title, fontsize=9, y=0.99)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.82, 0.02)
     return figure
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00009
@@ -579,84 +1138,177 @@ def demo_mof(out, n=24, seed=0, weights="mofdiff-small", device="cpu", n_jobs=1,
     """The framework of `matgen demo`: mof.cif, beads_and_atoms.png and table.csv (all draws) in the folder `out`. Returns (row of the one that is shown, text for people).
     how: see `draw_closed`."""
     from matgen_nb.mofdiff.model import MofDiff
+
     beads, built = draw_closed(MofDiff.from_pretrained(weights, device), n, seed, n_jobs=n_jobs, **how)
     i, mof, row = best_framework(built)
     good = sum(b.row.get("bond_success") == 1 for b in built)
     text = f"{good} of {len(built)} drawn frameworks close all their bonds"
-    if not good: text = f"none of {len(built)} drawn frameworks closes all its bonds; this one closes {row['bond_success']:.0%} of them"
-    row = dict(name=beads[i].name, drawn=len(built), closed=good, **{k: v for k, v in row.items() if k not in ("name", "seconds")})
+    if not good:
+        text = f"none of {len(built)} drawn frameworks closes all its bonds; this one closes {row['bond_success']:.0%} of them"
+    row = dict(
+        name=beads[i].name,
+        drawn=len(built),
+        closed=good,
+        **{k: v for k, v in row.items() if k not in ("name", "seconds")},
+    )
     shown, table, picture = as_folder(out).claim("mof.cif", "table.csv", "beads_and_atoms.png")
-    write_table(table, [{k: v for k, v in b.row.items() if k != "seconds"} | dict(shown=k == i) for k, b in enumerate(built)])
+    write_table(
+        table,
+        [
+            {k: v for k, v in b.row.items() if k != "seconds"} | dict(shown=k == i)
+            for k, b in enumerate(built)
+        ],
+    )
     title = f"{row['formula']}: {len(beads[i])} blocks, {row['num_atoms']} atoms, {row['stage']}, {'passes' if row['valid'] else 'does not pass'} all checks\n{text}"
-    with atomic_write(shown) as f: f.write(mof.crystal.to_cif())
-    with atomic_write(picture, "wb") as f: save_small_png(mof_pair(beads[i], mof, built[i].owner, title), f)
+    with atomic_write(shown) as f:
+        f.write(mof.crystal.to_cif())
+    with atomic_write(picture, "wb") as f:
+        save_small_png(mof_pair(beads[i], mof, built[i].owner, title), f)
     return row, text
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d047ee7d
 def is_run(source):
     "Whether a folder is that of a run of `make_mofs`."
-    return any(p.stem.isdigit() for p in (Path(source)/"sampled").glob("*.safetensors"))
+    return any(p.stem.isdigit() for p in (Path(source) / "sampled").glob("*.safetensors"))
+
 
 def run_frameworks(out):
     "All frameworks of a run as its last stage left them: Mofs (None: none came out) and rows with name, matched, assembled and, of a relaxed run, converged and volume_change."
-    relaxed, mofs, rows = any((Path(out)/"relaxed").glob("mof_*.json")), [], []
+    relaxed, mofs, rows = any((Path(out) / "relaxed").glob("mof_*.json")), [], []
     for name, matched in ((row["name"], row["matched"]) for row in read_sampled(out)[1]):
-        (assembled, mof), (after, moved) = (read_stage(Path(out)/stage, name) for stage in ("assembled", "relaxed"))
+        (assembled, mof), (after, moved) = (
+            read_stage(Path(out) / stage, name) for stage in ("assembled", "relaxed")
+        )
         rows.append(dict(name=name, matched=matched, assembled=(assembled or {}).get("bond_success") == 1))
-        if relaxed: rows[-1] |= dict(converged=(after or {}).get("converged", False), volume_change=(after or {}).get("volume_change"))
+        if relaxed:
+            rows[-1] |= dict(
+                converged=(after or {}).get("converged", False),
+                volume_change=(after or {}).get("volume_change"),
+            )
         mofs.append((moved or mof) if rows[-1]["assembled"] else None)
     return mofs, rows
 
+
 def frameworks_of(source, n_jobs=-1):
     "Crystals or Mofs (None where there is none) and rows of a folder of a run, of a folder of CIF files or of a CSV; what cannot be read says so in its row."
-    if is_run(source): return run_frameworks(source)
+    if is_run(source):
+        return run_frameworks(source)
     crystals, names, failures = read_crystals(source, n_jobs, framework=True)
-    if failures: say(describe_failures(failures, len(crystals)))
-    if len(failures) == len(names): raise MatgenError(f"none of the {len(names)} structures in {source} could be read")
+    if failures:
+        say(describe_failures(failures, len(crystals)))
+    if len(failures) == len(names):
+        raise MatgenError(f"none of the {len(names)} structures in {source} could be read")
     reason = {f.name: f.reason for f in failures}
-    return crystals, [dict(name=n.removesuffix(".cif")) | (dict(unread=reason[n]) if n in reason else {}) for n in names]
+    return crystals, [
+        dict(name=n.removesuffix(".cif")) | (dict(unread=reason[n]) if n in reason else {}) for n in names
+    ]
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00006
-@evaluate_app.command("mofs", epilog="Example: `matgen evaluate mofs my_cifs/ --reference mofs.safetensors --out judged`")
-def evaluate_mofs_command(source: Annotated[Path, typer.Argument(help="Folder of CIF files, folder of a run, or a CSV with a cif column.")], out: Out,
-                          reference: Annotated[Optional[Path], _option("For novelty: prepared file, weights (file or name), folder of CIF files or CSV.", "none")] = None,
-                          n_jobs: Jobs = -1,
-                          timeout: Annotated[float, _option("Seconds one framework may take.", min=.1)] = 120.,
-                          overwrite: Overwrite = False):
+@evaluate_app.command(
+    "mofs", epilog="Example: `matgen evaluate mofs my_cifs/ --reference mofs.safetensors --out judged`"
+)
+def evaluate_mofs_command(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of CIF files, folder of a run, or a CSV with a cif column.")
+    ],
+    out: Out,
+    reference: Annotated[
+        Optional[Path],
+        _option("For novelty: prepared file, weights (file or name), folder of CIF files or CSV.", "none"),
+    ] = None,
+    n_jobs: Jobs = -1,
+    timeout: Annotated[float, _option("Seconds one framework may take.", min=0.1)] = 120.0,
+    overwrite: Overwrite = False,
+):
     "Named checks, pores, uniqueness and novelty of frameworks: per structure and in total."
     from matgen_nb.mofdiff.evaluation import evaluate_mofs, plot_summary
+
     out, start = fresh_folder(out, overwrite, {"SOURCE": source, "--reference": reference}), time.monotonic()
-    known, (made, rows) = reference_identities(reference, n_jobs) if reference else None, frameworks_of(source, n_jobs)
+    known, (made, rows) = (
+        reference_identities(reference, n_jobs) if reference else None,
+        frameworks_of(source, n_jobs),
+    )
     result = evaluate_mofs(made, known, rows, n_jobs, timeout)
-    for row in result.table: row["failure"] = row.pop("unread", None) or row["failure"]
-    write_results(out, [getattr(m, "crystal", m) for m in made], result.table, "Evaluation of frameworks", run_record(_command(), None, time.monotonic() - start))
+    for row in result.table:
+        row["failure"] = row.pop("unread", None) or row["failure"]
+    write_results(
+        out,
+        [getattr(m, "crystal", m) for m in made],
+        result.table,
+        "Evaluation of frameworks",
+        run_record(_command(), None, time.monotonic() - start),
+    )
     write_json(out.path("summary.json"), result.summary)
-    with atomic_write(out.path("summary.png"), "wb") as f: plot_summary(result).figure.savefig(f, format="png", dpi=90, bbox_inches="tight")
+    with atomic_write(out.path("summary.png"), "wb") as f:
+        plot_summary(result).figure.savefig(f, format="png", dpi=90, bbox_inches="tight")
     out.close()
     say(summary_text(result.summary) + f"\nresults: {out}")
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #8635a4ec
-@app.command("design", epilog="Example: `matgen design --property void_fraction --target 0.8 -n 16 --out designed`")
-def design_command(out: Out, property: Annotated[str, _option("One that the model was trained with, such as density or void_fraction.")], target: Annotated[float, _option("The value aimed at, in the unit of the training set (density: g/cm3, lcd: A).")],
-                   tolerance: Annotated[Optional[float], _option("How near counts as hit.", "a tenth of the target")] = None,
-                   n: Annotated[int, _option("Frameworks designed, and as many drawn at random.", None, "-n", min=1)] = 16,
-                   weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
-                   arms: Annotated[str, _option("Ways to choose codes, with commas: optimised (gradient, trust region), selected (best of many draws). Random codes always stand beside them.")] = "optimised,selected",
-                   draws: Annotated[int, _option("Draw so many for each framework and keep the one whose blocks fit best.", min=1)] = 1,
-                   relax: Annotated[bool, _option("Relax with UFF before measuring.")] = False,
-                   n_jobs: Jobs = -1,
-                   overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+@app.command(
+    "design", epilog="Example: `matgen design --property void_fraction --target 0.8 -n 16 --out designed`"
+)
+def design_command(
+    out: Out,
+    property: Annotated[
+        str, _option("One that the model was trained with, such as density or void_fraction.")
+    ],
+    target: Annotated[
+        float, _option("The value aimed at, in the unit of the training set (density: g/cm3, lcd: A).")
+    ],
+    tolerance: Annotated[Optional[float], _option("How near counts as hit.", "a tenth of the target")] = None,
+    n: Annotated[int, _option("Frameworks designed, and as many drawn at random.", None, "-n", min=1)] = 16,
+    weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
+    arms: Annotated[
+        str,
+        _option(
+            "Ways to choose codes, with commas: optimised (gradient, trust region), selected (best of many draws). Random codes always stand beside them."
+        ),
+    ] = "optimised,selected",
+    draws: Annotated[
+        int, _option("Draw so many for each framework and keep the one whose blocks fit best.", min=1)
+    ] = 1,
+    relax: Annotated[bool, _option("Relax with UFF before measuring.")] = False,
+    n_jobs: Jobs = -1,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Frameworks with a wanted property, measured on what was made, beside random ones."
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     from matgen_nb.mofdiff.property_design import ARMS, design
+
     model, start = MofDiff.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
-    if property not in model.property_names: raise MatgenError(f"the model was not trained on {property!r}; it knows {', '.join(model.property_names) or 'no property'}")
+    if property not in model.property_names:
+        raise MatgenError(
+            f"the model was not trained on {property!r}; it knows {', '.join(model.property_names) or 'no property'}"
+        )
     wrong = sorted(set(arms := [a.strip() for a in arms.split(",") if a.strip()]) - set(ARMS))
-    if wrong: raise MatgenError(f"--arms: {', '.join(wrong)} is none of {', '.join(ARMS)}")
+    if wrong:
+        raise MatgenError(f"--arms: {', '.join(wrong)} is none of {', '.join(ARMS)}")
     out = fresh_folder(out, overwrite, {"--weights": find_weights(weights)})
-    made = design(model, property, target, n, seed, tolerance, arms, relax=relax, draws=draws, reference=getattr(model, "info", {}).get("identities", ()), n_jobs=n_jobs)
-    write_results(out, made.crystals, made.rows, f"Design: {property} = {target:g}", run_record(_command(), seed, time.monotonic() - start, tolerance=made.tolerance))
+    made = design(
+        model,
+        property,
+        target,
+        n,
+        seed,
+        tolerance,
+        arms,
+        relax=relax,
+        draws=draws,
+        reference=getattr(model, "info", {}).get("identities", ()),
+        n_jobs=n_jobs,
+    )
+    write_results(
+        out,
+        made.crystals,
+        made.rows,
+        f"Design: {property} = {target:g}",
+        run_record(_command(), seed, time.monotonic() - start, tolerance=made.tolerance),
+    )
     write_json(out.path("summary.json"), made.summary)
     out.close()
-    for arm, summary in made.summary.items(): say(f"{arm}\n{summary_text(summary)}")
+    for arm, summary in made.summary.items():
+        say(f"{arm}\n{summary_text(summary)}")
     say(f"results: {out}")

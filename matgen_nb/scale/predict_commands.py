@@ -88,15 +88,23 @@ def write_predictions(out, samples: list, rows: list, summary: dict, **told) -> 
 
 @app.command("predict", epilog="Example: `matgen predict symmcd my_cifs/ --out predicted -n 4`")
 def predict_command(
-        model_name: Annotated[str, typer.Argument(metavar="MODEL", help="The model: symmcd.")],
-        source: Source, out: Out = Path("predicted"), n: Count = 1,
-        weights: Weights = "symmcd-mp20-small", steps: Steps = 25,
-        symprec: Symprec = 0.1, compare: Compare = True, overwrite: Overwrite = False, seed: Seed = 0,
-        device: On = Device.auto):
+    model_name: Annotated[str, typer.Argument(metavar="MODEL", help="The model: symmcd.")],
+    source: Source,
+    out: Out = Path("predicted"),
+    n: Count = 1,
+    weights: Weights = "symmcd-mp20-small",
+    steps: Steps = 25,
+    symprec: Symprec = 0.1,
+    compare: Compare = True,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Predict cells and coordinates where space group, Wyckoff positions and elements are given."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.model import SymmCD, find_weights
     from matgen_nb.symmcd.sampling import StageOptions
+
     if model_name != "symmcd":
         raise MatgenError(f"no model {model_name!r} predicts structures: write matgen predict symmcd SOURCE")
     units, names, failures = given_units(source, symprec)
@@ -106,8 +114,16 @@ def predict_command(
     samples = model.predict(units, n=n, seed=seed, options=replace(StageOptions(), steps=steps))
     rows = [{"given": names[s.row["unit"]], **s.row} for s in samples]
     rows, summary = compared(samples, units, rows) if compare else (rows, {})
-    write_predictions(out, samples, rows, summary, seed=seed, seconds=time.monotonic() - start,
-                      weights=str(weights), failures=[str(f) for f in failures])
+    write_predictions(
+        out,
+        samples,
+        rows,
+        summary,
+        seed=seed,
+        seconds=time.monotonic() - start,
+        weights=str(weights),
+        failures=[str(f) for f in failures],
+    )
     if failures:
         say(describe_failures(failures, len(units) + len(failures)))
     say(summary_text(summary) + f"\n{len(samples)} structures of {len(units)} crystals: {out}")

@@ -17,119 +17,260 @@ from typing import Annotated, Callable, Optional
 import numpy as np
 import typer
 
-from .command_line import (Device, On, Overwrite, Resume, Seed, _command, _option, app,
-                                          choose_training, fit_model, fit_symmcd, judge, load_data, pick_device,
-                                          read_crystals, sample_stream, training_reference)
-from .runs import (CHUNK, as_folder, check_out, file_hash, input_identity, open_run, read_table,
-                                  run_record, say, write_json, write_table)
+from matgen_nb.scale.command_line import (
+    Device,
+    On,
+    Overwrite,
+    Resume,
+    Seed,
+    _command,
+    _option,
+    app,
+    choose_training,
+    fit_model,
+    fit_symmcd,
+    judge,
+    load_data,
+    pick_device,
+    read_crystals,
+    sample_stream,
+    training_reference,
+)
+from matgen_nb.scale.runs import (
+    CHUNK,
+    as_folder,
+    check_out,
+    file_hash,
+    input_identity,
+    open_run,
+    read_table,
+    run_record,
+    say,
+    write_json,
+    write_table,
+)
 from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff, make_mofs, read_sampled
 from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290005
 SETTINGS = {
-    "symmcd-mp20-small": dict(preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=10_000),
-    "blocks-small": dict(preset="small", steps=1600, batch_size=64, lr=2e-3, held_blocks=.1, held_conformers=.3, rattle=.1, limit=6000),
-    "mofdiff-small": dict(preset="small", steps=13620, batch_size=64, lr=1.5e-3, n=500, sample_steps=50, starts=32, generations=2, blocks="blocks-small", limit=6000),
-    "ablations": dict(steps=800, n=400, sample_steps=25, seeds=3, fewer=("4 frequencies", "128 frequencies", "release lattice", "independent, no images"), reference=600),
-    "steps": dict(grid=(25, 50, 100, 250, 1000), correctors=(0, 1), symmcd="symmcd-mp20-common", mofdiff="mofdiff-small", n=200, frameworks=100, reference=1000, starts=32, generations=2),
+    "symmcd-mp20-small": dict(
+        preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=10_000
+    ),
+    "blocks-small": dict(
+        preset="small",
+        steps=1600,
+        batch_size=64,
+        lr=2e-3,
+        held_blocks=0.1,
+        held_conformers=0.3,
+        rattle=0.1,
+        limit=6000,
+    ),
+    "mofdiff-small": dict(
+        preset="small",
+        steps=13620,
+        batch_size=64,
+        lr=1.5e-3,
+        n=500,
+        sample_steps=50,
+        starts=32,
+        generations=2,
+        blocks="blocks-small",
+        limit=6000,
+    ),
+    "ablations": dict(
+        steps=800,
+        n=400,
+        sample_steps=25,
+        seeds=3,
+        fewer=("4 frequencies", "128 frequencies", "release lattice", "independent, no images"),
+        reference=600,
+    ),
+    "steps": dict(
+        grid=(25, 50, 100, 250, 1000),
+        correctors=(0, 1),
+        symmcd="symmcd-mp20-common",
+        mofdiff="mofdiff-small",
+        n=200,
+        frameworks=100,
+        reference=1000,
+        starts=32,
+        generations=2,
+    ),
 }
-SCALED = dict(steps=2, n=4, frameworks=2, reference=8, limit=64)     # what --scale makes smaller, and the least that is left
+SCALED = dict(
+    steps=2, n=4, frameworks=2, reference=8, limit=64
+)  # what --scale makes smaller, and the least that is left
 
-def settings(name, scale=1.):
+
+def settings(name, scale=1.0):
     "The settings of a recipe, sizes multiplied by `scale` in (0, 1]."
-    if name not in SETTINGS: raise MatgenError(f"there is no recipe {name!r}: choose one of {', '.join(SETTINGS)}, or see matgen reproduce --list")
-    if not 0 < scale <= 1: raise MatgenError(f"--scale must be above 0 and at most 1, not {scale:g}")
-    return {key: max(SCALED[key], round(scale * value)) if key in SCALED and scale < 1 else value for key, value in SETTINGS[name].items()}
+    if name not in SETTINGS:
+        raise MatgenError(
+            f"there is no recipe {name!r}: choose one of {', '.join(SETTINGS)}, or see matgen reproduce --list"
+        )
+    if not 0 < scale <= 1:
+        raise MatgenError(f"--scale must be above 0 and at most 1, not {scale:g}")
+    return {
+        key: max(SCALED[key], round(scale * value)) if key in SCALED and scale < 1 else value
+        for key, value in SETTINGS[name].items()
+    }
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290007
 @dataclass(frozen=True)
 class Recipe:
     """What a person should know before running a recipe. run(job) does it and returns (rows of the table, figure); kind: crystals or mofs, what --data holds;
     card: {measure: (label of the row on the card, decimals)}, of the weights' card `name`.md."""
-    what: str; needs: str; cost: str; kind: str; run: Callable; card: dict
+
+    what: str
+    needs: str
+    cost: str
+    kind: str
+    run: Callable
+    card: dict
+
 
 RECIPES = {}
 
+
 def recipe(name, what, needs, cost, kind="crystals", card=None):
     "Decorator that puts `run(job)` into RECIPES."
+
     def add(run):
         RECIPES[name] = Recipe(what, needs, cost, kind, run, card or {})
         return run
+
     return add
+
 
 @dataclass
 class Job:
     "One run of a recipe: settings (dict), folder, what was asked for."
-    name: str; settings: dict; out: Path; data: Optional[str] = None; val: Optional[str] = None
-    seed: int = 0; device: str = "cpu"; n_jobs: int = 1; resume: bool = False
+
+    name: str
+    settings: dict
+    out: Path
+    data: Optional[str] = None
+    val: Optional[str] = None
+    seed: int = 0
+    device: str = "cpu"
+    n_jobs: int = 1
+    resume: bool = False
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290010
 def _claimed(path):
     "A path in the folder of a recipe that is about to be written, on the folder's record."
     return as_folder(path.parent).path(path.name)
 
+
 def prepared_crystals(source, path, split="train", n_jobs=1):
     "CrystalData of a prepared file, or of a source that is prepared now and kept at `path`."
     from matgen_nb.symmcd.dataset import prepare
-    if Path(source).suffix == ".safetensors": return load_data(source)
-    if not path.exists(): say(f"{source}: {prepare(source, _claimed(path), n_jobs=n_jobs, split=split, progress=None)[1]}")
+
+    if Path(source).suffix == ".safetensors":
+        return load_data(source)
+    if not path.exists():
+        say(f"{source}: {prepare(source, _claimed(path), n_jobs=n_jobs, split=split, progress=None)[1]}")
     return load_data(path)
+
 
 def crystals_of(job):
     "(CrystalData to train on, CrystalData held out) of a job: held out is --val, the validation part of a public set, or a random tenth."
     from matgen_nb.symmcd.dataset import PUBLIC
+
     source = job.data or "mp-20"
-    data = prepared_crystals(source, job.out/"train.safetensors", n_jobs=job.n_jobs)
-    if job.val or source in PUBLIC: return data, prepared_crystals(job.val or source, job.out/"val.safetensors", "val", job.n_jobs)
+    data = prepared_crystals(source, job.out / "train.safetensors", n_jobs=job.n_jobs)
+    if job.val or source in PUBLIC:
+        return data, prepared_crystals(job.val or source, job.out / "val.safetensors", "val", job.n_jobs)
     import torch
-    order, held = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist(), max(len(data) // 10, 1)
+
+    order, held = (
+        torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist(),
+        max(len(data) // 10, 1),
+    )
     return data.subset(order[held:]), data.subset(order[:held])
+
 
 def some(data, n, seed=0):
     "n random crystals (all, where there are fewer) of a CrystalData."
     import torch
-    return [data[i].to_crystal() for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n].tolist()]
+
+    return [
+        data[i].to_crystal()
+        for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n].tolist()
+    ]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290013
 NUMBER = re.compile(r"([\d.]+)( ?%)?(?: \(([\d.]+) to ([\d.]+)\))?")
 
+
 def card_text(name):
     "The card of weights that ship with the package."
     from matgen_nb.utils import WEIGHTS
-    path = WEIGHTS/f"{name}.md"
+
+    path = WEIGHTS / f"{name}.md"
     return path.read_text(encoding="utf-8") if path.exists() else ""
+
 
 def card_value(text, before):
     "The first number after the words `before` (a regular expression) on a card: (value, low, high), low and high None where no interval is given; shares as fractions. None: not there."
-    if not (start := re.search(before, text)): return None
+    if not (start := re.search(before, text)):
+        return None
     found = NUMBER.search(text, start.end())
-    if not found or "\n" in text[start.end():found.start()]: return None
+    if not found or "\n" in text[start.end() : found.start()]:
+        return None
     return tuple(None if x is None else float(x) / (100 if found[2] else 1) for x in found.group(1, 3, 4))
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290016
 def figure_row(measure, entry, published=None):
     """A row of the table: what was found (an entry of a summary, or a number) beside what was published (value, low, high). agrees: 'yes' if the intervals overlap
     (a published value without one must lie in the interval that was found), '' where nothing was found or it has no interval."""
-    if not isinstance(entry, dict): entry = dict(value=entry)
-    row = dict(measure=measure, found=entry["value"], low=entry.get("low"), high=entry.get("high"), n=entry.get("n"))
-    if published is None: return row
+    if not isinstance(entry, dict):
+        entry = dict(value=entry)
+    row = dict(
+        measure=measure, found=entry["value"], low=entry.get("low"), high=entry.get("high"), n=entry.get("n")
+    )
+    if published is None:
+        return row
     value, low, high = published
     from_, to = (value, value) if low is None else (low, high)
-    known = row["low"] is not None and row["low"] == row["low"]                    # neither missing nor nan
-    return row | dict(published=value, published_low=low, published_high=high, agrees=("yes" if row["low"] <= to and from_ <= row["high"] else "no") if known else "")
+    known = row["low"] is not None and row["low"] == row["low"]  # neither missing nor nan
+    return row | dict(
+        published=value,
+        published_low=low,
+        published_high=high,
+        agrees=("yes" if row["low"] <= to and from_ <= row["high"] else "no") if known else "",
+    )
+
 
 def figure_rows(name, summary):
     "Rows of all entries of a summary, beside the card of the recipe."
     text, card = card_text(name), RECIPES[name].card
-    return [figure_row(key, entry, card_value(text, card[key]) if key in card else None) for key, entry in summary.items()]
+    return [
+        figure_row(key, entry, card_value(text, card[key]) if key in card else None)
+        for key, entry in summary.items()
+    ]
+
 
 def show_rows(rows):
     "Aligned lines of a table, with a heading."
+
     def span(value, low, high):
-        if value is None or value != value: return ""
+        if value is None or value != value:
+            return ""
         return f"{value:.4g}" + ("" if low is None or low != low else f" ({low:.4g} to {high:.4g})")
+
     lines = [("measure", "found", "published", "agree")]
-    for r in rows: lines.append((r["measure"], span(r["found"], r["low"], r["high"]), span(*(r.get(f"published{k}") for k in ("", "_low", "_high"))), r.get("agrees", "")))
+    for r in rows:
+        lines.append(
+            (
+                r["measure"],
+                span(r["found"], r["low"], r["high"]),
+                span(*(r.get(f"published{k}") for k in ("", "_low", "_high"))),
+                r.get("agrees", ""),
+            )
+        )
     widths = [max(len(line[k]) for line in lines) for k in range(4)]
     return "\n".join("  ".join(text.ljust(w) for text, w in zip(line, widths)).rstrip() for line in lines)
 
@@ -137,52 +278,105 @@ def show_rows(rows):
 def trained(fit, steps, job, folder="training"):
     """Call `fit(out, resume)` -> (model, history) with a folder of the job's, which may hold a part of this training;
     KeyboardInterrupt if it was told to stop before its end."""
-    out, = as_folder(job.out).claim(f"{folder}/")
-    model, history = fit(out, (out/"last.safetensors").exists())
-    if not history or history[-1]["step"] < steps: raise KeyboardInterrupt
+    (out,) = as_folder(job.out).claim(f"{folder}/")
+    model, history = fit(out, (out / "last.safetensors").exists())
+    if not history or history[-1]["step"] < steps:
+        raise KeyboardInterrupt
     return model
+
 
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+
     s = job.settings
-    request = dict(model="symmcd", weights=file_hash(weights), n=s["n"], chunk=CHUNK, seed=job.seed, steps=s["sample_steps"])
+    request = dict(
+        model="symmcd",
+        weights=file_hash(weights),
+        n=s["n"],
+        chunk=CHUNK,
+        seed=job.seed,
+        steps=s["sample_steps"],
+    )
     as_folder(job.out).claim("samples/")
-    sample_stream(model, request, dict(steps=s["sample_steps"]), job.out/"samples", job.name, (job.out/"samples"/"request.json").exists(), False)
-    return read_crystals(job.out/"samples", job.n_jobs)[:2]
+    sample_stream(
+        model,
+        request,
+        dict(steps=s["sample_steps"]),
+        job.out / "samples",
+        job.name,
+        (job.out / "samples" / "request.json").exists(),
+        False,
+    )
+    return read_crystals(job.out / "samples", job.n_jobs)[:2]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290021
-@recipe("symmcd-mp20-small", "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in several stages, from weights with one noise time, see their card), 10,000 samples evaluated against all held-out crystals",
-        "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)", "about 2 h of training, 3 min of sampling, 20 min of judging; one CPU thread",
-        card=dict(struct_valid="structural validity", comp_valid="compositional validity", valid=r"\n\| both", wasserstein_density=r"number of elements \|", wasserstein_n_elements=r"number of elements \|[^/]*/",
-                  **{"space_group_jsd@0.1": r"space-group Jensen-Shannon distance", "p1_share@0.1": "P1 share"}, unique=r"\n\| unique", novel=r"\n\| novel",
-                  contact_valid="0.6 x covalent radii"))
+@recipe(
+    "symmcd-mp20-small",
+    "SymmCD, preset small: trained on real crystals in one run (the weights that ship: in several stages, from weights with one noise time, see their card), 10,000 samples evaluated against all held-out crystals",
+    "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)",
+    "about 2 h of training, 3 min of sampling, 20 min of judging; one CPU thread",
+    card=dict(
+        struct_valid="structural validity",
+        comp_valid="compositional validity",
+        valid=r"\n\| both",
+        wasserstein_density=r"number of elements \|",
+        wasserstein_n_elements=r"number of elements \|[^/]*/",
+        **{"space_group_jsd@0.1": r"space-group Jensen-Shannon distance", "p1_share@0.1": "P1 share"},
+        unique=r"\n\| unique",
+        novel=r"\n\| novel",
+        contact_valid="0.6 x covalent radii",
+    ),
+)
 def reproduce_symmcd(job):
     "Train, keep the weights of the lowest held-out loss, sample, judge."
     from matgen_nb.scale.command_line import TRAINING
     from matgen_nb.scale.training import load_weights
+
     s, (data, val) = job.settings, crystals_of(job)
-    config = choose_training(TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device, val_fraction=0.)
-    model = trained(lambda out, resume: fit_symmcd(data, s["preset"], config, out, resume, False, val), s["steps"], job)
-    load_weights(model, job.out/"training"/"best.safetensors")
-    model.eval().save_pretrained(_claimed(job.out/"weights.safetensors"))
-    crystals, names = sampled_crystals(model, job.out/"weights.safetensors", job)
-    result = judge(crystals, some(val, s["reference"]), _claimed(job.out/"reference.npz"), training_reference(data), names, job.seed, job.n_jobs)
-    write_table(_claimed(job.out/"table.csv"), result.table)
-    result.to_json(_claimed(job.out/"summary.json"))
+    config = choose_training(
+        TRAINING,
+        s["preset"],
+        steps=s["steps"],
+        batch_size=s["batch_size"],
+        lr=s["lr"],
+        seed=job.seed,
+        device=job.device,
+        val_fraction=0.0,
+    )
+    model = trained(
+        lambda out, resume: fit_symmcd(data, s["preset"], config, out, resume, False, val), s["steps"], job
+    )
+    load_weights(model, job.out / "training" / "best.safetensors")
+    model.eval().save_pretrained(_claimed(job.out / "weights.safetensors"))
+    crystals, names = sampled_crystals(model, job.out / "weights.safetensors", job)
+    result = judge(
+        crystals,
+        some(val, s["reference"]),
+        _claimed(job.out / "reference.npz"),
+        training_reference(data),
+        names,
+        job.seed,
+        job.n_jobs,
+    )
+    write_table(_claimed(job.out / "table.csv"), result.table)
+    result.to_json(_claimed(job.out / "summary.json"))
     return figure_rows(job.name, result.summary), result.plot()
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290024
 def split_blocks(blocks, held_blocks, held_conformers, seed=0):
     "(to train on, held-out conformers of these, blocks of which no conformer is trained on): shares of the identities and of the other conformers; one conformer of each always stays."
     import numpy as np
+
     rng, kinds = np.random.default_rng(seed), {}
-    for b in blocks: kinds.setdefault(b.identity, []).append(b)
+    for b in blocks:
+        kinds.setdefault(b.identity, []).append(b)
     names = sorted(kinds)
-    hidden = {names[i] for i in rng.permutation(len(names))[:round(held_blocks * len(names))]}
+    hidden = {names[i] for i in rng.permutation(len(names))[: round(held_blocks * len(names))]}
     train, conformers = [], []
     for name in names:
-        if name in hidden: continue
+        if name in hidden:
+            continue
         first, *rest = kinds[name]
         out = rng.random(len(rest)) < held_conformers
         train += [first, *(b for b, o in zip(rest, out) if not o)]
@@ -193,100 +387,226 @@ def split_blocks(blocks, held_blocks, held_conformers, seed=0):
 def mofs_of(job):
     "MofData of --data: a prepared file, or a source of which so many are prepared now as the settings say (default: embedded, built where they do not ship)."
     from matgen_nb.mofdiff.coarse_graining import MofData, prepare_mofs
-    source, path = job.data or "embedded", job.out/"mofs.safetensors"
-    if Path(source).suffix == ".safetensors": return MofData.load(source)
-    if not path.exists(): say(str(prepare_mofs(source, _claimed(path), n_jobs=job.n_jobs, limit=job.settings.get("limit"), progress=None)[1]))
+
+    source, path = job.data or "embedded", job.out / "mofs.safetensors"
+    if Path(source).suffix == ".safetensors":
+        return MofData.load(source)
+    if not path.exists():
+        say(
+            str(
+                prepare_mofs(
+                    source, _claimed(path), n_jobs=job.n_jobs, limit=job.settings.get("limit"), progress=None
+                )[1]
+            )
+        )
     return MofData.load(path)
+
 
 def finds(encoder, queries, library, what):
     "Share of queries whose nearest block of the library agrees in `what` (identity, num_connections, is_metal), as an entry of a summary."
     from matgen_nb.mofdiff.embedding import nearest
-    if not queries: return share([], what)
+
+    if not queries:
+        return share([], what)
     found = nearest(encoder.encode(queries), encoder.encode(library)).tolist()
-    return share([getattr(q, what) == getattr(library[k], what) for q, k in zip(queries, found)], f"nearest block: same {what}")
+    return share(
+        [getattr(q, what) == getattr(library[k], what) for q, k in zip(queries, found)],
+        f"nearest block: same {what}",
+    )
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290028
-@recipe("blocks-small", "encoder of building blocks, preset small: what a block finds next to it", "frameworks: --data (default: 6,000 embedded ones, most of which are built first)", "about 15 min to build the frameworks, 8 to train; one CPU thread", "mofs",
-        card=dict(conformers_identity="find their own identity in", conformers_connections="the right number of connection points in",
-                  unseen_connections="find one with as many connection points in", unseen_kind="of the same kind in", disguised_identity="find themselves in"))
+@recipe(
+    "blocks-small",
+    "encoder of building blocks, preset small: what a block finds next to it",
+    "frameworks: --data (default: 6,000 embedded ones, most of which are built first)",
+    "about 15 min to build the frameworks, 8 to train; one CPU thread",
+    "mofs",
+    card=dict(
+        conformers_identity="find their own identity in",
+        conformers_connections="the right number of connection points in",
+        unseen_connections="find one with as many connection points in",
+        unseen_kind="of the same kind in",
+        disguised_identity="find themselves in",
+    ),
+)
 def reproduce_blocks(job):
     "Train on a part of the library, look up the rest."
     import numpy as np
     import torch
     from matgen_nb.mofdiff.embedding import BlockConfig, BlockData, BlockEncoder, disguised, embedding_map
+
     s, library = job.settings, mofs_of(job).library
     train, conformers, unseen = split_blocks(library, s["held_blocks"], s["held_conformers"], job.seed)
-    config = choose_training(BLOCK_TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device)
+    config = choose_training(
+        BLOCK_TRAINING,
+        s["preset"],
+        steps=s["steps"],
+        batch_size=s["batch_size"],
+        lr=s["lr"],
+        seed=job.seed,
+        device=job.device,
+    )
     torch.manual_seed(job.seed)
-    encoder = trained(lambda out, resume: fit_model(BlockEncoder(BlockConfig.preset(s["preset"])), BlockData(train), config, out, resume), s["steps"], job).eval()
-    encoder.save_pretrained(_claimed(job.out/"weights.safetensors"))
+    encoder = trained(
+        lambda out, resume: fit_model(
+            BlockEncoder(BlockConfig.preset(s["preset"])), BlockData(train), config, out, resume
+        ),
+        s["steps"],
+        job,
+    ).eval()
+    encoder.save_pretrained(_claimed(job.out / "weights.safetensors"))
     copies = [disguised(b, np.random.default_rng(i), s["rattle"]) for i, b in enumerate(train[::2])]
-    asked = dict(conformers_identity=(conformers, "identity"), conformers_connections=(conformers, "num_connections"), unseen_connections=(unseen, "num_connections"),
-                 unseen_kind=(unseen, "is_metal"), disguised_identity=(copies, "identity"))
+    asked = dict(
+        conformers_identity=(conformers, "identity"),
+        conformers_connections=(conformers, "num_connections"),
+        unseen_connections=(unseen, "num_connections"),
+        unseen_kind=(unseen, "is_metal"),
+        disguised_identity=(copies, "identity"),
+    )
     summary = {key: finds(encoder, queries, train, what) for key, (queries, what) in asked.items()}
-    write_json(_claimed(job.out/"summary.json"), summary)
+    write_json(_claimed(job.out / "summary.json"), summary)
     return figure_rows(job.name, summary), embedding_map(encoder, train)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290030
-@recipe("mofdiff-small", "MOFDiff, preset small: 500 samples, assembled and judged, not relaxed", "frameworks: --data (default: 6,000 embedded ones, most of which are built first)",
-        "about 35 min to build the frameworks, 75 to train, 15 to sample, assemble and judge; one CPU thread", "mofs",
-        card=dict(matched=r"\n\| matched \| *\d*:", assembled=r"all bonds between blocks close \| *\d*:", valid=r"valid before relaxation \| *\d*:",
-                  unique=r"\n\| unique[^|]*\| *\d*:", novel=r"\n\| novel[^|]*\| *\d*:", vnu=r"\n\| valid, novel, unique before relaxation \| *\d*:"))
+@recipe(
+    "mofdiff-small",
+    "MOFDiff, preset small: 500 samples, assembled and judged, not relaxed",
+    "frameworks: --data (default: 6,000 embedded ones, most of which are built first)",
+    "about 35 min to build the frameworks, 75 to train, 15 to sample, assemble and judge; one CPU thread",
+    "mofs",
+    card=dict(
+        matched=r"\n\| matched \| *\d*:",
+        assembled=r"all bonds between blocks close \| *\d*:",
+        valid=r"valid before relaxation \| *\d*:",
+        unique=r"\n\| unique[^|]*\| *\d*:",
+        novel=r"\n\| novel[^|]*\| *\d*:",
+        vnu=r"\n\| valid, novel, unique before relaxation \| *\d*:",
+    ),
+)
 def reproduce_mofdiff(job):
     "Train on frameworks whose blocks are embedded, sample, assemble, judge."
     from matgen_nb.mofdiff.embedding import BlockEncoder
     from matgen_nb.mofdiff.evaluation import MofEvaluation, plot_summary
     from matgen_nb.mofdiff.sampling import NetOptions
+
     s, data = job.settings, mofs_of(job)
     encoder = BlockEncoder.from_pretrained(s["blocks"], job.device)
-    config = choose_training(MOF_TRAINING, s["preset"], steps=s["steps"], batch_size=s["batch_size"], lr=s["lr"], seed=job.seed, device=job.device, val_fraction=.05)
-    model = trained(lambda out, resume: fit_mofdiff(data, encoder, s["preset"], config, out, resume), s["steps"], job).eval()
-    samples, = as_folder(job.out).claim("samples/")
-    table, summary = make_mofs(model, s["n"], samples, job.seed, s["sample_steps"], relax=False, n_jobs=job.n_jobs, resume=(samples/"request.json").exists(),
-                               weights=file_hash(job.out/"training"/"weights.safetensors"), starts=s["starts"], generations=s["generations"],
-                               nets=NetOptions(share=0), progress=False)
-    write_table(_claimed(job.out/"table.csv"), table)
-    write_json(_claimed(job.out/"summary.json"), summary)
-    return figure_rows(job.name, summary), plot_summary(MofEvaluation(table, summary), ax=_axes(summary)).figure
+    config = choose_training(
+        MOF_TRAINING,
+        s["preset"],
+        steps=s["steps"],
+        batch_size=s["batch_size"],
+        lr=s["lr"],
+        seed=job.seed,
+        device=job.device,
+        val_fraction=0.05,
+    )
+    model = trained(
+        lambda out, resume: fit_mofdiff(data, encoder, s["preset"], config, out, resume), s["steps"], job
+    ).eval()
+    (samples,) = as_folder(job.out).claim("samples/")
+    table, summary = make_mofs(
+        model,
+        s["n"],
+        samples,
+        job.seed,
+        s["sample_steps"],
+        relax=False,
+        n_jobs=job.n_jobs,
+        resume=(samples / "request.json").exists(),
+        weights=file_hash(job.out / "training" / "weights.safetensors"),
+        starts=s["starts"],
+        generations=s["generations"],
+        nets=NetOptions(share=0),
+        progress=False,
+    )
+    write_table(_claimed(job.out / "table.csv"), table)
+    write_json(_claimed(job.out / "summary.json"), summary)
+    return figure_rows(job.name, summary), plot_summary(
+        MofEvaluation(table, summary), ax=_axes(summary)
+    ).figure
+
 
 def _axes(summary):
     from matplotlib.figure import Figure
-    return Figure(figsize=(5, .24 * len(summary) + .8), dpi=90, layout="constrained").add_subplot()
+
+    return Figure(figsize=(5, 0.24 * len(summary) + 0.8), dpi=90, layout="constrained").add_subplot()
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290033
 def ablation_rows(rows, published):
     "Rows of the table: every mean over seeds of `summarise_ablations` beside the published one, intervals of Student's t with the pooled spread; nan where one seed was run."
     from matgen_nb.scale.ablations import FIGURES, margin, summarise_ablations
+
     def entries(rows):
         out = {}
         for line in summarise_ablations(rows) if rows else []:
             for c in FIGURES:
-                m = margin(rows, c, line["sampler"], line["seeds"], 10**9)          # of a single mean
-                out[f"{line['variant']}, {line['weights']}, {line['sampler']}: {c}"] = dict(value=line[c], n=line["seeds"], **(dict(low=line[c] - m, high=line[c] + m) if m == m else {}))
+                m = margin(rows, c, line["sampler"], line["seeds"], 10**9)  # of a single mean
+                out[f"{line['variant']}, {line['weights']}, {line['sampler']}: {c}"] = dict(
+                    value=line[c],
+                    n=line["seeds"],
+                    **(dict(low=line[c] - m, high=line[c] + m) if m == m else {}),
+                )
         return out
+
     known = entries(published)
-    def before(key): return tuple(known[key].get(k) for k in ("value", "low", "high")) if key in known else None
+
+    def before(key):
+        return tuple(known[key].get(k) for k in ("value", "low", "high")) if key in known else None
+
     return [figure_row(key, entry, before(key)) for key, entry in entries(rows).items()]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290035
-@recipe("ablations", "lesson 28: what each ingredient of SymmCD is worth; ten variants, 2 or 3 seeds each", "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)",
-        "about 35 min; one CPU thread")
+@recipe(
+    "ablations",
+    "lesson 28: what each ingredient of SymmCD is worth; ten variants, 2 or 3 seeds each",
+    "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)",
+    "about 35 min; one CPU thread",
+)
 def reproduce_ablations(job):
     "Train, sample and judge every variant; one file a run in job.out/runs, those that are there are not run again."
-    from matgen_nb.scale.ablations import VARIANTS, plan_runs, plot_ablations, published_ablations, run_ablations
+    from matgen_nb.scale.ablations import (
+        VARIANTS,
+        plan_runs,
+        plot_ablations,
+        published_ablations,
+        run_ablations,
+    )
     from matgen_nb.symmcd.evaluation import prepare_reference
+
     s, (data, val) = job.settings, crystals_of(job)
-    reference = prepare_reference(some(val, s["reference"]), cache=_claimed(job.out/"reference.npz"), fingerprints=False, n_jobs=job.n_jobs, progress=False)
-    runs = [(job.seed + seed, name) for seed, name in plan_runs(s.get("variants", list(VARIANTS)), s["seeds"], s["fewer"])]
+    reference = prepare_reference(
+        some(val, s["reference"]),
+        cache=_claimed(job.out / "reference.npz"),
+        fingerprints=False,
+        n_jobs=job.n_jobs,
+        progress=False,
+    )
+    runs = [
+        (job.seed + seed, name)
+        for seed, name in plan_runs(s.get("variants", list(VARIANTS)), s["seeds"], s["fewer"])
+    ]
     stems = [f"{name.replace(' ', '-')}-{seed}" for seed, name in runs]
     as_folder(job.out).claim(*(f"runs/{stem}.json" for stem in stems))
     as_folder(job.out).claim(*(f"runs/training/{stem}/" for stem in stems))
-    rows = run_ablations(data, val, reference, job.out/"runs", runs, say, steps=s["steps"], n=s["n"], sample_steps=s["sample_steps"], device=job.device)
-    write_table(_claimed(job.out/"table.csv"), rows)
+    rows = run_ablations(
+        data,
+        val,
+        reference,
+        job.out / "runs",
+        runs,
+        say,
+        steps=s["steps"],
+        n=s["n"],
+        sample_steps=s["sample_steps"],
+        device=job.device,
+    )
+    write_table(_claimed(job.out / "table.csv"), rows)
     return ablation_rows(rows, published_ablations()), plot_ablations(rows)
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290038
 LESS_IS_BETTER = ("wasserstein", "space_group_jsd", "mismatch", "p1_share", "failed")
+
 
 def fewest_steps(rows):
     "{model: the fewest steps, without corrector, none of whose measures is worse than the 95 % interval of the most steps}; measures that have an interval."
@@ -294,9 +614,17 @@ def fewest_steps(rows):
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [r for r in rows if r["model"] == model and not r["corrector"]]
         grid = sorted({r["steps"] for r in mine})
-        goal = {r["what"]: r for r in mine if r["steps"] == grid[-1] and r.get("low") is not None and r["found"] == r["found"]}
-        worse = lambda r, goal: r["found"] > goal["high"] if r["what"].startswith(LESS_IS_BETTER) else r["found"] < goal["low"]
-        good = lambda steps: not any(worse(r, goal[r["what"]]) for r in mine if r["steps"] == steps and r["what"] in goal)
+        goal = {
+            r["what"]: r
+            for r in mine
+            if r["steps"] == grid[-1] and r.get("low") is not None and r["found"] == r["found"]
+        }
+        worse = lambda r, goal: (
+            r["found"] > goal["high"] if r["what"].startswith(LESS_IS_BETTER) else r["found"] < goal["low"]
+        )
+        good = lambda steps: (
+            not any(worse(r, goal[r["what"]]) for r in mine if r["steps"] == steps and r["what"] in goal)
+        )
         out[model] = next(steps for steps in grid if good(steps))
     return out
 
@@ -304,7 +632,10 @@ def fewest_steps(rows):
 def setting_rows(summary, model, steps, corrector, cpu_s):
     "A row for each measure of a summary, with its setting; cpu_s: CPU seconds of one sample."
     about = dict(model=model, steps=steps, corrector=corrector, cpu_s_per_1000=round(1000 * cpu_s, 2))
-    return [dict(what=key, **about, found=e["value"], low=e["low"], high=e["high"], n=e["n"]) for key, e in summary.items()]
+    return [
+        dict(what=key, **about, found=e["value"], low=e["low"], high=e["high"], n=e["n"])
+        for key, e in summary.items()
+    ]
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #6ece7d63
 def crystal_steps(job, reference, steps, corrector):
@@ -312,11 +643,20 @@ def crystal_steps(job, reference, steps, corrector):
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+
     model, cpu = SymmCD.from_pretrained(job.settings["symmcd"], job.device), time.process_time()
     samples = model.sample(job.settings["n"], seed=job.seed, steps=steps, corrector=corrector, progress=False)
     cpu = time.process_time() - cpu
-    result = evaluate_crystals([s.crystal for s in samples], reference, ("validity", "distributions", "symmetry"), n_jobs=job.n_jobs, seed=job.seed, progress=False)
+    result = evaluate_crystals(
+        [s.crystal for s in samples],
+        reference,
+        ("validity", "distributions", "symmetry"),
+        n_jobs=job.n_jobs,
+        seed=job.seed,
+        progress=False,
+    )
     return setting_rows(result.summary, "symmcd", steps, corrector, cpu / len(samples))
+
 
 def framework_steps(job, steps, corrector):
     "The same for frameworks, assembled and judged but not relaxed, and how well their beads go together (`mismatch` of lesson 20, mean, A^2); the CPU seconds are those of all of this."
@@ -324,12 +664,30 @@ def framework_steps(job, steps, corrector):
     from matgen_nb.mofdiff.model import MofDiff, find_weights
     from matgen_nb.symmcd.evaluation import resampled
     from matgen_nb.mofdiff.sampling import NetOptions
+
     s = job.settings
-    model, cpu, out = MofDiff.from_pretrained(s["mofdiff"], job.device), time.process_time(), job.out/"runs"/f"frameworks-{steps}-{corrector}"
+    model, cpu, out = (
+        MofDiff.from_pretrained(s["mofdiff"], job.device),
+        time.process_time(),
+        job.out / "runs" / f"frameworks-{steps}-{corrector}",
+    )
     as_folder(job.out).claim(f"runs/{out.name}/")
-    _, summary = make_mofs(model, s["frameworks"], out, job.seed, steps, relax=False, n_jobs=job.n_jobs, resume=(out/"request.json").exists(), weights=file_hash(find_weights(s["mofdiff"])),
-                           starts=s["starts"], generations=s["generations"], progress=False, corrector=corrector,
-                           nets=NetOptions(share=0))
+    _, summary = make_mofs(
+        model,
+        s["frameworks"],
+        out,
+        job.seed,
+        steps,
+        relax=False,
+        n_jobs=job.n_jobs,
+        resume=(out / "request.json").exists(),
+        weights=file_hash(find_weights(s["mofdiff"])),
+        starts=s["starts"],
+        generations=s["generations"],
+        progress=False,
+        corrector=corrector,
+        nets=NetOptions(share=0),
+    )
     fit = [mismatch(coarse) for coarse, row in zip(*read_sampled(out)) if row["matched"]]
     value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
     summary["mismatch"] = dict(value=float(value), low=float(low), high=float(high), n=len(fit))
@@ -338,56 +696,103 @@ def framework_steps(job, steps, corrector):
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290042
 SHOWN = {"symmcd": ("struct_valid", "comp_valid"), "mofdiff": ("assembled", "valid", "mismatch")}
 
+
 def plot_steps(rows):
     "Figure: measures against number of steps with their intervals, a panel for each model; open marks with corrector."
     from matplotlib.figure import Figure
+
     models = [m for m in SHOWN if any(row["model"] == m for row in rows)]
     fig = Figure(figsize=(3.1 * len(models), 3.2), dpi=90, layout="constrained")
     for ax, model in zip(fig.subplots(1, len(models), squeeze=False)[0], models):
         for what, color in zip(SHOWN[model], ("tab:blue", "tab:orange", "0.5")):
             for corrector in sorted({r["corrector"] for r in rows}):
-                r = sorted((r for r in rows if (r["model"], r["what"], r["corrector"]) == (model, what, corrector)), key=lambda r: r["steps"])
-                if not r: continue
-                x, v = [q["steps"] * (1 + .06 * corrector) for q in r], [q["found"] for q in r]
-                ax.errorbar(x, v, [[q["found"] - q["low"] for q in r], [q["high"] - q["found"] for q in r]], fmt="o--" if corrector else "o-", ms=4, lw=1, capsize=2, color=color,
-                            mfc="w" if corrector else color, label=what + (", corrector" if corrector else ""))
-        ax.set(xscale="log", xlabel="steps", title=model, ylim=(0, None), ylabel="share" + (", and mismatch in $\\AA^2$" if "mismatch" in SHOWN[model] else ""))
-        ax.legend(fontsize=6, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.2))
+                r = sorted(
+                    (r for r in rows if (r["model"], r["what"], r["corrector"]) == (model, what, corrector)),
+                    key=lambda r: r["steps"],
+                )
+                if not r:
+                    continue
+                x, v = [q["steps"] * (1 + 0.06 * corrector) for q in r], [q["found"] for q in r]
+                ax.errorbar(
+                    x,
+                    v,
+                    [[q["found"] - q["low"] for q in r], [q["high"] - q["found"] for q in r]],
+                    fmt="o--" if corrector else "o-",
+                    ms=4,
+                    lw=1,
+                    capsize=2,
+                    color=color,
+                    mfc="w" if corrector else color,
+                    label=what + (", corrector" if corrector else ""),
+                )
+        ax.set(
+            xscale="log",
+            xlabel="steps",
+            title=model,
+            ylim=(0, None),
+            ylabel="share" + (", and mismatch in $\\AA^2$" if "mismatch" in SHOWN[model] else ""),
+        )
+        ax.legend(fontsize=6, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return fig
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #n29steps2
 def published_steps():
     "Rows of our own run of the recipe `steps`, with the weights that ship: one for each measure and setting."
     import matgen_nb
-    return read_table(Path(matgen_nb.__file__).parent/"data"/"steps.csv")
+
+    return read_table(Path(matgen_nb.__file__).parent / "data" / "steps.csv")
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290043
 def step_rows(rows):
     "Rows of the table beside the card's own table of steps (structural and compositional validity without corrector)."
     text, out = card_text("symmcd-mp20-common"), []
     for r in rows:
-        column = {"struct_valid": 1, "comp_valid": 2}.get(r["what"]) if r["model"] == "symmcd" and not r["corrector"] else None
+        column = (
+            {"struct_valid": 1, "comp_valid": 2}.get(r["what"])
+            if r["model"] == "symmcd" and not r["corrector"]
+            else None
+        )
         known = card_value(text, rf"\n\| {r['steps']} \|" + r"[^|\n]*\|" * column) if column else None
-        out.append(figure_row(f"{r['model']} {r['what']}, {r['steps']} steps" + ", corrector" * bool(r["corrector"]), dict(value=r["found"], **{k: r[k] for k in ("low", "high", "n")}), known))
+        out.append(
+            figure_row(
+                f"{r['model']} {r['what']}, {r['steps']} steps" + ", corrector" * bool(r["corrector"]),
+                dict(value=r["found"], **{k: r[k] for k in ("low", "high", "n")}),
+                known,
+            )
+        )
     return out
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae29s001
-@recipe("steps", "quality against number of denoising steps, with and without corrector, for both models' weights that ship", "held-out crystals to compare with: --data, prepared (default: the validation part of mp-20, fetched from the network)",
-        "about 1 h; one CPU thread (1,000 steps with corrector take half of it)")
+@recipe(
+    "steps",
+    "quality against number of denoising steps, with and without corrector, for both models' weights that ship",
+    "held-out crystals to compare with: --data, prepared (default: the validation part of mp-20, fetched from the network)",
+    "about 1 h; one CPU thread (1,000 steps with corrector take half of it)",
+)
 def reproduce_steps(job):
     "Every setting is one file in job.out/runs; those that are there are not measured again."
     from matgen_nb.scale.ablations import kept
     from matgen_nb.symmcd.evaluation import prepare_reference
+
     s, rows, source = job.settings, [], job.val or job.data or "mp-20"
-    val = prepared_crystals(source, job.out/"val.safetensors", "val", job.n_jobs)
-    reference = prepare_reference(some(val, s["reference"]), cache=_claimed(job.out/"reference.npz"), fingerprints=False, n_jobs=job.n_jobs, progress=False)
+    val = prepared_crystals(source, job.out / "val.safetensors", "val", job.n_jobs)
+    reference = prepare_reference(
+        some(val, s["reference"]),
+        cache=_claimed(job.out / "reference.npz"),
+        fingerprints=False,
+        n_jobs=job.n_jobs,
+        progress=False,
+    )
     for steps in s["grid"]:
         for corrector in s["correctors"]:
-            for model, make in (("crystals", lambda: crystal_steps(job, reference, steps, corrector)), ("frameworks", lambda: framework_steps(job, steps, corrector))):
+            for model, make in (
+                ("crystals", lambda: crystal_steps(job, reference, steps, corrector)),
+                ("frameworks", lambda: framework_steps(job, steps, corrector)),
+            ):
                 as_folder(job.out).claim(f"runs/{model}-{steps}-{corrector}.json")
-                rows += kept(job.out/"runs"/f"{model}-{steps}-{corrector}.json", make)
+                rows += kept(job.out / "runs" / f"{model}-{steps}-{corrector}.json", make)
                 say(f"{model}: {steps} steps, corrector {corrector}")
-    write_table(_claimed(job.out/"table.csv"), rows)
+    write_table(_claimed(job.out / "table.csv"), rows)
     say(f"fewest steps as good as {max(s['grid'])}: {fewest_steps(rows)}")
     return step_rows(rows), plot_steps(rows)
 
@@ -398,54 +803,107 @@ def open_recipe(out, request, resume=False, overwrite=False, inputs=None):
     write_json(folder.path("request.json"), request)
     return folder
 
+
 def check_inputs(kind, data, val):
     "MatgenError where --data or --val cannot be had, before anything is overwritten: a prepared file is read, another source must be there."
     from matgen_nb.mofdiff.coarse_graining import MofData
     from matgen_nb.symmcd.dataset import PUBLIC
+
     known = ("embedded", "bw-db", "core-mof") if kind == "mofs" else ("embedded", *PUBLIC)
     for flag, path in (("--data", data), ("--val", val)):
         if not path or str(path) in known:
             continue
         if not Path(path).exists():
-            raise MatgenError(f"{flag}: there is no file or folder {path}, and it is none of {', '.join(known)}")
+            raise MatgenError(
+                f"{flag}: there is no file or folder {path}, and it is none of {', '.join(known)}"
+            )
         if Path(path).suffix == ".safetensors":
             MofData.load(path) if kind == "mofs" else load_data(path)
 
-def run_recipe(name, out, data=None, val=None, scale=1., seed=0, device="cpu", n_jobs=1, resume=False, overwrite=False, **changes):
+
+def run_recipe(
+    name,
+    out,
+    data=None,
+    val=None,
+    scale=1.0,
+    seed=0,
+    device="cpu",
+    n_jobs=1,
+    resume=False,
+    overwrite=False,
+    **changes,
+):
     """Run a recipe into the folder `out`; returns the rows of its table. Leaves figures.csv (found beside published), figure.png, run.json, and what the recipe itself writes.
     scale: see `settings`; changes: settings that are to differ, recorded like everything else."""
     start, chosen, inputs = time.monotonic(), settings(name, scale) | changes, {"--data": data, "--val": val}
     check_out(out, inputs)
     check_inputs(RECIPES[name].kind, data, val)
-    request = dict(recipe=name, scale=scale, seed=seed, device=device, data=input_identity(data), val=input_identity(val), settings=chosen)
+    request = dict(
+        recipe=name,
+        scale=scale,
+        seed=seed,
+        device=device,
+        data=input_identity(data),
+        val=input_identity(val),
+        settings=chosen,
+    )
     with open_recipe(out, request, resume, overwrite, inputs) as out:
         rows, figure = RECIPES[name].run(Job(name, chosen, out.out, data, val, seed, device, n_jobs, resume))
         write_table(out.path("figures.csv"), rows)
-        with atomic_write(out.path("figure.png"), "wb") as f: figure.savefig(f, format="png")
+        with atomic_write(out.path("figure.png"), "wb") as f:
+            figure.savefig(f, format="png")
         judged = [row["agrees"] for row in rows if row.get("agrees")]
-        write_json(out.path("run.json"), run_record(_command(), seed, time.monotonic() - start, request=request, agree=judged.count("yes"), differ=judged.count("no")))
+        write_json(
+            out.path("run.json"),
+            run_record(
+                _command(),
+                seed,
+                time.monotonic() - start,
+                request=request,
+                agree=judged.count("yes"),
+                differ=judged.count("no"),
+            ),
+        )
     return rows
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290048
 def list_text():
     "What every recipe is, needs and costs, for people."
-    return "\n\n".join(f"{name}\n  {r.what}\n  needs  {r.needs}\n  costs  {r.cost}" for name, r in RECIPES.items())
+    return "\n\n".join(
+        f"{name}\n  {r.what}\n  needs  {r.needs}\n  costs  {r.cost}" for name, r in RECIPES.items()
+    )
 
-@app.command(epilog="Example: `matgen reproduce symmcd-mp20-small --data train.safetensors --val val.safetensors --out again`, or `matgen reproduce --list`")
-def reproduce(name: Annotated[Optional[str], typer.Argument(help="A recipe; see --list.")] = None,
-              list_: Annotated[bool, _option("What each recipe is, needs and costs.", False, "--list")] = False,
-              out: Annotated[Optional[Path], _option("Folder for the results.", "reproduce-NAME")] = None,
-              data: Annotated[Optional[str], _option("Prepared file, or a source that matgen prepare knows.", "see --list")] = None,
-              val: Annotated[Optional[str], _option("The same, of crystals held out.", "see --list")] = None,
-              scale: Annotated[float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")] = 1.,
-              n_jobs: Annotated[int, _option("Processes; -1: one for each core.")] = 1,
-              resume: Resume = False,
-              overwrite: Overwrite = False, seed: Seed = 0, device: On = Device.auto):
+
+@app.command(
+    epilog="Example: `matgen reproduce symmcd-mp20-small --data train.safetensors --val val.safetensors --out again`, or `matgen reproduce --list`"
+)
+def reproduce(
+    name: Annotated[Optional[str], typer.Argument(help="A recipe; see --list.")] = None,
+    list_: Annotated[bool, _option("What each recipe is, needs and costs.", False, "--list")] = False,
+    out: Annotated[Optional[Path], _option("Folder for the results.", "reproduce-NAME")] = None,
+    data: Annotated[
+        Optional[str], _option("Prepared file, or a source that matgen prepare knows.", "see --list")
+    ] = None,
+    val: Annotated[Optional[str], _option("The same, of crystals held out.", "see --list")] = None,
+    scale: Annotated[
+        float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
+    ] = 1.0,
+    n_jobs: Annotated[int, _option("Processes; -1: one for each core.")] = 1,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+):
     "Run the recipe behind a table of ours, from the data to the figures, and compare."
-    if list_ or name is None: return say(list_text())
+    if list_ or name is None:
+        return say(list_text())
     settings(name, scale)
     out, place = out or Path(f"reproduce-{name}"), pick_device(device, float64=True)
     rows = run_recipe(name, out, data, val, scale, seed, place, n_jobs, resume, overwrite)
     say(show_rows(rows))
-    if scale < 1: say(f"\nmade at a scale of {scale:g}: fewer steps and samples than published, so the figures are not expected to agree")
+    if scale < 1:
+        say(
+            f"\nmade at a scale of {scale:g}: fewer steps and samples than published, so the figures are not expected to agree"
+        )
     say(f"\nresults: {out}")

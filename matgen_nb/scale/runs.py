@@ -18,15 +18,24 @@ def run_record(command: str, seed: int | None, seconds: float, **extra) -> dict:
     repository)."""
     names = ("matgen_nb", "torch", "numpy", "spglib", "pymatgen")
     versions = {name: _version(name) for name in names} | {"python": platform.python_version()}
-    return {"command": command, "seed": seed, "seconds": round(seconds, 2), "commit": _commit(),
-            "versions": versions, **extra}
+    return {
+        "command": command,
+        "seed": seed,
+        "seconds": round(seconds, 2),
+        "commit": _commit(),
+        "versions": versions,
+        **extra,
+    }
+
 
 def _version(name):
     from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:
         return None
+
 
 def _commit():
     "The git commit of this package's folder, or None."
@@ -36,12 +45,14 @@ def _commit():
     except (OSError, NameError, subprocess.TimeoutExpired):
         return None
 
+
 def say(text: str) -> None:
     "Tell the person at the screen."
     print(text, flush=True)
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0009
 _ACTIVE = re.compile(r"'*[=+\-@\t\r]")  # a cell that a spreadsheet would run (or one that was escaped)
+
 
 def _number(text):
     "An int or float where a text is one, else the text."
@@ -52,14 +63,17 @@ def _number(text):
             pass
     return text
 
+
 def _cell(value):
     "A value as it is written: active texts get an apostrophe."
     active = isinstance(value, str) and _ACTIVE.match(value) and isinstance(_number(value), str)
     return f"'{value}" if active else value
 
+
 def _value(text):
     "The inverse of `_cell`, with numbers as numbers."
     return text[1:] if text.startswith("'") and _ACTIVE.match(text[1:]) else _number(text)
+
 
 def write_table(path: str | Path, rows: list[dict]) -> None:
     """List of dicts -> CSV with the union of their columns, atomically; texts that a spreadsheet would run
@@ -77,6 +91,7 @@ def read_table(path: str | Path, limit: int | None = None) -> list[dict]:
         rows = itertools.islice(csv.DictReader(f), limit)
         return [{_value(k): _value(v) for k, v in row.items() if k and v not in ("", None)} for row in rows]
 
+
 def join_tables(paths: list, out: str | Path) -> None:
     "Several CSV files -> one with the union of their columns, row by row, atomically."
     columns = {}
@@ -93,10 +108,13 @@ def join_tables(paths: list, out: str | Path) -> None:
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0011
 def write_json(path: str | Path, record) -> None:
     "JSON, indented, atomically; numpy numbers and paths become plain ones."
+
     def plain(x):
         return x.tolist() if hasattr(x, "tolist") else str(x)
+
     with atomic_write(path) as f:
         f.write(json.dumps(record, indent=1, default=plain, ensure_ascii=False) + "\n")
+
 
 def read_json(path: str | Path) -> dict:
     "A table of names and values written by `write_json`; MatgenError where it is damaged."
@@ -115,17 +133,25 @@ def crystal_png(crystal, size: float = 2.2) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matgen_nb.symmetry.crystal import element_legend
+
     figure = Figure(figsize=(size, size), dpi=80)
     FigureCanvasAgg(figure)
     try:
-        low = .1 * -(-len(set(crystal.elements.tolist())) // 5)  # a line for every five elements
+        low = 0.1 * -(-len(set(crystal.elements.tolist())) // 5)  # a line for every five elements
         crystal.plot(ax=figure.add_axes([0, low, 1, 1 - low]), legend=False)
-        element_legend(figure, crystal.elements, columns=5, loc="lower center",
-                       borderpad=0, borderaxespad=.2, labelspacing=.2)
+        element_legend(
+            figure,
+            crystal.elements,
+            columns=5,
+            loc="lower center",
+            borderpad=0,
+            borderaxespad=0.2,
+            labelspacing=0.2,
+        )
     except Exception as error:
         figure.clear()
         reason = f"no picture:\n{str(error)[:60]}"
-        figure.text(.5, .5, reason, ha="center", va="center", fontsize=6, color="0.4")
+        figure.text(0.5, 0.5, reason, ha="center", va="center", fontsize=6, color="0.4")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -146,16 +172,21 @@ const b=document.querySelector("tbody"),v=r=>r.cells[i].textContent,n=s=>s!==""&
 .forEach(r=>b.append(r));up=-up}}}})</script></html>
 """
 
+
 def _show(value) -> str:
     "A value as text for a page."
     if value is None:
         return ""
     return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
+
 def _picture(png, text, kind="") -> str:
     data = base64.b64encode(png).decode()
-    return (f'<figure{kind}><img src="data:image/png;base64,{data}" alt="{_show(text)}">'
-            f"<figcaption>{_show(text)}</figcaption></figure>")
+    return (
+        f'<figure{kind}><img src="data:image/png;base64,{data}" alt="{_show(text)}">'
+        f"<figcaption>{_show(text)}</figcaption></figure>"
+    )
+
 
 def caption(row: dict) -> str:
     """Text under a picture: name, formula, space group, as far as the row has them; and the group that
@@ -166,8 +197,9 @@ def caption(row: dict) -> str:
     return " · ".join(str(p) for p in parts if p is not None)
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0054
-def write_gallery(path, title: str, crystals: list, rows: list[dict], intro: str = "",
-                  limit: int = 60, wide=()) -> None:
+def write_gallery(
+    path, title: str, crystals: list, rows: list[dict], intro: str = "", limit: int = 60, wide=()
+) -> None:
     """One self-contained HTML page: pictures of the first `limit` crystals (base64 PNG; None is left out)
     and a sortable table of all `rows`. wide: further pictures, list of (PNG bytes, caption), shown
     first and larger."""
@@ -176,9 +208,13 @@ def write_gallery(path, title: str, crystals: list, rows: list[dict], intro: str
     figures = "".join(_picture(png, text, ' class="w"') for png, text in wide)
     figures += "".join(_picture(crystal_png(c), caption(row)) for c, row in shown)
     cells = ("".join(f"<td>{_show(row.get(key))}</td>" for key in columns) for row in rows)
-    page = _PAGE.format(title=html.escape(title), intro=html.escape(intro), figures=figures,
-                        head="".join(f"<th>{_show(c)}</th>" for c in columns),
-                        body="".join(f"<tr>{line}</tr>" for line in cells))
+    page = _PAGE.format(
+        title=html.escape(title),
+        intro=html.escape(intro),
+        figures=figures,
+        head="".join(f"<th>{_show(c)}</th>" for c in columns),
+        body="".join(f"<tr>{line}</tr>" for line in cells),
+    )
     with atomic_write(path) as f:
         f.write(page)
 
@@ -186,15 +222,18 @@ def write_gallery(path, title: str, crystals: list, rows: list[dict], intro: str
 def save_small_png(figure, file) -> None:
     "A figure as PNG with 256 colours, into an open file: a third of the size."
     from PIL import Image
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     Image.open(buffer).convert("RGB").quantize(256).save(file, format="png", optimize=True)
+
 
 def gallery_png(path, crystals: list, rows: list[dict], limit: int = 24, columns: int = 6) -> None:
     "The first `limit` crystals on one sheet."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.image import imread
+
     shown = [(c, row) for c, row in zip(crystals, rows) if c is not None][:limit]
     columns = max(min(columns, len(shown)), 1)
     lines = max(-(-len(shown) // columns), 1)
@@ -206,7 +245,7 @@ def gallery_png(path, crystals: list, rows: list[dict], limit: int = 24, columns
     for ax, (crystal, row) in zip(axes, shown):
         ax.imshow(imread(io.BytesIO(crystal_png(crystal))))
         ax.set_title(f"{row.get('formula', '')}\n{row.get('space_group', '')}", fontsize=6)
-    figure.subplots_adjust(0, 0, 1, 1 - .3 / (1.9 * lines), .02, .22)
+    figure.subplots_adjust(0, 0, 1, 1 - 0.3 / (1.9 * lines), 0.02, 0.22)
     with atomic_write(path, "wb") as f:
         save_small_png(figure, f)
 
@@ -216,6 +255,7 @@ def _same(a: Path, b: Path) -> bool:
         return os.path.samefile(a, b)
     except OSError:
         return a == b
+
 
 def check_out(out: str | Path, inputs: dict) -> None:
     """MatgenError where the file or folder `out` is one of the inputs of a command or holds one.
@@ -228,27 +268,34 @@ def check_out(out: str | Path, inputs: dict) -> None:
             continue
         there = Path(path).resolve()
         if _same(here, there):
-            raise MatgenError(f"--out {out} is {flag} itself, which has to stay as it is: choose another "
-                              f"--out")
+            raise MatgenError(
+                f"--out {out} is {flag} itself, which has to stay as it is: choose another --out"
+            )
         if any(_same(here, parent) for parent in there.parents):
-            raise MatgenError(f"--out {out} contains {flag} {path}, which has to stay as it is: choose "
-                              f"another --out")
+            raise MatgenError(
+                f"--out {out} contains {flag} {path}, which has to stay as it is: choose another --out"
+            )
         inside = there.is_dir() and any(_same(parent, there) for parent in here.parents)
         if inside and (strangers := OwnFiles(here).foreign()):
-            raise MatgenError(f"--out {out} lies inside {flag} {path} and holds {strangers[0]}, which matgen "
-                              f"did not make: "
-                              "choose another --out")
+            raise MatgenError(
+                f"--out {out} lies inside {flag} {path} and holds {strangers[0]}, which matgen "
+                f"did not make: "
+                "choose another --out"
+            )
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0024
-_FILES = (r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary).json|"
-          r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms).png|reference.npz|mof.cif|"
-          r"(last|best|weights|train|val|mofs|crystals).safetensors|"
-          r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
-          r"(assembled|relaxed|judged)/mof_\d{5,}.(cif|json)")
+_FILES = (
+    r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary).json|"
+    r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms).png|reference.npz|mof.cif|"
+    r"(last|best|weights|train|val|mofs|crystals).safetensors|"
+    r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
+    r"(assembled|relaxed|judged)/mof_\d{5,}.(cif|json)"
+)
 _OURS = re.compile(f"((training|samples|runs|mof)/)*({_FILES.replace('.', '[.]')})")  # names that runs write
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0056
 _open = weakref.WeakSet()
+
 
 class RunFolder(os.PathLike):
     """A folder of results, as the one run sees it that writes it: `folder / name` is a path to read,
@@ -256,6 +303,7 @@ class RunFolder(os.PathLike):
 
     With `lock` it is locked until `close()`, the end of a `with`, or the end of the object. See
     `fresh_folder`, `open_run`."""
+
     def __init__(self, out: str | Path, lock: bool = False):
         self.out = Path(out)
         self.lock = FolderLock(self.out) if lock else None
@@ -263,15 +311,20 @@ class RunFolder(os.PathLike):
         if lock:
             _open.add(self)
 
-    def __fspath__(self): return str(self.out)
+    def __fspath__(self):
+        return str(self.out)
 
-    def __str__(self): return str(self.out)
+    def __str__(self):
+        return str(self.out)
 
-    def __truediv__(self, name): return self.out / name
+    def __truediv__(self, name):
+        return self.out / name
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *error): self.close()
+    def __exit__(self, *error):
+        self.close()
 
     def close(self) -> None:
         "Give the lock back."
@@ -296,6 +349,7 @@ def as_folder(out) -> RunFolder:
     "A RunFolder as it is; of a path, one without a lock."
     return out if isinstance(out, RunFolder) else RunFolder(out)
 
+
 def close_folders() -> None:
     "Give back every lock that this process holds: at the end of a command, however it ends."
     for folder in list(_open):
@@ -317,6 +371,7 @@ def fresh_folder(out: str | Path, overwrite: bool = False, inputs: dict | None =
         raise
     return folder
 
+
 def _check_contents(folder, overwrite):
     there = [name for name in os.listdir(folder) if name != RECORD and not name.startswith(LOCK)]
     if not there:
@@ -325,14 +380,19 @@ def _check_contents(folder, overwrite):
         raise MatgenError(f"the folder {folder} is not empty: choose another --out, or add --overwrite")
     taken = [name for name in folder.files.foreign() if _OURS.fullmatch(name)]
     if taken and not folder.files.names:
-        raise MatgenError(f"{folder} holds {taken[0]} but no record of what matgen made there (results of "
-                          f"the first edition, "
-                          "or somebody's own files), so nothing in it is overwritten: choose another --out, "
-                          "or move the folder away")
+        raise MatgenError(
+            f"{folder} holds {taken[0]} but no record of what matgen made there (results of "
+            f"the first edition, "
+            "or somebody's own files), so nothing in it is overwritten: choose another --out, "
+            "or move the folder away"
+        )
     if taken:
-        raise MatgenError(f"{folder / taken[0]} was not made by matgen and is left as it is: move it away, "
-                          f"or choose another --out")
+        raise MatgenError(
+            f"{folder / taken[0]} was not made by matgen and is left as it is: move it away, "
+            f"or choose another --out"
+        )
     folder.clear_first = True
+
 
 def written_now(path: str | Path) -> bool:
     "Whether a path lies in a folder of results that this process is writing: reading inputs passes it by."
@@ -363,17 +423,22 @@ def fresh_file(out: str | Path, overwrite: bool = False, inputs: dict | None = N
             raise MatgenError(f"{path} exists: choose another --out, or add --overwrite")
     for path, known in ((out, _is_prepared), (record, _is_record)):
         if path.exists() and not known(path):
-            raise MatgenError(f"{path} was not made by matgen prepare and is left as it is: choose another "
-                              f"--out, or move it away")
+            raise MatgenError(
+                f"{path} was not made by matgen prepare and is left as it is: choose another "
+                f"--out, or move it away"
+            )
     return out
+
 
 def _is_prepared(path) -> bool:
     from safetensors import safe_open
+
     try:
         with safe_open(str(path), "numpy") as file:
             return (file.metadata() or {}).get("format", "").startswith("matgen_nb ")
     except Exception:  # safetensors has no error of its own for all that can be wrong
         return False
+
 
 def _is_record(path) -> bool:
     try:
@@ -394,6 +459,7 @@ def write_cifs(out, crystals: list, rows: list[dict], first: int = 0) -> list[di
             f.write(crystal.to_cif())
     return rows
 
+
 def write_results(out, crystals: list, rows: list[dict], title: str, record: dict, wide=()) -> list[dict]:
     """CIF files, table.csv, gallery.html, gallery.png and run.json in the folder `out` (a path or a
     RunFolder). Returns the rows with their file names. wide: see `write_gallery`."""
@@ -401,22 +467,26 @@ def write_results(out, crystals: list, rows: list[dict], title: str, record: dic
     rows = write_cifs(folder, crystals, rows)
     table, page, sheet, told = folder.claim("table.csv", "gallery.html", "gallery.png", "run.json")
     write_table(table, rows)
-    write_gallery(page, title, crystals, rows, intro=f"{len(rows)} structures, made by: "
-                                                     f"{record['command']}", wide=wide)
+    write_gallery(
+        page, title, crystals, rows, intro=f"{len(rows)} structures, made by: {record['command']}", wide=wide
+    )
     gallery_png(sheet, crystals, rows)
     write_json(told, record)
     return rows
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0035
-CHUNK = 250            # structures drawn, written and forgotten at a time; part of what a seed means
+CHUNK = 250  # structures drawn, written and forgotten at a time; part of what a seed means
+
 
 def chunks(n: int, size: int = CHUNK) -> list[tuple[int, int, int]]:
     "(number, first index, how many) of the chunks of n structures."
     return [(i, first, min(size, n - first)) for i, first in enumerate(range(0, n, size))]
 
+
 def chunk_seed(seed: int, i: int) -> int:
     "Seed of chunk i: the first chunk has the seed itself, so a small run is `model.sample(n, seed=seed)`."
     from matgen_nb.scale.training import mix_seed
+
     return seed if i == 0 else mix_seed(seed, i) >> 1
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0038
@@ -424,10 +494,12 @@ def file_hash(path: str | Path) -> str:
     "First 16 hex digits of the SHA-256 of what a file holds (see `content_hash`)."
     return content_hash(path)[:16]
 
+
 def input_identity(source) -> str | None:
     """What tells an input of a run from another: the content of a file, all files of a folder, the name of
     a public set."""
     import hashlib
+
     if source is None or not os.path.exists(source):
         return source and str(source)
     if os.path.isfile(source):
@@ -439,8 +511,9 @@ def input_identity(source) -> str | None:
     return f"{len(files)} files {told.hexdigest()[:16]}"
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0041
-def open_run(out, request: dict, resume: bool = False, overwrite: bool = False,
-             inputs: dict | None = None) -> RunFolder:
+def open_run(
+    out, request: dict, resume: bool = False, overwrite: bool = False, inputs: dict | None = None
+) -> RunFolder:
     """Locked folder of a streamed run. With `resume` it may hold a run of exactly this `request`;
     MatgenError names what differs."""
     path = Path(out) / "request.json"
@@ -463,16 +536,20 @@ def open_run(out, request: dict, resume: bool = False, overwrite: bool = False,
     folder.files.remove_torn()
     return folder
 
+
 def _check_request(folder, request):
     before, now = read_json(folder / "request.json"), json.loads(json.dumps(request))
     if "request.json" not in folder.files.names:
-        raise MatgenError(f"cannot resume in {folder}: it keeps no record of its files (a run of the first "
-                          f"edition): "
-                          "start it again with another --out")
+        raise MatgenError(
+            f"cannot resume in {folder}: it keeps no record of its files (a run of the first "
+            f"edition): "
+            "start it again with another --out"
+        )
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            raise MatgenError(f"cannot resume in {folder}: {key} was {before.get(key)} and is now "
-                              f"{now.get(key)}")
+            raise MatgenError(
+                f"cannot resume in {folder}: {key} was {before.get(key)} and is now {now.get(key)}"
+            )
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0043
 def is_finished(out, i: int, n: int | None = None) -> bool:
@@ -482,10 +559,11 @@ def is_finished(out, i: int, n: int | None = None) -> bool:
         return False
     try:
         rows = read_table(path)
-    except (ValueError, csv.Error):                                  # a power cut can leave anything
+    except (ValueError, csv.Error):  # a power cut can leave anything
         return False
     files = [Path(out) / "cif" / str(row["file"]) for row in rows if "file" in row]
     return len(rows) == (n or len(rows)) and all(file.exists() and file.stat().st_size for file in files)
+
 
 def stream(out, request: dict, draw) -> int:
     """Draw the `n` structures of a request in chunks of `chunk`: `draw(number, how many)` -> (crystals,
@@ -512,20 +590,24 @@ def stream(out, request: dict, draw) -> int:
 def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows: int = 1000) -> None:
     """One table of all chunks, a gallery of the first structures (`read(path)` -> crystal), the record.
     The chunks stay: they are what --resume looks at."""
+
     def picture(row):
         try:
             return read(folder / "cif" / row["file"])
         # two atoms in one place, say: it stays in the table
         except (MatgenError, ValueError, KeyError, OSError):
             return None
+
     folder, request = as_folder(out), record["request"]
     parts = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in chunks(request["n"], request["chunk"])]
     joined, page, sheet, told = folder.claim("table.csv", "gallery.html", "gallery.png", "run.json")
     join_tables(parts, joined)
     table = read_table(joined, rows)
     shown = [picture(row) for row in table[:pictures]]
-    note = (f"{request['n']} structures, made by: {record['command']}; "
-            f"the page shows at most {rows}, table.csv all")
+    note = (
+        f"{request['n']} structures, made by: {record['command']}; "
+        f"the page shows at most {rows}, table.csv all"
+    )
     write_gallery(page, title, shown + [None] * (len(table) - len(shown)), table, intro=note)
     gallery_png(sheet, shown, table)
     write_json(told, record)

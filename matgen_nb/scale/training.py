@@ -15,60 +15,103 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..utils import (FolderLock, MatgenError, OwnFiles, atomic_write, load_tensors, progress_bar,
-                             tensor_bytes)
+from matgen_nb.utils import (
+    FolderLock,
+    MatgenError,
+    OwnFiles,
+    atomic_write,
+    load_tensors,
+    progress_bar,
+    tensor_bytes,
+)
 
 # %% ../../nbs/5_scale/24_training.ipynb #c8c11372
 @dataclass
 class TrainConfig:
     "Everything that decides how a model is trained; stored in every checkpoint."
-    steps: int | None = None            # optimizer steps; or
-    epochs: float | None = None         # passes over the data
-    batch_size: int = 256               # structures per step, over all processes together
+
+    steps: int | None = None  # optimizer steps; or
+    epochs: float | None = None  # passes over the data
+    batch_size: int = 256  # structures per step, over all processes together
     lr: float = 1e-3
-    weight_decay: float = 0.01          # on matrices only
+    weight_decay: float = 0.01  # on matrices only
     warmup_steps: int = 100
-    schedule: str = "cosine"            # or "constant"
+    schedule: str = "cosine"  # or "constant"
     clip_norm: float | None = 1.0
-    ema_decay: float = 0.999            # 0: no averaging
+    ema_decay: float = 0.999  # 0: no averaging
     seed: int = 0
-    val_fraction: float = 0.0           # held out of `data` when no `val` is given
-    val_every: int | None = None        # steps; None: twenty times in the run
-    log_every: int = 50                 # steps
-    checkpoint_every: int | None = None # steps
-    checkpoint_seconds: float = 300.0   # and at least this often
-    max_seconds: float | None = None    # time budget of the whole run; the schedule follows whatever runs out first
-    max_skipped: int = 20               # steps with a non-finite gradient before we give up
-    device: str = "auto"                # cpu, cuda, mps
+    val_fraction: float = 0.0  # held out of `data` when no `val` is given
+    val_every: int | None = None  # steps; None: twenty times in the run
+    log_every: int = 50  # steps
+    checkpoint_every: int | None = None  # steps
+    checkpoint_seconds: float = 300.0  # and at least this often
+    max_seconds: float | None = (
+        None  # time budget of the whole run; the schedule follows whatever runs out first
+    )
+    max_skipped: int = 20  # steps with a non-finite gradient before we give up
+    device: str = "auto"  # cpu, cuda, mps
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"          # or bf16-mixed
+    precision: str = "32-true"  # or bf16-mixed
     compile: bool = False
     progress: bool = True
 
 # %% ../../nbs/5_scale/24_training.ipynb #7049fb51
 def check_config(config):
     "Raise MatgenError that names the first field of a TrainConfig that makes no sense."
+
     def need(good, text):
-        if not good: raise MatgenError(f"training configuration: {text}")
+        if not good:
+            raise MatgenError(f"training configuration: {text}")
+
     def positive(*names):
-        for name in names: need(getattr(config, name) is None or getattr(config, name) > 0, f"{name} must be positive, not {getattr(config, name)!r}")
+        for name in names:
+            need(
+                getattr(config, name) is None or getattr(config, name) > 0,
+                f"{name} must be positive, not {getattr(config, name)!r}",
+            )
+
     need(config.steps is not None or config.epochs is not None, "give steps or epochs")
-    positive("steps", "epochs", "batch_size", "lr", "clip_norm", "max_seconds", "val_every", "checkpoint_every", "checkpoint_seconds")
+    positive(
+        "steps",
+        "epochs",
+        "batch_size",
+        "lr",
+        "clip_norm",
+        "max_seconds",
+        "val_every",
+        "checkpoint_every",
+        "checkpoint_seconds",
+    )
     need(0 <= config.val_fraction < 1, f"val_fraction must lie in [0, 1), not {config.val_fraction!r}")
-    need(config.schedule in ("cosine", "constant"), f"schedule must be cosine or constant, not {config.schedule!r}")
-    need(config.precision in ("32-true", "bf16-mixed"), f"precision must be 32-true or bf16-mixed, not {config.precision!r}")
-    need(config.device in ("auto", "cpu", "cuda", "mps"), f"device must be auto, cpu, cuda or mps, not {config.device!r}")
+    need(
+        config.schedule in ("cosine", "constant"),
+        f"schedule must be cosine or constant, not {config.schedule!r}",
+    )
+    need(
+        config.precision in ("32-true", "bf16-mixed"),
+        f"precision must be 32-true or bf16-mixed, not {config.precision!r}",
+    )
+    need(
+        config.device in ("auto", "cpu", "cuda", "mps"),
+        f"device must be auto, cpu, cuda or mps, not {config.device!r}",
+    )
     need(0 <= config.ema_decay < 1, "ema_decay must lie in [0, 1)")
-    need(config.log_every >= 1 and config.devices >= 1 and config.num_nodes >= 1, "log_every, devices and num_nodes must be at least 1")
-    need(config.batch_size % (config.devices * config.num_nodes) == 0, f"batch_size {config.batch_size} does not divide evenly over {config.devices * config.num_nodes} processes")
+    need(
+        config.log_every >= 1 and config.devices >= 1 and config.num_nodes >= 1,
+        "log_every, devices and num_nodes must be at least 1",
+    )
+    need(
+        config.batch_size % (config.devices * config.num_nodes) == 0,
+        f"batch_size {config.batch_size} does not divide evenly over {config.devices * config.num_nodes} processes",
+    )
 
 # %% ../../nbs/5_scale/24_training.ipynb #7bcef952
 def learning_rate(config, step, progress):
     "Learning rate of 0-based `step`; `progress` in [0, 1] is the part of the run that is over."
-    warm = min(1., (step + 1) / max(config.warmup_steps, 1))
-    cosine = .5 * (1 + math.cos(math.pi * min(progress, 1.))) if config.schedule == "cosine" else 1.
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))) if config.schedule == "cosine" else 1.0
     return config.lr * warm * cosine
 
 # %% ../../nbs/5_scale/24_training.ipynb #002425c5
@@ -76,11 +119,13 @@ def ema_decay(step, decay):
     "Decay of the running mean at 0-based `step`: small at first, `decay` in the end."
     return min(decay, (1 + step) / (10 + step))
 
+
 @torch.no_grad()
 def ema_update(average, model, decay):
     "average <- decay * average + (1 - decay) * model, in place; buffers are copied."
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for mean, value in zip(average.buffers(), model.buffers()): mean.copy_(value)
+    for mean, value in zip(average.buffers(), model.buffers()):
+        mean.copy_(value)
 
 # %% ../../nbs/5_scale/24_training.ipynb #56b523ab
 def mix_seed(*numbers):
@@ -98,10 +143,12 @@ class Sampler:
     """Shuffled batches as a pure function of the step: `sampler.at(step) -> (epoch, indices)`.
 
     indices: which of the n items, (n,) int64. A last, shorter batch of an epoch is dropped. `whole` is the global batch, `at` this process's share of it."""
+
     def __init__(self, indices, batch_size, seed=0, rank=0, world=1):
         self.indices, self.seed, self.rank, self.world = indices, seed, rank, world
         self.batch_size = min(batch_size, len(indices) // world * world)
-        if self.batch_size < 1: raise MatgenError(f"{len(indices)} structures are too few to train on with {world} processes")
+        if self.batch_size < 1:
+            raise MatgenError(f"{len(indices)} structures are too few to train on with {world} processes")
         self.steps_per_epoch = len(indices) // self.batch_size
         self.epoch, self.order = None, None
 
@@ -109,29 +156,37 @@ class Sampler:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             g = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-            self.epoch, self.order = epoch, self.indices[torch.randperm(len(self.indices), generator=g).to(self.indices.device)]
-        return epoch, self.order[position * self.batch_size:(position + 1) * self.batch_size]
+            self.epoch, self.order = (
+                epoch,
+                self.indices[torch.randperm(len(self.indices), generator=g).to(self.indices.device)],
+            )
+        return epoch, self.order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def at(self, step):
         epoch, batch = self.whole(step)
-        return epoch, batch[self.rank::self.world]
+        return epoch, batch[self.rank :: self.world]
 
 # %% ../../nbs/5_scale/24_training.ipynb #0ae0b597
 class _LossModule(nn.Module):
     "forward(call) = model.loss(*call()); the call hides batch and generator from Fabric's and DDP's conversions."
+
     def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, call): return self.model.loss(*call())
+    def forward(self, call):
+        return self.model.loss(*call())
 
 # %% ../../nbs/5_scale/24_training.ipynb #ebd24f76
 def make_optimizer(model, config):
     "Fused AdamW; matrices are decayed, vectors (biases, norms) are not."
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [dict(params=[p for p in parameters if p.ndim >= 2], weight_decay=config.weight_decay),
-              dict(params=[p for p in parameters if p.ndim < 2], weight_decay=0.)]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(.9, .99), fused=True)
+    groups = [
+        dict(params=[p for p in parameters if p.ndim >= 2], weight_decay=config.weight_decay),
+        dict(params=[p for p in parameters if p.ndim < 2], weight_decay=0.0),
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(0.9, 0.99), fused=True)
+
 
 def guarded_step(optimizer, bad):
     "Optimizer step that changes nothing where `bad` (bool scalar tensor) is true; no synchronisation."
@@ -144,21 +199,26 @@ def compile_regions(model, **options):
     """Compile, for all shapes at once, the parts of a model that are marked `region`; its `network`, or all of it, where nothing is marked. Returns how many parts.
     options: of torch.compile, as backend="aot_eager". Weights and their names stay as they are."""
     parts = [m for m in model.modules() if getattr(m, "region", False)] or [getattr(model, "network", model)]
-    for part in parts: part.compile(**{"dynamic": True} | options)
+    for part in parts:
+        part.compile(**{"dynamic": True} | options)
     return len(parts)
 
 # %% ../../nbs/5_scale/24_training.ipynb #a1386e73
 FORMAT = "matgen-checkpoint-1"
+
 
 def save_checkpoint(path, tensors, info):
     "Write {name: tensor} and the JSON-able dict `info` to one safetensors file, atomically."
     tensors = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
     data = tensor_bytes(tensors, {"format": FORMAT, "info": json.dumps(info)})
     try:
-        with atomic_write(path, "wb") as f: f.write(data)
+        with atomic_write(path, "wb") as f:
+            f.write(data)
     except OSError as error:
-        raise MatgenError(f"could not write {Path(path).name}: {error.strerror or error}; an earlier file of "
-                          f"that name is untouched") from error
+        raise MatgenError(
+            f"could not write {Path(path).name}: {error.strerror or error}; an earlier file of "
+            f"that name is untouched"
+        ) from error
 
 # %% ../../nbs/5_scale/24_training.ipynb #0b08bacb
 def load_checkpoint(path):
@@ -171,32 +231,39 @@ def load_checkpoint(path):
         meta, tensors = load_tensors(path, finite=lambda name: name != "window")
         info = json.loads(meta["info"]) if meta.get("format") == FORMAT else None
     except (ValueError, KeyError) as error:
-        raise MatgenError(f"{path.name} is not a complete checkpoint (truncated, damaged, or another kind of "
-                          f"file): {error}") from error
+        raise MatgenError(
+            f"{path.name} is not a complete checkpoint (truncated, damaged, or another kind of file): {error}"
+        ) from error
     if info is None:
-        raise MatgenError(f"{path.name} is not a training checkpoint of this version "
-                          f"(format {meta.get('format')!r}, expected {FORMAT!r})")
+        raise MatgenError(
+            f"{path.name} is not a training checkpoint of this version "
+            f"(format {meta.get('format')!r}, expected {FORMAT!r})"
+        )
     return tensors, info
 
 # %% ../../nbs/5_scale/24_training.ipynb #a63e7b41
 def pack_state(model, average, optimizer, window):
     "All tensors of a run as one flat dictionary."
     out = {f"model/{k}": v for k, v in model.state_dict().items()}
-    if average is not None: out |= {f"ema/{k}": v for k, v in average.state_dict().items()}
+    if average is not None:
+        out |= {f"ema/{k}": v for k, v in average.state_dict().items()}
     raw = getattr(optimizer, "optimizer", optimizer)
     for name, p in model.named_parameters():
         out |= {f"optimizer/{name}/{key}": v for key, v in raw.state.get(p, {}).items()}
     return out if window is None else out | {"window": window}
 
+
 def unpack_state(tensors, model, average, optimizer, device):
     "Inverse of `pack_state`, in place; returns the window. MatgenError if the tensors belong to another model."
     _load_part(tensors, "model/", model)
-    if average is not None: _load_part(tensors, "ema/", average)
+    if average is not None:
+        _load_part(tensors, "ema/", average)
     raw = getattr(optimizer, "optimizer", optimizer)
     for name, p in model.named_parameters():
         start = f"optimizer/{name}/"
         state = {k.removeprefix(start): v.to(device) for k, v in tensors.items() if k.startswith(start)}
-        if state: raw.state[p] = state
+        if state:
+            raw.state[p] = state
     return tensors["window"].to(device) if "window" in tensors else None
 
 # %% ../../nbs/5_scale/24_training.ipynb #b30f1296
@@ -208,8 +275,11 @@ def _load_part(tensors, start, module):
     if wrong:
         name = wrong[0]
         shapes = " and ".join(str(tuple(d[name].shape)) if name in d else "absent" for d in (have, want))
-        raise MatgenError(f"the checkpoint belongs to another model: {len(wrong)} tensors differ, first {name!r} (checkpoint and model: {shapes})")
+        raise MatgenError(
+            f"the checkpoint belongs to another model: {len(wrong)} tensors differ, first {name!r} (checkpoint and model: {shapes})"
+        )
     module.load_state_dict(have)
+
 
 def load_weights(model, path, ema=True):
     "Load the (averaged) weights of a checkpoint of the trainer into `model`; returns the checkpoint's info."
@@ -226,17 +296,19 @@ def write_history(path, rows):
         writer.writeheader()
         writer.writerows(rows)
 
+
 def _number(text):
     try:
         return int(text)
     except ValueError:
         return float(text)
 
+
 def read_history(path):
     """Rows written by `write_history`, numbers as int or float. Lines that were cut off or damaged are
     left out, and counted on the screen."""
     rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").replace("\0", "?").split("\n")
-    damaged = bool(lines.pop())                                # every whole line has an end
+    damaged = bool(lines.pop())  # every whole line has an end
     for found in csv.DictReader(lines):
         try:
             row = {k: _number(v) for k, v in found.items() if v != ""}
@@ -251,18 +323,36 @@ def read_history(path):
 def plot_history(history, ax=None):
     "Loss (and validation loss) against steps, with the learning rate behind. `history`: rows, a CSV file or a run's folder. Returns the figure."
     from matplotlib.figure import Figure
+
     if isinstance(history, (str, Path)):
         path = Path(history)
-        history = read_history(path/"history.csv" if path.is_dir() else path)
-    if ax is None: ax = Figure(figsize=(5.5, 3), dpi=90).subplots()
+        history = read_history(path / "history.csv" if path.is_dir() else path)
+    if ax is None:
+        ax = Figure(figsize=(5.5, 3), dpi=90).subplots()
     val = [row for row in history if "val_loss" in row]
     ax.plot([r["step"] for r in history], [r["loss"] for r in history], lw=1, label="training")
-    if val: ax.plot([r["step"] for r in val], [r["val_loss"] for r in val], "o-", ms=3, lw=1, label="held out, averaged weights")
+    if val:
+        ax.plot(
+            [r["step"] for r in val],
+            [r["val_loss"] for r in val],
+            "o-",
+            ms=3,
+            lw=1,
+            label="held out, averaged weights",
+        )
     low, high = (f(r["loss"] for r in history) for f in (min, max))
-    if 0 < 3 * low < high: ax.set_yscale("log")
+    if 0 < 3 * low < high:
+        ax.set_yscale("log")
     ax.locator_params(axis="x", nbins=6)
     behind = ax.twinx()
-    behind.fill_between([r["step"] for r in history], [r["lr"] for r in history], color="0.5", alpha=.15, lw=0, label="learning rate")
+    behind.fill_between(
+        [r["step"] for r in history],
+        [r["lr"] for r in history],
+        color="0.5",
+        alpha=0.15,
+        lw=0,
+        label="learning rate",
+    )
     behind.set(ylabel="learning rate", ylim=(0, None))
     ax.set(xlabel="step", ylabel="loss")
     lines = [a.get_legend_handles_labels() for a in (ax, behind)]
@@ -275,16 +365,21 @@ def plot_history(history, ax=None):
 def polite_stop():
     "Yields a threading.Event that the first SIGINT or SIGTERM sets; a second one raises KeyboardInterrupt."
     stop = threading.Event()
+
     def handler(signum, frame):
-        if stop.is_set(): raise KeyboardInterrupt
+        if stop.is_set():
+            raise KeyboardInterrupt
         stop.set()
+
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield stop
+    try:
+        yield stop
     finally:
-        for s, old in before.items(): signal.signal(s, old)
+        for s, old in before.items():
+            signal.signal(s, old)
 
 # %% ../../nbs/5_scale/24_training.ipynb #n24prnt1
 def _tensors(value, depth=2):
@@ -295,6 +390,7 @@ def _tensors(value, depth=2):
         else:
             yield from _tensors(part, depth - 1)
 
+
 def fingerprint(data, n=64):
     """What tells one data set from another of the same size: mean and mean square of every tensor of n
     structures, evenly spread. A list of floats; rounding does not matter to `alike`."""
@@ -302,19 +398,25 @@ def fingerprint(data, n=64):
     found = [t.double().nan_to_num() for _, t in _tensors(batch) if t.numel()]
     return [x for t in found for x in (t.mean().item(), t.square().mean().item())]
 
+
 def alike(a, b):
     "Equal, or lists of floats that agree to four digits."
-    if not (isinstance(a, list) and isinstance(b, list) and len(a) == len(b)): return a == b
+    if not (isinstance(a, list) and isinstance(b, list) and len(a) == len(b)):
+        return a == b
     return all(math.isclose(x, y, rel_tol=1e-4, abs_tol=1e-6) for x, y in zip(a, b))
+
 
 def not_finite(data, missing=("properties",), size=1024):
     """Indices of the structures of a data set that hold NaN or infinity, a list. Tensors named in
     `missing` may: a property that was not measured is NaN."""
+
     def bad(indices):
         found = [t for name, t in _tensors(data.select(indices)) if name not in missing]
         return any(t.is_floating_point() and not t.isfinite().all() for t in found)
+
     wrong = [part for part in torch.arange(len(data)).split(size) if bad(part)]
     return [int(i) for part in wrong for i in part if bad(i[None])]
+
 
 def name_structures(data, indices, limit=5):
     "Structures of a data set by name (else by number), as text."
@@ -325,12 +427,24 @@ def name_structures(data, indices, limit=5):
 # %% ../../nbs/5_scale/24_training.ipynb #ad109614
 def check_cluster(environment):
     "MatgenError when training on several nodes was not started by something that tells the processes of each other: they would wait for ever."
-    if not any(name in environment for name in ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "KUBERNETES_PORT", "OMPI_COMM_WORLD_SIZE")) and not {"MASTER_ADDR", "NODE_RANK"} <= set(environment):
-        raise MatgenError("several nodes have to know of each other: start with srun (--ntasks-per-node as many as --devices) or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each node")
+    if not any(
+        name in environment
+        for name in (
+            "SLURM_NTASKS",
+            "TORCHELASTIC_RUN_ID",
+            "LSB_JOBID",
+            "KUBERNETES_PORT",
+            "OMPI_COMM_WORLD_SIZE",
+        )
+    ) and not {"MASTER_ADDR", "NODE_RANK"} <= set(environment):
+        raise MatgenError(
+            "several nodes have to know of each other: start with srun (--ntasks-per-node as many as --devices) or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each node"
+        )
 
 # %% ../../nbs/5_scale/24_training.ipynb #n24setup
 class _Setup:
     "Places model, optimizer, data on devices."
+
     def __init__(self, model, data, config, out_dir, val=None):
         self.model, self.config, self.out_dir = model, copy.copy(config), Path(out_dir)
         self.files, self.given = OwnFiles(self.out_dir), data
@@ -339,53 +453,75 @@ class _Setup:
         self.val_data, self.val_index = (val, torch.arange(len(val))) if val is not None else (None, None)
         held = int(len(data) * config.val_fraction)
         if val is None and held:
-            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(mix_seed(config.seed, 11)))
-            self.val_data, self.val_index, self.index = data, order[:held].sort().values, order[held:].sort().values
+            order = torch.randperm(
+                len(data), generator=torch.Generator().manual_seed(mix_seed(config.seed, 11))
+            )
+            self.val_data, self.val_index, self.index = (
+                data,
+                order[:held].sort().values,
+                order[held:].sort().values,
+            )
 
     def _launch(self):
         from lightning.fabric import Fabric
         from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         c, several = self.config, self.config.devices * self.config.num_nodes > 1
-        if c.num_nodes > 1: check_cluster(os.environ)
-        try: self.fabric = Fabric(accelerator="gpu" if c.device == "cuda" else c.device, devices=c.devices, num_nodes=c.num_nodes,
-                                  strategy="ddp" if several and c.strategy == "auto" else c.strategy, precision=c.precision)
-        except (ValueError, MisconfigurationException) as error: raise MatgenError(f"training cannot start on {c.devices} x {c.device}: {error}") from error
+        if c.num_nodes > 1:
+            check_cluster(os.environ)
+        try:
+            self.fabric = Fabric(
+                accelerator="gpu" if c.device == "cuda" else c.device,
+                devices=c.devices,
+                num_nodes=c.num_nodes,
+                strategy="ddp" if several and c.strategy == "auto" else c.strategy,
+                precision=c.precision,
+            )
+        except (ValueError, MisconfigurationException) as error:
+            raise MatgenError(f"training cannot start on {c.devices} x {c.device}: {error}") from error
         self.fabric.launch()
         self.device, self.main = self.fabric.device, self.fabric.global_rank == 0
 
 # %% ../../nbs/5_scale/24_training.ipynb #bb34f4c4
 class _Placed(_Setup):
     "Adds everything that lives on the device."
+
     def _place(self):
         c, fabric = self.config, self.fabric
         self.model.to(self.device)
-        if c.compile: compile_regions(self.model)
+        if c.compile:
+            compile_regions(self.model)
         optimizer = make_optimizer(self.model, c)
         self.wrapped, self.optimizer = fabric.setup(_LossModule(self.model), optimizer)
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False).eval() if c.ema_decay else None
         self.data, self.index = self._resident(self.data), self.index.to(self.device)
-        if self.val_data is not None: self.val_data, self.val_index = self._resident(self.val_data), self.val_index.to(self.device)
+        if self.val_data is not None:
+            self.val_data, self.val_index = self._resident(self.val_data), self.val_index.to(self.device)
         self.sampler = Sampler(self.index, c.batch_size, c.seed, fabric.global_rank, fabric.world_size)
         self.steps = c.steps or math.ceil(c.epochs * self.sampler.steps_per_epoch)
         self.generator = torch.Generator(self.device)
-        self.step, self.seconds, self.best, self.skipped = 0, 0., math.inf, 0
+        self.step, self.seconds, self.best, self.skipped = 0, 0.0, math.inf, 0
         self.window, self.names, self.history = None, [], []
 
     def _resident(self, data):
         "The data on the device if it fits there (and, on mps, has no float64), else where it is."
-        try: return data.to(self.device)
-        except torch.OutOfMemoryError: return data
+        try:
+            return data.to(self.device)
+        except torch.OutOfMemoryError:
+            return data
         except TypeError:
-            if self.device.type != "mps": raise
+            if self.device.type != "mps":
+                raise
             return data
 
 # %% ../../nbs/5_scale/24_training.ipynb #f16acded
 class _Counting(_Placed):
     "Adds the clock of the run and the sums of the logging window."
+
     def _progress(self):
         "Part of the run that is over, by steps or by the time budget, whichever is further."
         c = self.config
-        return max(self.step / self.steps, self.seconds / c.max_seconds if c.max_seconds else 0.)
+        return max(self.step / self.steps, self.seconds / c.max_seconds if c.max_seconds else 0.0)
 
     def _note(self, values, bad):
         "Add to the sums of the open logging window; a skipped step adds only to the counts [skipped, all] in front."
@@ -397,11 +533,12 @@ class _Counting(_Placed):
 # %% ../../nbs/5_scale/24_training.ipynb #2f8b1aa3
 class _Stepping(_Counting):
     "Adds the training step."
+
     def _draw(self):
         "Arguments of the loss: this process's batch and noise; or, where the model can share them, the batch of all processes, the noise of all, and whose part is ours."
         c, rank, world = self.config, self.fabric.global_rank, self.fabric.world_size
         shared = world > 1 and "share" in inspect.signature(self.model.loss).parameters
-        torch.manual_seed(mix_seed(c.seed, self.step, rank, 1))          # for dropout and the like
+        torch.manual_seed(mix_seed(c.seed, self.step, rank, 1))  # for dropout and the like
         self.generator.manual_seed(mix_seed(c.seed, self.step, 0 if shared else rank, 1))
         self.epoch, indices = self.sampler.whole(self.step) if shared else self.sampler.at(self.step)
         return self.data.select(indices).to(self.device), self.generator, *([(rank, world)] if shared else [])
@@ -409,21 +546,26 @@ class _Stepping(_Counting):
     def _train_step(self):
         c, fabric = self.config, self.fabric
         self.lr = learning_rate(c, self.step, self._progress())
-        for group in self.optimizer.param_groups: group["lr"] = self.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
         drawn = self._draw()
         losses = self.wrapped(lambda: drawn)
         self.optimizer.zero_grad()
         fabric.backward(losses["loss"])
-        norm = fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=c.clip_norm or math.inf, error_if_nonfinite=False)
+        norm = fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=c.clip_norm or math.inf, error_if_nonfinite=False
+        )
         bad = ~torch.isfinite(norm)
         guarded_step(self.optimizer, bad)
-        if self.ema_model is not None: ema_update(self.ema_model, self.model, ema_decay(self.step, c.ema_decay))
+        if self.ema_model is not None:
+            ema_update(self.ema_model, self.model, ema_decay(self.step, c.ema_decay))
         self._note({**losses, "grad_norm": norm}, bad)
         self.step += 1
 
 # %% ../../nbs/5_scale/24_training.ipynb #99904908
 class _Looking(_Stepping):
     "Adds validation and logging."
+
     @torch.no_grad()
     def validate(self):
         "Mean loss of the averaged weights on the validation data, with fixed noise."
@@ -431,7 +573,8 @@ class _Looking(_Stepping):
         training = model.training
         total, generator = torch.zeros(2, device=self.device), torch.Generator(self.device)
         for b, indices in enumerate(self.val_index.split(size)):
-            if b % world != self.fabric.global_rank: continue
+            if b % world != self.fabric.global_rank:
+                continue
             generator.manual_seed(mix_seed(self.config.seed, b, 2))
             batch = self.val_data.select(indices).to(self.device)
             loss = model.eval().loss(batch, generator)["loss"]
@@ -454,49 +597,92 @@ class _Looking(_Stepping):
         skipped, n = round(skipped), round(n)
         self.window, self.skipped = None, self.skipped + skipped
         if self.skipped >= self.config.max_skipped and skipped > n / 2:
-            raise MatgenError(f"training diverged: {skipped} of the last {n} steps had a loss or gradient "
-                              f"that is not finite (step {self.step}); "
-                              f"lower the learning rate, lengthen the warm-up, or look for bad values in the "
-                              f"data{self._culprits()}")
+            raise MatgenError(
+                f"training diverged: {skipped} of the last {n} steps had a loss or gradient "
+                f"that is not finite (step {self.step}); "
+                f"lower the learning rate, lengthen the warm-up, or look for bad values in the "
+                f"data{self._culprits()}"
+            )
         means = {k: v / (n - skipped) if n > skipped else math.nan for k, v in zip(self.names, sums)}
         return {"step": self.step, "epoch": self.epoch, **means, "lr": self.lr, "skipped": self.skipped}
 
 # %% ../../nbs/5_scale/24_training.ipynb #2d085602
 class _Named(_Looking):
     "Adds what must agree between a checkpoint and the run that resumes it."
+
     def _identity(self):
         "JSON-able: kind and configuration of the model, what decides the curve, number and fingerprint of the structures."
         model, c = getattr(self.model, "config", None), self.config
         model = json.loads(json.dumps(asdict(model))) if is_dataclass(model) else None
-        return {"model": type(self.model).__name__, "model_config": model, "structures": len(self.index), "data": self.fingerprint,
-                **{name: getattr(c, name) for name in ("seed", "batch_size", "lr", "weight_decay", "warmup_steps", "schedule", "clip_norm", "ema_decay", "precision")}}
+        return {
+            "model": type(self.model).__name__,
+            "model_config": model,
+            "structures": len(self.index),
+            "data": self.fingerprint,
+            **{
+                name: getattr(c, name)
+                for name in (
+                    "seed",
+                    "batch_size",
+                    "lr",
+                    "weight_decay",
+                    "warmup_steps",
+                    "schedule",
+                    "clip_norm",
+                    "ema_decay",
+                    "precision",
+                )
+            },
+        }
 
     def _check_identity(self, found):
         "MatgenError that names the first difference between the checkpoint's identity and ours."
         for key, mine in self._identity().items():
-            what = "the data are not those of the run" if key == "data" else f"{key} was {found.get(key)} and is now {mine}"
-            if not alike(found.get(key, mine), mine): raise MatgenError(f"cannot resume in {self.out_dir.name}: {what}")
+            what = (
+                "the data are not those of the run"
+                if key == "data"
+                else f"{key} was {found.get(key)} and is now {mine}"
+            )
+            if not alike(found.get(key, mine), mine):
+                raise MatgenError(f"cannot resume in {self.out_dir.name}: {what}")
 
 # %% ../../nbs/5_scale/24_training.ipynb #cc2720fc
-TRAINING_FILES = ("last.safetensors", "best.safetensors", "weights.safetensors",
-                  "history.csv", "loss.png", "run.json")
+TRAINING_FILES = (
+    "last.safetensors",
+    "best.safetensors",
+    "weights.safetensors",
+    "history.csv",
+    "loss.png",
+    "run.json",
+)
+
 
 class _Keeping(_Named):
     "Adds checkpoints."
+
     def save(self, name="last"):
         """Write the run's state (`last`; to be called by all processes, whose logging windows are
         averaged), or the weights alone (any other name); the main process writes."""
         if name == "last":
             self.saved_at = self.seconds
-            if self.window is not None: self.window = self.fabric.all_reduce(self.window, reduce_op="mean")
-        if not self.main: return
+            if self.window is not None:
+                self.window = self.fabric.all_reduce(self.window, reduce_op="mean")
+        if not self.main:
+            return
         best = self.best if math.isfinite(self.best) else None
-        info = {"identity": self._identity(), "train_config": asdict(self.config), "step": self.step,
-                "seconds": self.seconds, "best": best, "skipped": self.skipped, "names": self.names,
-                "torch": torch.__version__}
+        info = {
+            "identity": self._identity(),
+            "train_config": asdict(self.config),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": best,
+            "skipped": self.skipped,
+            "names": self.names,
+            "torch": torch.__version__,
+        }
         tensors = pack_state(self.model, self.ema_model, self.optimizer, self.window)
         if name != "last":
-            info.pop("seconds")                               # equal trainings leave equal weights
+            info.pop("seconds")  # equal trainings leave equal weights
             kept = "ema/" if self.ema_model is not None else "model/"
             tensors = {k: v for k, v in tensors.items() if k.startswith(kept)}
         save_checkpoint(*self.files.claim(f"{name}.safetensors"), tensors, info)
@@ -505,27 +691,31 @@ class _Keeping(_Named):
 
     def _restore(self):
         "Continue from `last`."
-        tensors, info = load_checkpoint(self.out_dir/"last.safetensors")
+        tensors, info = load_checkpoint(self.out_dir / "last.safetensors")
         self._check_identity(info["identity"])
         if self.main:
             # the first edition kept no record
-            self.files.adopt(*(name for name in TRAINING_FILES if (self.out_dir/name).exists()))
+            self.files.adopt(*(name for name in TRAINING_FILES if (self.out_dir / name).exists()))
         self.window = unpack_state(tensors, self.model, self.ema_model, self.optimizer, self.device)
         self.step, self.seconds = info["step"], info["seconds"]
         self.skipped, self.names = info["skipped"], info["names"]
         self.best = math.inf if info["best"] is None else info["best"]
-        path = self.out_dir/"history.csv"
+        path = self.out_dir / "history.csv"
         rows = read_history(path) if path.exists() else []
         self.history = [row for row in rows if row["step"] <= self.step]
 
 # %% ../../nbs/5_scale/24_training.ipynb #29c7e83c
 class _Talking(_Keeping):
     "Adds agreement between processes, the log, the end."
+
     def _agree(self, stop, seconds):
         "All processes take the main process's clock, and stop when any was told to."
         if self.fabric.world_size > 1:
-            told = self.fabric.all_reduce(torch.tensor(float(stop.is_set()), device=self.device), reduce_op="sum")
-            if told > 0: stop.set()
+            told = self.fabric.all_reduce(
+                torch.tensor(float(stop.is_set()), device=self.device), reduce_op="sum"
+            )
+            if told > 0:
+                stop.set()
             seconds = self.fabric.broadcast(seconds)
         self.seconds = seconds
 
@@ -533,9 +723,11 @@ class _Talking(_Keeping):
         "Append one row to the history; `mark` and the value returned are (time, step) of the previous and this row."
         row, now = self._row(), time.monotonic()
         rate = (self.step - mark[1]) * self.sampler.batch_size / max(now - mark[0], 1e-9)
-        if val: row["val_loss"] = self.validate()
+        if val:
+            row["val_loss"] = self.validate()
         self.history.append(row | {"structures_per_s": round(rate, 1), "seconds": round(self.seconds, 2)})
-        if self.main: advance(note=f"loss {row['loss']:.4f}  lr {self.lr:.1e}  {rate:,.0f} structures/s")
+        if self.main:
+            advance(note=f"loss {row['loss']:.4f}  lr {self.lr:.1e}  {rate:,.0f} structures/s")
         if val and row["val_loss"] < self.best:
             self.best = row["val_loss"]
             self.save("best")
@@ -544,71 +736,93 @@ class _Talking(_Keeping):
 # %% ../../nbs/5_scale/24_training.ipynb #n24end01
 class _Ending(_Talking):
     "Adds the bar and the last words."
+
     @contextmanager
     def _bar(self):
         """A bar of the steps, or, where time may run out before they do, of the thousandths of the run:
         yields advance(note), which looks itself how far we are."""
         total, name = (1000, "training, per mille") if self.config.max_seconds else (self.steps, "training")
-        done = lambda: int(total * min(self._progress(), 1.))
+        done = lambda: int(total * min(self._progress(), 1.0))
         told = done()
         with progress_bar(name, total, self.config.progress and self.main, told) as bar:
+
             def advance(note):
                 nonlocal told
                 bar(done() - told, note=note)
                 told = done()
+
             yield advance
 
     def _finish(self, stopped):
         "Last files, and a word about how it ended."
-        if self.val_data is None: self.save("best")
+        if self.val_data is None:
+            self.save("best")
         if self.history:
             with atomic_write(*self.files.claim("loss.png"), "wb") as f:
                 plot_history(self.history).savefig(f, format="png")
         if stopped:
-            print(f"stopped at step {self.step} of {self.steps}; the run is saved in {self.out_dir.name}, "
-                  f"continue it with --resume")
+            print(
+                f"stopped at step {self.step} of {self.steps}; the run is saved in {self.out_dir.name}, "
+                f"continue it with --resume"
+            )
         if self.skipped:
-            print(f"{self.skipped} steps were skipped because their gradient was not "
-                  f"finite{self._culprits()}")
+            print(
+                f"{self.skipped} steps were skipped because their gradient was not finite{self._culprits()}"
+            )
 
 # %% ../../nbs/5_scale/24_training.ipynb #c36fc300
 class _Looping(_Ending):
     "Adds the loop."
+
     def _loop(self, stop, advance):
         c, start, mark = self.config, time.monotonic() - self.seconds, (time.monotonic(), self.step)
         alone = self.fabric.world_size == 1
         while (before := self._progress()) < 1 and not stop.is_set():
             self._train_step()
             log = self.step == self.steps or self.step % c.log_every == 0
-            if log or alone: self._agree(stop, time.monotonic() - start)
+            if log or alone:
+                self._agree(stop, time.monotonic() - start)
             last = self._progress() >= 1
-            due = self.step % c.val_every == 0 if c.val_every else int(20 * self._progress()) > int(20 * before)
+            due = (
+                self.step % c.val_every == 0 if c.val_every else int(20 * self._progress()) > int(20 * before)
+            )
             log, val = log or last, self.val_data is not None and (last or due)
-            if log or val: mark = self._log(val, mark, advance)
-            if (c.checkpoint_every and self.step % c.checkpoint_every == 0) or self.seconds - self.saved_at > c.checkpoint_seconds: self.save()
+            if log or val:
+                mark = self._log(val, mark, advance)
+            if (
+                c.checkpoint_every and self.step % c.checkpoint_every == 0
+            ) or self.seconds - self.saved_at > c.checkpoint_seconds:
+                self.save()
 
 # %% ../../nbs/5_scale/24_training.ipynb #n24own01
 class _Owning(_Looping):
     "Adds the right to write into the folder."
+
     def _may_start(self, resume, overwrite):
         "Whether there is a checkpoint to continue from; MatgenError where the folder must not be written."
-        out, there = self.out_dir, [name for name in TRAINING_FILES if (self.out_dir/name).exists()]
+        out, there = self.out_dir, [name for name in TRAINING_FILES if (self.out_dir / name).exists()]
         if out.exists() and not out.is_dir():
             raise MatgenError(f"{out} is a file: give a folder for --out")
         if resume and "last.safetensors" in there:
             return True
         if resume and there:
-            raise MatgenError(f"--resume: {out} holds no checkpoint (last.safetensors), so there is nothing "
-                              f"to continue: "
-                              "add --overwrite to train again, or choose another --out")
+            raise MatgenError(
+                f"--resume: {out} holds no checkpoint (last.safetensors), so there is nothing "
+                f"to continue: "
+                "add --overwrite to train again, or choose another --out"
+            )
         if there and not overwrite:
-            raise MatgenError(f"{out} already holds a training run: continue it with --resume, add "
-                              f"--overwrite, or choose another --out")
+            raise MatgenError(
+                f"{out} already holds a training run: continue it with --resume, add "
+                f"--overwrite, or choose another --out"
+            )
         if strangers := [name for name in there if name not in self.files.names]:
-            raise MatgenError(f"{out/strangers[0]} is not on the record of what matgen made there (a "
-                              f"training of the first edition, "
-                              "or somebody's own file) and is not overwritten: choose another --out, or move "
-                              "it away")
+            raise MatgenError(
+                f"{out / strangers[0]} is not on the record of what matgen made there (a "
+                f"training of the first edition, "
+                "or somebody's own file) and is not overwritten: choose another --out, or move "
+                "it away"
+            )
         return False
 
     @contextmanager
@@ -642,6 +856,7 @@ class Trainer(_Owning):
     {"loss": scalar, parts...}. Leaves history.csv, loss.png, last.safetensors (to resume) and
     best.safetensors (averaged weights at the lowest validation loss, or at the end without validation
     data). Afterwards `trainer.ema_model` holds the averaged weights."""
+
     def fit(self, resume=False, overwrite=False, after=None):
         """Returns the history, a list of dicts. after(trainer): called by the main process at the end, while
         the folder is still locked.
@@ -651,15 +866,21 @@ class Trainer(_Owning):
         self._launch()
         self._place()
         if resume and not resumed and self.main:
-            print(f"--resume: there is no checkpoint in {self.out_dir.name} yet, so the training starts from the "
-                  f"beginning")
+            print(
+                f"--resume: there is no checkpoint in {self.out_dir.name} yet, so the training starts from the "
+                f"beginning"
+            )
         with self._own_folder(resumed):
-            if resumed: self._restore()
+            if resumed:
+                self._restore()
             self.wrapped.train()
             self.saved_at = self.seconds
-            with polite_stop() as stop, self._bar() as advance: self._loop(stop, advance)
+            with polite_stop() as stop, self._bar() as advance:
+                self._loop(stop, advance)
             self.save()
             self.stopped = stop.is_set()
-            if self.main: self._finish(self.stopped)
-            if self.main and after: after(self)
+            if self.main:
+                self._finish(self.stopped)
+            if self.main and after:
+                after(self)
         return self.history

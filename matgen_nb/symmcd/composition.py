@@ -21,8 +21,11 @@ import torch
 @functools.lru_cache(None)
 def element_data():
     "Tables by atomic number (row 0 unused): magpie (95, 22), oxidation (95, 12) padded with 99, electronegativity, metal; scaler_mean, scaler_std (132,)."
-    folder = Path(__file__).parent.parent / "data" if "__file__" in globals() else Path("../../matgen_nb/data")
-    with np.load(folder / "evaluation.npz") as data: return SimpleNamespace(**{k: data[k] for k in data.files})
+    folder = (
+        Path(__file__).parent.parent / "data" if "__file__" in globals() else Path("../../matgen_nb/data")
+    )
+    with np.load(folder / "evaluation.npz") as data:
+        return SimpleNamespace(**{k: data[k] for k in data.files})
 
 # %% ../../nbs/3_symmcd/09b_composition.ipynb #7cdb9d1f
 def _pauling(states, chi):
@@ -30,9 +33,12 @@ def _pauling(states, chi):
     for (q1, x1), (q2, x2) in itertools.combinations(list(zip(states, chi)), 2):
         missing = math.isnan(x1) or math.isnan(x2)
         if q1 * q2 < 0:
-            if missing: return True
-            if (x1 >= x2 if q1 > 0 else x1 <= x2): return False
-        elif missing: return False
+            if missing:
+                return True
+            if x1 >= x2 if q1 > 0 else x1 <= x2:
+                return False
+        elif missing:
+            return False
     return True
 
 # %% ../../nbs/3_symmcd/09b_composition.ipynb #fd09ebdf
@@ -40,21 +46,27 @@ def neutral_states(states, counts):
     "Every choice of one state per element with zero total charge; branches that cannot cancel are left at once."
     low = [sum(n * min(s) for n, s in zip(counts[i:], states[i:])) for i in range(len(states) + 1)]
     high = [sum(n * max(s) for n, s in zip(counts[i:], states[i:])) for i in range(len(states) + 1)]
+
     def walk(i, charge, chosen):
-        if i == len(states): yield chosen
+        if i == len(states):
+            yield chosen
         else:
             for q in states[i]:
                 c = charge + counts[i] * q
-                if low[i + 1] <= -c <= high[i + 1]: yield from walk(i + 1, c, chosen + (q,))
+                if low[i + 1] <= -c <= high[i + 1]:
+                    yield from walk(i + 1, c, chosen + (q,))
+
     return walk(0, 0, ())
 
 # %% ../../nbs/3_symmcd/09b_composition.ipynb #1b9d2dc6
 @functools.lru_cache(100_000)
 def _cdvae_rule(elements, counts):
     table = element_data()
-    if len(elements) == 1 or table.metal[list(elements)].all(): return True
+    if len(elements) == 1 or table.metal[list(elements)].all():
+        return True
     states = [tuple(int(q) for q in table.oxidation[z] if q != 99) for z in elements]
-    if not all(states): return False
+    if not all(states):
+        return False
     chi = [float(table.electronegativity[z]) for z in elements]
     return any(_pauling(q, chi) for q in neutral_states(states, counts))
 
@@ -62,7 +74,11 @@ def _cdvae_rule(elements, counts):
 def _smact4(count):
     from pymatgen.core import Composition, Element
     from smact.screening import smact_validity
-    return bool(smact_validity(Composition.from_dict({Element.from_Z(z).symbol: n for z, n in count.items()})))
+
+    return bool(
+        smact_validity(Composition.from_dict({Element.from_Z(z).symbol: n for z, n in count.items()}))
+    )
+
 
 def _whole_amounts(amounts):
     "Amounts {element: number} as the smallest whole numbers in that ratio: Li0.5CoO2 is LiCo2O4."
@@ -70,18 +86,25 @@ def _whole_amounts(amounts):
     scale = math.lcm(*(p.denominator for p in parts.values()))
     return {z: int(p * scale) or 1 for z, p in parts.items()}
 
+
 def composition_validity(composition, rule="cdvae"):
     """Whether a composition, a formula (fractions allowed) or atomic numbers (n,), is chemically plausible.
 
     rule 'cdvae': charge neutral and Pauling test, metals and pure elements pass (smact 2.2.1 tables). rule 'smact4': smact 4's smact_validity as it stands."""
     if isinstance(composition, str):
         from pymatgen.core import Composition
+
         count = _whole_amounts({e.Z: n for e, n in Composition(composition).items()})
-    else: count = Counter(int(z) for z in composition)
-    elements = tuple(sorted(count)); divisor = math.gcd(*count.values())
-    if not elements or elements[-1] > 94: raise ValueError(f"{composition}: atomic numbers must be 1 to 94")
-    if rule == "smact4": return _smact4(count)
-    if rule != "cdvae": raise ValueError(f"rule must be 'cdvae' or 'smact4', not {rule!r}")
+    else:
+        count = Counter(int(z) for z in composition)
+    elements = tuple(sorted(count))
+    divisor = math.gcd(*count.values())
+    if not elements or elements[-1] > 94:
+        raise ValueError(f"{composition}: atomic numbers must be 1 to 94")
+    if rule == "smact4":
+        return _smact4(count)
+    if rule != "cdvae":
+        raise ValueError(f"rule must be 'cdvae' or 'smact4', not {rule!r}")
     return _cdvae_rule(elements, tuple(count[z] // divisor for z in elements))
 
 # %% ../../nbs/3_symmcd/09b_composition.ipynb #c09b0011
@@ -90,14 +113,24 @@ def charge_tables(device="cpu"):
     """For elements 0-based, row 94 is none: gives (95, s) and takes (95, s), their states >= 0 and -(states <= 0) padded with -1; chi (95,) electronegativity;
     order (94,) from electropositive to electronegative; metal and stateless (95,) bool. Pm and Rn, which smact lacks, have Allred's 1.13 and pymatgen's 2.2."""
     table = element_data()
+
     def states(sign):
-        rows = [sorted({sign * int(q) for q in row if q != 99 and sign * q >= 0}) for row in table.oxidation[1:]] + [[0]]
+        rows = [
+            sorted({sign * int(q) for q in row if q != 99 and sign * q >= 0}) for row in table.oxidation[1:]
+        ] + [[0]]
         return torch.tensor([row + [-1] * (max(map(len, rows)) - len(row)) for row in rows], device=device)
+
     chi = torch.as_tensor(table.electronegativity[1:].astype(float)).nan_to_num(9.0)
     chi[60], chi[85] = 1.13, 2.2
     flag = lambda values, none: torch.as_tensor(np.append(values, none), device=device)
-    return SimpleNamespace(gives=states(1), takes=states(-1), chi=torch.cat([chi, torch.tensor([99.0], dtype=chi.dtype)]).to(device), order=chi.argsort(stable=True).to(device),
-                           metal=flag(table.metal[1:].astype(bool), True), stateless=flag((table.oxidation[1:] == 99).all(1), False))
+    return SimpleNamespace(
+        gives=states(1),
+        takes=states(-1),
+        chi=torch.cat([chi, torch.tensor([99.0], dtype=chi.dtype)]).to(device),
+        order=chi.argsort(stable=True).to(device),
+        metal=flag(table.metal[1:].astype(bool), True),
+        stateless=flag((table.oxidation[1:] == 99).all(1), False),
+    )
 
 # %% ../../nbs/3_symmcd/09b_composition.ipynb #c09b0012
 def reach(possible, atoms, states):
@@ -117,16 +150,19 @@ def _present(counts, order):
     atoms = counts.gather(1, z)
     return torch.where(atoms > 0, z, 94), atoms // functools.reduce(torch.gcd, atoms.T)[:, None]
 
+
 def charges_balance(counts, most=256):
     """The rule 'cdvae' of `composition_validity` for counts (B, 94) int64, at least one atom each: (B,) bool, on their device. most: charges above it are not looked at.
     Differs from it on Pm and Rn alone, for which the original compares nothing."""
-    if not len(counts): return torch.zeros(0, dtype=torch.bool, device=counts.device)
+    if not len(counts):
+        return torch.zeros(0, dtype=torch.bool, device=counts.device)
     T = charge_tables(str(counts.device))
     z, atoms = _present(counts, T.order)
     left = torch.zeros(len(z), most, dtype=torch.bool, device=z.device)
     left[:, 0] = True
     right = [left]
-    for p in reversed(range(1, z.shape[1])): right.append(reach(right[-1], atoms[:, p], T.takes[z[:, p]]))
+    for p in reversed(range(1, z.shape[1])):
+        right.append(reach(right[-1], atoms[:, p], T.takes[z[:, p]]))
     good, chi = torch.zeros_like(left[:, 0]), T.chi[z]
     for p in range(1, z.shape[1]):
         left = reach(left, atoms[:, p - 1], T.gives[z[:, p - 1]])

@@ -37,26 +37,92 @@ def prototypes():
     "The AFLOW prototypes that ship with pymatgen: list of (name, Crystal), about 288 (Mehl et al., Comput. Mater. Sci. 136, S1, 2017)."
     import warnings
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+
     out = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for entry in AFLOW_PROTOTYPE_LIBRARY:
-            try: out.append((entry["tags"]["aflow"], Crystal.from_pymatgen(entry["snl"].structure)))
-            except CrystalError: continue
+            try:
+                out.append((entry["tags"]["aflow"], Crystal.from_pymatgen(entry["snl"].structure)))
+            except CrystalError:
+                continue
     return out
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #66d18985
 OXIDATION_STATES = {
-    "H": (1,), "Li": (1,), "Na": (1,), "K": (1,), "Rb": (1,), "Cs": (1,), "Be": (2,), "Mg": (2,), "Ca": (2,), "Sr": (2,), "Ba": (2,), "Al": (3,),
-    "Ga": (3,), "In": (3,), "Tl": (1, 3), "Sc": (3,), "Y": (3,), "La": (3,), "Ce": (3, 4), "Nd": (3,), "Sm": (3,), "Eu": (2,), "Gd": (3,), "Dy": (3,),
-    "Er": (3,), "Yb": (2, 3), "Lu": (3,), "Ti": (3, 4), "Zr": (4,), "Hf": (4,), "V": (3, 4, 5), "Nb": (5,), "Ta": (5,), "Cr": (3,), "Mo": (4, 6), "W": (4, 6),
-    "Mn": (2, 3, 4), "Fe": (2, 3), "Co": (2, 3), "Ni": (2,), "Cu": (1, 2), "Zn": (2,), "Cd": (2,), "Ag": (1,), "Si": (4,), "Ge": (4,), "Sn": (2, 4), "Pb": (2, 4),
-    "P": (5, -3), "As": (3, 5, -3), "Sb": (3, 5, -3), "Bi": (3, -3), "C": (4, -4), "N": (-3,), "B": (3,), "O": (-2,), "S": (-2, 6), "Se": (-2,), "Te": (-2,),
-    "F": (-1,), "Cl": (-1,), "Br": (-1,), "I": (-1,), "Th": (4,), "U": (4, 6)}
+    "H": (1,),
+    "Li": (1,),
+    "Na": (1,),
+    "K": (1,),
+    "Rb": (1,),
+    "Cs": (1,),
+    "Be": (2,),
+    "Mg": (2,),
+    "Ca": (2,),
+    "Sr": (2,),
+    "Ba": (2,),
+    "Al": (3,),
+    "Ga": (3,),
+    "In": (3,),
+    "Tl": (1, 3),
+    "Sc": (3,),
+    "Y": (3,),
+    "La": (3,),
+    "Ce": (3, 4),
+    "Nd": (3,),
+    "Sm": (3,),
+    "Eu": (2,),
+    "Gd": (3,),
+    "Dy": (3,),
+    "Er": (3,),
+    "Yb": (2, 3),
+    "Lu": (3,),
+    "Ti": (3, 4),
+    "Zr": (4,),
+    "Hf": (4,),
+    "V": (3, 4, 5),
+    "Nb": (5,),
+    "Ta": (5,),
+    "Cr": (3,),
+    "Mo": (4, 6),
+    "W": (4, 6),
+    "Mn": (2, 3, 4),
+    "Fe": (2, 3),
+    "Co": (2, 3),
+    "Ni": (2,),
+    "Cu": (1, 2),
+    "Zn": (2,),
+    "Cd": (2,),
+    "Ag": (1,),
+    "Si": (4,),
+    "Ge": (4,),
+    "Sn": (2, 4),
+    "Pb": (2, 4),
+    "P": (5, -3),
+    "As": (3, 5, -3),
+    "Sb": (3, 5, -3),
+    "Bi": (3, -3),
+    "C": (4, -4),
+    "N": (-3,),
+    "B": (3,),
+    "O": (-2,),
+    "S": (-2, 6),
+    "Se": (-2,),
+    "Te": (-2,),
+    "F": (-1,),
+    "Cl": (-1,),
+    "Br": (-1,),
+    "I": (-1,),
+    "Th": (4,),
+    "U": (4, 6),
+}
+
 
 def can_balance(symbols, counts):
     "True where one oxidation state for each element makes the formula neutral."
-    return any(np.dot(states, counts) == 0 for states in itertools.product(*(OXIDATION_STATES[s] for s in symbols)))
+    return any(
+        np.dot(states, counts) == 0 for states in itertools.product(*(OXIDATION_STATES[s] for s in symbols))
+    )
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #26362185
 def _symbols_for(old, counts, rng, tries):
@@ -65,14 +131,17 @@ def _symbols_for(old, counts, rng, tries):
     chi = dict(zip(table.symbol.tolist(), np.nan_to_num(table.electronegativity, nan=2.0)))
     for _ in range(tries):
         new = sorted(rng.choice(symbols, len(old), replace=False), key=chi.get)
-        if len(old) == 1 or can_balance(new, counts): return new
+        if len(old) == 1 or can_balance(new, counts):
+            return new
+
 
 def _decorate(crystal, rng, tries=300):
     "The crystal with other elements, neutral if that can be found, and the volume scaled with the atoms; None where it cannot."
     table, old = element_table(), np.unique(crystal.elements)
     by_charge = old[np.argsort(np.nan_to_num(table.electronegativity[old], nan=2.0), kind="stable")]
     new = _symbols_for(old, np.array([(crystal.elements == z).sum() for z in by_charge]), rng, tries)
-    if new is None: return None
+    if new is None:
+        return None
     swap = dict(zip(by_charge.tolist(), (table.symbol.tolist().index(s) for s in new)))
     elements = np.array([swap[int(z)] for z in crystal.elements])
     scale = (table.radius[elements] ** 3).sum() / (table.radius[crystal.elements] ** 3).sum()
@@ -84,7 +153,8 @@ def embedded(copies=8, seed=0, max_atoms=40):
     Returns a list of (name, Crystal), the same for the same seed. Shapes are real, compositions are invented: it is for learning, not for science."""
     rng, out = np.random.default_rng(seed), []
     for name, crystal in prototypes():
-        if len(crystal) > max_atoms: continue
+        if len(crystal) > max_atoms:
+            continue
         out += [(f"{name}-{i}", c) for i in range(copies) if (c := _decorate(crystal, rng)) is not None]
     return out
 
@@ -92,10 +162,13 @@ def embedded(copies=8, seed=0, max_atoms=40):
 @dataclass(frozen=True)
 class Prepared:
     "A crystal made ready: its asymmetric unit, and notes on what reading and idealising changed."
+
     unit: AsymmetricUnit
     notes: tuple = ()
 
+
 STRICT = 0.01  # A: the tolerance at which a structure shows the group that its coordinates have
+
 
 def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400):
     "One CIF text or Crystal -> `Prepared`; CrystalError with the reason where that cannot be. symprec: A."
@@ -103,9 +176,12 @@ def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400):
     crystal = item if reading is None else reading.crystal
     unit = AsymmetricUnit.from_crystal(crystal, symprec)
     if len(unit) > max_orbits or unit.num_atoms > max_atoms:
-        raise CrystalError(f"{unit.formula} has {len(unit)} orbits and {unit.num_atoms} atoms; the limits "
-                           f"are {max_orbits} and {max_atoms}, raise them to keep it")
+        raise CrystalError(
+            f"{unit.formula} has {len(unit)} orbits and {unit.num_atoms} atoms; the limits "
+            f"are {max_orbits} and {max_atoms}, raise them to keep it"
+        )
     return Prepared(unit, (reading.notes if reading else ()) + _raised(crystal, unit, symprec))
+
 
 def _raised(crystal, unit, symprec):
     "A note where the crystal was idealised to another group than the one it has at `STRICT`."
@@ -114,6 +190,7 @@ def _raised(crystal, unit, symprec):
     strict = int(symmetry_dataset(crystal, STRICT).number)
     note = f"space group raised from {strict} (at {STRICT:g} A) to {unit.space_group} (at {symprec:g} A)"
     return () if strict == unit.space_group else (note,)
+
 
 def _holds(crystal, found, tolerance, most=1_000_000):
     """Whether the operations that spglib found carry each atom to within `tolerance` (A) of one of its element,
@@ -130,6 +207,7 @@ def _holds(crystal, found, tolerance, most=1_000_000):
     bent = np.abs(lengths - np.linalg.norm(probes @ crystal.lattice, axis=-1)).max()
     return bool(distance.min(2).max() < tolerance and bent < tolerance)
 
+
 def prepare_one(item, symprec=0.1, max_orbits=64, max_atoms=400):
     "One CIF text or Crystal -> AsymmetricUnit; CrystalError with the reason where that cannot be."
     return prepare_noted(item, symprec, max_orbits, max_atoms).unit
@@ -139,11 +217,20 @@ def prepare_one(item, symprec=0.1, max_orbits=64, max_atoms=400):
 class Batch:
     """B crystals as flat tensors. space_group (B,) int64, k (B, 6) float32, num_orbits (B,) int64; of all orbits one after another:
     elements (M,) atomic numbers, frac_coords (M, 3) float32, wyckoff (M,) index (0 = 'a'), batch (M,) the crystal of each orbit."""
-    space_group: torch.Tensor; k: torch.Tensor; num_orbits: torch.Tensor
-    elements: torch.Tensor; frac_coords: torch.Tensor; wyckoff: torch.Tensor; batch: torch.Tensor
 
-    def __len__(self): return len(self.space_group)
-    def to(self, device): return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+    space_group: torch.Tensor
+    k: torch.Tensor
+    num_orbits: torch.Tensor
+    elements: torch.Tensor
+    frac_coords: torch.Tensor
+    wyckoff: torch.Tensor
+    batch: torch.Tensor
+
+    def __len__(self):
+        return len(self.space_group)
+
+    def to(self, device):
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #3a7bb595
 @dataclass(eq=False)
@@ -153,19 +240,34 @@ class CrystalData:
     where it had none (see `read_columns`).
 
     `data[i]` is an `AsymmetricUnit`, `data.select(indices)` a `Batch`, `data.to(device)` a copy on a device."""
-    space_group: torch.Tensor; k: torch.Tensor; num_orbits: torch.Tensor
-    elements: torch.Tensor; frac_coords: torch.Tensor; wyckoff: torch.Tensor
-    names: list; info: dict = field(default_factory=dict)
+
+    space_group: torch.Tensor
+    k: torch.Tensor
+    num_orbits: torch.Tensor
+    elements: torch.Tensor
+    frac_coords: torch.Tensor
+    wyckoff: torch.Tensor
+    names: list
+    info: dict = field(default_factory=dict)
     columns: dict = field(default_factory=dict)
 
-    def __post_init__(self): self.start = torch.cumsum(self.num_orbits, 0) - self.num_orbits
-    def __len__(self): return len(self.space_group)
-    def tensors(self): return {f.name: getattr(self, f.name) for f in fields(self)[:6]}
+    def __post_init__(self):
+        self.start = torch.cumsum(self.num_orbits, 0) - self.num_orbits
+
+    def __len__(self):
+        return len(self.space_group)
+
+    def tensors(self):
+        return {f.name: getattr(self, f.name) for f in fields(self)[:6]}
+
     def to(self, device):
-        return CrystalData(*(t.to(device) for t in self.tensors().values()), self.names, self.info, self.columns)
+        return CrystalData(
+            *(t.to(device) for t in self.tensors().values()), self.names, self.info, self.columns
+        )
 
     def __getitem__(self, i):
-        if not -len(self) <= i < len(self): raise IndexError(f"crystal {i} of {len(self)}")
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"crystal {i} of {len(self)}")
         rows = slice(int(self.start[i]), int(self.start[i] + self.num_orbits[i]))
         orbits = (getattr(self, n)[rows].cpu().numpy() for n in ("elements", "frac_coords", "wyckoff"))
         return AsymmetricUnit(int(self.space_group[i]), self.k[i].cpu().numpy(), *orbits)
@@ -173,11 +275,20 @@ class CrystalData:
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #8c73aa4b
 def from_units(units, names=None, info=None):
     "A data set from a list of `AsymmetricUnit`."
-    if not units: raise MatgenError("no crystal is left to make a data set of")
+    if not units:
+        raise MatgenError("no crystal is left to make a data set of")
     flat = lambda name: torch.as_tensor(np.concatenate([getattr(u, name) for u in units]))
     numbers, counts = (torch.tensor(x) for x in ([u.space_group for u in units], [len(u) for u in units]))
-    return CrystalData(numbers, torch.as_tensor(np.stack([u.k for u in units])), counts,
-                       flat("elements"), flat("frac_coords"), flat("wyckoff"), list(names or range(len(units))), dict(info or {}))
+    return CrystalData(
+        numbers,
+        torch.as_tensor(np.stack([u.k for u in units])),
+        counts,
+        flat("elements"),
+        flat("frac_coords"),
+        flat("wyckoff"),
+        list(names or range(len(units))),
+        dict(info or {}),
+    )
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #e2ad4513
 def select(data, indices):
@@ -185,9 +296,20 @@ def select(data, indices):
     indices = torch.as_tensor(indices, dtype=torch.long, device=data.num_orbits.device)
     counts = data.num_orbits[indices]
     batch = torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts)
-    rows = torch.arange(len(batch), device=counts.device) + (data.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
-    return Batch(data.space_group[indices], data.k[indices].float(), counts, data.elements[rows],
-                 data.frac_coords[rows].float(), data.wyckoff[rows], batch)
+    rows = (
+        torch.arange(len(batch), device=counts.device)
+        + (data.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
+    )
+    return Batch(
+        data.space_group[indices],
+        data.k[indices].float(),
+        counts,
+        data.elements[rows],
+        data.frac_coords[rows].float(),
+        data.wyckoff[rows],
+        batch,
+    )
+
 
 CrystalData.select = select
 
@@ -195,24 +317,37 @@ CrystalData.select = select
 def subset(data, indices):
     "A smaller data set: the crystals `indices` (list of int), in that order."
     b, rows = data.select(indices), torch.as_tensor(indices)
-    return CrystalData(b.space_group, data.k[rows], b.num_orbits, b.elements, b.frac_coords.double(),
-                       b.wyckoff,
-                       [data.names[int(i)] for i in indices], data.info,
-                       {name: values[rows.cpu()] for name, values in data.columns.items()})
+    return CrystalData(
+        b.space_group,
+        data.k[rows],
+        b.num_orbits,
+        b.elements,
+        b.frac_coords.double(),
+        b.wyckoff,
+        [data.names[int(i)] for i in indices],
+        data.info,
+        {name: values[rows.cpu()] for name, values in data.columns.items()},
+    )
+
 
 CrystalData.subset = subset
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #n09sub02
 NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
 
+
 def column(z):
     "Column of the periodic table, 1 to 18, of an atomic number; the lanthanides count as 3, the actinides as 20, hydrogen as 0."
     period = next(p for p in range(1, 8) if z <= NOBLE[p])
     place, left = z - NOBLE[period - 1], NOBLE[period] - z
-    if z == 1: return 0
-    if place <= 2 < z: return place
-    if period > 5 and place <= 16: return 3 if period == 6 else 20
+    if z == 1:
+        return 0
+    if place <= 2 < z:
+        return place
+    if period > 5 and place <= 16:
+        return 3 if period == 6 else 20
     return 18 - left
+
 
 @lru_cache(None)
 def same_column():
@@ -226,15 +361,22 @@ def multiplicity(batch):
     T, group = wyckoff_tables(str(batch.k.device)), batch.space_group[batch.batch]
     return T.multiplicity[T.wyckoff_offset[group] + batch.wyckoff]
 
+
 def element_counts(elements, atoms, batch, n):
     "Atoms of each element in n crystals, (n, 94) int64, from orbits: elements (M,) 0-based, atoms (M,) of each, batch (M,) its crystal."
-    return torch.zeros(n, 94, dtype=torch.long, device=elements.device).index_put_((batch, elements), atoms.long(), accumulate=True)
+    return torch.zeros(n, 94, dtype=torch.long, device=elements.device).index_put_(
+        (batch, elements), atoms.long(), accumulate=True
+    )
+
 
 def atomic_volumes(data, pull=0.01, typical=15.0, least=3.0):
     "Volume (A^3) of the elements 1..94 in the crystals of a `CrystalData`, (94,) float64: least squares of the relative error of the cells, `pull` (weight of a crystal) towards `typical`."
     b = data.to("cpu").select(torch.arange(len(data)))
-    A = element_counts(b.elements - 1, multiplicity(b), b.batch, len(b)) / torch.linalg.det(k_to_lattice(b.k.double()))[:, None]
-    weight = pull / typical ** 2
+    A = (
+        element_counts(b.elements - 1, multiplicity(b), b.batch, len(b))
+        / torch.linalg.det(k_to_lattice(b.k.double()))[:, None]
+    )
+    weight = pull / typical**2
     v = torch.linalg.solve(A.T @ A + weight * torch.eye(94, dtype=A.dtype), A.sum(0) + weight * typical)
     return v.clamp(min=least)
 
@@ -244,49 +386,69 @@ def substituted(batch, frequency, volumes, generator=None, chance=0.5, rounds=2)
     probability `chance`, one of its elements. frequency (94,): how often each element is to be drawn; volumes (94,): see `atomic_volumes`."""
     n, device, ones = len(batch), batch.k.device, multiplicity(batch).float()
     draws = torch.where(same_column().to(device), frequency.to(device), 0)
-    first, size = torch.cumsum(batch.num_orbits, 0) - batch.num_orbits, lambda z: torch.zeros(n, device=device).index_add_(0, batch.batch, ones * volumes.to(ones)[z - 1])
+    first, size = (
+        torch.cumsum(batch.num_orbits, 0) - batch.num_orbits,
+        lambda z: torch.zeros(n, device=device).index_add_(0, batch.batch, ones * volumes.to(ones)[z - 1]),
+    )
     for _ in range(rounds):
         u, go = random_uniform((2, n), generator, device)
         old = batch.elements[first + (u * batch.num_orbits).long().clamp(max=batch.num_orbits - 1)]
         new = draw_categories(draws[old - 1], generator) + 1
-        there = torch.zeros(n, device=device).index_add_(0, batch.batch, (batch.elements == new[batch.batch]).float()) > 0
+        there = (
+            torch.zeros(n, device=device).index_add_(
+                0, batch.batch, (batch.elements == new[batch.batch]).float()
+            )
+            > 0
+        )
         swap = ((go < chance) & ~there)[batch.batch] & (batch.elements == old[batch.batch])
         elements = torch.where(swap, new[batch.batch], batch.elements)
-        k = torch.cat([batch.k[:, :5], batch.k[:, 5:] + (size(elements) / size(batch.elements)).log()[:, None] / 3], 1)
+        k = torch.cat(
+            [batch.k[:, :5], batch.k[:, 5:] + (size(elements) / size(batch.elements)).log()[:, None] / 3], 1
+        )
         batch = replace(batch, elements=elements, k=k)
     return batch
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #b3bef7f4
 FORMAT = "matgen_nb crystals 1"
-COLUMN = "column."          # before the name of a tensor: it holds one of the `columns`
+COLUMN = "column."  # before the name of a tensor: it holds one of the `columns`
+
 
 def save(data, path):
     "Write a prepared data set as one safetensors file, atomically."
     from matgen_nb.utils import tensor_bytes as to_bytes
+
     metadata = dict(format=FORMAT, names=json.dumps([str(n) for n in data.names]), info=json.dumps(data.info))
     tensors = data.tensors() | {COLUMN + name: values for name, values in data.columns.items()}
     with atomic_write(path, "wb") as file:
         file.write(to_bytes({n: t.contiguous() for n, t in tensors.items()}, metadata))
 
+
 def load(path):
     "Read a prepared data set. MatgenError where the file is missing, damaged or of another kind."
     from matgen_nb.utils import load_tensors
-    if not Path(path).exists(): raise MatgenError(f"{path} does not exist; make it with: matgen prepare crystals SOURCE --out {path}")
+
+    if not Path(path).exists():
+        raise MatgenError(f"{path} does not exist; make it with: matgen prepare crystals SOURCE --out {path}")
     try:
         metadata, tensors = load_tensors(path, finite=lambda name: False)
-    except Exception as error: raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
+    except Exception as error:
+        raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
-        raise MatgenError(f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare crystals")
+        raise MatgenError(
+            f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare crystals"
+        )
     found = [name for name in tensors if name.startswith(COLUMN)]
     columns = {name.removeprefix(COLUMN): tensors.pop(name) for name in found}
     missing = [f.name for f in fields(CrystalData)[:6] if f.name not in tensors]
     if missing:
-        raise MatgenError(f"{path} lacks {', '.join(missing)}: it is damaged or from another version; "
-                          "prepare it again")
+        raise MatgenError(
+            f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again"
+        )
     numbered = [f"crystal {i}" for i in range(len(tensors["space_group"]))]
     names = json.loads(metadata.get("names", "null")) or numbered
     info = json.loads(metadata.get("info", "{}"))
     return CrystalData(**tensors, names=names, info=info, columns=columns)
+
 
 CrystalData.save, CrystalData.load = save, staticmethod(load)
 
@@ -295,9 +457,15 @@ def read_folder(path):
     "(name, CIF text) of every .cif, .cif.gz and .mcif file under a folder, sorted. MatgenError where there is none."
     folder = cif_folder(path)
     if not folder.files:
-        other = f" (but {len(folder.skipped)} in other formats, such as {folder.skipped[0]})" if folder.skipped else ""
-        raise MatgenError(f"no .cif file in {path}{other}; give a folder of CIF files, a CSV with a 'cif' "
-                          f"column, or one of {', '.join(['embedded', *PUBLIC])}")
+        other = (
+            f" (but {len(folder.skipped)} in other formats, such as {folder.skipped[0]})"
+            if folder.skipped
+            else ""
+        )
+        raise MatgenError(
+            f"no .cif file in {path}{other}; give a folder of CIF files, a CSV with a 'cif' "
+            f"column, or one of {', '.join(['embedded', *PUBLIC])}"
+        )
     return [(str(p.relative_to(path)), text) for p, text in zip(folder.files, folder.texts())]
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #a3715f80
@@ -309,14 +477,21 @@ def read_csv(path, column="cif"):
         with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.DictReader(file)
             known, rows = reader.fieldnames or [], list(reader)
-    except (OSError, EOFError, csv.Error) as error: raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
+    except (OSError, EOFError, csv.Error) as error:
+        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
     if column not in known:
-        raise MatgenError(f"{path} has no column {column!r}; it has {', '.join(map(repr, known[:20])) or 'no columns'}. Rename the column that holds the CIF texts")
-    return [(row.get("material_id") or row.get("name") or f"row {i}", row[column] or "") for i, row in enumerate(rows, 1)]
+        raise MatgenError(
+            f"{path} has no column {column!r}; it has {', '.join(map(repr, known[:20])) or 'no columns'}. Rename the column that holds the CIF texts"
+        )
+    return [
+        (row.get("material_id") or row.get("name") or f"row {i}", row[column] or "")
+        for i, row in enumerate(rows, 1)
+    ]
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #n09ene01
 # eV/atom; what the hull of lesson 13b is made of
 ENERGY_COLUMNS = ("formation_energy_per_atom", "e_above_hull")
+
 
 def read_columns(path, names=ENERGY_COLUMNS):
     """Columns of a CSV file (.gz too): list of (name of the row, {column: text}), rows and their names as
@@ -333,6 +508,7 @@ def read_columns(path, names=ENERGY_COLUMNS):
     title = lambda row, i: row.get("material_id") or row.get("name") or f"row {i}"
     return [(title(row, i), {name: row.get(name) or "" for name in names}) for i, row in enumerate(rows, 1)]
 
+
 def to_number(text):
     "The number in a text, nan where there is none."
     try:
@@ -343,10 +519,26 @@ def to_number(text):
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #e97cffa0
 _CDVAE = "https://raw.githubusercontent.com/txie-93/cdvae/f857f598d6f6cca5dc1ea0582d228f12dcc2c2ea/data/"
 _DIFFCSP = "https://raw.githubusercontent.com/jiaor17/DiffCSP/ee131b03a1c6211828e8054d837caa8f1a980c3e/data/"
-PUBLIC = {"mp-20": _CDVAE + "mp_20/", "perov-5": _CDVAE + "perov_5/", "carbon-24": _CDVAE + "carbon_24/", "mpts-52": _DIFFCSP + "mpts_52/"}
-PUBLIC_ROWS = {("mp-20", "train"): 27136, ("mp-20", "val"): 9047, ("mp-20", "test"): 9046, ("perov-5", "train"): 11356, ("perov-5", "val"): 3787,
-               ("perov-5", "test"): 3785, ("carbon-24", "train"): 6091, ("carbon-24", "val"): 2032, ("carbon-24", "test"): 2030,
-               ("mpts-52", "train"): 27380, ("mpts-52", "val"): 5000, ("mpts-52", "test"): 8096}
+PUBLIC = {
+    "mp-20": _CDVAE + "mp_20/",
+    "perov-5": _CDVAE + "perov_5/",
+    "carbon-24": _CDVAE + "carbon_24/",
+    "mpts-52": _DIFFCSP + "mpts_52/",
+}
+PUBLIC_ROWS = {
+    ("mp-20", "train"): 27136,
+    ("mp-20", "val"): 9047,
+    ("mp-20", "test"): 9046,
+    ("perov-5", "train"): 11356,
+    ("perov-5", "val"): 3787,
+    ("perov-5", "test"): 3785,
+    ("carbon-24", "train"): 6091,
+    ("carbon-24", "val"): 2032,
+    ("carbon-24", "test"): 2030,
+    ("mpts-52", "train"): 27380,
+    ("mpts-52", "val"): 5000,
+    ("mpts-52", "test"): 8096,
+}
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #269e3163
 def download(name, split="train"):
@@ -354,28 +546,46 @@ def download(name, split="train"):
 
     The first download is checked against the published number of rows and its SHA-256 is kept beside the file; every later use
     is checked against that. MatgenError when offline or when the content is not what was announced."""
-    if (name, split) not in PUBLIC_ROWS: raise MatgenError(f"there is no public set {name!r} with a split {split!r}; splits are train, val, test")
-    return fetch(f"{PUBLIC[name]}{split}.csv", f"{name}-{split}.csv", partial(_check_rows, expected=PUBLIC_ROWS[name, split]),
-                 instead=f"download that file elsewhere and pass its path instead of {name!r}, or use 'embedded'")
+    if (name, split) not in PUBLIC_ROWS:
+        raise MatgenError(
+            f"there is no public set {name!r} with a split {split!r}; splits are train, val, test"
+        )
+    return fetch(
+        f"{PUBLIC[name]}{split}.csv",
+        f"{name}-{split}.csv",
+        partial(_check_rows, expected=PUBLIC_ROWS[name, split]),
+        instead=f"download that file elsewhere and pass its path instead of {name!r}, or use 'embedded'",
+    )
+
 
 def _check_rows(path, expected):
-    if (rows := len(read_csv(path))) != expected: raise MatgenError(f"{path.name} should have {expected} rows but {rows} arrived; the file was removed, try again")
+    if (rows := len(read_csv(path))) != expected:
+        raise MatgenError(
+            f"{path.name} should have {expected} rows but {rows} arrived; the file was removed, try again"
+        )
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #c1c20189
 def read_source(source, split="train", column="cif"):
     "(name, CIF text or Crystal) of everything in a source: 'embedded', a public name, a folder, or a CSV."
-    if source == "embedded": return embedded()
-    if source in PUBLIC: return read_csv(download(source, split))
+    if source == "embedded":
+        return embedded()
+    if source in PUBLIC:
+        return read_csv(download(source, split))
     path = Path(source)
-    if path.is_dir(): return read_folder(path)
-    if path.is_file(): return read_csv(path, column)
-    raise MatgenError(f"{str(source)!r} is no folder, no file and no known set; known are {', '.join(['embedded', *PUBLIC])}")
+    if path.is_dir():
+        return read_folder(path)
+    if path.is_file():
+        return read_csv(path, column)
+    raise MatgenError(
+        f"{str(source)!r} is no folder, no file and no known set; known are {', '.join(['embedded', *PUBLIC])}"
+    )
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #20467838
 @dataclass(frozen=True)
 class Report:
     """What preparing did: crystals read and kept, failures by name and reason, seconds, notes {name: what was
     dropped, merged, chosen or idealised}, skipped: files of the folder in formats that are not read."""
+
     total: int
     kept: int
     failures: list
@@ -385,8 +595,12 @@ class Report:
 
     def __str__(self):
         from matgen_nb.utils import describe_failures
-        lines = [f"{self.kept} of {self.total} crystals prepared in {self.seconds:.1f} s; "
-                 f"{describe_failures(self.failures, self.total)}", describe_notes(self.notes)]
+
+        lines = [
+            f"{self.kept} of {self.total} crystals prepared in {self.seconds:.1f} s; "
+            f"{describe_failures(self.failures, self.total)}",
+            describe_notes(self.notes),
+        ]
         if self.skipped:
             names = ", ".join(self.skipped[:3])
             lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {names}")
@@ -412,8 +626,19 @@ def source_columns(source, names, split="train", wanted=ENERGY_COLUMNS):
     return {name: values for name, values in found.items() if values.isfinite().any()}
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #fdcaef8d
-def prepare(source, out=None, n_jobs=-1, split="train", column="cif", limit=None, symprec=0.1, max_orbits=64, max_atoms=400, timeout=60,
-            progress="preparing"):
+def prepare(
+    source,
+    out=None,
+    n_jobs=-1,
+    split="train",
+    column="cif",
+    limit=None,
+    symprec=0.1,
+    max_orbits=64,
+    max_atoms=400,
+    timeout=60,
+    progress="preparing",
+):
     """Read crystals and turn them into a prepared data set. Returns (CrystalData, Report); `out` also saves it.
 
     source: see `read_source`. limit: only the first so many. symprec: A, the tolerance at which symmetry is
@@ -431,7 +656,9 @@ def prepare(source, out=None, n_jobs=-1, split="train", column="cif", limit=None
     kept = [(name, one) for (name, _), one in zip(items, done) if one is not None]
     if not kept:
         reason = failures[0] if failures else "the source is empty"
-        raise MatgenError(f"none of the {len(items)} structures in {source} could be prepared; the first failure: {reason}")
+        raise MatgenError(
+            f"none of the {len(items)} structures in {source} could be prepared; the first failure: {reason}"
+        )
     info = dict(source=str(source), split=split, symprec=symprec)
     data = from_units([one.unit for _, one in kept], [name for name, _ in kept], info)
     data.columns = source_columns(source, data.names, split)

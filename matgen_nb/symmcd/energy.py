@@ -38,7 +38,8 @@ from ..symmetry.space_groups import SpaceGroup
 from ..utils import Failure, MatgenError, atomic_write, progress_bar, share, time_limit
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0010
-GPA = 160.21766208     # GPa in one eV/A^3
+GPA = 160.21766208  # GPa in one eV/A^3
+
 
 @dataclass(frozen=True, eq=False)
 class SinglePoint:
@@ -46,6 +47,7 @@ class SinglePoint:
 
     energy: eV/atom; forces (N, 3): eV/A, in the order of the atoms; stress (3, 3): GPa, (1/V)
     dE/d(strain). The derivatives are None where only the energy was wanted."""
+
     energy: float
     forces: Optional[np.ndarray] = None
     stress: Optional[np.ndarray] = None
@@ -192,6 +194,7 @@ class SevennPotential(Potential):
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0014
 POTENTIALS = {"chgnet": ChgnetPotential, "sevenn": SevennPotential}
 
+
 @functools.lru_cache(4)
 def get_potential(name="chgnet", device: str = "cpu") -> Potential:
     """A Potential by name ('chgnet' or 'sevenn'), loaded once, or the one that is given.
@@ -208,10 +211,11 @@ def primitive_cell(crystal: Crystal, symprec: float = 1e-3) -> Crystal:
     """A primitive cell of a crystal, atoms unmoved (up to a quarter of the atoms and of the cost); the
     crystal itself where none is found."""
     import spglib
+
     cell = crystal.lattice, crystal.frac_coords, crystal.elements
     try:
         found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=symprec)
-    except Exception:                                    # spglib's own errors, for atoms that overlap
+    except Exception:  # spglib's own errors, for atoms that overlap
         return crystal
     if found is None or len(found[2]) >= len(crystal):
         return crystal
@@ -235,6 +239,7 @@ def _finite(point: SinglePoint) -> bool:
     parts = [p for p in (point.energy, point.forces, point.stress) if p is not None]
     return all(np.isfinite(p).all() for p in parts)
 
+
 def _calculate(potential: Potential, crystals: list, forces: bool, timeout: float) -> list:
     """SinglePoint or a text with the reason, for each crystal.
 
@@ -248,8 +253,14 @@ def _calculate(potential: Potential, crystals: list, forces: bool, timeout: floa
             return [_calculate(potential, [c], forces, timeout)[0] for c in crystals]
         return [(str(error) or type(error).__name__).splitlines()[0]]
 
-def single_points(crystals: list, potential: Potential, forces: bool = True, timeout: float = 60.0,
-                  progress: Optional[str] = "energies") -> list:
+
+def single_points(
+    crystals: list,
+    potential: Potential,
+    forces: bool = True,
+    timeout: float = 60.0,
+    progress: Optional[str] = "energies",
+) -> list:
     """Energies, and with `forces` also forces and stresses, of crystals as they stand.
 
     crystals: list of Crystal (None: no crystal). timeout: seconds a crystal. Returns a list with a
@@ -271,6 +282,7 @@ class EnergyCache:
     None: nothing is kept).
 
     A file that cannot be read is passed over; what another process has added meanwhile is kept."""
+
     def __init__(self, path: Optional[Path]):
         self.path = None if path is None else Path(path)
         self.rows = self._read()
@@ -289,9 +301,11 @@ class EnergyCache:
             with atomic_write(self.path) as file:
                 json.dump(self.rows, file)
 
+
 def default_cache(potential: Potential) -> Path:
     "Where the energies of a potential are kept."
     import pooch
+
     return Path(pooch.os_cache("matgen_nb")) / f"energies-{potential.name}.json"
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0024
@@ -302,6 +316,7 @@ def _row(point) -> dict:
     if point.forces is None:
         return dict(energy=point.energy, failure="")
     return dict(energy=point.energy, max_force=point.max_force, pressure=point.pressure, failure="")
+
 
 def energies(
     crystals: list,
@@ -373,6 +388,7 @@ def _composition_of_cif(text: str) -> dict:
         crystal = _or_none(lambda _: Crystal.from_cif(f"{text}\n"), 0)
         return {} if crystal is None else dict(Counter(crystal.elements.tolist()))
 
+
 def _reference_of_csv(path: Path) -> EnergyReference:
     table = [row for _, row in read_columns(path, ("cif", *ENERGY_COLUMNS))]
     formation, above = (np.array([to_number(row[name]) for row in table]) for name in ENERGY_COLUMNS)
@@ -389,6 +405,7 @@ def _reference_of_data(data: CrystalData) -> EnergyReference:
     units = [data[int(i)] for i in rows]
     compositions = [dict(Counter(np.repeat(u.elements, u.multiplicities).tolist())) for u in units]
     return EnergyReference(compositions, formation[rows], above[rows], lambda i: units[i].to_crystal())
+
 
 def energy_reference(source) -> EnergyReference:
     """Real crystals with the columns `formation_energy_per_atom` and `e_above_hull`: of a CrystalData, of a
@@ -449,6 +466,7 @@ def _fractions(compositions: list) -> np.ndarray:
             row[z] = n
     return out / out.sum(1, keepdims=True)
 
+
 def fit_elements(shares: np.ndarray, values: np.ndarray, width: float = 0.05, rounds: int = 50) -> np.ndarray:
     """One number for each element, (95,), such that shares (n, 95) @ numbers comes close to values (n,); nan
     where an element is absent.
@@ -459,8 +477,11 @@ def fit_elements(shares: np.ndarray, values: np.ndarray, width: float = 0.05, ro
     A, weight = shares[:, there], np.ones(len(values))
     for _ in range(rounds):
         root = np.sqrt(weight)[:, None]
-        x = np.linalg.lstsq(np.vstack([A * root, 1e-4 * np.eye(A.shape[1])]),
-                            np.concatenate([values * root[:, 0], np.zeros(A.shape[1])]), rcond=None)[0]
+        x = np.linalg.lstsq(
+            np.vstack([A * root, 1e-4 * np.eye(A.shape[1])]),
+            np.concatenate([values * root[:, 0], np.zeros(A.shape[1])]),
+            rcond=None,
+        )[0]
         weight = np.minimum(1, width / np.maximum(np.abs(values - A @ x), 1e-12))
     out = np.full(95, np.nan)
     out[there] = x
@@ -490,6 +511,7 @@ class EnergyScale:
     potential: its name; elements (95,): energy of each element in eV/atom, nan where unknown; residual:
     median error of the formation energies in eV/atom; volumes (95,): volume of each element, A^3; hull:
     Hull."""
+
     potential: str
     elements: np.ndarray
     residual: float
@@ -540,6 +562,7 @@ def energy_scale(
         potential.name, elements, float(np.median(residual)), volumes.clip(min=3), Hull(reference)
     )
 
+
 def _or_none(read: Callable, i: int) -> Optional[Crystal]:
     try:
         return read(i)
@@ -547,8 +570,9 @@ def _or_none(read: Callable, i: int) -> Optional[Crystal]:
         return None
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0040
-ANIONS = frozenset((7, 8, 9, 15, 16, 17, 33, 34, 35, 52, 53))      # N, P, As; O, S, Se, Te; F, Cl, Br, I
+ANIONS = frozenset((7, 8, 9, 15, 16, 17, 33, 34, 35, 52, 53))  # N, P, As; O, S, Se, Te; F, Cl, Br, I
 OXIDES_HALIDES = frozenset((8, 9, 17, 35, 53))
+
 
 @dataclass(frozen=True)
 class Contacts:
@@ -556,11 +580,13 @@ class Contacts:
     largest distance of a site to its nearest neighbour, in the same unit; anion_pair: the nearest atom of
     an anion is an anion; cation_pair: in an oxide or halide the nearest atom of a cation is a cation;
     elements: how many."""
+
     shortest: float
     loneliest: float
     anion_pair: bool
     cation_pair: bool
     elements: int
+
 
 def contacts(crystal: Crystal, reach: float = 6.2) -> Contacts:
     """The `Contacts` of a crystal, looked for up to `reach` A from each atom.
@@ -571,7 +597,7 @@ def contacts(crystal: Crystal, reach: float = 6.2) -> Contacts:
     ratios, anion_pair, cation_pair = [], False, False
     for site in range(len(crystal)):
         near, _, distance = neighbours(crystal, site, reach)
-        near, distance = z[near[1:]], distance[1:]                  # the first is the atom itself
+        near, distance = z[near[1:]], distance[1:]  # the first is the atom itself
         ratios.append((distance / (radius[z[site]] + radius[near])).min() if len(near) else math.inf)
         if len(near) and kinds - ANIONS:
             is_anion, beside = int(z[site]) in ANIONS, int(near[0]) in ANIONS
@@ -593,6 +619,7 @@ def exchanges(unit: AsymmetricUnit, most: int = 20) -> list:
             elements[[i, j]] = elements[[j, i]]
             out.append((f"{name(i)} <> {name(j)}", replace(unit, elements=elements)))
     return out
+
 
 def exchange_gains(
     units: list,
@@ -625,8 +652,14 @@ def median_entry(values: list, protocol: str, seed: int = 0, rounds: int = 1000)
         return dict(value=math.nan, low=math.nan, high=math.nan, n=0, protocol=protocol)
     draws = np.random.default_rng(seed).integers(len(x), size=(rounds, len(x)))
     low, high = np.quantile(np.median(x[draws], axis=1), [0.025, 0.975])
-    return dict(value=float(np.median(x)), low=float(low), high=float(high), n=len(x),
-                protocol=f"{protocol}; 95 % percentile interval of the bootstrap")
+    return dict(
+        value=float(np.median(x)),
+        low=float(low),
+        high=float(high),
+        n=len(x),
+        protocol=f"{protocol}; 95 % percentile interval of the bootstrap",
+    )
+
 
 def _share_of(values: list, test: Callable, protocol: str) -> dict:
     "Share of the values that exist (not None) and pass a test, as a row of a summary."
@@ -636,18 +669,21 @@ def _share_of(values: list, test: Callable, protocol: str) -> dict:
 @dataclass(frozen=True)
 class EnergyOptions:
     """What `evaluate_energies` does. Every field has its unit and its reason."""
-    exchanges: bool = True       # try the exchanges of elements too (about two energies a crystal more)
+
+    exchanges: bool = True  # try the exchanges of elements too (about two energies a crystal more)
     # the first so many crystals are also relaxed within their space groups (1 to 3 s each with CHGNet)
     relaxations: int = 0
     relaxed_with: str = ""  # name of the potential with which the crystals were relaxed before, if they were
     symprec: float = 0.1  # A, for finding the orbits of crystals that come without their asymmetric unit
-    threshold: float = 0.75      # contacts at which the sampler pushes atoms apart, in sums of covalent radii
-    seed: int = 0                # of the bootstrap
+    threshold: float = 0.75  # contacts at which the sampler pushes atoms apart, in sums of covalent radii
+    seed: int = 0  # of the bootstrap
     progress: bool = True
+
 
 @dataclass
 class EnergyEvaluation:
     "`table`: one dict per crystal, in order; `summary`: figure -> dict(value, low, high, n, protocol)."
+
     table: list
     summary: dict
 
@@ -658,15 +694,18 @@ class EnergyEvaluation:
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0070
 FREE_BINS = ((0, 0, "0"), (1, 2, "1-2"), (3, 6, "3-6"), (7, 10**6, ">6"))
 
+
 def free_coordinates(unit: AsymmetricUnit) -> int:
     "How many coordinates the Wyckoff positions of a crystal leave free."
     return int(sum(unit.positions[w].dof for w in unit.wyckoff))
+
 
 def match_distance(predicted: Optional[Crystal], true: Crystal) -> Optional[float]:
     """Root mean square distance of two crystals as StructureMatcher (ltol 0.3, stol 0.5, angle_tol 10) pairs
     their atoms, in units of (V/N)^(1/3); None where it finds no match. These are the tolerances of the
     field (CDVAE, DiffCSP)."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
+
     if predicted is None:
         return None
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
@@ -926,6 +965,7 @@ class _Variables:
 class _State:
     """Where a relaxation stands: y (see `_Variables`), its crystal and SinglePoint, the gradient (eV/A) and
     the cell's part of it."""
+
     y: np.ndarray
     crystal: Crystal
     point: SinglePoint
@@ -936,6 +976,7 @@ class _State:
     def energy(self) -> float:
         "Of the primitive cell, eV."
         return self.point.energy * len(self.crystal)
+
 
 def lbfgs_direction(gradient: np.ndarray, memory: list, stiffness: float = 20.0) -> np.ndarray:
     """Direction of descent of L-BFGS by its two loops (Nocedal, Math. Comp. 35, 773, 1980).
@@ -957,11 +998,13 @@ def lbfgs_direction(gradient: np.ndarray, memory: list, stiffness: float = 20.0)
 # result
 Work = Iterator
 
+
 def _look(space: _Variables, y: np.ndarray) -> Work:
     "The `_State` at y, or a text that says why there is none."
     crystal = space.crystal(y)
     point = (yield [crystal], True)[0]
     return point if isinstance(point, str) else _State(y, crystal, point, *space.gradient(y, crystal, point))
+
 
 def _line_search(space: _Variables, state: _State, direction: np.ndarray, noise: float = 3e-6) -> Work:
     """The first `_State` along the direction, halving and halving again, whose energy is lower as it should
@@ -1007,6 +1050,7 @@ def _descend(unit: AsymmetricUnit, options: RelaxOptions, end: float) -> Work:
 def _is_relaxed(state: _State, options: RelaxOptions) -> bool:
     return state.point.max_force <= options.fmax and state.strain <= options.fmax
 
+
 def _remember(memory: list, old: _State, new: Optional[_State], most: int = 8) -> list:
     """Memory of L-BFGS after a step; nothing where the step failed, unchanged where the curvature is not
     positive."""
@@ -1014,6 +1058,7 @@ def _remember(memory: list, old: _State, new: Optional[_State], most: int = 8) -
         return []
     s, dg = new.y - old.y, new.gradient - old.gradient
     return (memory + [(s, dg)])[-most:] if s @ dg > 1e-8 * (s @ s) ** 0.5 * (dg @ dg) ** 0.5 else memory
+
 
 def _relaxing(unit: AsymmetricUnit, options: RelaxOptions) -> Work:
     "Try the exchanges of elements, keep the lowest, relax it: a Relaxed."
@@ -1048,6 +1093,7 @@ def _resume(work: Work, answer, unit: AsymmetricUnit):
         return stop.value
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         return Relaxed(unit, reason=(str(error) or type(error).__name__).splitlines()[0])
+
 
 def _answers(requests: list, potential: Potential) -> list:
     """What the potential says to requests (crystals, forces): all crystals that want forces in one go, and
@@ -1105,6 +1151,7 @@ def relaxed_sample(sample: Sample, relaxed: Relaxed, potential: Potential) -> Sa
     }
     return Sample(crystal, unit, {**sample.row, **now, "relaxed_with": potential.name, **record})
 
+
 def relax_samples(
     samples: list,
     potential: Potential,
@@ -1128,6 +1175,7 @@ def _how(potential: str, options: EnergyOptions) -> str:
         else ""
     )
     return f"{potential}, relaxed with {options.relaxed_with}{same}"
+
 
 def summarise_energies(table: list, potential: str, options: EnergyOptions = EnergyOptions()) -> dict:
     """The figures of the comparison from the rows of `evaluate_energies`, each over the crystals that have
@@ -1190,6 +1238,7 @@ def _unit_or_none(crystal: Optional[Crystal], symprec: float) -> Optional[Asymme
     except ValueError:
         return None
 
+
 def _geometry_row(crystal: Optional[Crystal], scale: EnergyScale) -> dict:
     if not isinstance(crystal, Crystal):
         return {}
@@ -1203,6 +1252,7 @@ def _geometry_row(crystal: Optional[Crystal], scale: EnergyScale) -> dict:
         n_elements=found.elements,
         volume_ratio=scale.volume_ratio(crystal),
     )
+
 
 def _add_relaxations(table: list, crystals: list, units: list, potential: Potential, options: EnergyOptions):
     """Relax the first crystals; their rows say how much energy that frees (eV/atom), how the volume changes,
@@ -1318,6 +1368,7 @@ def published_energies() -> list:
     as float, None where there is none."""
     import csv
     from importlib.resources import files
+
     with (files("matgen_nb") / "data" / "crystal_energies.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     numbers = ("value", "low", "high", "n")

@@ -36,6 +36,7 @@ MOST_IMAGES = 2_000_000
 # of a cell whose symmetry is sought: spglib cannot be interrupted, and works with their square
 MOST_ATOMS = 2000
 
+
 def compact(crystal):
     """The same crystal in a cell whose vectors are as short as pairs of them can make each other: for
     cells that are skewed or flat."""
@@ -51,10 +52,12 @@ def compact(crystal):
     frac = crystal.frac_coords @ crystal.lattice @ np.linalg.inv(lattice)
     return Crystal(lattice, crystal.elements, frac - np.floor(frac))
 
+
 def _reach(lattice, radius):
     "How many cells to either side may hold points within `radius` A."
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     return np.floor(np.minimum(radius / heights, 1e6)).astype(int) + 1
+
 
 def _images(crystal, radius):
     "How many atoms `neighbours` looks at."
@@ -67,8 +70,9 @@ def neighbours(crystal, site, radius):
     if _images(crystal, radius) > MOST_IMAGES:
         crystal = compact(crystal)
     if _images(crystal, radius) > MOST_IMAGES:
-        raise ValueError(f"{crystal.formula}: too many atoms within {radius:.0f} A; the cell is too flat or "
-                         f"too dense")
+        raise ValueError(
+            f"{crystal.formula}: too many atoms within {radius:.0f} A; the cell is too flat or too dense"
+        )
     lattice = crystal.lattice
     cells = [np.arange(-n, n + 1) for n in _reach(lattice, radius)]
     shift = np.stack(np.meshgrid(*cells, indexing="ij"), -1).reshape(-1, 3)
@@ -78,6 +82,7 @@ def neighbours(crystal, site, radius):
     i, s = np.nonzero(distance <= radius)
     order = np.argsort(distance[i, s], kind="stable")
     return i[order], vectors[i, s][order], distance[i, s][order]
+
 
 def shortest_distance(crystal):
     "`min_distance`, also of cells that are skewed, flat or hold very many atoms, in bounded memory."
@@ -100,7 +105,8 @@ def contact_ratio(crystal, sites=None, largest=0.8):
     for site in range(len(crystal)) if sites is None else sites:
         z = crystal.elements[site]
         i, _, d = neighbours(crystal, site, largest * (radius[z] + radius[crystal.elements].max()))
-        if len(d) > 1: best = min(best, (d[1:] / (radius[z] + radius[crystal.elements[i[1:]]])).min())
+        if len(d) > 1:
+            best = min(best, (d[1:] / (radius[z] + radius[crystal.elements[i[1:]]])).min())
     return float(best)
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #8caa3682
@@ -109,16 +115,27 @@ def structure_validity(crystal, cutoff=0.5, min_volume=0.1):
     return bool(crystal.volume >= min_volume and shortest_distance(crystal) >= cutoff)
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #b89b6f7c
-MOTIFS = {1: ["sgl_bd"], 2: ["L-shaped", "water-like", "bent 120 degrees", "bent 150 degrees", "linear"], 3: ["trigonal planar", "trigonal non-coplanar", "T-shaped"],
-          4: ["square co-planar", "tetrahedral", "rectangular see-saw-like", "see-saw-like", "trigonal pyramidal"],
-          5: ["pentagonal planar", "square pyramidal", "trigonal bipyramidal"], 6: ["hexagonal planar", "octahedral", "pentagonal pyramidal"],
-          7: ["hexagonal pyramidal", "pentagonal bipyramidal"], 8: ["body-centered cubic", "hexagonal bipyramidal"],
-          9: ["q2", "q4", "q6"], 10: ["q2", "q4", "q6"], 11: ["q2", "q4", "q6"], 12: ["cuboctahedral", "q2", "q4", "q6"]}
+MOTIFS = {
+    1: ["sgl_bd"],
+    2: ["L-shaped", "water-like", "bent 120 degrees", "bent 150 degrees", "linear"],
+    3: ["trigonal planar", "trigonal non-coplanar", "T-shaped"],
+    4: ["square co-planar", "tetrahedral", "rectangular see-saw-like", "see-saw-like", "trigonal pyramidal"],
+    5: ["pentagonal planar", "square pyramidal", "trigonal bipyramidal"],
+    6: ["hexagonal planar", "octahedral", "pentagonal pyramidal"],
+    7: ["hexagonal pyramidal", "pentagonal bipyramidal"],
+    8: ["body-centered cubic", "hexagonal bipyramidal"],
+    9: ["q2", "q4", "q6"],
+    10: ["q2", "q4", "q6"],
+    11: ["q2", "q4", "q6"],
+    12: ["cuboctahedral", "q2", "q4", "q6"],
+}
 MOTIF_START = np.cumsum([0] + [1 + len(MOTIFS.get(cn, [])) for cn in range(1, 25)])
+
 
 @functools.lru_cache(None)
 def _order_parameters(cn):
     from pymatgen.core.local_env import CN_OPT_PARAMS, LocalStructOrderParams
+
     found = [CN_OPT_PARAMS.get(cn, {}).get(name, [name]) for name in MOTIFS.get(cn, [])]
     return [LocalStructOrderParams([f[0]], parameters=[f[1] if len(f) > 1 else None]) for f in found]
 
@@ -126,12 +143,18 @@ def _order_parameters(cn):
 def voronoi_faces(points):
     "Faces of the Voronoi cell of points[0] = 0: neighbours (f,), solid angles, areas, and twice the farthest corner; None when the cell is open."
     from scipy.spatial import QhullError, Voronoi
-    try: v = Voronoi(points)
-    except QhullError: return None                    # all points in one plane: the cell is open
+
+    try:
+        v = Voronoi(points)
+    except QhullError:
+        return None  # all points in one plane: the cell is open
     ridge = np.flatnonzero((v.ridge_points == 0).any(1))
     other, corners = v.ridge_points[ridge].max(1), [v.ridge_vertices[i] for i in ridge]
-    if not corners or any(-1 in c for c in corners): return None
-    a, b, c, f = np.array([(p[0], p[i], p[i + 1], k) for k, p in enumerate(corners) for i in range(1, len(p) - 1)]).T
+    if not corners or any(-1 in c for c in corners):
+        return None
+    a, b, c, f = np.array(
+        [(p[0], p[i], p[i + 1], k) for k, p in enumerate(corners) for i in range(1, len(p) - 1)]
+    ).T
     A, B, C = v.vertices[a], v.vertices[b], v.vertices[c]
     det = np.abs((A * np.cross(B, C)).sum(1))
     x, y, z = (np.linalg.norm(m, axis=1) for m in (A, B, C))
@@ -144,6 +167,7 @@ def voronoi_faces(points):
 _DIRECTIONS = np.array([d for d in itertools.product((-1, 0, 1), repeat=3) if any(d)], float)
 _DIRECTIONS /= np.linalg.norm(_DIRECTIONS, axis=1)[:, None]
 
+
 def cut_cell(vectors, rounds=60):
     """`voronoi_faces` of vectors[0] = 0 among very many points (sorted by length), with few at a time: qhull
     cannot be interrupted.
@@ -151,6 +175,7 @@ def cut_cell(vectors, rounds=60):
     Begins with near points and the first ones met in 26 directions; points whose plane cuts off a corner
     of the cell join, until none does."""
     from scipy.spatial import QhullError, Voronoi
+
     half = (vectors * vectors).sum(1) / 2
     along = vectors @ _DIRECTIONS.T
     first = np.where(along > 1e-6, half[:, None] / np.maximum(along, 1e-6), np.inf).argmin(0)
@@ -165,7 +190,7 @@ def cut_cell(vectors, rounds=60):
             return None
         corners = v.vertices[region]
         within = np.searchsorted(half, 2 * (corners * corners).sum(1).max() * (1 + 1e-9), side="right")
-        parts = [(vectors[k:min(k + 50_000, within)] @ corners.T).max(1) for k in range(0, within, 50_000)]
+        parts = [(vectors[k : min(k + 50_000, within)] @ corners.T).max(1) for k in range(0, within, 50_000)]
         cut = np.concatenate(parts) - half[:within]
         cut[chosen[chosen < within]] = 0
         new = np.flatnonzero(cut > 1e-7 * half[:within] + 1e-9)
@@ -186,8 +211,8 @@ def _cell(crystal, site, radius=7.0):
             faces = None if size <= 5 else cut_cell(vectors) if size > 2000 else voronoi_faces(vectors[:size])
             if faces and (size == len(distance) or faces[3] <= distance[size - 1]):
                 return index, vectors, distance, faces
-        if radius > 2 * top: raise RuntimeError(f"{crystal.formula}: the Voronoi cell of atom {site} is not "
-                                                f"closed")
+        if radius > 2 * top:
+            raise RuntimeError(f"{crystal.formula}: the Voronoi cell of atom {site} is not closed")
         radius *= 2
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #44398efd
@@ -195,9 +220,17 @@ def _cell(crystal, site, radius=7.0):
 def _radii():
     from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
     from pymatgen.core import Element
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return np.array([(0, 0)] + [(Element.from_Z(z).X, CovalentRadius.radius.get(Element.from_Z(z).symbol, 1.5)) for z in range(1, 95)]).T
+        return np.array(
+            [(0, 0)]
+            + [
+                (Element.from_Z(z).X, CovalentRadius.radius.get(Element.from_Z(z).symbol, 1.5))
+                for z in range(1, 95)
+            ]
+        ).T
+
 
 def bond_weights(crystal, site):
     "CrystalNN (default settings) weights (m,) in falling order and bond vectors (m, 3) of a site (Pan et al., Inorg. Chem. 60, 1590, 2021)."
@@ -213,7 +246,9 @@ def bond_weights(crystal, site):
     return w[order], vectors[other[order]]
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #afd47346
-def _semicircle(x): return (x * np.sqrt(1 - x * x) + np.arcsin(x)) / (np.pi / 2)
+def _semicircle(x):
+    return (x * np.sqrt(1 - x * x) + np.arcsin(x)) / (np.pi / 2)
+
 
 def site_fingerprint(crystal, site):
     "CrystalNN 'ops' fingerprint (61,) of a site, the numbers of matminer's CrystalNNFingerprint."
@@ -223,18 +258,28 @@ def site_fingerprint(crystal, site):
     part = -np.diff(_semicircle(np.minimum(levels, 1)))
     for level, wt in zip(levels, part):
         cn = int((weights >= level).sum())
-        if cn > 24: continue
-        start, sites = MOTIF_START[cn - 1], [SimpleNamespace(coords=x) for x in np.vstack([np.zeros(3), vectors[:cn]])]
+        if cn > 24:
+            continue
+        start, sites = (
+            MOTIF_START[cn - 1],
+            [SimpleNamespace(coords=x) for x in np.vstack([np.zeros(3), vectors[:cn]])],
+        )
         out[start] = wt
         for j, op in enumerate(_order_parameters(cn), 1):
-            out[start + j] = wt * (op.get_order_parameters(sites, 0, indices_neighs=list(range(1, cn + 1)))[0] or 0)
+            out[start + j] = wt * (
+                op.get_order_parameters(sites, 0, indices_neighs=list(range(1, cn + 1)))[0] or 0
+            )
     return out
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #93d9cf00
 def structure_fingerprint(crystal, symprec=0.01):
     "Mean site fingerprint (61,) over all atoms; computed once per spglib orbit at `symprec` A, weighted by multiplicity (None: every atom)."
-    if symprec is None: sites, counts = np.arange(len(crystal)), np.ones(len(crystal))
-    else: _, sites, counts = np.unique(symmetry_dataset(crystal, symprec).equivalent_atoms, return_index=True, return_counts=True)
+    if symprec is None:
+        sites, counts = np.arange(len(crystal)), np.ones(len(crystal))
+    else:
+        _, sites, counts = np.unique(
+            symmetry_dataset(crystal, symprec).equivalent_atoms, return_index=True, return_counts=True
+        )
     return np.average([site_fingerprint(crystal, s) for s in sites], axis=0, weights=counts)
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #bb26348d
@@ -243,7 +288,9 @@ def composition_fingerprint(elements):
     table, (z, n) = element_data(), np.unique(elements, return_counts=True)
     x, w = table.magpie[z], (n / n.sum())[:, None]
     low, high, mean = x.min(0), x.max(0), (w * x).sum(0)
-    features = np.stack([low, high, high - low, mean, (w * np.abs(x - mean)).sum(0), x[n == n.max()].min(0)], 1).ravel()
+    features = np.stack(
+        [low, high, high - low, mean, (w * np.abs(x - mean)).sum(0), x[n == n.max()].min(0)], 1
+    ).ravel()
     return np.nan_to_num((features - table.scaler_mean) / table.scaler_std)
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #c5533c2d
@@ -251,9 +298,9 @@ def nearest(a, b, rows=512):
     "Distance from every row of a (n, d) to the nearest row of b (m, d), and of b to a: (n,), (m,). In blocks, so memory stays small."
     to_b, to_a, b2 = np.empty(len(a)), np.full(len(b), np.inf), (b * b).sum(1)
     for i in range(0, len(a), rows):
-        part = a[i:i + rows]
+        part = a[i : i + rows]
         d = np.sqrt(np.maximum((part * part).sum(1)[:, None] + b2 - 2 * part @ b.T, 0))
-        to_b[i:i + rows], to_a = d.min(1), np.minimum(to_a, d.min(0))
+        to_b[i : i + rows], to_a = d.min(1), np.minimum(to_a, d.min(0))
     return to_b, to_a
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #64c62c5d
@@ -264,13 +311,16 @@ def jensen_shannon(p, q):
     half = lambda a: np.sum(a[a > 0] * np.log(a[a > 0] / m[a > 0]))
     return math.sqrt(max(0.0, (half(p) + half(q)) / 2))
 
-def group_histogram(numbers): return np.bincount(np.asarray(numbers, int), minlength=231)[1:]
+
+def group_histogram(numbers):
+    return np.bincount(np.asarray(numbers, int), minlength=231)[1:]
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #5954774c
 def resampled(statistic, values, rng, n=200):
     "value, low, high: statistic(values) +- 1.96 bootstrap standard deviations (a percentile interval is biased: resampling adds its own noise)."
     values = np.asarray(values)
-    if not len(values): return math.nan, math.nan, math.nan
+    if not len(values):
+        return math.nan, math.nan, math.nan
     value = statistic(values)
     spread = 1.96 * np.std([statistic(rng.choice(values, len(values))) for _ in range(n)])
     return value, max(0.0, value - spread), value + spread
@@ -278,31 +328,51 @@ def resampled(statistic, values, rng, n=200):
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #9a561a95
 def _symmetric(step):
     "A step that asks spglib, for cells that are not too large for it."
+
     def run(crystal):
         if len(crystal) > MOST_ATOMS:
             raise ValueError(f"not sought in cells of more than {MOST_ATOMS} atoms ({len(crystal)})")
         return step(crystal)
+
     return run
+
 
 def _steps(symprecs, fingerprints):
     first = symprecs[0]
-    steps = {"min_distance": shortest_distance, "struct_valid": structure_validity, "contact_ratio": contact_ratio,
-             "comp_valid": lambda c: composition_validity(c.elements),
-             **{f"space_group@{s:g}": _symmetric(lambda c, s=s: int(symmetry_dataset(c, s).number)) for s in symprecs},
-             "template": _symmetric(lambda c: AsymmetricUnit.from_crystal(c, first).wyckoff_template)}
-    if fingerprints: steps["fingerprint"] = _symmetric(structure_fingerprint)
+    steps = {
+        "min_distance": shortest_distance,
+        "struct_valid": structure_validity,
+        "contact_ratio": contact_ratio,
+        "comp_valid": lambda c: composition_validity(c.elements),
+        **{
+            f"space_group@{s:g}": _symmetric(lambda c, s=s: int(symmetry_dataset(c, s).number))
+            for s in symprecs
+        },
+        "template": _symmetric(lambda c: AsymmetricUnit.from_crystal(c, first).wyckoff_template),
+    }
+    if fingerprints:
+        steps["fingerprint"] = _symmetric(structure_fingerprint)
     return steps
+
 
 def describe(crystal, symprecs=(0.1,), timeout=60, fingerprints=True):
     """All values of one crystal that need no reference, as a dict; `failure` names each step that failed
     or ran longer than `timeout` s."""
     row = dict(formula="", n_atoms=0, n_elements=0, volume=math.nan, density=math.nan, failure="")
-    if not isinstance(crystal, Crystal): return {**row, "failure": "no crystal"}
-    row |= dict(formula=crystal.formula, n_atoms=len(crystal), n_elements=len(set(crystal.elements.tolist())), volume=crystal.volume, density=crystal.density)
+    if not isinstance(crystal, Crystal):
+        return {**row, "failure": "no crystal"}
+    row |= dict(
+        formula=crystal.formula,
+        n_atoms=len(crystal),
+        n_elements=len(set(crystal.elements.tolist())),
+        volume=crystal.volume,
+        density=crystal.density,
+    )
     failures = []
     for name, step in _steps(symprecs, fingerprints).items():
         try:
-            with time_limit(timeout): row[name] = step(crystal)
+            with time_limit(timeout):
+                row[name] = step(crystal)
         except Exception as error:
             row[name] = None
             failures.append(f"{name}: {(str(error) or type(error).__name__).splitlines()[0]}")
@@ -314,9 +384,11 @@ def crystal_key(crystal, *settings):
     parts = np.round(crystal.lattice, 6), crystal.elements, np.round(crystal.frac_coords, 6)
     return hashlib.sha1(b"".join(p.tobytes() for p in parts) + repr(settings).encode() + b"v1").hexdigest()
 
+
 @dataclass
 class Reference:
     "Real crystals to compare with, and their described rows (see `describe`)."
+
     crystals: list
     rows: list
     symprecs: tuple = (0.1,)
@@ -324,20 +396,26 @@ class Reference:
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #f52268d9
 def _describe_all(crystals, symprecs, fingerprints, timeout, n_jobs, progress, names=None):
     fn = functools.partial(describe, symprecs=symprecs, timeout=timeout, fingerprints=fingerprints)
-    rows, failures = parallel_map(fn, crystals, names=names, n_jobs=n_jobs, timeout=12 * timeout if timeout else None, progress=progress)
+    rows, failures = parallel_map(
+        fn, crystals, names=names, n_jobs=n_jobs, timeout=12 * timeout if timeout else None, progress=progress
+    )
     reasons = iter(failures)
     return [row if row is not None else {**describe(None), "failure": next(reasons).reason} for row in rows]
+
 
 def _kept_rows(cache):
     "Rows by structure hash of a cache; nothing, with a word, where it is damaged: it is made again."
     try:
         with np.load(cache, allow_pickle=False) as data:
             return dict(zip(data["keys"].tolist(), map(json.loads, data["rows"].tolist()), strict=True))
-    except Exception as error:                 # zipfile, zlib, numpy and json have their own
+    except Exception as error:  # zipfile, zlib, numpy and json have their own
         print(f"{cache} cannot be read ({type(error).__name__}): it is damaged, and is made again")
         return {}
 
-def prepare_reference(crystals, symprec=0.1, cache=None, fingerprints=True, n_jobs=-1, timeout=60, progress=True):
+
+def prepare_reference(
+    crystals, symprec=0.1, cache=None, fingerprints=True, n_jobs=-1, timeout=60, progress=True
+):
     """Reference of a list of Crystal. `cache`: an .npz file that keeps rows by structure hash, so a second
     run is quick."""
     symprecs = (symprec,) if np.isscalar(symprec) else tuple(symprec)
@@ -345,19 +423,29 @@ def prepare_reference(crystals, symprec=0.1, cache=None, fingerprints=True, n_jo
     if cache and Path(cache).exists():
         known = _kept_rows(cache)
     todo = [i for i, k in enumerate(keys) if k not in known]
-    new = _describe_all([crystals[i] for i in todo], symprecs, fingerprints, timeout, n_jobs, "reference" if progress else None)
+    new = _describe_all(
+        [crystals[i] for i in todo],
+        symprecs,
+        fingerprints,
+        timeout,
+        n_jobs,
+        "reference" if progress else None,
+    )
     known |= {keys[i]: row for i, row in zip(todo, new)}
     if cache and todo:
         text = [json.dumps(known[k], default=lambda x: x.tolist()) for k in known]
-        with atomic_write(cache, "wb") as f: np.savez_compressed(f, keys=list(known), rows=text)
+        with atomic_write(cache, "wb") as f:
+            np.savez_compressed(f, keys=list(known), rows=text)
     return Reference(list(crystals), [known[k] for k in keys], symprecs)
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #720f830d
 def same_structure(a, b, matcher=None):
     "StructureMatcher.fit at default tolerances, in either order (fit is not symmetric). a, b: pymatgen Structures."
     from pymatgen.analysis.structure_matcher import StructureMatcher
+
     matcher = matcher or StructureMatcher()
     return bool(matcher.fit(a, b) or matcher.fit(b, a))
+
 
 def _match_bucket(bucket, timeout=60):
     "(indices, crystals, reference crystals) of one formula -> {index: (first of its kind or None, novel or None, failure)}."
@@ -369,8 +457,10 @@ def _match_bucket(bucket, timeout=60):
                 s = crystal.to_pymatgen()
                 twin = next((j for j, t in kept if same_structure(s, t)), i)
                 out[i] = twin, not any(same_structure(s, t) for t in known), ""
-            if twin == i: kept.append((i, s))
-        except Exception as error: out[i] = None, None, f"matching: {error}"
+            if twin == i:
+                kept.append((i, s))
+        except Exception as error:
+            out[i] = None, None, f"matching: {error}"
     return out
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #8bc9e22c
@@ -378,29 +468,54 @@ def match_all(crystals, reference, n_jobs=-1, timeout=60, progress=True):
     "For every crystal (first of its kind, novel, failure); parallel over formulas."
     buckets, known = defaultdict(list), defaultdict(list)
     for i, c in enumerate(crystals):
-        if isinstance(c, Crystal): buckets[c.formula].append(i)
+        if isinstance(c, Crystal):
+            buckets[c.formula].append(i)
     for c in reference:
-        if c.formula in buckets: known[c.formula].append(c)
+        if c.formula in buckets:
+            known[c.formula].append(c)
     jobs = [(ids, [crystals[i] for i in ids], known[f]) for f, ids in buckets.items()]
-    longest = timeout and timeout * max([len(ids) for ids, *_ in jobs], default=1) + 10      # for a bucket that hangs in compiled code
-    found, failures = parallel_map(functools.partial(_match_bucket, timeout=timeout), jobs, n_jobs=n_jobs, timeout=longest, progress="matching" if progress else None)
+    longest = (
+        timeout and timeout * max([len(ids) for ids, *_ in jobs], default=1) + 10
+    )  # for a bucket that hangs in compiled code
+    found, failures = parallel_map(
+        functools.partial(_match_bucket, timeout=timeout),
+        jobs,
+        n_jobs=n_jobs,
+        timeout=longest,
+        progress="matching" if progress else None,
+    )
     out, reasons = {}, iter(failures)
     for job, result in zip(jobs, found):
-        if result is None: reason = next(reasons).reason; result = {i: (None, None, f"matching: {reason}") for i in job[0]}
+        if result is None:
+            reason = next(reasons).reason
+            result = {i: (None, None, f"matching: {reason}") for i in job[0]}
         out |= result
     return [out.get(i, (None, None, "no crystal")) for i in range(len(crystals))]
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #14229072
 METRICS = ("validity", "coverage", "distributions", "symmetry", "uniqueness", "novelty", "templates")
 
-def _entry(value, low, high, n, protocol): return dict(value=value, low=low, high=high, n=n, protocol=protocol)
+
+def _entry(value, low, high, n, protocol):
+    return dict(value=value, low=low, high=high, n=n, protocol=protocol)
+
 
 def summarise_validity(table):
     "Structural, compositional and joint validity over all inputs."
-    return {"struct_valid": share([r.get("struct_valid") for r in table], "CDVAE: shortest distance >= 0.5 A (own images included), volume >= 0.1 A^3; all inputs"),
-            "contact_valid": share([(r.get("contact_ratio") or 0) >= 0.6 for r in table], "ours: every distance >= 0.6 x sum of covalent radii; all inputs"),
-            "comp_valid": share([r.get("comp_valid") for r in table], "CDVAE rule, smact 2.2.1 tables; all inputs"),
-            "valid": share([r["valid"] for r in table], "struct_valid and comp_valid; all inputs")}
+    return {
+        "struct_valid": share(
+            [r.get("struct_valid") for r in table],
+            "CDVAE: shortest distance >= 0.5 A (own images included), volume >= 0.1 A^3; all inputs",
+        ),
+        "contact_valid": share(
+            [(r.get("contact_ratio") or 0) >= 0.6 for r in table],
+            "ours: every distance >= 0.6 x sum of covalent radii; all inputs",
+        ),
+        "comp_valid": share(
+            [r.get("comp_valid") for r in table], "CDVAE rule, smact 2.2.1 tables; all inputs"
+        ),
+        "valid": share([r["valid"] for r in table], "struct_valid and comp_valid; all inputs"),
+    }
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #7ef3a61f
 def summarise_coverage(table, reference, struct_cutoff=0.4, comp_cutoff=10.0):
@@ -408,32 +523,62 @@ def summarise_coverage(table, reference, struct_cutoff=0.4, comp_cutoff=10.0):
     protocol = f"CDVAE: nearest CrystalNN fingerprint <= {struct_cutoff} and nearest Magpie fingerprint (CDVAE scaler) <= {comp_cutoff}, not necessarily of the same crystal"
     mine = [r for r in table if r.get("fingerprint") is not None]
     theirs = [(c, r) for c, r in zip(reference.crystals, reference.rows) if r.get("fingerprint") is not None]
-    if not mine or not theirs: return {k: _entry(math.nan, math.nan, math.nan, 0, protocol) for k in ("coverage_recall", "coverage_precision")}
-    s, s_back = nearest(np.array([r["fingerprint"] for r in mine]), np.array([r["fingerprint"] for _, r in theirs]))
-    c, c_back = nearest(np.array([r["composition"] for r in mine]), np.array([composition_fingerprint(x.elements) for x, _ in theirs]))
-    for r, ds, dc in zip(mine, s, c): r |= dict(struct_distance=float(ds), comp_distance=float(dc), covered=bool(ds <= struct_cutoff and dc <= comp_cutoff))
-    return {"coverage_recall": share(list((s_back <= struct_cutoff) & (c_back <= comp_cutoff)), protocol + "; over reference crystals"),
-            "coverage_precision": share([r.get("covered") for r in table], protocol + "; over all inputs")}
+    if not mine or not theirs:
+        return {
+            k: _entry(math.nan, math.nan, math.nan, 0, protocol)
+            for k in ("coverage_recall", "coverage_precision")
+        }
+    s, s_back = nearest(
+        np.array([r["fingerprint"] for r in mine]), np.array([r["fingerprint"] for _, r in theirs])
+    )
+    c, c_back = nearest(
+        np.array([r["composition"] for r in mine]),
+        np.array([composition_fingerprint(x.elements) for x, _ in theirs]),
+    )
+    for r, ds, dc in zip(mine, s, c):
+        r |= dict(
+            struct_distance=float(ds),
+            comp_distance=float(dc),
+            covered=bool(ds <= struct_cutoff and dc <= comp_cutoff),
+        )
+    return {
+        "coverage_recall": share(
+            list((s_back <= struct_cutoff) & (c_back <= comp_cutoff)), protocol + "; over reference crystals"
+        ),
+        "coverage_precision": share([r.get("covered") for r in table], protocol + "; over all inputs"),
+    }
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #49f7ae7e
 def summarise_distributions(table, reference, rng):
     "Wasserstein distances of density and number of elements over the valid crystals (as CDVAE does)."
     from scipy.stats import wasserstein_distance
+
     out = {}
     for name in ("density", "n_elements"):
         real = [r[name] for r in reference.rows if r["n_atoms"]]
         mine = [r[name] for r in table if r["valid"]]
         value = resampled(lambda x: wasserstein_distance(x, real), mine, rng) if real else (math.nan,) * 3
-        out[f"wasserstein_{name}"] = _entry(*value, len(mine), "Wasserstein distance to the reference, valid crystals only (CDVAE); +-1.96 bootstrap standard deviations")
+        out[f"wasserstein_{name}"] = _entry(
+            *value,
+            len(mine),
+            "Wasserstein distance to the reference, valid crystals only (CDVAE); +-1.96 bootstrap standard deviations",
+        )
     return out
+
 
 def summarise_symmetry(table, reference, rng):
     "Jensen-Shannon distance of space groups with its floor, and P1 share, at every symprec."
     out = {}
     for s in reference.symprecs:
-        mine, real = ([r[f"space_group@{s:g}"] for r in rows if r.get(f"space_group@{s:g}")] for rows in (table, reference.rows))
-        out[f"p1_share@{s:g}"] = share([g == 1 for g in mine], f"spglib, symprec {s:g} A; crystals with a space group")
-        if not mine or not real: continue
+        mine, real = (
+            [r[f"space_group@{s:g}"] for r in rows if r.get(f"space_group@{s:g}")]
+            for rows in (table, reference.rows)
+        )
+        out[f"p1_share@{s:g}"] = share(
+            [g == 1 for g in mine], f"spglib, symprec {s:g} A; crystals with a space group"
+        )
+        if not mine or not real:
+            continue
         q = group_histogram(real)
         value = resampled(lambda x: jensen_shannon(group_histogram(x), q), mine, rng)
         floor = np.median([jensen_shannon(rng.multinomial(len(mine), q / q.sum()), q) for _ in range(200)])
@@ -468,6 +613,7 @@ def summarise_templates(table: list, known: list) -> dict:
 @dataclass
 class Evaluation:
     "`table`: one dict per input crystal, in order; `summary`: metric -> dict(value, low, high, n, protocol); `reference`: the Reference."
+
     table: list
     summary: dict
     reference: object = field(repr=False, default=None)
@@ -476,85 +622,177 @@ class Evaluation:
         "Write the table, one line per crystal."
         keys = list(dict.fromkeys(k for r in self.table for k in r))
         with atomic_write(path) as f:
-            writer = csv.DictWriter(f, keys); writer.writeheader(); writer.writerows(self.table)
+            writer = csv.DictWriter(f, keys)
+            writer.writeheader()
+            writer.writerows(self.table)
 
     def to_json(self, path):
         "Write the summary (numbers that do not exist become null)."
-        clean = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v.item() if hasattr(v, "item") else v
-        with atomic_write(path) as f: json.dump({k: {a: clean(b) for a, b in e.items()} for k, e in self.summary.items()}, f, indent=1)
+        clean = lambda v: (
+            None if isinstance(v, float) and not math.isfinite(v) else v.item() if hasattr(v, "item") else v
+        )
+        with atomic_write(path) as f:
+            json.dump({k: {a: clean(b) for a, b in e.items()} for k, e in self.summary.items()}, f, indent=1)
 
     def __str__(self):
-        return "\n".join(f"{k:22s} {e['value']:7.3f}  [{e['low']:.3f}, {e['high']:.3f}]  n={e['n']}" for k, e in self.summary.items())
+        return "\n".join(
+            f"{k:22s} {e['value']:7.3f}  [{e['low']:.3f}, {e['high']:.3f}]  n={e['n']}"
+            for k, e in self.summary.items()
+        )
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #e0fd7570
 def plot(evaluation):
     "Figure with four histograms, sample against reference: density, number of elements, space group, atoms in the cell."
     from matplotlib.figure import Figure
+
     fig = Figure(figsize=(6, 4.2), dpi=90, layout="constrained")
     axes = fig.subplots(2, 2)
-    group = next((k for k in evaluation.table[0] if k.startswith("space_group@")), "space_group") if evaluation.table else "space_group"
-    for ax, (key, label) in zip(axes.flat, [("density", "density (g/cm$^3$)"), ("n_elements", "elements"), (group, "space group"), ("n_atoms", "atoms in the cell")]):
-        both = [[r[key] for r in rows if r.get(key) is not None and r["n_atoms"]] for rows in (evaluation.reference.rows if evaluation.reference else [], evaluation.table)]
+    group = (
+        next((k for k in evaluation.table[0] if k.startswith("space_group@")), "space_group")
+        if evaluation.table
+        else "space_group"
+    )
+    for ax, (key, label) in zip(
+        axes.flat,
+        [
+            ("density", "density (g/cm$^3$)"),
+            ("n_elements", "elements"),
+            (group, "space group"),
+            ("n_atoms", "atoms in the cell"),
+        ],
+    ):
+        both = [
+            [r[key] for r in rows if r.get(key) is not None and r["n_atoms"]]
+            for rows in (evaluation.reference.rows if evaluation.reference else [], evaluation.table)
+        ]
         values = sum(both, [])
-        if not values: continue
-        bins = np.arange(.5, 8) if key == "n_elements" else np.linspace(0, 230, 24) if key == group else np.linspace(0, max(values) * 1.01, 20)
+        if not values:
+            continue
+        bins = (
+            np.arange(0.5, 8)
+            if key == "n_elements"
+            else np.linspace(0, 230, 24)
+            if key == group
+            else np.linspace(0, max(values) * 1.01, 20)
+        )
         for v, name, color in zip(both, ("reference", "sample"), ("0.7", "tab:blue")):
-            if v: ax.hist(v, bins, weights=np.full(len(v), 1 / len(v)), color=color, label=name, histtype="stepfilled" if name == "reference" else "step", lw=1.6)
+            if v:
+                ax.hist(
+                    v,
+                    bins,
+                    weights=np.full(len(v), 1 / len(v)),
+                    color=color,
+                    label=name,
+                    histtype="stepfilled" if name == "reference" else "step",
+                    lw=1.6,
+                )
         ax.set(xlabel=label, ylabel="share")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside upper center")
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        ncols=2,
+        loc="outside upper center",
+    )
     return fig
+
 
 Evaluation.plot = Evaluation.show = plot
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #5581ecab
-def evaluate_crystals(crystals, reference, metrics=METRICS, n_jobs=-1, timeout=60, symprec=0.1, seed=0, progress=True, training=None, names=None):
+def evaluate_crystals(
+    crystals,
+    reference,
+    metrics=METRICS,
+    n_jobs=-1,
+    timeout=60,
+    symprec=0.1,
+    seed=0,
+    progress=True,
+    training=None,
+    names=None,
+):
     """Judge crystals against a reference. Returns an Evaluation; no crystal is ever fatal (see `failure` in the table).
 
     crystals: list of Crystal (None counts as failed). reference: list of Crystal or Reference (coverage and distributions); training: list of Crystal
     for novelty and templates (default: the reference). timeout: seconds a step. symprec: A, or several. metrics: some of METRICS. Raises ValueError for an unknown metric."""
     unknown = set(metrics) - set(METRICS)
-    if unknown: raise ValueError(f"unknown metrics {sorted(unknown)}; choose from {METRICS}")
+    if unknown:
+        raise ValueError(f"unknown metrics {sorted(unknown)}; choose from {METRICS}")
     options = dict(n_jobs=n_jobs, timeout=timeout, progress=progress)
     crystals, rng, fps = list(crystals), np.random.default_rng(seed), "coverage" in metrics
-    if not isinstance(reference, Reference): reference = prepare_reference(reference, symprec, fingerprints=fps, **options)
+    if not isinstance(reference, Reference):
+        reference = prepare_reference(reference, symprec, fingerprints=fps, **options)
     names = [f"crystal {i}" for i in range(len(crystals))] if names is None else list(names)
-    rows = _describe_all(crystals, reference.symprecs, fps, timeout, n_jobs, "describing" if progress else None, names)
-    table = [dict(name=n, **r, valid=bool(r.get("struct_valid") and r.get("comp_valid"))) for n, r in zip(names, rows)]
+    rows = _describe_all(
+        crystals, reference.symprecs, fps, timeout, n_jobs, "describing" if progress else None, names
+    )
+    table = [
+        dict(name=n, **r, valid=bool(r.get("struct_valid") and r.get("comp_valid")))
+        for n, r in zip(names, rows)
+    ]
     known = reference if training is None else training if isinstance(training, Reference) else None
-    if known is None and "templates" in metrics: known = prepare_reference(training, reference.symprecs, fingerprints=False, **options)
-    summary = _summarise(table, crystals, reference, known or Reference(list(training), []), metrics, rng, options)
-    for r in table: r.pop("fingerprint", None); r.pop("composition", None)
+    if known is None and "templates" in metrics:
+        known = prepare_reference(training, reference.symprecs, fingerprints=False, **options)
+    summary = _summarise(
+        table, crystals, reference, known or Reference(list(training), []), metrics, rng, options
+    )
+    for r in table:
+        r.pop("fingerprint", None)
+        r.pop("composition", None)
     return Evaluation(table, summary, reference)
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #182a2f97
 def _summarise(table, crystals, reference, known, metrics, rng, options):
     summary = summarise_validity(table) if "validity" in metrics else {}
     if "coverage" in metrics:
-        for r, c in zip(table, crystals): r["composition"] = composition_fingerprint(c.elements) if isinstance(c, Crystal) else None
+        for r, c in zip(table, crystals):
+            r["composition"] = composition_fingerprint(c.elements) if isinstance(c, Crystal) else None
         summary |= summarise_coverage(table, reference)
-    if "distributions" in metrics: summary |= summarise_distributions(table, reference, rng)
-    if "symmetry" in metrics: summary |= summarise_symmetry(table, reference, rng)
+    if "distributions" in metrics:
+        summary |= summarise_distributions(table, reference, rng)
+    if "symmetry" in metrics:
+        summary |= summarise_symmetry(table, reference, rng)
     matcher = "StructureMatcher.fit, default tolerances, either order, within a reduced formula; failed crystals count as no; all inputs"
     if {"uniqueness", "novelty"} & set(metrics):
-        for i, (r, (twin, novel, why)) in enumerate(zip(table, match_all(crystals, known.crystals if "novelty" in metrics else [], **options))):
-            r |= dict(unique=None if twin is None else twin == i, duplicate_of=twin if twin != i else None, novel=novel if "novelty" in metrics else None)
-            if why and why not in r["failure"]: r["failure"] = "; ".join(filter(None, [r["failure"], why]))
-        if "uniqueness" in metrics: summary["unique"] = share([r["unique"] for r in table], "first of its kind in the sample; " + matcher)
-        if "novelty" in metrics: summary["novel"] = share([r["novel"] for r in table], "no match in the training (else reference) set; " + matcher)
+        for i, (r, (twin, novel, why)) in enumerate(
+            zip(table, match_all(crystals, known.crystals if "novelty" in metrics else [], **options))
+        ):
+            r |= dict(
+                unique=None if twin is None else twin == i,
+                duplicate_of=twin if twin != i else None,
+                novel=novel if "novelty" in metrics else None,
+            )
+            if why and why not in r["failure"]:
+                r["failure"] = "; ".join(filter(None, [r["failure"], why]))
+        if "uniqueness" in metrics:
+            summary["unique"] = share(
+                [r["unique"] for r in table], "first of its kind in the sample; " + matcher
+            )
+        if "novelty" in metrics:
+            summary["novel"] = share(
+                [r["novel"] for r in table], "no match in the training (else reference) set; " + matcher
+            )
     if "templates" in metrics:
         summary |= summarise_templates(table, known.rows)
-    summary["failed"] = share([bool(r["failure"]) for r in table], "a step raised or timed out; named in the table")
+    summary["failed"] = share(
+        [bool(r["failure"]) for r in table], "a step raised or timed out; named in the table"
+    )
     return summary
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #8c5cf94d
 def hull_energy(elements, entries):
     "Energy per atom (eV) of the cheapest mixture of `entries`, a list of (atomic numbers, eV/atom), with this composition; None if none exists."
     from scipy.optimize import linprog
+
     kinds = sorted(set(int(z) for z in elements))
     inside = [(z, e) for z, e in entries if set(np.asarray(z).tolist()) <= set(kinds)]
-    if not inside: return None
+    if not inside:
+        return None
     fractions = lambda z: [np.mean(np.asarray(z) == k) for k in kinds]
-    found = linprog([e for _, e in inside], A_eq=np.array([fractions(z) for z, _ in inside]).T, b_eq=fractions(elements))
+    found = linprog(
+        [e for _, e in inside], A_eq=np.array([fractions(z) for z, _ in inside]).T, b_eq=fractions(elements)
+    )
     return float(found.fun) if found.status == 0 else None
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #a6d51a9c
@@ -562,8 +800,10 @@ def hull_energy(elements, entries):
 def _chgnet():
     try:
         from chgnet.model import CHGNet, StructOptimizer
-    except ImportError: raise MatgenError("the stability check needs CHGNet: pip install 'matgen_nb[stability]'") from None
+    except ImportError:
+        raise MatgenError("the stability check needs CHGNet: pip install 'matgen_nb[stability]'") from None
     return StructOptimizer(model=CHGNet.load(verbose=False, use_device="cpu"), use_device="cpu")
+
 
 def relaxed_energy(crystal, relax_steps=100, fmax=0.1):
     "CHGNet energy (eV/atom) after at most `relax_steps` steps of cell and atoms. Raises MatgenError when chgnet is missing."
@@ -580,16 +820,39 @@ def stability(crystals, hull=None, threshold=0.1, relax_steps=100, n_jobs=1, tim
     _chgnet()
     energy = functools.partial(relaxed_energy, relax_steps=relax_steps)
     wanted = [set(c.elements.tolist()) for c in crystals]
-    hull = [h for h in hull or [] if any(set(np.asarray(getattr(h, "elements", h[0] if isinstance(h, tuple) else None)).tolist()) <= w for w in wanted)]
+    hull = [
+        h
+        for h in hull or []
+        if any(
+            set(np.asarray(getattr(h, "elements", h[0] if isinstance(h, tuple) else None)).tolist()) <= w
+            for w in wanted
+        )
+    ]
     solid = [h for h in hull if isinstance(h, Crystal)]
-    values, failures = parallel_map(energy, list(crystals) + solid, n_jobs=n_jobs, timeout=timeout, progress="relaxing" if progress else None)
-    entries = [h for h in hull if not isinstance(h, Crystal)] + [(h.elements, e) for h, e in zip(solid, values[len(crystals):]) if e is not None]
+    values, failures = parallel_map(
+        energy,
+        list(crystals) + solid,
+        n_jobs=n_jobs,
+        timeout=timeout,
+        progress="relaxing" if progress else None,
+    )
+    entries = [h for h in hull if not isinstance(h, Crystal)] + [
+        (h.elements, e) for h, e in zip(solid, values[len(crystals) :]) if e is not None
+    ]
     why, table = {f.name: f.reason for f in failures}, []
     for i, (c, e) in enumerate(zip(crystals, values)):
         base = hull_energy(c.elements, entries) if e is not None else None
         above = None if base is None else e - base
-        table.append(dict(formula=c.formula, energy=e, e_above_hull=above, stable=None if above is None else above <= threshold,
-                          competitors=sum(set(np.asarray(z).tolist()) <= set(c.elements.tolist()) for z, _ in entries), failure=why.get(str(i), "")))
+        table.append(
+            dict(
+                formula=c.formula,
+                energy=e,
+                e_above_hull=above,
+                stable=None if above is None else above <= threshold,
+                competitors=sum(set(np.asarray(z).tolist()) <= set(c.elements.tolist()) for z, _ in entries),
+                failure=why.get(str(i), ""),
+            )
+        )
     judged = [r["stable"] for r in table if r["stable"] is not None]
     text = f"CHGNet, at most {relax_steps} steps, e_above_hull <= {threshold} eV/atom; hull: CHGNet energies of the given reference; denominator: judged crystals ({len(table) - len(judged)} of {len(table)} not judged)"
     return table, {"stable": share(judged, text)}

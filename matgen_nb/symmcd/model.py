@@ -34,6 +34,7 @@ class SymmCDConfig:
     see `MessageLayer`. copy: orbits vote for their elements (lesson 10). The preset `paper` has the
     loss weights of the release, these are ours. staged: sites, elements and geometry have noise times
     of their own, and coordinates keep to their Wyckoff positions (lesson 11b)."""
+
     width: int = 256
     layers: int = 4
     frequencies: int = 16
@@ -54,23 +55,46 @@ class SymmCDConfig:
     weight_site: float = 0.5
 
     @property
-    def network(self): return NetworkConfig(self.width, self.layers, self.frequencies, self.images, self.site_symmetry, self.dropout, self.copy, self.staged)
+    def network(self):
+        return NetworkConfig(
+            self.width,
+            self.layers,
+            self.frequencies,
+            self.images,
+            self.site_symmetry,
+            self.dropout,
+            self.copy,
+            self.staged,
+        )
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #dadff9b5
-_PAPER = dict(frequencies=128, images=0, site_symmetry="independent", standardise=False,
-              weight_k=5.0, weight_x=1.0, weight_elements=0.1, weight_site=10.0)
+_PAPER = dict(
+    frequencies=128,
+    images=0,
+    site_symmetry="independent",
+    standardise=False,
+    weight_k=5.0,
+    weight_x=1.0,
+    weight_elements=0.1,
+    weight_site=10.0,
+)
 _STAGED = dict(site_power=4.0, copy=True, staged=True, weight_elements=0.5, weight_site=0.3)
-PRESETS = dict(tiny=SymmCDConfig(width=96, layers=3, **_STAGED),
-               small=SymmCDConfig(width=192, layers=4, substitute=0.5, **_STAGED),
-               full=SymmCDConfig(width=512, layers=6, substitute=0.5, **_STAGED),
-               common=SymmCDConfig(width=192, layers=4, site_power=4.0, dropout=0.1, substitute=0.5, copy=True),
-               paper=SymmCDConfig(width=1024, layers=8, **_PAPER),
-               paper_small=SymmCDConfig(width=256, layers=4, **_PAPER))
+PRESETS = dict(
+    tiny=SymmCDConfig(width=96, layers=3, **_STAGED),
+    small=SymmCDConfig(width=192, layers=4, substitute=0.5, **_STAGED),
+    full=SymmCDConfig(width=512, layers=6, substitute=0.5, **_STAGED),
+    common=SymmCDConfig(width=192, layers=4, site_power=4.0, dropout=0.1, substitute=0.5, copy=True),
+    paper=SymmCDConfig(width=1024, layers=8, **_PAPER),
+    paper_small=SymmCDConfig(width=256, layers=4, **_PAPER),
+)
+
 
 def preset(name, **changes):
     "A named configuration, fields changed by keyword: preset('tiny', layers=2)."
-    if name not in PRESETS: raise MatgenError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise MatgenError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
 
 SymmCDConfig.preset = staticmethod(preset)
 
@@ -83,9 +107,16 @@ class Statistics:
     () share of crystals whose charges can balance, templates (L,) the packed inventory of lesson 9c,
     size (2,) mean and spread of (log volume of the cell - log volume of its contents) / 3, for staged
     models (lesson 11b). All float32."""
-    k_mean: torch.Tensor; k_std: torch.Tensor; elements: torch.Tensor
-    classes: torch.Tensor; groups: torch.Tensor; orbits: torch.Tensor
-    volumes: torch.Tensor = field(default_factory=lambda: torch.full((94,), 15.0))          # files of earlier versions have none
+
+    k_mean: torch.Tensor
+    k_std: torch.Tensor
+    elements: torch.Tensor
+    classes: torch.Tensor
+    groups: torch.Tensor
+    orbits: torch.Tensor
+    volumes: torch.Tensor = field(
+        default_factory=lambda: torch.full((94,), 15.0)
+    )  # files of earlier versions have none
     balanced: torch.Tensor = field(default_factory=lambda: torch.tensor(0.0))
     templates: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     size: torch.Tensor = field(default_factory=lambda: torch.tensor([0.0, 0.05]))
@@ -95,7 +126,10 @@ def balanced_share(data, size=10_000):
     """Share of the crystals of a `CrystalData` whose charges can balance (lesson 9b), looked at `size`
     at a time."""
     parts = (data.select(rows) for rows in torch.arange(len(data)).split(size))
-    return sum(int(charges_balance(element_counts(b.elements - 1, multiplicity(b), b.batch, len(b))).sum()) for b in parts) / len(data)
+    return sum(
+        int(charges_balance(element_counts(b.elements - 1, multiplicity(b), b.batch, len(b))).sum())
+        for b in parts
+    ) / len(data)
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #n11siz1
 def size_against_contents(data, volumes):
@@ -121,20 +155,36 @@ def statistics(data, max_orbits=64):
     elements = torch.bincount(data.elements - 1, minlength=94).double() + 1e-3
     group = data.space_group.repeat_interleave(data.num_orbits)
     site = T.site_class[T.wyckoff_offset[group] + data.wyckoff]
-    classes = torch.bincount(group * MAX_CLASSES + site, minlength=231 * MAX_CLASSES).reshape(231, -1).double()
+    classes = (
+        torch.bincount(group * MAX_CLASSES + site, minlength=231 * MAX_CLASSES).reshape(231, -1).double()
+    )
     classes = (classes + 0.5) * (T.class_one_hot >= 0)
     groups = torch.bincount(data.space_group, minlength=231).double()
     width = max_orbits + 1
-    orbits = torch.bincount(data.space_group * width + data.num_orbits.clamp(max=max_orbits), minlength=231 * width).reshape(231, -1)
+    orbits = torch.bincount(
+        data.space_group * width + data.num_orbits.clamp(max=max_orbits), minlength=231 * width
+    ).reshape(231, -1)
     volumes = atomic_volumes(data)
-    return Statistics(mean.float(), std.float(), (elements / elements.sum()).float(),
-                      (classes / classes.sum(1, keepdim=True).clamp(min=1e-9)).float(), groups.float(), orbits.float(), volumes.float(),
-                      torch.tensor(balanced_share(data)), pack_templates(count_templates(data)),
-                      size_against_contents(data, volumes).float())
+    return Statistics(
+        mean.float(),
+        std.float(),
+        (elements / elements.sum()).float(),
+        (classes / classes.sum(1, keepdim=True).clamp(min=1e-9)).float(),
+        groups.float(),
+        orbits.float(),
+        volumes.float(),
+        torch.tensor(balanced_share(data)),
+        pack_templates(count_templates(data)),
+        size_against_contents(data, volumes).float(),
+    )
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #aa94265f
-LATER = dict(sample="matgen_nb.symmcd.sampling", loss_in_stages="matgen_nb.symmcd.stages",
-             sample_in_stages="matgen_nb.symmcd.staged_sampling", predict="matgen_nb.symmcd.staged_sampling")
+LATER = dict(
+    sample="matgen_nb.symmcd.sampling",
+    loss_in_stages="matgen_nb.symmcd.stages",
+    sample_in_stages="matgen_nb.symmcd.staged_sampling",
+    predict="matgen_nb.symmcd.staged_sampling",
+)
 
 
 class SymmCD(nn.Module):
@@ -142,27 +192,37 @@ class SymmCD(nn.Module):
 
     config: `SymmCDConfig`; statistics: measured on the training set with `statistics(data)`.
     `loss(batch, generator)` trains it, `sample(...)` (lesson 12) draws crystals."""
+
     def __init__(self, config, statistics):
         super().__init__()
         if config.staged and config.site_symmetry != "class":
-            raise MatgenError("a staged model needs site_symmetry 'class': set staged=False for independent axes")
+            raise MatgenError(
+                "a staged model needs site_symmetry 'class': set staged=False for independent axes"
+            )
         self.config, self.network = config, OrbitNetwork(config.network)
-        for name, value in vars(statistics).items(): self.register_buffer(f"stat_{name}", value.clone().float())
+        for name, value in vars(statistics).items():
+            self.register_buffer(f"stat_{name}", value.clone().float())
         if not config.standardise:
             self.stat_k_mean.zero_()
             self.stat_k_std.fill_(1)
-        if config.staged:                                            # sizes are measured against the contents of the cell
+        if config.staged:  # sizes are measured against the contents of the cell
             self.stat_k_mean[5], self.stat_k_std[5] = self.stat_size
         self.lattice_noise = GaussianDiffusion(config.T, clip=4.0 if config.standardise else None)
-        self.element_noise, self.site_noise = CategoricalDiffusion(config.T), CategoricalDiffusion(config.T, config.site_power)
+        self.element_noise, self.site_noise = (
+            CategoricalDiffusion(config.T),
+            CategoricalDiffusion(config.T, config.site_power),
+        )
         self.coordinate_noise = TorusDiffusion(config.T, config.sigma_min, config.sigma_max)
 
     @property
-    def device(self): return self.stat_k_mean.device
+    def device(self):
+        return self.stat_k_mean.device
 
     def __getattr__(self, name):
         if name in LATER:
-            raise AttributeError(f"SymmCD.{name} comes with a later lesson: import {LATER[name]}, or take SymmCD from matgen_nb")
+            raise AttributeError(
+                f"SymmCD.{name} comes with a later lesson: import {LATER[name]}, or take SymmCD from matgen_nb"
+            )
         return super().__getattr__(name)
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #eed4d9a8
@@ -170,11 +230,14 @@ def free_components(self, space_group):
     "Which components of k (B, 6) are free, as float."
     return k_mask(space_group).to(self.stat_k_mean)
 
+
 def _shifted(k, content):
     """k (B, 6) with `content` / 3 (B,) added to its last component, which is the logarithm of the volume
     over 3."""
-    if content is None: return k
+    if content is None:
+        return k
     return torch.cat([k[:, :5], k[:, 5:] + content[:, None].to(k) / 3], 1)
+
 
 def standard_k(self, k, space_group, content=None):
     """k (B, 6) in units of the training set's spread, 0 where the group fixes it. content (B,), of
@@ -182,6 +245,7 @@ def standard_k(self, k, space_group, content=None):
     11b)."""
     relative = _shifted(k, None if content is None else -content)
     return (relative - self.stat_k_mean) / self.stat_k_std * self.mask(space_group)
+
 
 def raw_k(self, k, space_group, content=None):
     """k (B, 6) from standardised k: bounded (real crystals keep well inside), masked, offset: a lattice
@@ -191,9 +255,11 @@ def raw_k(self, k, space_group, content=None):
     raw = torch.cat([raw[:, :5].clamp(-limit, limit), raw[:, 5:].clamp(0, 4.5)], 1)
     return raw * self.mask(space_group).to(raw) + k_offset(space_group).to(raw)
 
+
 def cells(self, k, space_group, content=None):
     "Cells (B, 3, 3) of standardised k (B, 6)."
     return k_to_lattice(self.raw_k(k, space_group, content))
+
 
 SymmCD.mask = free_components
 SymmCD.lattice = cells
@@ -205,18 +271,22 @@ def site_labels(self, space_group, wyckoff):
     independent."""
     T = wyckoff_tables(str(wyckoff.device))
     row = T.wyckoff_offset[space_group] + wyckoff
-    if self.network.independent: return T.one_hots[T.one_hot_id[row]].argmax(-1)
+    if self.network.independent:
+        return T.one_hots[T.one_hot_id[row]].argmax(-1)
     return T.site_class[row]
+
 
 def site_prior(self, space_group):
     """Where the site-symmetry noise leads: class shares of the group (M, 15), or per axis (M, 15, 13)
     averaged over the classes."""
     share = self.stat_classes[space_group]
-    if not self.network.independent: return share
+    if not self.network.independent:
+        return share
     T = wyckoff_tables(str(space_group.device))
     hots = T.one_hots[T.class_one_hot[space_group].clamp(min=0)].float()
     mean = (share[..., None, None] * hots).sum(1)
     return 0.99 * mean + 0.01 / 13
+
 
 SymmCD.site_labels, SymmCD.site_prior = site_labels, site_prior
 
@@ -233,22 +303,45 @@ def noisy(self, batch, t, generator=None):
     a = self.element_noise.add_noise(elements, rows, self.stat_elements, generator)
     site, prior = self.site_labels(group, batch.wyckoff), self.site_prior(group)
     s = self._noise_sites(site, rows, prior, generator)
-    n = Noisy(t / self.config.T, batch.space_group, k, self.lattice(k, batch.space_group), batch.num_orbits, x, a, s, batch.batch,
-              self.coordinate_noise.sigma(t, k[:, 0]))
+    n = Noisy(
+        t / self.config.T,
+        batch.space_group,
+        k,
+        self.lattice(k, batch.space_group),
+        batch.num_orbits,
+        x,
+        a,
+        s,
+        batch.batch,
+        self.coordinate_noise.sigma(t, k[:, 0]),
+    )
     return n, (eps, score, elements, site)
 
+
 def _noise_sites(self, site, rows, prior, generator):
-    if not self.network.independent: return self.site_noise.add_noise(site, rows, prior, generator)
-    return self.site_noise.add_noise(site.flatten(), rows.repeat_interleave(15), prior.flatten(0, 1), generator).reshape(-1, 15)
+    if not self.network.independent:
+        return self.site_noise.add_noise(site, rows, prior, generator)
+    return self.site_noise.add_noise(
+        site.flatten(), rows.repeat_interleave(15), prior.flatten(0, 1), generator
+    ).reshape(-1, 15)
+
 
 SymmCD.noisy, SymmCD._noise_sites = noisy, _noise_sites
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #9da9ad28
 def _site_loss(self, logits, site, state):
     if self.network.independent:
-        values = self.site_noise.loss(logits.flatten(0, 1), site.flatten(), reduction="none").reshape(-1, 15).mean(1)
-    else: values = self.site_noise.loss(logits, site, self.site_prior(state.space_group[state.batch]), reduction="none")
+        values = (
+            self.site_noise.loss(logits.flatten(0, 1), site.flatten(), reduction="none")
+            .reshape(-1, 15)
+            .mean(1)
+        )
+    else:
+        values = self.site_noise.loss(
+            logits, site, self.site_prior(state.space_group[state.batch]), reduction="none"
+        )
     return structure_mean(values, state.batch, len(state.t))
+
 
 SymmCD._site_loss = _site_loss
 
@@ -270,35 +363,52 @@ def loss(self, batch, generator=None, share=None):
     'x', 'elements', 'site'} scalars. share: (rank, world), the loss of one process's crystals alone;
     its mean over the processes is the loss of the batch, when world divides it."""
     c = self.config
-    if c.staged: return self.loss_in_stages(batch, generator, share)
-    if self.training and c.substitute: batch = substituted(batch, self.stat_elements, self.stat_volumes, generator, c.substitute)
+    if c.staged:
+        return self.loss_in_stages(batch, generator, share)
+    if self.training and c.substitute:
+        batch = substituted(batch, self.stat_elements, self.stat_volumes, generator, c.substitute)
     device = generator.device if generator is not None else batch.k.device
     t = torch.randint(1, c.T + 1, (len(batch),), generator=generator, device=device).to(batch.k.device)
-    with torch.autocast(t.device.type, enabled=False):                   # under mixed precision the geometry stays float32
+    with torch.autocast(t.device.type, enabled=False):  # under mixed precision the geometry stays float32
         state, targets = self.noisy(batch, t, generator)
-    if share: state, targets = share_of(state, targets, *share)
+    if share:
+        state, targets = share_of(state, targets, *share)
     eps, score, elements, site = targets
     eps_hat, score_hat, element_logits, site_logits = self.network(state)
-    mask, mean = self.mask(state.space_group), lambda values: structure_mean(values, state.batch, len(state.t))
-    parts = dict(k=(((eps_hat - eps) ** 2 * mask).sum(1) / mask.sum(1)).mean(), x=mean(((score_hat - score) ** 2).mean(1)),
-                 elements=mean(self.element_noise.loss(element_logits, elements, reduction="none")),
-                 site=self._site_loss(site_logits, site, state))
+    mask, mean = (
+        self.mask(state.space_group),
+        lambda values: structure_mean(values, state.batch, len(state.t)),
+    )
+    parts = dict(
+        k=(((eps_hat - eps) ** 2 * mask).sum(1) / mask.sum(1)).mean(),
+        x=mean(((score_hat - score) ** 2).mean(1)),
+        elements=mean(self.element_noise.loss(element_logits, elements, reduction="none")),
+        site=self._site_loss(site_logits, site, state),
+    )
     total = sum(getattr(c, f"weight_{name}") * value for name, value in parts.items())
     return dict(loss=total, **parts)
+
 
 SymmCD.loss = loss
 
 # %% ../../nbs/3_symmcd/11_model.ipynb #193dcc3c
 FORMAT = "matgen_nb symmcd 1"
 
+
 def save_pretrained(model, path, info=None, dtype=torch.float32):
     """Write weights, statistics and configuration as one safetensors file, atomically; info: more
     strings for the card. dtype: of the network's weights (bfloat16 halves the file); the statistics
     stay float32."""
     from matgen_nb.utils import tensor_bytes as save
+
     metadata = dict(format=FORMAT, config=json.dumps(asdict(model.config)), info=json.dumps(info or {}))
-    state = {n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous() for n, t in model.state_dict().items()}
-    with atomic_write(path, "wb") as file: file.write(save(state, metadata))
+    state = {
+        n: t.detach().cpu().to(t.dtype if n.startswith("stat_") else dtype).contiguous()
+        for n, t in model.state_dict().items()
+    }
+    with atomic_write(path, "wb") as file:
+        file.write(save(state, metadata))
+
 
 SymmCD.save_pretrained = save_pretrained
 
@@ -312,9 +422,11 @@ def _rebuild(metadata, tensors):
     model.info = json.loads(metadata.get("info", "{}"))
     return model
 
+
 def from_pretrained(name_or_path, device="cpu"):
     "A trained `SymmCD` on a device, ready to sample. MatgenError for a missing, damaged or foreign file."
     return read_weights(name_or_path, FORMAT, _rebuild).to(device).eval()
+
 
 SymmCD.from_pretrained = staticmethod(from_pretrained)
 

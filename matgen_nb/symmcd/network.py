@@ -27,6 +27,7 @@ class NetworkConfig:
     `OrbitNetwork.votes`. staged: sites, elements and geometry have noise times of their own (lesson
     11b): the network is told all three, sees what the contents of the cell add up to, and sees no
     geometry at all where nothing is known of it."""
+
     width: int = 256
     layers: int = 4
     frequencies: int = 16
@@ -51,7 +52,11 @@ def image_features(x, lattice, space_group, i, j, pair_crystal, size, chunk=2_00
     counts = tables.operation_offset[group + 1] - tables.operation_offset[group]
     parts = []
     for pairs in torch.arange(len(i), device=x.device).split(max(1, chunk // max(int(counts.max()), 1))):
-        parts.append(_image_features(x, lattice[pair_crystal[pairs]], tables, group[pairs], counts[pairs], i[pairs], j[pairs], size))
+        parts.append(
+            _image_features(
+                x, lattice[pair_crystal[pairs]], tables, group[pairs], counts[pairs], i[pairs], j[pairs], size
+            )
+        )
     return tuple(torch.cat(p) for p in zip(*parts))
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #83143c1c
@@ -62,16 +67,19 @@ def image_vectors(x, tables, group, i, j):
     counts = tables.operation_offset[group + 1] - tables.operation_offset[group]
     pair = torch.repeat_interleave(torch.arange(len(i), device=x.device), counts)
     first = torch.cumsum(counts, 0) - counts
-    op = torch.arange(len(pair), device=x.device) + (tables.operation_offset[group] - first).index_select(0, pair)
+    op = torch.arange(len(pair), device=x.device) + (tables.operation_offset[group] - first).index_select(
+        0, pair
+    )
     R, w = (table.to(x).index_select(0, op) for table in (tables.R, tables.w))
     delta = (R @ x.index_select(0, j[pair])[..., None])[..., 0] + w - x.index_select(0, i[pair])
     return pair, delta - delta.round(), first
+
 
 def _image_features(x, lattice, tables, group, counts, i, j, size):
     pair, delta, first = image_vectors(x, tables, group, i, j)
     distance = (delta[:, None] @ lattice.index_select(0, pair)).norm(dim=-1)[:, 0]
     bumps = radial(distance, size) / counts[pair][:, None]
-    bumps[first[i == j]] = 0                                          # the identity: an orbit's own representative
+    bumps[first[i == j]] = 0  # the identity: an orbit's own representative
     moments = torch.cat([torch.ones_like(delta[:, :1]), delta], 1)[..., None] * bumps[:, None]
     total = torch.zeros(len(i), 4, size, device=x.device, dtype=x.dtype).index_add_(0, pair, moments)
     return total[:, 0], total[:, 1:].mT
@@ -86,6 +94,7 @@ def class_features(device="cpu"):
     dof = nn.functional.one_hot(tables.class_dof, 4).float()
     features = torch.cat([hot, tables.class_multiplicity.clamp(min=1).log()[..., None].float(), dof], -1)
     return features * (tables.class_one_hot >= 0)[..., None]
+
 
 def class_kinds(device="cpu"):
     "The distinct rows of `class_features`, kinds (K, 200), and which of them each class has, kind (231, 15)."
@@ -102,6 +111,7 @@ class Noisy:
     index or (M, 15) elements of the axes, batch (M,). Staged models only (lesson 11b): t is then the
     time of cell and coordinates; t_elements and t_site (B,) are those of the elements and of the sites,
     and content (B,) is the logarithm of the volume, in A^3, that the atoms of the cell add up to."""
+
     t: torch.Tensor
     space_group: torch.Tensor
     k: torch.Tensor
@@ -117,7 +127,8 @@ class Noisy:
     content: torch.Tensor = None
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #c9a60480
-CLOCKS, CONTENTS = 256, 4     # inputs of a staged network: two more noise times, and what `contents` counts
+CLOCKS, CONTENTS = 256, 4  # inputs of a staged network: two more noise times, and what `contents` counts
+
 
 class OrbitNetwork(nn.Module):
     """Predicts the noise of every part of a `Noisy` batch.
@@ -126,6 +137,7 @@ class OrbitNetwork(nn.Module):
     coordinate score (M, 3); logits of the elements (M, 94); logits of the site symmetries: (M, 15) over
     the classes of the group (those the group lacks are masked later), or (M, 15, 13) when the axes are
     independent."""
+
     def __init__(self, config=NetworkConfig()):
         super().__init__()
         c, w = config, config.width
@@ -145,37 +157,50 @@ class OrbitNetwork(nn.Module):
         self.to_x, self.to_element = nn.Linear(w, 3), nn.Linear(w, c.num_elements)
         self.to_site = nn.Linear(w, site_size)
         self.to_vector = nn.Linear(w, c.images, bias=False) if c.images else None
-        earlier = c.layers - 1 if c.staged and c.images else 0               # layers below the last that pull as well
+        earlier = c.layers - 1 if c.staged and c.images else 0  # layers below the last that pull as well
         self.to_pulls = nn.ModuleList(nn.Linear(w, c.images, bias=False) for _ in range(earlier))
         self.to_copy = nn.Linear(w, 1, bias=False) if c.copy else None
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #9fb89eb7
 def _embed(self, n):
     "Node states (M, width): what each orbit is, and what its crystal is."
-    if self.independent: site = nn.functional.one_hot(n.site, 13).flatten(1).float()
-    else: site = self.kinds[self.kind[n.space_group[n.batch], n.site]]
-    known = [self.groups[n.space_group], time_features(n.t, 64), n.k, n.lattice.flatten(1) / 10, n.num_orbits[:, None] / 10]
+    if self.independent:
+        site = nn.functional.one_hot(n.site, 13).flatten(1).float()
+    else:
+        site = self.kinds[self.kind[n.space_group[n.batch], n.site]]
+    known = [
+        self.groups[n.space_group],
+        time_features(n.t, 64),
+        n.k,
+        n.lattice.flatten(1) / 10,
+        n.num_orbits[:, None] / 10,
+    ]
     if self.config.staged:
         known += [time_features(n.t_elements, 64), time_features(n.t_site, 64), self.contents(n)]
     return self.element(n.elements) + self.site(site) + self.crystal(torch.cat(known, 1))[n.batch]
 
+
 def _edges(self, n, i, j):
     "Edge features (E, F) and the image vectors (E, images, 3) or None."
     parts, vectors = [], None
-    if self.config.frequencies: parts.append(fourier(n.x[i] - n.x[j], self.config.frequencies))
+    if self.config.frequencies:
+        parts.append(fourier(n.x[i] - n.x[j], self.config.frequencies))
     if self.config.images:
         counts, vectors = image_features(n.x, n.lattice, n.space_group, i, j, n.batch[i], self.config.images)
         multiplicity = self.multiplicity(n)[j][:, None]
         parts.append((counts * multiplicity).clamp(max=24) ** 0.5)
     return torch.cat(parts, 1), vectors
 
+
 def multiplicity(self, n):
     """How many atoms each orbit of a `Noisy` batch stands for (M,), under its noisy site symmetry (the
     general one where classes are not known)."""
     tables = wyckoff_tables(str(n.x.device))
     group = n.space_group[n.batch]
-    if self.independent: return (tables.operation_offset[group + 1] - tables.operation_offset[group]).float()
+    if self.independent:
+        return (tables.operation_offset[group + 1] - tables.operation_offset[group]).float()
     return tables.class_multiplicity[group, n.site].float()
+
 
 OrbitNetwork._embed, OrbitNetwork._edges, OrbitNetwork.multiplicity = _embed, _edges, multiplicity
 
@@ -191,6 +216,7 @@ def contents(self, n):
     volume = torch.linalg.det(n.lattice).clamp(min=1e-3).log()
     return torch.stack([atoms.log(), n.content - atoms.log(), (volume - n.content) * there, there], 1)
 
+
 def without_geometry(n):
     """The `Noisy` batch with a neutral cell, 5 A a side and k = 0, wherever the sites are noised:
     nothing can be read off a geometry without sites."""
@@ -199,6 +225,7 @@ def without_geometry(n):
     lattice = torch.where(there[:, None, None], n.lattice, neutral)
     return replace(n, k=n.k * there[:, None], lattice=lattice)
 
+
 OrbitNetwork.contents = contents
 
 # %% ../../nbs/3_symmcd/10_network.ipynb #n10copy2
@@ -206,7 +233,12 @@ def votes(self, n, message, i, j):
     """What the pairs (i, j) (E,) of a `Noisy` batch add to the logits of the elements, (M, 94), read off
     their messages (E, width): j speaks for the element it shows, never to itself."""
     vote, width = self.to_copy(message)[:, 0].masked_fill(i == j, 0), self.config.num_elements
-    return torch.zeros(len(n.x) * width, device=vote.device, dtype=vote.dtype).index_add_(0, i * width + n.elements[j], vote).reshape(-1, width)
+    return (
+        torch.zeros(len(n.x) * width, device=vote.device, dtype=vote.dtype)
+        .index_add_(0, i * width + n.elements[j], vote)
+        .reshape(-1, width)
+    )
+
 
 OrbitNetwork.votes = votes
 
@@ -221,17 +253,24 @@ def _pull(self, n, messages, vectors, i, j):
     total = torch.zeros(len(n.x), 3, device=n.x.device, dtype=n.x.dtype).index_add_(0, i, pull.to(n.x.dtype))
     return total * (0.1 / (n.sigma[n.batch] + 0.01))[:, None]
 
+
 def _pooled(self, n, h):
     """State of each crystal: mean over its orbits (B, width); staged models add the mean over its atoms
     (B, 2 width)."""
+
     def mean(values, count):
-        total = torch.zeros(len(n.t), h.shape[1], device=h.device, dtype=h.dtype).index_add_(0, n.batch, values.to(h.dtype))
+        total = torch.zeros(len(n.t), h.shape[1], device=h.device, dtype=h.dtype).index_add_(
+            0, n.batch, values.to(h.dtype)
+        )
         return total / count
+
     pooled = mean(h, n.num_orbits[:, None])
-    if not self.config.staged: return pooled
+    if not self.config.staged:
+        return pooled
     atoms = self.multiplicity(n)[:, None]
     count = torch.zeros(len(n.t), 1, device=h.device).index_add_(0, n.batch, atoms)
     return torch.cat([pooled, mean(h * atoms, count)], 1)
+
 
 OrbitNetwork._pull, OrbitNetwork._pooled = _pull, _pooled
 
@@ -239,10 +278,12 @@ OrbitNetwork._pull, OrbitNetwork._pooled = _pull, _pooled
 def forward(self, n):
     "The four predictions for a `Noisy` batch, see `OrbitNetwork`."
     i, j = all_pairs(n.num_orbits)
-    if self.config.staged: n = without_geometry(n)
-    with torch.no_grad(), torch.autocast(n.x.device.type, enabled=False):          # geometry needs float32
+    if self.config.staged:
+        n = without_geometry(n)
+    with torch.no_grad(), torch.autocast(n.x.device.type, enabled=False):  # geometry needs float32
         edge, vectors = self._edges(n, i, j)
-    if self.config.staged: edge = edge * (n.t_site == 0)[n.batch[i]][:, None]
+    if self.config.staged:
+        edge = edge * (n.t_site == 0)[n.batch[i]][:, None]
     degree = n.num_orbits[n.batch][:, None].to(edge.dtype)
     h, messages = self._embed(n), []
     for layer in self.layers:
@@ -250,12 +291,19 @@ def forward(self, n):
         messages.append(message)
     h = self.norm(h)
     score = self.to_x(h)
-    if vectors is not None: score = score + self._pull(n, messages, vectors, i, j)
+    if vectors is not None:
+        score = score + self._pull(n, messages, vectors, i, j)
     elements = self.to_element(h)
-    if self.to_copy is not None: elements = elements + self.votes(n, messages[-1], i, j)
+    if self.to_copy is not None:
+        elements = elements + self.votes(n, messages[-1], i, j)
     site = self.to_site(h)
-    if self.independent: site = site.reshape(-1, 15, 13)
-    else: site = (site @ self.kinds.T).gather(1, self.kind[n.space_group[n.batch]])     # one logit for each kind of class
+    if self.independent:
+        site = site.reshape(-1, 15, 13)
+    else:
+        site = (site @ self.kinds.T).gather(
+            1, self.kind[n.space_group[n.batch]]
+        )  # one logit for each kind of class
     return self.to_k(self._pooled(n, h)), score, elements, site
+
 
 OrbitNetwork.forward = forward

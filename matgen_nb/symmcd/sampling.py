@@ -40,34 +40,49 @@ from ..utils import MatgenError, progress_bar
 def parse_formula(formula):
     "'Ca(OH)2' -> {20: 1, 8: 2, 1: 2}, by atomic number. MatgenError where it is no formula."
     flat = str(formula).replace(" ", "")
-    while (group := re.search(r"\(([A-Za-z0-9]+)\)(\d*)", flat)):
-        inner = "".join(s + str(int(n or 1) * int(group[2] or 1)) for s, n in re.findall(r"([A-Z][a-z]?)(\d*)", group[1]))
-        flat = flat[:group.start()] + inner + flat[group.end():]
-    if not re.fullmatch(r"([A-Z][a-z]?\d*)+", flat): raise MatgenError(f"{formula!r} is not a chemical formula; write it like SrTiO3 or Ca(OH)2")
+    while group := re.search(r"\(([A-Za-z0-9]+)\)(\d*)", flat):
+        inner = "".join(
+            s + str(int(n or 1) * int(group[2] or 1)) for s, n in re.findall(r"([A-Z][a-z]?)(\d*)", group[1])
+        )
+        flat = flat[: group.start()] + inner + flat[group.end() :]
+    if not re.fullmatch(r"([A-Z][a-z]?\d*)+", flat):
+        raise MatgenError(f"{formula!r} is not a chemical formula; write it like SrTiO3 or Ca(OH)2")
     counts = Counter()
-    for symbol, n in re.findall(r"([A-Z][a-z]?)(\d*)", flat): counts[_number(symbol)] += int(n or 1)
-    if not all(counts.values()): raise MatgenError(f"{formula!r} has an element with count 0; leave it out")
+    for symbol, n in re.findall(r"([A-Z][a-z]?)(\d*)", flat):
+        counts[_number(symbol)] += int(n or 1)
+    if not all(counts.values()):
+        raise MatgenError(f"{formula!r} has an element with count 0; leave it out")
     return dict(counts)
 
+
 def _number(symbol):
-    try: return atomic_number(symbol)
-    except CrystalError as error: raise MatgenError(str(error)) from None
+    try:
+        return atomic_number(symbol)
+    except CrystalError as error:
+        raise MatgenError(str(error)) from None
+
 
 def parse_system(system):
     "'Li-Fe-O' (or 'Li Fe O', 'Li,Fe,O') -> (3, 26, 8), each element once. MatgenError where it names none."
     symbols = [s for s in re.split(r"[-,\s]+", str(system)) if s]
-    if not symbols: raise MatgenError(f"the chemical system {system!r} names no element; write it like Li-Fe-O")
+    if not symbols:
+        raise MatgenError(f"the chemical system {system!r} names no element; write it like Li-Fe-O")
     return tuple(dict.fromkeys(_number(s) for s in symbols))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d4c3508a
 SHARED = 10**6  # capacity from which on a class can be used again and again
+
 
 @lru_cache(None)
 def site_classes(number):
     """The site-symmetry classes of a group: tuple of (class, multiplicity, capacity), largest first;
     capacity at least SHARED where sites can be shared."""
     T = wyckoff_tables()
-    rows = [(c, int(T.class_multiplicity[number, c]), int(T.class_capacity[number, c])) for c in range(15) if T.class_one_hot[number, c] >= 0]
+    rows = [
+        (c, int(T.class_multiplicity[number, c]), int(T.class_capacity[number, c]))
+        for c in range(15)
+        if T.class_one_hot[number, c] >= 0
+    ]
     return tuple(sorted(rows, key=lambda r: -r[1]))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #aecb538c
@@ -76,11 +91,13 @@ def possible_atoms(number, most=200):
     "Numbers of atoms, up to `most`, that the conventional cell of a group can hold: sorted tuple."
     reach = {0}
     for _, m, capacity in site_classes(number):
-        for _ in range(min(capacity, most // m)): reach |= {r + m for r in reach if r + m <= most}
+        for _ in range(min(capacity, most // m)):
+            reach |= {r + m for r in reach if r + m <= most}
     return tuple(sorted(reach - {0}))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #6d5a4473
 MOST_ORBITS, MOST_ATOMS = 64, 2000
+
 
 @lru_cache(64)
 def free_tables(number, shares, size):
@@ -90,15 +107,20 @@ def free_tables(number, shares, size):
     tables = [np.zeros((size + 1, MOST_ORBITS + 1))]
     tables[0][0, 0] = 1
     for c, m, capacity in site_classes(number):
-        if capacity < SHARED: continue
+        if capacity < SHARED:
+            continue
         table = tables[-1].copy()
         for j in range(1, min(size // m, MOST_ORBITS) + 1):
-            table[j * m:, j:] += shares[c] ** j / math.factorial(j) * tables[-1][:size + 1 - j * m, :MOST_ORBITS + 1 - j]
+            table[j * m :, j:] += (
+                shares[c] ** j / math.factorial(j) * tables[-1][: size + 1 - j * m, : MOST_ORBITS + 1 - j]
+            )
         tables.append(table)
     return tables
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d367718c
-def _fixed(number): return [row for row in site_classes(number) if row[2] < SHARED]
+def _fixed(number):
+    return [row for row in site_classes(number) if row[2] < SHARED]
+
 
 def element_ways(number, shares, n, size):
     """Ways to make n atoms of one element: {orbits used of each fixed class: weight by number of orbits
@@ -106,10 +128,12 @@ def element_ways(number, shares, n, size):
     free, out = free_tables(number, shares, size)[-1], {}
     for used in itertools.product(*(range(min(capacity, n // m) + 1) for _, m, capacity in _fixed(number))):
         rest, k = n - sum(u * m for u, (_, m, _) in zip(used, _fixed(number))), sum(used)
-        if rest < 0 or not free[rest].any(): continue
+        if rest < 0 or not free[rest].any():
+            continue
         weight = math.prod(shares[c] ** u / math.factorial(u) for u, (c, _, _) in zip(used, _fixed(number)))
-        out[used] = np.concatenate([np.zeros(k), weight * free[rest]])[:MOST_ORBITS + 1]
+        out[used] = np.concatenate([np.zeros(k), weight * free[rest]])[: MOST_ORBITS + 1]
     return {used: weight for used, weight in out.items() if weight.any()}
+
 
 @lru_cache(4096)
 def count_ways(number, counts, shares):
@@ -120,9 +144,12 @@ def count_ways(number, counts, shares):
     layers = [{(0,) * len(capacity): np.eye(MOST_ORBITS + 1)[0]}]
     for n in counts:
         layer = {}
-        for (a, p), (b, q) in itertools.product(layers[-1].items(), element_ways(number, shares, n, size).items()):
+        for (a, p), (b, q) in itertools.product(
+            layers[-1].items(), element_ways(number, shares, n, size).items()
+        ):
             used = tuple(x + y for x, y in zip(a, b))
-            if all(u <= most for u, most in zip(used, capacity)): layer[used] = layer.get(used, 0) + np.convolve(p, q)[:MOST_ORBITS + 1]
+            if all(u <= most for u, most in zip(used, capacity)):
+                layer[used] = layer.get(used, 0) + np.convolve(p, q)[: MOST_ORBITS + 1]
         layers.append(layer)
     return layers
 
@@ -132,8 +159,10 @@ def evidence(number, counts, shares, orbits):
     orbit a class by `shares` and one of the elements evenly. Returns it split by what is used of the
     fixed classes and by M: (list of uses, array (uses, MOST_ORBITS + 1))."""
     last = count_ways(number, counts, shares)[-1]
-    orders = np.array([math.factorial(k) / len(counts)**k for k in range(MOST_ORBITS + 1)])
-    return list(last), np.stack([w * orders * orbits for w in last.values()]) if last else np.zeros((0, MOST_ORBITS + 1))
+    orders = np.array([math.factorial(k) / len(counts) ** k for k in range(MOST_ORBITS + 1)])
+    return list(last), np.stack([w * orders * orbits for w in last.values()]) if last else np.zeros(
+        (0, MOST_ORBITS + 1)
+    )
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #fe7409b8
 def _draw_classes(number, shares, n, size, used, k, rng):
@@ -141,23 +170,35 @@ def _draw_classes(number, shares, n, size, used, k, rng):
     classes = [c for u, (c, _, _) in zip(used, _fixed(number)) for _ in range(u)]
     n, k = n - sum(u * m for u, (_, m, _) in zip(used, _fixed(number))), k - len(classes)
     tables = free_tables(number, shares, size)
-    for (c, m, _), before in zip([row for row in site_classes(number) if row[2] >= SHARED][::-1], tables[-2::-1]):
-        j = draw_index([shares[c] ** j / math.factorial(j) * before[n - j * m, k - j] for j in range(min(n // m, k) + 1)], rng)
+    for (c, m, _), before in zip(
+        [row for row in site_classes(number) if row[2] >= SHARED][::-1], tables[-2::-1]
+    ):
+        j = draw_index(
+            [
+                shares[c] ** j / math.factorial(j) * before[n - j * m, k - j]
+                for j in range(min(n // m, k) + 1)
+            ],
+            rng,
+        )
         classes, n, k = classes + [c] * j, n - j * m, k - j
     return tuple(classes)
+
 
 def draw_sites(number, counts, shares, orbits, rng):
     """A filling drawn in proportion to its weight, see `evidence`: one tuple of classes per element, or
     None where there is none."""
     layers, size = count_ways(number, counts, shares), 64 * math.ceil(max(counts) / 64)
     uses, weights = evidence(number, counts, shares, orbits)
-    if not weights.sum() > 0: return None
+    if not weights.sum() > 0:
+        return None
     at = divmod(draw_index(weights.ravel(), rng), MOST_ORBITS + 1)
     used, k, plan = uses[at[0]], at[1], []
     for n, layer in zip(counts[::-1], layers[-2::-1]):
         ways = element_ways(number, shares, n, size)
         steps = [(u, before) for u in ways if (before := tuple(x - y for x, y in zip(used, u))) in layer]
-        i, j = divmod(draw_index(np.concatenate([ways[u][:k + 1] * layer[b][k::-1] for u, b in steps]), rng), k + 1)
+        i, j = divmod(
+            draw_index(np.concatenate([ways[u][: k + 1] * layer[b][k::-1] for u, b in steps]), rng), k + 1
+        )
         plan.append(_draw_classes(number, shares, n, size, steps[i][0], j, rng))
         used, k = steps[i][1], k - j
     return tuple(plan[::-1])
@@ -169,13 +210,23 @@ class Request:
     (M,) atomic numbers are set where the request fixes them, positions (M,) Wyckoff indices where it
     fixes even those (then sites are their classes); allowed: atomic numbers that may be used, each at
     least once, or None; balance: whether the charges should be able to balance."""
-    space_group: int; num_orbits: int; sites: tuple = None; elements: tuple = None; allowed: tuple = None; balance: bool = False; positions: tuple = None
+
+    space_group: int
+    num_orbits: int
+    sites: tuple = None
+    elements: tuple = None
+    allowed: tuple = None
+    balance: bool = False
+    positions: tuple = None
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #b8a30403
 class Prior:
     "What the training set says before a crystal is drawn. groups (231,): how often each space group occurs."
+
     def __init__(self, model):
-        self.groups, self._classes, self._orbits = (getattr(model, f"stat_{name}").cpu().double().numpy() for name in ("groups", "classes", "orbits"))
+        self.groups, self._classes, self._orbits = (
+            getattr(model, f"stat_{name}").cpu().double().numpy() for name in ("groups", "classes", "orbits")
+        )
         self.templates = unpack_templates(model.stat_templates.cpu())
 
     def shares(self, number):
@@ -188,13 +239,19 @@ class Prior:
         share = lambda counts: counts / max(counts.sum(), 1)
         p = share(self._orbits[number]) + 1e-3 * share(self._orbits.sum(0)) + 1e-6
         M = np.arange(MOST_ORBITS + 1)
-        return p[:MOST_ORBITS + 1] * ((M >= max(least, 1)) if exactly is None else (M == exactly))
+        return p[: MOST_ORBITS + 1] * ((M >= max(least, 1)) if exactly is None else (M == exactly))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem9
 def left_free(self, number, templates):
     """Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson
     9c), never quite 0: what is possible stays so. templates: share of those due that are taken."""
-    return np.array([max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3) for M in range(MOST_ORBITS + 1)])
+    return np.array(
+        [
+            max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3)
+            for M in range(MOST_ORBITS + 1)
+        ]
+    )
+
 
 def fillings(self, number, counts, orbits):
     """Templates of a group on which these atoms (tuple, for each element) can be put: [(template,
@@ -204,8 +261,10 @@ def fillings(self, number, counts, orbits):
         templates = self.templates.get((number, M), {})
         for template, n in templates.items():
             sizes = tuple(size[w] for w in template)
-            if sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)): found.append((template, orbits[M] * (n / templates.total()) * ways / len(counts) ** M))
+            if sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)):
+                found.append((template, orbits[M] * (n / templates.total()) * ways / len(counts) ** M))
     return found
+
 
 Prior.left_free, Prior.fillings = left_free, fillings
 
@@ -213,9 +272,12 @@ Prior.left_free, Prior.fillings = left_free, fillings
 def _masses(prior, number, counts, orbits, free):
     """Weights of the two ways to come by atoms `counts`: sites drawn freely (one number), and known
     templates (see `fillings`). free: of p(M) = `orbits`, see `left_free`."""
-    return evidence(number, counts, prior.shares(number), orbits * free)[1].sum(), prior.fillings(number, counts, orbits * (1 - free))
+    return evidence(number, counts, prior.shares(number), orbits * free)[1].sum(), prior.fillings(
+        number, counts, orbits * (1 - free)
+    )
 
-def find_cells(prior, groups, contents, exactly=None, least=1, templates=0.):
+
+def find_cells(prior, groups, contents, exactly=None, least=1, templates=0.0):
     """All cells that can hold what is asked for: list of (space group, atoms per element, weight).
     groups: {number: weight}; contents: list of tuples of atoms per element; templates: how much known
     templates count, against sites drawn independently."""
@@ -224,63 +286,119 @@ def find_cells(prior, groups, contents, exactly=None, least=1, templates=0.):
         orbits, free = prior.orbits(g, exactly, least), prior.left_free(g, templates)
         for counts in contents:
             unknown, known = _masses(prior, g, counts, orbits, free)
-            if (mass := unknown + sum(m for _, m in known)) > 0: cells.append((g, counts, w * mass))
+            if (mass := unknown + sum(m for _, m in known)) > 0:
+                cells.append((g, counts, w * mass))
     return cells
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f7b975df
 def _other_orbits(prior, number, contents):
-    found = sum(evidence(number, counts, prior.shares(number), prior.orbits(number))[1].sum(0) for counts in contents)
+    found = sum(
+        evidence(number, counts, prior.shares(number), prior.orbits(number))[1].sum(0) for counts in contents
+    )
     return np.flatnonzero(found).tolist()
+
 
 def nearest_possible(prior, number, contents, sizes, exactly=None, least=1):
     """Text with what could be asked for instead: numbers of orbits, of atoms in the cell (`sizes`: more
     contents to try), groups."""
     text, wanted = [], sum(contents[0])
     if orbits := _other_orbits(prior, number, contents):
-        text.append(f"Possible numbers of orbits: {', '.join(map(str, sorted(orbits, key=lambda m: abs(m - (exactly or least)))[:6]))}")
-    near = sorted({sum(c) for _, c, _ in find_cells(prior, {number: 1}, sizes, exactly, least)}, key=lambda n: (abs(n - wanted), n))
-    if near: text.append(f"Nearest possible numbers of atoms in its conventional cell: {', '.join(map(str, sorted(near[:5])))}")
+        text.append(
+            f"Possible numbers of orbits: {', '.join(map(str, sorted(orbits, key=lambda m: abs(m - (exactly or least)))[:6]))}"
+        )
+    near = sorted(
+        {sum(c) for _, c, _ in find_cells(prior, {number: 1}, sizes, exactly, least)},
+        key=lambda n: (abs(n - wanted), n),
+    )
+    if near:
+        text.append(
+            f"Nearest possible numbers of atoms in its conventional cell: {', '.join(map(str, sorted(near[:5])))}"
+        )
     others = {g: 1 for g in sorted(range(1, 231), key=lambda g: (abs(g - number), g)) if g != number}
-    groups = list(itertools.islice((g for g in others if find_cells(prior, {g: 1}, contents[:1], exactly, least)), 5))
-    if groups: text.append(f"Groups near it that can hold {wanted} atoms of this kind: {', '.join(map(str, sorted(groups)))}")
+    groups = list(
+        itertools.islice((g for g in others if find_cells(prior, {g: 1}, contents[:1], exactly, least)), 5)
+    )
+    if groups:
+        text.append(
+            f"Groups near it that can hold {wanted} atoms of this kind: {', '.join(map(str, sorted(groups)))}"
+        )
     return ". ".join(text) or "Nothing near it is possible either"
+
 
 def _refuse(prior, number, what, contents, sizes, exactly, least):
     labels = sorted({w.label for w in SpaceGroup(number).wyckoff_positions}, key=lambda s: (int(s[:-1]), s))
-    raise MatgenError(f"space group {number} ({SpaceGroup(number).symbol}) cannot hold {what}: its Wyckoff positions are {' '.join(labels)}, and those without "
-                      f"a free coordinate can be used once. {nearest_possible(prior, number, contents, sizes, exactly, least)}.")
+    raise MatgenError(
+        f"space group {number} ({SpaceGroup(number).symbol}) cannot hold {what}: its Wyckoff positions are {' '.join(labels)}, and those without "
+        f"a free coordinate can be used once. {nearest_possible(prior, number, contents, sizes, exactly, least)}."
+    )
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #26d9cda0
 def _whole(name, value, most):
-    if value is None: return
-    try: right = int(value) == value and 1 <= value <= most
-    except (TypeError, ValueError): right = False
-    if not right: raise MatgenError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+    if value is None:
+        return
+    try:
+        right = int(value) == value and 1 <= value <= most
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise MatgenError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+
 
 def check_request(space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None):
     """MatgenError for values that no request can have, and for those that contradict each other. Returns
     (groups or None, counts or None, allowed or None)."""
-    groups = None if space_group is None else [space_group] if np.ndim(space_group) == 0 else list(space_group)
-    if groups is not None and not groups: raise MatgenError("space_group is an empty list: name at least one group, or leave it out")
+    groups = (
+        None if space_group is None else [space_group] if np.ndim(space_group) == 0 else list(space_group)
+    )
+    if groups is not None and not groups:
+        raise MatgenError("space_group is an empty list: name at least one group, or leave it out")
     for number in groups or ():
-        try: check_space_group(number)
-        except (TypeError, ValueError) as error: raise MatgenError(str(error)) from None
+        try:
+            check_space_group(number)
+        except (TypeError, ValueError) as error:
+            raise MatgenError(str(error)) from None
     _whole("num_atoms", num_atoms, MOST_ATOMS)
     _whole("num_orbits", num_orbits, MOST_ORBITS)
     counts = None if formula is None else parse_formula(formula)
     allowed = None if chemical_system is None else parse_system(chemical_system)
-    if counts and allowed and set(counts) != set(allowed): raise MatgenError(f"the formula {formula} and the chemical system {chemical_system} name different elements: leave one of them out")
-    for what, least in ((f"the formula {formula}", len(counts or ())), (f"the chemical system {chemical_system}", len(allowed or ()))):
-        if num_orbits and num_orbits < least: raise MatgenError(f"{num_orbits} orbits cannot hold the {least} elements of {what}: ask for at least {least} orbits")
-        if num_atoms and num_atoms < least: raise MatgenError(f"{num_atoms} atoms cannot hold the {least} elements of {what}: ask for at least {least} atoms")
+    if counts and allowed and set(counts) != set(allowed):
+        raise MatgenError(
+            f"the formula {formula} and the chemical system {chemical_system} name different elements: leave one of them out"
+        )
+    for what, least in (
+        (f"the formula {formula}", len(counts or ())),
+        (f"the chemical system {chemical_system}", len(allowed or ())),
+    ):
+        if num_orbits and num_orbits < least:
+            raise MatgenError(
+                f"{num_orbits} orbits cannot hold the {least} elements of {what}: ask for at least {least} orbits"
+            )
+        if num_atoms and num_atoms < least:
+            raise MatgenError(
+                f"{num_atoms} atoms cannot hold the {least} elements of {what}: ask for at least {least} atoms"
+            )
     if counts and num_atoms and num_atoms % sum(counts.values()):
         n = sum(counts.values())
-        raise MatgenError(f"{num_atoms} atoms are no whole number of {formula} ({n} atoms each); nearest: {', '.join(str(z * n) for z in (num_atoms // n, num_atoms // n + 1) if z)}")
-    if counts and sum(counts.values()) > MOST_ATOMS: raise MatgenError(f"{formula} has {sum(counts.values())} atoms; at most {MOST_ATOMS} can be asked for")
+        raise MatgenError(
+            f"{num_atoms} atoms are no whole number of {formula} ({n} atoms each); nearest: {', '.join(str(z * n) for z in (num_atoms // n, num_atoms // n + 1) if z)}"
+        )
+    if counts and sum(counts.values()) > MOST_ATOMS:
+        raise MatgenError(
+            f"{formula} has {sum(counts.values())} atoms; at most {MOST_ATOMS} can be asked for"
+        )
     return groups and [int(g) for g in groups], counts or None, allowed
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #28dccc4e
-def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, most_units=(16, 96), templates=1.0):
+def plan(
+    model,
+    space_group=None,
+    formula=None,
+    chemical_system=None,
+    num_atoms=None,
+    num_orbits=None,
+    most_units=(16, 96),
+    templates=1.0,
+):
     """Check what a user asks for, count in how many ways it can be had, and return a function rng ->
     `Request` that is random in all that was left open. MatgenError, with the reason and the nearest
     possible requests, where it is impossible. most_units: of a formula in the cell; the second number
@@ -289,22 +407,54 @@ def plan(model, space_group=None, formula=None, chemical_system=None, num_atoms=
     asked for, draw them by `draw_sites`."""
     groups, counts, allowed = check_request(space_group, formula, chemical_system, num_atoms, num_orbits)
     prior = Prior(model)
-    chosen = {g: 1. for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
-    if counts is None and num_atoms is None: return lambda rng: _open_request(prior, chosen, num_orbits, allowed, templates, rng)
+    chosen = {g: 1.0 for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
+    if counts is None and num_atoms is None:
+        return lambda rng: _open_request(prior, chosen, num_orbits, allowed, templates, rng)
     one = tuple(counts.values()) if counts else (1,)
-    units = lambda first, last: [c for z in range(first, last + 1) if sum(c := tuple(z * n for n in one)) <= MOST_ATOMS]
+    units = lambda first, last: [
+        c for z in range(first, last + 1) if sum(c := tuple(z * n for n in one)) <= MOST_ATOMS
+    ]
     missing = lambda: set(groups or ()) - {g for g, _, _ in cells}
     sizes = units(1, most_units[0] if counts else 2 * (num_atoms or 1) + 24)
     contents = [tuple(num_atoms // sum(one) * n for n in one)] if num_atoms else sizes
     least = 1 if counts else len(allowed or ())
     cells = find_cells(prior, chosen, contents, num_orbits, least, templates)
-    if counts and not num_atoms and (more := missing()): cells += find_cells(prior, {g: chosen[g] for g in more}, units(most_units[0] + 1, most_units[1]), num_orbits, least, templates)
-    what = (formula or "") + (f" with {num_atoms} atoms" if counts and num_atoms else f"{num_atoms} atoms" if num_atoms else "") + (
-        f" on {num_orbits} orbits" if num_orbits else "") + (f" with {len(allowed)} elements" if allowed and not counts else "") + (
-        f" in a cell of up to {min(most_units[1] * sum(one), MOST_ATOMS)} atoms" if counts and not num_atoms else "")
-    if missing(): _refuse(prior, min(missing()), what, contents, sizes, num_orbits, least)
-    if not cells: raise MatgenError(f"no space group of the training set can hold {what}. {nearest_possible(prior, 1, contents, sizes, num_orbits, least)}.")
-    return _requests_for(prior, cells, tuple(counts) if counts else None, allowed, num_orbits, least, groups is not None, templates)
+    if counts and not num_atoms and (more := missing()):
+        cells += find_cells(
+            prior,
+            {g: chosen[g] for g in more},
+            units(most_units[0] + 1, most_units[1]),
+            num_orbits,
+            least,
+            templates,
+        )
+    what = (
+        (formula or "")
+        + (f" with {num_atoms} atoms" if counts and num_atoms else f"{num_atoms} atoms" if num_atoms else "")
+        + (f" on {num_orbits} orbits" if num_orbits else "")
+        + (f" with {len(allowed)} elements" if allowed and not counts else "")
+        + (
+            f" in a cell of up to {min(most_units[1] * sum(one), MOST_ATOMS)} atoms"
+            if counts and not num_atoms
+            else ""
+        )
+    )
+    if missing():
+        _refuse(prior, min(missing()), what, contents, sizes, num_orbits, least)
+    if not cells:
+        raise MatgenError(
+            f"no space group of the training set can hold {what}. {nearest_possible(prior, 1, contents, sizes, num_orbits, least)}."
+        )
+    return _requests_for(
+        prior,
+        cells,
+        tuple(counts) if counts else None,
+        allowed,
+        num_orbits,
+        least,
+        groups is not None,
+        templates,
+    )
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #3a3e9eee
 def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
@@ -312,13 +462,15 @@ def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
     how often it is asked."""
     number = list(chosen)[draw_index(list(chosen.values()), rng)]
     M = num_orbits or draw_index(prior.orbits(number, least=len(allowed or ())), rng)
-    asked = templates == 1 or (templates and rng.random() < templates)         # 0 and 1 use up no random number
+    asked = templates == 1 or (templates and rng.random() < templates)  # 0 and 1 use up no random number
     positions = draw_template(prior.templates, number, M, rng) if asked else None
     return Request(number, M, positions and _classes(number, positions), allowed=allowed, positions=positions)
+
 
 def _classes(number, positions):
     "Site-symmetry classes of Wyckoff positions (M,) of a group."
     return tuple(SpaceGroup(number).wyckoff_positions[w].site_class for w in positions)
+
 
 def _filled(prior, number, counts, orbits, free, rng):
     """Sites (M,), elements (M,) by index, and positions (M,) or None, of a cell that holds atoms
@@ -327,7 +479,11 @@ def _filled(prior, number, counts, orbits, free, rng):
     i = draw_index([unknown, *(w for _, w in known)], rng) if known else 0
     if i == 0:
         drawn = draw_sites(number, counts, prior.shares(number), orbits * free, rng)
-        return tuple(c for of_one in drawn for c in of_one), tuple(e for e, of_one in enumerate(drawn) for _ in of_one), None
+        return (
+            tuple(c for of_one in drawn for c in of_one),
+            tuple(e for e, of_one in enumerate(drawn) for _ in of_one),
+            None,
+        )
     positions = known[i - 1][0]
     sizes = tuple(SpaceGroup(number).wyckoff_positions[w].multiplicity for w in positions)
     return _classes(number, positions), deal(sizes, counts, rng), positions
@@ -339,13 +495,31 @@ def _requests_for(prior, cells, elements, allowed, exactly, least, even, templat
     weight = np.array([w for _, _, w in cells])
     if even:
         total = Counter()
-        for g, _, w in cells: total[g] += w
+        for g, _, w in cells:
+            total[g] += w
         weight = np.array([w / total[g] for g, _, w in cells])
+
     def draw(rng):
         number, counts, _ = cells[draw_index(weight, rng)]
-        sites, dealt, positions = _filled(prior, number, counts, prior.orbits(number, exactly, least), prior.left_free(number, templates), rng)
-        return Request(number, len(sites), sites, elements and tuple(elements[e] for e in dealt), allowed, positions=positions)
+        sites, dealt, positions = _filled(
+            prior,
+            number,
+            counts,
+            prior.orbits(number, exactly, least),
+            prior.left_free(number, templates),
+            rng,
+        )
+        return Request(
+            number,
+            len(sites),
+            sites,
+            elements and tuple(elements[e] for e in dealt),
+            allowed,
+            positions=positions,
+        )
+
     return draw
+
 
 def make_request(model, rng, **asked):
     "One `Request` for what a user asks, see `plan`."
@@ -359,12 +533,24 @@ class Known:
     asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
     balance (B,) bool: crystals whose elements are free and whose charges should balance; held (H,)
     orbits whose position leaves them not all of space."""
-    sites: torch.Tensor; elements: torch.Tensor; classes: torch.Tensor; positions: torch.Tensor; prior: torch.Tensor; balance: torch.Tensor; held: torch.Tensor
+
+    sites: torch.Tensor
+    elements: torch.Tensor
+    classes: torch.Tensor
+    positions: torch.Tensor
+    prior: torch.Tensor
+    balance: torch.Tensor
+    held: torch.Tensor
+
 
 def _known(model, requests):
-    flat = lambda name: torch.tensor([v for r in requests for v in (getattr(r, name) or [-1] * r.num_orbits)], device=model.device)
+    flat = lambda name: torch.tensor(
+        [v for r in requests for v in (getattr(r, name) or [-1] * r.num_orbits)], device=model.device
+    )
     orbits = torch.tensor([r.num_orbits for r in requests], device=model.device)
-    prior = torch.stack([_element_prior(model.stat_elements, r.allowed) for r in requests]).repeat_interleave(orbits, 0)
+    prior = torch.stack([_element_prior(model.stat_elements, r.allowed) for r in requests]).repeat_interleave(
+        orbits, 0
+    )
     classes, positions, elements = flat("sites"), flat("positions"), flat("elements")
     sites, T = classes, wyckoff_tables(str(model.device))
     group = torch.tensor([r.space_group for r in requests], device=model.device).repeat_interleave(orbits)
@@ -375,8 +561,10 @@ def _known(model, requests):
     balance = torch.tensor([r.balance and r.elements is None for r in requests], device=model.device)
     return Known(sites, torch.where(elements > 0, elements - 1, -1), classes, positions, prior, balance, held)
 
+
 def _element_prior(share, allowed):
-    if allowed is None: return share
+    if allowed is None:
+        return share
     mask = torch.zeros_like(share)
     mask[[z - 1 for z in allowed]] = 1
     return share * mask / (share * mask).sum()
@@ -393,8 +581,18 @@ def start_state(model, requests, generator):
     known = _known(model, requests)
     elements = model.element_noise.prior_sample(known.prior, generator)
     sites = model.site_noise.prior_sample(model.site_prior(group[batch]), generator)
-    state = Noisy(torch.ones(len(requests), device=device), group, k, model.lattice(k, group), orbits, x, elements, sites, batch,
-                  torch.full((len(requests),), model.config.sigma_max, device=device))
+    state = Noisy(
+        torch.ones(len(requests), device=device),
+        group,
+        k,
+        model.lattice(k, group),
+        orbits,
+        x,
+        elements,
+        sites,
+        batch,
+        torch.full((len(requests),), model.config.sigma_max, device=device),
+    )
     return state, known
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #b9cd865d
@@ -405,7 +603,7 @@ def time_grid(T, steps):
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #c1dbeed0
 def told(logits, value):
     "Logits (..., K) made certain where `value` (...) is not -1."
-    sure = torch.full_like(logits, -torch.inf).scatter(-1, value.clamp(min=0)[..., None], 0.)
+    sure = torch.full_like(logits, -torch.inf).scatter(-1, value.clamp(min=0)[..., None], 0.0)
     return torch.where((value >= 0)[..., None], sure, logits)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12bal2
@@ -421,7 +619,8 @@ def balanced_elements(logits, atoms, batch, asked, generator=None, rounds=16):
         at = open_.nonzero()[:, 0]
         open_[at] = ~charges_balance(element_counts(elements, atoms, batch, len(asked))[at])
         rows = open_[batch]
-        if not left or not rows.any(): break
+        if not left or not rows.any():
+            break
         elements[rows] = draw_categories(p[rows], generator)
     return elements.to(device), open_.to(device)
 
@@ -430,8 +629,11 @@ def _aims(model, n, known, logits, generator):
     """Logits (M, 94) with all that is known of the elements put in: told ones, and one balanced draw
     where charges are asked to balance."""
     logits = told(logits, known.elements)
-    if not known.balance.any(): return logits
-    drawn, _ = balanced_elements(masked_logits(logits, known.prior), model.network.multiplicity(n), n.batch, known.balance, generator)
+    if not known.balance.any():
+        return logits
+    drawn, _ = balanced_elements(
+        masked_logits(logits, known.prior), model.network.multiplicity(n), n.batch, known.balance, generator
+    )
     return told(logits, torch.where(known.balance[n.batch], drawn, -1))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12tem2
@@ -439,32 +641,56 @@ def _per_score(model, t):
     "How far x_0 is from x_t for a score of 1, as the network scales it: sigma_t^2 by the scale of lesson 07."
     return model.coordinate_noise.sigma(t) ** 2 * model.coordinate_noise.scale(t)
 
+
 def held_score(model, n, known, score, t):
     """The score (M, 3), scaled as the network's; of orbits whose Wyckoff position is given, the one
     whose x_0 is moved to the nearest point of its first member."""
-    if not len(rows := known.held): return score
+    if not len(rows := known.held):
+        return score
     T, per_score = wyckoff_tables(str(n.x.device)), _per_score(model, t)
-    first, L = T.member_offset[T.wyckoff_offset[n.space_group[n.batch[rows]]] + known.positions[rows]], n.lattice.double()[n.batch[rows]]
+    first, L = (
+        T.member_offset[T.wyckoff_offset[n.space_group[n.batch[rows]]] + known.positions[rows]],
+        n.lattice.double()[n.batch[rows]],
+    )
     clean = n.x[rows] + per_score * score[rows]
     point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT)[1]
     return score.index_copy(0, rows, score[rows] + wrap_difference(point.to(clean) - clean) / per_score)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #f3c25b00
-def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0., apart=0.75, sharpen=1.0):
+def reverse_step(model, n, known, t, s, generator, eta=1.0, guide=0.0, apart=0.75, sharpen=1.0):
     """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state,
     outputs of the network). guide: share of the time, at the end, in which coordinates are led to the
     sites (explained with `guided_score` below); sharpen: of the coordinates, see lesson 07."""
     eps, score, elements, site = out = model.network(n)
-    if 0 < s: score = guided_score(model, n, known, out, t, apart) if t <= guide * model.config.T else held_score(model, n, known, score, t)
+    if 0 < s:
+        score = (
+            guided_score(model, n, known, out, t, apart)
+            if t <= guide * model.config.T
+            else held_score(model, n, known, score, t)
+        )
     mask, prior = model.mask(n.space_group), model.site_prior(n.space_group[n.batch])
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, eta) * mask
     x = model.coordinate_noise.step(n.x, score, t, s, generator, eta, sharpen)
-    a = model.element_noise.step(n.elements, _aims(model, n, known, elements, generator), t, s, known.prior, generator)
+    a = model.element_noise.step(
+        n.elements, _aims(model, n, known, elements, generator), t, s, known.prior, generator
+    )
     S, site = n.site, told(site, known.sites)
-    if model.network.independent: S = model.site_noise.step(S.flatten(), site.flatten(0, 1), t, s, prior.flatten(0, 1), generator).reshape(-1, 15)
-    else: S = model.site_noise.step(S, site, t, s, prior, generator)
-    new = replace(n, t=torch.full_like(n.t, s / model.config.T), k=k, lattice=model.lattice(k, n.space_group), x=x, elements=a, site=S,
-                  sigma=torch.full_like(n.sigma, float(model.coordinate_noise.sigma(max(s, 1)))))
+    if model.network.independent:
+        S = model.site_noise.step(
+            S.flatten(), site.flatten(0, 1), t, s, prior.flatten(0, 1), generator
+        ).reshape(-1, 15)
+    else:
+        S = model.site_noise.step(S, site, t, s, prior, generator)
+    new = replace(
+        n,
+        t=torch.full_like(n.t, s / model.config.T),
+        k=k,
+        lattice=model.lattice(k, n.space_group),
+        x=x,
+        elements=a,
+        site=S,
+        sigma=torch.full_like(n.sigma, float(model.coordinate_noise.sigma(max(s, 1)))),
+    )
     return new, out
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #c4e72831
@@ -480,7 +706,12 @@ def fit_sites(n, classes, likely, fixed):
     surest orbit is served first; fixed (M,) bool: not to be changed."""
     sure = likely.gather(1, classes.clamp(min=0)[:, None])[:, 0].masked_fill(fixed, torch.inf)
     capacity = wyckoff_tables(str(n.x.device)).class_capacity[n.space_group].tolist()
-    wanted, crystal, changed, likely = classes.tolist(), n.batch.tolist(), np.zeros(len(n.t), dtype=int), likely.tolist()
+    wanted, crystal, changed, likely = (
+        classes.tolist(),
+        n.batch.tolist(),
+        np.zeros(len(n.t), dtype=int),
+        likely.tolist(),
+    )
     for i in torch.argsort(sure, descending=True, stable=True).tolist():
         room = capacity[crystal[i]]
         if wanted[i] < 0 or room[wanted[i]] == 0:
@@ -489,26 +720,33 @@ def fit_sites(n, classes, likely, fixed):
         room[wanted[i]] -= 1
     return torch.tensor(wanted, device=n.x.device), changed
 
+
 def settle_sites(model, n, site_logits, known):
     """The final site-symmetry class of every orbit (M,), and how many were changed per crystal (B,): see
     `fit_sites`. When axes are independent, those that make no class of the group are changed as well."""
     T, fixed = wyckoff_tables(str(n.x.device)), known.classes >= 0
     drawn = _matching_class(n, T) if model.network.independent else n.site
-    return fit_sites(n, torch.where(fixed, known.classes, drawn), _class_scores(model, n, site_logits, T), fixed)
+    return fit_sites(
+        n, torch.where(fixed, known.classes, drawn), _class_scores(model, n, site_logits, T), fixed
+    )
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #90cf167a
 def _class_scores(model, n, logits, T):
     "Log-probability of each class of the group for each orbit (M, 15)."
     group = n.space_group[n.batch]
-    if not model.network.independent: return torch.log_softmax(masked_logits(logits, model.site_prior(group)), -1)
+    if not model.network.independent:
+        return torch.log_softmax(masked_logits(logits, model.site_prior(group)), -1)
     hots = T.one_hots[T.class_one_hot[group].clamp(min=0)].bool()
-    score = torch.where(hots, torch.log_softmax(logits, -1)[:, None], 0.).sum((-1, -2))
+    score = torch.where(hots, torch.log_softmax(logits, -1)[:, None], 0.0).sum((-1, -2))
     return score.masked_fill(T.class_one_hot[group] < 0, -torch.inf)
+
 
 def _matching_class(n, T):
     "The class whose 15 axes are the drawn ones, -1 where no class of the group has them."
     group = n.space_group[n.batch]
-    same = (T.one_hots[T.class_one_hot[group].clamp(min=0)].argmax(-1) == n.site[:, None]).all(-1) & (T.class_one_hot[group] >= 0)
+    same = (T.one_hots[T.class_one_hot[group].clamp(min=0)].argmax(-1) == n.site[:, None]).all(-1) & (
+        T.class_one_hot[group] >= 0
+    )
     return torch.where(same.any(1), same.int().argmax(1), -1)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #ea839879
@@ -523,7 +761,8 @@ def settle_elements(n, logits, known, requests):
         for z in r.allowed or ():
             counts = Counter(elements[i] for i in rows)
             spare = [i for i in rows if counts[elements[i]] > 1]
-            if counts[z - 1] or not spare: continue
+            if counts[z - 1] or not spare:
+                continue
             elements[max(spare, key=lambda i: log_p[i][z - 1] - log_p[i][elements[i]])] = z - 1
             changed[b] += 1
     return torch.tensor(elements, device=n.elements.device), changed
@@ -536,12 +775,14 @@ def crowding(n, x, elements, pairs, apart):
     (i, j), radius = pairs, torch.as_tensor(element_table().radius).to(x)[elements + 1]
     crystal, tables = n.batch[i], wyckoff_tables(str(x.device))
     wish, count = torch.zeros_like(x), torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for rows in torch.arange(len(i), device=x.device).split(10_000):                    # bounds the memory: up to 192 images a pair
+    for rows in torch.arange(len(i), device=x.device).split(
+        10_000
+    ):  # bounds the memory: up to 192 images a pair
         pair, delta, _ = image_vectors(x, tables, n.space_group[crystal[rows]], i[rows], j[rows])
         pair = rows[pair]
         v = (delta[:, None] @ n.lattice[crystal[pair]].to(x))[:, 0]
         d = v.norm(dim=-1)
-        itself = (i == j)[pair] & (d < 1e-5)                                            # a point on its site is its own image to the last digit
+        itself = (i == j)[pair] & (d < 1e-5)  # a point on its site is its own image to the last digit
         short = (apart * (radius[i] + radius[j])[pair] - d).masked_fill(itself, 0).clamp(min=0)
         hit = short > 0
         away = -(short / d.clamp(min=1e-5))[hit, None] * delta[hit]
@@ -561,7 +802,8 @@ def keep_apart(n, placed, elements, apart=0.75, rounds=60):
     point = lambda u: (A @ u[..., None])[..., 0] + t
     for _ in range(rounds if apart else 0):
         wish, crowded = crowding(n, point(u), elements, pairs, apart)
-        if not crowded.any(): break
+        if not crowded.any():
+            break
         u = u + 0.5 * (A_plus @ wish[..., None])[..., 0]
         busy = torch.zeros(len(n.t), dtype=torch.bool, device=u.device).index_fill_(0, n.batch[crowded], True)
         pairs = tuple(p[busy[n.batch[pairs[0]]]] for p in pairs)
@@ -579,6 +821,7 @@ class StageOptions:
     kept out of too short contacts. apart: the shortest contact, in sums of covalent radii, that is left
     alone; 0 switches both off. corrector: Langevin steps of the free coordinates after each step, each a
     further network call, of relative size snr."""
+
     steps: int = 25
     element_steps: int = 16
     site_steps: int = 12
@@ -593,14 +836,21 @@ class StageOptions:
 @dataclass
 class Sample:
     "One generated crystal: the whole cell, its asymmetric unit, and its row of the output table (dict)."
-    crystal: Crystal; unit: AsymmetricUnit; row: dict
+
+    crystal: Crystal
+    unit: AsymmetricUnit
+    row: dict
+
 
 def _to_cpu(value):
     return replace(value, **{name: v.cpu() for name, v in vars(value).items() if isinstance(v, torch.Tensor)})
 
+
 def _clipped(model, n):
     "Whether a free component of k lies outside its bounds (B,)."
-    free = _shifted(n.k.double() * model.stat_k_std.to(n.k).double() + model.stat_k_mean.to(n.k).double(), n.content)
+    free = _shifted(
+        n.k.double() * model.stat_k_std.to(n.k).double() + model.stat_k_mean.to(n.k).double(), n.content
+    )
     moved = (model.raw_k(n.k.double(), n.space_group, n.content) - free).abs() > 1e-6
     return (moved & (model.mask(n.space_group).to(n.k) > 0)).any(1)
 
@@ -609,27 +859,56 @@ def finish(model, n, out, known, requests, apart=0.75):
     """From the last state and the network's last outputs to a list of `Sample`: settle sites and
     elements, project, keep apart (see `keep_apart`), write out."""
     if not all(torch.isfinite(v).all() for v in (n.k, n.x)):
-        raise MatgenError("sampling ended in numbers that are not finite: the weights are damaged, or their training diverged")
+        raise MatgenError(
+            "sampling ended in numbers that are not finite: the weights are damaged, or their training diverged"
+        )
     sites, sites_changed = settle_sites(model, n, out[3], known)
     elements, elements_changed = settle_elements(n, out[2], known, requests)
     n, sites, elements = _to_cpu(n), sites.cpu(), elements.cpu()
     clipped, k = _clipped(model, n), model.raw_k(n.k.double(), n.space_group, n.content)
-    placed = assign_wyckoff(n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch, known.positions.cpu())
+    placed = assign_wyckoff(
+        n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch, known.positions.cpu()
+    )
     placed, pushed = keep_apart(n, placed, elements, apart)
     T = wyckoff_tables()
     first = T.member_offset[T.wyckoff_offset[n.space_group[n.batch]] + placed.wyckoff]
     points = (T.A[first] @ placed.free[..., None])[..., 0] + T.t[first]
-    parts = [v.split(n.num_orbits.tolist()) for v in (elements + 1, points % 1.0, placed.wyckoff, placed.distance)]
-    return [_sample(int(g), k[b].numpy(), *(p[b].numpy() for p in parts), pushed_max=float(pushed[n.batch == b].max()), sites_changed=int(sites_changed[b]),
-                    elements_changed=int(elements_changed[b]), cell_clipped=bool(clipped[b])) for b, g in enumerate(n.space_group)]
+    parts = [
+        v.split(n.num_orbits.tolist()) for v in (elements + 1, points % 1.0, placed.wyckoff, placed.distance)
+    ]
+    return [
+        _sample(
+            int(g),
+            k[b].numpy(),
+            *(p[b].numpy() for p in parts),
+            pushed_max=float(pushed[n.batch == b].max()),
+            sites_changed=int(sites_changed[b]),
+            elements_changed=int(elements_changed[b]),
+            cell_clipped=bool(clipped[b]),
+        )
+        for b, g in enumerate(n.space_group)
+    ]
+
 
 def _sample(group, k, elements, points, wyckoff, moved, **bent):
     unit = AsymmetricUnit(group, k, elements, points, wyckoff)
     crystal, symbol = unit.to_crystal(), element_table().symbol
-    row = dict(formula=crystal.formula, space_group=group, num_atoms=len(crystal), num_orbits=len(unit),
-               wyckoff=" ".join(f"{symbol[z]}:{unit.positions[w].label}" for z, w in zip(unit.elements, unit.wyckoff)), volume=crystal.volume,
-               density=crystal.density, min_distance=min_distance(crystal), moved=" ".join(f"{d:.3f}" for d in moved),
-               projection_mean=float(moved.mean()), projection_max=float(moved.max()), **bent)
+    row = dict(
+        formula=crystal.formula,
+        space_group=group,
+        num_atoms=len(crystal),
+        num_orbits=len(unit),
+        wyckoff=" ".join(
+            f"{symbol[z]}:{unit.positions[w].label}" for z, w in zip(unit.elements, unit.wyckoff)
+        ),
+        volume=crystal.volume,
+        density=crystal.density,
+        min_distance=min_distance(crystal),
+        moved=" ".join(f"{d:.3f}" for d in moved),
+        projection_mean=float(moved.mean()),
+        projection_max=float(moved.max()),
+        **bent,
+    )
     return Sample(crystal, unit, row)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #a1db31a7
@@ -643,7 +922,9 @@ def guided_score(model, n, known, out, t, apart=0.75):
     classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
     per_score = _per_score(model, t)
     clean = n.x + per_score * out[1]
-    placed = assign_wyckoff(clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch, known.positions)
+    placed = assign_wyckoff(
+        clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch, known.positions
+    )
     placed, _ = keep_apart(n, placed, n.elements, apart, rounds=3)
     goal = clean + wrap_difference(placed.frac_coords.to(clean) - clean)
     sure = likely.gather(1, classes[:, None]).exp() > 0.5
@@ -651,17 +932,32 @@ def guided_score(model, n, known, out, t, apart=0.75):
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #1f7514fb
 @torch.no_grad()
-def sample_requests(model, requests, generator, steps=25, eta=1.0, guide=0.5, apart=0.75, corrector=0, snr=0.2, sharpen=SHARPEN, advance=lambda n=1: None):
+def sample_requests(
+    model,
+    requests,
+    generator,
+    steps=25,
+    eta=1.0,
+    guide=0.5,
+    apart=0.75,
+    corrector=0,
+    snr=0.2,
+    sharpen=SHARPEN,
+    advance=lambda n=1: None,
+):
     """Run the reverse process for a list of `Request`s as one batch: list of `Sample` in order. guide:
     see `guided_score`; apart: see `keep_apart`; corrector: Langevin steps after each step; sharpen:
     of the coordinates (lesson 07)."""
     if model.config.staged:
-        options = StageOptions(steps=steps, eta=eta, guide=guide, apart=apart, sharpen=sharpen, corrector=corrector, snr=snr)
+        options = StageOptions(
+            steps=steps, eta=eta, guide=guide, apart=apart, sharpen=sharpen, corrector=corrector, snr=snr
+        )
         return model.sample_in_stages(requests, generator, options, advance)
     state, known = start_state(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
         state, out = reverse_step(model, state, known, t, s, generator, eta, guide, apart, sharpen)
-        for _ in range(corrector if s else 0): state = corrector_step(model, state, s, generator, snr)
+        for _ in range(corrector if s else 0):
+            state = corrector_step(model, state, s, generator, snr)
         advance(len(requests))
     return finish(model, state, out, known, requests, apart)
 
@@ -675,10 +971,11 @@ def _cell_error(model, batch, t, generator):
     zero = torch.zeros_like(t)
     state, targets = model.noisy_in_stages(batch, Times(t, zero, zero, zero), generator)
     v = model.network(state)[0]
-    return (model.lattice_noise.signal(t, v) * (v - targets.v)) ** 2                        # lesson 11b, eq. (4)
+    return (model.lattice_noise.signal(t, v) * (v - targets.v)) ** 2  # lesson 11b, eq. (4)
+
 
 @torch.no_grad()
-def cell_doubt(model, units, generator, times=(.2, .3, .4, .5, .6, .7), noises=2):
+def cell_doubt(model, units, generator, times=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7), noises=2):
     """Share of the noise of its cell that the network cannot tell (B,) of a list of `AsymmetricUnit`: 0
     where the cell follows from the atoms, about 1 where nothing does. times: shares of T; noises: at
     each. Costs len(times) * noises network calls a crystal."""
@@ -691,7 +988,8 @@ def cell_doubt(model, units, generator, times=(.2, .3, .4, .5, .6, .7), noises=2
     return (total / (len(times) * noises)).tolist()
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12dbt5
-DRAWS = 4    # of a crystal whose cell the network doubts, at most
+DRAWS = 4  # of a crystal whose cell the network doubts, at most
+
 
 def _surest(model, requests, generator, doubt, advance, **how):
     """Sample; of up to DRAWS draws for a request, the first whose `cell_doubt` is at most `doubt` is
@@ -702,10 +1000,14 @@ def _surest(model, requests, generator, doubt, advance, **how):
     while left:
         for i, s, d in zip(left, fresh, cell_doubt(model, [s.unit for s in fresh], generator)):
             s.row["doubt"] = d
-            if draw == 1 or d < samples[i].row["doubt"]: samples[i] = s
+            if draw == 1 or d < samples[i].row["doubt"]:
+                samples[i] = s
             samples[i].row["draws"] = draw
         left = [i for i in left if samples[i].row["doubt"] > doubt] if draw < DRAWS else []
-        fresh, draw = sample_requests(model, [requests[i] for i in left], generator, **how) if left else [], draw + 1
+        fresh, draw = (
+            sample_requests(model, [requests[i] for i in left], generator, **how) if left else [],
+            draw + 1,
+        )
     return samples
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #69fe2be4
@@ -713,17 +1015,22 @@ def _with_retries(model, requests, generator, retries, good, advance, **how):
     """Sample; crystals (`Sample`) that are not `good` are drawn again up to `retries` times, for the
     same request; each row says how often."""
     samples = _surest(model, requests, generator, advance=advance, **how)
-    for s in samples: s.row["attempts"] = 1
+    for s in samples:
+        s.row["attempts"] = 1
     for _ in range(retries):
         bad = [i for i, s in enumerate(samples) if not good(s)]
-        if not bad: break
-        for i, s in zip(bad, _surest(model, [requests[i] for i in bad], generator, advance=lambda n=1: None, **how)):
+        if not bad:
+            break
+        for i, s in zip(
+            bad, _surest(model, [requests[i] for i in bad], generator, advance=lambda n=1: None, **how)
+        ):
             s.row["attempts"] = samples[i].row["attempts"] + 1
             samples[i] = s
     return samples
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp02
-SYMPRECS = (0.1, 0.01)      # A: as the groups of the training set were found, and strict
+SYMPRECS = (0.1, 0.01)  # A: as the groups of the training set were found, and strict
+
 
 def group_columns(unit, symprecs=SYMPRECS):
     """Columns of the table that say which group a unit has: the one that spglib finds at each tolerance (A,
@@ -731,7 +1038,7 @@ def group_columns(unit, symprecs=SYMPRECS):
     (overlapping atoms) or is not installed."""
     order, columns, higher, found = SpaceGroup(unit.space_group).order, {}, None, None
     for symprec in symprecs:
-        if found is None or found.operations != order:          # else a finer tolerance finds the same
+        if found is None or found.operations != order:  # else a finer tolerance finds the same
             found = unit.found_group(symprec)
         columns[f"space_group@{symprec:g}"] = found.number if found else None
         if found:
@@ -745,6 +1052,7 @@ def arrangements(number, counts, num_orbits=None):
     Positions without a free coordinate are used once. Where the search comes to a dead end it yields None,
     so that the caller can limit it."""
     positions, most = SpaceGroup(number).wyckoff_positions[::-1], num_orbits or MOST_ORBITS
+
     def place(element, left, start, used, placed):
         orbits = sum(map(len, placed))
         if left == 0 and element + 1 < len(counts):
@@ -760,6 +1068,7 @@ def arrangements(number, counts, num_orbits=None):
                     grown = (*placed[:-1], (*placed[-1], w.index))
                     yield from place(element, left - w.multiplicity, i, used | fixed, grown)
             yield None
+
     yield from place(0, counts[0], 0, frozenset(), ((),))
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp07
@@ -767,9 +1076,13 @@ def arrangements(number, counts, num_orbits=None):
 class Exactness:
     """Whether crystals can have exactly a space group: possible (a way was found, or there are too many to
     try all), and the numbers of the higher groups that the ways tried so far force."""
-    possible: bool; higher: frozenset
 
-MOST_TRIED = 256            # atoms in the cell, and ways to place them: beyond, a group is taken as possible
+    possible: bool
+    higher: frozenset
+
+
+MOST_TRIED = 256  # atoms in the cell, and ways to place them: beyond, a group is taken as possible
+
 
 def try_arrangements(number, counts, num_orbits=None, distinct=False, most_steps=20_000):
     """`Exactness` of a space group for `counts` atoms of each element, over all ways to put them on Wyckoff
@@ -800,7 +1113,8 @@ def _units_tried(number, counts, num_atoms, num_orbits):
     if counts:
         return range(1, 17)
     general = SpaceGroup(number).wyckoff_positions[-1].multiplicity
-    return [num_orbits * general] if num_orbits else []   # all on the general position: least symmetry
+    return [num_orbits * general] if num_orbits else []  # all on the general position: least symmetry
+
 
 def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=None, num_orbits=None):
     """MatgenError where a request for a space group can only be met by crystals of a higher one, because
@@ -818,20 +1132,28 @@ def refuse_forced(space_group, formula=None, chemical_system=None, num_atoms=Non
         higher = sorted(frozenset().union(*(f.higher for f in found)))
         if not higher or found[-1].possible:
             continue
-        what = " ".join([formula or "crystals", *[f"with {num_atoms} atoms"] * bool(num_atoms),
-                         *[f"on {num_orbits} orbits"] * bool(num_orbits)])
+        what = " ".join(
+            [
+                formula or "crystals",
+                *[f"with {num_atoms} atoms"] * bool(num_atoms),
+                *[f"on {num_orbits} orbits"] * bool(num_orbits),
+            ]
+        )
         near = (z * sum(counts or [1]) for z in range(1, 25) if num_atoms and exact(z).possible)
         sizes = ", ".join(map(str, itertools.islice(near, 4)))
         instead = f" or for {sizes} atoms (num_atoms, --num-atoms)" if sizes else ""
         names = " or ".join(f"{g} ({SpaceGroup(g).symbol})" for g in higher)
         named = f"space group {number} ({SpaceGroup(number).symbol})"
-        raise MatgenError(f"{named} cannot be met exactly by {what}: its Wyckoff positions force a higher "
-                          f"group, {names}, whatever the cell and the coordinates. Ask for that "
-                          f"group{instead}; resample_higher=0 (--resample-higher 0) takes "
-                          "crystals of the higher group")
+        raise MatgenError(
+            f"{named} cannot be met exactly by {what}: its Wyckoff positions force a higher "
+            f"group, {names}, whatever the cell and the coordinates. Ask for that "
+            f"group{instead}; resample_higher=0 (--resample-higher 0) takes "
+            "crystals of the higher group"
+        )
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12grp11
-RESAMPLE = 10      # times, at most, that a crystal of a higher group than was requested is sampled again
+RESAMPLE = 10  # times, at most, that a crystal of a higher group than was requested is sampled again
+
 
 def force_higher(request, most=32):
     """Whether the Wyckoff positions of a `Request` force a higher group (see `forced_group`), as far as it
@@ -841,11 +1163,18 @@ def force_higher(request, most=32):
         return False
     elements = request.elements or range(request.num_orbits)
     positions = SpaceGroup(request.space_group).wyckoff_positions
-    choices = [request.positions] if request.positions else itertools.islice(
-        itertools.product(*([w.index for w in positions if w.site_class == c] for c in request.sites)), most)
+    choices = (
+        [request.positions]
+        if request.positions
+        else itertools.islice(
+            itertools.product(*([w.index for w in positions if w.site_class == c] for c in request.sites)),
+            most,
+        )
+    )
     once = lambda ways: all(n == 1 or positions[w].dof for w, n in Counter(ways).items())
     tried = [ways for ways in choices if once(ways)]
     return bool(tried) and all(forced_group(request.space_group, ways, elements) for ways in tried)
+
 
 def redraw(draw, rng, most=50):
     """A request of `draw` (see `plan`) whose positions do not force a higher group; after `most` such in a
@@ -855,6 +1184,7 @@ def redraw(draw, rng, most=50):
         if not force_higher(request):
             break
     return request
+
 
 def replace_higher(samples, most, again):
     """Replace in place those of `samples` that have a higher group than requested, up to `most` times, by
@@ -876,16 +1206,39 @@ def _in_batches(model, requests, seed, batch_size, **how):
     samples = [None] * len(requests)
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, len(order), batch_size):
-        rows = order[first:first + batch_size]
+        rows = order[first : first + batch_size]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
         for i, s in zip(rows, _with_retries(model, [requests[i] for i in rows], generator, **how)):
             samples[i] = s
     return samples
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
-def sample(self, n, space_group=None, formula=None, chemical_system=None, num_atoms=None, num_orbits=None, seed=0, steps=25, eta=1.0,
-           guide=0.5, apart=0.75, balance=None, corrector=0, snr=0.2, retries=0, closest=0.5, accept=None, batch_size=256, progress=True, sharpen=SHARPEN, doubt=None, templates=1.0,
-           resample_higher=None):
+def sample(
+    self,
+    n,
+    space_group=None,
+    formula=None,
+    chemical_system=None,
+    num_atoms=None,
+    num_orbits=None,
+    seed=0,
+    steps=25,
+    eta=1.0,
+    guide=0.5,
+    apart=0.75,
+    balance=None,
+    corrector=0,
+    snr=0.2,
+    retries=0,
+    closest=0.5,
+    accept=None,
+    batch_size=256,
+    progress=True,
+    sharpen=SHARPEN,
+    doubt=None,
+    templates=1.0,
+    resample_higher=None,
+):
     """Sample n new crystals: a list of `Sample` (crystal, unit, row).
 
     space_group: number, or a list to choose from evenly; formula: met exactly; chemical_system:
@@ -903,15 +1256,47 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     steps, balance = 25 if steps is None else steps, float(self.stat_balanced) if balance is None else balance
     doubt = float(vars(self).get("info", {}).get("doubt", 1)) if doubt is None else doubt
     most = (0 if space_group is None else RESAMPLE) if resample_higher is None else resample_higher
-    check_options(self, n, seed, steps, eta, guide, apart, corrector, retries, batch_size, balance, sharpen, snr,
-                  closest, doubt, templates, most)
-    draw, rng = plan(self, space_group, formula, chemical_system, num_atoms, num_orbits, templates=templates), np.random.default_rng(seed)
+    check_options(
+        self,
+        n,
+        seed,
+        steps,
+        eta,
+        guide,
+        apart,
+        corrector,
+        retries,
+        batch_size,
+        balance,
+        sharpen,
+        snr,
+        closest,
+        doubt,
+        templates,
+        most,
+    )
+    draw, rng = (
+        plan(self, space_group, formula, chemical_system, num_atoms, num_orbits, templates=templates),
+        np.random.default_rng(seed),
+    )
     if most and space_group is not None:
         refuse_forced(space_group, formula, chemical_system, num_atoms, num_orbits)
-    requests = [replace(draw(rng), balance=bool(a)) for a in np.random.default_rng((seed, 1)).random(n) < balance]
+    requests = [
+        replace(draw(rng), balance=bool(a)) for a in np.random.default_rng((seed, 1)).random(n) < balance
+    ]
     good = lambda s: s.row["min_distance"] >= closest and (accept is None or accept(s))
-    how = dict(retries=retries, good=good, steps=steps, eta=eta, guide=guide, apart=apart, corrector=corrector,
-               snr=snr, sharpen=sharpen, doubt=doubt)
+    how = dict(
+        retries=retries,
+        good=good,
+        steps=steps,
+        eta=eta,
+        guide=guide,
+        apart=apart,
+        corrector=corrector,
+        snr=snr,
+        sharpen=sharpen,
+        doubt=doubt,
+    )
 
     def again(indices, time):
         fresh = np.random.default_rng((seed, 2, time))
@@ -921,24 +1306,64 @@ def sample(self, n, space_group=None, formula=None, chemical_system=None, num_at
     with progress_bar("sampling", n * steps, show=progress) as advance, reproducible(self.device):
         samples = _in_batches(self, requests, seed, batch_size, advance=advance, **how)
         replace_higher(samples, most, again)
-    for i, s in enumerate(samples): s.row = dict(index=i, **s.row)
+    for i, s in enumerate(samples):
+        s.row = dict(index=i, **s.row)
     return samples
+
 
 SymmCD.sample = sample
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
-def check_options(model, n, seed, steps, eta=1.0, guide=0.5, apart=0.75, corrector=0, retries=0, batch_size=256, balance=0, sharpen=1.0, snr=0.2, closest=0.5, doubt=1.0, templates=1.0, resample_higher=0):
+def check_options(
+    model,
+    n,
+    seed,
+    steps,
+    eta=1.0,
+    guide=0.5,
+    apart=0.75,
+    corrector=0,
+    retries=0,
+    batch_size=256,
+    balance=0,
+    sharpen=1.0,
+    snr=0.2,
+    closest=0.5,
+    doubt=1.0,
+    templates=1.0,
+    resample_higher=0,
+):
     "MatgenError for options of `sample` that mean nothing, and for a device that cannot sample."
-    if model.device.type == "mps": raise MatgenError("Apple's GPU (mps) has no float64, which placing atoms on their sites needs: sample with model.to('cpu')")
-    for name, value, low, high in [("the number of samples", n, 1, 10**8), ("seed", seed, 0, 2**63), ("steps", steps, 1, model.config.T), ("corrector", corrector, 0, 100),
-                                   ("retries", retries, 0, 1000), ("batch_size", batch_size, 1, 10**6),
-                                   ("resample_higher", resample_higher, 0, 1000)]:
-        if not (isinstance(value, (int, np.integer)) and low <= value <= high): raise MatgenError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
-    if not 0 <= guide <= 1: raise MatgenError(f"guide is a share of the time, from 0 to 1, got {guide!r}")
-    if not 0 <= balance <= 1: raise MatgenError(f"balance is a share of the crystals, from 0 to 1, got {balance!r}")
-    if not 0 <= templates <= 1: raise MatgenError(f"templates is a share, from 0 (sites as the network says) to 1, got {templates!r}")
-    if not 0 <= apart <= 1: raise MatgenError(f"apart is a share of the sum of covalent radii, from 0 to 1, got {apart!r}")
-    if not 0 < snr <= 10 or not 0 <= closest: raise MatgenError(f"snr must be a number above 0, at most 10, and closest one of at least 0 A, got {snr!r} and {closest!r}")
-    if not doubt > 0: raise MatgenError(f"doubt must be a number above 0 (1: no crystal is drawn again), got {doubt!r}")
-    if not 1 <= sharpen <= 100: raise MatgenError(f"sharpen must be a number from 1 (as learned) to 100, got {sharpen!r}")
-    if not 0 <= eta <= 1: raise MatgenError(f"eta must lie between 0 (deterministic) and 1 (stochastic), got {eta!r}")
+    if model.device.type == "mps":
+        raise MatgenError(
+            "Apple's GPU (mps) has no float64, which placing atoms on their sites needs: sample with model.to('cpu')"
+        )
+    for name, value, low, high in [
+        ("the number of samples", n, 1, 10**8),
+        ("seed", seed, 0, 2**63),
+        ("steps", steps, 1, model.config.T),
+        ("corrector", corrector, 0, 100),
+        ("retries", retries, 0, 1000),
+        ("batch_size", batch_size, 1, 10**6),
+        ("resample_higher", resample_higher, 0, 1000),
+    ]:
+        if not (isinstance(value, (int, np.integer)) and low <= value <= high):
+            raise MatgenError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    if not 0 <= guide <= 1:
+        raise MatgenError(f"guide is a share of the time, from 0 to 1, got {guide!r}")
+    if not 0 <= balance <= 1:
+        raise MatgenError(f"balance is a share of the crystals, from 0 to 1, got {balance!r}")
+    if not 0 <= templates <= 1:
+        raise MatgenError(f"templates is a share, from 0 (sites as the network says) to 1, got {templates!r}")
+    if not 0 <= apart <= 1:
+        raise MatgenError(f"apart is a share of the sum of covalent radii, from 0 to 1, got {apart!r}")
+    if not 0 < snr <= 10 or not 0 <= closest:
+        raise MatgenError(
+            f"snr must be a number above 0, at most 10, and closest one of at least 0 A, got {snr!r} and {closest!r}"
+        )
+    if not doubt > 0:
+        raise MatgenError(f"doubt must be a number above 0 (1: no crystal is drawn again), got {doubt!r}")
+    if not 1 <= sharpen <= 100:
+        raise MatgenError(f"sharpen must be a number from 1 (as learned) to 100, got {sharpen!r}")
+    if not 0 <= eta <= 1:
+        raise MatgenError(f"eta must lie between 0 (deterministic) and 1 (stochastic), got {eta!r}")

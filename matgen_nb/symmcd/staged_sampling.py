@@ -304,7 +304,7 @@ def predict(
             f"predict needs at least one unit and one structure each, got {len(units)} units and n = {n}"
         )
     requests = [request_of(u) for u in units for _ in range(n)]
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))   # like sizes together
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))  # like sizes together
     samples: list = [None] * len(requests)
     total = len(requests) * options.steps
     with progress_bar("predicting", total, show=progress) as advance, reproducible(self.device):

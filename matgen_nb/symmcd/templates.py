@@ -39,8 +39,13 @@ def merge_settings(table: dict) -> dict:
 # %% ../../nbs/3_symmcd/09c_templates.ipynb #c09c0009
 def pack_templates(table):
     "A table of `count_templates` as one float32 tensor (L,): for each template group, M, count and its M positions, in a fixed order."
-    rows = [(*cell, n, *template) for cell, counts in sorted(table.items()) for template, n in sorted(counts.items())]
+    rows = [
+        (*cell, n, *template)
+        for cell, counts in sorted(table.items())
+        for template, n in sorted(counts.items())
+    ]
     return torch.tensor([v for row in rows for v in row], dtype=torch.float32)
+
 
 def unpack_templates(packed):
     "Inverse of `pack_templates`; an empty tensor gives an empty table."
@@ -68,28 +73,37 @@ def draw_index(weights, rng):
     weights = np.asarray(weights, dtype=float)
     return int(rng.choice(len(weights), p=weights / weights.sum()))
 
+
 def draw_template(table, space_group, num_orbits, rng):
     """Wyckoff indices (num_orbits,) of a template known in the cell, in random order; the letters are those of the data.
 
     None as often as a new one is `due`. table: see `count_templates`; rng: a NumPy Generator."""
     counts = table.get((space_group, num_orbits), {})
-    if rng.random() < due(counts, space_group): return None
+    if rng.random() < due(counts, space_group):
+        return None
     return tuple(rng.permutation(list(counts)[draw_index(list(counts.values()), rng)]).tolist())
 
 # %% ../../nbs/3_symmcd/09c_templates.ipynb #c09c0031
 @lru_cache(200_000)
 def ways_to_deal(sizes, counts):
     "In how many ways orbits of `sizes` atoms can be given to elements so that element e gets exactly counts[e] atoms; both tuples of int."
-    if not sizes: return int(not any(counts))
-    return sum(ways_to_deal(sizes[1:], (*counts[:e], n - sizes[0], *counts[e + 1:])) for e, n in enumerate(counts) if n >= sizes[0])
+    if not sizes:
+        return int(not any(counts))
+    return sum(
+        ways_to_deal(sizes[1:], (*counts[:e], n - sizes[0], *counts[e + 1 :]))
+        for e, n in enumerate(counts)
+        if n >= sizes[0]
+    )
+
 
 def deal(sizes, counts, rng):
     "One of these ways, all equally likely: the index of the element of each orbit (M,), a tuple. ValueError where there is none. rng: a NumPy Generator."
     dealt = ()
     for i, size in enumerate(sizes):
-        rest = [(*counts[:e], n - size, *counts[e + 1:]) for e, n in enumerate(counts)]
-        ways = [ways_to_deal(sizes[i + 1:], r) if min(r) >= 0 else 0 for r in rest]
-        if not any(ways): raise ValueError(f"orbits of {sizes[i:]} atoms cannot be dealt out as {counts}")
+        rest = [(*counts[:e], n - size, *counts[e + 1 :]) for e, n in enumerate(counts)]
+        ways = [ways_to_deal(sizes[i + 1 :], r) if min(r) >= 0 else 0 for r in rest]
+        if not any(ways):
+            raise ValueError(f"orbits of {sizes[i:]} atoms cannot be dealt out as {counts}")
         e = draw_index(ways, rng)
         dealt, counts = dealt + (e,), rest[e]
     return dealt

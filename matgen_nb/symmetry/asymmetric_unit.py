@@ -20,7 +20,13 @@ import numpy as np
 import torch
 
 from .crystal import Crystal, CrystalError, element_table, formula_of, min_distance
-from .lattice import constrain_k, k_to_lattice, lattice_from_parameters, lattice_parameters, lattice_to_k
+from matgen_nb.symmetry.lattice import (
+    constrain_k,
+    k_to_lattice,
+    lattice_from_parameters,
+    lattice_parameters,
+    lattice_to_k,
+)
 from .space_groups import SpaceGroup, check_space_group
 from ..utils import atomic_write
 
@@ -31,8 +37,9 @@ def spglib_errors():
     can, and later ones will); what the rest of the program has chosen is restored afterwards.
     ModuleNotFoundError where it is not installed."""
     import spglib
+
     handling = getattr(spglib, "error", None)
-    before = getattr(handling, "OLD_ERROR_HANDLING", None)         # None: an older spglib, which returns None
+    before = getattr(handling, "OLD_ERROR_HANDLING", None)  # None: an older spglib, which returns None
     if before is not None:
         handling.OLD_ERROR_HANDLING = False
     try:
@@ -41,10 +48,12 @@ def spglib_errors():
         if before is not None:
             handling.OLD_ERROR_HANDLING = before
 
+
 def check_symprec(symprec):
     "CrystalError where a tolerance (A) of the symmetry search is none: spglib takes nan, and crashes."
     if not 0 < symprec <= 10:
         raise CrystalError(f"symprec must be a length in A above 0 and at most 10, not {symprec}")
+
 
 @functools.lru_cache(4)
 def symmetry_dataset(crystal, symprec):
@@ -58,8 +67,10 @@ def symmetry_dataset(crystal, symprec):
         except Exception as error:
             found, reason = None, str(error)
     if found is None:
-        raise CrystalError(f"{crystal.formula}: spglib finds no symmetry at symprec {symprec} A ({reason}); "
-                           "atoms may overlap")
+        raise CrystalError(
+            f"{crystal.formula}: spglib finds no symmetry at symprec {symprec} A ({reason}); "
+            "atoms may overlap"
+        )
     return found
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #43df3f7c
@@ -67,12 +78,15 @@ def standard_orbits(found):
     """Conventional cell of a spglib dataset in our setting, as a list of (element, frac_coords (m, 3)),
     one per orbit."""
     positions = found.std_positions + SpaceGroup(found.number).origin_shift
-    orbit_of_primitive = dict(zip(found.mapping_to_primitive.tolist(), found.crystallographic_orbits.tolist()))
+    orbit_of_primitive = dict(
+        zip(found.mapping_to_primitive.tolist(), found.crystallographic_orbits.tolist())
+    )
     orbit = np.array([orbit_of_primitive[p] for p in found.std_mapping_to_primitive.tolist()])
     return [(int(found.std_types[orbit == o][0]), positions[orbit == o]) for o in np.unique(orbit)]
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #af432220
-HEXAGONAL_METRIC = np.array([[1, -.5, 0], [-.5, 1, 0], [0, 0, 1.]])
+HEXAGONAL_METRIC = np.array([[1, -0.5, 0], [-0.5, 1, 0], [0, 0, 1.0]])
+
 
 @functools.lru_cache(None)
 def first_member_projectors(number):
@@ -86,6 +100,7 @@ def first_member_projectors(number):
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #32bd9033
 _SHIFTS = np.array(list(itertools.product((0, -1, 1), repeat=3)))
+
 
 def nearest_first_members(frac_coords, number, indices, lattice):
     """Nearest point of the first members of some Wyckoff positions: frac_coords (m, 3), indices (w,) of
@@ -105,19 +120,29 @@ def place_orbit(frac_coords, number, lattice):
     on the first member. Returns (index of the position, representative (3,), distance moved in A);
     ValueError if no position has m members."""
     fits = [w.index for w in SpaceGroup(number).wyckoff_positions if w.multiplicity == len(frac_coords)]
-    if not fits: raise ValueError(f"space group {number} has no Wyckoff position with {len(frac_coords)} members")
+    if not fits:
+        raise ValueError(f"space group {number} has no Wyckoff position with {len(frac_coords)} members")
     points, distance = nearest_first_members(frac_coords, number, np.array(fits), lattice)
     points -= np.floor(points + 1e-9)
     best = distance.min()
     # of all equally good choices: the most special position, then the point nearest to the origin of the cell
-    atom, at = min(np.argwhere(distance <= best + 1e-4).tolist(), key=lambda i: (i[1], (points[i[0], i[1]].round(4) ** 2).sum(), points[i[0], i[1]].tolist()))
+    atom, at = min(
+        np.argwhere(distance <= best + 1e-4).tolist(),
+        key=lambda i: (i[1], (points[i[0], i[1]].round(4) ** 2).sum(), points[i[0], i[1]].tolist()),
+    )
     return fits[at], points[atom, at], float(distance[atom, at])
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #85112ea3
 def free_parameters(frac_coords, space_group, wyckoff):
     "Parameters u (M, 3) of points (M, 3) that lie on the first members of positions `wyckoff` (M,)."
     positions = SpaceGroup(space_group).wyckoff_positions
-    return np.stack([np.linalg.pinv(positions[w].A[0]) @ _reduced(x - positions[w].t[0], positions[w].A[0]) for x, w in zip(frac_coords, wyckoff)])
+    return np.stack(
+        [
+            np.linalg.pinv(positions[w].A[0]) @ _reduced(x - positions[w].t[0], positions[w].A[0])
+            for x, w in zip(frac_coords, wyckoff)
+        ]
+    )
+
 
 def _reduced(delta, A):
     "delta minus the integer shift that brings it into the column space of A."
@@ -133,36 +158,71 @@ class AsymmetricUnit:
     space_group 1..230 (standard setting); k (6,) float64 lattice vector; elements (M,) int64;
     frac_coords (M, 3) float64; wyckoff (M,) int64 index of the Wyckoff position (0 = 'a'). ValueError
     where the parts do not fit."""
-    space_group: int; k: np.ndarray; elements: np.ndarray; frac_coords: np.ndarray; wyckoff: np.ndarray
+
+    space_group: int
+    k: np.ndarray
+    elements: np.ndarray
+    frac_coords: np.ndarray
+    wyckoff: np.ndarray
 
     def __post_init__(self):
         check_space_group(self.space_group)
         object.__setattr__(self, "space_group", int(self.space_group))
-        for name, dtype in [("k", np.float64), ("elements", np.int64), ("frac_coords", np.float64), ("wyckoff", np.int64)]:
+        for name, dtype in [
+            ("k", np.float64),
+            ("elements", np.int64),
+            ("frac_coords", np.float64),
+            ("wyckoff", np.int64),
+        ]:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
         M, W = len(self.elements), len(self.positions)
         if self.frac_coords.shape != (M, 3) or self.wyckoff.shape != (M,) or self.k.shape != (6,):
-            raise ValueError(f"{M} elements need frac_coords ({M}, 3), wyckoff ({M},) and k (6,); got {self.frac_coords.shape}, {self.wyckoff.shape}, {self.k.shape}")
+            raise ValueError(
+                f"{M} elements need frac_coords ({M}, 3), wyckoff ({M},) and k (6,); got {self.frac_coords.shape}, {self.wyckoff.shape}, {self.k.shape}"
+            )
         if M == 0 or self.wyckoff.min() < 0 or self.wyckoff.max() >= W:
-            raise ValueError(f"space group {self.space_group} has {W} Wyckoff positions, got indices {self.wyckoff.tolist()}")
+            raise ValueError(
+                f"space group {self.space_group} has {W} Wyckoff positions, got indices {self.wyckoff.tolist()}"
+            )
 
     @property
-    def positions(self): return SpaceGroup(self.space_group).wyckoff_positions
-    def __len__(self): return len(self.elements)
-    def __repr__(self): return f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits {' '.join(self.positions[w].label for w in self.wyckoff)})"
+    def positions(self):
+        return SpaceGroup(self.space_group).wyckoff_positions
+
+    def __len__(self):
+        return len(self.elements)
+
+    def __repr__(self):
+        return f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits {' '.join(self.positions[w].label for w in self.wyckoff)})"
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #9da92de2
-def _lattice(unit): return lattice_from_parameters(*lattice_parameters(k_to_lattice(unit.k))).numpy()
-def _multiplicities(unit): return np.array([unit.positions[w].multiplicity for w in unit.wyckoff])
-def _letters(unit): return "".join(unit.positions[w].letter for w in unit.wyckoff)
+def _lattice(unit):
+    return lattice_from_parameters(*lattice_parameters(k_to_lattice(unit.k))).numpy()
+
+
+def _multiplicities(unit):
+    return np.array([unit.positions[w].multiplicity for w in unit.wyckoff])
+
+
+def _letters(unit):
+    return "".join(unit.positions[w].letter for w in unit.wyckoff)
+
 
 AsymmetricUnit.lattice = property(_lattice, doc="The conventional cell (3, 3), rows, A, a along x.")
-AsymmetricUnit.multiplicities = property(_multiplicities, doc="Atoms of each orbit in the conventional cell (M,).")
-AsymmetricUnit.num_atoms = property(lambda unit: int(unit.multiplicities.sum()), doc="Atoms in the conventional cell.")
+AsymmetricUnit.multiplicities = property(
+    _multiplicities, doc="Atoms of each orbit in the conventional cell (M,)."
+)
+AsymmetricUnit.num_atoms = property(
+    lambda unit: int(unit.multiplicities.sum()), doc="Atoms in the conventional cell."
+)
 AsymmetricUnit.letters = property(_letters, doc="Wyckoff letters, one per orbit.")
-AsymmetricUnit.formula = property(lambda unit: formula_of(np.repeat(unit.elements, unit.multiplicities)), doc="Reduced formula.")
-AsymmetricUnit.wyckoff_template = property(lambda unit: f"{unit.space_group}:" + ",".join(sorted(unit.letters)),
-                                           doc="Space group and letters, elements ignored: '225:a,b'.")
+AsymmetricUnit.formula = property(
+    lambda unit: formula_of(np.repeat(unit.elements, unit.multiplicities)), doc="Reduced formula."
+)
+AsymmetricUnit.wyckoff_template = property(
+    lambda unit: f"{unit.space_group}:" + ",".join(sorted(unit.letters)),
+    doc="Space group and letters, elements ignored: '225:a,b'.",
+)
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #8a682956
 def to_crystal(unit):
@@ -171,9 +231,11 @@ def to_crystal(unit):
     points = [unit.positions[w].points(x) for w, x in zip(unit.wyckoff, u)]
     return Crystal(unit.lattice, np.repeat(unit.elements, unit.multiplicities), np.concatenate(points))
 
+
 def plot_unit(unit, *args, **options):
     "A picture of the whole cell: see `Crystal.plot`."
     return unit.to_crystal().plot(*args, **options)
+
 
 AsymmetricUnit.to_crystal, AsymmetricUnit.plot = to_crystal, plot_unit
 
@@ -186,7 +248,13 @@ def _standardise(crystal, symprec):
     placed = [place_orbit(points, number, lattice) for _, points in orbits]
     order = sorted(range(len(placed)), key=lambda i: (placed[i][0], orbits[i][0], placed[i][1].tolist()))
     k = constrain_k(lattice_to_k(lattice), number).numpy()
-    unit = AsymmetricUnit(number, k, [orbits[i][0] for i in order], np.stack([placed[i][1] for i in order]), [placed[i][0] for i in order])
+    unit = AsymmetricUnit(
+        number,
+        k,
+        [orbits[i][0] for i in order],
+        np.stack([placed[i][1] for i in order]),
+        [placed[i][0] for i in order],
+    )
     return unit, max(p[2] for p in placed)
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #cfc5304a
@@ -206,12 +274,16 @@ def from_crystal(crystal, symprec=0.1, strict_symprec=0.01):
     for tolerance in (symprec, symprec / 3, symprec / 10, symprec / 100, 1e-5):
         try:
             unit = _settled(crystal, tolerance, strict_symprec)
-            if unit is not None and _same_volume(unit, crystal): return unit
+            if unit is not None and _same_volume(unit, crystal):
+                return unit
             reasons.append(f"{tolerance:g} A: the idealised cell is another structure")
-        except ValueError as error: reasons.append(f"{tolerance:g} A: {error}")
+        except ValueError as error:
+            reasons.append(f"{tolerance:g} A: {error}")
     raise CrystalError(f"{crystal.formula}: no consistent symmetry. " + "; ".join(reasons))
 
+
 AsymmetricUnit.from_crystal = staticmethod(from_crystal)
+
 
 def _same_volume(unit, crystal, tolerance=1e-3):
     "Whether unit and crystal have the same volume per atom, to a relative tolerance."
@@ -223,9 +295,11 @@ def _settled(crystal, tolerance, strict):
     "Standardise until spglib finds in the result the group that the result claims; None where that fails."
     for _ in range(4):
         unit, moved = _standardise(crystal, tolerance)
-        if moved > max(2 * tolerance, 1e-3): return None
+        if moved > max(2 * tolerance, 1e-3):
+            return None
         whole = unit.to_crystal()
-        if symmetry_dataset(whole, strict).number == unit.space_group: return unit
+        if symmetry_dataset(whole, strict).number == unit.space_group:
+            return unit
         crystal, tolerance = whole, strict
     return None
 
@@ -235,17 +309,22 @@ def has_spglib():
     "Whether spglib is installed. Where it is not, a warning says once what is left out."
     if importlib.util.find_spec("spglib"):
         return True
-    warnings.warn("spglib is not installed: the space groups of finished crystals are not looked for. "
-                  "Columns of found groups stay empty, and no crystal is sampled again for its symmetry. "
-                  "Install it with: pip install spglib")
+    warnings.warn(
+        "spglib is not installed: the space groups of finished crystals are not looked for. "
+        "Columns of found groups stay empty, and no crystal is sampled again for its symmetry. "
+        "Install it with: pip install spglib"
+    )
     return False
+
 
 @dataclass(frozen=True)
 class FoundGroup:
     """The space group that spglib finds: its number, and the number of its operations, counted in the
     volume of the crystal's own cell (rotations times lattice points)."""
+
     number: int
     operations: int
+
 
 def found_group(crystal, symprec):
     """The `FoundGroup` of a crystal at the tolerance `symprec` (A). None where spglib finds none (atoms
@@ -281,6 +360,7 @@ def more_translations(unit, reach):
         shifts = shifts[distance < reach]
     return len(shifts) > 0
 
+
 def unit_group(unit, symprec):
     """The `FoundGroup` of a unit written out, as `found_group` gives it. Where the group of the unit (221
     to 230) can only be exceeded by more translations, and there are none within 3 `symprec`, the answer is
@@ -291,6 +371,7 @@ def unit_group(unit, symprec):
             return FoundGroup(unit.space_group, SpaceGroup(unit.space_group).order)
     return found_group(crystal, symprec)
 
+
 AsymmetricUnit.found_group = unit_group
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #n04grp08
@@ -300,9 +381,10 @@ def generic_unit(space_group, wyckoff, elements, seed=0):
     rng, positions = np.random.default_rng(seed), SpaceGroup(space_group).wyckoff_positions
     atoms = sum(positions[w].multiplicity for w in wyckoff)
     edge = 5 + 3 * atoms ** (1 / 3)
-    k = constrain_k(np.append(rng.normal(0, .15, 5), math.log(edge)), space_group).numpy()
+    k = constrain_k(np.append(rng.normal(0, 0.15, 5), math.log(edge)), space_group).numpy()
     points = [positions[w].A[0] @ rng.random(3) + positions[w].t[0] for w in wyckoff]
     return AsymmetricUnit(space_group, k, elements, np.stack(points) % 1.0, wyckoff)
+
 
 @functools.lru_cache(4096)
 def _forced(space_group, shared, tries):
@@ -320,6 +402,7 @@ def _forced(space_group, shared, tries):
             lowest = found
     return lowest
 
+
 def forced_group(space_group, wyckoff, elements, tries=3):
     """The higher `FoundGroup` that every crystal of a space group with these Wyckoff positions (M,) and
     elements (M,) has, whatever its free parameters; None where it can have exactly the group that is named
@@ -332,6 +415,7 @@ def forced_group(space_group, wyckoff, elements, tries=3):
 def _cif_group(number):
     "The lines of a CIF that name a space group in its standard setting: symbols, number, operations."
     import gemmi
+
     triplets, operations = [], []
     for rotation, shift in zip(*SpaceGroup(number).operations):
         operation = gemmi.Op()
@@ -340,9 +424,15 @@ def _cif_group(number):
         operations.append(operation)
         triplets.append(operation.triplet())
     group = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(operations))
-    return [f"_space_group_name_H-M_alt '{group.xhm()}'", f"_space_group_name_Hall '{group.hall}'",
-            f"_space_group_IT_number {number}", "loop_", "_space_group_symop_operation_xyz",
-            *(f"'{triplet}'" for triplet in triplets)]
+    return [
+        f"_space_group_name_H-M_alt '{group.xhm()}'",
+        f"_space_group_name_Hall '{group.hall}'",
+        f"_space_group_IT_number {number}",
+        "loop_",
+        "_space_group_symop_operation_xyz",
+        *(f"'{triplet}'" for triplet in triplets),
+    ]
+
 
 def _cif_content(unit):
     "The lines of a CIF that say what is in the cell: formula, number of formula units, size of the cell."
@@ -352,12 +442,25 @@ def _cif_content(unit):
     lengths, angles = lattice_parameters(unit.lattice)
     names = [f"length_{x}" for x in "abc"] + [f"angle_{x}" for x in ("alpha", "beta", "gamma")]
     cell = [f"_cell_{name} {value:.8f}" for name, value in zip(names, lengths.tolist() + angles.tolist())]
-    return [*cell, f"_cell_volume {np.linalg.det(unit.lattice):.6f}", f"_cell_formula_units_Z {units}",
-            f"_chemical_formula_sum '{formula}'"]
+    return [
+        *cell,
+        f"_cell_volume {np.linalg.det(unit.lattice):.6f}",
+        f"_cell_formula_units_Z {units}",
+        f"_chemical_formula_sum '{formula}'",
+    ]
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #n04cif03
-_SITE_COLUMNS = ("type_symbol", "label", "symmetry_multiplicity", "Wyckoff_symbol", "fract_x", "fract_y",
-                 "fract_z", "occupancy")
+_SITE_COLUMNS = (
+    "type_symbol",
+    "label",
+    "symmetry_multiplicity",
+    "Wyckoff_symbol",
+    "fract_x",
+    "fract_y",
+    "fract_z",
+    "occupancy",
+)
+
 
 def unit_to_cif(unit, path=None, p1=False):
     """The text of a CIF with the space group (symbols, number, operations) and one atom per orbit, with its
@@ -372,12 +475,19 @@ def unit_to_cif(unit, path=None, p1=False):
     for i, (symbol, w, point) in enumerate(zip(symbols, unit.wyckoff, unit.frac_coords), 1):
         position, numbers = unit.positions[w], " ".join(f"{x:.10f}" for x in point)
         sites.append(f"{symbol} {symbol}{i} {position.multiplicity} {position.letter} {numbers} 1")
-    lines = [f"data_{unit.formula}", *_cif_content(unit), *_cif_group(unit.space_group), "loop_",
-             *(f"_atom_site_{name}" for name in _SITE_COLUMNS), *sites]
+    lines = [
+        f"data_{unit.formula}",
+        *_cif_content(unit),
+        *_cif_group(unit.space_group),
+        "loop_",
+        *(f"_atom_site_{name}" for name in _SITE_COLUMNS),
+        *sites,
+    ]
     text = "\n".join(lines) + "\n"
     if path is not None:
         with atomic_write(path) as file:
             file.write(text)
     return text
+
 
 AsymmetricUnit.to_cif = unit_to_cif

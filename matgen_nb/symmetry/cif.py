@@ -37,6 +37,7 @@ def cif_file_text(path: str | Path) -> str:
         return raw.decode("utf-16", errors="replace")
     return raw.decode("utf-8-sig", errors="replace")
 
+
 def _text_and_name(source):
     "(text, name) of a CIF given as text or as a path."
     marks = "\ufeff\u00ef\u00bb\u00bf"  # the mark itself, and what it looks like when read as Latin-1
@@ -47,17 +48,20 @@ def _text_and_name(source):
     except OSError as error:
         reason = error.strerror or error
         shown = textwrap.shorten(str(source), 300, placeholder=" ...")
-        raise CrystalError(f"{shown!r} is neither the text of a CIF nor a file that can be read "
-                           f"({reason})") from None
+        raise CrystalError(
+            f"{shown!r} is neither the text of a CIF nor a file that can be read ({reason})"
+        ) from None
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pUNREADABLE
 _UNREADABLE = "# this file cannot be read: "  # stands for the text of a damaged file
 _WANTED = ("_atom_site_", "_cell_", "_symmetry_", "_space_group", "_chemical_formula_sum", "_parent_space")
 
+
 def _tags(block):
     """{tag: list of values} of a gemmi block, as far as a structure needs them: tags in lower case, . as
     _, unknown as ''."""
     import gemmi
+
     found = {}
     for item in block:
         names = [item.pair[0]] if item.pair else item.loop.tags if item.loop else []
@@ -65,19 +69,22 @@ def _tags(block):
         for i, name in enumerate(names):
             name = name.lower().replace(".", "_")
             if name.startswith(_WANTED) and not name.startswith("_atom_site_aniso"):
-                found[name] = [_known(gemmi.cif.as_string(v)) for v in values[i::len(names)]]
+                found[name] = [_known(gemmi.cif.as_string(v)) for v in values[i :: len(names)]]
     return found
+
 
 def _known(value):
     "A value without blanks around it; '' where it is unknown, ? or . (some programs put them in quotes)."
     value = str(value).strip()
     return "" if value in ("?", ".") else value
 
+
 def _forgiving_tags(text):
     """`_tags` of every block, parsed with pymatgen, for files that break the grammar of CIF: {name of the
     block: tags}."""
     import warnings
     from pymatgen.io.cif import CifFile
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         blocks = CifFile.from_str(text).data
@@ -89,6 +96,7 @@ def _forgiving_tags(text):
 def _structures(text, name):
     "{name of the block: tags} of the data blocks of a CIF that list atoms with fractional coordinates."
     import gemmi
+
     try:
         blocks = {block.name: _tags(block) for block in gemmi.cif.read_string(text)}
     except (ValueError, RuntimeError) as error:  # not the grammar of CIF: pymatgen reads some of these
@@ -101,17 +109,22 @@ def _structures(text, name):
     if text.startswith(_UNREADABLE):
         raise CrystalError(f"{name}: {text.removeprefix(_UNREADABLE).strip()}")
     if not listed:
-        raise CrystalError(f"{name}: no atoms with fractional coordinates (_atom_site_fract_x) found; "
-                           "is this the CIF of a crystal?")
+        raise CrystalError(
+            f"{name}: no atoms with fractional coordinates (_atom_site_fract_x) found; "
+            "is this the CIF of a crystal?"
+        )
     return listed
+
 
 def _number(text):
     "The number that a CIF value states, without its uncertainty; nan where it is none."
     import gemmi
+
     return gemmi.cif.as_number(text) if text else np.nan
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pCELL
 _CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
+
 
 def _cell(tags, name):
     "The lattice (3, 3) of a block; CrystalError where it is incomplete or no cell."
@@ -132,8 +145,10 @@ def _cell(tags, name):
 def _atomic_numbers():
     return {symbol: z for z, symbol in enumerate(element_table().symbol.tolist()) if z} | {"D": 1, "T": 1}
 
+
 _ELEMENT = r"[A-Z][a-z]?"
 _MIXTURE = re.compile(rf"[\s(]*(?:{_ELEMENT}[\d.+\-]*[\s,/+&:;()]*){{2,}}")
+
 
 def _named_elements(text):
     """Atomic numbers that a type symbol names, 0 for a name that is no element: 'Ca2+' -> [20], 'Nb + Zr'
@@ -176,9 +191,10 @@ def _two_elements(label, stated):
     if len(first) == 1:  # C, H, N, O of a group (OSi1), or osmium: only the formula knows
         misread = len(second) > 1 and letters[:2].capitalize() in known
         return misread and known[first] not in stated
-    counts = second in ("B", "C", "D", "T") or re.fullmatch("[IV]+", letters[len(first):])
+    counts = second in ("B", "C", "D", "T") or re.fullmatch("[IV]+", letters[len(first) :])
     only_first = known[first] in stated and known[second] not in stated
     return not counts and not only_first
+
 
 def _label_problem(label, stated):
     "Why the label of a site, without a type symbol, names no element; '' where it does."
@@ -186,13 +202,13 @@ def _label_problem(label, stated):
         return "T stands for tritium, and in zeolites for a tetrahedral site (Si, Al)"
     return "the label names two elements" if _two_elements(label, stated) else ""
 
-
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-Sites
 @dataclass(frozen=True, eq=False)
 class Sites:
     """The n sites that a CIF lists: labels; elements (n,) atomic numbers; frac (n, 3); occupancy (n,);
     parts: for each site the disorder assembly (text) and group (int, 0 for none); dummy (n,) bool, points
     that are no atoms."""
+
     labels: list
     elements: np.ndarray
     frac: np.ndarray
@@ -218,13 +234,17 @@ def _column(tags, key, n, name):
         raise CrystalError(f"{name}: the list of atoms is damaged: {n} x fract_x, {len(values)} x {key}")
     return values
 
+
 def _occupancy(text, label, dummy, name):
     "The occupancy of a site: 1 where it is unknown, ? or . ; CrystalError where it is no number."
     value = _number(text) if text and not dummy else 1.0
     if not np.isfinite(value):
-        raise CrystalError(f"{name}: site {label or '?'} has the occupancy {text!r}, which is no number; "
-                           "correct it, or write ? where it is not known")
+        raise CrystalError(
+            f"{name}: site {label or '?'} has the occupancy {text!r}, which is no number; "
+            "correct it, or write ? where it is not known"
+        )
     return value
+
 
 def _sites(tags, stated, name):
     """The `Sites` of a block, dummy sites included. CrystalError for a site that is no single, known,
@@ -241,8 +261,9 @@ def _sites(tags, stated, name):
         elements[i] = _element(labels[i], types[i], stated, name)
         if not np.isfinite(frac[i]).all():
             site = f"{labels[i] or i + 1} ({types[i] or 'no element'})"
-            raise CrystalError(f"{name}: site {site} has no complete set of fractional coordinates; complete "
-                               "or remove it")
+            raise CrystalError(
+                f"{name}: site {site} has no complete set of fractional coordinates; complete or remove it"
+            )
     return Sites(labels, elements, frac, occupancy, dummy, list(zip(column("disorder_assembly"), groups)))
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pelement
@@ -256,30 +277,42 @@ def _is_formula(kind, stated):
     one_element = known.get(letters.capitalize()) in stated
     return not one_element or all(known[letter] in stated for letter in letters)
 
+
 def _element(label, kind, stated, name):
     """Atomic number of one site from its type symbol, else its label; CrystalError where that names no or
     several elements."""
     where = f"{name}: site {label or '?'} ({kind or 'no element'})"
     problem = "" if kind else _label_problem(label, stated)
     if problem:
-        raise CrystalError(f"{where}: {problem}. Add the column _atom_site_type_symbol with one element for "
-                           "each site; a site that two elements share needs an ordered model")
+        raise CrystalError(
+            f"{where}: {problem}. Add the column _atom_site_type_symbol with one element for "
+            "each site; a site that two elements share needs an ordered model"
+        )
     if _is_formula(kind, stated):
-        raise CrystalError(f"{where}: {kind} may be {kind[:2].capitalize()} or a molecule of {kind[0]} and "
-                           f"{kind[1]}. Write the type symbol as an element, such as {kind[:2].capitalize()}")
+        raise CrystalError(
+            f"{where}: {kind} may be {kind[:2].capitalize()} or a molecule of {kind[0]} and "
+            f"{kind[1]}. Write the type symbol as an element, such as {kind[:2].capitalize()}"
+        )
     numbers = _named_elements(kind) if kind else [_element_of_label(label, stated)]
     if len(numbers) > 1:
-        raise CrystalError(f"{where} names more than one element: the structure is disordered. Put one "
-                           "element on each site (an ordered model) or leave this structure out")
+        raise CrystalError(
+            f"{where} names more than one element: the structure is disordered. Put one "
+            "element on each site (an ordered model) or leave this structure out"
+        )
     if numbers[0] == 0:
-        raise CrystalError(f"{where} is not one of the elements 1 (H) to 94 (Pu); leave this structure out "
-                           "or rename the site")
+        raise CrystalError(
+            f"{where} is not one of the elements 1 (H) to 94 (Pu); leave this structure out "
+            "or rename the site"
+        )
     return numbers[0]
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-statedformula
-_UNIT = re.compile(rf"(?P<symbol>{_ELEMENT})|(?P<open>\()|(?P<close>\))|"
-                   r"(?P<factor>\d*\.?\d+)|(?P<part>[\s,;*]+)")
+_UNIT = re.compile(
+    rf"(?P<symbol>{_ELEMENT})|(?P<open>\()|(?P<close>\))|"
+    r"(?P<factor>\d*\.?\d+)|(?P<part>[\s,;*]+)"
+)
 _AMOUNT = re.compile(r"\d*\.?\d+|\d+\.|")
+
 
 def _plain_formula(text):
     "A formula without uncertainties, charges (Na+1, 'C4 H12 N 1+') and the n of a polymer."
@@ -289,6 +322,7 @@ def _plain_formula(text):
     text = re.sub(r"(?<=[A-Za-z])[+-]\d*(?=[\s,)]|$)", "", text)
     return re.sub(r"(?<=[A-Za-z]1)[+-](?=[\s,)]|$)", "", text).strip()
 
+
 def _amounts_of(text, capitals=False):
     """{symbol: amount} of a formula, parentheses and factors multiplied out; {} where it cannot be read.
     capitals: NA is sodium."""
@@ -297,7 +331,7 @@ def _amounts_of(text, capitals=False):
     while at < len(text):
         unit = _UNIT.match(text, at)
         kind, at = (unit.lastgroup, unit.end()) if unit else ("", at)
-        if kind == "part" or (kind == "factor" and text[at:at + 1] == "("):
+        if kind == "part" or (kind == "factor" and text[at : at + 1] == "("):
             waiting = float(unit.group()) if kind == "factor" else waiting
             continue
         amount = _AMOUNT.match(text, at) if kind in ("symbol", "close") else None
@@ -314,7 +348,6 @@ def _amounts_of(text, capitals=False):
         else:
             return {}
     return dict(stack[0]) if len(stack) == 1 else {}
-
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-statedformula2
 def stated_formula(text: str) -> dict:
@@ -338,6 +371,7 @@ class Verdict:
     'same', 'hydrogen' (only hydrogen is missing), 'fewer' (other atoms are missing as well), 'other' (a
     contradiction). units: formula units in the cell; amounts: whether their number is the stated Z, or the
     formula is that of the whole cell."""
+
     kind: str
     units: float = np.nan
     amounts: bool = False
@@ -350,6 +384,7 @@ class Verdict:
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-GUESTS
 GUESTS = (1, 3, 5, 6, 7, 8, 9, 11, 14, 15, 16, 17, 19, 35, 37, 53, 55)  # of solvents and counter-ions
+
 
 def compare(elements: np.ndarray, stated: dict, z: float = np.nan) -> Verdict:
     """The `Verdict` on atoms (n,) atomic numbers of one cell. stated: see `stated_formula`; z: formula
@@ -385,6 +420,7 @@ def _as_many(count, expected, exact):
     "Whether a count is the expected amount; a formula with fractions is rounded, and not `exact`."
     return abs(count - expected) <= (1e-6 if exact else 0.0205) * max(expected, 1)
 
+
 def _amounts_fit(stated, units, z):
     """Whether so many formula units agree with Z, or with a formula of the whole cell, which has a common
     divisor."""
@@ -392,7 +428,9 @@ def _amounts_fit(stated, units, z):
     whole = all(n == round(n) for n in amounts) and math.gcd(*map(round, amounts)) > 1
     return math.isclose(units, z, rel_tol=1e-5) or (whole and math.isclose(units, 1, rel_tol=1e-5))
 
+
 _DOUBLE = [{z} for z in (1, 7, 8, 9, 17)] + [{z, 8} for z in (1, 3, 11, 19, 37, 55)]  # O2, N2, Na2O2
+
 
 def _z_fits(stated, units, z):
     """Whether Z counts the formula units of the cell, or (pymatgen, whose formula is that of the cell) its
@@ -405,12 +443,12 @@ def _z_fits(stated, units, z):
     counts = [units, units * common] + [common / 2] * double
     return any(math.isclose(count, z, rel_tol=1e-5 if exact else 0.03) for count in counts)
 
-
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-Setting
 @dataclass(frozen=True, eq=False)
 class Setting:
     """The operations of a space group in one setting, x -> R x + t: rotations (m, 3, 3), translations (m,
     3). label: what to call it; group: its gemmi.SpaceGroup, None where operations were listed."""
+
     label: str
     rotations: np.ndarray
     translations: np.ndarray
@@ -419,17 +457,22 @@ class Setting:
     def __len__(self):
         return len(self.rotations)
 
+
 IDENTITY = Setting("P 1", np.eye(3)[None], np.zeros((1, 3)))
+
 
 @functools.lru_cache(600)
 def _setting(xhm):
     "The `Setting` of a symbol of gemmi's table, such as 'F d -3 m:2'."
     import gemmi
+
     group = next(g for g in gemmi.spacegroup_table() if g.xhm() == xhm)
     return _of_operations(xhm, list(group.operations()), group)
 
+
 def _of_operations(label, operations, group=None):
     import gemmi
+
     rotations = np.array([op.rot for op in operations]) / gemmi.Op.DEN
     return Setting(label, rotations, np.array([op.tran for op in operations]) / gemmi.Op.DEN, group)
 
@@ -445,6 +488,7 @@ def strain(setting: Setting, lattice: np.ndarray) -> float:
     moved = np.swapaxes(setting.rotations, 1, 2) @ G @ setting.rotations
     return float((np.abs(moved - G) / np.outer(size, size)).max())
 
+
 MAX_STRAIN = 0.02  # one part in a hundred of a length, about one degree of an angle
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-listedsetting
@@ -454,6 +498,7 @@ def listed_setting(triplets: tuple) -> Setting:
     of magnetic ones, (x,y,z,-1), is left out. CrystalError where one cannot be read, or where together
     they are no group."""
     import gemmi
+
     operations = []
     for text in triplets:
         parts = text.replace("'", "").replace('"', "").split(",")
@@ -469,12 +514,15 @@ def listed_setting(triplets: tuple) -> Setting:
     products = _codes(R[:, None] @ R, np.einsum("aij,bj->abi", R, t) + t[:, None])
     outside = int((~np.isin(products, codes)).sum())
     if outside:
-        raise CrystalError(f"the {len(triplets)} listed symmetry operations are no group: {outside} of their "
-                           "products are not in the list. Complete or correct them, or state only the symbol")
-    order = np.unique(codes[::-1], return_index=True)[1]            # the identity first, each operation once
+        raise CrystalError(
+            f"the {len(triplets)} listed symmetry operations are no group: {outside} of their "
+            "products are not in the list. Complete or correct them, or state only the symbol"
+        )
+    order = np.unique(codes[::-1], return_index=True)[1]  # the identity first, each operation once
     index = np.sort(len(codes) - 1 - order[order > 0])
     rotations = np.concatenate([np.eye(3)[None], setting.rotations[index]])
     return Setting(setting.label, rotations, np.concatenate([np.zeros((1, 3)), setting.translations[index]]))
+
 
 def _codes(rotations, translations):
     "One integer for each operation (..., 3, 3), (..., 3) in 24ths, lattice translations left out."
@@ -493,10 +541,11 @@ def tidy_symbol(symbol: str) -> tuple[str, str]:
     s = re.sub(r"\s*[(\[]\s*(?:[Nn]o\.?\s*)?\d+\s*[)\]]\s*$", "", s).strip()  # the number of the group
     code = re.search(r"(?<=.)\s*(?::\s*([12HhRr])|(HR|RS|S|Z|H|R))$", s)
     if code:
-        s = s[:code.start()].strip()
+        s = s[: code.start()].strip()
     named = (code[1] or code[2]).upper() if code else ""
     ext = {"S": "1", "Z": "2", "HR": "H", "RS": "R"}.get(named, named)
     return s[:1].upper() + s[1:].lower(), ext
+
 
 def _short_symbol(symbol):
     "The short symbol that a full one such as 'F 4/m -3 2/m' abbreviates; the same text where it is none."
@@ -513,6 +562,7 @@ def settings_of(symbol: str, code: str = "") -> tuple:
     allows: other origins and axes follow. code: the origin or axes stated elsewhere. Empty where the
     symbol is not known."""
     import gemmi
+
     name, ext = tidy_symbol(symbol)
     tokens = name[1:].split()
     forms = ("1 {} 1", "1 1 {}", "{} 1 1") if len(tokens) == 1 else ()
@@ -527,10 +577,12 @@ def settings_of(symbol: str, code: str = "") -> tuple:
     others = [g for g in found[1:] if g.number == found[0].number]
     return tuple(dict.fromkeys(g.xhm() for g in family + others))
 
+
 @functools.lru_cache(1000)
 def settings_of_number(number: int, code: str = "") -> tuple:
     "The settings of a group number, the usual one first, as `settings_of`; empty for a number beyond 1..230."
     import gemmi
+
     table = [g for g in gemmi.spacegroup_table() if g.number == number]
     wanted = code.strip().upper()
     table.sort(key=lambda g: g.ext != wanted and g.qualifier.upper() != wanted)
@@ -542,6 +594,7 @@ class Stated:
     """What a CIF states about its symmetry, '' or () where it does not: triplets of the operations, Hall
     symbol, Hermann-Mauguin symbol, number of the group, code of the origin or axes, symbol of the magnetic
     group."""
+
     triplets: tuple = ()
     hall: str = ""
     symbol: str = ""
@@ -562,18 +615,29 @@ def stated_symmetry(tags: dict) -> Stated:
     magnetic = every("_space_group_symop_magn_operation_xyz", "_space_group_symop_magn_xyz")
     centrings = every("_space_group_symop_magn_centering_xyz")
     plain = every("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz", "_space_group_symop_xyz")
-    names = ("_space_group_name_h-m_alt", "_symmetry_space_group_name_h-m", "_space_group_name_h-m",
-             "_symmetry_space_group_name_h-m_alt", "_space_group_name_h-m_full", "_space_group_name_h-m_ref")
-    return Stated(_with_centrings(magnetic, centrings) or plain,
-                  first("_space_group_name_hall", "_symmetry_space_group_name_hall"), first(*names),
-                  first("_space_group_it_number", "_symmetry_int_tables_number"),
-                  first("_space_group_it_coordinate_system_code"),
-                  first(*(f"_space_group_magn_{what}" for what in ("name_bns", "number_bns", "name_og"))))
+    names = (
+        "_space_group_name_h-m_alt",
+        "_symmetry_space_group_name_h-m",
+        "_space_group_name_h-m",
+        "_symmetry_space_group_name_h-m_alt",
+        "_space_group_name_h-m_full",
+        "_space_group_name_h-m_ref",
+    )
+    return Stated(
+        _with_centrings(magnetic, centrings) or plain,
+        first("_space_group_name_hall", "_symmetry_space_group_name_hall"),
+        first(*names),
+        first("_space_group_it_number", "_symmetry_int_tables_number"),
+        first("_space_group_it_coordinate_system_code"),
+        first(*(f"_space_group_magn_{what}" for what in ("name_bns", "number_bns", "name_og"))),
+    )
+
 
 @functools.lru_cache(200)
 def _with_centrings(operations, centrings):
     "All products of operations and centring translations, as triplets without time reversal."
     import gemmi
+
     spatial = lambda text: ",".join(text.split(",")[:3])
     if not centrings:
         return tuple(map(spatial, operations))
@@ -588,17 +652,21 @@ def _with_centrings(operations, centrings):
 class Source:
     """One thing that names the symmetry: what it says, its settings (symbols of gemmi's table), and
     whether origin and axes are stated."""
+
     what: str
     settings: tuple
     explicit: bool = True
 
+
 def _hall_setting(hall):
     "The `Setting` of a Hall symbol; None where it cannot be read."
     import gemmi
+
     try:
         return _of_operations(f"Hall symbol {hall}", list(gemmi.symops_from_hall(hall)))
     except (ValueError, RuntimeError):
         return None
+
 
 def _sources(stated):
     """The `Source`s of a symmetry without operations, in the order of their authority: Hermann-Mauguin
@@ -615,7 +683,8 @@ def _sources(stated):
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-ROUNDING
 ROUNDING = 0.1  # A: images that are one atom, written with few digits
-CONTACT = 0.5   # A: nearer than this two atoms cannot be
+CONTACT = 0.5  # A: nearer than this two atoms cannot be
+
 
 def on_special(frac: np.ndarray, setting: Setting, lattice: np.ndarray, reach: float = CONTACT) -> np.ndarray:
     """The point (3,) itself where it lies on a special position to within `ROUNDING` or on none; where
@@ -626,6 +695,7 @@ def on_special(frac: np.ndarray, setting: Setting, lattice: np.ndarray, reach: f
     distance = np.linalg.norm(delta @ lattice, axis=-1)
     near = distance < reach
     return frac + delta[near].mean(0) if distance[near].max() >= ROUNDING else frac
+
 
 def images_of(frac: np.ndarray, setting: Setting, lattice: np.ndarray) -> tuple:
     """All different images (m, 3) of one site under the operations, and the number of the operation (m,)
@@ -641,6 +711,7 @@ def images_of(frac: np.ndarray, setting: Setting, lattice: np.ndarray) -> tuple:
 class Atoms:
     """The atoms of a cell: frac (N, 3), site (N,) index of the site each came from, operation (N,) that
     gave it; notes."""
+
     frac: np.ndarray
     site: np.ndarray
     operation: np.ndarray
@@ -649,6 +720,7 @@ class Atoms:
     def take(self, keep, *notes):
         "The atoms under a mask (N,), with more notes."
         return Atoms(self.frac[keep], self.site[keep], self.operation[keep], self.notes + notes)
+
 
 def expand(sites: Sites, setting: Setting, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
     "All atoms of the cell: every site multiplied by the operations of a setting."
@@ -663,6 +735,7 @@ def expand(sites: Sites, setting: Setting, lattice: np.ndarray, reach: float = C
     site = np.repeat(np.arange(len(sites)), [len(f) for f, _ in found])
     return Atoms(frac, site, operation, (note,) if shifted else ())
 
+
 def _few(names, most=4):
     "The first few of a list of names, and how many more there are."
     names = [str(n) for n in names]
@@ -671,9 +744,11 @@ def _few(names, most=4):
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pSHIFTS
 _SHIFTS = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3), -1).reshape(-1, 3)
 
+
 @functools.lru_cache(200)
 def _all_pairs(n):
     return np.triu_indices(n, 1)
+
 
 def close_pairs(frac: np.ndarray, lattice: np.ndarray, reach: float) -> tuple:
     """Pairs of atoms (p, 2), first < second, that are nearer than `reach` (A) in the periodic crystal, and
@@ -685,6 +760,7 @@ def close_pairs(frac: np.ndarray, lattice: np.ndarray, reach: float) -> tuple:
         first, second = _all_pairs(n)
     else:
         from scipy.spatial import cKDTree
+
         tree = cKDTree(np.where(frac >= 1, 0, frac), boxsize=1.0)
         pairs = tree.query_pairs(min(box * 3**0.5, 0.49), output_type="ndarray")
         first, second = np.sort(pairs, axis=1).T if len(pairs) else (np.zeros(0, dtype=int),) * 2
@@ -700,6 +776,7 @@ def close_pairs(frac: np.ndarray, lattice: np.ndarray, reach: float) -> tuple:
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-Coincidence
 class Coincidence(CrystalError):
     "Two atoms at one place that are not the same atom."
+
 
 def merge(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
     """Each atom once. Two of one element are the same where they are nearer than `ROUNDING`, or nearer than
@@ -728,18 +805,24 @@ def merge(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTAC
     kept = np.setdiff1d(np.arange(len(site)), drop)
     return atoms.take(kept, f"{note} (up to {distance.max():.2f} A apart)")
 
+
 def _clash(atoms, sites, pairs, distance):
     "What to say of pairs (p, 2) of atoms that are at one place."
     k = int(distance.argmin())
     site = atoms.site[pairs[k]]
     names = " and ".join(f"{sites.labels[s]} ({element_table().symbol[sites.elements[s]]})" for s in site)
     where = atoms.frac[pairs[k, 0]].round(4).tolist()
-    return (f"atoms {names} are at the same place, {distance[k]:.2f} A apart near {where}; {len(pairs)} such "
-            "pair(s). The structure is disordered or broken: keep one of them")
+    return (
+        f"atoms {names} are at the same place, {distance[k]:.2f} A apart near {where}; {len(pairs)} such "
+        "pair(s). The structure is disordered or broken: keep one of them"
+    )
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-ADVICE
-ADVICE = ("keep one of the alternatives: for a framework matgen prepare mofs --disorder first does it, or "
-          "read_cif(..., disorder='first'); otherwise make an ordered model or leave this structure out")
+ADVICE = (
+    "keep one of the alternatives: for a framework matgen prepare mofs --disorder first does it, or "
+    "read_cif(..., disorder='first'); otherwise make an ordered model or leave this structure out"
+)
+
 
 def _present(sites):
     "(`Sites` without dummy points and sites of occupancy 0, notes)."
@@ -752,6 +835,7 @@ def _present(sites):
     keep = ~sites.dummy & (sites.occupancy > 0)
     return (sites if keep.all() else sites.take(keep)), tuple(notes)
 
+
 def _refuse_disorder(sites, name):
     """CrystalError where sites are partly occupied, or alternative groups of one disorder assembly are
     both there."""
@@ -762,14 +846,17 @@ def _refuse_disorder(sites, name):
     for assembly, found in groups.items():
         if len(found) > 1:
             named = ", ".join(map(str, sorted(found)))
-            raise CrystalError(f"{name}: disorder groups {named} of one assembly are alternatives and cannot "
-                               f"both be there: the structure is disordered; {ADVICE}")
+            raise CrystalError(
+                f"{name}: disorder groups {named} of one assembly are alternatives and cannot "
+                f"both be there: the structure is disordered; {ADVICE}"
+            )
     partial = np.flatnonzero((sites.occupancy < 0.99) | (sites.occupancy > 1.01))
     if len(partial):
         i = int(partial[0])
         site = f"{sites.labels[i]} ({element_table().symbol[sites.elements[i]]})"
-        raise CrystalError(f"{name}: site {site} has occupancy {sites.occupancy[i]:g}: the structure is "
-                           f"disordered; {ADVICE}")
+        raise CrystalError(
+            f"{name}: site {site} has occupancy {sites.occupancy[i]:g}: the structure is disordered; {ADVICE}"
+        )
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-choosegroups
 def choose_groups(sites: Sites) -> tuple:
@@ -799,6 +886,7 @@ def _neighbours(frac, lattice, elements, reach):
     """Pairs (p, 2) of atoms whose shortest distance (p,) is below reach (i, j) = sum of covalent radii x
     `reach` + 0.4 A."""
     from scipy.spatial import cKDTree
+
     frac = frac - np.floor(frac)
     radius = element_table().radius[elements]
     images = cKDTree(((frac + _SHIFTS[:, None]) @ lattice).reshape(-1, 3))
@@ -808,10 +896,12 @@ def _neighbours(frac, lattice, elements, reach):
     keep = (distance < reach * (radius[i] + radius[j]) + (0.4 if reach == 1 else 0)) & (distance > 1e-3)
     return np.stack([i[keep], j[keep]], 1), distance[keep]
 
+
 def _reached(n, pairs, start):
     "Mask (n,) of the atoms that bonds (p, 2) connect with the atoms under the mask `start`."
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
+
     graph = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(n, n))
     label = connected_components(graph, directed=False)[1]
     return np.isin(label, np.unique(label[start]))
@@ -842,6 +932,7 @@ def one_alternative(atoms: Atoms, sites: Sites, lattice: np.ndarray) -> Atoms:
     notes = [f"disorder: {int(mask.sum())} {what} left out" for mask, what in gone if mask.any()]
     return atoms.take(keep, *notes)
 
+
 def _units(atoms, sites, occupancy, mask):
     """Atoms that stay or go together, the most occupied first: those of one disorder group that one
     operation gave and bonds connect; atoms without a group each alone. Lists of indices."""
@@ -857,14 +948,17 @@ def _units(atoms, sites, occupancy, mask):
 class Policy:
     """How to read: framework (a MOF, from which solvent may have been removed), disorder ('refuse' or
     'first'), closest contact in A."""
+
     framework: bool = False
     disorder: str = "refuse"
     min_contact: float = CONTACT
+
 
 @dataclass(frozen=True, eq=False)
 class Trial:
     """The atoms that one setting gives, and how well they agree with the stated formula; problem: why they
     cannot be the crystal; counted: the formula agrees if atoms that were listed twice count twice."""
+
     setting: Setting
     atoms: Atoms | None
     verdict: Verdict
@@ -880,6 +974,7 @@ class Trial:
 class Listing:
     """What a block lists: its sites, lattice (3, 3), stated formula ({atomic number: amount}), Z (nan
     where it is not stated)."""
+
     sites: Sites
     lattice: np.ndarray
     stated: dict
@@ -925,6 +1020,7 @@ def _is_closed(listing, setting):
             return False
     return True
 
+
 def _best_of_source(listing, source):
     """(`Trial`, notes) of the setting of a source that agrees best; the one that is stated or usual where
     nothing speaks against it."""
@@ -954,6 +1050,7 @@ def _choice_notes(source, settings, fitting, trials, best, listing):
     if not source.explicit and len(trials) > 1 and trials[1].rank == best.rank:
         return (f"{source.what} leaves the origin open and the formula does not decide: {label} was taken",)
     return ()
+
 
 def _formula(listing, trial):
     counts = Counter(listing.sites.elements[trial.atoms.site].tolist())
@@ -1031,8 +1128,10 @@ def _operations_or_group(listing, setting, trial, other, more):
         return trial, (f"the listed operations are not all of those of {label}; only they were used",)
     if trial.rank > max(other.rank, 1):
         return trial, (f"{beside}; the listed atoms have the stated formula: read as P 1",)
-    raise CrystalError(f"{beside}, and neither the listed atoms nor the stated formula say which of the two "
-                       "holds. List all operations, or state P 1")
+    raise CrystalError(
+        f"{beside}, and neither the listed atoms nor the stated formula say which of the two "
+        "holds. List all operations, or state P 1"
+    )
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pispartof
 def _is_part_of(setting, stated, lattice):
@@ -1041,6 +1140,7 @@ def _is_part_of(setting, stated, lattice):
     named = [_setting(xhm) for xhm in (settings_of(stated.symbol, stated.code) if stated.symbol else ())]
     orders = [len(s) for s in named if strain(s, lattice) <= MAX_STRAIN]
     return bool(orders) and len(setting) < min(orders)
+
 
 def _foreign(setting, stated, lattice):
     """A note where no setting of the stated symbol that fits the cell has all the rotations of the listed
@@ -1051,6 +1151,7 @@ def _foreign(setting, stated, lattice):
     if not fitting or any(keys(setting) <= known for known in fitting):
         return ()
     return (f"the listed operations contradict the symbol {stated.symbol!r}, whose group lacks some of them",)
+
 
 def _is_p1(stated):
     "Whether symbol and number agree on P 1, or say nothing."
@@ -1069,11 +1170,16 @@ def _interpret(listing, stated):
     outcome = _by_name(listing, stated)
     if outcome is None:
         what = stated.symbol or stated.hall or stated.magnetic or stated.number
-        raise CrystalError(f"the space group {what!r} is not known, and no symmetry operations are listed. "
-                           "List them (_space_group_symop_operation_xyz) or correct the symbol")
+        raise CrystalError(
+            f"the space group {what!r} is not known, and no symmetry operations are listed. "
+            "List them (_space_group_symop_operation_xyz) or correct the symbol"
+        )
     trial, notes = outcome
-    disagreement = stated.number not in ("", "?") and trial.setting.group is not None \
+    disagreement = (
+        stated.number not in ("", "?")
+        and trial.setting.group is not None
         and str(trial.setting.group.number) != stated.number
+    )
     if disagreement:
         notes += (f"the group number {stated.number} is not that of {trial.setting.label}, which was read",)
     return trial, notes
@@ -1087,6 +1193,7 @@ def _loose_ends(elements, frac, lattice):
     carbon = elements == 6
     return int((carbon & (count < 2)).sum()) + _bent(elements, frac, lattice, pairs, carbon & (count == 2))
 
+
 def _bent(elements, frac, lattice, pairs, mask):
     "How many atoms under a mask, with two neighbours each, see them at an angle below 150 degrees."
     bent = 0
@@ -1096,9 +1203,10 @@ def _bent(elements, frac, lattice, pairs, mask):
         bent += u @ v > -0.866 * np.linalg.norm(u) * np.linalg.norm(v)
     return int(bent)
 
+
 def _ends_in_atoms(text):
     "Whether the list of atoms runs to the very end of a CIF, as it does where a file was cut off."
-    tail = text[text.lower().rfind("loop_"):]
+    tail = text[text.lower().rfind("loop_") :]
     last = tail.rstrip().splitlines()[-1].lstrip()
     return "_atom_site" in tail.lower() and not last.startswith(("#", "_"))
 
@@ -1129,9 +1237,11 @@ def _accept(listing, trial, text):
             raise CrystalError(f"the file ends within its list of atoms: {text_of}; {advice}")
         return (f"atoms are missing, as when solvent or counter-ions are removed: {text_of}",)
     if off < 0.15:
-        raise CrystalError(f"the stated formula differs by {100 * off:.2g} %, as where partly occupied sites "
-                           f"are listed as full: {text_of}; state the occupancies, or correct "
-                           "_chemical_formula_sum")
+        raise CrystalError(
+            f"the stated formula differs by {100 * off:.2g} %, as where partly occupied sites "
+            f"are listed as full: {text_of}; state the occupancies, or correct "
+            "_chemical_formula_sum"
+        )
     problem = "atoms are missing" if verdict.kind == "fewer" else "the sites contradict the stated formula"
     raise CrystalError(f"{problem}: {text_of}; {advice}")
 
@@ -1146,6 +1256,7 @@ def _difference(elements, stated):
     ratios = [counts[z] / n for z, n in heavy.items()]
     return 1 - min(ratios) / max(ratios)
 
+
 def _amount_notes(listing, verdict, off):
     "Notes on the amounts of a formula that agrees: Z, and fractions that are nearly whole."
     notes = ()
@@ -1154,6 +1265,7 @@ def _amount_notes(listing, verdict, off):
     if not _z_fits(listing.stated, verdict.units, listing.z):
         notes += (f"the cell holds {verdict.units:.4g} formula units, but the stated Z is {listing.z:g}",)
     return notes
+
 
 def _volume_note(tags, lattice):
     "A note where the stated volume is not that of the cell."
@@ -1166,9 +1278,11 @@ def _volume_note(tags, lattice):
 class Reading:
     """A crystal that was read from a CIF. notes: what was dropped, merged or chosen on the way, as text;
     name: that of the source."""
+
     crystal: Crystal
     notes: tuple = ()
     name: str = ""
+
 
 def _read_block(tags, name, text, policy):
     "The `Reading` of one data block."
@@ -1196,8 +1310,9 @@ def _read_block(tags, name, text, policy):
     return Reading(crystal, notes + trial.atoms.notes, name)
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-readcif
-def read_cif(text_or_path: str | Path, framework: bool = False, disorder: str = "refuse",
-             min_contact: float = CONTACT) -> Reading:
+def read_cif(
+    text_or_path: str | Path, framework: bool = False, disorder: str = "refuse", min_contact: float = CONTACT
+) -> Reading:
     """The crystal in a CIF (its text, or the path of a file, .gz too) as a `Reading`: first data block
     with atoms, symmetry expanded.
 
@@ -1217,21 +1332,42 @@ def read_cif(text_or_path: str | Path, framework: bool = False, disorder: str = 
     note = f"only data_{first} was read; {len(others)} more structure(s) of the file skipped: {_few(others)}"
     return replace(reading, notes=(*reading.notes, note)) if others else reading
 
+
 def from_cif(text_or_path: str | Path) -> Crystal:
     "The crystal in a CIF (text or path); see `read_cif`, which also says what was dropped, merged or chosen."
     return read_cif(text_or_path).crystal
+
 
 Crystal.from_cif = staticmethod(from_cif)
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-CIFENDINGS
 CIF_ENDINGS = (".cif", ".mcif", ".cif.gz", ".mcif.gz")
-OTHER_ENDINGS = (".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".xsf", ".res", ".pdb", ".gen", ".cssr",
-                 ".xtl", ".ins", ".traj", ".lmp", ".mol", ".mol2", ".sdf")
+OTHER_ENDINGS = (
+    ".vasp",
+    ".poscar",
+    ".contcar",
+    ".xyz",
+    ".extxyz",
+    ".xsf",
+    ".res",
+    ".pdb",
+    ".gen",
+    ".cssr",
+    ".xtl",
+    ".ins",
+    ".traj",
+    ".lmp",
+    ".mol",
+    ".mol2",
+    ".sdf",
+)
+
 
 @dataclass(frozen=True)
 class Folder:
     """The structures under a folder. files: paths of the CIF files (.gz too), sorted; skipped: names of
     structure files in other formats, which are not read."""
+
     files: list
     skipped: list
 
@@ -1239,20 +1375,26 @@ class Folder:
         "The texts of the files, in order; one that cannot be read has the reason instead, and is refused."
         return [_text_or_reason(path) for path in self.files]
 
+
 def cif_folder(path: str | Path) -> Folder:
     "All CIF files under a folder and its sub-folders, and what looks like a structure in another format."
     path = Path(path)
     every = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     files = [p for p in every if p.name.lower().endswith(CIF_ENDINGS)]
-    other = [p for p in every if p.name.lower().removesuffix(".gz").endswith(OTHER_ENDINGS) or
-             re.match(r"(POSCAR|CONTCAR)", p.name)]
+    other = [
+        p
+        for p in every
+        if p.name.lower().removesuffix(".gz").endswith(OTHER_ENDINGS) or re.match(r"(POSCAR|CONTCAR)", p.name)
+    ]
     return Folder(files, [str(p.relative_to(path)) for p in other])
+
 
 def _text_or_reason(path):
     try:
         return cif_file_text(path)
     except OSError as error:
         return f"{_UNREADABLE}{error.strerror or error}"
+
 
 def cif_stem(name: str | Path) -> str:
     "The name of a CIF file without its folder and endings: 'a/b.cif.gz' -> 'b'."

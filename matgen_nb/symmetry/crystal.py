@@ -27,16 +27,22 @@ def element_table():
 
     .symbol (str), .mass (u), .radius (covalent, Angstrom: Cordero et al. 2008), .electronegativity (Pauling, nan where unknown),
     .color (RGB in 0..1, the colours of Jmol)."""
-    with (files('matgen_nb') / 'data' / 'elements.csv').open(encoding='utf-8') as f:
+    with (files("matgen_nb") / "data" / "elements.csv").open(encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
-    column = lambda name, empty: np.array([empty] + [float(row[name] or 'nan') for row in rows])
-    color = [[int(row['color'][i:i + 2], 16) / 255 for i in (1, 3, 5)] for row in rows]
-    return SimpleNamespace(symbol=np.array([''] + [row['symbol'] for row in rows]), mass=column('mass', 0), radius=column('covalent_radius', 0),
-                           electronegativity=column('electronegativity', np.nan), color=np.array([[1, 1, 1]] + color))
+    column = lambda name, empty: np.array([empty] + [float(row[name] or "nan") for row in rows])
+    color = [[int(row["color"][i : i + 2], 16) / 255 for i in (1, 3, 5)] for row in rows]
+    return SimpleNamespace(
+        symbol=np.array([""] + [row["symbol"] for row in rows]),
+        mass=column("mass", 0),
+        radius=column("covalent_radius", 0),
+        electronegativity=column("electronegativity", np.nan),
+        color=np.array([[1, 1, 1]] + color),
+    )
+
 
 def atomic_number(symbol):
     "The atomic number of an element symbol (1..94; D and T are hydrogen). Raises CrystalError for anything else."
-    found = np.flatnonzero(element_table().symbol == {'D': 'H', 'T': 'H'}.get(symbol, symbol))
+    found = np.flatnonzero(element_table().symbol == {"D": "H", "T": "H"}.get(symbol, symbol))
     if not symbol or not len(found):
         raise CrystalError(f"{symbol!r} is not one of the elements 1 (H) to 94 (Pu)")
     return int(found[0])
@@ -49,16 +55,24 @@ class CrystalError(ValueError):
 def _checked(lattice, elements, frac_coords):
     "The three arrays in their right types; CrystalError where they describe no crystal."
     try:
-        arrays = [x.detach().cpu().numpy() if hasattr(x, 'detach') else x for x in (lattice, elements, frac_coords)]
+        arrays = [
+            x.detach().cpu().numpy() if hasattr(x, "detach") else x for x in (lattice, elements, frac_coords)
+        ]
         lattice, numbers, frac = (np.array(x, dtype=np.float64) for x in arrays)
     except (TypeError, ValueError) as error:
-        raise CrystalError(f"lattice, atomic numbers and coordinates must be arrays of numbers ({error})") from None
+        raise CrystalError(
+            f"lattice, atomic numbers and coordinates must be arrays of numbers ({error})"
+        ) from None
     if lattice.shape != (3, 3):
         raise CrystalError(f"the lattice must be 3 x 3 (rows a, b, c), not {lattice.shape}")
     if numbers.ndim != 1 or len(numbers) == 0:
-        raise CrystalError(f"elements must be a list of at least one atomic number, not an array of shape {numbers.shape}")
+        raise CrystalError(
+            f"elements must be a list of at least one atomic number, not an array of shape {numbers.shape}"
+        )
     if frac.shape != (len(numbers), 3):
-        raise CrystalError(f"{len(numbers)} elements need frac_coords of shape ({len(numbers)}, 3), not {frac.shape}")
+        raise CrystalError(
+            f"{len(numbers)} elements need frac_coords of shape ({len(numbers)}, 3), not {frac.shape}"
+        )
     if not np.isfinite(lattice).all():
         raise CrystalError(f"the lattice holds a value that is not a number: {lattice.tolist()}")
     if not np.isfinite(frac).all():
@@ -67,10 +81,14 @@ def _checked(lattice, elements, frac_coords):
     known = (numbers >= 1) & (numbers <= 94) & (numbers == np.round(numbers))
     if not known.all():
         i = int(np.flatnonzero(~known)[0])
-        raise CrystalError(f"atom {i} has atomic number {numbers[i]:g}; known are the elements 1 (H) to 94 (Pu)")
+        raise CrystalError(
+            f"atom {i} has atomic number {numbers[i]:g}; known are the elements 1 (H) to 94 (Pu)"
+        )
     size = np.linalg.det(lattice) / max(np.linalg.norm(lattice, axis=1).prod(), 1e-300)
     if abs(size) < 1e-6:
-        raise CrystalError(f"the cell has no volume: its vectors {lattice.round(4).tolist()} lie in one plane")
+        raise CrystalError(
+            f"the cell has no volume: its vectors {lattice.round(4).tolist()} lie in one plane"
+        )
     if size < 0:  # left-handed: turn a, b, c and the coordinates around together, and no atom moves
         lattice, frac = -lattice, -frac
     frac = frac - np.floor(frac)
@@ -83,20 +101,23 @@ class Crystal:
 
     lattice (3, 3) float64, rows a, b, c in Angstrom, right-handed; elements (N,) int64, atomic numbers 1..94;
     frac_coords (N, 3) float64 in [0, 1). Raises CrystalError where the input is no crystal."""
+
     lattice: np.ndarray
     elements: np.ndarray
     frac_coords: np.ndarray
 
     def __post_init__(self):
         checked = _checked(self.lattice, self.elements, self.frac_coords)
-        for name, value in zip(('lattice', 'elements', 'frac_coords'), checked):
+        for name, value in zip(("lattice", "elements", "frac_coords"), checked):
             object.__setattr__(self, name, value)
 
     def __len__(self):
         return len(self.elements)
 
     def __repr__(self):
-        lengths, angles = (' '.join(f'{x:.4g}' for x in values) for values in lattice_parameters(self.lattice))
+        lengths, angles = (
+            " ".join(f"{x:.4g}" for x in values) for values in lattice_parameters(self.lattice)
+        )
         return f"Crystal({self.formula}, {len(self)} atoms, cell {lengths} A, {angles} deg)"
 
     @property
@@ -110,13 +131,20 @@ def formula_of(elements):
     counts = Counter(int(z) for z in elements)
     divisor = math.gcd(*counts.values())
     chi = np.nan_to_num(element_table().electronegativity, nan=9.0)
-    parts = [(element_table().symbol[z], counts[z] // divisor) for z in sorted(counts, key=lambda z: (chi[z], z))]
-    return ''.join(symbol + (str(n) if n > 1 else '') for symbol, n in parts)
+    parts = [
+        (element_table().symbol[z], counts[z] // divisor) for z in sorted(counts, key=lambda z: (chi[z], z))
+    ]
+    return "".join(symbol + (str(n) if n > 1 else "") for symbol, n in parts)
 
-Crystal.formula = property(lambda self: formula_of(self.elements), doc="Reduced formula, for example 'SrTiO3'.")
+
+Crystal.formula = property(
+    lambda self: formula_of(self.elements), doc="Reduced formula, for example 'SrTiO3'."
+)
 Crystal.volume = property(lambda self: float(np.linalg.det(self.lattice)), doc="Cell volume in Angstrom^3.")
-Crystal.density = property(lambda self: float(1.66053906660 * element_table().mass[self.elements].sum() / self.volume),
-                           doc="Mass density in g/cm^3.")
+Crystal.density = property(
+    lambda self: float(1.66053906660 * element_table().mass[self.elements].sum() / self.volume),
+    doc="Mass density in g/cm^3.",
+)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #691be184
 def min_distance(crystal):
@@ -129,7 +157,9 @@ def min_distance(crystal):
     best = np.linalg.norm(lattice, axis=1).min()
     if len(delta):
         best = min(best, np.linalg.norm(delta @ lattice, axis=1).min())
-    reach = np.floor(best / heights + 0.5).astype(int)  # no pair further away than this many cells can be closer
+    reach = np.floor(best / heights + 0.5).astype(
+        int
+    )  # no pair further away than this many cells can be closer
     own = np.floor(best / heights).astype(int)
     shifts = lambda n: (np.array(s) for s in itertools.product(*(range(-m, m + 1) for m in n)) if any(s))
     for shift in shifts(own):
@@ -139,29 +169,37 @@ def min_distance(crystal):
     return float(best)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #0de5326b
-def check_overlap(crystal, name='crystal', tolerance=0.01):
+def check_overlap(crystal, name="crystal", tolerance=0.01):
     "CrystalError where two atoms of the crystal are closer than `tolerance` Angstrom, which means the same atom was given twice."
     from scipy.spatial import cKDTree
-    reach = tolerance * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0).max() * 3 ** 0.5  # in fractional units, on the safe side
-    pairs = cKDTree(crystal.frac_coords, boxsize=1.0).query_pairs(reach, output_type='ndarray')
+
+    reach = (
+        tolerance * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0).max() * 3**0.5
+    )  # in fractional units, on the safe side
+    pairs = cKDTree(crystal.frac_coords, boxsize=1.0).query_pairs(reach, output_type="ndarray")
     delta = crystal.frac_coords[pairs[:, 0]] - crystal.frac_coords[pairs[:, 1]]
     pairs = pairs[np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1) < tolerance]
     if len(pairs):
         i, j = pairs[0]
-        raise CrystalError(f"{name}: atoms {i} and {j} ({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same place, "
-                           f"{crystal.frac_coords[i].round(4).tolist()}; {len(pairs)} such pair(s). Remove the duplicates")
+        raise CrystalError(
+            f"{name}: atoms {i} and {j} ({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same place, "
+            f"{crystal.frac_coords[i].round(4).tolist()}; {len(pairs)} such pair(s). Remove the duplicates"
+        )
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #44e8faf6
 def from_pymatgen(structure):
     "The crystal of an ordered pymatgen Structure. Raises CrystalError for disorder, dummy atoms, elements beyond 94, duplicate atoms."
     if not structure.is_ordered:
         i = next(i for i, site in enumerate(structure) if not site.is_ordered)
-        raise CrystalError(f"{structure.composition.reduced_formula}: site {i} is {structure[i].species_string}: the structure is disordered. "
-                           "Order it first (for example with OrderDisorderedStructureTransformation) or leave it out")
-    numbers = [getattr(site.specie, 'Z', 0) for site in structure]
+        raise CrystalError(
+            f"{structure.composition.reduced_formula}: site {i} is {structure[i].species_string}: the structure is disordered. "
+            "Order it first (for example with OrderDisorderedStructureTransformation) or leave it out"
+        )
+    numbers = [getattr(site.specie, "Z", 0) for site in structure]
     crystal = Crystal(structure.lattice.matrix, numbers, structure.frac_coords)
     check_overlap(crystal, structure.composition.reduced_formula)
     return crystal
+
 
 Crystal.from_pymatgen = staticmethod(from_pymatgen)
 
@@ -169,28 +207,49 @@ Crystal.from_pymatgen = staticmethod(from_pymatgen)
 def to_pymatgen(crystal):
     "The crystal as a pymatgen Structure."
     from pymatgen.core import Lattice, Structure
+
     return Structure(Lattice(crystal.lattice), crystal.elements.tolist(), crystal.frac_coords)
+
 
 Crystal.to_pymatgen = to_pymatgen
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #cdeefa64
-_CELL = [f'_cell_{what}' for what in ('length_a', 'length_b', 'length_c', 'angle_alpha', 'angle_beta', 'angle_gamma')]
+_CELL = [
+    f"_cell_{what}"
+    for what in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+]
+
 
 def to_cif(crystal, path=None):
     "The text of a CIF of the whole cell in P 1; written to `path` as well if one is given, whole or not at all."
     lengths, angles = lattice_parameters(crystal.lattice)
     symbols = element_table().symbol[crystal.elements]
     counts = Counter(symbols.tolist())
-    lines = [f'data_{crystal.formula}', "_symmetry_space_group_name_H-M 'P 1'", '_symmetry_Int_Tables_number 1']
-    lines += [f'{key} {value:.8f}' for key, value in zip(_CELL, lengths.tolist() + angles.tolist())]
-    lines += [f'_cell_volume {crystal.volume:.6f}', f"_chemical_formula_sum '{' '.join(f'{s}{n}' for s, n in counts.items())}'"]
-    lines += ['loop_', '_symmetry_equiv_pos_as_xyz', "'x, y, z'", 'loop_']
-    lines += [f'_atom_site_{what}' for what in ('type_symbol', 'label', 'fract_x', 'fract_y', 'fract_z', 'occupancy')]
-    lines += [f'{s} {s}{i} {x:.8f} {y:.8f} {z:.8f} 1' for i, (s, (x, y, z)) in enumerate(zip(symbols, crystal.frac_coords), 1)]
-    text = '\n'.join(lines) + '\n'
+    lines = [
+        f"data_{crystal.formula}",
+        "_symmetry_space_group_name_H-M 'P 1'",
+        "_symmetry_Int_Tables_number 1",
+    ]
+    lines += [f"{key} {value:.8f}" for key, value in zip(_CELL, lengths.tolist() + angles.tolist())]
+    lines += [
+        f"_cell_volume {crystal.volume:.6f}",
+        f"_chemical_formula_sum '{' '.join(f'{s}{n}' for s, n in counts.items())}'",
+    ]
+    lines += ["loop_", "_symmetry_equiv_pos_as_xyz", "'x, y, z'", "loop_"]
+    lines += [
+        f"_atom_site_{what}"
+        for what in ("type_symbol", "label", "fract_x", "fract_y", "fract_z", "occupancy")
+    ]
+    lines += [
+        f"{s} {s}{i} {x:.8f} {y:.8f} {z:.8f} 1"
+        for i, (s, (x, y, z)) in enumerate(zip(symbols, crystal.frac_coords), 1)
+    ]
+    text = "\n".join(lines) + "\n"
     if path is not None:
-        with atomic_write(path) as file: file.write(text)
+        with atomic_write(path) as file:
+            file.write(text)
     return text
+
 
 Crystal.to_cif = to_cif
 
@@ -213,6 +272,7 @@ def visible_atoms(crystal, edge=0.02):
     inside = ((frac > -edge) & (frac < 1 + edge)).all(1)
     return np.repeat(crystal.elements, len(shifts))[inside], frac[inside]
 
+
 def bonds(elements, cart_coords, stretch=1.15, most=1500):
     """Pairs (n, 2) of atoms closer than `stretch` x the sum of their covalent radii; between metals only if there is nothing else.
     Of more than `most`, which only a heap of overlapping atoms has, the shortest."""
@@ -228,6 +288,7 @@ def bonds(elements, cart_coords, stretch=1.15, most=1500):
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #0e46463b
 class Canvas:
     "A picture with a depth for every pixel: what is drawn appears only where it lies in front. Lengths in Angstrom, light from the upper left."
+
     def __init__(self, low, high, pixels):
         self.low, self.step = low, (high - low).max() / pixels
         shape = np.ceil((high - low)[::-1] / self.step).astype(int)
@@ -237,7 +298,7 @@ class Canvas:
         "The part of the picture between two points: (slices, x, y of its pixel centres)."
         first = np.floor((low - self.low) / self.step).astype(int).clip(0)
         last = np.ceil((high - self.low) / self.step).astype(int).clip(0, self.depth.shape[::-1])
-        part = np.s_[first[1]:last[1], first[0]:last[0]]
+        part = np.s_[first[1] : last[1], first[0] : last[0]]
         i, j = np.mgrid[part]
         return part, self.low[0] + (j + 0.5) * self.step, self.low[1] + (i + 0.5) * self.step
 
@@ -259,6 +320,7 @@ def draw_sphere(canvas, center, radius, color):
     dz = np.sqrt(square.clip(0))
     canvas.paint(part, square > 0, center[2] + dz, np.stack([dx, dy, dz], -1) / radius, color)
 
+
 def draw_stick(canvas, start, end, radius, color):
     "A cylinder: the points at distance r from the axis, found for each pixel by solving a quadratic equation."
     length = np.linalg.norm(end - start)
@@ -271,14 +333,24 @@ def draw_stick(canvas, start, end, radius, color):
     root = (w @ e) ** 2 - (e @ e) * ((w**2).sum(-1) - radius**2)
     s = (np.sqrt(root.clip(0)) - w @ e) / (e @ e)
     along = d @ axis + s * axis[2]
-    canvas.paint(part, (root > 0) & (along > 0) & (along < length), start[2] + s, (w + s[..., None] * e) / radius, color)
+    canvas.paint(
+        part,
+        (root > 0) & (along > 0) & (along < length),
+        start[2] + s,
+        (w + s[..., None] * e) / radius,
+        color,
+    )
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #cadae992
 def render(crystal, pixels=300, azimuth=25.0, elevation=14.0, scale=0.45):
     "A picture (height, width, 3) in 0..1 of one cell: atoms of `scale` x covalent radius, bonds, cell edges. `pixels`: the longer side."
     view, table = camera(crystal.lattice, azimuth, elevation).T, element_table()
     elements, frac = visible_atoms(crystal)
-    atoms, radius, colors = frac @ crystal.lattice @ view, scale * table.radius[elements], 0.92 * table.color[elements]
+    atoms, radius, colors = (
+        frac @ crystal.lattice @ view,
+        scale * table.radius[elements],
+        0.92 * table.color[elements],
+    )
     corners = np.array(list(itertools.product((0, 1), repeat=3)))
     box = corners @ crystal.lattice @ view
     margin = radius.max() + 0.1
@@ -294,41 +366,69 @@ def render(crystal, pixels=300, azimuth=25.0, elevation=14.0, scale=0.45):
     for center, r, color in zip(atoms, radius, colors):
         draw_sphere(canvas, center, r, color)
     picture = canvas.color[: len(canvas.color) // 2 * 2, : canvas.color.shape[1] // 2 * 2]
-    return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]  # four pixels into one: smooth outlines
+    return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[
+        ::-1
+    ]  # four pixels into one: smooth outlines
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #new1
 def element_legend(on, elements, columns=8, **where):
     "Legend of elements (atomic numbers, each once, in order) in the colours of `render`, on an Axes or, for many pictures together, a Figure."
     from matplotlib.lines import Line2D
+
     table, present = element_table(), sorted({int(z) for z in elements})
-    dots = [Line2D([], [], linestyle='', marker='o', markersize=6.7, markerfacecolor=0.92 * table.color[z], markeredgecolor='0.4', markeredgewidth=0.6, label=table.symbol[z]) for z in present]
-    return on.legend(handles=dots, ncols=max(1, min(columns, len(dots))), frameon=False, fontsize=8, handletextpad=0.1, columnspacing=0.8, **where)
+    dots = [
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=6.7,
+            markerfacecolor=0.92 * table.color[z],
+            markeredgecolor="0.4",
+            markeredgewidth=0.6,
+            label=table.symbol[z],
+        )
+        for z in present
+    ]
+    return on.legend(
+        handles=dots,
+        ncols=max(1, min(columns, len(dots))),
+        frameon=False,
+        fontsize=8,
+        handletextpad=0.1,
+        columnspacing=0.8,
+        **where,
+    )
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f084df60
 def plot(crystal, ax=None, azimuth=25.0, elevation=14.0, legend=True, pixels=300):
     "Draw the crystal with matplotlib, on `ax` or a new figure; returns the axes."
     import matplotlib.pyplot as plt
+
     if ax is None:
         ax = plt.figure(figsize=(3.4, 3.4)).add_subplot()
-    ax.imshow(render(crystal, pixels, azimuth, elevation), interpolation='bilinear')
-    ax.axis('off')
+    ax.imshow(render(crystal, pixels, azimuth, elevation), interpolation="bilinear")
+    ax.axis("off")
     if legend:
-        element_legend(ax, crystal.elements, columns=99, loc='upper center', bbox_to_anchor=(0.5, 0.02))
+        element_legend(ax, crystal.elements, columns=99, loc="upper center", bbox_to_anchor=(0.5, 0.02))
     return ax
+
 
 def plot_gallery(crystals, titles=None, columns=4, size=1.7, pixels=170):
     "A figure with many crystals side by side; titles default to their formulas."
     import matplotlib.pyplot as plt
+
     columns = max(1, min(columns, len(crystals)))
     rows = max(1, -(-len(crystals) // columns))
     fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False)
     for ax in axes.flat:
-        ax.axis('off')
+        ax.axis("off")
     for ax, crystal, title in zip(axes.flat, crystals, titles or [crystal.formula for crystal in crystals]):
         plot(crystal, ax, pixels=pixels)
         ax.set_title(title, fontsize=9)
     fig.tight_layout(pad=0.4)
     return fig
+
 
 Crystal.plot = plot
 
@@ -336,10 +436,12 @@ Crystal.plot = plot
 def show(crystal):
     "An interactive view in a live notebook (nglview); a saved notebook keeps nothing of it: see `plot` for a still."
     import nglview
+
     view = nglview.show_pymatgen(to_pymatgen(crystal))
     view.clear_representations()
-    view.add_representation('ball+stick', aspectRatio=4)
+    view.add_representation("ball+stick", aspectRatio=4)
     view.add_unitcell()
     return view
+
 
 Crystal.show = show

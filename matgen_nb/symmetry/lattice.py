@@ -32,12 +32,16 @@ def lattice_from_parameters(lengths, angles):
     bad = ~((lengths > 0).all(-1) & (square > 1e-12))
     if bad.any():
         at = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(f"no cell has lengths {lengths[at].tolist()} and angles {angles[at].tolist()}: "
-                         "lengths must be positive and each angle smaller than the sum of the other two, all three below 360")
+        raise ValueError(
+            f"no cell has lengths {lengths[at].tolist()} and angles {angles[at].tolist()}: "
+            "lengths must be positive and each angle smaller than the sum of the other two, all three below 360"
+        )
     zero = torch.zeros_like(ca)
-    rows = [torch.stack([torch.ones_like(ca), zero, zero], -1),
-            torch.stack([cg, sg, zero], -1),
-            torch.stack([cb, (ca - cb * cg) / sg, square.sqrt() / sg], -1)]
+    rows = [
+        torch.stack([torch.ones_like(ca), zero, zero], -1),
+        torch.stack([cg, sg, zero], -1),
+        torch.stack([cb, (ca - cb * cg) / sg, square.sqrt() / sg], -1),
+    ]
     return torch.stack(rows, -2) * lengths[..., None]
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #da5b9767
@@ -61,14 +65,17 @@ def volume(lattice):
     return torch.linalg.det(_floating(lattice)).abs()
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #9f10de5d
-K_BASIS = torch.tensor([
-    [[0, 1, 0], [1, 0, 0], [0, 0, 0]],   # B1: gamma
-    [[0, 0, 1], [0, 0, 0], [1, 0, 0]],   # B2: beta
-    [[0, 0, 0], [0, 0, 1], [0, 1, 0]],   # B3: alpha
-    [[1, 0, 0], [0, -1, 0], [0, 0, 0]],  # B4: a against b
-    [[1, 0, 0], [0, 1, 0], [0, 0, -2]],  # B5: a and b against c
-    [[1, 0, 0], [0, 1, 0], [0, 0, 1]],   # B6: size
-], dtype=torch.float64)
+K_BASIS = torch.tensor(
+    [
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],  # B1: gamma
+        [[0, 0, 1], [0, 0, 0], [1, 0, 0]],  # B2: beta
+        [[0, 0, 0], [0, 0, 1], [0, 1, 0]],  # B3: alpha
+        [[1, 0, 0], [0, -1, 0], [0, 0, 0]],  # B4: a against b
+        [[1, 0, 0], [0, 1, 0], [0, 0, -2]],  # B5: a and b against c
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],  # B6: size
+    ],
+    dtype=torch.float64,
+)
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #c78877c1
 def lattice_to_k(lattice):
@@ -81,10 +88,12 @@ def lattice_to_k(lattice):
     size = volume(lattice.cpu().double()) / lattice.cpu().double().norm(dim=-1).prod(-1)
     if not (size > 1e-9).all():
         at = tuple((~(size > 1e-9)).nonzero()[0].tolist())
-        raise ValueError(f"lattice {list(at)} is flat or not finite, so it has no logarithm: {lattice[at].tolist()}")
+        raise ValueError(
+            f"lattice {list(at)} is flat or not finite, so it has no logarithm: {lattice[at].tolist()}"
+        )
     w, V = torch.linalg.eigh(G)
     S = (V * (0.5 * w.log())[..., None, :]) @ V.mT
-    k = torch.einsum('...ij,kij->...k', S, K_BASIS) / (K_BASIS**2).sum((1, 2))
+    k = torch.einsum("...ij,kij->...k", S, K_BASIS) / (K_BASIS**2).sum((1, 2))
     return k.to(lattice)
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #81ce13e7
@@ -93,12 +102,21 @@ def k_to_lattice(k):
 
     The inverse of `lattice_to_k` up to a rotation of the whole cell: lengths, angles and volume come back."""
     k = _floating(k)
-    with torch.autocast(k.device.type, enabled=False):              # an exponential of bfloat16 products would be no cell at all
-        return torch.linalg.matrix_exp(torch.einsum('...k,kij->...ij', k, K_BASIS.to(k)))
+    with torch.autocast(
+        k.device.type, enabled=False
+    ):  # an exponential of bfloat16 products would be no cell at all
+        return torch.linalg.matrix_exp(torch.einsum("...k,kij->...ij", k, K_BASIS.to(k)))
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #576caa98
-FAMILIES = {'triclinic': (1, 2), 'monoclinic': (3, 15), 'orthorhombic': (16, 74), 'tetragonal': (75, 142),
-            'hexagonal': (143, 194), 'cubic': (195, 230)}  # first and last space-group number
+FAMILIES = {
+    "triclinic": (1, 2),
+    "monoclinic": (3, 15),
+    "orthorhombic": (16, 74),
+    "tetragonal": (75, 142),
+    "hexagonal": (143, 194),
+    "cubic": (195, 230),
+}  # first and last space-group number
+
 
 def crystal_family(number):
     "The crystal family of a space-group number 1..230; trigonal groups belong to the hexagonal family (ITA 2.1.2)."
@@ -108,7 +126,14 @@ def crystal_family(number):
     raise ValueError(f"there is no space group {number}: numbers go from 1 to 230")
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #ec882437
-_FREE = {'triclinic': '123456', 'monoclinic': '2456', 'orthorhombic': '456', 'tetragonal': '56', 'hexagonal': '56', 'cubic': '6'}
+_FREE = {
+    "triclinic": "123456",
+    "monoclinic": "2456",
+    "orthorhombic": "456",
+    "tetragonal": "56",
+    "hexagonal": "56",
+    "cubic": "6",
+}
 _MASK = torch.ones(231, 6, dtype=torch.bool)  # row 0: no symmetry known, everything is free
 _OFFSET = torch.zeros(231, 6, dtype=torch.float64)
 for _number in range(1, 231):
@@ -126,19 +151,29 @@ def _on(device, name):
     "One of the two tables on a device; a copy is made once."
     return {"mask": _MASK, "offset": _OFFSET.to(device_float(device))}[name].to(device)
 
+
 def _rows(name, number):
     number = torch.as_tensor(number, dtype=torch.long)
-    if number.device.type == "cpu" and number.numel() and not (0 <= int(number.min()) and int(number.max()) <= 230):       # elsewhere looking would mean waiting
-        raise ValueError(f"space-group numbers go from 1 to 230 (0: none), not {int(number.min())} to {int(number.max())}")
+    if (
+        number.device.type == "cpu"
+        and number.numel()
+        and not (0 <= int(number.min()) and int(number.max()) <= 230)
+    ):  # elsewhere looking would mean waiting
+        raise ValueError(
+            f"space-group numbers go from 1 to 230 (0: none), not {int(number.min())} to {int(number.max())}"
+        )
     return _on(str(number.device), name)[number]
+
 
 def k_mask(number):
     "Which components of k a space group leaves free: number int or tensor (...), returns bool (..., 6)."
     return _rows("mask", number)
 
+
 def k_offset(number):
     "The values of the components of k that a space group fixes, 0 where free: number (...), returns float64 (..., 6) (float32 on mps)."
     return _rows("offset", number)
+
 
 def constrain_k(k, number):
     "k (..., 6) with the components that space group `number` fixes set to their exact values; same dtype as k."

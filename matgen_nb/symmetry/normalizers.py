@@ -35,11 +35,12 @@ def axis_maps(family: str) -> np.ndarray:
     else:
         signs = itertools.product((1, -1), repeat=3)
         candidates = [np.diag(s)[list(order)] for s in signs for order in itertools.permutations(range(3))]
-    if family == "monoclinic":                              # b stays b, and the angle keeps its sense
+    if family == "monoclinic":  # b stays b, and the angle keeps its sense
         candidates = [P for P in candidates if P[1, 1] and P[0].sum() * P[2].sum() > 0]
     if family == "triclinic":
         candidates = [P for P in candidates if abs(P.sum()) == 3]
     return np.array(sorted(candidates, key=lambda P: np.abs(P - np.eye(3)).sum()), dtype=np.int64)
+
 
 def _hexagonal_maps() -> list:
     "The matrices that leave the metric of a hexagonal cell as it is."
@@ -53,6 +54,7 @@ def group_operations(number: int) -> tuple:
     "Rotations (n, 3, 3) and translations (n, 3) in 24ths of a group, int64."
     rotations, translations = SpaceGroup(number).operations
     return rotations.astype(np.int64), (translations * DENOMINATOR).round().astype(np.int64) % DENOMINATOR
+
 
 def polar_axes(number: int) -> np.ndarray:
     "Which axes (3,) bool have no origin: those that every rotation of the group leaves as they are."
@@ -69,6 +71,7 @@ def normalizer_maps(number: int) -> list:
     grid = np.array(list(itertools.product(*[[0] if polar else steps for polar in polar_axes(number)])))
     maps = axis_maps(crystal_family(number))
     return [(P, p) for P in maps for p in _fitting_shifts(P, rotations, translations, grid)]
+
 
 def _fitting_shifts(P, rotations, translations, grid):
     "The rows p of grid (n, 3) for which (P, p) obeys equation (1)."
@@ -93,11 +96,13 @@ def exchanges_lengths(P: np.ndarray, number: int) -> np.ndarray:
     fixed_cell = crystal_family(number) in ("tetragonal", "hexagonal", "cubic")
     return (np.abs(P) != np.eye(3)).any((-2, -1)) & (not fixed_cell)
 
+
 def _simplicity(P, p, number):
     "Sorting key: maps that keep the cell, then those that mirror nothing, then those near to the identity."
     distance = int(np.abs(P - np.eye(3)).sum())
     mirrors = np.linalg.det(P) < 0
     return exchanges_lengths(P, number), mirrors, distance, np.count_nonzero(p), p.tolist(), P.tolist()
+
 
 def coset_maps(number: int) -> list:
     "One map (P (3, 3), p (3,) in 24ths) of each coset N/G of a group in its normalizer, the identity first."
@@ -115,20 +120,22 @@ def coset_maps(number: int) -> list:
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0019
 _NEAR = np.array(list(itertools.product((0, -1, 1), repeat=3)))
 
+
 @functools.lru_cache(2)
 def _first_members(number):
     "Of a group's first members: linear parts, offsets, projectors (W, 3, 3) away from them, typical points."
     positions = SpaceGroup(number).wyckoff_positions
     A, t = (np.stack([getattr(w, name)[0] for w in positions]) for name in ("A", "t"))
     away = np.eye(3) - A @ np.linalg.pinv(A)
-    u = np.array([0.1537, 0.2713, 0.0891])            # no special values: the point lies on nothing smaller
+    u = np.array([0.1537, 0.2713, 0.0891])  # no special values: the point lies on nothing smaller
     return A, t, away, A @ u + t
+
 
 def on_first_member(points: np.ndarray, number: int, positions: Sequence) -> np.ndarray:
     "Whether points (..., 3) lie on the first members of positions (W,), up to translations: bool (..., W)."
     _, t, away, _ = _first_members(number)
     delta = points[..., None, :] - t[positions]
-    delta = (delta - np.round(delta))[..., None, :] - _NEAR              # (..., W, 27, 3)
+    delta = (delta - np.round(delta))[..., None, :] - _NEAR  # (..., W, 27, 3)
     distance = np.abs(np.einsum("wij,...wsj->...wsi", away[positions], delta)).sum(-1)
     return distance.min(-1) < 1e-6
 
@@ -138,6 +145,7 @@ def _alike(number, position):
     all_positions = SpaceGroup(number).wyckoff_positions
     this = all_positions[position]
     return [w.index for w in all_positions if (w.multiplicity, w.dof) == (this.multiplicity, this.dof)]
+
 
 def rename(number: int, P: np.ndarray, p: np.ndarray) -> tuple:
     """What a map of the normalizer (p in 24ths) does to the W Wyckoff positions of a group, two lists (W,):
@@ -153,6 +161,7 @@ def rename(number: int, P: np.ndarray, p: np.ndarray) -> tuple:
         letters.append(candidates[hits[0, 1]])
         operations.append(int(hits[0, 0]))
     return letters, operations
+
 
 def self_maps(number: int) -> list:
     """For each Wyckoff position the operations (indices) that lead from its first member to itself,
@@ -171,6 +180,7 @@ def self_maps(number: int) -> list:
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0025
 NORMALIZER_PATH = Path(matgen_nb.__file__).parent / "data" / "normalizers.npz"
 
+
 def build_normalizers(path: Path | None = None) -> dict:
     """The normalizers of all 230 groups as flat arrays with offsets; `path` also stores them (npz).
 
@@ -180,13 +190,17 @@ def build_normalizers(path: Path | None = None) -> dict:
     renamed = [rename(number, *map_) for number, of_group in enumerate(maps, 1) for map_ in of_group]
     stays = [operations for number in range(1, 231) for operations in self_maps(number)]
     offsets = lambda lengths: np.cumsum([0, *lengths]).astype(np.int32)
-    table = dict(coset_offset=offsets(len(of_group) for of_group in maps),
-                 P=np.array([P for of_group in maps for P, _ in of_group], dtype=np.int8),
-                 p=np.array([p for of_group in maps for _, p in of_group], dtype=np.int8),
-                 letter=np.concatenate([letters for letters, _ in renamed]).astype(np.uint8),
-                 operation=np.concatenate([operations for _, operations in renamed]).astype(np.uint8),
-                 stay_offset=offsets(map(len, stays)), stay=np.concatenate(stays).astype(np.uint8))
-    if path is not None: np.savez_compressed(path, **table)
+    table = dict(
+        coset_offset=offsets(len(of_group) for of_group in maps),
+        P=np.array([P for of_group in maps for P, _ in of_group], dtype=np.int8),
+        p=np.array([p for of_group in maps for _, p in of_group], dtype=np.int8),
+        letter=np.concatenate([letters for letters, _ in renamed]).astype(np.uint8),
+        operation=np.concatenate([operations for _, operations in renamed]).astype(np.uint8),
+        stay_offset=offsets(map(len, stays)),
+        stay=np.concatenate(stays).astype(np.uint8),
+    )
+    if path is not None:
+        np.savez_compressed(path, **table)
     return table
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0027
@@ -196,19 +210,22 @@ def load_normalizers() -> dict:
     with np.load(NORMALIZER_PATH) as stored:
         return {name: stored[name] for name in stored.files}
 
+
 @dataclass(frozen=True, eq=False)
 class Normalizer:
     """The equivalent settings of one space group: n maps x' = P x + p, the identity first.
 
     P: (n, 3, 3) and p: (n, 3) float64, fractional; letters: (n, W) what each map makes of each position;
     operations: (n, W) operation of the group that leads its image to the first member (see `rename`)."""
+
     number: int
     P: np.ndarray
     p: np.ndarray
     letters: np.ndarray
     operations: np.ndarray
 
-    def __len__(self) -> int: return len(self.P)
+    def __len__(self) -> int:
+        return len(self.P)
 
     @property
     def mirrors(self) -> np.ndarray:
@@ -220,14 +237,15 @@ class Normalizer:
         "Which settings (n,) exchange lengths of the cell; in the other ones the cell is the same."
         return exchanges_lengths(self.P, self.number)
 
+
 @functools.lru_cache(None)
 def normalizer(number: int) -> Normalizer:
     "The `Normalizer` of a space group, from the stored table. ValueError unless number is 1 to 230."
     table, W = load_normalizers(), len(SpaceGroup(number).wyckoff_positions)
     positions = np.array([len(SpaceGroup(n).wyckoff_positions) for n in range(1, 231)])
     sizes = np.diff(table["coset_offset"]) * positions
-    cosets = slice(*table["coset_offset"][number - 1:number + 1])
-    pairs = slice(sizes[:number - 1].sum(), sizes[:number].sum())
+    cosets = slice(*table["coset_offset"][number - 1 : number + 1])
+    pairs = slice(sizes[: number - 1].sum(), sizes[:number].sum())
     by_position = lambda name: table[name][pairs].reshape(-1, W).astype(np.int64)
     P, p = table["P"][cosets].astype(float), table["p"][cosets] / DENOMINATOR
     return Normalizer(number, P, p, by_position("letter"), by_position("operation"))
@@ -237,14 +255,17 @@ def _indices(number, template):
     "Wyckoff indices of a template that is given as letters ('ch' or ['c', 'h']) or as indices."
     return tuple(SpaceGroup(number)[w].index if isinstance(w, str) else int(w) for w in template)
 
+
 @functools.lru_cache(None)
 def _letterings(number):
     "The distinct letterings of a group, each a tuple (W,) of Python numbers."
     return tuple(map(tuple, np.unique(normalizer(number).letters, axis=0).tolist()))
 
+
 @functools.lru_cache(500_000)
 def _equivalent(number, template):
     return tuple(sorted({tuple(sorted(letters[w] for w in template)) for letters in _letterings(number)}))
+
 
 def equivalent_templates(number: int, template: Sequence) -> tuple:
     """All labellings of a Wyckoff sequence that describe the same arrangement, sorted tuples (0 = 'a').
@@ -252,9 +273,11 @@ def equivalent_templates(number: int, template: Sequence) -> tuple:
     number: space group; template: letters ('ch') or indices, in any order. KeyError for an unknown letter."""
     return _equivalent(int(number), _indices(number, template))
 
+
 def canonical_template(number: int, template: Sequence) -> tuple:
     "The smallest of the `equivalent_templates`: the same tuple of indices for all names of an arrangement."
     return equivalent_templates(number, template)[0]
+
 
 def canonical_label(label: str) -> str:
     "The same for a label such as '194:d,h' (`AsymmetricUnit.wyckoff_template`): '194:c,h'."
@@ -280,6 +303,7 @@ class NormalizerTables:
     Per group (first axis 231 or 232, row 0 unused): coset_offset, kept (number of settings that exchange no
     axes; they come first). Per coset: pair_offset, k_map (6, 6). Per coset and position: letter, and the map
     Q, q onto the first member. Per position: stay_offset; R, w of the operations that stay on it."""
+
     coset_offset: torch.Tensor
     kept: torch.Tensor
     pair_offset: torch.Tensor
@@ -291,16 +315,24 @@ class NormalizerTables:
     R: torch.Tensor
     w: torch.Tensor
 
+
 def _group_tables(number):
     "Of one group: k_map (n, 6, 6), letter (n W,), Q (n W, 3, 3), q (n W, 3), rotations and shifts of `stay`."
     this, (R, w) = normalizer(number), SpaceGroup(number).operations
-    first = R[this.operations]                                                     # (n, W, 3, 3)
+    first = R[this.operations]  # (n, W, 3, 3)
     Q = first @ this.P[:, None]
     q = np.einsum("nwij,nj->nwi", first, this.p) + w[this.operations]
-    table, rows = load_normalizers(), wyckoff_tables().wyckoff_offset[number:number + 2].tolist()
+    table, rows = load_normalizers(), wyckoff_tables().wyckoff_offset[number : number + 2].tolist()
     stay = table["stay"][slice(*table["stay_offset"][rows])].astype(np.int64)
-    return dict(k_map=k_maps(this.P, number), letter=this.letters.ravel(), Q=Q.reshape(-1, 3, 3),
-                q=q.reshape(-1, 3), R=R[stay], w=w[stay])
+    return dict(
+        k_map=k_maps(this.P, number),
+        letter=this.letters.ravel(),
+        Q=Q.reshape(-1, 3, 3),
+        q=q.reshape(-1, 3),
+        R=R[stay],
+        w=w[stay],
+    )
+
 
 @functools.lru_cache(None)
 def normalizer_tables(device: str = "cpu") -> NormalizerTables:
@@ -309,17 +341,21 @@ def normalizer_tables(device: str = "cpu") -> NormalizerTables:
     groups = [_group_tables(number) for number in range(1, 231)]
     flat = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
     sizes = [len(normalizer(n).letters[0]) for n in range(1, 231) for _ in range(len(normalizer(n)))]
-    flat |= dict(coset_offset=np.concatenate([[0], table["coset_offset"]]), stay_offset=table["stay_offset"],
-                 kept=[1] + [int((~normalizer(n).permutes_axes).sum()) for n in range(1, 231)],
-                 pair_offset=np.cumsum([0, *sizes])[:-1])
+    flat |= dict(
+        coset_offset=np.concatenate([[0], table["coset_offset"]]),
+        stay_offset=table["stay_offset"],
+        kept=[1] + [int((~normalizer(n).permutes_axes).sum()) for n in range(1, 231)],
+        pair_offset=np.cumsum([0, *sizes])[:-1],
+    )
     whole = {"coset_offset", "stay_offset", "kept", "pair_offset", "letter"}
     kind = lambda name: torch.int64 if name in whole else device_float(device)
     cast = lambda name, array: torch.as_tensor(np.asarray(array), dtype=kind(name)).to(device)
     return NormalizerTables(**{name: cast(name, array) for name, array in flat.items()})
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0038
-def transform_orbits(x: torch.Tensor, group: torch.Tensor, wyckoff: torch.Tensor, coset: torch.Tensor,
-                     eps: float = 1e-9) -> tuple:
+def transform_orbits(
+    x: torch.Tensor, group: torch.Tensor, wyckoff: torch.Tensor, coset: torch.Tensor, eps: float = 1e-9
+) -> tuple:
     """Orbits in another setting of their group: coordinates (M, 3), Wyckoff indices (M,).
 
     x: (M, 3) fractional, on first members; group: (M,) numbers; wyckoff: (M,); coset: (M,) rows of the table.
@@ -337,15 +373,17 @@ def transform_orbits(x: torch.Tensor, group: torch.Tensor, wyckoff: torch.Tensor
     best = _nearest_to_origin(images, owner, len(x))
     return images[best].to(x), letter
 
+
 def _nearest_to_origin(points, owner, n):
     "Index (n,) of the point of each owner nearest to the origin, to 1e-4; of equals the smallest."
-    whole = (points * 1e4).round().long()                                          # at most 14 bits each
+    whole = (points * 1e4).round().long()  # at most 14 bits each
     key = ((whole**2).sum(-1) << 28) + (whole[:, 0] << 14) + whole[:, 1]
     highest = torch.full((n,), torch.iinfo(torch.int64).max, device=key.device)
     lowest = highest.scatter_reduce(0, owner, key, "amin")
     index = torch.arange(len(key), device=key.device)
     hits = torch.where(key == lowest[owner], index, len(key))
     return torch.full((n,), len(key), device=key.device).scatter_reduce(0, owner, hits, "amin")
+
 
 def transform_unit(unit: AsymmetricUnit, i: int) -> AsymmetricUnit:
     """The same crystal in setting `i` (0: as it is): coordinates, positions and cell transformed.
@@ -358,7 +396,7 @@ def transform_unit(unit: AsymmetricUnit, i: int) -> AsymmetricUnit:
     coset = int(normalizer_tables().coset_offset[number]) + i
     x, wyckoff = torch.as_tensor(unit.frac_coords), torch.as_tensor(unit.wyckoff)
     x, wyckoff = transform_orbits(x, full(number), wyckoff, full(coset))
-    k = k_maps(normalizer(number).P[i:i + 1], number)[0] @ unit.k
+    k = k_maps(normalizer(number).P[i : i + 1], number)[0] @ unit.k
     return AsymmetricUnit(number, k, unit.elements, x.numpy(), wyckoff.numpy())
 
 # %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0056
@@ -381,6 +419,7 @@ def random_settings(space_group: torch.Tensor, generator=None, permute_axes: boo
     u = torch.rand(len(space_group), generator=generator, device=source).to(device)
     return torch.minimum((u * number).long(), number - 1)
 
+
 def transformed(batch, setting: torch.Tensor):
     """A batch of crystals in other settings: the same crystals; orbits keep their order and elements.
 
@@ -392,6 +431,7 @@ def transformed(batch, setting: torch.Tensor):
     group = batch.space_group[batch.batch]
     x, wyckoff = transform_orbits(batch.frac_coords, group, batch.wyckoff, coset[batch.batch], eps=1e-6)
     return replace(batch, k=k, frac_coords=x, wyckoff=wyckoff)
+
 
 def augment(batch, generator=None, permute_axes: bool = True):
     "A batch in which every crystal is in a random one of its settings; see `random_settings`, `transformed`."

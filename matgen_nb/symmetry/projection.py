@@ -19,7 +19,9 @@ def metric_pseudoinverse(A, metric):
     Columns of A that are zero stay free of influence: their diagonal is filled with ones so that a plain inverse serves."""
     dependent = torch.eye(3, dtype=A.dtype, device=A.device) - torch.diag_embed((A != 0).any(-2).to(A.dtype))
     gram = A.mT @ metric @ A + dependent
-    return (torch.eye(3, dtype=A.dtype, device=A.device) - dependent) @ torch.linalg.solve(gram, A.mT @ metric)
+    return (torch.eye(3, dtype=A.dtype, device=A.device) - dependent) @ torch.linalg.solve(
+        gram, A.mT @ metric
+    )
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #b4d809cb
 def _shifts(window, device):
@@ -70,7 +72,9 @@ def _candidates(rows, tables):
 # %% ../../nbs/1_symmetry/05_projection.ipynb #6ce2ecbe
 def _first_minimum(values, owner, n):
     "Index of the smallest value of each owner, the first one where values tie to 1e-9; (n,) int64."
-    lowest = torch.full((n,), torch.inf, dtype=values.dtype, device=values.device).scatter_reduce(0, owner, values, "amin")
+    lowest = torch.full((n,), torch.inf, dtype=values.dtype, device=values.device).scatter_reduce(
+        0, owner, values, "amin"
+    )
     index = torch.arange(len(values), device=values.device)
     hits = torch.where(values <= lowest[owner] + 1e-9, index, len(values))
     return torch.full((n,), len(values), device=values.device).scatter_reduce(0, owner, hits, "amin")
@@ -82,7 +86,12 @@ class Projection:
 
     frac_coords: (N, 3) the nearest point, in [0, 1); distance: (N,) how far it moved, A; free: (N, 3) parameters u, so that the orbit is
     {A_j u + t_j}; member: (N,) the member that was nearest; wyckoff: (N,) index of the position (0 = 'a'). float64 and int64."""
-    frac_coords: torch.Tensor; distance: torch.Tensor; free: torch.Tensor; member: torch.Tensor; wyckoff: torch.Tensor
+
+    frac_coords: torch.Tensor
+    distance: torch.Tensor
+    free: torch.Tensor
+    member: torch.Tensor
+    wyckoff: torch.Tensor
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #424a414d
 def project(frac_coords, space_group, wyckoff, lattice, chunk=200_000):
@@ -92,14 +101,17 @@ def project(frac_coords, space_group, wyckoff, lattice, chunk=200_000):
     Returns a `Projection` (float64). All members and lattice translations compete (SymmCD, section 4.3, made exact).
     Raises ValueError for a group or letter that does not exist."""
     x, group, lattice = _broadcast(frac_coords, space_group, lattice)
-    if isinstance(wyckoff, str): wyckoff = SpaceGroup(int(group[0]))[wyckoff].index
+    if isinstance(wyckoff, str):
+        wyckoff = SpaceGroup(int(group[0]))[wyckoff].index
     wyckoff = torch.as_tensor(wyckoff, device=x.device).long().expand(len(x))
     tables = wyckoff_tables(str(x.device))
     rows = tables.wyckoff_offset[group] + wyckoff
     if ((wyckoff < 0) | (rows >= tables.wyckoff_offset[group + 1])).any():
         raise ValueError(f"a Wyckoff index is outside its space group: {wyckoff.tolist()[:10]}")
     metric = lattice @ lattice.mT
-    parts = [_project_rows(x[i], rows[i], metric[i], tables) for i in _row_chunks(tables.multiplicity[rows], chunk)]
+    parts = [
+        _project_rows(x[i], rows[i], metric[i], tables) for i in _row_chunks(tables.multiplicity[rows], chunk)
+    ]
     u, point, distance, member = (torch.cat(p) for p in zip(*parts)) if parts else (x, x, x[:, 0], wyckoff)
     return Projection(point - point.floor(), distance, u, member, wyckoff)
 
@@ -115,14 +127,19 @@ def _project_rows(x, rows, metric, tables):
 def _broadcast(frac_coords, space_group, lattice):
     x = torch.as_tensor(frac_coords).to(torch.float64).reshape(-1, 3)
     group = torch.as_tensor(space_group, device=x.device).long().expand(len(x))
-    if len(group) and not (1 <= int(group.min()) and int(group.max()) <= 230): raise ValueError(f"space group must lie in 1..230, got {int(group.min())}..{int(group.max())}")
+    if len(group) and not (1 <= int(group.min()) and int(group.max()) <= 230):
+        raise ValueError(f"space group must lie in 1..230, got {int(group.min())}..{int(group.max())}")
     lattice = torch.as_tensor(lattice).to(device=x.device, dtype=torch.float64).expand(len(x), 3, 3)
     return x, group, lattice
 
+
 def _row_chunks(sizes, chunk):
     "Split rows into runs whose candidate counts sum to about `chunk`, to bound the memory."
-    if not len(sizes): return []
-    return torch.arange(len(sizes), device=sizes.device).split(torch.bincount(torch.cumsum(sizes, 0) // chunk).clamp(min=0).tolist())
+    if not len(sizes):
+        return []
+    return torch.arange(len(sizes), device=sizes.device).split(
+        torch.bincount(torch.cumsum(sizes, 0) // chunk).clamp(min=0).tolist()
+    )
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #121bd0a4
 def choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff=None):
@@ -137,8 +154,11 @@ def choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff=None):
     start, end = tables.wyckoff_offset[group], tables.wyckoff_offset[group + 1]
     owner = torch.repeat_interleave(torch.arange(len(x), device=x.device), end - start)
     index = torch.arange(len(owner), device=x.device) - (torch.cumsum(end - start, 0) - (end - start))[owner]
-    same = tables.site_class[start[owner] + index] == torch.as_tensor(site_class, device=x.device).long()[owner]
-    if wyckoff is not None: same &= (wyckoff[owner] < 0) | (wyckoff[owner] == index)
+    same = (
+        tables.site_class[start[owner] + index] == torch.as_tensor(site_class, device=x.device).long()[owner]
+    )
+    if wyckoff is not None:
+        same &= (wyckoff[owner] < 0) | (wyckoff[owner] == index)
     owner, index = owner[same], index[same]
     return owner, project(x[owner], group[owner], index, lattice[owner])
 
@@ -152,11 +172,16 @@ def assign_fixed_sites(cost):
         reached = {}
         for used, (total, chosen) in states.items():
             for site, price in enumerate(row):
-                if used >> site & 1: continue
+                if used >> site & 1:
+                    continue
                 key, value = used | 1 << site, (total + price, (*chosen, site))
-                if key not in reached or value < reached[key]: reached[key] = value
+                if key not in reached or value < reached[key]:
+                    reached[key] = value
         states = reached
-    if not states: raise ValueError(f"{cost.shape[0]} points cannot share {cost.shape[1]} fixed sites, each of which holds one")
+    if not states:
+        raise ValueError(
+            f"{cost.shape[0]} points cannot share {cost.shape[1]} fixed sites, each of which holds one"
+        )
     return list(min(states.values())[1])
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #606fb5c6
@@ -171,16 +196,21 @@ def assign_wyckoff(frac_coords, space_group, site_class, lattice, batch, wyckoff
     tables = wyckoff_tables(str(owner.device))
     group = torch.as_tensor(space_group, device=owner.device)
     fixed = tables.class_dof[group, site_class] == 0
-    if wyckoff is not None: fixed &= wyckoff < 0
-    for rows in _crowded(batch, site_class, fixed): 
+    if wyckoff is not None:
+        fixed &= wyckoff < 0
+    for rows in _crowded(batch, site_class, fixed):
         candidates = torch.stack([(owner == r).nonzero()[:, 0] for r in rows])
         sites = assign_fixed_sites(all_positions.distance[candidates])
         best[rows] = candidates[torch.arange(len(rows)), sites]
-    return Projection(*(getattr(all_positions, f)[best] for f in ("frac_coords", "distance", "free", "member", "wyckoff")))
+    return Projection(
+        *(getattr(all_positions, f)[best] for f in ("frac_coords", "distance", "free", "member", "wyckoff"))
+    )
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #37f4b7e9
 def _crowded(batch, site_class, fixed):
     "Row indices of each set of two or more orbits of one crystal that share a fixed class."
     rows = fixed.nonzero()[:, 0]
-    key, inverse, count = torch.unique(batch[rows] * 16 + site_class[rows], return_inverse=True, return_counts=True)
+    key, inverse, count = torch.unique(
+        batch[rows] * 16 + site_class[rows], return_inverse=True, return_counts=True
+    )
     return [rows[inverse == k] for k in (count > 1).nonzero()[:, 0].tolist()]

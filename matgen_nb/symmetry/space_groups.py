@@ -22,19 +22,36 @@ from .lattice import device_float
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #390cde16
 TABLE_PATH = Path(matgen_nb.__file__).parent / "data" / "space_groups.npz"
 DENOMINATOR = 24  # every translation of every group in its standard setting is a multiple of 1/24
-AXES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1), (1, -1, 0),
-        (1, 1, 0), (0, 1, -1), (0, 1, 1), (-1, 0, 1), (1, 0, 1), (1, 2, 0), (2, 1, 0))
+AXES = (
+    (1, 0, 0),
+    (0, 1, 0),
+    (0, 0, 1),
+    (1, 1, 1),
+    (1, -1, -1),
+    (-1, 1, -1),
+    (-1, -1, 1),
+    (1, -1, 0),
+    (1, 1, 0),
+    (0, 1, -1),
+    (0, 1, 1),
+    (-1, 0, 1),
+    (1, 0, 1),
+    (1, 2, 0),
+    (2, 1, 0),
+)
 SITE_ELEMENTS = ("1", "-1", "2", "m", "3", "4", "-4", "2/m", "-3", "6", "-6", "4/m", "6/m")
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #84e633a0
 @functools.lru_cache(1)
 def _hall_numbers():
     import spglib
+
     settings = {}
     for hall in range(1, 531):
         kind = spglib.get_spacegroup_type(hall)
         settings.setdefault(kind.number, {})[kind.choice] = hall
     return settings
+
 
 def standard_hall_number(number):
     "Hall number (spglib's numbering) of the standard setting: unique axis b, hexagonal axes, origin choice 2."
@@ -45,6 +62,7 @@ def standard_hall_number(number):
 def standard_operations(number):
     "Operations of a group's standard setting from spglib: rotations (n, 3, 3), translations (n, 3) in 24ths, both int64."
     import spglib
+
     database = spglib.get_symmetry_from_database(standard_hall_number(number))
     translations = database["translations"] * DENOMINATOR
     assert np.allclose(translations, translations.round(), atol=1e-4)
@@ -54,13 +72,22 @@ def standard_operations(number):
 def first_members(number):
     "First member of each Wyckoff position, letters a, b, ...: list of (letter, multiplicity, symbol, A, t in 24ths)."
     from pyxtal.symmetry import Group
+
     out = []
     for position in reversed(list(Group(number))):
         position.get_site_symmetry()
         affine = position.ops[0].affine_matrix
         A, t = affine[:3, :3].round().astype(np.int64), affine[:3, 3] * DENOMINATOR
         assert np.allclose(affine[:3, :3], A) and np.allclose(t, t.round(), atol=1e-4)
-        out.append((position.letter, position.multiplicity, position.site_symm, A, t.round().astype(np.int64) % DENOMINATOR))
+        out.append(
+            (
+                position.letter,
+                position.multiplicity,
+                position.site_symm,
+                A,
+                t.round().astype(np.int64) % DENOMINATOR,
+            )
+        )
     return out
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #ec5c3111
@@ -74,7 +101,10 @@ def wyckoff_members(rotations, translations, A, t):
         key = (R @ A).tobytes() + ((R @ t + w) % DENOMINATOR).tobytes()
         images.setdefault(key, []).append(i)
     first = [ops[0] for ops in images.values()]
-    members = np.array([rotations[i] @ A for i in first]), np.array([(rotations[i] @ t + translations[i]) % DENOMINATOR for i in first])
+    members = (
+        np.array([rotations[i] @ A for i in first]),
+        np.array([(rotations[i] @ t + translations[i]) % DENOMINATOR for i in first]),
+    )
     stabiliser = images[A.tobytes() + (t % DENOMINATOR).tobytes()]
     return *members, np.array(stabiliser)
 
@@ -89,14 +119,30 @@ def rotation_axis(rotation):
     "Shortest integer direction [uvw] (direct lattice) that the proper part of `rotation` leaves in place."
     proper = round(np.linalg.det(rotation)) * np.asarray(rotation)
     for axis in AXES:
-        if (proper @ axis == axis).all(): return axis
+        if (proper @ axis == axis).all():
+            return axis
     raise ValueError(f"{rotation} has no axis among the 15 crystallographic directions")
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #17d65e9a
-_COMBINED = {frozenset(k): v for k, v in [
-    ((1,), "1"), ((-1,), "-1"), ((2,), "2"), ((-2,), "m"), ((3,), "3"), ((2, 4), "4"), ((2, -4), "-4"),
-    ((-1, 2, -2), "2/m"), ((-1, 3, -3), "-3"), ((2, 3, 6), "6"), ((-2, 3, -6), "-6"),
-    ((-1, 2, -2, 4, -4), "4/m"), ((-1, 2, -2, 3, -3, 6, -6), "6/m")]}
+_COMBINED = {
+    frozenset(k): v
+    for k, v in [
+        ((1,), "1"),
+        ((-1,), "-1"),
+        ((2,), "2"),
+        ((-2,), "m"),
+        ((3,), "3"),
+        ((2, 4), "4"),
+        ((2, -4), "-4"),
+        ((-1, 2, -2), "2/m"),
+        ((-1, 3, -3), "-3"),
+        ((2, 3, 6), "6"),
+        ((-2, 3, -6), "-6"),
+        ((-1, 2, -2, 4, -4), "4/m"),
+        ((-1, 2, -2, 3, -3, 6, -6), "6/m"),
+    ]
+}
+
 
 def site_symmetry_one_hot(rotations):
     """15 x 13 one-hot of a point group given by its rotation parts (n, 3, 3): for each of `AXES` the highest
@@ -105,23 +151,51 @@ def site_symmetry_one_hot(rotations):
     centre = {-1} if -1 in orders else set()
     on_axis = {axis: set(centre) for axis in AXES}
     for order, rotation in zip(orders, rotations):
-        if abs(order) > 1: on_axis[rotation_axis(rotation)].add(order)
+        if abs(order) > 1:
+            on_axis[rotation_axis(rotation)].add(order)
     one_hot = np.zeros((len(AXES), len(SITE_ELEMENTS)), dtype=np.int8)
     for i, axis in enumerate(AXES):
         one_hot[i, SITE_ELEMENTS.index(_COMBINED[frozenset(on_axis[axis] or {1})])] = 1
     return one_hot
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #741d5236
-GROUP_ELEMENTS = ("2", "2_1", "3", "3_1", "3_2", "4", "4_1", "4_2", "4_3", "6", "6_1", "6_2", "6_3", "6_4", "6_5",
-                  "-1", "-3", "-4", "-6", "m", "a", "b", "c", "n", "d")
+GROUP_ELEMENTS = (
+    "2",
+    "2_1",
+    "3",
+    "3_1",
+    "3_2",
+    "4",
+    "4_1",
+    "4_2",
+    "4_3",
+    "6",
+    "6_1",
+    "6_2",
+    "6_3",
+    "6_4",
+    "6_5",
+    "-1",
+    "-3",
+    "-4",
+    "-6",
+    "m",
+    "a",
+    "b",
+    "c",
+    "n",
+    "d",
+)
 BRAVAIS_LETTERS = ("P", "I", "F", "A", "B", "C", "R")
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #46f88728
 def _glide_name(g):
     "Name of a mirror whose intrinsic translation is g (3,), fractional."
     g = np.round(g * 12) % 12
-    if not g.any(): return "m"
-    if (g % 6 != 0).any(): return "d" if (g % 3 == 0).all() else "n"
+    if not g.any():
+        return "m"
+    if (g % 6 != 0).any():
+        return "d" if (g % 3 == 0).all() else "n"
     return "abc"[g.argmax()] if np.count_nonzero(g) == 1 else "n"
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #a83b1cf8
@@ -139,12 +213,19 @@ def _screw_name(rotation, translation, axis, order, primitive):
 def _element_names(rotation, translation, centring):
     "(axis, name) of every symmetry element that one operation makes together with the lattice translations."
     order, axis = rotation_order(rotation), rotation_axis(rotation)
-    fractions = [f for f in (1/3, 1/2) if (np.abs((np.array(axis) * f - centring + .5) % 1 - .5) < 1e-6).all(1).any()]
+    fractions = [
+        f
+        for f in (1 / 3, 1 / 2)
+        if (np.abs((np.array(axis) * f - centring + 0.5) % 1 - 0.5) < 1e-6).all(1).any()
+    ]
     for shift in itertools.product((0, 1), repeat=3):
         moved = translation + shift
-        if order > 0: yield axis, _screw_name(rotation, moved, axis, order, min(fractions, default=1))
-        elif order == -2: yield axis, _glide_name((moved + rotation @ moved) / 2)
-        else: yield axis, str(order)
+        if order > 0:
+            yield axis, _screw_name(rotation, moved, axis, order, min(fractions, default=1))
+        elif order == -2:
+            yield axis, _glide_name((moved + rotation @ moved) / 2)
+        else:
+            yield axis, str(order)
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #0e653f26
 def symmetry_element_vector(number, rotations, translations, symbol, first_site):
@@ -155,8 +236,10 @@ def symmetry_element_vector(number, rotations, translations, symbol, first_site)
     elements = np.zeros((len(AXES), len(GROUP_ELEMENTS)), dtype=np.int8)
     for rotation, translation in zip(rotations, translations):
         order = rotation_order(rotation)
-        if order == -1: elements[:, GROUP_ELEMENTS.index("-1")] = 1
-        if abs(order) == 1: continue
+        if order == -1:
+            elements[:, GROUP_ELEMENTS.index("-1")] = 1
+        if abs(order) == 1:
+            continue
         for axis, name in _element_names(rotation, translation, centring):
             elements[AXES.index(axis), GROUP_ELEMENTS.index(name)] = 1
     bravais = np.array([symbol[0] == letter for letter in BRAVAIS_LETTERS], dtype=np.int8)
@@ -167,14 +250,17 @@ def origin_shift(number):
     """Shift p in 24ths, from spglib's default setting to our standard one: x_standard = x_default + p.
     Zero except for the 24 groups that International Tables describe with two origins (spglib defaults to the first)."""
     import spglib
+
     settings = _hall_numbers()[number]
-    if "2" not in settings: return np.zeros(3, dtype=np.int64)
+    if "2" not in settings:
+        return np.zeros(3, dtype=np.int64)
     first = spglib.get_symmetry_from_database(settings["1"])
     R, w = first["rotations"], (first["translations"] * DENOMINATOR).round().astype(np.int64)
     target = {r.tobytes() + (v % DENOMINATOR).tobytes() for r, v in zip(*standard_operations(number))}
     for p in itertools.product(range(0, DENOMINATOR, 3), repeat=3):
         moved = (w + p - R @ np.array(p)) % DENOMINATOR
-        if {r.astype(np.int64).tobytes() + v.tobytes() for r, v in zip(R, moved)} == target: return np.array(p)
+        if {r.astype(np.int64).tobytes() + v.tobytes() for r, v in zip(R, moved)} == target:
+            return np.array(p)
     raise ValueError(f"no origin shift found for space group {number}")
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #8a6ff35a
@@ -184,9 +270,18 @@ def _wyckoff_rows(number, rotations, translations):
     for letter, multiplicity, symbol, A, t in first_members(number):
         members_A, members_t, stabiliser = wyckoff_members(rotations, translations, A, t)
         assert len(members_A) == multiplicity and multiplicity * len(stabiliser) == len(rotations)
-        rows.append(dict(letter=letter, multiplicity=multiplicity, symbol=symbol, A=members_A, t=members_t,
-                         dof=np.linalg.matrix_rank(A), one_hot=site_symmetry_one_hot(rotations[stabiliser]),
-                         stabiliser=stabiliser))
+        rows.append(
+            dict(
+                letter=letter,
+                multiplicity=multiplicity,
+                symbol=symbol,
+                A=members_A,
+                t=members_t,
+                dof=np.linalg.matrix_rank(A),
+                one_hot=site_symmetry_one_hot(rotations[stabiliser]),
+                stabiliser=stabiliser,
+            )
+        )
     return rows
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #9beccb6e
@@ -196,16 +291,28 @@ def _pack(groups, rows):
     offsets = lambda lengths: np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     hots, hot_id = np.unique(np.stack([r["one_hot"] for r in flat]), axis=0, return_inverse=True)
     return dict(
-        symbols=np.array([g[2] for g in groups]), group_vector=np.stack([
-            symmetry_element_vector(n, R, w / DENOMINATOR, symbol, rows[n - 1][0]["one_hot"]) for n, (R, w, symbol, _) in enumerate(groups, 1)]),
+        symbols=np.array([g[2] for g in groups]),
+        group_vector=np.stack(
+            [
+                symmetry_element_vector(n, R, w / DENOMINATOR, symbol, rows[n - 1][0]["one_hot"])
+                for n, (R, w, symbol, _) in enumerate(groups, 1)
+            ]
+        ),
         origin_shift=np.stack([g[3] for g in groups]).astype(np.int8),
-        operation_offset=offsets([len(g[0]) for g in groups]), rotations=np.concatenate([g[0] for g in groups]).astype(np.int8),
+        operation_offset=offsets([len(g[0]) for g in groups]),
+        rotations=np.concatenate([g[0] for g in groups]).astype(np.int8),
         translations=np.concatenate([g[1] for g in groups]).astype(np.int8),
-        wyckoff_offset=offsets([len(r) for r in rows]), letters=np.array([r["letter"] for r in flat]),
-        multiplicity=np.array([r["multiplicity"] for r in flat], dtype=np.int16), dof=np.array([r["dof"] for r in flat], dtype=np.int8),
-        site_symmetry=np.array([r["symbol"] for r in flat]), one_hots=hots, one_hot_id=hot_id.ravel().astype(np.int16),
-        member_offset=offsets([r["multiplicity"] for r in flat]), member_A=np.concatenate([r["A"] for r in flat]).astype(np.int8),
-        member_t=np.concatenate([r["t"] for r in flat]).astype(np.int8))
+        wyckoff_offset=offsets([len(r) for r in rows]),
+        letters=np.array([r["letter"] for r in flat]),
+        multiplicity=np.array([r["multiplicity"] for r in flat], dtype=np.int16),
+        dof=np.array([r["dof"] for r in flat], dtype=np.int8),
+        site_symmetry=np.array([r["symbol"] for r in flat]),
+        one_hots=hots,
+        one_hot_id=hot_id.ravel().astype(np.int16),
+        member_offset=offsets([r["multiplicity"] for r in flat]),
+        member_A=np.concatenate([r["A"] for r in flat]).astype(np.int8),
+        member_t=np.concatenate([r["t"] for r in flat]).astype(np.int8),
+    )
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #ed294db4
 def build_table(path=None, progress=lambda numbers: numbers):
@@ -213,20 +320,29 @@ def build_table(path=None, progress=lambda numbers: numbers):
     arrays; `path` also stores it as npz. Everything is derived except letters, site-symmetry symbols and the
     free parameters of each first member, which are conventions (International Tables A) taken from pyxtal."""
     import spglib
+
     groups, rows = [], []
     for number in progress(range(1, 231)):
         operations = standard_operations(number)
-        groups.append((*operations, spglib.get_spacegroup_type(standard_hall_number(number)).international_short, origin_shift(number)))
+        groups.append(
+            (
+                *operations,
+                spglib.get_spacegroup_type(standard_hall_number(number)).international_short,
+                origin_shift(number),
+            )
+        )
         rows.append(_wyckoff_rows(number, *operations))
     table = _pack(groups, rows)
-    if path is not None: np.savez_compressed(path, **table)
+    if path is not None:
+        np.savez_compressed(path, **table)
     return table
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #9b9e9f5f
 @functools.lru_cache(1)
 def load_table():
     "The stored table: dict of numpy arrays (see `_pack`). Loads in milliseconds, needs numpy alone."
-    with np.load(TABLE_PATH) as stored: return {name: stored[name] for name in stored.files}
+    with np.load(TABLE_PATH) as stored:
+        return {name: stored[name] for name in stored.files}
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #b73071a5
 @dataclass(frozen=True, eq=False)
@@ -235,13 +351,25 @@ class WyckoffPosition:
 
     A: (m, 3, 3) and t: (m, 3) float64, fractional, m = multiplicity in the conventional cell; one_hot: (15, 13) int8;
     site_class: index of `one_hot` among the distinct one-hots of the group; index: 0 for 'a', 1 for 'b', ..."""
-    letter: str; index: int; multiplicity: int; dof: int; site_symmetry: str; site_class: int
-    one_hot: np.ndarray; A: np.ndarray; t: np.ndarray
+
+    letter: str
+    index: int
+    multiplicity: int
+    dof: int
+    site_symmetry: str
+    site_class: int
+    one_hot: np.ndarray
+    A: np.ndarray
+    t: np.ndarray
 
     @property
-    def members(self): return self.A, self.t
+    def members(self):
+        return self.A, self.t
+
     @property
-    def label(self): return f"{self.multiplicity}{self.letter}"
+    def label(self):
+        return f"{self.multiplicity}{self.letter}"
+
     def points(self, u):
         "The orbit (m, 3) of free parameters u (3,), in [0, 1)."
         return (self.A @ np.asarray(u, dtype=float) + self.t) % 1.0
@@ -257,9 +385,20 @@ def _positions(T, g):
     span = range(T["wyckoff_offset"][g], T["wyckoff_offset"][g + 1])
     classes = {hot: c for c, hot in enumerate(dict.fromkeys(T["one_hot_id"][i] for i in span))}
     members = lambda i: slice(T["member_offset"][i], T["member_offset"][i + 1])
-    return tuple(WyckoffPosition(str(T["letters"][i]), i - span[0], int(T["multiplicity"][i]), int(T["dof"][i]), str(T["site_symmetry"][i]),
-        classes[T["one_hot_id"][i]], T["one_hots"][T["one_hot_id"][i]], T["member_A"][members(i)].astype(float),
-        T["member_t"][members(i)] / DENOMINATOR) for i in span)
+    return tuple(
+        WyckoffPosition(
+            str(T["letters"][i]),
+            i - span[0],
+            int(T["multiplicity"][i]),
+            int(T["dof"][i]),
+            str(T["site_symmetry"][i]),
+            classes[T["one_hot_id"][i]],
+            T["one_hots"][T["one_hot_id"][i]],
+            T["member_A"][members(i)].astype(float),
+            T["member_t"][members(i)] / DENOMINATOR,
+        )
+        for i in span
+    )
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #2153ce09
 class SpaceGroup:
@@ -267,6 +406,7 @@ class SpaceGroup:
 
     number: 1..230 (ValueError otherwise). Attributes: symbol, operations (rotations (n, 3, 3), translations (n, 3), float64,
     acting on fractional columns), wyckoff_positions (tuple, letters in order), order n. `group['a']`, `group['4a']`, `group[0]`: a position."""
+
     _cache = {}
 
     def __new__(cls, number):
@@ -284,22 +424,29 @@ class SpaceGroup:
         self.order, self.origin_shift = len(self.operations[0]), T["origin_shift"][g] / DENOMINATOR
         self.wyckoff_positions = _positions(T, g)
 
-    def __reduce__(self): return SpaceGroup, (self.number,)
-    def __repr__(self): return f"SpaceGroup({self.number}, {self.symbol}, {self.order} operations, {len(self.wyckoff_positions)} Wyckoff positions)"
+    def __reduce__(self):
+        return SpaceGroup, (self.number,)
+
+    def __repr__(self):
+        return f"SpaceGroup({self.number}, {self.symbol}, {self.order} operations, {len(self.wyckoff_positions)} Wyckoff positions)"
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #8d29faba
 def _position(group, letter):
     "Wyckoff position by letter ('a'), label ('4a') or index."
-    if not isinstance(letter, str): return group.wyckoff_positions[letter]
+    if not isinstance(letter, str):
+        return group.wyckoff_positions[letter]
     found = [p for p in group.wyckoff_positions if letter in (p.letter, p.label)]
-    if found: return found[0]
+    if found:
+        return found[0]
     known = ", ".join(p.label for p in group.wyckoff_positions)
     raise KeyError(f"space group {group.number} has no Wyckoff position {letter!r}; it has {known}")
+
 
 SpaceGroup.__getitem__ = _position
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #8c1a6e63
 MAX_CLASSES, NUM_ONE_HOTS = 15, 83
+
 
 @dataclass(frozen=True, eq=False)
 class WyckoffTables:
@@ -308,19 +455,43 @@ class WyckoffTables:
     Per group (first axis 231, row 0 unused): wyckoff_offset, operation_offset (232,), class_one_hot (231, 15) row of `one_hots` or -1,
     class_multiplicity, class_dof, class_capacity (number of fixed sites, or a large number when the sites can be shared).
     Per position (1731,): multiplicity, dof, site_class, one_hot_id, member_offset (1732,). Per member: A, t. Per operation: R, w. float64."""
-    wyckoff_offset: torch.Tensor; operation_offset: torch.Tensor
-    multiplicity: torch.Tensor; dof: torch.Tensor; site_class: torch.Tensor; one_hot_id: torch.Tensor
-    member_offset: torch.Tensor; A: torch.Tensor; t: torch.Tensor; R: torch.Tensor; w: torch.Tensor; one_hots: torch.Tensor
-    class_one_hot: torch.Tensor; class_multiplicity: torch.Tensor; class_dof: torch.Tensor; class_capacity: torch.Tensor
+
+    wyckoff_offset: torch.Tensor
+    operation_offset: torch.Tensor
+    multiplicity: torch.Tensor
+    dof: torch.Tensor
+    site_class: torch.Tensor
+    one_hot_id: torch.Tensor
+    member_offset: torch.Tensor
+    A: torch.Tensor
+    t: torch.Tensor
+    R: torch.Tensor
+    w: torch.Tensor
+    one_hots: torch.Tensor
+    class_one_hot: torch.Tensor
+    class_multiplicity: torch.Tensor
+    class_dof: torch.Tensor
+    class_capacity: torch.Tensor
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #86a23cd9
 def _class_tables(T, site_class):
-    rows = {name: np.full((231, MAX_CLASSES), fill, dtype=np.int64) for name, fill in
-            [("class_one_hot", -1), ("class_multiplicity", 0), ("class_dof", 0), ("class_capacity", 0)]}
+    rows = {
+        name: np.full((231, MAX_CLASSES), fill, dtype=np.int64)
+        for name, fill in [
+            ("class_one_hot", -1),
+            ("class_multiplicity", 0),
+            ("class_dof", 0),
+            ("class_capacity", 0),
+        ]
+    }
     for g in range(230):
         for i in range(T["wyckoff_offset"][g], T["wyckoff_offset"][g + 1]):
             at = g + 1, site_class[i]
-            rows["class_one_hot"][at], rows["class_multiplicity"][at], rows["class_dof"][at] = T["one_hot_id"][i], T["multiplicity"][i], T["dof"][i]
+            rows["class_one_hot"][at], rows["class_multiplicity"][at], rows["class_dof"][at] = (
+                T["one_hot_id"][i],
+                T["multiplicity"][i],
+                T["dof"][i],
+            )
             rows["class_capacity"][at] += 1 if T["dof"][i] == 0 else 10**6
     return rows
 
@@ -329,12 +500,27 @@ def _class_tables(T, site_class):
 def wyckoff_tables(device="cpu"):
     "The whole table on a device, see `WyckoffTables`; cached per device. On mps, which has no float64, its floats are float32."
     T = load_table()
-    site_class = np.concatenate([[w.site_class for w in SpaceGroup(n).wyckoff_positions] for n in range(1, 231)])
+    site_class = np.concatenate(
+        [[w.site_class for w in SpaceGroup(n).wyckoff_positions] for n in range(1, 231)]
+    )
     pad = lambda offsets: np.concatenate([[0], offsets])
-    arrays = dict(wyckoff_offset=pad(T["wyckoff_offset"]), operation_offset=pad(T["operation_offset"]), site_class=site_class,
-                  **{n: T[n] for n in ("multiplicity", "dof", "one_hot_id", "member_offset")}, **_class_tables(T, site_class))
-    floats = dict(A=T["member_A"], t=T["member_t"] / DENOMINATOR, R=T["rotations"], w=T["translations"] / DENOMINATOR, one_hots=T["one_hots"])
-    cast = lambda arrays, dtype: {n: torch.as_tensor(np.asarray(a), dtype=dtype).to(device) for n, a in arrays.items()}
+    arrays = dict(
+        wyckoff_offset=pad(T["wyckoff_offset"]),
+        operation_offset=pad(T["operation_offset"]),
+        site_class=site_class,
+        **{n: T[n] for n in ("multiplicity", "dof", "one_hot_id", "member_offset")},
+        **_class_tables(T, site_class),
+    )
+    floats = dict(
+        A=T["member_A"],
+        t=T["member_t"] / DENOMINATOR,
+        R=T["rotations"],
+        w=T["translations"] / DENOMINATOR,
+        one_hots=T["one_hots"],
+    )
+    cast = lambda arrays, dtype: {
+        n: torch.as_tensor(np.asarray(a), dtype=dtype).to(device) for n, a in arrays.items()
+    }
     return WyckoffTables(**cast(arrays, torch.int64), **cast(floats, device_float(device)))
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #0d1dc47a

@@ -5,6 +5,7 @@
 Without --data the embedded set is used. The released figures were measured once on one CPU thread of another machine of this kind,
 unmodified, on Materials Project crystals; the last column is the ratio. Times are CPU seconds of this process (on an idle machine: seconds), medians;
 the spread is the machine's noise."""
+
 import argparse
 
 import torch
@@ -17,19 +18,29 @@ from matgen_nb.symmcd.model import SymmCD, preset, statistics
 from matgen_nb.symmcd.sampling import sample_requests, make_request
 from matgen_nb.symmetry.projection import project
 
-RELEASED = {"train 256 x 4": 180.0, "train 1024 x 8": 13.4, "sample 256 x 4": 0.205, "sample 1024 x 8": 0.0235, "projection": 1 / 0.025, "preparing": 1 / 0.365}
+RELEASED = {
+    "train 256 x 4": 180.0,
+    "train 1024 x 8": 13.4,
+    "sample 256 x 4": 0.205,
+    "sample 1024 x 8": 0.0235,
+    "projection": 1 / 0.025,
+    "preparing": 1 / 0.365,
+}
 
 
 def training_step(model, data, batch_size, half=False):
     "One step as the trainer of lesson 24 makes it; half: products in bfloat16, as with --precision bf16-mixed."
     optimizer, generator = make_optimizer(model, TrainConfig()), torch.Generator().manual_seed(0)
+
     def step():
         batch = data.select(torch.randint(len(data), (batch_size,), generator=generator))
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half): loss = model.loss(batch, generator)["loss"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model.loss(batch, generator)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+
     return step
 
 
@@ -37,46 +48,73 @@ def report(what, count, run, repeats):
     middle, low, high = seconds(run, repeats)
     released = next((value for key, value in RELEASED.items() if what.startswith(key)), None)
     ratio = f"{count / middle / released:8.1f} x" if released else ""
-    print(f"{what:48s} {count / middle:10.2f} /s  ({count / high:.2f} to {count / low:.2f})  {ratio}", flush=True)
+    print(
+        f"{what:48s} {count / middle:10.2f} /s  ({count / high:.2f} to {count / low:.2f})  {ratio}",
+        flush=True,
+    )
 
 
 def models(data, large):
     paper = dict(frequencies=128)
     for width, layers in ((256, 4), (1024, 8)) if large else ((256, 4),):
-        yield f"{width} x {layers} (paper)", SymmCD(preset("paper", width=width, layers=layers, **paper), statistics(data))
-        yield f"{width} x {layers} (ours)", SymmCD(preset("full", width=width, layers=layers), statistics(data))
+        yield (
+            f"{width} x {layers} (paper)",
+            SymmCD(preset("paper", width=width, layers=layers, **paper), statistics(data)),
+        )
+        yield (
+            f"{width} x {layers} (ours)",
+            SymmCD(preset("full", width=width, layers=layers), statistics(data)),
+        )
 
 
 def projection(data):
     batch = data.select(torch.arange(1000) % len(data))
-    noisy = batch.frac_coords.double() + 0.05 * torch.randn(batch.frac_coords.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    lattice = SymmCD(preset("tiny"), statistics(data)).lattice(torch.zeros(1000, 6, dtype=torch.float64), batch.space_group)[batch.batch]
+    noisy = batch.frac_coords.double() + 0.05 * torch.randn(
+        batch.frac_coords.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    lattice = SymmCD(preset("tiny"), statistics(data)).lattice(
+        torch.zeros(1000, 6, dtype=torch.float64), batch.space_group
+    )[batch.batch]
     return lambda: project(noisy, batch.space_group[batch.batch], batch.wyckoff, lattice)
 
 
 def main():
     import numpy as np
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data")
     parser.add_argument("--csv", help="a CSV with CIF texts, to time preparing")
     parser.add_argument("--large", action="store_true", help="1024 x 8 as well (minutes)")
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = CrystalData.load(options.data) if options.data else prepare("embedded", limit=600, progress=None)[0]
-    print(f"torch {torch.__version__}, one thread, {len(data)} crystals, mean M {data.num_orbits.float().mean():.2f}")
+    data = (
+        CrystalData.load(options.data) if options.data else prepare("embedded", limit=600, progress=None)[0]
+    )
+    print(
+        f"torch {torch.__version__}, one thread, {len(data)} crystals, mean M {data.num_orbits.float().mean():.2f}"
+    )
     for name, model in models(data, options.large):
         size = 256 if "256" in name else 32
         report(f"train {name}", size, training_step(model, data, size), 5)
-        if "ours" in name: report(f"train {name}, bf16-mixed", size, training_step(model, data, size, half=True), 5)
+        if "ours" in name:
+            report(f"train {name}, bf16-mixed", size, training_step(model, data, size, half=True), 5)
         rng = np.random.default_rng(0)
         requests = [make_request(model, rng) for _ in range(size)]
         for steps in (options.steps, 1000) if "256 x 4 (ours)" in name else (options.steps,):
-            report(f"sample {name}, {steps} steps", size, lambda: sample_requests(model, requests, torch.Generator().manual_seed(0), steps), 1)
+            report(
+                f"sample {name}, {steps} steps",
+                size,
+                lambda: sample_requests(model, requests, torch.Generator().manual_seed(0), steps),
+                1,
+            )
     report("projection, batch of 1000", 1000, projection(data), 5)
     if options.csv:
         texts = [text for _, text in read_csv(options.csv)[:200]]
         report("preparing from CIF", len(texts), lambda: [prepare_one(t) for t in texts], 1)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

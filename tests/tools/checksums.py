@@ -6,6 +6,7 @@
 
 Tensors and texts stay what they are; a file that has its checksum is checked and left alone.
 """
+
 import sys
 from pathlib import Path
 

@@ -9,6 +9,7 @@
 The skip rules are those of nbdev_test: cells marked `#| eval: false`, `#| slow` or `#| gpu` are not run and keep the output
 that is saved. A cell that fails ends its notebook: nothing of it is saved, the error is shown, and the exit status is 1.
 """
+
 import argparse
 import os
 import sys
@@ -43,6 +44,7 @@ def skipped(cell, flags):
 
 class Runner(NotebookClient):
     "A notebook client that leaves the skipped cells as they are."
+
     flags = frozenset()
 
     async def async_execute_cell(self, cell, cell_index, *args, **kwargs):
@@ -55,8 +57,14 @@ def run_notebook(path, flags, save, timeout):
     "Run one notebook; returns (path, seconds, error text or None)."
     start = time.time()
     nb = nbformat.read(path, as_version=4)
-    client = Runner(nb, timeout=timeout, kernel_name="python3", record_timing=False, extra_arguments=["--log-level=ERROR"],
-                    resources={"metadata": {"path": str(path.parent)}})
+    client = Runner(
+        nb,
+        timeout=timeout,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     client.flags = flags
     try:
         client.execute()
@@ -76,14 +84,22 @@ def find_notebooks(names):
     "The notebooks named, or all of nbs/."
     if names:
         return [Path(name).resolve() for name in names]
-    return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.parts[-3:]))
+    return sorted(
+        p
+        for p in (ROOT / "nbs").rglob("*.ipynb")
+        if not any(part.startswith((".", "_")) for part in p.parts[-3:])
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*")
     parser.add_argument("--check", action="store_true", help="run, but save nothing")
-    parser.add_argument("--flags", default="", help="flags whose cells are run although they are skipped otherwise")
+    parser.add_argument(
+        "--flags", default="", help="flags whose cells are run although they are skipped otherwise"
+    )
     parser.add_argument("-j", "--jobs", type=int, default=1, help="notebooks at a time")
     parser.add_argument("--timeout", type=int, default=600, help="seconds a cell may take")
     args = parser.parse_args()

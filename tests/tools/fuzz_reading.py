@@ -9,6 +9,7 @@ Every file states a formula. A mutation cuts the file off, drops, doubles or swa
 and operations. A reading is right if it is refused, or if the atoms have the formula that the (mutated) file states, or if a note says
 what is missing; anything else is printed, and the exit status is 1. An exception other than CrystalError is wrong as well.
 """
+
 import argparse
 import random
 import re
@@ -22,24 +23,55 @@ from matgen_nb.symmetry.crystal import CrystalError
 
 KEYS = "length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"
 STRUCTURES = {  # formula, Z, group, cell, sites
-    "rutile": ("Ti O2", 2, "P 42/m n m", (4.594, 4.594, 2.959, 90, 90, 90), "Ti1 Ti 0 0 0;O1 O 0.305 0.305 0"),
+    "rutile": (
+        "Ti O2",
+        2,
+        "P 42/m n m",
+        (4.594, 4.594, 2.959, 90, 90, 90),
+        "Ti1 Ti 0 0 0;O1 O 0.305 0.305 0",
+    ),
     "salt": ("Na4 Cl4", None, "F m -3 m", (5.64, 5.64, 5.64, 90, 90, 90), "Na1 Na 0 0 0;Cl1 Cl 0.5 0.5 0.5"),
-    "spinel": ("Al2 Mg O4", 8, "F d -3 m:2", (8.08, 8.08, 8.08, 90, 90, 90),
-               "Mg1 Mg 0.125 0.125 0.125;Al1 Al 0.5 0.5 0.5;O1 O 0.2623 0.2623 0.2623"),
-    "calcite": ("C Ca O3", 6, "R -3 c", (4.99, 4.99, 17.06, 90, 90, 120), "Ca1 Ca 0 0 0;C1 C 0 0 0.25;O1 O 0.2568 0 0.25"),
-    "monoclinic": ("Zn O", 4, "P 1 21/c 1", (6.1, 7.2, 8.3, 90, 101, 90), "Zn1 Zn 0.11 0.22 0.33;O1 O 0.4 0.05 0.2")}
+    "spinel": (
+        "Al2 Mg O4",
+        8,
+        "F d -3 m:2",
+        (8.08, 8.08, 8.08, 90, 90, 90),
+        "Mg1 Mg 0.125 0.125 0.125;Al1 Al 0.5 0.5 0.5;O1 O 0.2623 0.2623 0.2623",
+    ),
+    "calcite": (
+        "C Ca O3",
+        6,
+        "R -3 c",
+        (4.99, 4.99, 17.06, 90, 90, 120),
+        "Ca1 Ca 0 0 0;C1 C 0 0 0.25;O1 O 0.2568 0 0.25",
+    ),
+    "monoclinic": (
+        "Zn O",
+        4,
+        "P 1 21/c 1",
+        (6.1, 7.2, 8.3, 90, 101, 90),
+        "Zn1 Zn 0.11 0.22 0.33;O1 O 0.4 0.05 0.2",
+    ),
+}
 
 
 def symmetric_text(name, operations):
     "The CIF of a built-in structure with its asymmetric unit, and its operations or its symbol alone."
     import gemmi
+
     formula, z, group, cell, sites = STRUCTURES[name]
     lines = [f"data_{name}", f"_chemical_formula_sum '{formula}'", f"_space_group_name_H-M_alt '{group}'"]
-    lines += [f"_cell_formula_units_Z {z}"] * bool(z) + [f"_cell_{key} {value}" for key, value in zip(KEYS, cell)]
+    lines += [f"_cell_formula_units_Z {z}"] * bool(z) + [
+        f"_cell_{key} {value}" for key, value in zip(KEYS, cell)
+    ]
     if operations:
         triplets = [op.triplet() for op in gemmi.find_spacegroup_by_name(group).operations()]
         lines += ["loop_", "_space_group_symop_operation_xyz", *(f"'{t}'" for t in triplets)]
-    lines += ["loop_", *(f"_atom_site_{c}" for c in "label type_symbol fract_x fract_y fract_z".split()), *sites.split(";")]
+    lines += [
+        "loop_",
+        *(f"_atom_site_{c}" for c in "label type_symbol fract_x fract_y fract_z".split()),
+        *sites.split(";"),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -56,12 +88,12 @@ def seeds():
 
 
 def cut(lines, rng):
-    return lines[:rng.randrange(4, len(lines))]
+    return lines[: rng.randrange(4, len(lines))]
 
 
 def drop(lines, rng):
     first = rng.randrange(len(lines))
-    return lines[:first] + lines[first + rng.choice((1, 1, 1, 2, 5)):]
+    return lines[:first] + lines[first + rng.choice((1, 1, 1, 2, 5)) :]
 
 
 def double(lines, rng):
@@ -79,25 +111,43 @@ def letter(lines, rng):
     i = rng.randrange(len(lines))
     if lines[i]:
         k = rng.randrange(len(lines[i]))
-        lines[i] = lines[i][:k] + rng.choice("0123456789.-+/' ?xyzCHOFNaPIRm;#_") + lines[i][k + 1:]
+        lines[i] = lines[i][:k] + rng.choice("0123456789.-+/' ?xyzCHOFNaPIRm;#_") + lines[i][k + 1 :]
     return lines
 
 
 def digit(lines, rng):
     places = [(i, m.start()) for i, line in enumerate(lines) for m in re.finditer(r"\d", line)]
     i, k = rng.choice(places)
-    lines[i] = lines[i][:k] + rng.choice("0123456789") + lines[i][k + 1:]
+    lines[i] = lines[i][:k] + rng.choice("0123456789") + lines[i][k + 1 :]
     return lines
 
 
 def element(lines, rng):
     i = rng.randrange(len(lines))
-    lines[i] = re.sub(r"\b(Na|Cl|Ti|O|Mg|Al|Ca|C|Zn)\b", rng.choice(("K", "O", "S", "Fe", "D", "X", "Nb + Zr")), lines[i], count=1)
+    lines[i] = re.sub(
+        r"\b(Na|Cl|Ti|O|Mg|Al|Ca|C|Zn)\b",
+        rng.choice(("K", "O", "S", "Fe", "D", "X", "Nb + Zr")),
+        lines[i],
+        count=1,
+    )
     return lines
 
 
 def group(lines, rng):
-    other = rng.choice(("P 1", "F m -3 m", "P m -3 m", "F d -3 m", "R -3 c", "P 21/c", "I 4/m m m", "?", "nonsense", "P 6/m m m"))
+    other = rng.choice(
+        (
+            "P 1",
+            "F m -3 m",
+            "P m -3 m",
+            "F d -3 m",
+            "R -3 c",
+            "P 21/c",
+            "I 4/m m m",
+            "?",
+            "nonsense",
+            "P 6/m m m",
+        )
+    )
     return [re.sub(r"(H-M\S*\s+).*", rf"\1'{other}'", line) for line in lines]
 
 
@@ -129,7 +179,11 @@ def fault(text, framework=False):
     said = any("missing" in note for note in reading.notes)
     if verdict.kind == "same":
         return "agrees", ""
-    return ("said", "") if said else ("wrong", f"{Counter(reading.crystal.elements.tolist())} against {stated}: {reading.notes}")
+    return (
+        ("said", "")
+        if said
+        else ("wrong", f"{Counter(reading.crystal.elements.tolist())} against {stated}: {reading.notes}")
+    )
 
 
 def run(texts, n, seed, framework=False):
@@ -145,7 +199,9 @@ def run(texts, n, seed, framework=False):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-n", type=int, default=400, help="mutated files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="CIF files to damage instead of the built-in ones")

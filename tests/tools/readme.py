@@ -2,6 +2,7 @@
 """Make README.md from nbs/index.ipynb; with --check, only say whether it is up to date (exit status 1 if not).
 
 Cells marked `#| hide` are left out, of cells marked `#| echo: false` only the output is kept. Pictures go to nbs/images."""
+
 import argparse
 import re
 import sys
@@ -21,7 +22,11 @@ def visible(nb):
         directives = re.findall(r"^#\|\s*(.*)$", cell.source, flags=re.M) if cell.cell_type == "code" else []
         if "hide" in directives or any(d.startswith("default_exp") for d in directives):
             continue
-        cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip() if cell.cell_type == "code" else cell.source
+        cell.source = (
+            re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
+            if cell.cell_type == "code"
+            else cell.source
+        )
         if "echo: false" in directives:
             cell.metadata["remove_source"] = True
             cell.source = ""
@@ -42,7 +47,9 @@ def point_home(match):
 def make_readme():
     "(text of README.md, {path: bytes of a picture})."
     nb = visible(nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4))
-    text, resources = MarkdownExporter().from_notebook_node(nb, resources={"output_files_dir": "nbs/images", "unique_key": "readme"})
+    text, resources = MarkdownExporter().from_notebook_node(
+        nb, resources={"output_files_dir": "nbs/images", "unique_key": "readme"}
+    )
     text = re.sub(r"```(?:python)?\n\s*```\n", "", text)
     text = re.sub(r"(?<!!)\[([^]\n]+)\]\((?!https?:|#|/)([^)]+)\)", point_home, text)
     return NOTE + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
@@ -54,7 +61,11 @@ def main():
     args = parser.parse_args()
     text, pictures = make_readme()
     wanted = {"README.md": text.encode(), **pictures}
-    stale = [name for name, data in wanted.items() if not (ROOT / name).exists() or (ROOT / name).read_bytes() != data]
+    stale = [
+        name
+        for name, data in wanted.items()
+        if not (ROOT / name).exists() or (ROOT / name).read_bytes() != data
+    ]
     if not args.check:
         (ROOT / "nbs" / "images").mkdir(exist_ok=True)
         for name in stale:
