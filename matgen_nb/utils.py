@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['RECORD', 'LOCK', 'WEIGHTS', 'MatgenError', 'atomic_write', 'OwnFiles', 'lock_holder', 'FolderLock', 'progress_bar',
            'Failure', 'time_limit', 'parallel_map', 'describe_failures', 'find_weights', 'content_hash', 'tensor_bytes',
-           'load_tensors', 'allocation_limit', 'read_weights', 'fetch', 'wilson', 'share']
+           'load_tensors', 'allocation_limit', 'read_weights', 'fetch', 'wilson', 'share', 'patch', 'option']
 
 # %% ../nbs/00_utils.ipynb #1e5db884
-import getpass, hashlib, json, math, mmap, os, re, signal, socket, sys, threading, time, weakref
+import getpass, hashlib, inspect, json, math, mmap, os, re, signal, socket, sys, threading, time, weakref
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import matgen_nb
@@ -771,3 +771,21 @@ def share(flags, protocol):
         n=n,
         protocol=f"{protocol}; 95 % Wilson interval",
     )
+
+# %% ../nbs/00_utils.ipynb #u0patch1
+def patch(function):
+    """Set `def name(self: Class, ...)` as the method `name` of Class; returns the function. TypeError where the
+    first parameter is not annotated by a class."""
+    first = next(iter(inspect.signature(function, eval_str=True).parameters.values()), None)
+    if first is None or not isinstance(first.annotation, type) or first.annotation is first.empty:
+        raise TypeError(f"@patch: annotate the first parameter of {function.__name__} with its class")
+    function.__qualname__ = f"{first.annotation.__qualname__}.{function.__name__}"
+    setattr(first.annotation, function.__name__, function)
+    return function
+
+# %% ../nbs/00_utils.ipynb #u0optio1
+def option(default, help: str, unit: str | None = None, **limits):
+    """A field of an options dataclass with its default, its one line of help, and its unit.
+
+    limits: what else the command line should know, as min=1. All of it is in the field's metadata."""
+    return field(default=default, metadata=dict(help=help, unit=unit, **limits))
