@@ -746,7 +746,9 @@ def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
     )
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("mps")))
     with pytest.raises(MatgenError, match="float64"):
-        model.sample(2, **dict(options=SamplingOptions()) if name == "symmcd" else dict(steps=2, progress=False))
+        model.sample(
+            2, **dict(options=SamplingOptions()) if name == "symmcd" else dict(steps=2, progress=False)
+        )
 
 
 def sampled(out, *more):

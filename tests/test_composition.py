@@ -172,11 +172,19 @@ def test_an_untrained_network_draws_what_balances(model):
 
 
 def test_balance_leaves_requests_alone(model):
-    made = model.sample(4, formula="NaCl2", space_group=225, seed=0, options=SamplingOptions(steps=5, balance=1.0, progress=False))
+    made = model.sample(
+        4,
+        formula="NaCl2",
+        space_group=225,
+        seed=0,
+        options=SamplingOptions(steps=5, balance=1.0, progress=False),
+    )
     assert all(s.row["formula"] == "NaCl2" for s in made), (
         "a formula that was asked for is kept, balanced or not"
     )
-    system = model.sample(6, chemical_system="Sr-Ti-O", seed=0, options=SamplingOptions(steps=5, balance=1.0, progress=False))
+    system = model.sample(
+        6, chemical_system="Sr-Ti-O", seed=0, options=SamplingOptions(steps=5, balance=1.0, progress=False)
+    )
     assert all(set(s.crystal.elements) == {38, 22, 8} for s in system)
     with pytest.raises(Exception, match="balance must be a number from 0 to 1"):
         model.sample(1, options=SamplingOptions(balance=2, progress=False))
@@ -194,7 +202,10 @@ def test_balance_changes_no_request(model):
 
 
 def test_same_seed_same_crystals(model):
-    a, b = (model.sample(8, seed=5, options=SamplingOptions(steps=6, balance=0.5, progress=False)) for _ in range(2))
+    a, b = (
+        model.sample(8, seed=5, options=SamplingOptions(steps=6, balance=0.5, progress=False))
+        for _ in range(2)
+    )
     assert [s.row for s in a] == [s.row for s in b]
 
 

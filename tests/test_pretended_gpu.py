@@ -171,9 +171,12 @@ def test_crystals_are_sampled_there_as_here(gpu):
     there = SymmCD.from_pretrained("symmcd-mp20-small").to("cuda")
     assert {p.device for p in there.parameters()} == {GPU}
     short, long = (
-        count(gpu, lambda: there.sample(6, seed=1, options=SamplingOptions(steps=steps, progress=False))) for steps in (4, 8)
+        count(gpu, lambda: there.sample(6, seed=1, options=SamplingOptions(steps=steps, progress=False)))
+        for steps in (4, 8)
     )
-    here = SymmCD.from_pretrained("symmcd-mp20-small").sample(6, seed=1, options=SamplingOptions(steps=4, progress=False))
+    here = SymmCD.from_pretrained("symmcd-mp20-small").sample(
+        6, seed=1, options=SamplingOptions(steps=4, progress=False)
+    )
     for a, b in zip(short[0], here):
         assert np.array_equal(a.crystal.frac_coords, b.crystal.frac_coords) and np.array_equal(
             a.crystal.elements, b.crystal.elements

@@ -169,8 +169,12 @@ def check(sample, request):
 
 def test_every_group_holds_exactly(model):
     rng = np.random.default_rng(0)
-    requests = [make_request(model, rng, Conditions(space_group=g, num_orbits=1 + g % 4)) for g in range(1, 231)]
-    for s, r in zip(sample_requests(model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=2)), requests):
+    requests = [
+        make_request(model, rng, Conditions(space_group=g, num_orbits=1 + g % 4)) for g in range(1, 231)
+    ]
+    for s, r in zip(
+        sample_requests(model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=2)), requests
+    ):
         check(s, r)
 
 
@@ -281,7 +285,9 @@ def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
 
 
 def test_formula_with_independent_axes(model):
-    for s in model.sample(6, formula="SrTiO3", space_group=[221, 62, 167], options=SamplingOptions(steps=2, progress=False)):
+    for s in model.sample(
+        6, formula="SrTiO3", space_group=[221, 62, 167], options=SamplingOptions(steps=2, progress=False)
+    ):
         assert s.row["formula"] == "SrTiO3" and s.row["space_group"] in (221, 62, 167) and holds(s)
 
 
@@ -312,21 +318,34 @@ def test_number_of_atoms_or_true_alternatives(group, n, seed):
 )
 @settings(max_examples=25, deadline=None)
 def test_chemical_system_is_complete_and_closed(symbols, group, seed, orbits):
-    for s in OURS.sample(3, chemical_system="-".join(symbols), space_group=group, seed=seed, options=SamplingOptions(num_orbits=orbits, steps=1, progress=False)):
+    for s in OURS.sample(
+        3,
+        chemical_system="-".join(symbols),
+        space_group=group,
+        seed=seed,
+        options=SamplingOptions(num_orbits=orbits, steps=1, progress=False),
+    ):
         assert set(s.crystal.elements.tolist()) == set(parse_system("-".join(symbols))) and (
             orbits is None or s.row["num_orbits"] == orbits
         )
 
 
 def test_chemical_system_with_atoms():
-    made = OURS.sample(5, chemical_system="Li-Fe-O", num_atoms=24, seed=3, options=SamplingOptions(steps=1, progress=False))
+    made = OURS.sample(
+        5, chemical_system="Li-Fe-O", num_atoms=24, seed=3, options=SamplingOptions(steps=1, progress=False)
+    )
     assert all(s.row["num_atoms"] == 24 and len(set(s.crystal.elements)) == 3 for s in made)
 
 
 def test_seed_repeats_and_matters(model):
-    rows = lambda seed, **kw: [s.row for s in sample_by_name(model, 5, seed=seed, steps=3, progress=False, **kw)]
+    rows = lambda seed, **kw: [
+        s.row for s in sample_by_name(model, 5, seed=seed, steps=3, progress=False, **kw)
+    ]
     assert rows(4) == rows(4) and rows(4) != rows(5) and rows(4, corrector=1) != rows(4)
-    same, again = (model.sample(3, seed=9, formula="TiO2", options=SamplingOptions(steps=3, progress=False)) for _ in range(2))
+    same, again = (
+        model.sample(3, seed=9, formula="TiO2", options=SamplingOptions(steps=3, progress=False))
+        for _ in range(2)
+    )
     assert all(
         (a.crystal.frac_coords == b.crystal.frac_coords).all()
         and (a.crystal.lattice == b.crystal.lattice).all()
@@ -379,7 +398,9 @@ def test_guided_score_leads_onto_the_sites(one_time):
         assert placed.distance.max() < 1e-3, "kept apart, still on their sites"
     r = make_request(one_time, rng, Conditions(space_group=14, num_atoms=20))
     plain, led = (
-        sample_requests(one_time, [r], torch.Generator().manual_seed(1), SamplingOptions(steps=20, guide=g))[0]
+        sample_requests(one_time, [r], torch.Generator().manual_seed(1), SamplingOptions(steps=20, guide=g))[
+            0
+        ]
         for g in (0.0, 0.5)
     )
     assert plain.row != led.row and holds(led)
@@ -387,13 +408,22 @@ def test_guided_score_leads_onto_the_sites(one_time):
 
 def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
     plain, sharp, again = (
-        OURS.sample(4, seed=2, space_group=14, num_atoms=8, options=SamplingOptions(steps=6, sharpen=v, progress=False))
+        OURS.sample(
+            4,
+            seed=2,
+            space_group=14,
+            num_atoms=8,
+            options=SamplingOptions(steps=6, sharpen=v, progress=False),
+        )
         for v in (1.0, 3.0, 3.0)
     )
     assert [s.row for s in sharp] == [s.row for s in again] and all(holds(s) for s in sharp)
     assert any(not np.array_equal(a.unit.frac_coords, b.unit.frac_coords) for a, b in zip(plain, sharp))
     assert [s.row for s in sharp] == [
-        s.row for s in OURS.sample(4, seed=2, space_group=14, num_atoms=8, options=SamplingOptions(steps=6, progress=False))
+        s.row
+        for s in OURS.sample(
+            4, seed=2, space_group=14, num_atoms=8, options=SamplingOptions(steps=6, progress=False)
+        )
     ], "on by default"
 
 
@@ -474,14 +504,19 @@ def test_images_a_hair_apart_are_parted(group, letter, hair):
 def test_deterministic_when_eta_is_zero():
     "With eta 0 lattice and coordinates get no new noise; the discrete parts still draw."
     r = [Request(1, 1, sites=(0,), elements=(14,))]
-    a, b = (sample_requests(OURS, r, torch.Generator().manual_seed(0), SamplingOptions(steps=6, eta=0.0)) for _ in range(2))
+    a, b = (
+        sample_requests(OURS, r, torch.Generator().manual_seed(0), SamplingOptions(steps=6, eta=0.0))
+        for _ in range(2)
+    )
     assert a[0].row == b[0].row
 
 
 def test_retries_are_counted():
     never = OURS.sample(4, options=SamplingOptions(steps=1, retries=3, closest=1e9, progress=False))
     assert [s.row["attempts"] for s in never] == [4] * 4
-    assert all(s.row["attempts"] == 1 for s in OURS.sample(4, options=SamplingOptions(steps=1, progress=False)))
+    assert all(
+        s.row["attempts"] == 1 for s in OURS.sample(4, options=SamplingOptions(steps=1, progress=False))
+    )
 
 
 def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypatch):
@@ -497,7 +532,11 @@ def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypa
     )
     requests = [Request(2, 3)] * 4
     draw = lambda doubt: module._surest(
-        OURS, requests, torch.Generator().manual_seed(3), SamplingOptions(steps=2, doubt=doubt), lambda n=1: None
+        OURS,
+        requests,
+        torch.Generator().manual_seed(3),
+        SamplingOptions(steps=2, doubt=doubt),
+        lambda n=1: None,
     )
     samples, once = draw(0.15), draw(1.0)
     assert asked == [4, 3, 3, 2] and module.DRAWS == 4
@@ -528,7 +567,12 @@ def test_doubt_knows_a_cell_that_does_not_fit():
     model = SymmCD.from_pretrained("symmcd-mp20-small")
     units = [
         s.unit
-        for s in model.sample(24, seed=4, space_group=[225, 194, 62], options=SamplingOptions(num_orbits=3, steps=10, progress=False))
+        for s in model.sample(
+            24,
+            seed=4,
+            space_group=[225, 194, 62],
+            options=SamplingOptions(num_orbits=3, steps=10, progress=False),
+        )
     ]
     judge = lambda units: np.array(cell_doubt(model, units, torch.Generator().manual_seed(0)))
     scaled = lambda f: [
@@ -644,7 +688,9 @@ def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
     for first in range(0, n, batch_size):
         rows = order[first : first + batch_size]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
-        for i, s in zip(rows, sample_requests(model, [requests[i] for i in rows], generator, SamplingOptions(steps=steps))):
+        for i, s in zip(
+            rows, sample_requests(model, [requests[i] for i in rows], generator, SamplingOptions(steps=steps))
+        ):
             samples[i] = s
     return samples
 
@@ -662,7 +708,8 @@ def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
     how = dict(n=12, seed=5, steps=2, batch_size=5)
     plain = sampled_plainly(OURS, **how, **asked)
     off, on, again = (
-        sample_by_name(OURS, **how, **asked, balance=0, resample_higher=most, progress=False) for most in (0, 4, 4)
+        sample_by_name(OURS, **how, **asked, balance=0, resample_higher=most, progress=False)
+        for most in (0, 4, 4)
     )
     assert all(same_crystals(plain, off)) and all(s.row["resampled"] == 0 for s in off)
     assert all(same_crystals(on, again)) and [s.row for s in on] == [s.row for s in again]
@@ -688,9 +735,9 @@ def test_resampling_is_on_where_a_group_is_asked_for():
     higher = lambda samples: sum(s.row["higher_symmetry"] for s in samples)
     assert higher(default) < higher(off) and any(s.row["resampled"] for s in default)
     assert all(s.row["resampled"] == 0 for s in sample_by_name(OURS, **how)), "off without a group"
-    assert any(s.row["resampled"] for s in sample_by_name(OURS, **how | dict(num_orbits=1), resample_higher=1)), (
-        "but it can be had"
-    )
+    assert any(
+        s.row["resampled"] for s in sample_by_name(OURS, **how | dict(num_orbits=1), resample_higher=1)
+    ), "but it can be had"
 
 
 def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
@@ -698,7 +745,9 @@ def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
 
     asked = []
     monkeypatch.setattr(module, "group_columns", lambda unit: asked.append(1) or dict(higher_symmetry=True))
-    made = OURS.sample(3, space_group=2, options=SamplingOptions(num_orbits=4, steps=2, resample_higher=3, progress=False))
+    made = OURS.sample(
+        3, space_group=2, options=SamplingOptions(num_orbits=4, steps=2, resample_higher=3, progress=False)
+    )
     assert (
         [s.row["resampled"] for s in made] == [3] * 3
         and all(s.row["higher_symmetry"] for s in made)
@@ -773,7 +822,7 @@ def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
     if near := re.search(r"or for ([\d, ]+) atoms", text):
         group = max(np.atleast_1d(asked["space_group"])) if asked["space_group"] != [62, 1] else 1
         for n in map(int, near[1].split(",")):
-            refuse_forced(int(group), asked.get("formula"), Conditions(num_atoms=n))
+            refuse_forced(Conditions(int(group), asked.get("formula"), num_atoms=n))
     made = sample_by_name(OURS, 2, steps=1, progress=False, resample_higher=0, **asked)
     assert all(s.row["higher_symmetry"] is not False for s in made if s.row["space_group"] != 62), (
         "kept and flagged"
@@ -846,7 +895,9 @@ def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypa
             )
             for s in made
         } == {(None, None, None, 0)}
-        OURS.sample(1, space_group=16, formula="NaCl", num_atoms=2, options=SamplingOptions(steps=1, progress=False))
+        OURS.sample(
+            1, space_group=16, formula="NaCl", num_atoms=2, options=SamplingOptions(steps=1, progress=False)
+        )
     finally:
         monkeypatch.undo()
         for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced):

@@ -209,7 +209,9 @@ def test_a_template_that_is_given_comes_out(data, name):
     units = [data[i] for i in rng.permutation(len(data))[:40] if len(data[i]) <= 8]
     requests = [request_of(u.space_group, rng.permutation(u.wyckoff).tolist()) for u in units]
     for how in (dict(), dict(guide=0.0, apart=0.0)):
-        made = sample_requests(model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=4, **how))
+        made = sample_requests(
+            model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=4, **how)
+        )
         assert [s.unit.wyckoff.tolist() for s in made] == [list(r.positions) for r in requests]
         assert all(s.row["sites_changed"] == 0 for s in made)
 
@@ -220,7 +222,9 @@ def test_requests_take_templates_only_where_nothing_else_decides(data):
     share_due = lambda cell: due(known[cell], cell[0])
     common = max(known, key=lambda cell: known[cell].total() * (1 - share_due(cell)))
     assert share_due(common) < 1, "this set has a cell with a template seen twice"
-    asked = [make_request(model, rng, Conditions(space_group=common[0], num_orbits=common[1])) for _ in range(200)]
+    asked = [
+        make_request(model, rng, Conditions(space_group=common[0], num_orbits=common[1])) for _ in range(200)
+    ]
     given_ = [r for r in asked if r.positions]
     assert abs(len(given_) / 200 - (1 - share_due(common))) < 0.15
     for r in given_:

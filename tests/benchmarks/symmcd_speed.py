@@ -107,7 +107,9 @@ def main():
             report(
                 f"sample {name}, {steps} steps",
                 size,
-                lambda: sample_requests(model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=steps)),
+                lambda: sample_requests(
+                    model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=steps)
+                ),
                 1,
             )
     report("projection, batch of 1000", 1000, projection(data), 5)

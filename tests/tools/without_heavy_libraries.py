@@ -118,7 +118,9 @@ def train_and_sample_briefly():
         trainer.ema_model.save_pretrained(Path(folder) / "weights.safetensors")
         trained = SymmCD.from_pretrained(Path(folder) / "weights.safetensors")
     free = trained.sample(3, options=SamplingOptions(steps=5, progress=False))
-    wanted = trained.sample(2, formula="SrTiO3", space_group=221, options=SamplingOptions(steps=5, progress=False))
+    wanted = trained.sample(
+        2, formula="SrTiO3", space_group=221, options=SamplingOptions(steps=5, progress=False)
+    )
     assert len(free) == 3 and all(s.row["space_group"] in (221, 225) for s in free)
     assert all(s.crystal.formula == "SrTiO3" and s.row["space_group"] == 221 for s in wanted)
     assert "data_" in free[0].crystal.to_cif()
