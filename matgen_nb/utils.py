@@ -22,12 +22,12 @@ class MatgenError(Exception):
 # %% ../nbs/00_utils.ipynb #u0opt002
 def option(default: Any = MISSING, help: str = "", unit: str | None = None, **limits: float) -> Any:
     """A field of an options dataclass: its default (none: the field must be given), one line of help,
-    its unit, and its limits `min` and `max` (included).
+    its unit, and its limits `min` and `max` (included). All of it is in the metadata of the field.
 
     A default that is a list, a set or a dict is copied for each instance."""
     if unknown := limits.keys() - {"min", "max"}:
         raise TypeError(f"limits of an option are min and max, not {', '.join(sorted(unknown))}")
-    metadata = dict(help=help, unit=unit, limits=limits)
+    metadata = dict(help=help, unit=unit, **limits)
     if isinstance(default, (list, set, dict)):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -63,8 +63,8 @@ def check_limits(options: Any) -> None:
     """MatgenError that names the first field of an options dataclass that lies outside its limits, or is NaN;
     None is taken as "not set". For its `__post_init__`."""
     for one in fields(options):
-        value, limits = getattr(options, one.name), one.metadata.get("limits", {})
-        low, high = limits.get("min", -math.inf), limits.get("max", math.inf)
+        value, limits = getattr(options, one.name), one.metadata.keys() & {"min", "max"}
+        low, high = one.metadata.get("min", -math.inf), one.metadata.get("max", math.inf)
         if limits and value is not None and not low <= value <= high:
             wanted = [f"at least {low}"] * ("min" in limits) + [f"at most {high}"] * ("max" in limits)
             unit = f" {one.metadata['unit']}" if one.metadata.get("unit") else ""
