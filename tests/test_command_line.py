@@ -650,7 +650,7 @@ def test_templates_on_request(tmp_path, capsys):
     capsys.readouterr()
     assert (
         run(*line, tmp_path / "wrong", "--templates", 2) == 2
-        and "templates must be a number from 0 to 1" in capsys.readouterr().err
+        and "templates must be at least 0 and at most 1" in capsys.readouterr().err
         and not (tmp_path / "wrong" / "table.csv").exists()
     )
 

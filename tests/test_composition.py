@@ -186,7 +186,7 @@ def test_balance_leaves_requests_alone(model):
         6, chemical_system="Sr-Ti-O", seed=0, options=SamplingOptions(steps=5, balance=1.0, progress=False)
     )
     assert all(set(s.crystal.elements) == {38, 22, 8} for s in system)
-    with pytest.raises(Exception, match="balance must be a number from 0 to 1"):
+    with pytest.raises(Exception, match="balance must be at least 0 and at most 1"):
         model.sample(1, options=SamplingOptions(balance=2, progress=False))
 
 

@@ -246,7 +246,7 @@ def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_p
     how = dict(steps=3, seed=2, balance=0, progress=False)
     with_, without = sample_by_name(model, 12, **how), sample_by_name(model, 12, templates=0, **how)
     assert [s.row for s in with_] != [s.row for s in without]
-    with pytest.raises(MatgenError, match="templates must be a number from 0 to 1"):
+    with pytest.raises(MatgenError, match="templates must be at least 0 and at most 1"):
         model.sample(1, options=SamplingOptions(templates=1.5))
     model.save_pretrained(tmp_path / "new.safetensors")
     again = SymmCD.from_pretrained(tmp_path / "new.safetensors")

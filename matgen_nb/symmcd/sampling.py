@@ -37,7 +37,7 @@ from ..symmetry.asymmetric_unit import AsymmetricUnit, forced_group
 from ..symmetry.crystal import Crystal, CrystalError, atomic_number, element_table, min_distance
 from ..symmetry.projection import assign_wyckoff, metric_pseudoinverse, nearest_on_members
 from ..symmetry.space_groups import SpaceGroup, check_space_group, wyckoff_tables
-from ..utils import MatgenError, option, progress_bar
+from ..utils import MatgenError, check_limits, described, option, progress_bar
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #6ab61408
 def parse_formula(formula):
@@ -562,6 +562,15 @@ def make_request(model, rng, conditions: Conditions = Conditions(), templates: f
 RESAMPLE = 10  # times, at most, that a crystal of a higher group than was requested is sampled again
 
 
+def _check_whole(name, value, least, most):
+    "MatgenError unless a value is a whole number from `least` to `most` (None: no limit)."
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not (whole and least <= value and (most is None or value <= most)):
+        limits = f"from {least}" + ("" if most is None else f" to {most}")
+        raise MatgenError(f"{name} must be a whole number {limits}, got {value!r}")
+
+
+@described
 @dataclass(frozen=True)
 class SamplingOptions:
     """How crystals are sampled (`SymmCD.sample`) and predicted (`SymmCD.predict`, lesson 12b): each field's
@@ -637,6 +646,13 @@ class SamplingOptions:
     )
     accept: Callable | None = option(None, "Function of a `Sample`: False rejects it (see retries).")
     progress: bool = option(True, "Show a progress bar.")
+
+    def __post_init__(self):
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if "int" in str(one.type) and value is not None:
+                _check_whole(one.name, value, one.metadata["min"], one.metadata.get("max"))
+        check_limits(self)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0b67fdf6
 @dataclass
@@ -1300,33 +1316,17 @@ def _in_batches(model, requests, seed, options, advance):
     return samples
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
-def _check_number(name, value, low, high, whole):
-    "MatgenError unless a number lies from `low` to `high` (None: no limit)."
-    kinds = (int, np.integer) if whole else (int, float, np.number)
-    right = isinstance(value, kinds) and not isinstance(value, bool) and value >= low
-    if not (right and (high is None or value <= high)):
-        limits = f"from {low:g}" + ("" if high is None else f" to {high:g}" if not whole else f" to {high}")
-        raise MatgenError(f"{name} must be a {'whole ' * whole}number {limits}, got {value!r}")
-
-
 def check_options(model, n: int, seed: int, options: SamplingOptions) -> None:
-    "MatgenError for options of `SymmCD.sample` that mean nothing, and for a device that cannot sample."
+    """MatgenError for numbers of samples, seeds and options that cannot be, and for a device that cannot sample.
+    (Limits that need no model are checked when the options are made.)"""
     if model.device.type == "mps":
         raise MatgenError(
             "Apple's GPU (mps) has no float64, which placing atoms on their sites needs: "
             "sample with model.to('cpu')"
         )
-    _check_number("the number of samples", n, 1, 10**8, True)
-    _check_number("seed", seed, 0, 2**63, True)
-    for field in fields(options):
-        value, limits = getattr(options, field.name), field.metadata
-        if "min" in limits and not (value is None and field.default is None):
-            whole = "int" in str(field.type)
-            _check_number(field.name, value, limits["min"], limits.get("max"), whole)
-    if options.steps > model.config.T:
-        raise MatgenError(
-            f"steps must be at most {model.config.T}, the steps of the noise, got {options.steps}"
-        )
+    _check_whole("the number of samples", n, 1, 10**8)
+    _check_whole("seed", seed, 0, 2**63)
+    _check_whole("steps", options.steps, 1, model.config.T)
 
 
 def resolved(model, options: SamplingOptions, group_requested: bool) -> SamplingOptions:
