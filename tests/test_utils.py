@@ -1,6 +1,8 @@
 import errno
+import math
 import os
 import time
+from dataclasses import FrozenInstanceError, dataclass
 
 import joblib
 import pytest
@@ -9,9 +11,14 @@ from matgen_nb.utils import (
     Failure,
     MatgenError,
     atomic_write,
+    check_limits,
     describe_failures,
+    described,
     fetch,
+    option,
+    option_help,
     parallel_map,
+    patch,
     time_limit,
 )
 
@@ -187,3 +194,110 @@ def test_fetch_takes_a_file_once_and_says_what_is_wrong(tmp_path, monkeypatch):
     (cache / "a.txt").write_text("changed end")
     with pytest.raises(MatgenError, match="not the file that was kept"):
         get()
+
+
+@described
+@dataclass(frozen=True)
+class Oven:
+    "Options of an oven."
+
+    minutes: int = option(help="Time.", min=1)
+    degrees: float = option(180.0, "Temperature.", unit="°C", min=50, max=300)
+    fan: bool | None = option(None, "Fan on or off.", max=1)
+    shelves: list = option([2], "Shelves in use.")
+    secret: int = 3
+
+
+def test_an_option_says_its_default_help_and_unit_once():
+    assert option_help(Oven) == {
+        "minutes": "Time. (required)",
+        "degrees": "Temperature. (in °C; default: 180.0)",
+        "fan": "Fan on or off. (default: None)",
+        "shelves": "Shelves in use. (default: [2])",
+    }
+    assert option_help(Oven, defaults=False)["minutes"] == "Time."
+    assert Oven.__doc__.startswith("Options of an oven.\n\n    minutes: Time. (required)\n    degrees: ")
+    oven = Oven(minutes=1)
+    assert (oven.degrees, oven.fan, oven.shelves, oven.secret) == (180.0, None, [2], 3)
+    assert oven.shelves is not Oven(minutes=1).shelves
+    with pytest.raises(TypeError):
+        Oven()
+    with pytest.raises(FrozenInstanceError):
+        oven.minutes = 2
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(minutes=0), r"^minutes must be at least 1, got 0$"),
+        (dict(minutes=1, degrees=49.9), r"^degrees must be at least 50 and at most 300 °C, got 49\.9$"),
+        (dict(minutes=1, degrees=math.inf), "degrees must be"),
+        (dict(minutes=1, degrees=math.nan), "degrees must be"),
+        (dict(minutes=1, fan=2), "^fan must be at most 1, got 2$"),
+    ],
+)
+def test_limits_of_options(values, message):
+    with pytest.raises(MatgenError, match=message):
+        check_limits(Oven(**values))
+
+
+def test_values_on_the_limits_are_allowed():
+    for degrees in (50, 300):
+        check_limits(Oven(1, degrees, None, secret=-1))
+    with pytest.raises(TypeError, match="low"):
+        option(1.0, "Help.", low=3)
+
+
+def test_patch_makes_methods_properties_and_class_methods():
+    class Circle:
+        def __init__(self, radius):
+            self.radius = radius
+
+    @patch
+    def doubled(self: Circle, times: int = 1):
+        "Twice the circle."
+        return type(self)(self.radius * 2**times)
+
+    @patch(as_prop=True)
+    def diameter(self: Circle):
+        return 2 * self.radius
+
+    @patch(cls_method=True)
+    def unit(cls: type[Circle]):
+        return cls(1)
+
+    class Ring(Circle):
+        pass
+
+    assert Circle.unit().doubled().doubled(2).diameter == 16 and isinstance(Ring.unit().doubled(), Ring)
+    assert doubled(Circle(3)).radius == 6 and Circle.doubled.__doc__ == "Twice the circle."
+    with pytest.raises(AttributeError):
+        Circle(1).diameter = 3
+
+
+def test_patch_needs_a_class():
+    def bare(self):
+        pass
+
+    def text(self: "Circle"):  # noqa: F821
+        pass
+
+    for wrong in (bare, text, lambda: None):
+        with pytest.raises(TypeError, match="first argument"):
+            patch(wrong)
+
+
+def test_patch_sees_through_other_decorators():
+    from contextlib import contextmanager
+
+    class Door:
+        opened = 0
+
+    @patch
+    @contextmanager
+    def open_for(self: Door, n: int):
+        self.opened = n
+        yield self
+
+    with Door().open_for(3) as door:
+        assert door.opened == 3
