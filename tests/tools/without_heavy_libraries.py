@@ -92,7 +92,8 @@ def train_and_sample_briefly():
     import tempfile
     from pathlib import Path
     import torch
-    from matgen_nb.scale.training import TrainConfig, Trainer
+    from matgen_nb.scale.optimization import TrainConfig
+    from matgen_nb.scale.training import Trainer
     from matgen_nb.symmcd.model import SymmCD, preset, statistics
     import matgen_nb.symmcd.staged_sampling  # noqa: F401  (gives SymmCD its sample method)
     from matgen_nb.symmcd.sampling import SamplingOptions
