@@ -139,7 +139,8 @@ def variant_model(name, data, seed=0):
 # %% ../../nbs/5_scale/28_ablations.ipynb #7d0d8bbb
 def train_variant(name, data, folder, steps, seed=0, device="cpu", resume=False, overwrite=True):
     "Train a variant: {'averaged': model, 'raw': model}, (parameters, CPU seconds, seconds). A run that was stopped goes on with `resume`; CPU seconds then count the last part only."
-    from matgen_nb.scale.training import TrainConfig, Trainer
+    from matgen_nb.scale.optimization import TrainConfig
+    from matgen_nb.scale.training import Trainer
 
     model, data = variant_model(name, data, seed)
     config = TrainConfig(steps=steps, seed=seed, device=device, progress=False, log_every=100, **TRAIN)

@@ -223,7 +223,7 @@ def choose_training(table, preset, **choices):
     """`TrainConfig` of a preset of a table like TRAINING; choices that are None keep its values. steps
     replaces epochs and the reverse; max_seconds alone replaces both: then the time decides when it
     ends. MatgenError for a preset that the table lacks."""
-    from matgen_nb.scale.training import TrainConfig
+    from matgen_nb.scale.optimization import TrainConfig
 
     if preset not in table:
         raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
@@ -250,7 +250,7 @@ def load_data(path):
 def without_nan(data, path):
     """A prepared set without the structures that hold NaN or infinity, which are named on the screen;
     MatgenError where none is left."""
-    from matgen_nb.scale.training import name_structures, not_finite
+    from matgen_nb.scale.checkpoints import name_structures, not_finite
 
     bad = not_finite(data)
     if not bad:

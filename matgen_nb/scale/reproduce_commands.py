@@ -332,7 +332,7 @@ def sampled_crystals(model, weights, job):
 def reproduce_symmcd(job):
     "Train, keep the weights of the lowest held-out loss, sample, judge."
     from matgen_nb.scale.command_line import TRAINING
-    from matgen_nb.scale.training import load_weights
+    from matgen_nb.scale.checkpoints import load_weights
 
     s, (data, val) = job.settings, crystals_of(job)
     config = choose_training(
