@@ -22,7 +22,6 @@ from matgen_nb.mofdiff.embedding import (
     make_batch,
     nearest,
     preset,
-    random_rotation,
     release_contrastive,
     retrieval,
     sizes,
@@ -30,6 +29,7 @@ from matgen_nb.mofdiff.embedding import (
     take,
     views,
 )
+from matgen_nb.mofdiff.rigid import random_rotation
 from matgen_nb.utils import MatgenError
 
 SEEDS = st.integers(0, 10_000)
