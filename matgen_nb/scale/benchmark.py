@@ -179,9 +179,12 @@ def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
+    from matgen_nb.symmcd.sampling import SamplingOptions
+
     model, _ = _symmcd(device, seed)
     model.eval()
-    return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
+    options = SamplingOptions(steps=steps, progress=False)
+    return lambda: model.sample(n, seed=seed, options=options), n
 
 
 @task("projection", "orbits")
