@@ -4,12 +4,12 @@
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'MOST_UNITS', 'RESAMPLE', 'DRAWS', 'SYMPRECS', 'MOST_TRIED', 'parse_formula',
            'parse_system', 'site_classes', 'possible_atoms', 'free_tables', 'element_ways', 'count_ways', 'evidence',
            'draw_sites', 'Request', 'Prior', 'left_free', 'fillings', 'find_cells', 'Search', 'nearest_possible',
-           'Conditions', 'Checked', 'check_request', 'plan', 'RequestSampler', 'make_request', 'Known', 'start_state',
-           'time_grid', 'told', 'balanced_elements', 'held_score', 'reverse_step', 'corrector_step', 'fit_sites',
-           'settle_sites', 'settle_elements', 'crowding', 'keep_apart', 'SamplingOptions', 'Sample', 'finish',
-           'guided_score', 'sample_requests', 'cell_doubt', 'group_columns', 'arrangements', 'Exactness',
-           'try_arrangements', 'refuse_forced', 'force_higher', 'redraw', 'replace_higher', 'sample', 'check_options',
-           'resolved']
+           'Conditions', 'Checked', 'check_request', 'plan', 'RequestSampler', 'make_request', 'SamplingOptions',
+           'Known', 'start_state', 'time_grid', 'told', 'balanced_elements', 'held_score', 'reverse_step',
+           'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart', 'Sample',
+           'finish', 'guided_score', 'sample_requests', 'cell_doubt', 'group_columns', 'arrangements', 'Exactness',
+           'try_arrangements', 'refuse_forced', 'force_higher', 'redraw', 'replace_higher', 'check_options', 'resolved',
+           'sample']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -558,6 +558,102 @@ def make_request(model, rng, conditions: Conditions = Conditions(), templates: f
     "One `Request` for what a user asks, see `plan`."
     return plan(model, conditions, templates)(rng)
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12sto1
+RESAMPLE = 10  # times, at most, that a crystal of a higher group than was requested is sampled again
+
+
+def _check_whole(name, value, least, most):
+    "MatgenError unless a value is a whole number from `least` to `most` (None: no limit)."
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not (whole and least <= value and (most is None or value <= most)):
+        limits = f"from {least}" + ("" if most is None else f" to {most}")
+        raise MatgenError(f"{name} must be a whole number {limits}, got {value!r}")
+
+
+@described
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How crystals are sampled (`SymmCD.sample`) and predicted (`SymmCD.predict`, lesson 12b): each field's
+    help says what it does. Same seed, arguments, options and device: same crystals."""
+
+    steps: int = option(
+        25, "Network calls for cell and coordinates (all parts, in models with one noise time).", min=1
+    )
+    site_steps: int = option(12, "Network calls for the sites that are free, of staged models.", min=1)
+    element_steps: int = option(16, "Network calls for the elements that are free, of staged models.", min=1)
+    eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
+    sharpen: float = option(SHARPEN, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
+    guide: float = option(
+        0.5,
+        "Share of the time, at the end, with site-projection guidance of the coordinates; 0: never.",
+        min=0,
+        max=1,
+    )
+    apart: float = option(
+        0.75,
+        "Minimum contact distance: nearer atoms move apart along their sites; 0: never.",
+        "sums of covalent radii",
+        min=0,
+        max=1,
+    )
+    corrector: int = option(
+        0, "Langevin steps after each step; each costs one more network call.", min=0, max=100
+    )
+    snr: float = option(0.2, "Relative size of a Langevin step.", min=1e-6, max=10)
+    balance: float | None = option(
+        None,
+        "Share of crystals whose elements are chosen for charge neutrality; 0: never; not given: that of the "
+        "training set. A formula is left alone.",
+        min=0,
+        max=1,
+    )
+    neutral: bool = option(
+        False, "Balance 1, and crystals that still are not neutral are sampled again (see retries)."
+    )
+    templates: float = option(
+        1.0,
+        "Share of the Wyckoff templates due at the Good-Turing rate that are taken; 0: all sites by the network.",
+        min=0,
+        max=1,
+    )
+    num_orbits: int | None = option(
+        None, "Orbits of every crystal; not given: as in the training set.", min=1
+    )
+    closest: float = option(
+        0.5, "Crystals with atoms nearer than this are sampled again (see retries).", "A", min=0
+    )
+    retries: int | None = option(
+        None,
+        "Times, at most, that a rejected crystal is sampled again; not given: 0, with neutral 5.",
+        min=0,
+        max=1000,
+    )
+    doubt: float | None = option(
+        None,
+        "Self-consistency check: sample again, up to 3 times, while the lattice-denoising error is above this; "
+        "0.15 is strict; 1: never; not given: as the weights say.",
+        min=1e-9,
+    )
+    resample_higher: int | None = option(
+        None,
+        "Times, at most, that a crystal is sampled again in which spglib finds a higher group than requested; "
+        f"not given: {RESAMPLE} with a space group, else 0.",
+        min=0,
+        max=1000,
+    )
+    batch_size: int = option(
+        256, "Crystals sampled together; another number, other crystals.", min=1, max=10**6
+    )
+    accept: Callable | None = option(None, "Function of a `Sample`: False rejects it (see retries).")
+    progress: bool = option(True, "Show a progress bar.")
+
+    def __post_init__(self):
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if "int" in str(one.type) and value is not None:
+                _check_whole(one.name, value, one.metadata["min"], one.metadata.get("max"))
+        check_limits(self)
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0b67fdf6
 @dataclass
 class Known:
@@ -844,102 +940,6 @@ def keep_apart(n, placed, elements, apart, rounds=60):
         pairs = tuple(p[busy[n.batch[pairs[0]]]] for p in pairs)
     went = ((point(u) - point(placed.free))[:, None] @ lattice)[:, 0].norm(dim=-1)
     return replace(placed, frac_coords=point(u) - point(u).floor(), free=u), went
-
-# %% ../../nbs/3_symmcd/12_sampling.ipynb #n12sto1
-RESAMPLE = 10  # times, at most, that a crystal of a higher group than was requested is sampled again
-
-
-def _check_whole(name, value, least, most):
-    "MatgenError unless a value is a whole number from `least` to `most` (None: no limit)."
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not (whole and least <= value and (most is None or value <= most)):
-        limits = f"from {least}" + ("" if most is None else f" to {most}")
-        raise MatgenError(f"{name} must be a whole number {limits}, got {value!r}")
-
-
-@described
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How crystals are sampled (`SymmCD.sample`) and predicted (`SymmCD.predict`, lesson 12b): each field's
-    help says what it does. Same seed, arguments, options and device: same crystals."""
-
-    steps: int = option(
-        25, "Network calls for cell and coordinates (all parts, in models with one noise time).", min=1
-    )
-    site_steps: int = option(12, "Network calls for the sites that are free, of staged models.", min=1)
-    element_steps: int = option(16, "Network calls for the elements that are free, of staged models.", min=1)
-    eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
-    sharpen: float = option(SHARPEN, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
-    guide: float = option(
-        0.5,
-        "Share of the time, at the end, with site-projection guidance of the coordinates; 0: never.",
-        min=0,
-        max=1,
-    )
-    apart: float = option(
-        0.75,
-        "Minimum contact distance: nearer atoms move apart along their sites; 0: never.",
-        "sums of covalent radii",
-        min=0,
-        max=1,
-    )
-    corrector: int = option(
-        0, "Langevin steps after each step; each costs one more network call.", min=0, max=100
-    )
-    snr: float = option(0.2, "Relative size of a Langevin step.", min=1e-6, max=10)
-    balance: float | None = option(
-        None,
-        "Share of crystals whose elements are chosen for charge neutrality; 0: never; not given: that of the "
-        "training set. A formula is left alone.",
-        min=0,
-        max=1,
-    )
-    neutral: bool = option(
-        False, "Balance 1, and crystals that still are not neutral are sampled again (see retries)."
-    )
-    templates: float = option(
-        1.0,
-        "Share of the Wyckoff templates due at the Good-Turing rate that are taken; 0: all sites by the network.",
-        min=0,
-        max=1,
-    )
-    num_orbits: int | None = option(
-        None, "Orbits of every crystal; not given: as in the training set.", min=1
-    )
-    closest: float = option(
-        0.5, "Crystals with atoms nearer than this are sampled again (see retries).", "A", min=0
-    )
-    retries: int | None = option(
-        None,
-        "Times, at most, that a rejected crystal is sampled again; not given: 0, with neutral 5.",
-        min=0,
-        max=1000,
-    )
-    doubt: float | None = option(
-        None,
-        "Self-consistency check: sample again, up to 3 times, while the lattice-denoising error is above this; "
-        "0.15 is strict; 1: never; not given: as the weights say.",
-        min=1e-9,
-    )
-    resample_higher: int | None = option(
-        None,
-        "Times, at most, that a crystal is sampled again in which spglib finds a higher group than requested; "
-        f"not given: {RESAMPLE} with a space group, else 0.",
-        min=0,
-        max=1000,
-    )
-    batch_size: int = option(
-        256, "Crystals sampled together; another number, other crystals.", min=1, max=10**6
-    )
-    accept: Callable | None = option(None, "Function of a `Sample`: False rejects it (see retries).")
-    progress: bool = option(True, "Show a progress bar.")
-
-    def __post_init__(self):
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if "int" in str(one.type) and value is not None:
-                _check_whole(one.name, value, one.metadata["min"], one.metadata.get("max"))
-        check_limits(self)
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #e4b10e7f
 @dataclass
@@ -1315,6 +1315,29 @@ def _in_batches(model, requests, seed, options, advance):
             samples[i] = s
     return samples
 
+# %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
+def check_options(model, n: int, seed: int, options: SamplingOptions) -> None:
+    """MatgenError for numbers of samples, seeds and options that cannot be, and for a device that cannot sample.
+    (Limits that need no model are checked when the options are made.)"""
+    if model.device.type == "mps":
+        raise MatgenError(
+            "Apple's GPU (mps) has no float64, which placing atoms on their sites needs: "
+            "sample with model.to('cpu')"
+        )
+    _check_whole("the number of samples", n, 1, 10**8)
+    _check_whole("seed", seed, 0, 2**63)
+    _check_whole("steps", options.steps, 1, model.config.T)
+
+
+def resolved(model, options: SamplingOptions, group_requested: bool) -> SamplingOptions:
+    "The options with a value wherever one is left open (None): by the weights, and by what is requested."
+    balance = 1.0 if options.neutral else float(model.stat_balanced)
+    retries = 5 if options.neutral else 0
+    doubt = float(vars(model).get("info", {}).get("doubt", 1))
+    again = RESAMPLE if group_requested else 0
+    open_ = dict(balance=balance, retries=retries, doubt=doubt, resample_higher=again)
+    return replace(options, **{k: v for k, v in open_.items() if getattr(options, k) is None})
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
 def _fresh_requests(draw, rng, n, balance):
     "n requests of `draw`, none forced to a higher group if it can be helped; a share `balance` with charges."
@@ -1363,26 +1386,3 @@ def sample(
 
 
 SymmCD.sample = sample
-
-# %% ../../nbs/3_symmcd/12_sampling.ipynb #2b490429
-def check_options(model, n: int, seed: int, options: SamplingOptions) -> None:
-    """MatgenError for numbers of samples, seeds and options that cannot be, and for a device that cannot sample.
-    (Limits that need no model are checked when the options are made.)"""
-    if model.device.type == "mps":
-        raise MatgenError(
-            "Apple's GPU (mps) has no float64, which placing atoms on their sites needs: "
-            "sample with model.to('cpu')"
-        )
-    _check_whole("the number of samples", n, 1, 10**8)
-    _check_whole("seed", seed, 0, 2**63)
-    _check_whole("steps", options.steps, 1, model.config.T)
-
-
-def resolved(model, options: SamplingOptions, group_requested: bool) -> SamplingOptions:
-    "The options with a value wherever one is left open (None): by the weights, and by what is requested."
-    balance = 1.0 if options.neutral else float(model.stat_balanced)
-    retries = 5 if options.neutral else 0
-    doubt = float(vars(model).get("info", {}).get("doubt", 1))
-    again = RESAMPLE if group_requested else 0
-    open_ = dict(balance=balance, retries=retries, doubt=doubt, resample_higher=again)
-    return replace(options, **{k: v for k, v in open_.items() if getattr(options, k) is None})
