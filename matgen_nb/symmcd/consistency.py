@@ -20,7 +20,8 @@ from ..utils import MatgenError, patch
 
 # %% ../../nbs/3_symmcd/11c_self_consistency.ipynb #sc110005
 GEOMETRY_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5)  # shares of T to which cell and coordinates are noised
-ELEMENT_LEVEL, ELEMENT_WEIGHT = 0.5, 0.2  # share of T for the elements, and their weight in the sum
+ELEMENT_LEVEL = 0.5  # share of T to which the elements are noised
+ELEMENT_WEIGHT = 0.2  # of the elements in the sum
 CHUNK = 256  # crystals in one call of the network
 
 
@@ -33,13 +34,15 @@ def _noise_times(model: SymmCD, n: int, stage: str, level: float) -> Times:
         return Times(noised, zero, zero, index)
     return Times(zero, noised, zero, index)
 
-
+# %% ../../nbs/3_symmcd/11c_self_consistency.ipynb #sc11005b
 @patch
 @torch.no_grad()
 def denoising_loss(
     self: SymmCD, units: Sequence[AsymmetricUnit], generator: torch.Generator | None = None, draws: int = 1
 ) -> np.ndarray:
-    """How badly the model takes noise away from crystals, (n,) float64: low where it finds them likely, eq. (1).
+    """How badly the model takes noise away from crystals, (n,) float64, eq. (1).
+
+    Low where the model finds them likely.
 
     units: finished crystals. draws: noises at each level, which are averaged. The loss is the mean error of
     cell and coordinates over GEOMETRY_LEVELS plus ELEMENT_WEIGHT times the cross entropy of the elements;
