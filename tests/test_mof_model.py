@@ -38,7 +38,8 @@ from matgen_nb.mofdiff.network import (
     windowed_images,
     without_mean,
 )
-from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise, time_grid
+from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise
+from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
 from matgen_nb.utils import MatgenError
 
