@@ -650,7 +650,7 @@ def test_templates_on_request(tmp_path, capsys):
     capsys.readouterr()
     assert (
         run(*line, tmp_path / "wrong", "--templates", 2) == 2
-        and "templates is a share" in capsys.readouterr().err
+        and "templates must be at least 0 and at most 1" in capsys.readouterr().err
         and not (tmp_path / "wrong" / "table.csv").exists()
     )
 
@@ -739,14 +739,16 @@ def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsy
 @pytest.mark.parametrize("name", ["symmcd", "mofdiff"])
 def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
     from matgen_nb.mofdiff.sampling import MofDiff
-    from matgen_nb.symmcd.sampling import SymmCD
+    from matgen_nb.symmcd.sampling import SamplingOptions, SymmCD
 
     model = (SymmCD if name == "symmcd" else MofDiff).from_pretrained(
         "symmcd-mp20-small" if name == "symmcd" else "mofdiff-small"
     )
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("mps")))
     with pytest.raises(MatgenError, match="float64"):
-        model.sample(2, steps=2, progress=False)
+        model.sample(
+            2, **dict(options=SamplingOptions()) if name == "symmcd" else dict(steps=2, progress=False)
+        )
 
 
 def sampled(out, *more):

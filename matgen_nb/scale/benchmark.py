@@ -145,7 +145,7 @@ class Setting:
 def _training_step(model, data, batch_size, seed, device, setting=None):
     "A function that trains one step, with the trainer's optimizer; with a `Setting` also in its precision, compiled, and the gradient clipped, as the trainer does."
     import torch
-    from matgen_nb.scale.training import TrainConfig, compile_regions, make_optimizer
+    from matgen_nb.scale.optimization import TrainConfig, compile_regions, make_optimizer
 
     config, half = TrainConfig(steps=1), setting is not None and setting.precision == "bf16-mixed"
     optimizer, generator = make_optimizer(model, config), torch.Generator(device).manual_seed(seed)
@@ -186,9 +186,12 @@ def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
+    from matgen_nb.symmcd.sampling import SamplingOptions
+
     model, _ = _symmcd(device, seed)
     model.eval()
-    return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
+    options = SamplingOptions(steps=steps, progress=False)
+    return lambda: model.sample(n, seed=seed, options=options), n
 
 
 @task("projection", "orbits")
@@ -427,7 +430,7 @@ def environment(device):
 def planned(only=None, setting=None):
     """The tasks to run, a list: those named in `only` (names, or a text with commas; None: all). With a `Setting`, those that train are changed to it and named after it;
     it alone asks for all that have its preset. MatgenError for a name, preset, batch size or precision that does not exist."""
-    from matgen_nb.scale.training import TrainConfig, check_config
+    from matgen_nb.scale.optimization import TrainConfig, check_config
 
     presets = lambda t: t.presets() if t.presets else ()
     if setting is not None:

@@ -6,13 +6,14 @@ __all__ = ['app', 'GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_
            'Precision', 'Compile', 'TRAINING', 'RELAX_HELP', 'ENERGY_HELP', 'POTENTIAL_HELP', 'REAL', 'our_error',
            'Device', 'pick_device', 'prepare_crystals', 'choose_training', 'load_data', 'without_nan', 'new_symmcd',
            'fit_model', 'averaged', 'fit_symmcd', 'report_training', 'given_training', 'train_symmcd', 'sample_rows',
-           'parse_groups', 'sample_stream', 'neutral_crystal', 'given', 'relaxing_potential', 'relaxing',
-           'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference', 'summary_text',
-           'described_beside', 'judge', 'add_stability', 'relaxed_before', 'energy_inputs', 'add_energies',
-           'evaluate_crystals_command', 'demo_crystals', 'demo', 'with_flags', 'load_commands', 'main']
+           'parse_groups', 'sample_stream', 'given', 'relaxing_potential', 'relaxing', 'sample_symmcd', 'read_crystals',
+           'reference_crystals', 'training_reference', 'summary_text', 'described_beside', 'judge', 'add_stability',
+           'relaxed_before', 'energy_inputs', 'add_energies', 'evaluate_crystals_command', 'demo_crystals', 'demo',
+           'with_flags', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import json, os, sys, time
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -222,7 +223,7 @@ def choose_training(table, preset, **choices):
     """`TrainConfig` of a preset of a table like TRAINING; choices that are None keep its values. steps
     replaces epochs and the reverse; max_seconds alone replaces both: then the time decides when it
     ends. MatgenError for a preset that the table lacks."""
-    from matgen_nb.scale.training import TrainConfig
+    from matgen_nb.scale.optimization import TrainConfig
 
     if preset not in table:
         raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
@@ -249,7 +250,7 @@ def load_data(path):
 def without_nan(data, path):
     """A prepared set without the structures that hold NaN or infinity, which are named on the screen;
     MatgenError where none is left."""
-    from matgen_nb.scale.training import name_structures, not_finite
+    from matgen_nb.scale.checkpoints import name_structures, not_finite
 
     bad = not_finite(data)
     if not bad:
@@ -424,21 +425,21 @@ def parse_groups(text):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #c4385c07
 def sample_stream(model, request, asked, out, title, resume, overwrite, inputs=None):
-    """Open the folder, stream `request["n"]` samples of a model with `sample(n, seed=, batch_size=,
-    progress=, **asked)`, finish it; returns how many were drawn now. inputs: see `check_out`."""
+    """Open the folder, stream `request["n"]` samples of a model with `sample(n, seed=, **asked)`, finish it;
+    returns how many were drawn now. asked: conditions, and `options` (batch size and progress are set
+    here); inputs: see `check_out`."""
     from matgen_nb.symmetry.crystal import Crystal
     from matgen_nb.utils import progress_bar
 
     start, one = time.monotonic(), request["n"] <= request["chunk"]
+    asked["options"] = replace(asked["options"], batch_size=request["chunk"], progress=one)
     with (
         open_run(out, request, resume, overwrite, inputs) as out,
         progress_bar("sampling", request["n"], show=not one) as advance,
     ):
 
         def draw(i, n):
-            found = model.sample(
-                n, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], progress=one, **asked
-            )
+            found = model.sample(n, seed=chunk_seed(request["seed"], i), **asked)
             advance(n)
             return sample_rows(found, request.get("p1", False))
 
@@ -452,13 +453,6 @@ def sample_stream(model, request, asked, out, title, resume, overwrite, inputs=N
     return drawn
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25neu1
-def neutral_crystal(sample):
-    "Whether the charges of a `Sample`'s elements can balance (`composition_validity` of lesson 9b)."
-    from matgen_nb.symmcd.composition import composition_validity
-
-    return composition_validity(sample.crystal.elements)
-
-
 def given(neutral, **options):
     "The options that are not None; with `neutral`, 5 retries unless they say otherwise."
     options = {key: value for key, value in options.items() if value is not None}
@@ -596,7 +590,7 @@ def sample_symmcd(
     from matgen_nb.symmcd.model import SymmCD
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.sampling import RESAMPLE
+    from matgen_nb.symmcd.sampling import RESAMPLE, SamplingOptions
 
     resample_higher = RESAMPLE if resample_higher is None and space_group else resample_higher
     asked = given(
@@ -630,8 +624,9 @@ def sample_symmcd(
     )
     if potential:
         request["relax"] = potential.name
-    if asked.pop("neutral", False):
-        asked = dict(balance=1.0, accept=neutral_crystal) | asked
+    named = ("space_group", "formula", "chemical_system", "num_atoms")
+    conditions = {name: asked.pop(name) for name in named if name in asked}
+    asked = dict(conditions, options=SamplingOptions(**asked))
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     inputs = {"--weights": find_weights(weights)}
     drawn = sample_stream(

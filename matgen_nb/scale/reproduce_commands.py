@@ -288,6 +288,7 @@ def trained(fit, steps, job, folder="training"):
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     s = job.settings
     request = dict(
@@ -302,7 +303,7 @@ def sampled_crystals(model, weights, job):
     sample_stream(
         model,
         request,
-        dict(steps=s["sample_steps"]),
+        dict(options=SamplingOptions(steps=s["sample_steps"])),
         job.out / "samples",
         job.name,
         (job.out / "samples" / "request.json").exists(),
@@ -331,7 +332,7 @@ def sampled_crystals(model, weights, job):
 def reproduce_symmcd(job):
     "Train, keep the weights of the lowest held-out loss, sample, judge."
     from matgen_nb.scale.command_line import TRAINING
-    from matgen_nb.scale.training import load_weights
+    from matgen_nb.scale.checkpoints import load_weights
 
     s, (data, val) = job.settings, crystals_of(job)
     config = choose_training(
@@ -643,9 +644,11 @@ def crystal_steps(job, reference, steps, corrector):
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     model, cpu = SymmCD.from_pretrained(job.settings["symmcd"], job.device), time.process_time()
-    samples = model.sample(job.settings["n"], seed=job.seed, steps=steps, corrector=corrector, progress=False)
+    options = SamplingOptions(steps=steps, corrector=corrector, progress=False)
+    samples = model.sample(job.settings["n"], seed=job.seed, options=options)
     cpu = time.process_time() - cpu
     result = evaluate_crystals(
         [s.crystal for s in samples],

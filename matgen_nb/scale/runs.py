@@ -485,7 +485,7 @@ def chunks(n: int, size: int = CHUNK) -> list[tuple[int, int, int]]:
 
 def chunk_seed(seed: int, i: int) -> int:
     "Seed of chunk i: the first chunk has the seed itself, so a small run is `model.sample(n, seed=seed)`."
-    from matgen_nb.scale.training import mix_seed
+    from matgen_nb.scale.optimization import mix_seed
 
     return seed if i == 0 else mix_seed(seed, i) >> 1
 
