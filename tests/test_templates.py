@@ -103,8 +103,8 @@ def test_templates_are_drawn_as_often_as_they_occur():
     drawn = Counter(draw_template(table, 230, 2, rng) for _ in range(6000))
     for key, p in (
         {None: 0.1, (0, 0): 0.54}
-        | {t: 0.27 / 2 for t in ((0, 1), (1, 0))}
-        | {t: 0.09 / 2 for t in ((1, 2), (2, 1))}
+        | dict.fromkeys(((0, 1), (1, 0)), 0.27 / 2)
+        | dict.fromkeys(((1, 2), (2, 1)), 0.09 / 2)
     ).items():
         assert abs(drawn[key] / 6000 - p) < 5 * (p / 6000) ** 0.5, key
     assert draw_template(table, 230, 3, rng) is None and draw_template({}, 1, 1, rng) is None
@@ -350,7 +350,7 @@ def test_templates_take_nothing_away(formula):
     "What can be had without them can be had with them, in the same cells; only the weights differ."
     prior, counts = Prior(SHIPPED), tuple(parse_formula(formula).values())
     groups, contents = (
-        {g: 1.0 for g in (1, 2, 14, 62, 139, 166, 176, 194, 221, 225, 227)},
+        dict.fromkeys((1, 2, 14, 62, 139, 166, 176, 194, 221, 225, 227), 1.0),
         [tuple(z * n for n in counts) for z in (1, 2, 4)],
     )
     with_, without = (

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Callable, Optional
+from typing import Annotated
+from collections.abc import Callable
 
-import typer
 
 from matgen_nb.scale.command_line import (
     Compile,
@@ -77,7 +77,7 @@ class Task:
     unit: str
     make: Callable
     needs: str = "matgen_nb"
-    presets: Optional[Callable] = None
+    presets: str | None = None
 
 
 TASKS = {}
@@ -127,7 +127,7 @@ class Setting:
     "How a network is trained: preset, items a step (None: the task's own number), precision (32-true or bf16-mixed), whether its parts are compiled. str() names it."
 
     preset: str = "small"
-    batch_size: Optional[int] = None
+    batch_size: int | None = None
     precision: str = "32-true"
     compile: bool = False
 
@@ -370,7 +370,6 @@ def _silent():
 def time_shares(run, device="cpu", seconds=None, times=3):
     """Where the time of `run()` goes, three shares of 1: products (of matrices), others (all other operations), rest (the device waits: Python, starting of kernels).
     seconds: what one run takes unwatched; used on a GPU, where watching does not slow the kernels down but all around them. nan where a GPU cannot be watched."""
-    import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -597,11 +596,11 @@ def in_words(row):
 def benchmark(
     out: Out = Path("matgen-benchmark"),
     seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
-    compare_with: Annotated[Optional[Path], _option("table.csv of another run.", "none", "--compare")] = None,
-    only: Annotated[Optional[str], _option("Tasks, separated by commas.", "all")] = None,
-    preset: Annotated[Optional[str], _option("Train this preset.", "small")] = None,
+    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
+    only: Annotated[str | None, _option("Tasks, separated by commas.", "all")] = None,
+    preset: Annotated[str | None, _option("Train this preset.", "small")] = None,
     batch_size: Annotated[
-        Optional[int], _option("Items in a training step.", "128 crystals, 64 frameworks")
+        int | None, _option("Items in a training step.", "128 crystals, 64 frameworks")
     ] = None,
     precision: Precision = "32-true",
     compile: Compile = False,

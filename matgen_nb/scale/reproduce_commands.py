@@ -12,7 +12,8 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN',
 import json, re, time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Callable, Optional
+from typing import Annotated
+from collections.abc import Callable
 
 import numpy as np
 import typer
@@ -151,8 +152,8 @@ class Job:
     name: str
     settings: dict
     out: Path
-    data: Optional[str] = None
-    val: Optional[str] = None
+    data: str | None = None
+    val: str | None = None
     seed: int = 0
     device: str = "cpu"
     n_jobs: int = 1
@@ -883,13 +884,13 @@ def list_text():
     epilog="Example: `matgen reproduce symmcd-mp20-small --data train.safetensors --val val.safetensors --out again`, or `matgen reproduce --list`"
 )
 def reproduce(
-    name: Annotated[Optional[str], typer.Argument(help="A recipe; see --list.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe; see --list.")] = None,
     list_: Annotated[bool, _option("What each recipe is, needs and costs.", False, "--list")] = False,
-    out: Annotated[Optional[Path], _option("Folder for the results.", "reproduce-NAME")] = None,
+    out: Annotated[Path | None, _option("Folder for the results.", "reproduce-NAME")] = None,
     data: Annotated[
-        Optional[str], _option("Prepared file, or a source that matgen prepare knows.", "see --list")
+        str | None, _option("Prepared file, or a source that matgen prepare knows.", "see --list")
     ] = None,
-    val: Annotated[Optional[str], _option("The same, of crystals held out.", "see --list")] = None,
+    val: Annotated[str | None, _option("The same, of crystals held out.", "see --list")] = None,
     scale: Annotated[
         float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
     ] = 1.0,
