@@ -77,7 +77,7 @@ class Task:
     unit: str
     make: Callable
     needs: str = "matgen_nb"
-    presets: str | None = None
+    presets: Callable | None = None
 
 
 TASKS = {}
