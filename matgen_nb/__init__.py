@@ -7,7 +7,7 @@ _FRONT_DOOR = {
     "AsymmetricUnit": ("matgen_nb.symmetry.asymmetric_unit", "matgen_nb.symmetry.asymmetric_unit"),
     "SpaceGroup": ("matgen_nb.symmetry.space_groups", "matgen_nb.symmetry.space_groups"),
     "SymmCD": ("matgen_nb.symmcd.model", "matgen_nb.symmcd.staged_sampling"),
-    "StageOptions": ("matgen_nb.symmcd.sampling", "matgen_nb.symmcd.sampling"),
+    "SamplingOptions": ("matgen_nb.symmcd.sampling", "matgen_nb.symmcd.sampling"),
     "evaluate_crystals": ("matgen_nb.symmcd.evaluation", "matgen_nb.symmcd.evaluation"),
     "energies": ("matgen_nb.symmcd.energy", "matgen_nb.symmcd.energy"),
     "Mof": ("matgen_nb.mofdiff.building_blocks", "matgen_nb.mofdiff.building_blocks"),

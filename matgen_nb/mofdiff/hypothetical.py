@@ -6,15 +6,14 @@ __all__ = ['PARITIES', 'TETRAHEDRON', 'OCTAHEDRON', 'CUBE', 'BELT', 'HALF', 'END
            'expand_net', 'read_cgd', 'net_from_facts', 'net_facts', 'load_net', 'doubled', 'bridge', 'metal_node',
            'oxo_tetrahedron', 'paddlewheel', 'oxo_triangle', 'oxo_octahedron', 'hourglass', 'halide_square',
            'hydroxo_cube', 'metal_nodes', 'fill_scaffold', 'read_linker', 'conformers', 'dock_directions',
-           'make_linker', 'kabsch', 'linker_names', 'make_library', 'pack_library', 'unpack_library', 'load_library',
-           'Site', 'site_of', 'half_edges', 'fit_directions', 'choose_states', 'Plan', 'vertex_ways', 'turn_vertices',
-           'linker_twist', 'Pose', 'place_blocks', 'join_ends', 'gaps', 'rotation_of', 'solve_pose', 'reduced',
-           'to_decomposition', 'bonds_of', 'vdw_radii', 'closest_contact', 'Rejected', 'build', 'closest_bead',
-           'blocks_by_ends', 'two_colouring', 'roles_of', 'edge_classes', 'is_straight', 'draw_linker', 'edge_kinds',
-           'like_vertices', 'fitting', 'designs', 'draw_plan', 'double_plan', 'with_conformer', 'settle_twist',
-           'surface_of', 'clearance', 'grid_points', 'clearance_grid', 'void_fraction', 'pore_labels', 'build_random',
-           'hypothetical', 'short_hash', 'cache_path', 'make_hypothetical', 'pack_mofs', 'unpack_mofs', 'embedded_mofs',
-           'many_mofs']
+           'make_linker', 'linker_names', 'make_library', 'pack_library', 'unpack_library', 'load_library', 'Site',
+           'site_of', 'half_edges', 'fit_directions', 'choose_states', 'Plan', 'vertex_ways', 'turn_vertices',
+           'linker_twist', 'Pose', 'place_blocks', 'join_ends', 'gaps', 'solve_pose', 'reduced', 'to_decomposition',
+           'bonds_of', 'vdw_radii', 'closest_contact', 'Rejected', 'build', 'closest_bead', 'blocks_by_ends',
+           'two_colouring', 'roles_of', 'edge_classes', 'is_straight', 'draw_linker', 'edge_kinds', 'like_vertices',
+           'fitting', 'designs', 'draw_plan', 'double_plan', 'with_conformer', 'settle_twist', 'surface_of',
+           'clearance', 'grid_points', 'clearance_grid', 'void_fraction', 'pore_labels', 'build_random', 'hypothetical',
+           'short_hash', 'cache_path', 'make_hypothetical', 'pack_mofs', 'unpack_mofs', 'embedded_mofs', 'many_mofs']
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #25609fb3
 import functools
@@ -37,6 +36,7 @@ from matgen_nb.mofdiff.building_blocks import (
     shell,
 )
 from .coarse_graining import CoarseMof, MofData
+from .rigid import cross_matrix, gauss_newton_step, rotation_from_vector, superpose
 from ..symmetry.crystal import atomic_number, element_table
 from ..symmetry.lattice import lattice_from_parameters, lattice_parameters
 from ..symmetry.space_groups import SpaceGroup
@@ -622,7 +622,8 @@ def make_linker(smiles, seed=0, most=3, half_bond=1.0):
         centre = p.mean(0)
         p = p - centre
         if any(
-            np.sqrt(((p @ kabsch(p, b.connection_points).T - b.connection_points) ** 2).sum(1).mean()) < 0.2
+            np.sqrt(((p @ superpose(p, b.connection_points).T - b.connection_points) ** 2).sum(1).mean())
+            < 0.2
             for b in blocks
         ):
             continue
@@ -634,12 +635,6 @@ def make_linker(smiles, seed=0, most=3, half_bond=1.0):
     if not blocks:
         raise MatgenError(f"rdkit found no shape for the linker {smiles!r}")
     return blocks
-
-# %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #52889e0f
-def kabsch(a, b):
-    "The rotation R (3, 3) that brings points a (n, 3) closest to b (n, 3): a @ R.T ~ b. No translation, no mirror."
-    U, _, Vt = np.linalg.svd(a.T @ b)
-    return (Vt.T * [1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))]) @ U.T
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #a5902b00
 def linker_names():
@@ -802,7 +797,7 @@ def fit_directions(site, directions, kinds=None, tolerance=0.35, most=24):
         if tuple(order) in tried:
             continue
         tried.add(tuple(order))
-        R = kabsch(g[order], d)
+        R = superpose(g[order], d)
         rms = np.sqrt(((g[order] @ R.T - d) ** 2).sum(1).mean() + wrong[np.arange(len(d)), order].sum())
         if rms < tolerance:
             found.append((rms, R, order))
@@ -994,19 +989,6 @@ def gaps(pose):
     )
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #5c1c58e4
-def _cross_matrix(v):
-    "(n, 3, 3) matrices with M w = v x w."
-    x, y, z = v.T
-    return np.stack([0 * x, -z, y, z, 0 * x, -x, -y, x, 0 * x], -1).reshape(-1, 3, 3)
-
-
-def rotation_of(w):
-    "Rotation matrices (n, 3, 3) of rotation vectors (n, 3), radians (Rodrigues)."
-    angle = np.linalg.norm(w, axis=-1)[:, None, None]
-    K = _cross_matrix(w / np.maximum(angle[:, :, 0], 1e-12))
-    return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * (K @ K)
-
-
 def _bond_vectors(pose):
     "Of every bond, turned into the crystal (4 arrays (E, 3)): metal point, organic point, metal bond direction, organic bond direction."
     a, p, b, q = pose.joins.T
@@ -1028,8 +1010,8 @@ def _jacobian(pose, parts, weight):
     E, K, rows = len(a), len(pose.t), np.arange(len(a))
     J = np.zeros((E, 6, K, 6))
     for k, v, u, sign in ((a, P, U, 1), (b, Q, W, -1)):
-        J[rows, :3, k, :3] -= sign * _cross_matrix(v)
-        J[rows, 3:, k, :3] -= weight * _cross_matrix(u)
+        J[rows, :3, k, :3] -= sign * cross_matrix(torch.as_tensor(v)).numpy()
+        J[rows, 3:, k, :3] -= weight * cross_matrix(torch.as_tensor(u)).numpy()
         J[rows[:, None], np.arange(3), k[:, None], np.arange(3, 6)] += sign
     cell = np.zeros((E, 6, 3, 3))
     for c in range(3):
@@ -1042,7 +1024,7 @@ def _moved(pose, x):
     step, K = x[: 6 * len(pose.t)].reshape(-1, 6), len(pose.t)
     return replace(
         pose,
-        R=rotation_of(step[:, :3]) @ pose.R,
+        R=rotation_from_vector(torch.as_tensor(step[:, :3])).numpy() @ pose.R,
         t=pose.t + step[:, 3:],
         lattice=pose.lattice + x[6 * K :].reshape(3, 3),
     )
@@ -1054,9 +1036,9 @@ def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
     r = _residual(pose, parts, weight)
     for _ in range(steps):
         J = _jacobian(pose, parts, weight)
-        H, g, gain = J.T @ J, J.T @ r.ravel(), 0.0
+        g, gain = J.T @ r.ravel(), 0.0
         while damping < 1e6:
-            new = _moved(pose, -np.linalg.solve(H + damping * np.eye(len(H)), g))
+            new = _moved(pose, gauss_newton_step(J, g, damping * np.eye(len(g))))
             parts_new = _bond_vectors(new)
             r_new = _residual(new, parts_new, weight)
             gain = (r**2).sum() - (r_new**2).sum()
