@@ -33,8 +33,8 @@ from matgen_nb.symmcd.sampling import (
     fit_sites,
     keep_apart,
     settle_elements,
-    time_grid,
 )
+from ..diffusion.sampler import time_grid
 from .stages import position_axes
 from .templates import draw_index, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -253,7 +253,7 @@ def geometry_of(
     return finish(model, n, (None, None, elements, sites), geometry.known, requests, options.apart)
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12018d
-def likeliest(model, candidate: Callable, count: int, generator) -> list[Sample]:
+def likeliest(model: SymmCD, candidate: Callable, count: int, generator: torch.Generator) -> list[Sample]:
     """The likeliest of `count` `Sample`s for each request, by the denoising loss (lesson 11c), which is kept
     in the row as `denoising_loss`.
 
@@ -302,6 +302,19 @@ def request_of(unit: AsymmetricUnit) -> Request:
         positions=tuple(int(w) for w in unit.wyckoff),
     )
 
+# %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12021e
+def _check_prediction(model, units, n):
+    "MatgenError where nothing can be predicted: a model that is not staged, no unit, n below 1."
+    if not model.config.staged:
+        raise MatgenError(
+            "predict needs staged weights (lesson 11b), and these are not: use symmcd-mp20-small, "
+            "or train with --preset small"
+        )
+    if not units or n < 1:
+        raise MatgenError(
+            f"predict needs at least one unit and one structure each, got {len(units)} units and n = {n}"
+        )
+
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12021c
 @torch.no_grad()
 def predict(
@@ -317,15 +330,7 @@ def predict(
     `Sample`s, those of a unit one after another; row `unit` is its index. Each is the likeliest of
     `options.candidates` (lesson 11c). Same seed, options and device: same
     structures. MatgenError for a model that is not staged (lesson 11b) and for a list without units."""
-    if not self.config.staged:
-        raise MatgenError(
-            "predict needs staged weights (lesson 11b), and these are not: use symmcd-mp20-small, "
-            "or train with --preset small"
-        )
-    if not units or n < 1:
-        raise MatgenError(
-            f"predict needs at least one unit and one structure each, got {len(units)} units and n = {n}"
-        )
+    _check_prediction(self, units, n)
     requests = [request_of(u) for u in units for _ in range(n)]
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))  # like sizes together
     samples: list = [None] * len(requests)
