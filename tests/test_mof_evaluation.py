@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mof
+from matgen_nb.mofdiff.bonds import Mof, textbook_mof
+from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.evaluation import (
     CHECKS,
     Environment,
@@ -522,7 +523,8 @@ def test_one_table_of_radii_and_one_void_fraction():
 
 @pytest.mark.parametrize("i", [3, 400, 1200])
 def test_stored_labels_are_those_of_the_one_function(i):
-    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels, recompose
+    from matgen_nb.mofdiff.decomposition import recompose
+    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels
 
     data = embedded_mofs()
     net = data.names[i].split("_")[0]

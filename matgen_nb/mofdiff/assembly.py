@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from .building_blocks import Mof, is_metal, neighbours
+from .bonds import Mof, is_metal, neighbours
 from .coarse_graining import CoarseMof
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, parallel_map

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .building_blocks import Mof, connected, decompose, is_metal, neighbours
-from .hypothetical import clearance, clearance_grid, vdw_radii, void_fraction
-from .nets import decomposition_graph, framework_key, topology_key
+from .bonds import Mof, connected, is_metal, neighbours
+from .decomposition import decompose
+from .builder import vdw_radii
+from .hypothetical import clearance, clearance_grid, void_fraction
+from .nets import decomposition_graph, framework_key
+from .net_fitting import topology_key
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, parallel_map, share, time_limit
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .assembly import assemble_first, mismatch
-from .building_blocks import Mof
+from .bonds import Mof
 from .evaluation import PORES, evaluate_mofs
 from .relaxation import relax_many, uff_table
 from .sampling import codes_for_target, sample_codes
