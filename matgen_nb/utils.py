@@ -7,7 +7,7 @@ __all__ = ['RECORD', 'LOCK', 'WEIGHTS', 'MatgenError', 'option', 'option_help', 
            'allocation_limit', 'read_weights', 'fetch', 'wilson', 'share']
 
 # %% ../nbs/00_utils.ipynb #1e5db884
-import getpass, hashlib, json, math, mmap, os, re, signal, socket, sys, threading, time, weakref
+import getpass, hashlib, inspect, json, math, mmap, os, re, signal, socket, sys, threading, time, weakref
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -79,7 +79,8 @@ def patch(function: Callable | None = None, *, as_prop: bool = False, cls_method
     as_prop: as a property. cls_method: as a class method, of `cls: type[Class]`."""
     if function is None:
         return lambda f: patch(f, as_prop=as_prop, cls_method=cls_method)
-    first = function.__code__.co_varnames[0] if function.__code__.co_argcount else None
+    code = inspect.unwrap(function).__code__  # that of the function inside other decorators
+    first = code.co_varnames[0] if code.co_argcount else None
     home = function.__annotations__.get(first)
     home = getattr(home, "__args__", (home,))[0] if cls_method else home
     if not isinstance(home, type):

@@ -22,7 +22,6 @@ from matgen_nb.mofdiff.embedding import (
     make_batch,
     nearest,
     preset,
-    random_rotation,
     release_contrastive,
     retrieval,
     sizes,
@@ -30,6 +29,7 @@ from matgen_nb.mofdiff.embedding import (
     take,
     views,
 )
+from matgen_nb.mofdiff.rigid import random_rotation
 from matgen_nb.utils import MatgenError
 
 SEEDS = st.integers(0, 10_000)
@@ -251,7 +251,8 @@ def test_losses_under_autocast():
 
 
 def test_it_learns_which_blocks_are_the_same_and_the_trainer_drives_it(tmp_path):
-    from matgen_nb.scale.training import TrainConfig, Trainer
+    from matgen_nb.scale.optimization import TrainConfig
+    from matgen_nb.scale.training import Trainer
 
     blocks = [random_block(s, n=10, c=3) for s in range(24)]
     blocks += [disguised(b, np.random.default_rng(0), 0.3) for b in blocks]  # conformers

@@ -16,7 +16,7 @@ from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, find_weights, statistics
-from matgen_nb.scale import command_line as cli, mof_commands as mc
+from matgen_nb.scale import command_line as cli, mof_commands as mc, runs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -78,7 +78,7 @@ def put_sampled(out, data):
     "A run whose stage one is the textbook itself."
     named = [replace(data[i], name=f"mof_{i:05d}") for i in range(len(data))]
     MofData.from_coarse(named).save(out / "sampled" / "00000.safetensors")
-    cli.write_table(
+    runs.write_table(
         out / "sampled" / "00000.csv", [dict(name=c.name, matched=True, reason="") for c in named]
     )
     return named
@@ -696,7 +696,7 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
     rng = np.random.default_rng(0)
     broken = [replace(c, frac_coords=rng.random((len(c), 3))) if k == 0 else c for k, c in enumerate(named)]
     MofData.from_coarse(broken).save(tmp_path / "sampled" / "00000.safetensors")
-    cli.write_table(
+    runs.write_table(
         tmp_path / "sampled" / "00000.csv",
         [dict(name=c.name, matched=True, reason="", net="pcu", num_blocks=len(c)) for c in named],
     )

@@ -1,7 +1,6 @@
 """Judging MOFs: checks that find what was broken, pores against closed forms and invariances, identity of blocks and net."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest

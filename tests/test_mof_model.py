@@ -575,7 +575,9 @@ def test_library_keeps_typical_conformers_and_only_used_blocks():
 
 
 def test_the_trainer_drives_it(tmp_path):
-    from matgen_nb.scale.training import TrainConfig, Trainer, load_weights
+    from matgen_nb.scale.checkpoints import load_weights
+    from matgen_nb.scale.optimization import TrainConfig
+    from matgen_nb.scale.training import Trainer
 
     make = lambda: MofDiff(
         preset("tiny", width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())

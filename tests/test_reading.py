@@ -850,7 +850,7 @@ def test_a_volume_that_is_not_that_of_the_cell_is_said():
 
 def test_files_that_break_the_grammar_are_held_to_the_same_checks():
     "A quote that is not closed: gemmi gives up, pymatgen parses it, and the formula still counts."
-    broken = lambda stated: cif(*SALT, head=symbol("F m -3 m", f"_chemical_name 'rock salt", formula(stated)))
+    broken = lambda stated: cif(*SALT, head=symbol("F m -3 m", "_chemical_name 'rock salt", formula(stated)))
     try:
         assert len(read_cif(broken("Na Cl")).crystal) == 8
     except CrystalError as error:

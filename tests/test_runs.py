@@ -539,7 +539,7 @@ def test_a_damaged_cache_of_descriptions_is_made_again(tmp_path, capsys):
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(0, 120))
 def test_a_history_that_was_cut_gives_its_whole_lines(tmp_path_factory, cut):
-    from matgen_nb.scale.training import read_history, write_history
+    from matgen_nb.scale.checkpoints import read_history, write_history
 
     rows = [{"step": s, "loss": 1 / s, "lr": 1e-3, "val_loss": 0.5} for s in range(1, 6)]
     path = tmp_path_factory.getbasetemp() / "history.csv"

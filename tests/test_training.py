@@ -11,15 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from matgen_nb.scale import training
-from matgen_nb.scale.training import (
-    TrainConfig,
-    Trainer,
-    load_checkpoint,
-    load_weights,
-    plot_history,
-    read_history,
-)
+from matgen_nb.scale import checkpoints, optimization, training
+from matgen_nb.scale.checkpoints import load_checkpoint, load_weights, plot_history, read_history
+from matgen_nb.scale.optimization import TrainConfig
+from matgen_nb.scale.training import Trainer
 from matgen_nb.utils import MatgenError
 
 
@@ -193,7 +188,7 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_nothing_of_the_overwrit
     doomed.model.fail_at = 2
     with pytest.raises(RuntimeError, match="killed"):
         doomed.fit(overwrite=True)
-    assert not [name for name in training.TRAINING_FILES if (tmp_path / name).exists()]
+    assert not [name for name in checkpoints.TRAINING_FILES if (tmp_path / name).exists()]
     history = make(tmp_path, steps=7, seed=1).fit(resume=True)
     assert "no checkpoint" in capsys.readouterr().out and losses(history) == losses(
         make(tmp_path / "other", steps=7, seed=1).fit()
@@ -246,7 +241,7 @@ def test_equal_trainings_leave_equal_files(tmp_path):
     ).read_bytes()
     tensors, info = load_checkpoint(tmp_path / "a" / "last.safetensors")
     for name, t in (("c", tensors), ("d", dict(reversed(tensors.items())))):
-        training.save_checkpoint(tmp_path / name, t, info)
+        checkpoints.save_checkpoint(tmp_path / name, t, info)
     assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes()
 
 
@@ -275,9 +270,9 @@ def test_another_model_or_seed_cannot_resume(tmp_path):
 def test_broken_checkpoints(tmp_path):
     make(tmp_path, steps=2).fit()
     good = (tmp_path / "last.safetensors").read_bytes()
-    nan = training.load_checkpoint(tmp_path / "last.safetensors")
+    nan = checkpoints.load_checkpoint(tmp_path / "last.safetensors")
     next(iter(nan[0].values())).view(-1)[0] = float("nan")
-    training.save_checkpoint(tmp_path / "nan.safetensors", *nan)
+    checkpoints.save_checkpoint(tmp_path / "nan.safetensors", *nan)
     flipped = good[:-9] + bytes([good[-9] ^ 4]) + good[-8:]
     for bad in (
         good[:-7],
@@ -658,13 +653,13 @@ def test_compiled_once_for_all_shapes(kind):
     eager, keys = run(), list(model.state_dict())
     torch._dynamo.reset()
     counters.clear()
-    assert training.compile_regions(model, backend="aot_eager") >= 3 and list(model.state_dict()) == keys
+    assert optimization.compile_regions(model, backend="aot_eager") >= 3 and list(model.state_dict()) == keys
     torch.testing.assert_close(run(), eager, rtol=1e-5, atol=1e-5)
     assert 1 <= counters["stats"]["unique_graphs"] <= 3 and not counters["graph_break"]
 
 
 def test_a_compiled_run_gives_the_same_curve(tmp_path, monkeypatch):
-    whole, compiled = training.compile_regions, []
+    whole, compiled = optimization.compile_regions, []
     monkeypatch.setattr(
         training, "compile_regions", lambda model: compiled.append(whole(model, backend="aot_eager"))
     )
@@ -703,7 +698,7 @@ def test_no_float64_where_there_is_none(monkeypatch):
 
     data = crystals()
     model = symmcd(data)
-    batch, optimizer = data.select(torch.arange(12)), training.make_optimizer(model, TrainConfig())
+    batch, optimizer = data.select(torch.arange(12)), optimization.make_optimizer(model, TrainConfig())
     seeded = lambda: torch.Generator().manual_seed(0)
     want = model.loss(batch, seeded())["loss"].detach()  # also makes the float32 copies of the schedules
     with pytest.raises(AssertionError, match="float64"), no_doubles():
@@ -723,7 +718,7 @@ def test_no_float64_where_there_is_none(monkeypatch):
         with no_doubles():
             loss = model.loss(batch, seeded())["loss"]
             loss.backward()
-            training.guarded_step(optimizer, torch.tensor(False))
+            optimization.guarded_step(optimizer, torch.tensor(False))
         torch.testing.assert_close(loss.detach(), want, rtol=1e-5, atol=1e-5)
     finally:
         space_groups.wyckoff_tables.cache_clear()
@@ -743,3 +738,50 @@ def test_data_with_doubles_stay_off_a_device_without_them(tmp_path):
     trainer.device = torch.device("cpu")
     with pytest.raises(TypeError):
         trainer._resident(trainer.data)
+
+
+def test_callbacks_add_figures_and_change_no_weight(tmp_path):
+    "Whatever a callback does with random numbers, the training is the same; the figures are in the history file."
+
+    def figure(trainer, row):
+        torch.randn(3)
+        row["noise"] = float(torch.rand(1))
+
+    plain = make(tmp_path / "plain", val_fraction=0.0)
+    logged = make(tmp_path / "logged", val_fraction=0.0)
+    logged.callbacks = [figure]
+    assert losses(plain.fit()) == losses(logged.fit())
+    for a, b in zip(plain.model.parameters(), logged.model.parameters()):
+        assert torch.equal(a, b)
+    assert all("noise" in row for row in read_history(tmp_path / "logged" / "history.csv"))
+
+
+def test_match_rate_of_symmcd_in_the_history(tmp_path, monkeypatch, capsys):
+    "QualityLog writes its figures where they are due; without pymatgen one message, and the training goes on."
+    from matgen_nb.symmcd import staged_sampling  # noqa: F401  (SymmCD.predict)
+    from matgen_nb.symmcd.energy import QualityLog
+
+    data = crystals()
+    choices = dict(data=data, steps=4, batch_size=6, log_every=1, val_fraction=0.0)
+
+    def fit(name, callbacks):
+        trainer = make(tmp_path / name, model=symmcd(data), **choices)
+        trainer.callbacks = callbacks
+        return trainer.fit()
+
+    units = [data[i] for i in range(2)]
+    plain, logged = (
+        fit(name, calls)
+        for name, calls in (("a", []), ("b", [training.figures_of(QualityLog(units, every=2, n=2))]))
+    )
+    assert losses(plain) == losses(logged)
+    assert [row["step"] for row in logged if "match" in row] == [2, 4]
+
+    def missing(*arguments, **options):
+        raise ModuleNotFoundError("No module named 'pymatgen'")
+
+    monkeypatch.setattr("matgen_nb.symmcd.energy.match_rates", missing)
+    capsys.readouterr()
+    without = fit("c", [training.figures_of(QualityLog(units, every=1, n=2))])
+    assert losses(without) == losses(plain) and not any("match" in row for row in without)
+    assert capsys.readouterr().out.count("no match rate from now on") == 1

@@ -285,3 +285,19 @@ def test_patch_needs_a_class():
     for wrong in (bare, text, lambda: None):
         with pytest.raises(TypeError, match="first argument"):
             patch(wrong)
+
+
+def test_patch_sees_through_other_decorators():
+    from contextlib import contextmanager
+
+    class Door:
+        opened = 0
+
+    @patch
+    @contextmanager
+    def open_for(self: Door, n: int):
+        self.opened = n
+        yield self
+
+    with Door().open_for(3) as door:
+        assert door.opened == 3

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'GROUPS', 'SCAFFOLDS', 'WHOLE', 'FLAT_BOND', 'LIBRARY_FIELDS', 'fill_scaffold', 'read_linker', 'conformers',
-           'dock_directions', 'make_linker', 'kabsch', 'linker_names', 'make_library', 'pack_library', 'unpack_library',
+           'dock_directions', 'make_linker', 'linker_names', 'make_library', 'pack_library', 'unpack_library',
            'load_library']
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #28b984fe
@@ -15,6 +15,7 @@ import numpy as np
 from .bonds import is_metal
 from .building_blocks import BuildingBlock
 from .metal_nodes import unit
+from .rigid import superpose
 from ..utils import MatgenError, parallel_map
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #452ef6b2
@@ -220,7 +221,8 @@ def make_linker(smiles, seed=0, most=3, half_bond=1.0):
         centre = p.mean(0)
         p = p - centre
         if any(
-            np.sqrt(((p @ kabsch(p, b.connection_points).T - b.connection_points) ** 2).sum(1).mean()) < 0.2
+            np.sqrt(((p @ superpose(p, b.connection_points).T - b.connection_points) ** 2).sum(1).mean())
+            < 0.2
             for b in blocks
         ):
             continue
@@ -232,12 +234,6 @@ def make_linker(smiles, seed=0, most=3, half_bond=1.0):
     if not blocks:
         raise MatgenError(f"rdkit found no shape for the linker {smiles!r}")
     return blocks
-
-# %% ../../nbs/4_mofdiff/16d_block_library.ipynb #52889e0f
-def kabsch(a, b):
-    "The rotation R (3, 3) that brings points a (n, 3) closest to b (n, 3): a @ R.T ~ b. No translation, no mirror."
-    U, _, Vt = np.linalg.svd(a.T @ b)
-    return (Vt.T * [1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))]) @ U.T
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #a5902b00
 def linker_names():

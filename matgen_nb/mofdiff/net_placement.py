@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['BlockEnds', 'ends_of', 'half_edges', 'fit_directions', 'choose_states', 'Plan', 'vertex_ways', 'turn_vertices',
-           'linker_twist', 'Pose', 'place_blocks', 'join_ends', 'gaps', 'rotation_of', 'solve_pose']
+           'linker_twist', 'Pose', 'place_blocks', 'join_ends', 'gaps', 'solve_pose']
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #0d641ff3
 import functools
@@ -10,11 +10,12 @@ import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
-from .block_library import kabsch
 from .building_blocks import BuildingBlock
 from .metal_nodes import unit
 from .net_catalogue import Net
+from .rigid import cross_matrix, gauss_newton_step, rotation_from_vector, superpose
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #5e685927
@@ -95,7 +96,7 @@ def fit_directions(site, directions, kinds=None, tolerance=0.35, most=24):
         if tuple(order) in tried:
             continue
         tried.add(tuple(order))
-        R = kabsch(g[order], d)
+        R = superpose(g[order], d)
         rms = np.sqrt(((g[order] @ R.T - d) ** 2).sum(1).mean() + wrong[np.arange(len(d)), order].sum())
         if rms < tolerance:
             found.append((rms, R, order))
@@ -287,19 +288,6 @@ def gaps(pose):
     )
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #5c1c58e4
-def _cross_matrix(v):
-    "(n, 3, 3) matrices with M w = v x w."
-    x, y, z = v.T
-    return np.stack([0 * x, -z, y, z, 0 * x, -x, -y, x, 0 * x], -1).reshape(-1, 3, 3)
-
-
-def rotation_of(w):
-    "Rotation matrices (n, 3, 3) of rotation vectors (n, 3), radians (Rodrigues)."
-    angle = np.linalg.norm(w, axis=-1)[:, None, None]
-    K = _cross_matrix(w / np.maximum(angle[:, :, 0], 1e-12))
-    return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * (K @ K)
-
-
 def _bond_vectors(pose):
     "Of every bond, turned into the crystal (4 arrays (E, 3)): metal point, organic point, metal bond direction, organic bond direction."
     a, p, b, q = pose.joins.T
@@ -321,8 +309,8 @@ def _jacobian(pose, parts, weight):
     E, K, rows = len(a), len(pose.t), np.arange(len(a))
     J = np.zeros((E, 6, K, 6))
     for k, v, u, sign in ((a, P, U, 1), (b, Q, W, -1)):
-        J[rows, :3, k, :3] -= sign * _cross_matrix(v)
-        J[rows, 3:, k, :3] -= weight * _cross_matrix(u)
+        J[rows, :3, k, :3] -= sign * cross_matrix(torch.as_tensor(v)).numpy()
+        J[rows, 3:, k, :3] -= weight * cross_matrix(torch.as_tensor(u)).numpy()
         J[rows[:, None], np.arange(3), k[:, None], np.arange(3, 6)] += sign
     cell = np.zeros((E, 6, 3, 3))
     for c in range(3):
@@ -335,7 +323,7 @@ def _moved(pose, x):
     step, K = x[: 6 * len(pose.t)].reshape(-1, 6), len(pose.t)
     return replace(
         pose,
-        R=rotation_of(step[:, :3]) @ pose.R,
+        R=rotation_from_vector(torch.as_tensor(step[:, :3])).numpy() @ pose.R,
         t=pose.t + step[:, 3:],
         lattice=pose.lattice + x[6 * K :].reshape(3, 3),
     )
@@ -347,9 +335,9 @@ def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
     r = _residual(pose, parts, weight)
     for _ in range(steps):
         J = _jacobian(pose, parts, weight)
-        H, g, gain = J.T @ J, J.T @ r.ravel(), 0.0
+        g, gain = J.T @ r.ravel(), 0.0
         while damping < 1e6:
-            new = _moved(pose, -np.linalg.solve(H + damping * np.eye(len(H)), g))
+            new = _moved(pose, gauss_newton_step(J, g, damping * np.eye(len(g))))
             parts_new = _bond_vectors(new)
             r_new = _residual(new, parts_new, weight)
             gain = (r**2).sum() - (r_new**2).sum()

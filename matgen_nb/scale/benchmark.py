@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Callable, Optional
+from typing import Annotated
+from collections.abc import Callable
 
-import typer
 
 from matgen_nb.scale.command_line import (
     Compile,
@@ -77,7 +77,7 @@ class Task:
     unit: str
     make: Callable
     needs: str = "matgen_nb"
-    presets: Optional[str] = None
+    presets: str | None = None
 
 
 TASKS = {}
@@ -127,7 +127,7 @@ class Setting:
     "How a network is trained: preset, items a step (None: the task's own number), precision (32-true or bf16-mixed), whether its parts are compiled. str() names it."
 
     preset: str = "small"
-    batch_size: Optional[int] = None
+    batch_size: int | None = None
     precision: str = "32-true"
     compile: bool = False
 
@@ -145,7 +145,7 @@ class Setting:
 def _training_step(model, data, batch_size, seed, device, setting=None):
     "A function that trains one step, with the trainer's optimizer; with a `Setting` also in its precision, compiled, and the gradient clipped, as the trainer does."
     import torch
-    from matgen_nb.scale.training import TrainConfig, compile_regions, make_optimizer
+    from matgen_nb.scale.optimization import TrainConfig, compile_regions, make_optimizer
 
     config, half = TrainConfig(steps=1), setting is not None and setting.precision == "bf16-mixed"
     optimizer, generator = make_optimizer(model, config), torch.Generator(device).manual_seed(seed)
@@ -179,9 +179,12 @@ def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
+    from matgen_nb.symmcd.sampling import SamplingOptions
+
     model, _ = _symmcd(device, seed)
     model.eval()
-    return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
+    options = SamplingOptions(steps=steps, progress=False)
+    return lambda: model.sample(n, seed=seed, options=options), n
 
 
 @task("projection", "orbits")
@@ -354,7 +357,6 @@ def _silent():
 def time_shares(run, device="cpu", seconds=None, times=3):
     """Where the time of `run()` goes, three shares of 1: products (of matrices), others (all other operations), rest (the device waits: Python, starting of kernels).
     seconds: what one run takes unwatched; used on a GPU, where watching does not slow the kernels down but all around them. nan where a GPU cannot be watched."""
-    import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -415,7 +417,7 @@ def planned(only=None, setting=None):
     """The tasks to run, a list: those named in `only` (names, or a text with commas; None: all). With a `Setting`, those that train are changed to it and named after it;
     it alone asks for all that have its preset. MatgenError for a name, preset, batch size or precision that does not exist."""
     from importlib import import_module
-    from matgen_nb.scale.training import TrainConfig, check_config
+    from matgen_nb.scale.optimization import TrainConfig, check_config
 
     presets = lambda t: import_module(t.presets).PRESETS if t.presets else ()
     if setting is not None:
@@ -582,11 +584,11 @@ def in_words(row):
 def benchmark(
     out: Out = Path("matgen-benchmark"),
     seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
-    compare_with: Annotated[Optional[Path], _option("table.csv of another run.", "none", "--compare")] = None,
-    only: Annotated[Optional[str], _option("Tasks, separated by commas.", "all")] = None,
-    preset: Annotated[Optional[str], _option("Train this preset.", "small")] = None,
+    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
+    only: Annotated[str | None, _option("Tasks, separated by commas.", "all")] = None,
+    preset: Annotated[str | None, _option("Train this preset.", "small")] = None,
     batch_size: Annotated[
-        Optional[int], _option("Items in a training step.", "128 crystals, 64 frameworks")
+        int | None, _option("Items in a training step.", "128 crystals, 64 frameworks")
     ] = None,
     precision: Precision = "32-true",
     compile: Compile = False,

@@ -12,7 +12,8 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN',
 import json, re, time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Callable, Optional
+from typing import Annotated
+from collections.abc import Callable
 
 import numpy as np
 import typer
@@ -151,8 +152,8 @@ class Job:
     name: str
     settings: dict
     out: Path
-    data: Optional[str] = None
-    val: Optional[str] = None
+    data: str | None = None
+    val: str | None = None
     seed: int = 0
     device: str = "cpu"
     n_jobs: int = 1
@@ -288,6 +289,7 @@ def trained(fit, steps, job, folder="training"):
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     s = job.settings
     request = dict(
@@ -302,7 +304,7 @@ def sampled_crystals(model, weights, job):
     sample_stream(
         model,
         request,
-        dict(steps=s["sample_steps"]),
+        dict(options=SamplingOptions(steps=s["sample_steps"])),
         job.out / "samples",
         job.name,
         (job.out / "samples" / "request.json").exists(),
@@ -331,7 +333,7 @@ def sampled_crystals(model, weights, job):
 def reproduce_symmcd(job):
     "Train, keep the weights of the lowest held-out loss, sample, judge."
     from matgen_nb.scale.command_line import TRAINING
-    from matgen_nb.scale.training import load_weights
+    from matgen_nb.scale.checkpoints import load_weights
 
     s, (data, val) = job.settings, crystals_of(job)
     config = choose_training(
@@ -644,9 +646,11 @@ def crystal_steps(job, reference, steps, corrector):
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     model, cpu = SymmCD.from_pretrained(job.settings["symmcd"], job.device), time.process_time()
-    samples = model.sample(job.settings["n"], seed=job.seed, steps=steps, corrector=corrector, progress=False)
+    options = SamplingOptions(steps=steps, corrector=corrector, progress=False)
+    samples = model.sample(job.settings["n"], seed=job.seed, options=options)
     cpu = time.process_time() - cpu
     result = evaluate_crystals(
         [s.crystal for s in samples],
@@ -880,13 +884,13 @@ def list_text():
     epilog="Example: `matgen reproduce symmcd-mp20-small --data train.safetensors --val val.safetensors --out again`, or `matgen reproduce --list`"
 )
 def reproduce(
-    name: Annotated[Optional[str], typer.Argument(help="A recipe; see --list.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe; see --list.")] = None,
     list_: Annotated[bool, _option("What each recipe is, needs and costs.", False, "--list")] = False,
-    out: Annotated[Optional[Path], _option("Folder for the results.", "reproduce-NAME")] = None,
+    out: Annotated[Path | None, _option("Folder for the results.", "reproduce-NAME")] = None,
     data: Annotated[
-        Optional[str], _option("Prepared file, or a source that matgen prepare knows.", "see --list")
+        str | None, _option("Prepared file, or a source that matgen prepare knows.", "see --list")
     ] = None,
-    val: Annotated[Optional[str], _option("The same, of crystals held out.", "see --list")] = None,
+    val: Annotated[str | None, _option("The same, of crystals held out.", "see --list")] = None,
     scale: Annotated[
         float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
     ] = 1.0,

@@ -24,7 +24,7 @@ from matgen_nb.symmcd.sampling import (
     Known,
     Request,
     Sample,
-    StageOptions,
+    SamplingOptions,
     _aims,
     _known,
     _per_score,
@@ -192,7 +192,7 @@ class Geometry:
         )
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120015
-def reverse(self, t: int, s: int, options: StageOptions):
+def reverse(self, t: int, s: int, options: SamplingOptions):
     "One step of k and u from time t to s < t, from one call of the network."
     model, noise = self.model, self.model.lattice_noise
     v, score, _, _ = model.network(self.state)
@@ -220,7 +220,7 @@ def uncrowded(self, along, t: int, apart: float):
     return along + (placed.free.to(clean) - clean) / per_score * self.free
 
 
-def correct(self, s: int, options: StageOptions):
+def correct(self, s: int, options: SamplingOptions):
     "One Langevin step of u at noise time s >= 1, from one more call of the network; the cell stays."
     score = self.model.network(self.state)[1]
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free
@@ -233,7 +233,11 @@ Geometry.reverse, Geometry.uncrowded, Geometry.correct = reverse, uncrowded, cor
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120018
 @torch.no_grad()
 def geometry_of(
-    model, requests: Sequence[Request], generator, options: StageOptions, advance: Callable = lambda n=1: None
+    model,
+    requests: Sequence[Request],
+    generator,
+    options: SamplingOptions,
+    advance: Callable = lambda n=1: None,
 ) -> list[Sample]:
     "Cells and coordinates for `Request`s with sites, positions and elements: a `Sample` each."
     geometry = Geometry(model, requests, generator)
@@ -253,7 +257,7 @@ def sample_in_stages(
     model,
     requests: Sequence[Request],
     generator,
-    options: StageOptions = StageOptions(),
+    options: SamplingOptions = SamplingOptions(),
     advance: Callable = lambda n=1: None,
 ) -> list[Sample]:
     """Sites, elements and geometry of a list of `Request`s, one after the other, as one batch: list of
@@ -285,9 +289,7 @@ def predict(
     units: Sequence[AsymmetricUnit],
     n: int = 1,
     seed: int = 0,
-    options: StageOptions = StageOptions(),
-    batch_size: int = 256,
-    progress: bool = True,
+    options: SamplingOptions = SamplingOptions(),
 ) -> list[Sample]:
     """Cells and free coordinates for given space groups, Wyckoff positions and elements.
 
@@ -307,9 +309,9 @@ def predict(
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))  # like sizes together
     samples: list = [None] * len(requests)
     total = len(requests) * options.steps
-    with progress_bar("predicting", total, show=progress) as advance, reproducible(self.device):
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
+    with progress_bar("predicting", total, show=options.progress) as advance, reproducible(self.device):
+        for first in range(0, len(order), options.batch_size):
+            rows = order[first : first + options.batch_size]
             generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
             found = geometry_of(self, [requests[i] for i in rows], generator, options, advance)
             for i, sample in zip(rows, found):

@@ -11,11 +11,11 @@ import argparse
 import torch
 
 from timing import seconds
-from matgen_nb.scale.training import TrainConfig, make_optimizer
+from matgen_nb.scale.optimization import TrainConfig, make_optimizer
 from matgen_nb.symmcd.dataset import CrystalData, prepare, prepare_one, read_csv
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
 from matgen_nb.symmcd.model import SymmCD, preset, statistics
-from matgen_nb.symmcd.sampling import sample_requests, make_request
+from matgen_nb.symmcd.sampling import SamplingOptions, make_request, sample_requests
 from matgen_nb.symmetry.projection import project
 
 RELEASED = {
@@ -107,7 +107,9 @@ def main():
             report(
                 f"sample {name}, {steps} steps",
                 size,
-                lambda: sample_requests(model, requests, torch.Generator().manual_seed(0), steps),
+                lambda: sample_requests(
+                    model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=steps)
+                ),
                 1,
             )
     report("projection, batch of 1000", 1000, projection(data), 5)
