@@ -15,7 +15,8 @@ from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff.evaluation import framework_identity
-from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, find_weights, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.diffusion.pretrained import find_weights
 from matgen_nb.scale import command_line as cli, mof_commands as mc, runs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from matgen_nb.mofdiff import property_design as pd
 from matgen_nb.mofdiff.bonds import Mof, textbook_crystal, textbook_mof
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.model import MofDiff, preset, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
@@ -24,7 +24,11 @@ def model():
     data = MofData.from_coarse(toy_mofs(60, seed=1))
     data = data.with_embeddings(toy_embeddings(data.library))
     torch.manual_seed(0)
-    return MofDiff(preset("tiny", layers=1, width=32), statistics(data)).eval().requires_grad_(False)
+    return (
+        MofDiff(MofDiffConfig.preset("tiny", layers=1, width=32), statistics(data))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0.1, 1.0), n=st.integers(3, 60))

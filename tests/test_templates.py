@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import SymmCD, preset, statistics
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 from matgen_nb.symmcd.sampling import (
     Conditions,
     SamplingOptions,
@@ -164,7 +164,7 @@ def request_of(group, positions):
 
 def untrained(data, name="common"):
     torch.manual_seed(0)
-    return SymmCD(preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
+    return SymmCD(SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
 
 
 @pytest.mark.parametrize("t", [1000, 500, 40])

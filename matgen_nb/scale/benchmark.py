@@ -71,13 +71,13 @@ def measure(run, count, seconds=5.0, least=3, device="cpu"):
 @dataclass
 class Task:
     """One thing to measure. make(device, seed) -> (function without arguments, items it handles); needs: a module without which it is passed over.
-    presets: the module whose PRESETS it can train, where it trains; then make also takes a `Setting`."""
+    presets: a function that returns the presets that it can train, where it trains; then make also takes a `Setting`."""
 
     name: str
     unit: str
     make: Callable
     needs: str = "matgen_nb"
-    presets: str | None = None
+    presets: Callable | None = None
 
 
 TASKS = {}
@@ -115,11 +115,11 @@ def _symmcd(device, seed, n=120, size="small"):
     import torch
     from matgen_nb.symmcd.dataset import from_units, prepare_one
     from matgen_nb.symmcd import staged_sampling  # noqa: F401
-    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 
     data = from_units([prepare_one(c) for c in crystals(n, seed)])
     torch.manual_seed(seed)
-    return SymmCD(preset(size), statistics(data)).to(device), data.to(device)
+    return SymmCD(SymmCDConfig.preset(size), statistics(data)).to(device), data.to(device)
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26a00005
 @dataclass(frozen=True)
@@ -165,7 +165,14 @@ def _training_step(model, data, batch_size, seed, device, setting=None):
     return step
 
 
-@task("training", "structures", presets="matgen_nb.symmcd.model")
+def _symmcd_presets() -> dict:
+    "Named configurations of SymmCD."
+    from matgen_nb.symmcd.model import SymmCDConfig
+
+    return SymmCDConfig.PRESETS
+
+
+@task("training", "structures", presets=_symmcd_presets)
 def make_training(device, seed, batch_size=128, setting=None):
     "One optimizer step of SymmCD, preset small or that of the `Setting`, with the trainer's optimizer."
     batch_size = setting and setting.batch_size or batch_size
@@ -258,7 +265,14 @@ def _mofdiff(device, seed, n=200, size="small"):
     return MofDiff(MofDiffConfig.preset(size), statistics(data)).to(device), data.to(device)
 
 
-@task("mof training", "frameworks", needs="matgen_nb.mofdiff.model", presets="matgen_nb.mofdiff.model")
+def _mofdiff_presets() -> dict:
+    "Named configurations of MofDiff."
+    from matgen_nb.mofdiff.model import MofDiffConfig
+
+    return MofDiffConfig.PRESETS
+
+
+@task("mof training", "frameworks", needs="matgen_nb.mofdiff.model", presets=_mofdiff_presets)
 def make_mof_training(device, seed, batch_size=64, setting=None):
     "One optimizer step of MOFDiff, preset small or that of the `Setting`, on embedded frameworks."
     batch_size = setting and setting.batch_size or batch_size
@@ -416,10 +430,9 @@ def environment(device):
 def planned(only=None, setting=None):
     """The tasks to run, a list: those named in `only` (names, or a text with commas; None: all). With a `Setting`, those that train are changed to it and named after it;
     it alone asks for all that have its preset. MatgenError for a name, preset, batch size or precision that does not exist."""
-    from importlib import import_module
     from matgen_nb.scale.optimization import TrainConfig, check_config
 
-    presets = lambda t: import_module(t.presets).PRESETS if t.presets else ()
+    presets = lambda t: t.presets() if t.presets else ()
     if setting is not None:
         check_config(
             TrainConfig(

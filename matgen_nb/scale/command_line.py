@@ -357,7 +357,7 @@ def train_symmcd(
     device: On = Device.auto,
 ):
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
-    from matgen_nb.utils import find_weights
+    from matgen_nb.diffusion.pretrained import find_weights
 
     config = given_training(
         TRAINING,
@@ -575,7 +575,8 @@ def sample_symmcd(
     device: On = Device.auto,
 ):
     "Generate crystals: CIF files, a table, a gallery; a run that was stopped continues with --resume."
-    from matgen_nb.symmcd.model import SymmCD, find_weights
+    from matgen_nb.symmcd.model import SymmCD
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.sampling import RESAMPLE, SamplingOptions
 

@@ -311,7 +311,7 @@ def train_mofdiff_command(
     "Train MOFDiff on a prepared file; Ctrl-C saves and stops, --resume continues."
     from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.embedding import BlockEncoder
-    from matgen_nb.utils import find_weights
+    from matgen_nb.diffusion.pretrained import find_weights
 
     start = time.monotonic()
     config = given_training(
@@ -889,7 +889,8 @@ def sample_mofdiff_command(
     device: On = Device.auto,
 ):
     "Generate frameworks: sample, assemble, relax, judge; every stage on the disk, restartable."
-    from matgen_nb.mofdiff.model import MofDiff, find_weights
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.sampling import NetOptions
 
     nets = NetOptions(share=net_share, candidates=net_candidates, coherent=coherent)
@@ -1276,7 +1277,8 @@ def design_command(
     device: On = Device.auto,
 ):
     "Frameworks with a wanted property, measured on what was made, beside random ones."
-    from matgen_nb.mofdiff.model import MofDiff, find_weights
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.property_design import ARMS, design
 
     model, start = MofDiff.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()

@@ -208,7 +208,7 @@ NUMBER = re.compile(r"([\d.]+)( ?%)?(?: \(([\d.]+) to ([\d.]+)\))?")
 
 def card_text(name):
     "The card of weights that ship with the package."
-    from matgen_nb.utils import WEIGHTS
+    from matgen_nb.diffusion.pretrained import WEIGHTS
 
     path = WEIGHTS / f"{name}.md"
     return path.read_text(encoding="utf-8") if path.exists() else ""
@@ -666,7 +666,8 @@ def crystal_steps(job, reference, steps, corrector):
 def framework_steps(job, steps, corrector):
     "The same for frameworks, assembled and judged but not relaxed, and how well their beads go together (`mismatch` of lesson 20, mean, A^2); the CPU seconds are those of all of this."
     from matgen_nb.mofdiff.assembly import mismatch
-    from matgen_nb.mofdiff.model import MofDiff, find_weights
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd.evaluation import resampled
     from matgen_nb.mofdiff.sampling import NetOptions
 

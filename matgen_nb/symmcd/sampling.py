@@ -5,11 +5,10 @@ __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'MOST_UNITS', 'RESAMPLE', 'DRA
            'parse_system', 'site_classes', 'possible_atoms', 'free_tables', 'element_ways', 'count_ways', 'evidence',
            'draw_sites', 'Request', 'Prior', 'left_free', 'fillings', 'find_cells', 'Search', 'nearest_possible',
            'Conditions', 'Checked', 'check_request', 'plan', 'RequestSampler', 'make_request', 'SamplingOptions',
-           'Known', 'start_state', 'time_grid', 'told', 'balanced_elements', 'held_score', 'reverse_step',
-           'corrector_step', 'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart', 'Sample',
-           'finish', 'guided_score', 'sample_requests', 'cell_doubt', 'group_columns', 'arrangements', 'Exactness',
-           'try_arrangements', 'refuse_forced', 'force_higher', 'redraw', 'replace_higher', 'check_options', 'resolved',
-           'sample']
+           'Known', 'start_state', 'told', 'balanced_elements', 'held_score', 'reverse_step', 'corrector_step',
+           'fit_sites', 'settle_sites', 'settle_elements', 'crowding', 'keep_apart', 'Sample', 'finish', 'guided_score',
+           'sample_requests', 'cell_doubt', 'group_columns', 'arrangements', 'Exactness', 'try_arrangements',
+           'refuse_forced', 'force_higher', 'redraw', 'replace_higher', 'check_options', 'resolved', 'sample']
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 import itertools
@@ -26,6 +25,7 @@ import torch
 
 from ..diffusion.categorical import draw_categories, masked_logits
 from ..diffusion.gaussian import reproducible
+from ..diffusion.sampler import time_grid
 from ..diffusion.torus import SHARPEN, wrap_difference
 from .composition import charges_balance, composition_validity
 from .dataset import element_counts, from_units
@@ -723,11 +723,6 @@ def start_state(model, requests, generator):
         torch.full((len(requests),), model.config.sigma_max, device=device),
     )
     return state, known
-
-# %% ../../nbs/3_symmcd/12_sampling.ipynb #b9cd865d
-def time_grid(T, steps):
-    "Times T = t_0 > ... > t_steps = 0, evenly spaced, without repeats."
-    return torch.linspace(T, 0, min(steps, T) + 1).round().long().unique().flip(0).tolist()
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #c1dbeed0
 def told(logits, value):

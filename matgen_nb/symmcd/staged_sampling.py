@@ -32,8 +32,8 @@ from matgen_nb.symmcd.sampling import (
     fit_sites,
     keep_apart,
     settle_elements,
-    time_grid,
 )
+from ..diffusion.sampler import time_grid
 from .stages import position_axes
 from .templates import draw_index, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit

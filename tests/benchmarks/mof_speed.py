@@ -50,7 +50,7 @@ def blocks_of(folder=None):
 
 def blocks(options):
     "Training steps of the block encoder: loss, gradient, optimizer."
-    from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder, preset
+    from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder, BlockConfig
 
     library, failed = blocks_of(options.data)
     data, size = BlockData(library), 64
@@ -58,7 +58,7 @@ def blocks(options):
         f"{len(library)} different blocks ({failed} MOFs left out), {np.mean(data.all.num_nodes.numpy()):.0f} nodes on average, largest {int(data.all.num_nodes.max())}"
     )
     for name in ("tiny", "small"):
-        model, generator = BlockEncoder(preset(name)), torch.Generator().manual_seed(0)
+        model, generator = BlockEncoder(BlockConfig.preset(name)), torch.Generator().manual_seed(0)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
         def step():

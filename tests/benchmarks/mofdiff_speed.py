@@ -14,7 +14,7 @@ import torch
 from timing import seconds
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.model import MofDiff, preset, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.mofdiff.sampling import choose_blocks
 
 TRAINING, SAMPLE = 5.8, 109.0  # MOFs/s and CPU s of the release
@@ -81,7 +81,7 @@ def main():
     )
     for name in options.presets:
         torch.manual_seed(0)
-        model = MofDiff(preset(name), stats)
+        model = MofDiff(MofDiffConfig.preset(name), stats)
         middle, low, high = seconds(training_step(model, data), options.repeats)
         print(
             f"train {name:6}            {64 / middle:8.1f} MOFs/s  ({64 / high:.1f} to {64 / low:.1f})   {64 / middle / TRAINING:6.1f} x released",
