@@ -80,7 +80,8 @@ from ..utils import Failure, MatgenError, atomic_write, describe_failures, paral
 def prepare_sources(sources, **options):
     """`prepare_mofs` of each source, or the `MofData` of a file that is prepared already; all in one.
     Returns (MofData, text, failures, notes)."""
-    from matgen_nb.mofdiff.coarse_graining import MofData, merged, prepare_mofs
+    from matgen_nb.mofdiff.data import MofData, merged
+    from matgen_nb.mofdiff.preparing import prepare_mofs
 
     sets, told, failures, notes = [], [], [], {}
     for source in sources:
@@ -961,7 +962,7 @@ def parse_target(text):
 def _stored_identities(path):
     """Identities of a prepared file, or of the training set of weights (a file, or the name of weights
     that ship)."""
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.model import MofDiff
 
     try:
@@ -1026,7 +1027,7 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
 def relax_shown(mof, row, most_atoms, limit):
     """(Mof, row) after a short relaxation, where the framework is small, converges within `limit`
     seconds and stays valid if it was; else as given."""
-    from matgen_nb.mofdiff.building_blocks import Mof
+    from matgen_nb.mofdiff.bonds import Mof
     from matgen_nb.mofdiff.evaluation import describe_mof, volume_kept
     from matgen_nb.mofdiff.relaxation import relax
 
@@ -1080,7 +1081,7 @@ def whole_blocks(mof, owner, beads):
     """Atoms and bonds of a framework drawn block by block: positions (n, 3) A, elements (n,), bonds (m,
     2). owner (N,): block of each atom; beads (K, 3) fractional: each block is drawn near its bead;
     organic blocks joined to a metal block are drawn there as well."""
-    from matgen_nb.mofdiff.building_blocks import connected, is_metal
+    from matgen_nb.mofdiff.bonds import connected, is_metal
 
     (a, b), inside, frac = (
         mof.bonds.T,
