@@ -2,13 +2,13 @@
 
 # %% auto #0
 __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'STAGES', 'NET_HELP', 'NetShare', 'NetCandidates', 'Coherent', 'prepare_sources',
-           'prepare_mofs_command', 'fit_blocks', 'train_blocks_command', 'net_identity', 'known_identities',
-           'fit_mofdiff', 'train_mofdiff_command', 'open_mofs', 'sample_stage', 'read_sampled', 'read_alternatives',
-           'write_stage', 'read_stage', 'assemble_part', 'run_stage', 'assemble_stage', 'relax_part', 'closed',
-           'relax_stage', 'judge_part', 'judge_stage', 'first_reason', 'stage_rows', 'collect', 'mof_sheet',
-           'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target', 'reference_identities', 'draw_closed',
-           'relax_shown', 'best_framework', 'whole_blocks', 'plot_whole', 'mof_pair', 'demo_mof', 'is_run',
-           'run_frameworks', 'frameworks_of', 'evaluate_mofs_command', 'design_command']
+           'prepare_mofs_command', 'fit_blocks', 'train_blocks_command', 'fit_mofdiff', 'train_mofdiff_command',
+           'open_mofs', 'sample_stage', 'read_sampled', 'read_alternatives', 'write_stage', 'read_stage',
+           'assemble_part', 'run_stage', 'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part',
+           'judge_stage', 'first_reason', 'stage_rows', 'collect', 'mof_sheet', 'finish_mofs', 'make_mofs',
+           'sample_mofdiff_command', 'parse_target', 'reference_identities', 'draw_closed', 'relax_shown',
+           'best_framework', 'whole_blocks', 'plot_whole', 'mof_pair', 'demo_mof', 'is_run', 'run_frameworks',
+           'frameworks_of', 'evaluate_mofs_command', 'design_command']
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #df4d69bf
 import json, time
@@ -235,38 +235,6 @@ def train_blocks_command(
         start,
         f"matgen train mofdiff {data} --blocks {out / 'weights.safetensors'} --out mofdiff",
     )
-
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #9c6d0913
-def net_identity(coarse, slack=1.05):
-    "`framework_identity` of beads: metal and organic blocks nearer than `slack` x the sum of their arms are joined. None where it cannot be told."
-    from matgen_nb.mofdiff.decomposition import Decomposition, _nets
-    from matgen_nb.mofdiff.coarse_graining import contacts
-    from matgen_nb.mofdiff.evaluation import framework_identity
-
-    pairs = contacts(coarse, slack)
-    if not pairs:
-        return None
-    connections, images = (
-        np.array([[m, 0, o, 0] for m, o, _ in pairs]),
-        np.array([s for *_, s in pairs]).astype(int),
-    )
-    nets, dimension = _nets(len(coarse), connections, images)
-    return framework_identity(
-        Decomposition(
-            coarse.lattice,
-            coarse.blocks,
-            coarse.frac_coords,
-            connections,
-            images,
-            nets=nets,
-            dimension=dimension,
-        )
-    )
-
-
-def known_identities(data, slacks=(1.05, 1.1)):
-    "Identities of a `MofData` for novelty, a sorted list; read at two slacks, since calling a known framework new is the worse mistake."
-    return sorted({found for i in range(len(data)) for s in slacks if (found := net_identity(data[i], s))})
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #7ab3ce01
 def fit_mofdiff(data, encoder, preset, config, out, resume=False, overwrite=False):
