@@ -9,8 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mofs
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData, from_decomposition
+from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
+from matgen_nb.mofdiff.decomposition import decompose
+from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
@@ -720,7 +722,7 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
 
 def test_a_run_on_nets(tmp_path, data, model):
     "Weights that carry nets: samples on them, columns and funnel; without a share of them, as before."
-    from matgen_nb.mofdiff.nets import net_table
+    from matgen_nb.mofdiff.net_fitting import net_table
     from matgen_nb.mofdiff.sampling import NetOptions
 
     torch.manual_seed(0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mof
+from matgen_nb.mofdiff.bonds import Mof, textbook_mof
+from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.checks import (
     CHECKS,
     Environment,
@@ -124,7 +125,7 @@ def test_identity_of_a_supercell():
 def test_clearance_is_that_of_brute_force():
     c, rng = MOF["ZIF-8"].crystal, np.random.default_rng(0)
     points = rng.random((50, 3))
-    from matgen_nb.mofdiff.hypothetical import vdw_radii
+    from matgen_nb.mofdiff.builder import vdw_radii
 
     shifts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
     delta = (points[:, None, None] - c.frac_coords[None, :, None] + shifts) @ c.lattice
@@ -518,7 +519,8 @@ def test_one_table_of_radii_and_one_void_fraction():
 
 @pytest.mark.parametrize("i", [3, 400, 1200])
 def test_stored_labels_are_those_of_the_one_function(i):
-    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels, recompose
+    from matgen_nb.mofdiff.decomposition import recompose
+    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels
 
     data = embedded_mofs()
     net = data.names[i].split("_")[0]

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from matgen_nb.mofdiff import property_design as pd
-from matgen_nb.mofdiff.building_blocks import Mof, textbook_crystal, textbook_mof
-from matgen_nb.mofdiff.coarse_graining import MofData
+from matgen_nb.mofdiff.bonds import Mof, textbook_crystal, textbook_mof
+from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 from matgen_nb.utils import MatgenError

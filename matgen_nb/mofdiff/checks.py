@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .building_blocks import Mof, connected, is_metal, neighbours
-from .hypothetical import clearance, clearance_grid, vdw_radii, void_fraction
+from .bonds import Mof, connected, is_metal, neighbours
+from .builder import vdw_radii
+from .hypothetical import clearance, clearance_grid, void_fraction
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError
 

@@ -12,10 +12,13 @@ from functools import partial
 
 import numpy as np
 
-from .building_blocks import Decomposition, Mof, _nets, decompose
+from .bonds import Mof
+from .decomposition import Decomposition, _nets, decompose
 from .checks import CHECKS, MIN_PLD, check_mof
-from .coarse_graining import CoarseMof, MofData, contacts
-from .nets import decomposition_graph, framework_key, topology_key
+from .coarse_graining import CoarseMof, contacts
+from .data import MofData
+from .nets import decomposition_graph, framework_key
+from .net_fitting import topology_key
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, parallel_map, share, time_limit
 

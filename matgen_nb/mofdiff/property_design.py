@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .assembly import assemble_first, mismatch
-from .building_blocks import Mof
+from .bonds import Mof
 from .checks import PORES
 from .evaluation import evaluate_mofs
 from .relaxation import relax_many, uff_table

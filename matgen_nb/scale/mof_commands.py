@@ -80,7 +80,8 @@ from ..utils import Failure, MatgenError, atomic_write, describe_failures, paral
 def prepare_sources(sources, **options):
     """`prepare_mofs` of each source, or the `MofData` of a file that is prepared already; all in one.
     Returns (MofData, text, failures, notes)."""
-    from matgen_nb.mofdiff.coarse_graining import MofData, merged, prepare_mofs
+    from matgen_nb.mofdiff.data import MofData, merged
+    from matgen_nb.mofdiff.preparing import prepare_mofs
 
     sets, told, failures, notes = [], [], [], {}
     for source in sources:
@@ -204,7 +205,7 @@ def train_blocks_command(
     device: On = Device.auto,
 ):
     "Train the encoder of building blocks on the blocks of a prepared file."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
 
     start = time.monotonic()
     config = given_training(
@@ -241,7 +242,7 @@ def fit_mofdiff(data, encoder, preset, config, out, resume=False, overwrite=Fals
     history)."""
     import torch
     from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
-    from matgen_nb.mofdiff.nets import net_table
+    from matgen_nb.mofdiff.net_fitting import net_table
 
     data = data.with_embeddings(encoder.encode(data.library).cpu())
     torch.manual_seed(config.seed)
@@ -279,7 +280,7 @@ def train_mofdiff_command(
     device: On = Device.auto,
 ):
     "Train MOFDiff on a prepared file; Ctrl-C saves and stops, --resume continues."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.embedding import BlockEncoder
     from matgen_nb.diffusion.pretrained import find_weights
 
@@ -332,7 +333,7 @@ def open_mofs(out, request, resume=False, overwrite=False, inputs=None):
 
 def sample_stage(model, out, request, draws=1, **asked):
     'Beads of `request["n"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_fitting`.'
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.property_design import best_fitting
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
 
@@ -366,7 +367,7 @@ def sample_stage(model, out, request, draws=1, **asked):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d4a633bc
 def read_sampled(out):
     "What stage one wrote: frameworks (list of `CoarseMof`) and rows of the table."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
 
     files = sorted(p for p in (Path(out) / "sampled").glob("*.safetensors") if p.stem.isdigit())
     sets, rows = (
@@ -380,7 +381,7 @@ def read_sampled(out):
 
 def read_alternatives(out):
     "Further arrangements (candidate nets) of a run: {name of the framework: list of `CoarseMof`}."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
 
     found = {}
     for data in map(MofData.load, sorted((Path(out) / "alternatives").glob("*.safetensors"))):
@@ -409,7 +410,7 @@ def write_stage(folder, name, row, crystal=None, bonds=(), images=()):
 
 def read_stage(folder, name):
     "(row, Mof or None) of a finished framework; (None, None) where the stage has not been there."
-    from matgen_nb.mofdiff.building_blocks import Mof
+    from matgen_nb.mofdiff.bonds import Mof
     from matgen_nb.symmetry.crystal import Crystal
 
     try:
@@ -929,7 +930,7 @@ def parse_target(text):
 def _stored_identities(path):
     """Identities of a prepared file, or of the training set of weights (a file, or the name of weights
     that ship)."""
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.model import MofDiff
 
     try:
@@ -994,7 +995,7 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
 def relax_shown(mof, row, most_atoms, limit):
     """(Mof, row) after a short relaxation, where the framework is small, converges within `limit`
     seconds and stays valid if it was; else as given."""
-    from matgen_nb.mofdiff.building_blocks import Mof
+    from matgen_nb.mofdiff.bonds import Mof
     from matgen_nb.mofdiff.evaluation import describe_mof, volume_kept
     from matgen_nb.mofdiff.relaxation import relax
 
@@ -1048,7 +1049,7 @@ def whole_blocks(mof, owner, beads):
     """Atoms and bonds of a framework drawn block by block: positions (n, 3) A, elements (n,), bonds (m,
     2). owner (N,): block of each atom; beads (K, 3) fractional: each block is drawn near its bead;
     organic blocks joined to a metal block are drawn there as well."""
-    from matgen_nb.mofdiff.building_blocks import connected, is_metal
+    from matgen_nb.mofdiff.bonds import connected, is_metal
 
     (a, b), inside, frac = (
         mof.bonds.T,
@@ -1087,7 +1088,7 @@ def whole_blocks(mof, owner, beads):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00013
 def plot_whole(mof, owner, beads, ax, pixels=330):
     "Draw `whole_blocks` and the cell on `ax`, seen as `CoarseMof.plot` sees the beads."
-    from matgen_nb.mofdiff.building_blocks import cell_sticks, render_scene
+    from matgen_nb.mofdiff.bonds import cell_sticks, render_scene
     from matgen_nb.symmetry.crystal import camera, element_table
 
     (cart, elements, bonds), table = whole_blocks(mof, owner, beads), element_table()
