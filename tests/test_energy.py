@@ -13,12 +13,10 @@ from matgen_nb.symmcd.energy import (
     EnergyCache,
     EnergyOptions,
     EnergyReference,
-    EnergyScale,
     Hull,
     PairPotential,
     Potential,
     QualityLog,
-    Relaxed,
     RelaxingModel,
     RelaxOptions,
     SinglePoint,
@@ -45,7 +43,7 @@ from matgen_nb.symmcd.energy import (
     symmetric_gradient,
 )
 from matgen_nb.symmcd.reverse import Sample, SamplingOptions
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.symmetry.lattice import constrain_k, lattice_to_k
 from matgen_nb.symmetry.space_groups import SpaceGroup

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import Statistics, SymmCD, preset
+from matgen_nb.symmcd.model import Statistics, SymmCD, SymmCDConfig
 from matgen_nb.symmcd.network import all_pairs
 from matgen_nb.symmcd.requests import Conditions, Prior, Request, make_request, plan, refuse_forced
 from matgen_nb.symmcd.reverse import (
@@ -101,7 +101,7 @@ def untrained(name="common"):
         groups,
         orbits,
     )
-    return SymmCD(preset(name, width=32, layers=1, frequencies=4), stats).eval()
+    return SymmCD(SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), stats).eval()
 
 
 @pytest.fixture(scope="module", params=["common", "paper_small", "tiny"])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from matgen_nb.scale.command_line import app, load_commands, main
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
-from matgen_nb.symmcd.model import SymmCD, fine_tuned, preset, statistics
+from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, generic_unit
@@ -30,7 +30,7 @@ def data():
 def untrained(data, **changes):
     torch.manual_seed(0)
     return SymmCD(
-        preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)
+        SymmCDConfig.preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)
     ).eval()
 
 
@@ -121,7 +121,7 @@ def test_prediction_uses_no_cell_and_no_coordinate(data):
 
 
 def test_prediction_refuses_what_it_cannot_do(data):
-    common = SymmCD(preset("common", width=16, layers=1, frequencies=4), statistics(data)).eval()
+    common = SymmCD(SymmCDConfig.preset("common", width=16, layers=1, frequencies=4), statistics(data)).eval()
     with pytest.raises(MatgenError, match="staged"):
         common.predict([data[0]])
     for wrong in (dict(units=[]), dict(units=[data[0]], n=0)):

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import SymmCD, preset, statistics
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 from matgen_nb.symmcd.requests import Conditions, Prior, Request, find_cells, make_request, plan
 from matgen_nb.symmcd.reverse import SamplingOptions, held_score, sample_requests, start_state
 from matgen_nb.symmcd.counting import parse_formula
@@ -93,8 +93,8 @@ def test_templates_are_drawn_as_often_as_they_occur():
     drawn = Counter(draw_template(table, 230, 2, rng) for _ in range(6000))
     for key, p in (
         {None: 0.1, (0, 0): 0.54}
-        | {t: 0.27 / 2 for t in ((0, 1), (1, 0))}
-        | {t: 0.09 / 2 for t in ((1, 2), (2, 1))}
+        | dict.fromkeys(((0, 1), (1, 0)), 0.27 / 2)
+        | dict.fromkeys(((1, 2), (2, 1)), 0.09 / 2)
     ).items():
         assert abs(drawn[key] / 6000 - p) < 5 * (p / 6000) ** 0.5, key
     assert draw_template(table, 230, 3, rng) is None and draw_template({}, 1, 1, rng) is None
@@ -154,7 +154,7 @@ def request_of(group, positions):
 
 def untrained(data, name="common"):
     torch.manual_seed(0)
-    return SymmCD(preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
+    return SymmCD(SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
 
 
 @pytest.mark.parametrize("t", [1000, 500, 40])
@@ -340,7 +340,7 @@ def test_templates_take_nothing_away(formula):
     "What can be had without them can be had with them, in the same cells; only the weights differ."
     prior, counts = Prior(SHIPPED), tuple(parse_formula(formula).values())
     groups, contents = (
-        {g: 1.0 for g in (1, 2, 14, 62, 139, 166, 176, 194, 221, 225, 227)},
+        dict.fromkeys((1, 2, 14, 62, 139, 166, 176, 194, 221, 225, 227), 1.0),
         [tuple(z * n for n in counts) for z in (1, 2, 4)],
     )
     with_, without = (

@@ -20,7 +20,7 @@ import torch
 
 from ..symmetry.crystal import Crystal, element_table
 from ..symmetry.lattice import lattice_parameters
-from .building_blocks import Mof, find_bonds, is_metal, neighbours
+from .bonds import Mof, find_bonds, is_metal, neighbours
 from ..utils import MatgenError, parallel_map
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #6e0f5c15

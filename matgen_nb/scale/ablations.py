@@ -7,11 +7,11 @@ __all__ = ['VARIANTS', 'SAMPLERS', 'BASE', 'TRAIN', 'FIGURES', 'POOL', 'SHARES',
            'pooled_spread', 'reference_setting', 'margin', 'summarise_ablations', 'ablation_text', 'plot_ablations']
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #13a6dcbc
-import copy, csv, json, statistics, time
+import json, statistics, time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 
@@ -74,7 +74,7 @@ class Variant:
 
     text: str
     config: dict = field(default_factory=dict)
-    data: Optional[Callable] = None
+    data: Callable | None = None
     against: str = "base"
     votes: bool = True
     other: tuple = ()

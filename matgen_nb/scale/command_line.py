@@ -16,38 +16,28 @@ import json, os, sys, time
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from matgen_nb.scale.runs import (
     CHUNK,
     as_folder,
-    caption,
     check_out,
     chunk_seed,
-    chunks,
     close_folders,
-    crystal_png,
     file_hash,
     finish_stream,
     fresh_file,
     fresh_folder,
     record_of,
-    gallery_png,
-    input_identity,
-    is_finished,
-    join_tables,
     open_run,
     read_table,
     run_record,
     say,
     stream,
-    write_cifs,
-    write_gallery,
     write_json,
     write_results,
-    write_table,
     written_now,
 )
 from ..utils import MatgenError, OwnFiles, atomic_write, describe_failures
@@ -119,13 +109,11 @@ Overwrite = Annotated[
 ]
 Resume = Annotated[bool, _option("Continue the run in --out.", False, "--resume")]
 Jobs = Annotated[int, _option("Processes; -1: one for each core.")]
-Steps = Annotated[Optional[int], _option("Steps of the optimizer.", PRESETS, min=1)]
-Epochs = Annotated[Optional[float], _option("Passes over the data, in place of --steps.", PRESETS)]
-BatchSize = Annotated[
-    Optional[int], _option("Structures in a step, on all devices together.", PRESETS, min=1)
-]
-Rate = Annotated[Optional[float], _option("Learning rate.", PRESETS)]
-Seconds = Annotated[Optional[float], _option("Time budget in seconds; the learning rate follows it.", "none")]
+Steps = Annotated[int | None, _option("Steps of the optimizer.", PRESETS, min=1)]
+Epochs = Annotated[float | None, _option("Passes over the data, in place of --steps.", PRESETS)]
+BatchSize = Annotated[int | None, _option("Structures in a step, on all devices together.", PRESETS, min=1)]
+Rate = Annotated[float | None, _option("Learning rate.", PRESETS)]
+Seconds = Annotated[float | None, _option("Time budget in seconds; the learning rate follows it.", "none")]
 Devices = Annotated[int, _option("Processes on each node: GPUs, or parts of a CPU.", min=1)]
 Nodes = Annotated[int, _option("Machines; start with srun or torchrun (lesson 24).", min=1)]
 Strategy = Annotated[str, _option("How processes share the work, a name of Lightning Fabric; auto: ddp.")]
@@ -344,9 +332,9 @@ def train_symmcd(
     preset: Annotated[
         str, _option("tiny (minutes), small (laptop), full (GPU), paper (as published).")
     ] = "small",
-    val: Annotated[Optional[Path], _option("Prepared file for validation.", "2 % of the data")] = None,
+    val: Annotated[Path | None, _option("Prepared file for validation.", "2 % of the data")] = None,
     init_from: Annotated[
-        Optional[str],
+        str | None,
         _option(
             "Start from these weights (a file, or the name of weights that ship): "
             "fine-tuning; they set the size, not --preset.",
@@ -369,7 +357,7 @@ def train_symmcd(
     device: On = Device.auto,
 ):
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
-    from matgen_nb.utils import find_weights
+    from matgen_nb.diffusion.pretrained import find_weights
 
     config = given_training(
         TRAINING,
@@ -503,57 +491,57 @@ def sample_symmcd(
         str, _option("File of weights, or the name of weights that ship.")
     ] = "symmcd-mp20-small",
     space_group: Annotated[
-        Optional[str], _option("Number, or several: 225,221.", "as in the training set")
+        str | None, _option("Number, or several: 225,221.", "as in the training set")
     ] = None,
     num_atoms: Annotated[
-        Optional[int], _option("Atoms in the conventional cell.", "as in the training set", min=1)
+        int | None, _option("Atoms in the conventional cell.", "as in the training set", min=1)
     ] = None,
     num_orbits: Annotated[
-        Optional[int],
+        int | None,
         _option("Orbits, which are symmetry-equivalent sets of atoms.", "as in the training set", min=1),
     ] = None,
-    formula: Annotated[Optional[str], _option("Exact composition, such as BaTiO3.", "any")] = None,
-    chemical_system: Annotated[Optional[str], _option("Elements, such as Li-Fe-O.", "any")] = None,
-    steps: Annotated[Optional[int], _option("Denoising steps.", "25")] = None,
-    eta: Annotated[Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1")] = None,
+    formula: Annotated[str | None, _option("Exact composition, such as BaTiO3.", "any")] = None,
+    chemical_system: Annotated[str | None, _option("Elements, such as Li-Fe-O.", "any")] = None,
+    steps: Annotated[int | None, _option("Denoising steps.", "25")] = None,
+    eta: Annotated[float | None, _option("1: stochastic; 0: deterministic given the start.", "1")] = None,
     guide: Annotated[
-        Optional[float],
+        float | None,
         _option("Share of the time, at the end, in which atoms are led to their sites; 0: never.", "0.5"),
     ] = None,
     sharpen: Annotated[
-        Optional[float], _option("Longer steps of the atoms along the score; 1: as learned.", "3")
+        float | None, _option("Longer steps of the atoms along the score; 1: as learned.", "3")
     ] = None,
     apart: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.", "0.75"
         ),
     ] = None,
     balance: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Share of crystals whose elements are chosen so that charges can balance; 0: never.",
             "that of the training set",
         ),
     ] = None,
     templates: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Share of the known sets of sites due that are taken; 0: all sites as the network says.", "1"
         ),
     ] = None,
     corrector: Annotated[
-        Optional[int], _option("Langevin steps after each step; each costs one more.", "0")
+        int | None, _option("Langevin steps after each step; each costs one more.", "0")
     ] = None,
     doubt: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.",
             "1",
         ),
     ] = None,
     retries: Annotated[
-        Optional[int],
+        int | None,
         _option("Draw a crystal with atoms nearer than 0.5 A again, so often.", "0, with --neutral 5"),
     ] = None,
     neutral: Annotated[
@@ -564,9 +552,9 @@ def sample_symmcd(
             "--neutral",
         ),
     ] = False,
-    relax: Annotated[Optional[str], _option(RELAX_HELP, "none")] = None,
+    relax: Annotated[str | None, _option(RELAX_HELP, "none")] = None,
     resample_higher: Annotated[
-        Optional[int],
+        int | None,
         _option(
             "Sample a crystal again, at most so often, in which spglib finds a higher group than requested.",
             "10 with --space-group, else 0: never",
@@ -587,7 +575,8 @@ def sample_symmcd(
     device: On = Device.auto,
 ):
     "Generate crystals: CIF files, a table, a gallery; a run that was stopped continues with --resume."
-    from matgen_nb.symmcd.model import SymmCD, find_weights
+    from matgen_nb.symmcd.model import SymmCD
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.sampling import RESAMPLE, SamplingOptions
 
@@ -828,7 +817,7 @@ def evaluate_crystals_command(
         Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")
     ],
     training: Annotated[
-        Optional[Path], _option("The same for novelty and new templates.", "the reference")
+        Path | None, _option("The same for novelty and new templates.", "the reference")
     ] = None,
     energy: Annotated[bool, _option(ENERGY_HELP, False, "--energy")] = False,
     potential: Annotated[str, _option(POTENTIAL_HELP)] = "chgnet",

@@ -102,7 +102,8 @@ def predict_command(
 ):
     "Predict cells and coordinates where space group, Wyckoff positions and elements are given."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.model import SymmCD, find_weights
+    from matgen_nb.symmcd.model import SymmCD
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd.sampling import SamplingOptions
 
     if model_name != "symmcd":

@@ -188,8 +188,10 @@ def sample(
         new = _fresh_requests(draw, fresh, len(indices), options.balance)
         return _in_batches(self, new, int(fresh.integers(2**62)), options, lambda n=1: None)
 
+    candidates = options.candidates if self.config.staged else 1
+    calls = n * options.steps * candidates
     with (
-        progress_bar("sampling", n * options.steps, show=options.progress) as advance,
+        progress_bar("sampling", calls, show=options.progress) as advance,
         reproducible(self.device),
     ):
         samples = _in_batches(self, requests, seed, options, advance)
