@@ -58,6 +58,19 @@ def test_modules_are_short():
     assert not over, f"lines above {debts.MODULE_LINES}: {over}"
 
 
+def test_public_surface_is_typed():
+    found = {debts.module_name(p): debts.untyped(p) for p in debts.modules()}
+    over = {name: f for name, f in found.items() if len(f) > DEBTS["untyped"].get(name, 0)}
+    assert not over, f"public functions without types: {over}"
+
+
+def test_types_agree():
+    "mypy, in the lenient setting of .mypy.ini."
+    pytest.importorskip("mypy")
+    over = {name: n for name, n in debts.types().items() if n > DEBTS["types"].get(name, 0)}
+    assert not over, f"run `mypy --config-file .mypy.ini`: {over}"
+
+
 def test_ruff_finds_nothing():
     over = {name: n for name, n in debts.lint().items() if n > DEBTS["lint"].get(name, 0)}
     assert not over, f"run `ruff check nbs tests`: {over}"
