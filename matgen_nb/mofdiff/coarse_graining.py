@@ -38,7 +38,8 @@ from matgen_nb.mofdiff.building_blocks import (
 )
 from ..symmetry.cif import cif_folder, cif_stem, describe_notes
 from ..symmetry.crystal import Crystal, camera, min_distance
-from ..utils import Failure, MatgenError, atomic_write, describe_failures, fetch, parallel_map
+from ..utils import MatgenError, atomic_write, fetch
+from ..parallel import Failure, describe_failures, parallel_map
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #186ae1bb
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from .building_blocks import Mof, connected, decompose, is_metal, neighbours
 from .hypothetical import clearance, clearance_grid, vdw_radii, void_fraction
 from .nets import decomposition_graph, framework_key, topology_key
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, parallel_map, share, time_limit
+from ..utils import MatgenError, share
+from ..parallel import parallel_map, time_limit
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #e54189db
 class Environment:

@@ -40,7 +40,8 @@ from .rigid import cross_matrix, gauss_newton_step, rotation_from_vector, superp
 from ..symmetry.crystal import atomic_number, element_table
 from ..symmetry.lattice import lattice_from_parameters, lattice_parameters
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import MatgenError, atomic_write, parallel_map, progress_bar
+from ..utils import MatgenError, atomic_write, progress_bar
+from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/16b_hypothetical.ipynb #99b17b3d
 @dataclass(frozen=True, eq=False)
