@@ -28,15 +28,9 @@ from matgen_nb.mofdiff.assembly import (
     unlike,
     why_not,
 )
-from matgen_nb.mofdiff.building_blocks import (
-    TEXTBOOK,
-    BuildingBlock,
-    Mof,
-    decompose,
-    find_bonds,
-    recompose,
-    textbook_mof,
-)
+from matgen_nb.mofdiff.bonds import Mof, TEXTBOOK, find_bonds, textbook_mof
+from matgen_nb.mofdiff.building_blocks import BuildingBlock
+from matgen_nb.mofdiff.decomposition import decompose, recompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.rigid import kabsch, quaternion_to_matrix, rotation_from_vector, rotation_grid
 from matgen_nb.utils import MatgenError

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.diffusion.layers import fourier, radial
-from matgen_nb.mofdiff.coarse_graining import MofBatch, MofData
+from matgen_nb.mofdiff.data import MofBatch, MofData
 from matgen_nb.mofdiff.model import (
     MIDDLE,
     Library,
@@ -604,7 +604,7 @@ def test_the_trainer_drives_it(tmp_path):
 
 def with_nets():
     "The tiny model with the nets of its training set."
-    from matgen_nb.mofdiff.nets import net_table
+    from matgen_nb.mofdiff.net_fitting import net_table
 
     model = tiny()
     model.nets = net_table(toy_data())

@@ -242,7 +242,8 @@ def test_losses_there_are_those_here(gpu):
 
 def test_frameworks_are_assembled_there_as_here(gpu):
     from matgen_nb.mofdiff.assembly import assemble
-    from matgen_nb.mofdiff.building_blocks import decompose, textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
+    from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import from_decomposition
 
     beads = [from_decomposition(decompose(textbook_mof(name)), name) for name in ("HKUST-1", "MIL-53")]

@@ -501,7 +501,7 @@ def symmcd(data, **changes):
 
 def mofdiff():
     "A small model on toy frameworks, and its data."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
     from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 

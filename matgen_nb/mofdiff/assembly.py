@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from .building_blocks import Mof, is_metal, neighbours
+from .bonds import Mof, is_metal, neighbours
 from .coarse_graining import CoarseMof
 from matgen_nb.mofdiff.rigid import (
     STRAINS,

@@ -20,8 +20,8 @@ from ..diffusion.gaussian import GaussianDiffusion, random_normal, random_unifor
 from ..diffusion.layers import rows_of, structure_mean, time_features
 from ..diffusion.pretrained import Presets, Pretrained
 from ..diffusion.torus import TorusDiffusion
-from .coarse_graining import pack_blocks, unpack_blocks
-from .nets import pack_nets, unpack_nets
+from .data import pack_blocks, unpack_blocks
+from .net_fitting import pack_nets, unpack_nets
 from .network import BeadDenoiser, BeadEncoder, Beads, NetworkConfig, without_mean
 from ..symmetry.lattice import k_to_lattice, lattice_to_k
 from ..utils import MatgenError, patch

@@ -20,7 +20,7 @@ import torch
 
 from ..symmetry.crystal import Crystal, element_table
 from ..symmetry.lattice import lattice_parameters
-from .building_blocks import Mof, find_bonds, is_metal, neighbours
+from .bonds import Mof, find_bonds, is_metal, neighbours
 from ..utils import MatgenError
 from ..parallel import parallel_map
 

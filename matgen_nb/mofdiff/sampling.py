@@ -19,7 +19,8 @@ from ..diffusion.sampler import reverse_process, time_grid
 from ..diffusion.torus import SHARPEN
 from .coarse_graining import CoarseMof
 from .model import Library, MofDiff
-from .nets import PlacedNet, assign, carry, framework_key, misfit, signature, site_of_block
+from .nets import framework_key
+from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
 from .network import IMAGES, Beads
 from ..symmetry.crystal import element_table
 from ..utils import MatgenError, progress_bar

@@ -226,7 +226,7 @@ TEXT = ("IRMOF-1", "HKUST-1", "UiO-66", "MIL-53", "MOF-74")  # textbook framewor
 @task("mof preparing", "frameworks", needs="matgen_nb.mofdiff.coarse_graining")
 def make_mof_preparing(device, seed):
     "CIF text -> beads: bonds, blocks, connection points, identities."
-    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.coarse_graining import coarse_grain
 
     items = [(name, textbook_mof(name).crystal.to_cif(), {}) for name in TEXT]
@@ -300,7 +300,8 @@ def make_assembly(device, seed, n=3):
     "Textbook frameworks from their building blocks and bead positions, in one batch."
     from itertools import islice
     from matgen_nb.mofdiff.assembly import assemble
-    from matgen_nb.mofdiff.building_blocks import TEXTBOOK, decompose, textbook_mof
+    from matgen_nb.mofdiff.bonds import TEXTBOOK, textbook_mof
+    from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import CoarseMof
 
     coarse = [
@@ -312,7 +313,7 @@ def make_assembly(device, seed, n=3):
 @task("relaxation", "evaluations", needs="matgen_nb.mofdiff.relaxation")
 def make_relaxation(device, seed, steps=30):
     "Energies with forces and stress (UFF, on the CPU) of IRMOF-1, 106 atoms, while it relaxes."
-    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.relaxation import relax
 
     work = lambda: relax(textbook_mof("IRMOF-1"), stages=(True,), steps=steps, time_limit=None)
@@ -322,7 +323,7 @@ def make_relaxation(device, seed, steps=30):
 @task("mof evaluation", "frameworks", needs="matgen_nb.mofdiff.evaluation")
 def make_mof_evaluation(device, seed):
     "Checks, pores and identity of textbook frameworks."
-    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.evaluation import describe_mof
 
     return lambda: [describe_mof(textbook_mof(name).crystal, timeout=None) for name in TEXT], len(TEXT)

@@ -388,7 +388,8 @@ def split_blocks(blocks, held_blocks, held_conformers, seed=0):
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290026
 def mofs_of(job):
     "MofData of --data: a prepared file, or a source of which so many are prepared now as the settings say (default: embedded, built where they do not ship)."
-    from matgen_nb.mofdiff.coarse_graining import MofData, prepare_mofs
+    from matgen_nb.mofdiff.data import MofData
+    from matgen_nb.mofdiff.preparing import prepare_mofs
 
     source, path = job.data or "embedded", job.out / "mofs.safetensors"
     if Path(source).suffix == ".safetensors":
@@ -811,7 +812,7 @@ def open_recipe(out, request, resume=False, overwrite=False, inputs=None):
 
 def check_inputs(kind, data, val):
     "MatgenError where --data or --val cannot be had, before anything is overwritten: a prepared file is read, another source must be there."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.symmcd.dataset import PUBLIC
 
     known = ("embedded", "bw-db", "core-mof") if kind == "mofs" else ("embedded", *PUBLIC)

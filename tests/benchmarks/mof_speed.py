@@ -32,14 +32,11 @@ def report(what, part, count, run, repeats):
 
 def blocks_of(folder=None):
     "The distinct building blocks of a folder of CIFs, or of the textbook frameworks."
-    from matgen_nb.mofdiff import building_blocks
-    from matgen_nb.mofdiff.building_blocks import Mof, decompose
+    from matgen_nb.mofdiff import bonds
+    from matgen_nb.mofdiff.bonds import Mof
+    from matgen_nb.mofdiff.decomposition import decompose
 
-    mofs = (
-        building_blocks.textbook_mofs()
-        if folder is None
-        else [str(p) for p in sorted(Path(folder).glob("*.cif"))]
-    )
+    mofs = bonds.textbook_mofs() if folder is None else [str(p) for p in sorted(Path(folder).glob("*.cif"))]
     found, failed = {}, 0
     for mof in mofs.values() if isinstance(mofs, dict) else mofs:
         try:

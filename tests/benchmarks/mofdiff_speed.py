@@ -12,7 +12,8 @@ import argparse
 import torch
 
 from timing import seconds
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
+from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.mofdiff.sampling import choose_blocks
 
@@ -21,7 +22,8 @@ TRAINING, SAMPLE = 5.8, 109.0  # MOFs/s and CPU s of the release
 
 def textbook_data():
     "The textbook frameworks, coarse-grained, eight copies with cells of different size."
-    from matgen_nb.mofdiff.building_blocks import decompose, textbook_mofs
+    from matgen_nb.mofdiff.bonds import textbook_mofs
+    from matgen_nb.mofdiff.decomposition import decompose
 
     found = [decompose(mof) for mof in textbook_mofs().values()]
     data = MofData.from_coarse(
