@@ -137,7 +137,7 @@ def model(data):
 @pytest.mark.parametrize("points", [0, 1])
 def test_a_block_that_can_hold_nothing(tmp_path, data, points):
     "In assembly: a row with the reason; its neighbours are assembled."
-    from matgen_nb.mofdiff.assembly import assemble
+    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
 
     good = data[2]
     b = good.blocks[-1]
@@ -150,7 +150,7 @@ def test_a_block_that_can_hold_nothing(tmp_path, data, points):
         b.is_metal,
     )
     lame = CoarseMof(good.lattice, good.frac_coords, [*good.blocks[:-1], stump], "lame")
-    first, second = assemble([lame, good], starts=16, generations=1)
+    first, second = assemble([lame, good], options=AssemblyOptions(starts=16, generations=1))
     assert (
         first.crystal is None
         and f"has {points} connection point" in first.row["reason"]

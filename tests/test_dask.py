@@ -113,7 +113,7 @@ NAMES = "MIL-53", "broken", "MOF-74"
 @pytest.fixture(scope="module")
 def assembled(cluster):
     "Two textbook frameworks and, between them, one with a chemical element that there is not: assembled here and on Dask."
-    from matgen_nb.mofdiff.assembly import assemble
+    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
     from matgen_nb.mofdiff.building_blocks import decompose, textbook_mof
     from matgen_nb.mofdiff.coarse_graining import from_decomposition
 
@@ -124,11 +124,8 @@ def assembled(cluster):
         name="broken",
         blocks=[*first.blocks[:-1], replace(block, elements=np.full(len(block.elements), 150))],
     )
-    return both(
-        lambda n: assemble(
-            [first, broken, last], starts=8, rotations=512, generations=1, batch_size=1, n_jobs=n
-        )
-    )
+    options = AssemblyOptions(starts=8, rotations=512, generations=1, batch_size=1)
+    return both(lambda n: assemble([first, broken, last], options=options, n_jobs=n))
 
 
 def assert_same(a, b):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.mofdiff import nets
-from matgen_nb.mofdiff.assembly import assemble, shuffled
+from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
+from matgen_nb.mofdiff.orientations import shuffled
 from matgen_nb.mofdiff.building_blocks import decompose, textbook_mofs
 from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData, from_decomposition
 from matgen_nb.mofdiff.evaluation import framework_identity
@@ -215,7 +216,9 @@ def test_frameworks_close_on_their_own_net(name):
     sites = [nets.site_of_block(b) for b in coarse.blocks]
     rows, total = nets.assign(nets.misfit(sites, net.sites))
     assert total < 1e-6 and net.name == name
-    built = assemble(nets.carry(net, [coarse.blocks[k] for k in rows]), starts=16, generations=2)
+    built = assemble(
+        nets.carry(net, [coarse.blocks[k] for k in rows]), options=AssemblyOptions(starts=16, generations=2)
+    )
     assert built.row["bond_success"] == 1 and built.row["clashes"] == 0
 
 

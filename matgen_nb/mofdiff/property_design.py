@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from .assembly import assemble_first, mismatch
+from .assembly import AssemblyOptions, assemble_first, mismatch
 from .building_blocks import Mof
 from .evaluation import PORES, evaluate_mofs
 from .relaxation import relax_many, uff_table
@@ -151,8 +151,7 @@ def build(
     built = assemble_first(
         [[s.coarse, *s.others] for s in samples],
         seed=seed,
-        starts=starts,
-        generations=generations,
+        options=AssemblyOptions(starts=starts, generations=generations),
         device=device,
         n_jobs=n_jobs,
         progress=progress and "assembling",

@@ -504,6 +504,8 @@ def assemble_stage(
 ):
     """All-atom frameworks of a list of `CoarseMof` in out/assembled. group: how many share a tensor
     (4 on the CPU, 32 elsewhere). others: further arrangements of each, see `read_alternatives`."""
+    from matgen_nb.mofdiff.assembly import AssemblyOptions
+
     folder, group = Path(out) / "assembled", group or (4 if device == "cpu" else 32)
     options = [[c, *(others or {}).get(c.name, ())] for c in coarse]
     parts = [options[i : i + group] for i in range(0, len(options), group)]
@@ -514,8 +516,7 @@ def assemble_stage(
         limit=limit,
         seed=seed,
         device=device,
-        starts=starts,
-        generations=generations,
+        options=AssemblyOptions(starts=starts, generations=generations),
     )
     run_stage(
         work,
@@ -990,7 +991,7 @@ def reference_identities(path, n_jobs=-1):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00002
 def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=50):
     "Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its bonds. Returns lists of `CoarseMof` and of `Assembled`."
-    from matgen_nb.mofdiff.assembly import assemble_first
+    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble_first
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
 
     beads, built = [], []
@@ -998,7 +999,9 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
         samples = model.sample(n, seed=chunk_seed(seed, i), steps=steps, progress=False)
         named = lambda k, s: [replace(c, name=f"mof_{k:05d}") for c in (s.coarse, *s.others)]
         found = [named(k, s) for k, s in enumerate(samples, len(beads))]
-        built += assemble_first(found, seed=seed, starts=starts, generations=generations, n_jobs=n_jobs)
+        built += assemble_first(
+            found, seed, AssemblyOptions(starts=starts, generations=generations), n_jobs=n_jobs
+        )
         beads += [options[b.row["candidate"]] for options, b in zip(found, built[-n:])]
         if any(b.row.get("bond_success") == 1 for b in built):
             break

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matgen_nb.mofdiff.assembly import assemble, shuffled
+from matgen_nb.mofdiff.assembly import assemble
+from matgen_nb.mofdiff.orientations import shuffled
 from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mofs
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
