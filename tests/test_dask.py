@@ -162,10 +162,10 @@ def test_assembling_frameworks(assembled):
 
 
 def test_relaxing_frameworks(assembled):
-    from matgen_nb.mofdiff.relaxation import relax_many
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax_many
 
     (here, failures), (there, same) = both(
-        lambda n: relax_many(assembled[0], NAMES, n_jobs=n, steps=100, progress=None)
+        lambda n: relax_many(assembled[0], NAMES, RelaxationOptions(steps=100), n_jobs=n, progress=None)
     )
     assert failures == same and [f.name for f in failures] == ["broken"] and here[1] is there[1] is None
     for a, b in zip(here[::2], there[::2]):

@@ -61,8 +61,8 @@ def why_not(coarse: CoarseMof) -> str:
     for k, block in enumerate(coarse.blocks):
         if block.num_connections < 2:
             return (
-                f"block {k} ({block.formula}) has {block.num_connections} connection point(s): it can hold nothing "
-                "together; remove it or merge it into a neighbour"
+                f"block {k} ({block.formula}) has {block.num_connections} connection point(s): "
+                "it can hold nothing together; remove it or merge it into a neighbour"
             )
         try:
             ends(block)
@@ -88,11 +88,11 @@ def _why_unmatched(coarse):
 
 # %% ../../nbs/4_mofdiff/20d_assembly.ipynb #95abaab1
 def mismatch(coarse: CoarseMof, rotations: int = 400) -> float:
-    """How badly beads, blocks and cell go together, A^2 per connection point: the mean shell cost when every block takes
-    its best rotation of a grid.
+    """How badly beads, blocks and cell go together, A^2 per connection point: the mean shell cost when
+    every block takes its best rotation of a grid.
 
-    About 0.1 for real frameworks (the grid is coarse), up to 4. inf where `why_not` knows a reason against
-    assembly."""
+    About 0.1 for real frameworks (the grid is coarse), up to 4. inf where `why_not` knows a reason
+    against assembly."""
     if why_not(coarse):
         return math.inf
     grid = rotation_grid(rotations)
@@ -101,7 +101,8 @@ def mismatch(coarse: CoarseMof, rotations: int = 400) -> float:
 
 # %% ../../nbs/4_mofdiff/20d_assembly.ipynb #c507f489
 def _spots_around(coarse, k, R, frac, device):
-    "Connection points (n, 3) of the blocks of the other kind, relative to bead k, A, and their outward directions."
+    """Connection points (n, 3) of the blocks of the other kind, relative to bead k, A, and their outward
+    directions."""
     tensor = lambda x: torch.as_tensor(x, device=device)
     shifts = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(frac)
     spots, facing = [], []
@@ -118,11 +119,11 @@ def _spots_around(coarse, k, R, frac, device):
 def rescan(
     coarse: CoarseMof, k: int, R: torch.Tensor, frac: torch.Tensor, grid: torch.Tensor, out: int = 16
 ) -> torch.Tensor:
-    """The `out` rotations (out, 3, 3) of the grid for which the points of block k lie best on the points of the
-    blocks around it, as these are turned now.
+    """The `out` rotations (out, 3, 3) of the grid for which the points of block k lie best on the points of
+    the blocks around it, as these are turned now.
 
-    R (K, 3, 3) and frac (K, 3): one solution, in the cell of `coarse`. Blocks with many points use every second,
-    third ... rotation of the grid."""
+    R (K, 3, 3) and frac (K, 3): one solution, in the cell of `coarse`. Blocks with many points use every
+    second, third ... rotation of the grid."""
     end = ends(coarse.blocks[k])
     points, bonds = (torch.as_tensor(x, device=grid.device) for x in (end.points, end.out))
     spots, facing = _spots_around(coarse, k, R, frac, grid.device)
@@ -137,11 +138,11 @@ def rescan(
 def next_candidates(
     coarse: CoarseMof, candidates: torch.Tensor, R: torch.Tensor, frac: torch.Tensor, grid: torch.Tensor
 ) -> torch.Tensor:
-    """Candidates (K, P, 3, 3) for another round of choosing, from the solutions R (S, K, 3, 3), frac (S, K, 3) of the
-    last one, best first.
+    """Candidates (K, P, 3, 3) for another round of choosing, from the solutions R (S, K, 3, 3), frac (S, K,
+    3) of the last one, best first.
 
-    A third of them are the rotations found, a third come from a `rescan` around each of the best three, the rest
-    are old ones."""
+    A third of them are the rotations found, a third come from a `rescan` around each of the best three,
+    the rest are old ones."""
     P, new = candidates.shape[1], []
     for k in range(len(coarse)):
         fresh = torch.cat([rescan(coarse, k, R[s], frac[s], grid) for s in range(min(3, len(R)))])
@@ -153,8 +154,8 @@ def next_candidates(
 
 # %% ../../nbs/4_mofdiff/20d_assembly.ipynb #8fb1c0f3
 def unlike(cost: torch.Tensor, tolerance: float = 0.01) -> torch.Tensor:
-    """Indices that sort costs (S,), A^2, different solutions first: those that equal a lower one within `tolerance`
-    (relative, plus 0.001) come last."""
+    """Indices that sort costs (S,), A^2, different solutions first: those that equal a lower one within
+    `tolerance` (relative, plus 0.001) come last."""
     order = cost.argsort(stable=True)
     repeats = torch.cat([torch.zeros_like(cost[:1]), cost[order].diff()]) < tolerance * cost[order] + 1e-3
     repeats[0] = False
@@ -199,7 +200,7 @@ class _Pool:
         chosen = unlike(cost)[:keep]
         return _Pool(cost[chosen], R[chosen], frac[chosen])
 
-
+# %% ../../nbs/4_mofdiff/20d_assembly.ipynb #o20b0013
 def explore(
     mofs: Sequence[CoarseMof],
     joints: Joints,
@@ -208,7 +209,8 @@ def explore(
     options: AssemblyOptions = AssemblyOptions(),
     solved: float = 0.08,
 ) -> Solution:
-    """The best solutions that choosing jointly and pulling together find, `options.keep` of each framework, best first.
+    """The best solutions that choosing jointly and pulling together find, `options.keep` of each framework,
+    best first.
 
     Where the best costs more than `solved` (A^2 a bond), there is another generation."""
     candidates = [torch.stack([scan(m, k, grid) for k in range(len(m))]) for m in mofs]
@@ -249,10 +251,11 @@ def search(
 class Assembled:
     """An all-atom framework put together from blocks, or the reason why not.
 
-    crystal: Crystal, None where it could not be tried; bonds (b, 2), images (b, 3): as in `Mof`, bonds inside blocks
-    first, then the good ones between blocks; owner (N,) the block of each atom; row: name, matched (as many metal
-    as organic connection points), cp_error (root mean square gap, A), bond_success (fraction of good bonds),
-    clashes, assembled (all bonds good, no clash), strain and moved (A) of cell and beads, seconds, reason."""
+    crystal: Crystal, None where it could not be tried; bonds (b, 2), images (b, 3): as in `Mof`, bonds
+    inside blocks first, then the good ones between blocks; owner (N,) the block of each atom; row: name,
+    matched (as many metal as organic connection points), cp_error (root mean square gap, A),
+    bond_success (fraction of good bonds), clashes, assembled (all bonds good, no clash), strain and
+    moved (A) of cell and beads, seconds, reason."""
 
     crystal: Crystal | None
     bonds: np.ndarray
@@ -266,7 +269,8 @@ class Assembled:
 
 # %% ../../nbs/4_mofdiff/20d_assembly.ipynb #d175038f
 def to_atoms(coarse: CoarseMof, joints: Joints, solution: Solution) -> Assembled:
-    "The `Assembled` of one framework and one matched solution, with leading (1, 1); joints of this framework only."
+    """The `Assembled` of one framework and one matched solution, with leading (1, 1); joints of this
+    framework only."""
     quality, layout, C = measure(joints, solution), Layout.of(solution), int(joints.mask.sum())
     gap, good = (x[0, 0, :C].cpu().numpy() for x in (quality.gap, quality.good))
     atoms = place_atoms(coarse, solution, good)
@@ -288,15 +292,16 @@ def to_atoms(coarse: CoarseMof, joints: Joints, solution: Solution) -> Assembled
 
 # %% ../../nbs/4_mofdiff/20d_assembly.ipynb #d2e60929
 def badness(built: Assembled) -> float:
-    """What the best solution has least of: the gap between connection points (A), bad bonds, clashes, and changes of what
-    was given."""
+    """What the best solution has least of: the gap between connection points (A), bad bonds, clashes,
+    and changes of what was given."""
     row = built.row
     torn = 2 * (1 - row["bond_success"])
     return row["cp_error"] + torn + 0.1 * row["clashes"] + 0.1 * row["moved"] + row["strain"]
 
 
 def least_crowded(coarse: CoarseMof, solutions: list[Solution]) -> Solution:
-    "Of solutions with leading (1, 1), each with its blocks turned by `relieve`: the one with the least steric energy."
+    """Of solutions with leading (1, 1), each with its blocks turned by `relieve`: the one with the least
+    steric energy."""
     relieved = [relieve(coarse, Layout.of(one)) for one in solutions]
     energy = [total_crowding(coarse, layout) for layout in relieved]
     best = min(range(len(energy)), key=energy.__getitem__)
@@ -314,8 +319,8 @@ def finish(
 ) -> Assembled:
     """The `Assembled` with the least badness among the solutions (1, S, ...) of one framework, settled.
 
-    Of those within `tie` of it the least crowded, blocks turned where points leave a choice; `tries`: of how many
-    solutions, the best by gaps and bonds."""
+    Of those within `tie` of it the least crowded, blocks turned where points leave a choice; `tries`: of
+    how many solutions, the best by gaps and bonds."""
     quality = measure(joints, solutions)
     order = unlike((quality.gap.square().sum(-1) + (~quality.good).sum(-1))[0])[:tries].tolist()
     found = [solutions.start(i) for i in order]
@@ -372,7 +377,8 @@ def _assemble_part(mofs, **settings):
 
 
 def _in_parts(mofs, size):
-    "Numbers of the frameworks that can be assembled, those with few connection points first, `size` at a time."
+    """Numbers of the frameworks that can be assembled, those with few connection points first, `size` at
+    a time."""
     todo = [i for i, mof in enumerate(mofs) if not why_not(mof)]
     todo.sort(key=lambda i: sum(b.num_connections for b in mofs[i].blocks))
     return [todo[i : i + size] for i in range(0, len(todo), size)]
@@ -388,9 +394,9 @@ def assemble(
 ):
     """Put coarse frameworks together: an `Assembled` for a CoarseMof, a list of them for a list, in order.
 
-    How the given blocks are turned does not matter. seed: same seed, same result bit for bit on the same device;
-    n_jobs: processes, CPU only; progress: text of a bar. What cannot be assembled has crystal None and
-    row["reason"]."""
+    How the given blocks are turned does not matter. seed: same seed, same result bit for bit on the same
+    device; n_jobs: processes, CPU only; progress: text of a bar. What cannot be assembled has crystal
+    None and row["reason"]."""
     mofs = [coarse] if isinstance(coarse, CoarseMof) else list(coarse)
     out = [failed(mof, why_not(mof)) for mof in mofs]
     parts = _in_parts(mofs, options.batch_size or (4 if str(device) == "cpu" else 32))
@@ -414,8 +420,8 @@ def assemble_first(
 ) -> list[Assembled]:
     """For each list of arrangements (`CoarseMof`s, the likeliest first) one `Assembled`.
 
-    The first without a clash that forms all its bonds, else the best. row["candidate"]: its number in the list.
-    The other arguments: those of `assemble`."""
+    The first without a clash that forms all its bonds, else the best. row["candidate"]: its number in
+    the list. The other arguments: those of `assemble`."""
     lists = [list(o) for o in arrangements]
     kept: list = [None] * len(lists)
     for turn in range(max(map(len, lists), default=0)):

@@ -24,7 +24,8 @@ from ..symmetry.crystal import Crystal, element_table
 # %% ../../nbs/4_mofdiff/20c_assembly_refinements.ipynb #a461de52
 @dataclass(frozen=True, eq=False)
 class Layout:
-    "How the blocks of one framework stand, numpy float64: R (K, 3, 3), centres frac (K, 3), lattice (3, 3), A."
+    """How the blocks of one framework stand, numpy float64: R (K, 3, 3), centres frac (K, 3), lattice
+    (3, 3), A."""
 
     R: np.ndarray
     frac: np.ndarray
@@ -38,8 +39,9 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class PlacedAtoms:
-    """The atoms of a solution: crystal; bonds (b, 2), images (b, 3) as in `Mof`, those inside blocks first; owner (N,),
-    the block of each atom; cell (N, 3), the cell in which that block's centre lies."""
+    """The atoms of a solution: crystal; bonds (b, 2), images (b, 3) as in `Mof`, those inside blocks
+    first; owner (N,), the block of each atom; cell (N, 3), the cell in which that block's centre
+    lies."""
 
     crystal: Crystal
     bonds: np.ndarray
@@ -47,7 +49,7 @@ class PlacedAtoms:
     owner: np.ndarray
     cell: np.ndarray
 
-
+# %% ../../nbs/4_mofdiff/20c_assembly_refinements.ipynb #o20c0e02
 def place_atoms(coarse: CoarseMof, solution: Solution, good: np.ndarray) -> PlacedAtoms:
     """The atoms of one framework and one matched solution, with leading (1, 1).
 
@@ -75,8 +77,8 @@ SLACK = np.array([0.45, 0.2, -0.5])
 
 
 def find_clashes(atoms: PlacedAtoms) -> np.ndarray:
-    """Contacts (p, 2) of atoms of different blocks (or of a block and its image) that would be taken for bonds but are
-    none.
+    """Contacts (p, 2) of atoms of different blocks (or of a block and its image) that would be taken for
+    bonds but are none.
 
     Left out are bonds and neighbours of one common atom."""
     crystal, owner, cell = atoms.crystal, atoms.owner, atoms.cell
@@ -99,7 +101,8 @@ def find_clashes(atoms: PlacedAtoms) -> np.ndarray:
 
 # %% ../../nbs/4_mofdiff/20c_assembly_refinements.ipynb #2afa7772
 def _turns_onto_itself(points, out, spins):
-    "Rotations (n, 3, 3) to try: they carry two ends of a block onto two of its ends, or spin it about its line."
+    """Rotations (n, 3, 3) to try: they carry two ends of a block onto two of its ends, or spin it about
+    its line."""
     n, arms = len(points), torch.cat([points, out], 1).unflatten(1, (2, 3))
     axis = torch.linalg.svd(points)[2]
     if (arms @ axis[1:].T).norm(dim=-1).max() > 0.1:
@@ -113,10 +116,11 @@ def _turns_onto_itself(points, out, spins):
 
 
 def alternatives(block: BuildingBlock, tolerance: float = 0.3, spins: int = 24) -> torch.Tensor:
-    """Rotations (m, 3, 3) of a block that put its connection points and bonds where they were; 0: the identity.
+    """Rotations (m, 3, 3) of a block that put its connection points and bonds where they were; 0: the
+    identity.
 
-    tolerance: A. Two points and their bonds fix a rotation, as long as they are not all on one line; where they are,
-    so many spins about it are tried."""
+    tolerance: A. Two points and their bonds fix a rotation, as long as they are not all on one line;
+    where they are, so many spins about it are tried."""
     end = ends(block)
     points, out = torch.as_tensor(end.points), torch.as_tensor(end.out)
     tried = torch.cat([torch.eye(3, dtype=torch.float64)[None], _turns_onto_itself(points, out, spins)])
@@ -126,7 +130,8 @@ def alternatives(block: BuildingBlock, tolerance: float = 0.3, spins: int = 24) 
 
 # %% ../../nbs/4_mofdiff/20c_assembly_refinements.ipynb #82f3602c
 def _atoms_around(coarse, k, layout):
-    "Atoms (n, 3) of the other blocks and images, relative to the centre of block k, A, and their radii (n,), A."
+    """Atoms (n, 3) of the other blocks and images, relative to the centre of block k, A, and their radii
+    (n,), A."""
     radius, spots, sizes = element_table().radius, [], []
     shifts = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
     for j, other in enumerate(coarse.blocks):
@@ -143,10 +148,11 @@ def _atoms_around(coarse, k, layout):
 def crowding(
     coarse: CoarseMof, k: int, choices: np.ndarray, layout: Layout, contact: float = 2.0
 ) -> np.ndarray:
-    """Steric energy (m,), A^2, of block k for rotations `choices` (m, 3, 3), the other blocks and images staying.
+    """Steric energy (m,), A^2, of block k for rotations `choices` (m, 3, 3), the other blocks and images
+    staying.
 
-    (sum of radii + contact - distance)^2 over all atoms of others that are nearer than that. `contact` is what two
-    atoms that are not bonded keep beside their covalent radii, A."""
+    (sum of radii + contact - distance)^2 over all atoms of others that are nearer than that. `contact`
+    is what two atoms that are not bonded keep beside their covalent radii, A."""
     block, (spots, sizes) = coarse.blocks[k], _atoms_around(coarse, k, layout)
     reach = np.linalg.norm(block.cart_coords, axis=1).max() + contact + 2 * 2.6
     near = np.linalg.norm(spots, axis=1) < reach
@@ -162,8 +168,8 @@ def total_crowding(coarse: CoarseMof, layout: Layout) -> float:
 
 # %% ../../nbs/4_mofdiff/20c_assembly_refinements.ipynb #bf2978c3
 def relieve(coarse: CoarseMof, layout: Layout, sweeps: int = 2) -> Layout:
-    """The blocks turned, one after another, to the least crowded of the rotations that leave their connection points in
-    place."""
+    """The blocks turned, one after another, to the least crowded of the rotations that leave their
+    connection points in place."""
     R, turns = layout.R.copy(), {}
     for b in coarse.blocks:
         turns.setdefault(id(b), alternatives(b).numpy())
@@ -184,8 +190,8 @@ def relieve(coarse: CoarseMof, layout: Layout, sweeps: int = 2) -> Layout:
 class Exchanges:
     """Turns of a block that bring each connection point near the position of another.
 
-    turns (m, 3, 3); moves (m, c, 2, 3), A: for each position, the point and the bond (times a stiffness) that arrive
-    there minus those that leave."""
+    turns (m, 3, 3); moves (m, c, 2, 3), A: for each position, the point and the bond (times a stiffness)
+    that arrive there minus those that leave."""
 
     turns: np.ndarray
     moves: np.ndarray
@@ -212,7 +218,8 @@ def exchanges(block: BuildingBlock, tolerance: float = 1.5, stiffness: float = 0
 
 # %% ../../nbs/4_mofdiff/20c_assembly_refinements.ipynb #20a55e05
 def total_cost(joints: Joints, solution: Solution) -> torch.Tensor:
-    "What `polish` makes small (B, S), A^2: squared residuals of the bonds, and the springs that hold beads and cell."
+    """What `polish` makes small (B, S), A^2: squared residuals of the bonds, and the springs that hold
+    beads and cell."""
     moved = drift(joints, solution)
     bonds = residuals(joints, solution)[0].square().sum(-1)
     beads = (TRUST_SHIFT * moved.shift).square().sum((-1, -2))
@@ -238,8 +245,8 @@ def promises(
 ) -> torch.Tensor:
     """First-order estimate of the total cost after each exchange (1 + m,), A^2; first without any.
 
-    table: the `exchanges` of every block, in order; solution: one, with leading (1, 1); joints of this framework
-    only."""
+    table: the `exchanges` of every block, in order; solution: one, with leading (1, 1); joints of this
+    framework only."""
     J, spring = residuals(joints, solution)[1][0, 0], springs(joints, free_cell)
     pull = spring * drift(joints, solution).unknowns()[0, 0]
     after = _residuals_after(coarse, joints, solution, table)
@@ -256,10 +263,11 @@ def settle(
     rounds: int = 12,
     tries: int = 3,
 ) -> Solution:
-    """Exchange connection points, one block after another, as long as that lowers the total cost by 1 % and 0.001 A^2.
+    """Exchange connection points, one block after another, as long as that lowers the total cost by 1 % and
+    0.001 A^2.
 
-    solution: one, with leading (1, 1), returned as it is where nothing helps; joints of this framework only. Each of
-    `rounds` tries so many of the most promising."""
+    solution: one, with leading (1, 1), returned as it is where nothing helps; joints of this framework
+    only. Each of `rounds` tries so many of the most promising."""
     tables = {id(b): exchanges(b) for b in coarse.blocks}
     table = [tables[id(b)] for b in coarse.blocks]
     labels = [(k, turn) for k, found in enumerate(table) for turn in found.turns]

@@ -28,12 +28,12 @@ from ..symmetry.crystal import element_table
 # %% ../../nbs/4_mofdiff/20b_joining.ipynb #47961ada
 @dataclass(frozen=True, eq=False)
 class Joints:
-    """The connection points of B frameworks as padded tensors (float64): K beads and C points a side at most; side 0
-    is metal, side 1 organic.
+    """The connection points of B frameworks as padded tensors (float64): K beads and C points a side at
+    most; side 0 is metal, side 1 organic.
 
-    frac (B, K, 3), lattice (B, 3, 3); points and out (B, 2C, 3), A; half and radius (B, 2C): half the stored bond
-    length and the covalent radius of the bonded atom, A; member (B, 2C, K): 1 where a point belongs to a bead, all
-    0 for padding; mask (B, C) True where there is a point."""
+    frac (B, K, 3), lattice (B, 3, 3); points and out (B, 2C, 3), A; half and radius (B, 2C): half the
+    stored bond length and the covalent radius of the bonded atom, A; member (B, 2C, K): 1 where a point
+    belongs to a bead, all 0 for padding; mask (B, C) True where there is a point."""
 
     frac: torch.Tensor
     lattice: torch.Tensor
@@ -117,8 +117,9 @@ def as_given(joints: Joints, R: torch.Tensor) -> Solution:
 # %% ../../nbs/4_mofdiff/20b_joining.ipynb #691452ed
 @dataclass(frozen=True, eq=False)
 class Gaps:
-    """From every organic to every metal connection point (B, S, C, C): vector (..., 3), A, nearest image; the image
-    (..., 3) that was subtracted; bend |out + out'|^2, 0 where two bonds point straight at each other.
+    """From every organic to every metal connection point (B, S, C, C): vector (..., 3), A, nearest image;
+    the image (..., 3) that was subtracted; bend |out + out'|^2, 0 where two bonds point straight at each
+    other.
 
     And the turned points and outward directions (B, S, 2, C, 3), relative to their beads."""
 
@@ -172,9 +173,9 @@ def pull_together(
 ) -> Solution:
     """Anneal soft matches: rotations and centres that bring the connection points together.
 
-    For each width (A, wide to narrow) all pairs of points get soft weights, every point is asked to go half-way to
-    its partners, and every block follows with the best rotation (Kabsch) and shift. `ridge`: how many points'
-    worth of force pulls a bead back to where it was given."""
+    For each width (A, wide to narrow) all pairs of points get soft weights, every point is asked to go
+    half-way to its partners, and every block follows with the best rotation (Kabsch) and shift. `ridge`:
+    how many points' worth of force pulls a bead back to where it was given."""
     given, lattice, mask = solution.frac, solution.lattice, joints.mask
     inverse, none = torch.linalg.inv(lattice), ~(mask[:, None, :, None] & mask[:, None, None])
     to_beads = joints.member.mT[:, None]
@@ -196,14 +197,16 @@ def pull_together(
 # %% ../../nbs/4_mofdiff/20b_joining.ipynb #1b22435a
 @dataclass(frozen=True, eq=False)
 class Matched:
-    "A `Solution` with its matching, and what each pair of points costs (B, S, C), A^2; 0 where there is no point."
+    """A `Solution` with its matching, and what each pair of points costs (B, S, C), A^2; 0 where there
+    is no point."""
 
     solution: Solution
     cost: torch.Tensor
 
 
 def match(joints: Joints, solution: Solution) -> Matched:
-    """The cheapest one-to-one matching of metal with organic points, exactly (Hungarian method), for every start.
+    """The cheapest one-to-one matching of metal with organic points, exactly (Hungarian method), for every
+    start.
 
     The cost of a pair is distance^2 + |out + out'|^2, A^2."""
     from scipy.optimize import linear_sum_assignment
@@ -225,8 +228,8 @@ def match(joints: Joints, solution: Solution) -> Matched:
 class Pairs:
     """What the matched points look like, side 0 metal and 1 organic.
 
-    member (B, S, 2, C, K); points, out (B, S, 2, C, 3), A; half, radius (B, S, 2, C), A; centre (B, S, C, 3): the
-    vector between the centres, and gap (B, S, C, 3): between the two points, A."""
+    member (B, S, 2, C, K); points, out (B, S, 2, C, 3), A; half, radius (B, S, 2, C), A; centre (B, S,
+    C, 3): the vector between the centres, and gap (B, S, C, 3): between the two points, A."""
 
     member: torch.Tensor
     points: torch.Tensor
@@ -251,15 +254,15 @@ def bonded_pairs(joints: Joints, solution: Solution) -> Pairs:
     centre = ((member[:, :, 0] - member[:, :, 1]) @ solution.frac - solution.image) @ solution.lattice
     return Pairs(member, points, out, half, radius, centre, centre + points[:, :, 0] - points[:, :, 1])
 
-
+# %% ../../nbs/4_mofdiff/20b_joining.ipynb #o20b0012
 GOOD = 0.75, 1.35
 "A bond is good between these multiples of the sum of the covalent radii."
 
 
 @dataclass(frozen=True, eq=False)
 class BondQuality:
-    """Of every matched pair (B, S, C): gap, A, and ratio of the bond length to the sum of covalent radii; 0 and 1 for
-    padding."""
+    """Of every matched pair (B, S, C): gap, A, and ratio of the bond length to the sum of covalent
+    radii; 0 and 1 for padding."""
 
     gap: torch.Tensor
     ratio: torch.Tensor
@@ -285,9 +288,10 @@ def residuals(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a perfect assembly would bring to zero, (B, S, 6C), A, and its Jacobian (B, S, 6C, 6K + 6).
 
-    Unknowns: shifts of the beads (A), their turns (radians), six strains of the cell. Per bond: the gap between the
-    two points, and how far the two halves of the bond are from pointing at each other. Where the stored halves
-    add up to no sensible bond (0.8-1.3 sums of radii), the points move along it until they do."""
+    Unknowns: shifts of the beads (A), their turns (radians), six strains of the cell. Per bond: the gap
+    between the two points, and how far the two halves of the bond are from pointing at each other. Where
+    the stored halves add up to no sensible bond (0.8-1.3 sums of radii), the points move along it until
+    they do."""
     p = bonded_pairs(joints, solution)
     total, length = p.radius.sum(2), p.half.sum(2)
     excess = length - length.clamp(0.8 * total, 1.3 * total)
@@ -316,12 +320,13 @@ def _jacobian(p, points, arm):
 
 # %% ../../nbs/4_mofdiff/20b_joining.ipynb #cc9e4a50
 TRUST_SHIFT, TRUST_STRAIN = 0.1, 1.5
-"How much a change of what was given weighs beside a gap of 1 A: per A of shift of a bead, per unit of strain."
+"How much a change of what was given weighs beside a gap of 1 A: per A of shift, per unit of strain."
 
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    "How far beads and cell are from what was given: shift (B, S, K, 3), A, and the six strains strain (B, S, 6)."
+    """How far beads and cell are from what was given: shift (B, S, K, 3), A, and the six strains strain
+    (B, S, 6)."""
 
     shift: torch.Tensor
     strain: torch.Tensor
@@ -339,8 +344,8 @@ def drift(joints: Joints, solution: Solution) -> Drift:
 
 
 def springs(joints: Joints, free_cell: bool = True) -> torch.Tensor:
-    """Stiffness (6K + 6,) that holds each unknown of `residuals` to what was given: none on turns, a rigid cell where
-    it is not free."""
+    """Stiffness (6K + 6,) that holds each unknown of `residuals` to what was given: none on turns, a
+    rigid cell where it is not free."""
     beads = 3 * joints.frac.shape[1]
     cell = TRUST_STRAIN if free_cell else 1e6
     parts = torch.full((beads,), TRUST_SHIFT), torch.zeros(beads), torch.full((6,), cell)
@@ -350,8 +355,8 @@ def springs(joints: Joints, free_cell: bool = True) -> torch.Tensor:
 def polish(joints: Joints, solution: Solution, steps: int = 5, free_cell: bool = True) -> Solution:
     """Gauss-Newton on all rotations, centres and the cell together for a fixed matching.
 
-    Beads and cell are held to the given ones by weak springs, turns only by damping: what the bonds do not decide
-    stays where it is."""
+    Beads and cell are held to the given ones by weak springs, turns only by damping: what the bonds do
+    not decide stays where it is."""
     K = solution.frac.shape[2]
     spring = springs(joints, free_cell)
     damping = torch.diag(spring**2 + 1e-4)
@@ -367,7 +372,8 @@ def polish(joints: Joints, solution: Solution, steps: int = 5, free_cell: bool =
 
 
 def _stepped(solution, shift, turn, strain, free_cell):
-    "After shifts (B, S, K, 3), A, turns (B, S, K, 3) of at most half a radian, and strains of at most a tenth."
+    """After shifts (B, S, K, 3), A, turns (B, S, K, 3) of at most half a radian, and strains of at most
+    a tenth."""
     R, lattice = solution.R, solution.lattice
     frac = solution.frac + shift @ torch.linalg.inv(lattice)
     if free_cell:

@@ -22,7 +22,8 @@ from ..utils import MatgenError
 class Ends:
     """Where a block can be joined.
 
-    points (c, 3), A; out (c, 3): unit vectors along the cut bonds, outward; half (c,): half the bond lengths, A."""
+    points (c, 3), A; out (c, 3): unit vectors along the cut bonds, outward; half (c,): half the bond
+    lengths, A."""
 
     points: np.ndarray
     out: np.ndarray
@@ -45,8 +46,8 @@ def ends(block: BuildingBlock) -> Ends:
 def shuffled(coarse: CoarseMof, seed: int = 0, noise: float = 0.0, strain: float = 0.0) -> CoarseMof:
     """The same framework with every block turned at random: a test for assembly.
 
-    noise: standard deviation of each component of a displacement of the beads, A; strain: of each component of
-    a symmetric strain of the cell."""
+    noise: standard deviation of each component of a displacement of the beads, A; strain: of each
+    component of a symmetric strain of the cell."""
     rng = np.random.default_rng(seed)
     turns = random_rotations(len(coarse), rng)
     moved = coarse.frac_coords + noise * rng.normal(size=(len(coarse), 3)) @ np.linalg.inv(coarse.lattice)
@@ -60,8 +61,8 @@ def shuffled(coarse: CoarseMof, seed: int = 0, noise: float = 0.0, strain: float
 
 # %% ../../nbs/4_mofdiff/20_orientations.ipynb #1ab7cbf2
 def shells(block: BuildingBlock) -> np.ndarray:
-    """The different shells of a block (s, 2), in steps of 0.2: distance of a connection point from the centre, A,
-    and cosine between that direction and its bond."""
+    """The different shells of a block (s, 2), in steps of 0.2: distance of a connection point from the
+    centre, A, and cosine between that direction and its bond."""
     end = ends(block)
     r = np.linalg.norm(end.points, axis=1)
     pairs = np.stack([r, (end.points * end.out).sum(1) / r.clip(1e-9)], 1)
@@ -107,8 +108,8 @@ def _cells_within(lattice, distance):
 # %% ../../nbs/4_mofdiff/20_orientations.ipynb #2f9791e7
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """What a block has to fit, float64 tensors: its points (c, 3), A, and bonds (c, 3), unit vectors; around it the
-    centres (f, 3), A, and shells (f, 2) of its partners, see `shells`."""
+    """What a block has to fit, float64 tensors: its points (c, 3), A, and bonds (c, 3), unit vectors;
+    around it the centres (f, 3), A, and shells (f, 2) of its partners, see `shells`."""
 
     points: torch.Tensor
     bonds: torch.Tensor
@@ -136,8 +137,8 @@ class ShellFit:
 def shell_fit(R: torch.Tensor, around: Surroundings, cap: float = 4.0) -> ShellFit:
     """How badly rotations R (n, 3, 3) of a block fit its surroundings.
 
-    A point should lie on the sphere of a partner, and its bond should leave the sphere at the right angle; one
-    point costs at most `cap` (A^2)."""
+    A point should lie on the sphere of a partner, and its bond should leave the sphere at the right
+    angle; one point costs at most `cap` (A^2)."""
     gap = (around.points @ R.mT)[:, :, None] - around.centres
     distance = gap.norm(dim=-1)
     cosine = ((around.bonds @ R.mT)[:, :, None] * gap).sum(-1) / distance.clamp(min=0.1)
@@ -151,8 +152,9 @@ def scan(
 ) -> torch.Tensor:
     """The `out` most promising rotations (out, 3, 3) of block k, best first.
 
-    Every rotation of the grid is scored against the shells of the partners; the `keep` best are polished (each
-    point moves to the nearest point of its shell, then Kabsch); those within 12 degrees of a better one go."""
+    Every rotation of the grid is scored against the shells of the partners; the `keep` best are polished
+    (each point moves to the nearest point of its shell, then Kabsch); those within 12 degrees of a
+    better one go."""
     around = surroundings(coarse, k, grid.device)
     size = max(1, 1_000_000 // (len(around.points) * len(around.centres)))
     score = torch.cat([shell_fit(R, around).cost for R in grid.split(size)])
@@ -175,7 +177,8 @@ def _turned_ends(block, R):
 
 
 def pair_rewards(coarse: CoarseMof, candidates: torch.Tensor, sigma: float = 1.0) -> torch.Tensor:
-    """How well candidate rotations of metal blocks and of organic blocks go together: (metals * P, organics * P).
+    """How well candidate rotations of metal blocks and of organic blocks go together: (metals * P, organics
+    * P).
 
     Each pair of connection points of two partners earns exp(-(distance^2 + |out + out'|^2) / 2 sigma^2).
     candidates: (K, P, 3, 3)."""
@@ -199,7 +202,8 @@ def pair_rewards(coarse: CoarseMof, candidates: torch.Tensor, sigma: float = 1.0
 # %% ../../nbs/4_mofdiff/20_orientations.ipynb #20017157
 @dataclass(frozen=True, eq=False)
 class JointChoice:
-    "One candidate for every block, for each start: labels metals (starts, M), organics (starts, O), reward (starts,)."
+    """One candidate for every block, for each start: labels metals (starts, M), organics (starts, O),
+    reward (starts,)."""
 
     metals: torch.Tensor
     organics: torch.Tensor
@@ -211,8 +215,8 @@ def choose_jointly(
 ) -> JointChoice:
     """`starts` independent choices of one of P candidates for every block, by Gibbs sampling.
 
-    Metals touch only organics, so all metals are sampled at once given the organics, then the other way round.
-    sweeps: over both kinds, while the temperature (in rewards) falls from `hot` to 0.05."""
+    Metals touch only organics, so all metals are sampled at once given the organics, then the other way
+    round. sweeps: over both kinds, while the temperature (in rewards) falls from `hot` to 0.05."""
     generator = torch.Generator().manual_seed(seed)
     M, O = rewards.shape[0] // P, rewards.shape[1] // P
 

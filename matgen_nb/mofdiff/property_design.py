@@ -16,10 +16,11 @@ from functools import partial
 import numpy as np
 import torch
 
+from .atom_types import uff_table
 from .assembly import AssemblyOptions, assemble_first, mismatch
 from .building_blocks import Mof
 from .evaluation import PORES, evaluate_mofs
-from .relaxation import relax_many, uff_table
+from .relaxation import RelaxationOptions, relax_many
 from .sampling import codes_for_target, sample_codes
 from .model import squash
 from ..symmetry.crystal import element_table
@@ -176,7 +177,7 @@ def build(
         [built[i] for i in good],
         [rows[i]["name"] for i in good],
         n_jobs=n_jobs,
-        time_limit=time_limit,
+        options=RelaxationOptions(time_limit=time_limit),
         progress=progress and "relaxing",
     )
     reasons = iter(failures)

@@ -531,11 +531,11 @@ def assemble_stage(
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #56f1f4ef
 def relax_part(name, source, folder, limit=120.0):
     "Relax the framework `name` of the folder `source`, write it to `folder`."
-    from matgen_nb.mofdiff.relaxation import relax
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
     _, mof = read_stage(source, name)
     try:
-        r = relax(mof, time_limit=limit, name=name)
+        r = relax(mof, RelaxationOptions(time_limit=limit), name)
     except MatgenError as error:
         return write_stage(
             folder, name, dict(name=name, converged=False, reason=str(error).removeprefix(f"{name}: "))
@@ -1012,13 +1012,13 @@ def relax_shown(mof, row, most_atoms, limit):
     "(Mof, row) after a short relaxation, where the framework is small, converges within `limit` seconds and stays valid if it was; else as given."
     from matgen_nb.mofdiff.building_blocks import Mof
     from matgen_nb.mofdiff.evaluation import describe_mof, volume_kept
-    from matgen_nb.mofdiff.relaxation import relax
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
     as_given = mof, row | dict(stage="assembled")
     if len(mof.crystal) > most_atoms:
         return as_given
     try:
-        r = relax(mof, time_limit=limit)
+        r = relax(mof, RelaxationOptions(time_limit=limit))
     except MatgenError:
         return as_given
     moved = Mof(r.crystal, r.bonds, r.images)
