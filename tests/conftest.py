@@ -10,3 +10,14 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def sample_by_name(model, n, **given):
+    "`SymmCD.sample` with the fields of its options given by name beside what is asked for."
+    from dataclasses import fields
+
+    from matgen_nb.symmcd.sampling import SamplingOptions
+
+    names = {f.name for f in fields(SamplingOptions)} & given.keys()
+    options = SamplingOptions(**{name: given.pop(name) for name in names})
+    return model.sample(n, options=options, **given)

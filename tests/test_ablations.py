@@ -67,7 +67,7 @@ def row(value, variant="base", weights="averaged", sampler="default"):
         sampler=sampler,
         train_cpu_s=1.0,
         parameters=1,
-        **{c: value for c in ab.FIGURES},
+        **dict.fromkeys(ab.FIGURES, value),
     )
 
 

@@ -11,15 +11,9 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble, unlike, why_not
 from matgen_nb.mofdiff.assembly_refinements import alternatives, exchanges, promises, settle, total_cost
-from matgen_nb.mofdiff.building_blocks import (
-    TEXTBOOK,
-    BuildingBlock,
-    Mof,
-    decompose,
-    find_bonds,
-    recompose,
-    textbook_mof,
-)
+from matgen_nb.mofdiff.bonds import find_bonds, Mof, TEXTBOOK, textbook_mof
+from matgen_nb.mofdiff.building_blocks import BuildingBlock
+from matgen_nb.mofdiff.decomposition import decompose, recompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.joining import Solution, as_given, collate, gaps, match, measure, polish, soften
 from matgen_nb.mofdiff.orientations import choose_jointly, ends, shuffled

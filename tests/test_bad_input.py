@@ -354,10 +354,10 @@ def test_five_hundred_atoms(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     from matgen_nb.symmcd.dataset import from_units, prepare_one
-    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 
     data = from_units([prepare_one(cif(*GOOD))])
-    return SymmCD(preset("tiny", width=16, layers=1), statistics(data)), data
+    return SymmCD(SymmCDConfig.preset("tiny", width=16, layers=1), statistics(data)), data
 
 
 def test_weights_of_another_kind(tmp_path, model):

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from matgen_nb.mofdiff.building_blocks import BuildingBlock, Mof, decompose, textbook_crystal, textbook_mof
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData, from_decomposition, prepare_mofs
+from matgen_nb.mofdiff.bonds import Mof, textbook_crystal, textbook_mof
+from matgen_nb.mofdiff.building_blocks import BuildingBlock
+from matgen_nb.mofdiff.decomposition import decompose
+from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.data import MofData
+from matgen_nb.mofdiff.preparing import prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
 from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, statistics
 from matgen_nb.scale import command_line as cli, mof_commands as mc

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from matgen_nb.scale import benchmark as bm
-from matgen_nb.scale import command_line as cli
+from matgen_nb.scale import command_line as cli, runs
 from matgen_nb.utils import MatgenError
 
 
@@ -74,7 +74,7 @@ def test_command_and_comparison(tmp_path, quick, capsys):
 
 
 def test_mistakes_are_named(tmp_path, quick, capsys):
-    cli.write_table(tmp_path / "x.csv", [{"cif": "data_"}])
+    runs.write_table(tmp_path / "x.csv", [{"cif": "data_"}])
     (tmp_path / "empty.csv").write_text("")
     for wrong in ("x.csv", "empty.csv", "none.csv"):
         assert run("benchmark", "--compare", tmp_path / wrong, "--out", tmp_path / "o") == 2
@@ -89,7 +89,7 @@ def test_a_table_to_compare_with_is_read_before_anything_is_measured(
     tmp_path, quick, monkeypatch, capsys, column, value
 ):
     monkeypatch.setattr(bm, "measure", lambda *a, **k: pytest.fail("measured"))
-    cli.write_table(
+    runs.write_table(
         tmp_path / "x.csv",
         [
             dict(task="sum", unit="sums", per_second=3.0, low=2.0, high=4.0, per_cpu_second=3.0)

@@ -14,21 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matgen_nb.mofdiff.building_blocks import (
-    TEXTBOOK,
-    BuildingBlock,
+from matgen_nb.mofdiff.bonds import (
     Mof,
+    TEXTBOOK,
     connected,
-    decompose,
     find_bonds,
     integer_basis,
     neighbours,
     primitive_cell,
-    recompose,
     textbook_crystal,
     textbook_mof,
     textbook_mofs,
 )
+from matgen_nb.mofdiff.building_blocks import BuildingBlock
+from matgen_nb.mofdiff.decomposition import decompose, recompose
 from matgen_nb.symmetry.crystal import Crystal, CrystalError
 from matgen_nb.utils import MatgenError
 
@@ -114,7 +113,7 @@ def test_non_metals_that_crowd_each_other_are_not_bound():
 )
 @pytest.mark.parametrize("name", ["nbo_N387_E178", "hxg_N638_E13", "eta_N611_E151", "acs_N433_E223"])
 def test_crowded_hypothetical_frameworks_have_the_same_blocks_and_fewer_identities(name, monkeypatch):
-    import matgen_nb.mofdiff.building_blocks as module
+    import matgen_nb.mofdiff.bonds as module
 
     crystal = Mof.from_cif(next((REAL.parent / "mofs_hypothetical").rglob(f"{name}.cif"))).crystal
     now = decompose(Mof(crystal, *find_bonds(crystal)))

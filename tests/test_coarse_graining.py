@@ -12,32 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from matgen_nb.mofdiff import coarse_graining
-from matgen_nb.mofdiff.building_blocks import (
-    TEXTBOOK,
-    BuildingBlock,
-    Decomposition,
-    decompose,
-    textbook_crystal,
-    textbook_mof,
-)
+from matgen_nb.mofdiff import coarse_graining, sources
+from matgen_nb.mofdiff.bonds import TEXTBOOK, textbook_crystal, textbook_mof
+from matgen_nb.mofdiff.building_blocks import BuildingBlock
+from matgen_nb.mofdiff.decomposition import Decomposition, decompose
 from matgen_nb.mofdiff.coarse_graining import (
-    PAPER_LIMITS,
     BlockLibrary,
     CoarseMof,
     Limits,
-    MofBatch,
-    MofData,
+    PAPER_LIMITS,
     bead_distance,
     block_signature,
     check_block,
     excess,
     handedness,
-    prepare_mofs,
-    read_bw_db,
-    read_folder,
-    read_properties,
 )
+from matgen_nb.mofdiff.data import MofBatch, MofData
+from matgen_nb.mofdiff.sources import read_bw_db, read_folder, read_properties
+from matgen_nb.mofdiff.preparing import prepare_mofs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -314,7 +306,7 @@ def test_bw_db_layout(tmp_path, monkeypatch):
     )
     archive(tmp_path / "t.tar.gz", {"all_MOFs_screening_data.csv": "MOFname,uptake\nm1,2.5\n"})
     monkeypatch.setattr(
-        coarse_graining,
+        sources,
         "download",
         lambda kind: tmp_path / ("s.tar.gz" if kind == "structures" else "t.tar.gz"),
     )
@@ -324,7 +316,7 @@ def test_bw_db_layout(tmp_path, monkeypatch):
     assert [name for name, *_ in read_bw_db(tmp_path / "s.tar.gz", tmp_path / "t.tar.gz")] == ["m1", "m2"], (
         "one's own files may be a part"
     )
-    monkeypatch.setattr(coarse_graining, "BW_DB_ROWS", 1)
+    monkeypatch.setattr(sources, "BW_DB_ROWS", 1)
     data, report = prepare_mofs("bw-db", n_jobs=1, progress=None)
     assert data.names == ["m1"] and data[0].properties == {"uptake": 2.5} and report.total == 2
     archive(tmp_path / "u.tar.gz", {"other.csv": "a\n"})
@@ -372,9 +364,9 @@ def test_download_without_network(tmp_path, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(pooch, "retrieve", offline)
-    monkeypatch.setattr(coarse_graining, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
+    monkeypatch.setattr(sources, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
     with pytest.raises(MatgenError, match="Without a network"):
-        coarse_graining.download("structures")
+        sources.download("structures")
 
 
 def test_download_is_checked_against_what_the_archive_states(tmp_path, monkeypatch):
@@ -399,12 +391,12 @@ def test_download_is_checked_against_what_the_archive_states(tmp_path, monkeypat
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
     for name, value in (("BW_DB", url), ("BW_DB_RECORD", url + "api/files")):
-        monkeypatch.setattr(coarse_graining, name, value)
+        monkeypatch.setattr(sources, name, value)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     try:
-        assert coarse_graining.download("structures").exists()
+        assert sources.download("structures").exists()
         with pytest.raises(MatgenError, match="not the file that was published.*md5:000"):
-            coarse_graining.download("properties")
+            sources.download("properties")
     finally:
         server.shutdown()
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [
@@ -417,7 +409,7 @@ def test_download_keeps_a_checksum(tmp_path, monkeypatch):
     import pooch
 
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
-    monkeypatch.setattr(coarse_graining, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
+    monkeypatch.setattr(sources, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
     asked = []
 
     def fetch(url, known_hash, fname, path):
@@ -426,11 +418,11 @@ def test_download_keeps_a_checksum(tmp_path, monkeypatch):
         return str(Path(path) / fname)
 
     monkeypatch.setattr(pooch, "retrieve", fetch)
-    coarse_graining.download("structures"), coarse_graining.download("structures")
+    sources.download("structures"), sources.download("structures")
     assert asked[0] is None and asked[1].startswith("sha256:")
     (tmp_path / "bw-db-screening_data.tar.gz").write_bytes(b"half a file")
     with pytest.raises(MatgenError, match="damaged"):
-        coarse_graining.download("properties")
+        sources.download("properties")
     assert not (tmp_path / "bw-db-screening_data.tar.gz").exists()
 
 
@@ -534,7 +526,7 @@ def test_values_that_are_no_numbers_are_counted_and_named(tmp_path, bad):
         and f"b {bad!r}" in notes
         and "remark" not in notes
     )
-    items, told = coarse_graining.read_csv, {}
+    items, told = sources.read_csv, {}
     (tmp_path / "s.csv").write_text(f'name,cif,void\na,x,0.5\nb,y,"{bad}"\n')
     assert [values for *_, values in items(tmp_path / "s.csv", notes=told)] == [
         {"void": 0.5},
@@ -629,7 +621,7 @@ def test_names_that_differ_in_case_only(tmp_path):
 def test_names_that_stand_twice_in_a_table_of_structures(tmp_path):
     (tmp_path / "t.csv").write_text("name,cif,void\na,x,1\na,y,2\nb,z,3\n")
     notes = {}
-    assert [item[0] for item in coarse_graining.read_csv(tmp_path / "t.csv", notes=notes)] == [
+    assert [item[0] for item in sources.read_csv(tmp_path / "t.csv", notes=notes)] == [
         "a (row 1)",
         "a (row 2)",
         "b",

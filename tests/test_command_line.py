@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from matgen_nb.scale import command_line as cli
+from matgen_nb.scale import command_line as cli, runs
 from matgen_nb.symmcd.evaluation import composition_validity
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
@@ -216,7 +216,7 @@ def test_prepare_folder_and_its_failures(tmp_path, cifs, capsys):
 
 def test_read_crystals(tmp_path, cifs):
     assert cli.read_crystals(cifs)[1] == ["0.cif", "1.cif", "2.cif", "3.cif"]
-    cli.write_table(tmp_path / "a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
+    runs.write_table(tmp_path / "a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
     for name in ("a.csv", "a.csv.gz"):
         crystals, names, failures = cli.read_crystals(tmp_path / name)
@@ -227,7 +227,7 @@ def test_read_crystals(tmp_path, cifs):
             and failures[0].name == "row 2"
         )
     assert len(cli.reference_crystals(tmp_path / "a.csv")) == 1
-    cli.write_table(tmp_path / "b.csv", [{"structure": "x"}])
+    runs.write_table(tmp_path / "b.csv", [{"structure": "x"}])
     (tmp_path / "c.csv").write_text("name,cif\n")
     (tmp_path / "empty").mkdir()
     for source, text in (
@@ -393,7 +393,7 @@ def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
 
 def test_gallery_is_self_contained_and_escaped(tmp_path):
     rows = [{"name": "<script>", "formula": "CsCl", "value": float("nan")}]
-    cli.write_gallery(tmp_path / "g.html", "T & T", [CESIUM_CHLORIDE], rows)
+    runs.write_gallery(tmp_path / "g.html", "T & T", [CESIUM_CHLORIDE], rows)
     page = (tmp_path / "g.html").read_text()
     assert (
         "<script>," not in page
@@ -650,7 +650,7 @@ def test_templates_on_request(tmp_path, capsys):
     capsys.readouterr()
     assert (
         run(*line, tmp_path / "wrong", "--templates", 2) == 2
-        and "templates is a share" in capsys.readouterr().err
+        and "templates must be at least 0 and at most 1" in capsys.readouterr().err
         and not (tmp_path / "wrong" / "table.csv").exists()
     )
 
@@ -705,7 +705,6 @@ def test_demo_from_beginning_to_end(tmp_path, capsys):
 
 
 def test_further_commands_are_found(monkeypatch):
-    import matgen_nb.scale
     import pkgutil
 
     made = types.SimpleNamespace(name="other_commands")
@@ -739,14 +738,16 @@ def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsy
 @pytest.mark.parametrize("name", ["symmcd", "mofdiff"])
 def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
     from matgen_nb.mofdiff.sampling import MofDiff
-    from matgen_nb.symmcd.sampling import SymmCD
+    from matgen_nb.symmcd.sampling import SamplingOptions, SymmCD
 
     model = (SymmCD if name == "symmcd" else MofDiff).from_pretrained(
         "symmcd-mp20-small" if name == "symmcd" else "mofdiff-small"
     )
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("mps")))
     with pytest.raises(MatgenError, match="float64"):
-        model.sample(2, steps=2, progress=False)
+        model.sample(
+            2, **dict(options=SamplingOptions()) if name == "symmcd" else dict(steps=2, progress=False)
+        )
 
 
 def sampled(out, *more):

@@ -5,14 +5,15 @@ import time
 
 import numpy as np
 import pytest
+from conftest import sample_by_name
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.symmcd import composition as co, staged_sampling  # noqa: F401
 from matgen_nb.symmcd.dataset import prototypes
-from matgen_nb.symmcd.model import SymmCD, preset, statistics
-from matgen_nb.symmcd.sampling import balanced_elements
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+from matgen_nb.symmcd.sampling import SamplingOptions, balanced_elements
 
 NO_CHI = (61, 86)  # Pm and Rn: smact has no electronegativity for them
 ELEMENTS = [z for z in range(1, 95) if z not in NO_CHI]
@@ -155,7 +156,7 @@ def model():
     units = [prepare_one(c) for _, c in list(embedded())[:60]]
     data = from_units(units)
     torch.manual_seed(0)
-    return SymmCD(preset("tiny", width=32, layers=1), statistics(data)).eval()
+    return SymmCD(SymmCDConfig.preset("tiny", width=32, layers=1), statistics(data)).eval()
 
 
 def test_an_untrained_network_draws_what_balances(model):
@@ -163,7 +164,7 @@ def test_an_untrained_network_draws_what_balances(model):
     good = lambda **how: np.mean(
         [
             co.composition_validity(s.crystal.elements)
-            for s in model.sample(60, seed=1, steps=8, progress=False, **how)
+            for s in sample_by_name(model, 60, seed=1, steps=8, progress=False, **how)
         ]
     )
     assert good(balance=1.0) > max(0.9, good(balance=0))
@@ -171,21 +172,29 @@ def test_an_untrained_network_draws_what_balances(model):
 
 
 def test_balance_leaves_requests_alone(model):
-    made = model.sample(4, formula="NaCl2", space_group=225, seed=0, steps=5, balance=1.0, progress=False)
+    made = model.sample(
+        4,
+        formula="NaCl2",
+        space_group=225,
+        seed=0,
+        options=SamplingOptions(steps=5, balance=1.0, progress=False),
+    )
     assert all(s.row["formula"] == "NaCl2" for s in made), (
         "a formula that was asked for is kept, balanced or not"
     )
-    system = model.sample(6, chemical_system="Sr-Ti-O", seed=0, steps=5, balance=1.0, progress=False)
+    system = model.sample(
+        6, chemical_system="Sr-Ti-O", seed=0, options=SamplingOptions(steps=5, balance=1.0, progress=False)
+    )
     assert all(set(s.crystal.elements) == {38, 22, 8} for s in system)
-    with pytest.raises(Exception, match="balance is a share"):
-        model.sample(1, balance=2, progress=False)
+    with pytest.raises(Exception, match="balance must be at least 0 and at most 1"):
+        model.sample(1, options=SamplingOptions(balance=2, progress=False))
 
 
 def test_balance_changes_no_request(model):
     asked = [
         [
             (s.row["space_group"], s.row["num_orbits"])
-            for s in model.sample(10, seed=4, steps=3, balance=b, progress=False)
+            for s in model.sample(10, seed=4, options=SamplingOptions(steps=3, balance=b, progress=False))
         ]
         for b in (0, 0.5, 1)
     ]
@@ -193,7 +202,10 @@ def test_balance_changes_no_request(model):
 
 
 def test_same_seed_same_crystals(model):
-    a, b = (model.sample(8, seed=5, steps=6, balance=0.5, progress=False) for _ in range(2))
+    a, b = (
+        model.sample(8, seed=5, options=SamplingOptions(steps=6, balance=0.5, progress=False))
+        for _ in range(2)
+    )
     assert [s.row for s in a] == [s.row for s in b]
 
 

@@ -114,7 +114,8 @@ NAMES = "MIL-53", "broken", "MOF-74"
 def assembled(cluster):
     "Two textbook frameworks and, between them, one with a chemical element that there is not: assembled here and on Dask."
     from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
-    from matgen_nb.mofdiff.building_blocks import decompose, textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
+    from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import from_decomposition
 
     first, last = (from_decomposition(decompose(textbook_mof(n)), n) for n in (NAMES[0], NAMES[2]))

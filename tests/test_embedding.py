@@ -18,10 +18,8 @@ from matgen_nb.mofdiff.embedding import (
     block_pairs,
     disguised,
     embedding_map,
-    from_pretrained,
     make_batch,
     nearest,
-    preset,
     release_contrastive,
     retrieval,
     sizes,
@@ -56,7 +54,7 @@ def random_block(seed, n=None, c=None, spread=3.0):
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
-    return BlockEncoder(preset("small")).eval()
+    return BlockEncoder(BlockConfig.preset("small")).eval()
 
 
 def spread(encoder):
@@ -210,7 +208,7 @@ def test_losses_at_the_edges():
 )
 def test_loss_is_finite_repeatable_and_reaches_every_weight(contrastive, space):
     torch.manual_seed(0)
-    model = BlockEncoder(preset("tiny", contrastive=contrastive, space=space))
+    model = BlockEncoder(BlockConfig.preset("tiny", contrastive=contrastive, space=space))
     batch = BlockData([random_block(s) for s in range(8)]).select(range(8))
     first, again, other = (model.loss(batch, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert first["loss"] == again["loss"] != other["loss"] and set(first) == {
@@ -241,7 +239,7 @@ def test_every_block_of_a_step_has_a_partner():
 def test_losses_under_autocast():
     torch.manual_seed(0)
     model, batch = (
-        BlockEncoder(preset("tiny")),
+        BlockEncoder(BlockConfig.preset("tiny")),
         BlockData([random_block(s) for s in range(8)]).select(range(8)),
     )
     exact = model.loss(batch, torch.Generator().manual_seed(0))
@@ -257,7 +255,7 @@ def test_it_learns_which_blocks_are_the_same_and_the_trainer_drives_it(tmp_path)
     blocks = [random_block(s, n=10, c=3) for s in range(24)]
     blocks += [disguised(b, np.random.default_rng(0), 0.3) for b in blocks]  # conformers
     torch.manual_seed(0)
-    model = BlockEncoder(preset("tiny", rattle=0.3))
+    model = BlockEncoder(BlockConfig.preset("tiny", rattle=0.3))
     config = TrainConfig(
         steps=60,
         batch_size=24,
@@ -305,7 +303,7 @@ def test_bad_blocks_and_data():
     with pytest.raises(MatgenError, match="element numbers"):
         make_batch([replace(random_block(0), elements=0 * random_block(0).elements)])
     with pytest.raises(MatgenError, match="no preset"):
-        preset("huge")
+        BlockConfig.preset("huge")
     with pytest.raises(MatgenError, match="contrastive"):
         BlockEncoder(BlockConfig(contrastive="hope"))
     with pytest.raises(MatgenError, match="space"):
@@ -342,6 +340,6 @@ def test_files(tmp_path, encoder):
         absent="no weights",
     ).items():
         with pytest.raises(MatgenError, match=reason):
-            from_pretrained(tmp_path / f"{name}.safetensors")
+            BlockEncoder.from_pretrained(tmp_path / f"{name}.safetensors")
     with pytest.raises(MatgenError, match="another model"):
-        from_pretrained("symmcd-mp20-small")
+        BlockEncoder.from_pretrained("symmcd-mp20-small")

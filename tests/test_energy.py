@@ -13,12 +13,10 @@ from matgen_nb.symmcd.energy import (
     EnergyCache,
     EnergyOptions,
     EnergyReference,
-    EnergyScale,
     Hull,
     PairPotential,
     Potential,
     QualityLog,
-    Relaxed,
     RelaxingModel,
     RelaxOptions,
     SinglePoint,
@@ -44,8 +42,8 @@ from matgen_nb.symmcd.energy import (
     symmetric_cell,
     symmetric_gradient,
 )
-from matgen_nb.symmcd.sampling import Sample
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
+from matgen_nb.symmcd.sampling import Sample, SamplingOptions
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.symmetry.lattice import constrain_k, lattice_to_k
 from matgen_nb.symmetry.space_groups import SpaceGroup
@@ -527,7 +525,7 @@ class Guessing(torch.nn.Module):
         assert not self.training
         return [_sample(u) for u in units]
 
-    def sample(self, n, progress=True, **how):
+    def sample(self, n, options=None, **asked):
         return [_sample(u) for u in UNITS[:n]]
 
 
@@ -552,7 +550,7 @@ def test_quality_log(capsys):
 
 
 def test_relaxed_samples_say_what_happened():
-    samples = RelaxingModel(Guessing(), PAIRS).sample(3, progress=False)
+    samples = RelaxingModel(Guessing(), PAIRS).sample(3, options=SamplingOptions(progress=False))
     for s, unit in zip(samples, UNITS):
         row = s.row
         assert (

@@ -8,11 +8,12 @@ import subprocess
 
 import pytest
 from conftest import ROOT
+from tools import house_debts as debts
+from tools.house_debts import code_of, directives, is_exported
 
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = debts.notebooks()
 LESSONS = [p for p in NOTEBOOKS if re.match(r"\d_", p.parent.name)]
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|tmp|home|opt|Users|var/folders)/[\w.]")
-CELL_LINES, FUNCTION_LINES, LINE_WIDTH = 45, 40, 110
 name_of = lambda path: path.stem
 
 
@@ -20,20 +21,6 @@ def cells_of(path, kind="code"):
     "The cells of a notebook, each as (source, outputs)."
     nb = json.loads(path.read_text(encoding="utf-8"))
     return [("".join(c["source"]), c.get("outputs", [])) for c in nb["cells"] if c["cell_type"] == kind]
-
-
-def directives(source):
-    "The words behind #| at the top of a cell."
-    return [line[2:].strip() for line in source.splitlines() if line.startswith("#|")]
-
-
-def is_exported(source):
-    return any(d.split()[:1] in (["export"], ["exporti"]) for d in directives(source))
-
-
-def code_of(source):
-    "The source without notebook magics, or nothing where it is no Python."
-    return "\n".join("pass" if re.match(r"\s*[%!]", line) else line for line in source.splitlines())
 
 
 def pictures(path):
@@ -54,38 +41,39 @@ def output_text(outputs):
                 yield data if isinstance(data, str) else json.dumps(data)
 
 
-DEBTS = json.loads((ROOT / "tests" / "house_debts.json").read_text(encoding="utf-8"))
-"What the first edition left over the limits, counted by rule and notebook: may only shrink."
+DEBTS = json.loads(debts.FILE.read_text(encoding="utf-8"))
+"What the first edition left over the limits, counted by rule and file: may only shrink."
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_cells_are_short(path):
-    long = [
-        (source.splitlines()[1 if source.startswith("#|") else 0], n)
-        for source, _ in cells_of(path)
-        if "hide" not in directives(source) and (n := len(source.splitlines())) > CELL_LINES
-    ]
-    allowed = DEBTS["long_cells"].get(path.stem, 0)
-    assert len(long) <= allowed, f"cells over {CELL_LINES} lines (first line, lines): {long}"
+@pytest.mark.parametrize("rule", ["wide_lines", "long_functions", "long_cells", "many_parameters"])
+def test_limits_of_the_house(rule, path):
+    """Lines of at most 110 characters, functions of 40 lines, cells of 45, six parameters plus options."""
+    over = getattr(debts, rule)(path)
+    assert len(over) <= DEBTS[rule].get(path.stem, 0), f"{rule}: {over}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_functions_are_short(path):
-    long = []
-    for source, _ in cells_of(path):
-        if is_exported(source):
-            for node in ast.walk(ast.parse(code_of(source))):
-                if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
-                    long.append((node.name, node.end_lineno - node.lineno + 1))
-    allowed = DEBTS["long_functions"].get(path.stem, 0)
-    assert len(long) <= allowed, f"functions over {FUNCTION_LINES} lines: {long}"
+def test_modules_are_short():
+    over = {name: n for name, n in debts.long_modules().items() if n > DEBTS["long_modules"].get(name, 0)}
+    assert not over, f"lines above {debts.MODULE_LINES}: {over}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_lines_are_short(path):
-    lines = [line for source, _ in cells_of(path) for line in source.splitlines() if len(line) > LINE_WIDTH]
-    allowed = DEBTS["wide_lines"].get(path.stem, 0)
-    assert len(lines) <= allowed, f"{len(lines)} lines over {LINE_WIDTH} characters: {lines[:1]}"
+def test_public_surface_is_typed():
+    found = {debts.module_name(p): debts.untyped(p) for p in debts.modules()}
+    over = {name: f for name, f in found.items() if len(f) > DEBTS["untyped"].get(name, 0)}
+    assert not over, f"public functions without types: {over}"
+
+
+def test_types_agree():
+    "mypy, in the lenient setting of .mypy.ini."
+    pytest.importorskip("mypy")
+    over = {name: n for name, n in debts.types().items() if n > DEBTS["types"].get(name, 0)}
+    assert not over, f"run `mypy --config-file .mypy.ini`: {over}"
+
+
+def test_ruff_finds_nothing():
+    over = {name: n for name, n in debts.lint().items() if n > DEBTS["lint"].get(name, 0)}
+    assert not over, f"run `ruff check nbs tests`: {over}"
 
 
 def test_formatting_is_by_ruff():

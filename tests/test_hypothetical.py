@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from matgen_nb.mofdiff import hypothetical as h
-from matgen_nb.mofdiff.building_blocks import Mof, decompose, recompose, textbook_mofs
-from matgen_nb.mofdiff.coarse_graining import MofData
+from matgen_nb.mofdiff import block_library, builder, hypothetical, metal_nodes, net_catalogue, net_placement
+from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
+from matgen_nb.mofdiff.decomposition import decompose, recompose
+from matgen_nb.mofdiff.data import MofData
+from matgen_nb.symmetry.crystal import element_table
 from matgen_nb.utils import MatgenError
 
 seeds = st.integers(0, 2**31)
@@ -22,8 +24,8 @@ def random_rotation(seed):
 
 
 def plan_of(net, nodes, linker=None):
-    block = lambda name: h.load_library()[name][0]
-    return h.Plan(
+    block = lambda name: block_library.load_library()[name][0]
+    return net_placement.Plan(
         net,
         [block(nodes[d]) for d in net.degrees.tolist()],
         [block(linker) if linker else None] * len(net.edges),
@@ -46,9 +48,9 @@ def neighbours(net, steps):
     return np.array(out).reshape(len(net), steps)
 
 
-@pytest.mark.parametrize("name", sorted(h.net_facts()))
+@pytest.mark.parametrize("name", sorted(net_catalogue.net_facts()))
 def test_every_net_of_the_table_is_sound(name):
-    net, facts = h.load_net(name), h.net_facts()[name]
+    net, facts = net_catalogue.load_net(name), net_catalogue.net_facts()[name]
     assert (
         sorted(set(net.degrees.tolist())) == sorted(set(facts["degrees"])) and np.linalg.det(net.lattice) > 0
     )
@@ -59,15 +61,15 @@ def test_every_net_of_the_table_is_sound(name):
 
 @pytest.mark.parametrize("name, known", [("pcu", [6, 18, 38]), ("dia", [4, 12, 24]), ("fcu", [12, 42, 92])])
 def test_coordination_sequences_survive_doubling(name, known):
-    net = h.load_net(name)
+    net = net_catalogue.load_net(name)
     assert (neighbours(net, 3) == known).all()
-    for parity in h.PARITIES:
-        assert (neighbours(h.doubled(net, parity), 3) == known).all()
+    for parity in net_catalogue.PARITIES:
+        assert (neighbours(net_catalogue.doubled(net, parity), 3) == known).all()
 
 
 def test_nets_that_contradict_themselves_are_refused():
     text = "CRYSTAL\nNAME x\nGROUP Pm-3m\nCELL 1 1 1 90 90 90\nNODE 1 {} 0 0 0\nEDGE 0 0 0 0 0 {}\nEND"
-    assert h.net_from_facts(h.read_cgd(text.format(6, 1))).degrees.tolist() == [6]
+    assert net_catalogue.net_from_facts(net_catalogue.read_cgd(text.format(6, 1))).degrees.tolist() == [6]
     for bad, word in [
         (text.format(4, 1), "degrees"),
         (text.format(6, 0.5), "no vertex"),
@@ -75,14 +77,14 @@ def test_nets_that_contradict_themselves_are_refused():
         ("NAME x", "GROUP"),
     ]:
         with pytest.raises(MatgenError, match=word):
-            h.net_from_facts(h.read_cgd(bad))
+            net_catalogue.net_from_facts(net_catalogue.read_cgd(bad))
     with pytest.raises(MatgenError, match="nosuch"):
-        h.load_net("nosuch")
+        net_catalogue.load_net("nosuch")
 
 
-@pytest.mark.parametrize("name", sorted(h.metal_nodes()))
+@pytest.mark.parametrize("name", sorted(metal_nodes.metal_nodes()))
 def test_metal_nodes_have_sensible_bonds(name):
-    block = h.metal_nodes()[name]
+    block = metal_nodes.metal_nodes()[name]
     length = 2 * np.linalg.norm(block.connection_points - block.cart_coords[block.connection_atoms], axis=1)
     assert ((1.5 < length) & (length < 2.5)).all() and np.allclose(
         block.connection_points.mean(0), 0, atol=1e-9
@@ -90,8 +92,8 @@ def test_metal_nodes_have_sensible_bonds(name):
     outer = 2 * block.connection_points - block.cart_coords[block.connection_atoms]
     apart = np.linalg.norm(outer[:, None] - outer, axis=-1)[np.triu_indices(len(outer), 1)]
     assert apart.min() > 1.3, "atoms of the linkers would overlap"
-    assert len(h.site_of(block)) in (4, 6, 8, 12)
-    stored = h.load_library()[name][0]
+    assert len(net_placement.ends_of(block)) in (4, 6, 8, 12)
+    stored = block_library.load_library()[name][0]
     assert (
         stored.identity == block.identity
         and np.abs(stored.connection_points - block.connection_points).max() < 1e-5
@@ -101,20 +103,20 @@ def test_metal_nodes_have_sensible_bonds(name):
 @pytest.mark.parametrize("name", ["IRMOF-1", "HKUST-1", "UiO-66", "ZIF-8"])
 def test_nodes_and_linkers_are_those_of_the_published_crystals(name):
     blocks = {b.identity: b for b in decompose(textbook_mofs()[name]).blocks}
-    ours = {b.identity: b for group in h.load_library().values() for b in group}
+    ours = {b.identity: b for group in block_library.load_library().values() for b in group}
     assert set(blocks) <= set(ours)
     for identity, true in blocks.items():
-        same = [b for group in h.load_library().values() for b in group if b.identity == identity]
+        same = [b for group in block_library.load_library().values() for b in group if b.identity == identity]
         radii = lambda b: np.sort(np.linalg.norm(b.connection_points, axis=1))
         assert min(np.abs(radii(b) - radii(true)).max() for b in same) < 0.15
 
 
 def test_library_is_complete_and_well_formed():
-    library = h.load_library()
-    assert set(library) == set(h.metal_nodes()) | set(h.linker_names())
+    library = block_library.load_library()
+    assert set(library) == set(metal_nodes.metal_nodes()) | set(block_library.linker_names())
     for name, group in library.items():
         for block in group:
-            site = h.site_of(block)
+            site = net_placement.ends_of(block)
             assert sum(map(len, site.ends)) == block.num_connections and np.allclose(
                 block.connection_points.mean(0), 0, atol=1e-6
             )
@@ -134,24 +136,24 @@ def test_library_is_complete_and_well_formed():
 
 
 def test_linkers_are_reproducible_and_bad_ones_refused():
-    smiles = h.fill_scaffold(h.SCAFFOLDS["fum"])
-    a, b = h.make_linker(smiles), h.make_linker(smiles)
+    smiles = block_library.fill_scaffold(block_library.SCAFFOLDS["fum"])
+    a, b = block_library.make_linker(smiles), block_library.make_linker(smiles)
     assert all(np.array_equal(x.cart_coords, y.cart_coords) for x, y in zip(a, b))
     for bad in ("c1ccccc1", "C(", ""):
         with pytest.raises(MatgenError):
-            h.make_linker(bad)
+            block_library.make_linker(bad)
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=seeds)
 def test_fits_do_not_depend_on_orientation(seed):
-    net = h.load_net("tbo")
+    net = net_catalogue.load_net("tbo")
     v = int(net.degrees.argmax())
-    directions = h.half_edges(net, v)[1]
-    block = h.load_library()["Cu2"][0]
-    first = h.fit_directions(h.site_of(block), directions)
-    other = h.fit_directions(
-        h.site_of(block.rotated(random_rotation(seed))), directions @ random_rotation(seed + 1).T
+    directions = net_placement.half_edges(net, v)[1]
+    block = block_library.load_library()["Cu2"][0]
+    first = net_placement.fit_directions(net_placement.ends_of(block), directions)
+    other = net_placement.fit_directions(
+        net_placement.ends_of(block.rotated(random_rotation(seed))), directions @ random_rotation(seed + 1).T
     )
     assert len(first) == len(other) and np.allclose([f[0] for f in first], [f[0] for f in other], atol=1e-9)
     for rms, R, order in other:
@@ -159,24 +161,27 @@ def test_fits_do_not_depend_on_orientation(seed):
 
 
 def test_the_kind_of_end_is_respected():
-    site, directions = h.site_of(h.load_library()["Zn2(ax)"][0]), h.half_edges(h.load_net("pcu"), 0)[1]
-    along = np.abs(directions @ directions[0]) > 0.9
-    for rms, R, order in h.fit_directions(site, directions, np.where(along, 0, 2)):
-        assert (site.kinds[order] == np.where(along, 0, 2)).all()
-    assert h.fit_directions(site, directions, np.where(along, 0, 2)) and not h.fit_directions(
-        site, directions, np.full(6, 2)
+    site, directions = (
+        net_placement.ends_of(block_library.load_library()["Zn2(ax)"][0]),
+        net_placement.half_edges(net_catalogue.load_net("pcu"), 0)[1],
     )
+    along = np.abs(directions @ directions[0]) > 0.9
+    for rms, R, order in net_placement.fit_directions(site, directions, np.where(along, 0, 2)):
+        assert (site.kinds[order] == np.where(along, 0, 2)).all()
+    assert net_placement.fit_directions(
+        site, directions, np.where(along, 0, 2)
+    ) and not net_placement.fit_directions(site, directions, np.full(6, 2))
 
 
 @settings(max_examples=5, deadline=None)
 @given(seed=seeds)
 def test_solver_finds_the_framework_again_from_a_disturbed_pose(seed):
-    plan = plan_of(h.doubled(h.load_net("pcu"), (1, 1, 1)), {6: "Zn4O"}, "bdc")
-    pose = h.solve_pose(h.place_blocks(plan, np.random.default_rng(0))[0])
+    plan = plan_of(net_catalogue.doubled(net_catalogue.load_net("pcu"), (1, 1, 1)), {6: "Zn4O"}, "bdc")
+    pose = net_placement.solve_pose(net_placement.place_blocks(plan, np.random.default_rng(0))[0])
     rng = np.random.default_rng(seed)
     step = np.concatenate([rng.normal(size=6 * len(pose.t)) * 0.1, rng.normal(size=9) * 0.3])
-    found = h.solve_pose(h._moved(pose, step))
-    assert h.gaps(found).max() < h.gaps(pose).max() + 1e-3
+    found = net_placement.solve_pose(net_placement._moved(pose, step))
+    assert net_placement.gaps(found).max() < net_placement.gaps(pose).max() + 1e-3
     assert abs(np.linalg.det(found.lattice) / np.linalg.det(pose.lattice) - 1) < 1e-3
 
 
@@ -189,32 +194,37 @@ def test_solver_finds_the_framework_again_from_a_disturbed_pose(seed):
     ],
 )
 def test_cells_of_textbook_frameworks(net, nodes, linker, parity, name, tolerance):
-    net = h.load_net(net)
-    d = h.build(plan_of(h.doubled(net, parity) if parity else net, nodes, linker), np.random.default_rng(0))
+    net = net_catalogue.load_net(net)
+    d = builder.build(
+        plan_of(net_catalogue.doubled(net, parity) if parity else net, nodes, linker),
+        np.random.default_rng(0),
+    )
     true = textbook_mofs()[name].crystal
     assert abs((np.linalg.det(d.lattice) / true.volume) ** (1 / 3) - 1) < tolerance
     assert len(d) == len(decompose(textbook_mofs()[name])) and recompose(d).formula == true.formula
 
 
 def test_what_is_built_comes_apart_the_same_way():
-    d = h.build(plan_of(h.load_net("tbo"), {4: "Cu2", 3: "btc"}), np.random.default_rng(0))
+    d = builder.build(plan_of(net_catalogue.load_net("tbo"), {4: "Cu2", 3: "btc"}), np.random.default_rng(0))
     again = decompose(Mof.from_crystal(recompose(d)))
     assert Counter(b.identity for b in again.blocks) == Counter(b.identity for b in d.blocks) and len(
         again.connections
     ) == len(d.connections)
-    pairs, cells = h.bonds_of(d)
+    pairs, cells = builder.bonds_of(d)
     cart = np.concatenate([x @ d.lattice + b.cart_coords for x, b in zip(d.frac_coords, d.blocks)])
     assert np.linalg.norm(cart[pairs[:, 1]] + cells @ d.lattice - cart[pairs[:, 0]], axis=1).max() < 2.7
 
 
 def test_plans_that_cannot_be_are_refused_with_the_stage():
     stage = lambda plan, **limits: (
-        pytest.raises(h.Rejected, h.build, plan, np.random.default_rng(0), h.LIMITS | limits).value.stage
+        pytest.raises(
+            builder.Rejected, builder.build, plan, np.random.default_rng(0), builder.LIMITS | limits
+        ).value.stage
     )
-    pcu = h.load_net("pcu")
+    pcu = net_catalogue.load_net("pcu")
     assert stage(plan_of(pcu, {6: "Zn4O"}, "bdc")) == "twist"
-    assert stage(plan_of(h.load_net("dia"), {4: "Cu2"}, "bdc")) == "fit"
-    good = plan_of(h.doubled(pcu, (1, 1, 1)), {6: "Zn4O"}, "bdc")
+    assert stage(plan_of(net_catalogue.load_net("dia"), {4: "Cu2"}, "bdc")) == "fit"
+    good = plan_of(net_catalogue.doubled(pcu, (1, 1, 1)), {6: "Zn4O"}, "bdc")
     assert (
         stage(good, blocks=5) == "size"
         and stage(good, density=(2, 3)) == "density"
@@ -224,10 +234,10 @@ def test_plans_that_cannot_be_are_refused_with_the_stage():
 
 
 def test_trials_depend_on_their_seed_alone(tmp_path):
-    first = h.make_hypothetical(
+    first = hypothetical.make_hypothetical(
         3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "a.safetensors", progress=None
     )
-    second = h.make_hypothetical(
+    second = hypothetical.make_hypothetical(
         3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "b.safetensors", progress=None
     )
     assert (
@@ -237,21 +247,21 @@ def test_trials_depend_on_their_seed_alone(tmp_path):
     )
     before = (tmp_path / "a.safetensors").stat().st_mtime_ns
     assert (
-        h.make_hypothetical(
+        hypothetical.make_hypothetical(
             3, seed=5, nets=["pcu", "fcu", "dia"], n_jobs=1, out=tmp_path / "a.safetensors"
         ).names
         == first.names
     )
     assert (tmp_path / "a.safetensors").stat().st_mtime_ns == before, "read, not made again"
     with pytest.raises(MatgenError, match="trials"):
-        h.make_hypothetical(
+        hypothetical.make_hypothetical(
             50, seed=5, nets=["pcu"], n_jobs=1, trials=3, out=tmp_path / "c.safetensors", progress=None
         )
     assert not (tmp_path / "c.safetensors").exists()
 
 
 def test_embedded_set():
-    data = h.embedded_mofs()
+    data = hypothetical.embedded_mofs()
     assert isinstance(data, MofData) and len(data) >= 1000 and len(set(data.names)) == len(data)
     assert (
         (data.num_blocks <= 20).all()
@@ -268,16 +278,18 @@ def test_embedded_set():
 
 def test_more_than_ship_are_built_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        h, "cache_path", lambda stem, recipe: tmp_path / f"{stem}-{h.short_hash(recipe)}.safetensors"
+        hypothetical,
+        "cache_path",
+        lambda stem, recipe: tmp_path / f"{stem}-{hypothetical.short_hash(recipe)}.safetensors",
     )
-    monkeypatch.setattr(h, "PORTION", 2)
-    shipped, how = h.embedded_mofs(), dict(nets=["pcu", "fcu", "acs"], n_jobs=1, progress=None)
+    monkeypatch.setattr(hypothetical, "PORTION", 2)
+    shipped, how = hypothetical.embedded_mofs(), dict(nets=["pcu", "fcu", "acs"], n_jobs=1, progress=None)
     assert (
-        h.many_mofs().names == shipped.names
-        and h.many_mofs(7).names == shipped.names[:7]
+        hypothetical.many_mofs().names == shipped.names
+        and hypothetical.many_mofs(7).names == shipped.names[:7]
         and not list(tmp_path.iterdir())
     ), "what ships needs no building"
-    made, build, asked = h.many_mofs(len(shipped) + 3, **how), h.make_hypothetical, []
+    made, build, asked = hypothetical.many_mofs(len(shipped) + 3, **how), hypothetical.make_hypothetical, []
     assert (
         len(made) == len(set(made.names)) == len(shipped) + 3
         and made.names[: len(shipped)] == shipped.names
@@ -293,19 +305,19 @@ def test_more_than_ship_are_built_and_kept(tmp_path, monkeypatch):
         and made.info["built"] == 3
     )
     (tmp_path / sorted(p.name for p in tmp_path.iterdir())[-1]).unlink()  # as if it had been stopped there
-    monkeypatch.setattr(h, "make_hypothetical", lambda *a, **k: asked.append(a) or build(*a, **k))
-    again = h.many_mofs(len(shipped) + 3, **how)
+    monkeypatch.setattr(hypothetical, "make_hypothetical", lambda *a, **k: asked.append(a) or build(*a, **k))
+    again = hypothetical.many_mofs(len(shipped) + 3, **how)
     assert again.names == made.names and torch.equal(again.frac_coords, made.frac_coords) and len(asked) == 2
-    assert h.many_mofs(len(shipped) + 1, seed=1, **how).names[-1] != made.names[len(shipped)], (
+    assert hypothetical.many_mofs(len(shipped) + 1, seed=1, **how).names[-1] != made.names[len(shipped)], (
         "another seed, other frameworks"
     )
 
 
 @pytest.mark.parametrize("i", [0, 100, 500, 900])
 def test_labels_of_the_embedded_set_are_those_of_its_frameworks(i):
-    data = h.embedded_mofs()
+    data = hypothetical.embedded_mofs()
     mof = data[i % len(data)]
-    mass = sum(h.element_table().mass[b.elements].sum() for b in mof.blocks)
+    mass = sum(element_table().mass[b.elements].sum() for b in mof.blocks)
     assert abs(1.66053906660 * mass / np.linalg.det(mof.lattice) / mof.properties["density"] - 1) < 1e-3
     beads = mof.frac_coords[:, None] - mof.frac_coords
     assert (
@@ -316,7 +328,7 @@ def test_labels_of_the_embedded_set_are_those_of_its_frameworks(i):
 def test_some_of_the_embedded_set_is_assembled_again_from_its_beads():
     from matgen_nb.mofdiff.assembly import assemble
 
-    data = h.embedded_mofs()
+    data = hypothetical.embedded_mofs()
     small = [i for i in range(60) if data.num_blocks[i] <= 8][:4]
     built = assemble([data[i] for i in small], seed=0)
     assert sum(b.row["bond_success"] == 1 for b in built) >= 3

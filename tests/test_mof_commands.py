@@ -9,12 +9,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mofs
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData, from_decomposition
+from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
+from matgen_nb.mofdiff.decomposition import decompose
+from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
+from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
-from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, find_weights, statistics
-from matgen_nb.scale import command_line as cli, mof_commands as mc
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.diffusion.pretrained import find_weights
+from matgen_nb.scale import command_line as cli, mof_commands as mc, runs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -54,7 +58,7 @@ def model(data):
     made = MofDiff(
         MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))
     ).eval()
-    made.info = dict(identities=mc.known_identities(data))
+    made.info = dict(identities=evaluation.known_identities(data))
     return made
 
 
@@ -76,7 +80,7 @@ def put_sampled(out, data):
     "A run whose stage one is the textbook itself."
     named = [replace(data[i], name=f"mof_{i:05d}") for i in range(len(data))]
     MofData.from_coarse(named).save(out / "sampled" / "00000.safetensors")
-    cli.write_table(
+    runs.write_table(
         out / "sampled" / "00000.csv", [dict(name=c.name, matched=True, reason="") for c in named]
     )
     return named
@@ -203,7 +207,9 @@ def test_train_both_networks(tmp_path, data):
         == 0
     )
     made = MofDiff.from_pretrained(tmp_path / "d" / "weights.safetensors")
-    assert made.info["identities"] == mc.known_identities(data) and made.property_names == ("density",)
+    assert made.info["identities"] == evaluation.known_identities(data) and made.property_names == (
+        "density",
+    )
     assert (
         run(
             "train",
@@ -223,7 +229,7 @@ def test_train_both_networks(tmp_path, data):
 def test_identities_from_beads_are_those_from_atoms(data):
     for i, name in enumerate(NAMES):
         assert framework_identity(decompose(textbook_mofs()[name])) in (
-            mc.net_identity(data[i], s) for s in (1.05, 1.1)
+            evaluation.net_identity(data[i], s) for s in (1.05, 1.1)
         )
 
 
@@ -236,7 +242,7 @@ def test_stages_on_known_beads(tmp_path, data):
     assert [r["stage"] for r in before] == ["assembled"] * 3 and all(r["valid"] for r in before)
     mc.relax_stage(names[1:2], tmp_path, limit=20.0)
     mc.judge_stage(names, tmp_path)  # what was relaxed is judged again, the others are not
-    after, summary = mc.collect(tmp_path, mc.known_identities(data))
+    after, summary = mc.collect(tmp_path, evaluation.known_identities(data))
     assert (
         [r["stage"] for r in after] == ["assembled", "relaxed", "assembled"]
         and after[1]["valid"]
@@ -417,7 +423,7 @@ def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
             mof.images,
         )
     mc.judge_stage([c.name for c in named], tmp_path)
-    table, summary = mc.collect(tmp_path, mc.known_identities(data)[:0])
+    table, summary = mc.collect(tmp_path, evaluation.known_identities(data)[:0])
     assert (
         [r["valid"] for r in table] == [False, True, True]
         and all(r["valid_before"] for r in table)
@@ -524,7 +530,7 @@ def test_the_nets_of_beads_are_counted():
         )
     )
     d = decompose(twice)
-    assert d.nets == 2 and framework_identity(d) == mc.net_identity(
+    assert d.nets == 2 and framework_identity(d) == evaluation.net_identity(
         from_decomposition(d, "two")
     ) != framework_identity(decompose(textbook_mofs()["IRMOF-10"]))
 
@@ -694,7 +700,7 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
     rng = np.random.default_rng(0)
     broken = [replace(c, frac_coords=rng.random((len(c), 3))) if k == 0 else c for k, c in enumerate(named)]
     MofData.from_coarse(broken).save(tmp_path / "sampled" / "00000.safetensors")
-    cli.write_table(
+    runs.write_table(
         tmp_path / "sampled" / "00000.csv",
         [dict(name=c.name, matched=True, reason="", net="pcu", num_blocks=len(c)) for c in named],
     )
@@ -716,7 +722,7 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
 
 def test_a_run_on_nets(tmp_path, data, model):
     "Weights that carry nets: samples on them, columns and funnel; without a share of them, as before."
-    from matgen_nb.mofdiff.nets import net_table
+    from matgen_nb.mofdiff.net_fitting import net_table
     from matgen_nb.mofdiff.sampling import NetOptions
 
     torch.manual_seed(0)

@@ -1,29 +1,26 @@
 """Judging MOFs: checks that find what was broken, pores against closed forms and invariances, identity of blocks and net."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mof
-from matgen_nb.mofdiff.evaluation import (
+from matgen_nb.mofdiff.bonds import Mof, textbook_mof
+from matgen_nb.mofdiff.decomposition import decompose
+from matgen_nb.mofdiff.checks import (
     CHECKS,
     Environment,
     check_mof,
-    clearance,
-    clearance_grid,
-    evaluate_mofs,
-    framework_identity,
     free_sphere_radius,
     open_angle,
     pore_properties,
     surface_area,
     undercoordinated,
-    void_fraction,
     void_regions,
 )
+from matgen_nb.mofdiff.evaluation import evaluate_mofs, framework_identity
+from matgen_nb.mofdiff.hypothetical import clearance, clearance_grid, void_fraction
 from matgen_nb.symmetry.crystal import Crystal
 
 DATA = ROOT.parent / "shared" / "data" / "mofs"
@@ -128,7 +125,7 @@ def test_identity_of_a_supercell():
 def test_clearance_is_that_of_brute_force():
     c, rng = MOF["ZIF-8"].crystal, np.random.default_rng(0)
     points = rng.random((50, 3))
-    from matgen_nb.mofdiff.evaluation import vdw_radii
+    from matgen_nb.mofdiff.builder import vdw_radii
 
     shifts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
     delta = (points[:, None, None] - c.frac_coords[None, :, None] + shifts) @ c.lattice
@@ -506,7 +503,7 @@ def test_a_lone_molecule_passes_the_checks_of_coordination(name):
 
 def test_one_table_of_radii_and_one_void_fraction():
     "A label and a measurement mean the same; the coarser grid of the labels costs up to 0.03 in a small cell."
-    from matgen_nb.mofdiff import evaluation, hypothetical
+    from matgen_nb.mofdiff import checks as evaluation, hypothetical
 
     for name in ("vdw_radii", "void_fraction", "clearance", "clearance_grid"):
         assert getattr(evaluation, name) is getattr(hypothetical, name)
@@ -522,7 +519,8 @@ def test_one_table_of_radii_and_one_void_fraction():
 
 @pytest.mark.parametrize("i", [3, 400, 1200])
 def test_stored_labels_are_those_of_the_one_function(i):
-    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels, recompose
+    from matgen_nb.mofdiff.decomposition import recompose
+    from matgen_nb.mofdiff.hypothetical import build_random, embedded_mofs, pore_labels
 
     data = embedded_mofs()
     net = data.names[i].split("_")[0]

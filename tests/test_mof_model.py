@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.diffusion.layers import fourier, radial
-from matgen_nb.mofdiff.coarse_graining import MofBatch, MofData
+from matgen_nb.mofdiff.data import MofBatch, MofData
 from matgen_nb.mofdiff.model import (
     MIDDLE,
     Library,
     MofDiff,
-    PRESETS,
-    preset,
+    MofDiffConfig,
     squash,
     statistics,
     thin_library,
@@ -39,7 +38,8 @@ from matgen_nb.mofdiff.network import (
     windowed_images,
     without_mean,
 )
-from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise, time_grid
+from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise
+from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
 from matgen_nb.utils import MatgenError
 
@@ -57,7 +57,9 @@ def toy_data(n=80):
 def tiny(steps=0, **changes):
     "A tiny model, after some steps of training."
     torch.manual_seed(0)
-    model = MofDiff(preset("tiny", width=32, layers=2, latent=8, **changes), statistics(toy_data()))
+    model = MofDiff(
+        MofDiffConfig.preset("tiny", width=32, layers=2, latent=8, **changes), statistics(toy_data())
+    )
     generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(steps):
         loss = model.loss(toy_data().select(torch.randint(80, (32,), generator=generator)), generator)["loss"]
@@ -290,10 +292,12 @@ def test_squash_comes_back(values):
     assert torch.allclose(unsquash(squash(y)), y, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MofDiffConfig.PRESETS)
 def test_presets_give_a_loss(name):
     torch.manual_seed(0)
-    model = MofDiff(preset(name, width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data()))
+    model = MofDiff(
+        MofDiffConfig.preset(name, width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())
+    )
     assert model.loss(toy_data().select(range(10)), torch.Generator().manual_seed(0))["loss"].isfinite()
 
 
@@ -422,7 +426,9 @@ def test_half_of_the_pairs_is_enough():
 
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
 def test_training_times(share):
-    model = MofDiff(preset("tiny", width=32, layers=1, latent=8, middle=share), statistics(toy_data()))
+    model = MofDiff(
+        MofDiffConfig.preset("tiny", width=32, layers=1, latent=8, middle=share), statistics(toy_data())
+    )
     t = model.draw_times(40_000, torch.Generator().manual_seed(0))
     inside = ((t > MIDDLE[0] * 1000) & (t <= MIDDLE[1] * 1000)).float().mean()
     assert (
@@ -580,7 +586,7 @@ def test_the_trainer_drives_it(tmp_path):
     from matgen_nb.scale.training import Trainer
 
     make = lambda: MofDiff(
-        preset("tiny", width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())
+        MofDiffConfig.preset("tiny", width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())
     )
     config = TrainConfig(
         steps=12, batch_size=16, log_every=4, val_fraction=0.2, val_every=6, device="cpu", progress=False
@@ -598,7 +604,7 @@ def test_the_trainer_drives_it(tmp_path):
 
 def with_nets():
     "The tiny model with the nets of its training set."
-    from matgen_nb.mofdiff.nets import net_table
+    from matgen_nb.mofdiff.net_fitting import net_table
 
     model = tiny()
     model.nets = net_table(toy_data())

@@ -10,13 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matgen_nb.mofdiff import nets
+from matgen_nb.mofdiff import net_fitting, nets
 from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
 from matgen_nb.mofdiff.orientations import shuffled
-from matgen_nb.mofdiff.building_blocks import decompose, textbook_mofs
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData, from_decomposition
+from matgen_nb.mofdiff.bonds import textbook_mofs
+from matgen_nb.mofdiff.decomposition import decompose
+from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.evaluation import framework_identity
-from matgen_nb.mofdiff.hypothetical import PARITIES, doubled, embedded_mofs, load_net, net_facts
+from matgen_nb.mofdiff.net_catalogue import PARITIES, doubled, load_net, net_facts
+from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.utils import MatgenError
 
 PUBLISHED = {"IRMOF-1": "pcu", "IRMOF-10": "pcu", "HKUST-1": "tbo", "UiO-66": "fcu", "ZIF-8": "sod"}
@@ -188,10 +191,10 @@ def test_shape_depends_neither_on_orientation_nor_on_size(seed, size):
     points, bonds = rng.normal(size=(2, 5, 3))
     bonds /= np.linalg.norm(bonds, axis=1, keepdims=True)
     Q, order = np.linalg.qr(rng.normal(size=(3, 3)))[0], rng.permutation(5)
-    site = nets.Site(True, points, bonds)
-    moved = nets.Site(True, size * points[order] @ Q, bonds[order] @ Q)
-    cost = nets.misfit(
-        [site, nets.Site(False, points, bonds)], [moved, nets.Site(True, points[:4], bonds[:4])]
+    site = net_fitting.Site(True, points, bonds)
+    moved = net_fitting.Site(True, size * points[order] @ Q, bonds[order] @ Q)
+    cost = net_fitting.misfit(
+        [site, net_fitting.Site(False, points, bonds)], [moved, net_fitting.Site(True, points[:4], bonds[:4])]
     )
     assert np.isclose(cost[0, 0], 0.1 * abs(np.log(size)), atol=1e-6)
     assert np.isinf(cost[1]).all() and np.isinf(cost[0, 1])
@@ -199,8 +202,8 @@ def test_shape_depends_neither_on_orientation_nor_on_size(seed, size):
 
 def test_every_framework_stays_where_it_is_on_its_own_net():
     for i in range(0, len(data()), 40):
-        net, coarse = nets.placed_net(data()[i]), data()[i]
-        again = nets.carry(net, coarse.blocks)
+        net, coarse = net_fitting.placed_net(data()[i]), data()[i]
+        again = net_fitting.carry(net, coarse.blocks)
         assert np.abs(again.lattice - coarse.lattice).max() < 1e-8
         assert np.abs((again.frac_coords - coarse.frac_coords + 0.5) % 1 - 0.5).max() < 1e-8
 
@@ -212,12 +215,13 @@ def test_frameworks_close_on_their_own_net(name):
         key=lambda i: int(data().num_blocks[i]),
     )
     coarse = data()[i]
-    net = nets.placed_net(coarse)
-    sites = [nets.site_of_block(b) for b in coarse.blocks]
-    rows, total = nets.assign(nets.misfit(sites, net.sites))
+    net = net_fitting.placed_net(coarse)
+    sites = [net_fitting.site_of_block(b) for b in coarse.blocks]
+    rows, total = net_fitting.assign(net_fitting.misfit(sites, net.sites))
     assert total < 1e-6 and net.name == name
     built = assemble(
-        nets.carry(net, [coarse.blocks[k] for k in rows]), options=AssemblyOptions(starts=16, generations=2)
+        net_fitting.carry(net, [coarse.blocks[k] for k in rows]),
+        options=AssemblyOptions(starts=16, generations=2),
     )
     assert built.row["bond_success"] == 1 and built.row["clashes"] == 0
 
@@ -225,9 +229,9 @@ def test_frameworks_close_on_their_own_net(name):
 def test_longer_arms_make_a_larger_cell():
     "The net of IRMOF-1 with the blocks of IRMOF-10 has the cell of IRMOF-10."
     small, large = (one_object_each(from_decomposition(parts()[n])) for n in ("IRMOF-1", "IRMOF-10"))
-    net, block = nets.placed_net(small), {b.is_metal: b for b in large.blocks}
+    net, block = net_fitting.placed_net(small), {b.is_metal: b for b in large.blocks}
     blocks = [block[s.is_metal] for s in net.sites]
-    made = nets.carry(net, blocks)
+    made = net_fitting.carry(net, blocks)
     assert np.isclose(np.linalg.det(made.lattice), np.linalg.det(large.lattice), rtol=0.03), (
         "a volume within 3 %, so an edge within 1 %"
     )
@@ -236,12 +240,12 @@ def test_longer_arms_make_a_larger_cell():
         (made.frac_coords[net.edges[:, 1]] + net.shifts - made.frac_coords[net.edges[:, 0]]) @ made.lattice,
         axis=1,
     )
-    assert np.abs(lengths - nets.edge_goals(net, radii)).max() < 1e-3
+    assert np.abs(lengths - net_fitting.edge_goals(net, radii)).max() < 1e-3
 
 
 def test_no_assignment_where_a_vertex_fits_no_block():
-    assert nets.assign(np.array([[0.0, np.inf], [0.0, np.inf]])) is None
-    rows, total = nets.assign(np.array([[1.0, 0.0], [0.0, 5.0]]))
+    assert net_fitting.assign(np.array([[0.0, np.inf], [0.0, np.inf]])) is None
+    rows, total = net_fitting.assign(np.array([[1.0, 0.0], [0.0, 5.0]]))
     assert rows.tolist() == [1, 0] and total == 0
 
 
@@ -250,10 +254,10 @@ def test_table_counts_each_net_once_and_survives_a_file():
     few = few.with_embeddings(torch.randn(len(few.library), 4, generator=torch.Generator().manual_seed(0)))
     many = MofData.from_coarse([few[i] for i in [*range(len(few)), *range(len(few))]])
     many = many.with_embeddings(torch.zeros(len(many.library), 4))
-    one, two = nets.net_table(few, info=dict(source="here")), nets.net_table(many)
+    one, two = net_fitting.net_table(few, info=dict(source="here")), net_fitting.net_table(many)
     assert len(one) == len(two) and [2 * n.count for n in one.nets] == [n.count for n in two.nets]
     assert sum(n.count for n in one.nets) == len(few) and one.keys == two.keys
-    back = nets.unpack_nets(*nets.pack_nets(one))
+    back = net_fitting.unpack_nets(*net_fitting.pack_nets(one))
     assert back.keys == one.keys and back.info["source"] == "here" and back.info["frameworks"] == len(few)
     for a, b in zip(one.nets, back.nets):
         assert (
@@ -272,6 +276,6 @@ def test_table_counts_each_net_once_and_survives_a_file():
 def test_frameworks_without_a_net_are_named_and_left_out():
     good = data()[0]
     broken = CoarseMof(3 * good.lattice, good.frac_coords, good.blocks, "torn")
-    table = nets.net_table(MofData.from_coarse([good, broken]))
+    table = net_fitting.net_table(MofData.from_coarse([good, broken]))
     assert sum(n.count for n in table.nets) == 1 and "torn" in table.info["failures"][0]
-    assert len(nets.net_table(MofData.from_coarse([broken])).nets) == 0
+    assert len(net_fitting.net_table(MofData.from_coarse([broken])).nets) == 0

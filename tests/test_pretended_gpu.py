@@ -166,13 +166,17 @@ def test_the_pretence_holds(gpu):
 def test_crystals_are_sampled_there_as_here(gpu):
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     there = SymmCD.from_pretrained("symmcd-mp20-small").to("cuda")
     assert {p.device for p in there.parameters()} == {GPU}
     short, long = (
-        count(gpu, lambda: there.sample(6, seed=1, steps=steps, progress=False)) for steps in (4, 8)
+        count(gpu, lambda: there.sample(6, seed=1, options=SamplingOptions(steps=steps, progress=False)))
+        for steps in (4, 8)
     )
-    here = SymmCD.from_pretrained("symmcd-mp20-small").sample(6, seed=1, steps=4, progress=False)
+    here = SymmCD.from_pretrained("symmcd-mp20-small").sample(
+        6, seed=1, options=SamplingOptions(steps=4, progress=False)
+    )
     for a, b in zip(short[0], here):
         assert np.array_equal(a.crystal.frac_coords, b.crystal.frac_coords) and np.array_equal(
             a.crystal.elements, b.crystal.elements
@@ -238,7 +242,8 @@ def test_losses_there_are_those_here(gpu):
 
 def test_frameworks_are_assembled_there_as_here(gpu):
     from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
-    from matgen_nb.mofdiff.building_blocks import decompose, textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
+    from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import from_decomposition
 
     beads = [from_decomposition(decompose(textbook_mof(name)), name) for name in ("HKUST-1", "MIL-53")]

@@ -850,7 +850,7 @@ def test_a_volume_that_is_not_that_of_the_cell_is_said():
 
 def test_files_that_break_the_grammar_are_held_to_the_same_checks():
     "A quote that is not closed: gemmi gives up, pymatgen parses it, and the formula still counts."
-    broken = lambda stated: cif(*SALT, head=symbol("F m -3 m", f"_chemical_name 'rock salt", formula(stated)))
+    broken = lambda stated: cif(*SALT, head=symbol("F m -3 m", "_chemical_name 'rock salt", formula(stated)))
     try:
         assert len(read_cif(broken("Na Cl")).crystal) == 8
     except CrystalError as error:
@@ -884,7 +884,7 @@ def test_damaged_files_agree_with_their_formula_or_are_refused():
 
 def mof_text(name="IRMOF-1", formula_text=None, order=None, drop=()):
     "A textbook framework as a CIF; formula_text: another stated formula; order: elements in the order of the list; drop: indices."
-    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
 
     crystal = textbook_mof(name).crystal
     order = (
@@ -922,7 +922,8 @@ def test_a_framework_that_is_cut_off_is_refused(order):
 def test_a_framework_keeps_the_notes(tmp_path):
     import json
 
-    from matgen_nb.mofdiff.building_blocks import Mof, decompose
+    from matgen_nb.mofdiff.bonds import Mof
+    from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.scale import command_line
 
     path = CASES / "mofs" / "disorder_groups_no_occupancy.cif"
@@ -958,7 +959,7 @@ def test_a_framework_keeps_the_notes(tmp_path):
 
 @pytest.mark.parametrize("apart", [0.0, 0.02])
 def test_duplicates_of_a_framework_are_dropped_and_said(apart):
-    from matgen_nb.mofdiff.building_blocks import Mof, textbook_mof
+    from matgen_nb.mofdiff.bonds import Mof, textbook_mof
 
     crystal = textbook_mof("IRMOF-1").crystal
     cart = np.concatenate([crystal.cart_coords, crystal.cart_coords[[3, 50]] + [apart, 0, 0]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from matgen_nb.mofdiff.building_blocks import Mof, find_bonds, is_metal, textbook_mof
+from matgen_nb.mofdiff.bonds import find_bonds, is_metal, Mof, textbook_mof
 from matgen_nb.mofdiff.atom_types import (
     BondGraph,
     atom_types,

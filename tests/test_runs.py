@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matgen_nb.mofdiff.building_blocks import textbook_mofs
+from matgen_nb.mofdiff.bonds import textbook_mofs
 from matgen_nb.scale import command_line as cli
 from matgen_nb.scale import runs
 from matgen_nb.symmetry.crystal import Crystal
@@ -233,8 +233,9 @@ def put_foreign(folder):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     "Inputs for every command: CIF files, prepared files, small weights."
-    from matgen_nb.mofdiff.coarse_graining import MofData, from_decomposition
-    from matgen_nb.mofdiff.building_blocks import decompose
+    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.data import MofData
+    from matgen_nb.mofdiff.decomposition import decompose
 
     place = tmp_path_factory.mktemp("place")
     (place / "cifs").mkdir(), (place / "mofs").mkdir()

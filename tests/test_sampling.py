@@ -9,14 +9,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import sample_by_name
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import Statistics, SymmCD, preset
+from matgen_nb.symmcd.model import Statistics, SymmCD, SymmCDConfig
 from matgen_nb.symmcd.network import all_pairs
 from matgen_nb.symmcd.sampling import (
+    Conditions,
+    SamplingOptions,
     MOST_ORBITS,
     RESAMPLE,
     Prior,
@@ -105,7 +108,7 @@ def untrained(name="common"):
         groups,
         orbits,
     )
-    return SymmCD(preset(name, width=32, layers=1, frequencies=4), stats).eval()
+    return SymmCD(SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), stats).eval()
 
 
 @pytest.fixture(scope="module", params=["common", "paper_small", "tiny"])
@@ -166,15 +169,19 @@ def check(sample, request):
 
 def test_every_group_holds_exactly(model):
     rng = np.random.default_rng(0)
-    requests = [make_request(model, rng, space_group=g, num_orbits=1 + g % 4) for g in range(1, 231)]
-    for s, r in zip(sample_requests(model, requests, torch.Generator().manual_seed(0), steps=2), requests):
+    requests = [
+        make_request(model, rng, Conditions(space_group=g, num_orbits=1 + g % 4)) for g in range(1, 231)
+    ]
+    for s, r in zip(
+        sample_requests(model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=2)), requests
+    ):
         check(s, r)
 
 
 def test_spglib_finds_no_less():
     "spglib's group holds all that was asked for: its number of operations per lattice point is a multiple of ours."
     seen = 0
-    for s in OURS.sample(60, seed=1, steps=2, num_orbits=4, progress=False):
+    for s in OURS.sample(60, seed=1, options=SamplingOptions(steps=2, num_orbits=4, progress=False)):
         if s.row["min_distance"] < 0.3:
             continue
         found = symmetry_dataset(s.crystal, 1e-3)
@@ -225,7 +232,7 @@ def test_counting_agrees_with_trying(number, counts, seed):
 
 def test_a_group_whose_smallest_cell_is_large():
     "Fm-3c holds LiO2 with no fewer than 24 formula units: found, not refused."
-    request = plan(OURS, space_group=226, formula="LiO2")(np.random.default_rng(0))
+    request = plan(OURS, Conditions(space_group=226, formula="LiO2"))(np.random.default_rng(0))
     multiplicity = {c: m for c, m, _ in site_classes(226)}
     atoms = Counter()
     for z, c in zip(request.elements, request.sites):
@@ -256,12 +263,12 @@ def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
         num_orbits=orbits,
     )
     try:
-        draw = plan(OURS, **asked)
+        draw = plan(OURS, Conditions(**asked))
     except MatgenError as error:
         assert any(words in str(error) for words in ("ossible", "ask for", "Groups near it"))
         return
     request = draw(np.random.default_rng(seed))
-    (made,) = sample_requests(OURS, [request], torch.Generator().manual_seed(seed), steps=2)
+    (made,) = sample_requests(OURS, [request], torch.Generator().manual_seed(seed), SamplingOptions(steps=2))
     check(made, request)
     found = Counter(made.crystal.elements.tolist())
     ratio = {found[z] / n for z, n in counts.items()}
@@ -278,7 +285,9 @@ def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
 
 
 def test_formula_with_independent_axes(model):
-    for s in model.sample(6, formula="SrTiO3", space_group=[221, 62, 167], steps=2, progress=False):
+    for s in model.sample(
+        6, formula="SrTiO3", space_group=[221, 62, 167], options=SamplingOptions(steps=2, progress=False)
+    ):
         assert s.row["formula"] == "SrTiO3" and s.row["space_group"] in (221, 62, 167) and holds(s)
 
 
@@ -286,13 +295,13 @@ def test_formula_with_independent_axes(model):
 @settings(max_examples=40, deadline=None)
 def test_number_of_atoms_or_true_alternatives(group, n, seed):
     if n in possible_atoms(group, n):
-        r = make_request(OURS, np.random.default_rng(seed), space_group=group, num_atoms=n)
-        (s,) = sample_requests(OURS, [r], torch.Generator().manual_seed(seed), steps=1)
+        r = make_request(OURS, np.random.default_rng(seed), Conditions(space_group=group, num_atoms=n))
+        (s,) = sample_requests(OURS, [r], torch.Generator().manual_seed(seed), SamplingOptions(steps=1))
         check(s, r)
         assert s.row["num_atoms"] == n
         return
     with pytest.raises(MatgenError) as error:
-        plan(OURS, space_group=group, num_atoms=n)
+        plan(OURS, Conditions(space_group=group, num_atoms=n))
     near = re.search(
         r"Nearest possible numbers of atoms in its conventional cell: ([\d, ]+)", str(error.value)
     )
@@ -313,10 +322,8 @@ def test_chemical_system_is_complete_and_closed(symbols, group, seed, orbits):
         3,
         chemical_system="-".join(symbols),
         space_group=group,
-        num_orbits=orbits,
         seed=seed,
-        steps=1,
-        progress=False,
+        options=SamplingOptions(num_orbits=orbits, steps=1, progress=False),
     ):
         assert set(s.crystal.elements.tolist()) == set(parse_system("-".join(symbols))) and (
             orbits is None or s.row["num_orbits"] == orbits
@@ -324,14 +331,21 @@ def test_chemical_system_is_complete_and_closed(symbols, group, seed, orbits):
 
 
 def test_chemical_system_with_atoms():
-    made = OURS.sample(5, chemical_system="Li-Fe-O", num_atoms=24, seed=3, steps=1, progress=False)
+    made = OURS.sample(
+        5, chemical_system="Li-Fe-O", num_atoms=24, seed=3, options=SamplingOptions(steps=1, progress=False)
+    )
     assert all(s.row["num_atoms"] == 24 and len(set(s.crystal.elements)) == 3 for s in made)
 
 
 def test_seed_repeats_and_matters(model):
-    rows = lambda seed, **kw: [s.row for s in model.sample(5, seed=seed, steps=3, progress=False, **kw)]
+    rows = lambda seed, **kw: [
+        s.row for s in sample_by_name(model, 5, seed=seed, steps=3, progress=False, **kw)
+    ]
     assert rows(4) == rows(4) and rows(4) != rows(5) and rows(4, corrector=1) != rows(4)
-    same, again = (model.sample(3, seed=9, steps=3, formula="TiO2", progress=False) for _ in range(2))
+    same, again = (
+        model.sample(3, seed=9, formula="TiO2", options=SamplingOptions(steps=3, progress=False))
+        for _ in range(2)
+    )
     assert all(
         (a.crystal.frac_coords == b.crystal.frac_coords).all()
         and (a.crystal.lattice == b.crystal.lattice).all()
@@ -344,7 +358,7 @@ def test_corrector_costs_what_it_says(monkeypatch):
     monkeypatch.setattr(OURS.network, "forward", lambda n: calls.append(1) or forward(n))
     for corrector, expected in ((0, 4), (2, 4 + 2 * 3)):
         calls.clear()
-        OURS.sample(2, steps=4, corrector=corrector, progress=False)
+        OURS.sample(2, options=SamplingOptions(steps=4, corrector=corrector, progress=False))
         assert len(calls) == expected
 
 
@@ -352,7 +366,7 @@ def test_guided_score_leads_onto_the_sites(one_time):
     "Where sites are known, the implied clean coordinates lie on them, fixed sites once; free positions are left as they are."
     rng = np.random.default_rng(0)
     requests = [
-        make_request(one_time, rng, space_group=g, num_atoms=possible_atoms(g, 40)[-1])
+        make_request(one_time, rng, Conditions(space_group=g, num_atoms=possible_atoms(g, 40)[-1]))
         for g in (2, 14, 62, 123, 167, 194, 216, 225)
     ]
     state, known = start_state(one_time, requests, torch.Generator().manual_seed(0))
@@ -373,7 +387,7 @@ def test_guided_score_leads_onto_the_sites(one_time):
         assert torch.allclose(score[general], out[1][general], atol=1e-3)
         clean = state.x + one_time.coordinate_noise.sigma(t) ** 2 * one_time.coordinate_noise.scale(
             t
-        ) * guided_score(one_time, state, known, out, t)
+        ) * guided_score(one_time, state, known, out, t, 0.75)
         placed = assign_wyckoff(
             clean,
             state.space_group[state.batch],
@@ -382,9 +396,11 @@ def test_guided_score_leads_onto_the_sites(one_time):
             state.batch,
         )
         assert placed.distance.max() < 1e-3, "kept apart, still on their sites"
-    r = make_request(one_time, rng, space_group=14, num_atoms=20)
+    r = make_request(one_time, rng, Conditions(space_group=14, num_atoms=20))
     plain, led = (
-        sample_requests(one_time, [r], torch.Generator().manual_seed(1), steps=20, guide=g)[0]
+        sample_requests(one_time, [r], torch.Generator().manual_seed(1), SamplingOptions(steps=20, guide=g))[
+            0
+        ]
         for g in (0.0, 0.5)
     )
     assert plain.row != led.row and holds(led)
@@ -392,13 +408,22 @@ def test_guided_score_leads_onto_the_sites(one_time):
 
 def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
     plain, sharp, again = (
-        OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, sharpen=v, progress=False)
+        OURS.sample(
+            4,
+            seed=2,
+            space_group=14,
+            num_atoms=8,
+            options=SamplingOptions(steps=6, sharpen=v, progress=False),
+        )
         for v in (1.0, 3.0, 3.0)
     )
     assert [s.row for s in sharp] == [s.row for s in again] and all(holds(s) for s in sharp)
     assert any(not np.array_equal(a.unit.frac_coords, b.unit.frac_coords) for a, b in zip(plain, sharp))
     assert [s.row for s in sharp] == [
-        s.row for s in OURS.sample(4, seed=2, steps=6, space_group=14, num_atoms=8, progress=False)
+        s.row
+        for s in OURS.sample(
+            4, seed=2, space_group=14, num_atoms=8, options=SamplingOptions(steps=6, progress=False)
+        )
     ], "on by default"
 
 
@@ -406,7 +431,7 @@ def test_kept_apart_along_the_sites():
     "Points stay on their positions, fixed ones where they are; contacts become fewer; what is not crowded is not touched; 0 switches it off."
     rng, model = np.random.default_rng(1), OURS
     requests = [
-        make_request(model, rng, space_group=g, num_atoms=possible_atoms(g, 24)[-1])
+        make_request(model, rng, Conditions(space_group=g, num_atoms=possible_atoms(g, 24)[-1]))
         for g in (1, 5, 25, 47, 99, 123, 166, 187, 221, 225)
     ]
     state, known = start_state(model, requests, torch.Generator().manual_seed(2))
@@ -479,14 +504,19 @@ def test_images_a_hair_apart_are_parted(group, letter, hair):
 def test_deterministic_when_eta_is_zero():
     "With eta 0 lattice and coordinates get no new noise; the discrete parts still draw."
     r = [Request(1, 1, sites=(0,), elements=(14,))]
-    a, b = (sample_requests(OURS, r, torch.Generator().manual_seed(0), steps=6, eta=0.0) for _ in range(2))
+    a, b = (
+        sample_requests(OURS, r, torch.Generator().manual_seed(0), SamplingOptions(steps=6, eta=0.0))
+        for _ in range(2)
+    )
     assert a[0].row == b[0].row
 
 
 def test_retries_are_counted():
-    never = OURS.sample(4, steps=1, retries=3, closest=1e9, progress=False)
+    never = OURS.sample(4, options=SamplingOptions(steps=1, retries=3, closest=1e9, progress=False))
     assert [s.row["attempts"] for s in never] == [4] * 4
-    assert all(s.row["attempts"] == 1 for s in OURS.sample(4, steps=1, progress=False))
+    assert all(
+        s.row["attempts"] == 1 for s in OURS.sample(4, options=SamplingOptions(steps=1, progress=False))
+    )
 
 
 def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypatch):
@@ -502,7 +532,11 @@ def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypa
     )
     requests = [Request(2, 3)] * 4
     draw = lambda doubt: module._surest(
-        OURS, requests, torch.Generator().manual_seed(3), doubt, lambda n=1: None, steps=2
+        OURS,
+        requests,
+        torch.Generator().manual_seed(3),
+        SamplingOptions(steps=2, doubt=doubt),
+        lambda n=1: None,
     )
     samples, once = draw(0.15), draw(1.0)
     assert asked == [4, 3, 3, 2] and module.DRAWS == 4
@@ -516,15 +550,15 @@ def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypa
 
 def test_doubt_is_off_unless_asked_or_written_into_the_weights():
     how = dict(seed=1, steps=2, num_orbits=2, progress=False)
-    plain, off = OURS.sample(3, **how), OURS.sample(3, doubt=1, **how)
+    plain, off = sample_by_name(OURS, 3, **how), sample_by_name(OURS, 3, doubt=1, **how)
     assert [s.row for s in plain] == [s.row for s in off] and "doubt" not in plain[0].row
     model = untrained()
     model.info = dict(doubt=1e-6)
-    assert all(s.row["draws"] == 4 and s.row["attempts"] == 1 for s in model.sample(3, **how))
-    assert [s.row for s in model.sample(3, doubt=1, **how)] == [
-        s.row for s in model.sample(3, doubt=2.0, **how)
+    assert all(s.row["draws"] == 4 and s.row["attempts"] == 1 for s in sample_by_name(model, 3, **how))
+    assert [s.row for s in sample_by_name(model, 3, doubt=1, **how)] == [
+        s.row for s in sample_by_name(model, 3, doubt=2.0, **how)
     ]
-    asked, again = (model.sample(3, doubt=0.5, **how) for _ in range(2))
+    asked, again = (sample_by_name(model, 3, doubt=0.5, **how) for _ in range(2))
     assert [s.row for s in asked] == [s.row for s in again] and all(holds(s) for s in asked)
 
 
@@ -533,7 +567,12 @@ def test_doubt_knows_a_cell_that_does_not_fit():
     model = SymmCD.from_pretrained("symmcd-mp20-small")
     units = [
         s.unit
-        for s in model.sample(24, seed=4, space_group=[225, 194, 62], num_orbits=3, steps=10, progress=False)
+        for s in model.sample(
+            24,
+            seed=4,
+            space_group=[225, 194, 62],
+            options=SamplingOptions(num_orbits=3, steps=10, progress=False),
+        )
     ]
     judge = lambda units: np.array(cell_doubt(model, units, torch.Generator().manual_seed(0)))
     scaled = lambda f: [
@@ -568,7 +607,7 @@ def test_damaged_weights_are_named():
     for p in broken.parameters():
         p.data.fill_(float("nan"))
     with pytest.raises(MatgenError, match="not finite"):
-        broken.sample(1, steps=2, progress=False)
+        broken.sample(1, options=SamplingOptions(steps=2, progress=False))
 
 
 @pytest.mark.parametrize(
@@ -610,15 +649,15 @@ def test_damaged_weights_are_named():
 )
 def test_refusals_say_why(asked, says):
     with pytest.raises(MatgenError, match=says):
-        OURS.sample(**{"n": 2, "steps": 1, "progress": False, **asked})
+        sample_by_name(OURS, **{"n": 2, "steps": 1, "progress": False, **asked})
 
 
 def test_crowded_requests_are_refused_at_once():
     "Ten single atoms compete for the eight fixed sites of Pmmm; trying all combinations would take hours."
     start = time.process_time()
     with pytest.raises(MatgenError, match="47"):
-        plan(OURS, space_group=47, formula="LiNaKRbCsBeMgCaSrBa", num_atoms=10)
-    draw = plan(OURS, space_group=47, formula="LiNaKRbCsBeMgCa", num_atoms=8)
+        plan(OURS, Conditions(space_group=47, formula="LiNaKRbCsBeMgCaSrBa", num_atoms=10))
+    draw = plan(OURS, Conditions(space_group=47, formula="LiNaKRbCsBeMgCa", num_atoms=8))
     assert draw(np.random.default_rng(0)).num_orbits == 8
     assert time.process_time() - start < 20
 
@@ -631,7 +670,7 @@ def test_request_draws_follow_the_training_set():
     top = np.argsort(-prior.groups)[:5]
     expected = 3000 * prior.groups[top] / prior.groups.sum()
     assert (np.abs(drawn[top] - expected) < 5 * expected**0.5).all()
-    likely = Counter(plan(shipped, formula="SrTiO3")(rng).space_group for _ in range(5))
+    likely = Counter(plan(shipped, Conditions(formula="SrTiO3"))(rng).space_group for _ in range(5))
     assert sum(likely.values()) == 5
 
 
@@ -643,13 +682,15 @@ def same_crystals(a, b):
 
 def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
     "What sampling is without any look at the groups: requests, batches by number of orbits, the reverse process."
-    draw, rng = plan(model, **asked), np.random.default_rng(seed)
+    draw, rng = plan(model, Conditions(**asked)), np.random.default_rng(seed)
     requests, samples = [draw(rng) for _ in range(n)], [None] * n
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, n, batch_size):
         rows = order[first : first + batch_size]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
-        for i, s in zip(rows, sample_requests(model, [requests[i] for i in rows], generator, steps=steps)):
+        for i, s in zip(
+            rows, sample_requests(model, [requests[i] for i in rows], generator, SamplingOptions(steps=steps))
+        ):
             samples[i] = s
     return samples
 
@@ -667,7 +708,8 @@ def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
     how = dict(n=12, seed=5, steps=2, batch_size=5)
     plain = sampled_plainly(OURS, **how, **asked)
     off, on, again = (
-        OURS.sample(**how, **asked, balance=0, resample_higher=most, progress=False) for most in (0, 4, 4)
+        sample_by_name(OURS, **how, **asked, balance=0, resample_higher=most, progress=False)
+        for most in (0, 4, 4)
     )
     assert all(same_crystals(plain, off)) and all(s.row["resampled"] == 0 for s in off)
     assert all(same_crystals(on, again)) and [s.row for s in on] == [s.row for s in again]
@@ -682,7 +724,7 @@ def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
 def test_resampling_is_on_where_a_group_is_asked_for():
     how = dict(n=10, seed=1, steps=2, num_orbits=2, progress=False)
     off, default, most = (
-        OURS.sample(space_group=16, **how, **more)
+        sample_by_name(OURS, space_group=16, **how, **more)
         for more in (dict(resample_higher=0), {}, dict(resample_higher=RESAMPLE))
     )
     assert (
@@ -692,10 +734,10 @@ def test_resampling_is_on_where_a_group_is_asked_for():
     )
     higher = lambda samples: sum(s.row["higher_symmetry"] for s in samples)
     assert higher(default) < higher(off) and any(s.row["resampled"] for s in default)
-    assert all(s.row["resampled"] == 0 for s in OURS.sample(**how)), "off without a group"
-    assert any(s.row["resampled"] for s in OURS.sample(**how | dict(num_orbits=1), resample_higher=1)), (
-        "but it can be had"
-    )
+    assert all(s.row["resampled"] == 0 for s in sample_by_name(OURS, **how)), "off without a group"
+    assert any(
+        s.row["resampled"] for s in sample_by_name(OURS, **how | dict(num_orbits=1), resample_higher=1)
+    ), "but it can be had"
 
 
 def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
@@ -703,7 +745,9 @@ def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
 
     asked = []
     monkeypatch.setattr(module, "group_columns", lambda unit: asked.append(1) or dict(higher_symmetry=True))
-    made = OURS.sample(3, space_group=2, num_orbits=4, steps=2, resample_higher=3, progress=False)
+    made = OURS.sample(
+        3, space_group=2, options=SamplingOptions(num_orbits=4, steps=2, resample_higher=3, progress=False)
+    )
     assert (
         [s.row["resampled"] for s in made] == [3] * 3
         and all(s.row["higher_symmetry"] for s in made)
@@ -714,7 +758,7 @@ def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
 def test_columns_say_what_spglib_finds():
     "At both tolerances, whatever shortcut was taken; a distortion between them is higher at one only."
     seen = set()
-    for s in OURS.sample(40, seed=8, steps=2, num_orbits=2, progress=False):
+    for s in OURS.sample(40, seed=8, options=SamplingOptions(steps=2, num_orbits=2, progress=False)):
         found = {symprec: found_group(s.crystal, symprec) for symprec in (0.1, 0.01)}
         for symprec, f in found.items():
             assert s.row[f"space_group@{symprec:g}"] == (f and f.number), s.row
@@ -770,7 +814,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize("asked, names", IMPOSSIBLE)
 def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
     with pytest.raises(MatgenError) as error:
-        OURS.sample(2, steps=1, progress=False, **asked)
+        sample_by_name(OURS, 2, steps=1, progress=False, **asked)
     text = str(error.value)
     assert (
         names in text and "force a higher group" in text and "resample_higher=0 (--resample-higher 0)" in text
@@ -778,8 +822,8 @@ def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
     if near := re.search(r"or for ([\d, ]+) atoms", text):
         group = max(np.atleast_1d(asked["space_group"])) if asked["space_group"] != [62, 1] else 1
         for n in map(int, near[1].split(",")):
-            refuse_forced(int(group), asked.get("formula"), num_atoms=n)
-    made = OURS.sample(2, steps=1, progress=False, resample_higher=0, **asked)
+            refuse_forced(Conditions(int(group), asked.get("formula"), num_atoms=n))
+    made = sample_by_name(OURS, 2, steps=1, progress=False, resample_higher=0, **asked)
     assert all(s.row["higher_symmetry"] is not False for s in made if s.row["space_group"] != 62), (
         "kept and flagged"
     )
@@ -800,7 +844,7 @@ def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
     ],
 )
 def test_what_can_be_met_is_not_refused(asked):
-    refuse_forced(**asked)
+    refuse_forced(Conditions(**asked))
 
 
 @given(st.integers(1, 230), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))
@@ -834,13 +878,13 @@ def test_requests_that_force_a_higher_group_are_drawn_again():
 
 def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypatch):
     how = dict(n=6, seed=2, steps=2, space_group=16, num_orbits=2, progress=False)
-    off = OURS.sample(**how, resample_higher=0)
+    off = sample_by_name(OURS, **how, resample_higher=0)
     monkeypatch.setattr(asymmetric_unit.importlib.util, "find_spec", lambda name: None)
     for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced):
         cached.cache_clear()
     try:
         with pytest.warns(UserWarning, match="spglib is not installed") as seen:
-            made = OURS.sample(**how) + OURS.sample(**how)
+            made = sample_by_name(OURS, **how) + sample_by_name(OURS, **how)
         assert len(seen) == 1 and all(same_crystals(off + off, made))
         assert {
             (
@@ -851,7 +895,9 @@ def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypa
             )
             for s in made
         } == {(None, None, None, 0)}
-        OURS.sample(1, space_group=16, formula="NaCl", num_atoms=2, steps=1, progress=False)
+        OURS.sample(
+            1, space_group=16, formula="NaCl", num_atoms=2, options=SamplingOptions(steps=1, progress=False)
+        )
     finally:
         monkeypatch.undo()
         for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced):
@@ -861,4 +907,4 @@ def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypa
 @pytest.mark.parametrize("wrong", [-1, 1001, 0.5, "ten"])
 def test_resample_higher_is_a_number_of_times(wrong):
     with pytest.raises(MatgenError, match="resample_higher must be a whole number from 0"):
-        OURS.sample(1, steps=1, space_group=2, resample_higher=wrong)
+        OURS.sample(1, space_group=2, options=SamplingOptions(steps=1, resample_higher=wrong))

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from matgen_nb.scale.command_line import app, load_commands, main
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
-from matgen_nb.symmcd.model import SymmCD, fine_tuned, preset, statistics
-from matgen_nb.symmcd.sampling import StageOptions
+from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
+from matgen_nb.symmcd.sampling import SamplingOptions
 from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, generic_unit
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -30,7 +30,7 @@ def data():
 def untrained(data, **changes):
     torch.manual_seed(0)
     return SymmCD(
-        preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)
+        SymmCDConfig.preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)
     ).eval()
 
 
@@ -100,7 +100,7 @@ def test_predicted_structures_hold_every_group(data):
         chosen = sorted({0, len(positions) // 2, len(positions) - 1})
         elements = [int(z) for z in rng.choice([3, 8, 14, 26], len(chosen))]
         units.append(generic_unit(number, chosen, elements, rng))
-    found = model.predict(units, options=StageOptions(steps=2, apart=0.0), progress=False)
+    found = model.predict(units, options=SamplingOptions(steps=2, apart=0.0, progress=False))
     for unit, sample in zip(units, found):
         assert sample.unit.space_group == unit.space_group
         assert sample.unit.wyckoff.tolist() == list(unit.wyckoff) and sample.unit.elements.tolist() == list(
@@ -112,16 +112,16 @@ def test_predicted_structures_hold_every_group(data):
 def test_prediction_uses_no_cell_and_no_coordinate(data):
     model, unit = untrained(data), data[3]
     moved = AsymmetricUnit(unit.space_group, unit.k + 0.05, unit.elements, unit.frac_coords, unit.wyckoff)
-    options = StageOptions(steps=3)
-    a, b = (model.predict([u], seed=2, options=options, progress=False)[0].crystal for u in (unit, moved))
+    options = SamplingOptions(steps=3, progress=False)
+    a, b = (model.predict([u], seed=2, options=options)[0].crystal for u in (unit, moved))
     assert np.array_equal(a.lattice, b.lattice) and np.array_equal(a.frac_coords, b.frac_coords)
-    twice = model.predict([unit], n=2, seed=2, options=options, progress=False)
+    twice = model.predict([unit], n=2, seed=2, options=options)
     assert not np.array_equal(twice[0].crystal.lattice, twice[1].crystal.lattice)
     assert [s.row["unit"] for s in twice] == [0, 0]
 
 
 def test_prediction_refuses_what_it_cannot_do(data):
-    common = SymmCD(preset("common", width=16, layers=1, frequencies=4), statistics(data)).eval()
+    common = SymmCD(SymmCDConfig.preset("common", width=16, layers=1, frequencies=4), statistics(data)).eval()
     with pytest.raises(MatgenError, match="staged"):
         common.predict([data[0]])
     for wrong in (dict(units=[]), dict(units=[data[0]], n=0)):

@@ -4,13 +4,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import sample_by_name
 import torch
 from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import SymmCD, preset, statistics
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 from matgen_nb.symmcd.sampling import (
+    Conditions,
+    SamplingOptions,
     Prior,
     Request,
     find_cells,
@@ -100,8 +103,8 @@ def test_templates_are_drawn_as_often_as_they_occur():
     drawn = Counter(draw_template(table, 230, 2, rng) for _ in range(6000))
     for key, p in (
         {None: 0.1, (0, 0): 0.54}
-        | {t: 0.27 / 2 for t in ((0, 1), (1, 0))}
-        | {t: 0.09 / 2 for t in ((1, 2), (2, 1))}
+        | dict.fromkeys(((0, 1), (1, 0)), 0.27 / 2)
+        | dict.fromkeys(((1, 2), (2, 1)), 0.09 / 2)
     ).items():
         assert abs(drawn[key] / 6000 - p) < 5 * (p / 6000) ** 0.5, key
     assert draw_template(table, 230, 3, rng) is None and draw_template({}, 1, 1, rng) is None
@@ -161,7 +164,7 @@ def request_of(group, positions):
 
 def untrained(data, name="common"):
     torch.manual_seed(0)
-    return SymmCD(preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
+    return SymmCD(SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
 
 
 @pytest.mark.parametrize("t", [1000, 500, 40])
@@ -206,7 +209,9 @@ def test_a_template_that_is_given_comes_out(data, name):
     units = [data[i] for i in rng.permutation(len(data))[:40] if len(data[i]) <= 8]
     requests = [request_of(u.space_group, rng.permutation(u.wyckoff).tolist()) for u in units]
     for how in (dict(), dict(guide=0.0, apart=0.0)):
-        made = sample_requests(model, requests, torch.Generator().manual_seed(0), steps=4, **how)
+        made = sample_requests(
+            model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=4, **how)
+        )
         assert [s.unit.wyckoff.tolist() for s in made] == [list(r.positions) for r in requests]
         assert all(s.row["sites_changed"] == 0 for s in made)
 
@@ -217,7 +222,9 @@ def test_requests_take_templates_only_where_nothing_else_decides(data):
     share_due = lambda cell: due(known[cell], cell[0])
     common = max(known, key=lambda cell: known[cell].total() * (1 - share_due(cell)))
     assert share_due(common) < 1, "this set has a cell with a template seen twice"
-    asked = [make_request(model, rng, space_group=common[0], num_orbits=common[1]) for _ in range(200)]
+    asked = [
+        make_request(model, rng, Conditions(space_group=common[0], num_orbits=common[1])) for _ in range(200)
+    ]
     given_ = [r for r in asked if r.positions]
     assert abs(len(given_) / 200 - (1 - share_due(common))) < 0.15
     for r in given_:
@@ -225,9 +232,9 @@ def test_requests_take_templates_only_where_nothing_else_decides(data):
             SpaceGroup(r.space_group)[w].site_class for w in r.positions
         )
     assert all(r.positions is None for r in asked if r not in given_)
-    draw = plan(model, space_group=common[0], num_orbits=common[1], templates=0)
+    draw = plan(model, Conditions(space_group=common[0], num_orbits=common[1]), templates=0)
     assert all((r := draw(rng)).positions is None and r.sites is None for _ in range(50))
-    half = plan(model, space_group=common[0], num_orbits=common[1], templates=0.5)
+    half = plan(model, Conditions(space_group=common[0], num_orbits=common[1]), templates=0.5)
     assert (
         abs(np.mean([half(rng).positions is not None for _ in range(400)]) - 0.5 * (1 - share_due(common)))
         < 0.15
@@ -237,14 +244,14 @@ def test_requests_take_templates_only_where_nothing_else_decides(data):
 def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_path):
     model = untrained(data)
     how = dict(steps=3, seed=2, balance=0, progress=False)
-    with_, without = model.sample(12, **how), model.sample(12, templates=0, **how)
+    with_, without = sample_by_name(model, 12, **how), sample_by_name(model, 12, templates=0, **how)
     assert [s.row for s in with_] != [s.row for s in without]
-    with pytest.raises(MatgenError, match="templates is a share"):
-        model.sample(1, templates=1.5)
+    with pytest.raises(MatgenError, match="templates must be at least 0 and at most 1"):
+        model.sample(1, options=SamplingOptions(templates=1.5))
     model.save_pretrained(tmp_path / "new.safetensors")
     again = SymmCD.from_pretrained(tmp_path / "new.safetensors")
     assert torch.equal(again.stat_templates, model.stat_templates) and [
-        s.row for s in again.sample(12, **how)
+        s.row for s in sample_by_name(again, 12, **how)
     ] == [s.row for s in with_]
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -257,7 +264,7 @@ def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_p
     metadata.pop("checksum")  # the first edition wrote none
     save_file(tensors, tmp_path / "old.safetensors", metadata)
     old = SymmCD.from_pretrained(tmp_path / "old.safetensors")
-    assert len(old.stat_templates) == 0 and [s.row for s in old.sample(12, templates=0, **how)] == [
+    assert len(old.stat_templates) == 0 and [s.row for s in sample_by_name(old, 12, templates=0, **how)] == [
         s.row for s in without
     ]
 
@@ -297,7 +304,7 @@ SHIPPED = SymmCD.from_pretrained("symmcd-mp20-small")
 )
 def test_a_formula_on_a_template_is_met_to_the_atom(asked):
     "Whatever way its sites were found; and with templates most are found that way, without them none."
-    draw, rng = plan(SHIPPED, **asked), np.random.default_rng(0)
+    draw, rng = plan(SHIPPED, Conditions(**asked)), np.random.default_rng(0)
     requests = [draw(rng) for _ in range(60)]
     one = np.array(list(parse_formula(asked["formula"]).values())) if "formula" in asked else np.array([1])
     for r in requests:
@@ -314,7 +321,7 @@ def test_a_formula_on_a_template_is_met_to_the_atom(asked):
             and (sum(found) == asked.get("num_atoms", sum(found)))
         )
     assert np.mean([r.positions is not None for r in requests]) > 0.5
-    without = plan(SHIPPED, templates=0, **asked)
+    without = plan(SHIPPED, Conditions(**asked), templates=0)
     assert all(without(rng).positions is None for _ in range(20))
 
 
@@ -322,7 +329,7 @@ def test_spinel_and_perovskite_get_their_templates():
     rng = np.random.default_rng(0)
     letters = lambda r: sorted(SpaceGroup(r.space_group)[w].label for w in r.positions or ())
     perovskite, spinel = (
-        plan(SHIPPED, **a)
+        plan(SHIPPED, Conditions(**a))
         for a in (
             dict(formula="SrTiO3", space_group=221, num_atoms=5),
             dict(formula="MgAl2O4", space_group=227, num_atoms=56),
@@ -343,7 +350,7 @@ def test_templates_take_nothing_away(formula):
     "What can be had without them can be had with them, in the same cells; only the weights differ."
     prior, counts = Prior(SHIPPED), tuple(parse_formula(formula).values())
     groups, contents = (
-        {g: 1.0 for g in (1, 2, 14, 62, 139, 166, 176, 194, 221, 225, 227)},
+        dict.fromkeys((1, 2, 14, 62, 139, 166, 176, 194, 221, 225, 227), 1.0),
         [tuple(z * n for n in counts) for z in (1, 2, 4)],
     )
     with_, without = (

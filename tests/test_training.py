@@ -435,7 +435,7 @@ def test_too_little_data(tmp_path):
 def test_half_precision_keeps_the_geometry():
     from matgen_nb.symmcd.dataset import from_units, prepare_one
     from matgen_nb.symmcd import stages  # noqa: F401  (the loss of staged models)
-    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
     import numpy as np
     from matgen_nb.symmetry.crystal import Crystal
 
@@ -455,7 +455,7 @@ def test_half_precision_keeps_the_geometry():
     )
     data = from_units([prepare_one(salt)] * 20)
     torch.manual_seed(0)
-    model, batch = SymmCD(preset("tiny"), statistics(data)), data.select(torch.arange(20))
+    model, batch = SymmCD(SymmCDConfig.preset("tiny"), statistics(data)), data.select(torch.arange(20))
     full = model.loss(batch, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         half = model.loss(batch, torch.Generator().manual_seed(0))
@@ -493,32 +493,32 @@ def crystals(n=24):
 
 def symmcd(data, **changes):
     from matgen_nb.symmcd import stages  # noqa: F401  (the loss of staged models)
-    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 
     torch.manual_seed(0)
-    return SymmCD(preset("tiny", **changes), statistics(data))
+    return SymmCD(SymmCDConfig.preset("tiny", **changes), statistics(data))
 
 
 def mofdiff():
     "A small model on toy frameworks, and its data."
-    from matgen_nb.mofdiff.coarse_graining import MofData
-    from matgen_nb.mofdiff.model import MofDiff, preset, statistics
+    from matgen_nb.mofdiff.data import MofData
+    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
     from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 
     data = MofData.from_coarse(toy_mofs(40))
     data = data.with_embeddings(toy_embeddings(data.library))
     torch.manual_seed(0)
-    return MofDiff(preset("tiny"), statistics(data)), data
+    return MofDiff(MofDiffConfig.preset("tiny"), statistics(data)), data
 
 
 def block_encoder(**changes):
     "A small model on random blocks, some of them of one identity, and its data."
     from test_embedding import random_block
-    from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder, preset
+    from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder, BlockConfig
 
     blocks = [random_block(k) for k in range(30)]
     torch.manual_seed(0)
-    return BlockEncoder(preset("tiny", **changes)), BlockData(
+    return BlockEncoder(BlockConfig.preset("tiny", **changes)), BlockData(
         blocks, identity=[f"block {k // 3}" for k in range(30)]
     )
 

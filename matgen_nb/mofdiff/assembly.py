@@ -24,7 +24,7 @@ from matgen_nb.mofdiff.assembly_refinements import (
     settle,
     total_crowding,
 )
-from .building_blocks import Mof
+from .bonds import Mof
 from .coarse_graining import CoarseMof
 from matgen_nb.mofdiff.joining import (
     Joints,

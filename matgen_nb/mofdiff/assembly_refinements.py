@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .building_blocks import BuildingBlock, is_metal, neighbours
+from .bonds import is_metal, neighbours
+from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
 from .joining import Joints, Solution, drift, match, polish, residuals, springs
 from .joining import TRUST_SHIFT, TRUST_STRAIN

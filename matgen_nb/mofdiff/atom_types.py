@@ -15,7 +15,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from .building_blocks import is_metal
+from .bonds import is_metal
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError
 

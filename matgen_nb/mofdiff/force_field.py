@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .atom_types import AtomTypes, BondGraph, UffType, atom_types, bond_orders, uff_table
-from .building_blocks import neighbours
+from .bonds import neighbours
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError
 

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from .building_blocks import find_bonds
+from .bonds import find_bonds
 from .force_field import Uff
 from ..symmetry.crystal import Crystal
 from ..symmetry.lattice import lattice_parameters

@@ -7,11 +7,11 @@ __all__ = ['VARIANTS', 'SAMPLERS', 'BASE', 'TRAIN', 'FIGURES', 'POOL', 'SHARES',
            'pooled_spread', 'reference_setting', 'margin', 'summarise_ablations', 'ablation_text', 'plot_ablations']
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #13a6dcbc
-import copy, csv, json, statistics, time
+import json, statistics, time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 
@@ -74,7 +74,7 @@ class Variant:
 
     text: str
     config: dict = field(default_factory=dict)
-    data: Optional[Callable] = None
+    data: Callable | None = None
     against: str = "base"
     votes: bool = True
     other: tuple = ()
@@ -213,10 +213,12 @@ def draw_samples(model, sampler, n, seed=0, steps=25):
     "n samples with one of the SAMPLERS; `clip` bounds every estimate of the clean lattice vector (lesson 06), which a model with standardised k does anyway."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
+    from matgen_nb.symmcd.sampling import SamplingOptions
+
     how, before = dict(balance=0.0, sharpen=1.0, templates=0.0) | SAMPLERS[sampler], model.lattice_noise.clip
     model.lattice_noise.clip = how.pop("clip", before)
     try:
-        return model.sample(n, seed=seed, steps=steps, progress=False, **how)
+        return model.sample(n, seed=seed, options=SamplingOptions(steps=steps, progress=False, **how))
     finally:
         model.lattice_noise.clip = before
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Callable, Optional
+from typing import Annotated
+from collections.abc import Callable
 
-import typer
 
 from matgen_nb.scale.command_line import (
     Compile,
@@ -71,13 +71,13 @@ def measure(run, count, seconds=5.0, least=3, device="cpu"):
 @dataclass
 class Task:
     """One thing to measure. make(device, seed) -> (function without arguments, items it handles); needs: a module without which it is passed over.
-    presets: the module whose PRESETS it can train, where it trains; then make also takes a `Setting`."""
+    presets: a function that returns the presets that it can train, where it trains; then make also takes a `Setting`."""
 
     name: str
     unit: str
     make: Callable
     needs: str = "matgen_nb"
-    presets: Optional[str] = None
+    presets: Callable | None = None
 
 
 TASKS = {}
@@ -115,11 +115,11 @@ def _symmcd(device, seed, n=120, size="small"):
     import torch
     from matgen_nb.symmcd.dataset import from_units, prepare_one
     from matgen_nb.symmcd import staged_sampling  # noqa: F401
-    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 
     data = from_units([prepare_one(c) for c in crystals(n, seed)])
     torch.manual_seed(seed)
-    return SymmCD(preset(size), statistics(data)).to(device), data.to(device)
+    return SymmCD(SymmCDConfig.preset(size), statistics(data)).to(device), data.to(device)
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #26a00005
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Setting:
     "How a network is trained: preset, items a step (None: the task's own number), precision (32-true or bf16-mixed), whether its parts are compiled. str() names it."
 
     preset: str = "small"
-    batch_size: Optional[int] = None
+    batch_size: int | None = None
     precision: str = "32-true"
     compile: bool = False
 
@@ -165,7 +165,14 @@ def _training_step(model, data, batch_size, seed, device, setting=None):
     return step
 
 
-@task("training", "structures", presets="matgen_nb.symmcd.model")
+def _symmcd_presets() -> dict:
+    "Named configurations of SymmCD."
+    from matgen_nb.symmcd.model import SymmCDConfig
+
+    return SymmCDConfig.PRESETS
+
+
+@task("training", "structures", presets=_symmcd_presets)
 def make_training(device, seed, batch_size=128, setting=None):
     "One optimizer step of SymmCD, preset small or that of the `Setting`, with the trainer's optimizer."
     batch_size = setting and setting.batch_size or batch_size
@@ -179,9 +186,12 @@ def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
+    from matgen_nb.symmcd.sampling import SamplingOptions
+
     model, _ = _symmcd(device, seed)
     model.eval()
-    return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
+    options = SamplingOptions(steps=steps, progress=False)
+    return lambda: model.sample(n, seed=seed, options=options), n
 
 
 @task("projection", "orbits")
@@ -216,7 +226,7 @@ TEXT = ("IRMOF-1", "HKUST-1", "UiO-66", "MIL-53", "MOF-74")  # textbook framewor
 @task("mof preparing", "frameworks", needs="matgen_nb.mofdiff.coarse_graining")
 def make_mof_preparing(device, seed):
     "CIF text -> beads: bonds, blocks, connection points, identities."
-    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.coarse_graining import coarse_grain
 
     items = [(name, textbook_mof(name).crystal.to_cif(), {}) for name in TEXT]
@@ -255,7 +265,14 @@ def _mofdiff(device, seed, n=200, size="small"):
     return MofDiff(MofDiffConfig.preset(size), statistics(data)).to(device), data.to(device)
 
 
-@task("mof training", "frameworks", needs="matgen_nb.mofdiff.model", presets="matgen_nb.mofdiff.model")
+def _mofdiff_presets() -> dict:
+    "Named configurations of MofDiff."
+    from matgen_nb.mofdiff.model import MofDiffConfig
+
+    return MofDiffConfig.PRESETS
+
+
+@task("mof training", "frameworks", needs="matgen_nb.mofdiff.model", presets=_mofdiff_presets)
 def make_mof_training(device, seed, batch_size=64, setting=None):
     "One optimizer step of MOFDiff, preset small or that of the `Setting`, on embedded frameworks."
     batch_size = setting and setting.batch_size or batch_size
@@ -283,7 +300,8 @@ def make_assembly(device, seed, n=3):
     "Textbook frameworks from their building blocks and bead positions, in one batch."
     from itertools import islice
     from matgen_nb.mofdiff.assembly import assemble
-    from matgen_nb.mofdiff.building_blocks import TEXTBOOK, decompose, textbook_mof
+    from matgen_nb.mofdiff.bonds import TEXTBOOK, textbook_mof
+    from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import CoarseMof
 
     coarse = [
@@ -295,7 +313,7 @@ def make_assembly(device, seed, n=3):
 @task("relaxation", "evaluations", needs="matgen_nb.mofdiff.relaxation")
 def make_relaxation(device, seed, steps=30):
     "Energies with forces and stress (UFF, on the CPU) of IRMOF-1, 106 atoms, while it relaxes."
-    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
     options = RelaxationOptions(stages=(True,), steps=steps, time_limit=None)
@@ -306,7 +324,7 @@ def make_relaxation(device, seed, steps=30):
 @task("mof evaluation", "frameworks", needs="matgen_nb.mofdiff.evaluation")
 def make_mof_evaluation(device, seed):
     "Checks, pores and identity of textbook frameworks."
-    from matgen_nb.mofdiff.building_blocks import textbook_mof
+    from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.evaluation import describe_mof
 
     return lambda: [describe_mof(textbook_mof(name).crystal, timeout=None) for name in TEXT], len(TEXT)
@@ -354,7 +372,6 @@ def _silent():
 def time_shares(run, device="cpu", seconds=None, times=3):
     """Where the time of `run()` goes, three shares of 1: products (of matrices), others (all other operations), rest (the device waits: Python, starting of kernels).
     seconds: what one run takes unwatched; used on a GPU, where watching does not slow the kernels down but all around them. nan where a GPU cannot be watched."""
-    import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -414,10 +431,9 @@ def environment(device):
 def planned(only=None, setting=None):
     """The tasks to run, a list: those named in `only` (names, or a text with commas; None: all). With a `Setting`, those that train are changed to it and named after it;
     it alone asks for all that have its preset. MatgenError for a name, preset, batch size or precision that does not exist."""
-    from importlib import import_module
     from matgen_nb.scale.optimization import TrainConfig, check_config
 
-    presets = lambda t: import_module(t.presets).PRESETS if t.presets else ()
+    presets = lambda t: t.presets() if t.presets else ()
     if setting is not None:
         check_config(
             TrainConfig(
@@ -582,11 +598,11 @@ def in_words(row):
 def benchmark(
     out: Out = Path("matgen-benchmark"),
     seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
-    compare_with: Annotated[Optional[Path], _option("table.csv of another run.", "none", "--compare")] = None,
-    only: Annotated[Optional[str], _option("Tasks, separated by commas.", "all")] = None,
-    preset: Annotated[Optional[str], _option("Train this preset.", "small")] = None,
+    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
+    only: Annotated[str | None, _option("Tasks, separated by commas.", "all")] = None,
+    preset: Annotated[str | None, _option("Train this preset.", "small")] = None,
     batch_size: Annotated[
-        Optional[int], _option("Items in a training step.", "128 crystals, 64 frameworks")
+        int | None, _option("Items in a training step.", "128 crystals, 64 frameworks")
     ] = None,
     precision: Precision = "32-true",
     compile: Compile = False,

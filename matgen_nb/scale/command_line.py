@@ -6,47 +6,38 @@ __all__ = ['app', 'GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_
            'Precision', 'Compile', 'TRAINING', 'RELAX_HELP', 'ENERGY_HELP', 'POTENTIAL_HELP', 'REAL', 'our_error',
            'Device', 'pick_device', 'prepare_crystals', 'choose_training', 'load_data', 'without_nan', 'new_symmcd',
            'fit_model', 'averaged', 'fit_symmcd', 'report_training', 'given_training', 'train_symmcd', 'sample_rows',
-           'parse_groups', 'sample_stream', 'neutral_crystal', 'given', 'relaxing_potential', 'relaxing',
-           'sample_symmcd', 'read_crystals', 'reference_crystals', 'training_reference', 'summary_text',
-           'described_beside', 'judge', 'add_stability', 'relaxed_before', 'energy_inputs', 'add_energies',
-           'evaluate_crystals_command', 'demo_crystals', 'demo', 'with_flags', 'load_commands', 'main']
+           'parse_groups', 'sample_stream', 'given', 'relaxing_potential', 'relaxing', 'sample_symmcd', 'read_crystals',
+           'reference_crystals', 'training_reference', 'summary_text', 'described_beside', 'judge', 'add_stability',
+           'relaxed_before', 'energy_inputs', 'add_energies', 'evaluate_crystals_command', 'demo_crystals', 'demo',
+           'with_flags', 'load_commands', 'main']
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #a072008c
 import json, os, sys, time
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from matgen_nb.scale.runs import (
     CHUNK,
     as_folder,
-    caption,
     check_out,
     chunk_seed,
-    chunks,
     close_folders,
-    crystal_png,
     file_hash,
     finish_stream,
     fresh_file,
     fresh_folder,
     record_of,
-    gallery_png,
-    input_identity,
-    is_finished,
-    join_tables,
     open_run,
     read_table,
     run_record,
     say,
     stream,
-    write_cifs,
-    write_gallery,
     write_json,
     write_results,
-    write_table,
     written_now,
 )
 from ..utils import MatgenError, OwnFiles, atomic_write, describe_failures
@@ -118,13 +109,11 @@ Overwrite = Annotated[
 ]
 Resume = Annotated[bool, _option("Continue the run in --out.", False, "--resume")]
 Jobs = Annotated[int, _option("Processes; -1: one for each core.")]
-Steps = Annotated[Optional[int], _option("Steps of the optimizer.", PRESETS, min=1)]
-Epochs = Annotated[Optional[float], _option("Passes over the data, in place of --steps.", PRESETS)]
-BatchSize = Annotated[
-    Optional[int], _option("Structures in a step, on all devices together.", PRESETS, min=1)
-]
-Rate = Annotated[Optional[float], _option("Learning rate.", PRESETS)]
-Seconds = Annotated[Optional[float], _option("Time budget in seconds; the learning rate follows it.", "none")]
+Steps = Annotated[int | None, _option("Steps of the optimizer.", PRESETS, min=1)]
+Epochs = Annotated[float | None, _option("Passes over the data, in place of --steps.", PRESETS)]
+BatchSize = Annotated[int | None, _option("Structures in a step, on all devices together.", PRESETS, min=1)]
+Rate = Annotated[float | None, _option("Learning rate.", PRESETS)]
+Seconds = Annotated[float | None, _option("Time budget in seconds; the learning rate follows it.", "none")]
 Devices = Annotated[int, _option("Processes on each node: GPUs, or parts of a CPU.", min=1)]
 Nodes = Annotated[int, _option("Machines; start with srun or torchrun (lesson 24).", min=1)]
 Strategy = Annotated[str, _option("How processes share the work, a name of Lightning Fabric; auto: ddp.")]
@@ -343,9 +332,9 @@ def train_symmcd(
     preset: Annotated[
         str, _option("tiny (minutes), small (laptop), full (GPU), paper (as published).")
     ] = "small",
-    val: Annotated[Optional[Path], _option("Prepared file for validation.", "2 % of the data")] = None,
+    val: Annotated[Path | None, _option("Prepared file for validation.", "2 % of the data")] = None,
     init_from: Annotated[
-        Optional[str],
+        str | None,
         _option(
             "Start from these weights (a file, or the name of weights that ship): "
             "fine-tuning; they set the size, not --preset.",
@@ -368,7 +357,7 @@ def train_symmcd(
     device: On = Device.auto,
 ):
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
-    from matgen_nb.utils import find_weights
+    from matgen_nb.diffusion.pretrained import find_weights
 
     config = given_training(
         TRAINING,
@@ -424,21 +413,21 @@ def parse_groups(text):
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #c4385c07
 def sample_stream(model, request, asked, out, title, resume, overwrite, inputs=None):
-    """Open the folder, stream `request["n"]` samples of a model with `sample(n, seed=, batch_size=,
-    progress=, **asked)`, finish it; returns how many were drawn now. inputs: see `check_out`."""
+    """Open the folder, stream `request["n"]` samples of a model with `sample(n, seed=, **asked)`, finish it;
+    returns how many were drawn now. asked: conditions, and `options` (batch size and progress are set
+    here); inputs: see `check_out`."""
     from matgen_nb.symmetry.crystal import Crystal
     from matgen_nb.utils import progress_bar
 
     start, one = time.monotonic(), request["n"] <= request["chunk"]
+    asked["options"] = replace(asked["options"], batch_size=request["chunk"], progress=one)
     with (
         open_run(out, request, resume, overwrite, inputs) as out,
         progress_bar("sampling", request["n"], show=not one) as advance,
     ):
 
         def draw(i, n):
-            found = model.sample(
-                n, seed=chunk_seed(request["seed"], i), batch_size=request["chunk"], progress=one, **asked
-            )
+            found = model.sample(n, seed=chunk_seed(request["seed"], i), **asked)
             advance(n)
             return sample_rows(found, request.get("p1", False))
 
@@ -452,13 +441,6 @@ def sample_stream(model, request, asked, out, title, resume, overwrite, inputs=N
     return drawn
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #n25neu1
-def neutral_crystal(sample):
-    "Whether the charges of a `Sample`'s elements can balance (`composition_validity` of lesson 9b)."
-    from matgen_nb.symmcd.composition import composition_validity
-
-    return composition_validity(sample.crystal.elements)
-
-
 def given(neutral, **options):
     "The options that are not None; with `neutral`, 5 retries unless they say otherwise."
     options = {key: value for key, value in options.items() if value is not None}
@@ -509,57 +491,57 @@ def sample_symmcd(
         str, _option("File of weights, or the name of weights that ship.")
     ] = "symmcd-mp20-small",
     space_group: Annotated[
-        Optional[str], _option("Number, or several: 225,221.", "as in the training set")
+        str | None, _option("Number, or several: 225,221.", "as in the training set")
     ] = None,
     num_atoms: Annotated[
-        Optional[int], _option("Atoms in the conventional cell.", "as in the training set", min=1)
+        int | None, _option("Atoms in the conventional cell.", "as in the training set", min=1)
     ] = None,
     num_orbits: Annotated[
-        Optional[int],
+        int | None,
         _option("Orbits, which are symmetry-equivalent sets of atoms.", "as in the training set", min=1),
     ] = None,
-    formula: Annotated[Optional[str], _option("Exact composition, such as BaTiO3.", "any")] = None,
-    chemical_system: Annotated[Optional[str], _option("Elements, such as Li-Fe-O.", "any")] = None,
-    steps: Annotated[Optional[int], _option("Denoising steps.", "25")] = None,
-    eta: Annotated[Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1")] = None,
+    formula: Annotated[str | None, _option("Exact composition, such as BaTiO3.", "any")] = None,
+    chemical_system: Annotated[str | None, _option("Elements, such as Li-Fe-O.", "any")] = None,
+    steps: Annotated[int | None, _option("Denoising steps.", "25")] = None,
+    eta: Annotated[float | None, _option("1: stochastic; 0: deterministic given the start.", "1")] = None,
     guide: Annotated[
-        Optional[float],
+        float | None,
         _option("Share of the time, at the end, in which atoms are led to their sites; 0: never.", "0.5"),
     ] = None,
     sharpen: Annotated[
-        Optional[float], _option("Longer steps of the atoms along the score; 1: as learned.", "3")
+        float | None, _option("Longer steps of the atoms along the score; 1: as learned.", "3")
     ] = None,
     apart: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Atoms nearer than this x the sum of their radii move apart along their sites; 0: never.", "0.75"
         ),
     ] = None,
     balance: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Share of crystals whose elements are chosen so that charges can balance; 0: never.",
             "that of the training set",
         ),
     ] = None,
     templates: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Share of the known sets of sites due that are taken; 0: all sites as the network says.", "1"
         ),
     ] = None,
     corrector: Annotated[
-        Optional[int], _option("Langevin steps after each step; each costs one more.", "0")
+        int | None, _option("Langevin steps after each step; each costs one more.", "0")
     ] = None,
     doubt: Annotated[
-        Optional[float],
+        float | None,
         _option(
             "Draw crystals again, up to 3 times, whose cell the network doubts more than this; 0.15 is strict; 1: never.",
             "1",
         ),
     ] = None,
     retries: Annotated[
-        Optional[int],
+        int | None,
         _option("Draw a crystal with atoms nearer than 0.5 A again, so often.", "0, with --neutral 5"),
     ] = None,
     neutral: Annotated[
@@ -570,9 +552,9 @@ def sample_symmcd(
             "--neutral",
         ),
     ] = False,
-    relax: Annotated[Optional[str], _option(RELAX_HELP, "none")] = None,
+    relax: Annotated[str | None, _option(RELAX_HELP, "none")] = None,
     resample_higher: Annotated[
-        Optional[int],
+        int | None,
         _option(
             "Sample a crystal again, at most so often, in which spglib finds a higher group than requested.",
             "10 with --space-group, else 0: never",
@@ -593,9 +575,10 @@ def sample_symmcd(
     device: On = Device.auto,
 ):
     "Generate crystals: CIF files, a table, a gallery; a run that was stopped continues with --resume."
-    from matgen_nb.symmcd.model import SymmCD, find_weights
+    from matgen_nb.symmcd.model import SymmCD
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.sampling import RESAMPLE
+    from matgen_nb.symmcd.sampling import RESAMPLE, SamplingOptions
 
     resample_higher = RESAMPLE if resample_higher is None and space_group else resample_higher
     asked = given(
@@ -629,8 +612,9 @@ def sample_symmcd(
     )
     if potential:
         request["relax"] = potential.name
-    if asked.pop("neutral", False):
-        asked = dict(balance=1.0, accept=neutral_crystal) | asked
+    named = ("space_group", "formula", "chemical_system", "num_atoms")
+    conditions = {name: asked.pop(name) for name in named if name in asked}
+    asked = dict(conditions, options=SamplingOptions(**asked))
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     inputs = {"--weights": find_weights(weights)}
     drawn = sample_stream(
@@ -833,7 +817,7 @@ def evaluate_crystals_command(
         Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")
     ],
     training: Annotated[
-        Optional[Path], _option("The same for novelty and new templates.", "the reference")
+        Path | None, _option("The same for novelty and new templates.", "the reference")
     ] = None,
     energy: Annotated[bool, _option(ENERGY_HELP, False, "--energy")] = False,
     potential: Annotated[str, _option(POTENTIAL_HELP)] = "chgnet",

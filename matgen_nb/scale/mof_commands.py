@@ -2,13 +2,13 @@
 
 # %% auto #0
 __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'STAGES', 'NET_HELP', 'NetShare', 'NetCandidates', 'Coherent', 'prepare_sources',
-           'prepare_mofs_command', 'fit_blocks', 'train_blocks_command', 'net_identity', 'known_identities',
-           'fit_mofdiff', 'train_mofdiff_command', 'open_mofs', 'sample_stage', 'read_sampled', 'read_alternatives',
-           'write_stage', 'read_stage', 'assemble_part', 'run_stage', 'assemble_stage', 'relax_part', 'closed',
-           'relax_stage', 'judge_part', 'judge_stage', 'first_reason', 'stage_rows', 'collect', 'mof_sheet',
-           'finish_mofs', 'make_mofs', 'sample_mofdiff_command', 'parse_target', 'reference_identities', 'draw_closed',
-           'relax_shown', 'best_framework', 'whole_blocks', 'plot_whole', 'mof_pair', 'demo_mof', 'is_run',
-           'run_frameworks', 'frameworks_of', 'evaluate_mofs_command', 'design_command']
+           'prepare_mofs_command', 'fit_blocks', 'train_blocks_command', 'fit_mofdiff', 'train_mofdiff_command',
+           'open_mofs', 'sample_stage', 'read_sampled', 'read_alternatives', 'write_stage', 'read_stage',
+           'assemble_part', 'run_stage', 'assemble_stage', 'relax_part', 'closed', 'relax_stage', 'judge_part',
+           'judge_stage', 'first_reason', 'stage_rows', 'collect', 'mof_sheet', 'finish_mofs', 'make_mofs',
+           'sample_mofdiff_command', 'parse_target', 'reference_identities', 'draw_closed', 'relax_shown',
+           'best_framework', 'whole_blocks', 'plot_whole', 'mof_pair', 'demo_mof', 'is_run', 'run_frameworks',
+           'frameworks_of', 'evaluate_mofs_command', 'design_command']
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #df4d69bf
 import json, time
@@ -73,12 +73,15 @@ from matgen_nb.scale.runs import (
     write_results,
     write_table,
 )
+from ..mofdiff.evaluation import add_novelty, known_identities
 from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map, time_limit
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #fb3843c2
 def prepare_sources(sources, **options):
-    "`prepare_mofs` of each source, or the `MofData` of a file that is prepared already; all in one. Returns (MofData, text, failures, notes)."
-    from matgen_nb.mofdiff.coarse_graining import MofData, merged, prepare_mofs
+    """`prepare_mofs` of each source, or the `MofData` of a file that is prepared already; all in one.
+    Returns (MofData, text, failures, notes)."""
+    from matgen_nb.mofdiff.data import MofData, merged
+    from matgen_nb.mofdiff.preparing import prepare_mofs
 
     sets, told, failures, notes = [], [], [], {}
     for source in sources:
@@ -202,7 +205,7 @@ def train_blocks_command(
     device: On = Device.auto,
 ):
     "Train the encoder of building blocks on the blocks of a prepared file."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
 
     start = time.monotonic()
     config = given_training(
@@ -233,44 +236,13 @@ def train_blocks_command(
         f"matgen train mofdiff {data} --blocks {out / 'weights.safetensors'} --out mofdiff",
     )
 
-# %% ../../nbs/5_scale/27_mof_commands.ipynb #9c6d0913
-def net_identity(coarse, slack=1.05):
-    "`framework_identity` of beads: metal and organic blocks nearer than `slack` x the sum of their arms are joined. None where it cannot be told."
-    from matgen_nb.mofdiff.building_blocks import Decomposition, _nets
-    from matgen_nb.mofdiff.coarse_graining import contacts
-    from matgen_nb.mofdiff.evaluation import framework_identity
-
-    pairs = contacts(coarse, slack)
-    if not pairs:
-        return None
-    connections, images = (
-        np.array([[m, 0, o, 0] for m, o, _ in pairs]),
-        np.array([s for *_, s in pairs]).astype(int),
-    )
-    nets, dimension = _nets(len(coarse), connections, images)
-    return framework_identity(
-        Decomposition(
-            coarse.lattice,
-            coarse.blocks,
-            coarse.frac_coords,
-            connections,
-            images,
-            nets=nets,
-            dimension=dimension,
-        )
-    )
-
-
-def known_identities(data, slacks=(1.05, 1.1)):
-    "Identities of a `MofData` for novelty, a sorted list; read at two slacks, since calling a known framework new is the worse mistake."
-    return sorted({found for i in range(len(data)) for s in slacks if (found := net_identity(data[i], s))})
-
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #7ab3ce01
 def fit_mofdiff(data, encoder, preset, config, out, resume=False, overwrite=False):
-    "Train `MofDiff` on a `MofData`, its blocks embedded by a `BlockEncoder`. Returns (averaged model, history)."
+    """Train `MofDiff` on a `MofData`, its blocks embedded by a `BlockEncoder`. Returns (averaged model,
+    history)."""
     import torch
     from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
-    from matgen_nb.mofdiff.nets import net_table
+    from matgen_nb.mofdiff.net_fitting import net_table
 
     data = data.with_embeddings(encoder.encode(data.library).cpu())
     torch.manual_seed(config.seed)
@@ -308,9 +280,9 @@ def train_mofdiff_command(
     device: On = Device.auto,
 ):
     "Train MOFDiff on a prepared file; Ctrl-C saves and stops, --resume continues."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.embedding import BlockEncoder
-    from matgen_nb.utils import find_weights
+    from matgen_nb.diffusion.pretrained import find_weights
 
     start = time.monotonic()
     config = given_training(
@@ -361,7 +333,7 @@ def open_mofs(out, request, resume=False, overwrite=False, inputs=None):
 
 def sample_stage(model, out, request, draws=1, **asked):
     'Beads of `request["n"]` frameworks in out/sampled: a MofData and a table per chunk; finished chunks are passed over. draws: see `best_fitting`.'
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.property_design import best_fitting
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
 
@@ -395,7 +367,7 @@ def sample_stage(model, out, request, draws=1, **asked):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d4a633bc
 def read_sampled(out):
     "What stage one wrote: frameworks (list of `CoarseMof`) and rows of the table."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
 
     files = sorted(p for p in (Path(out) / "sampled").glob("*.safetensors") if p.stem.isdigit())
     sets, rows = (
@@ -409,7 +381,7 @@ def read_sampled(out):
 
 def read_alternatives(out):
     "Further arrangements (candidate nets) of a run: {name of the framework: list of `CoarseMof`}."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
 
     found = {}
     for data in map(MofData.load, sorted((Path(out) / "alternatives").glob("*.safetensors"))):
@@ -438,7 +410,7 @@ def write_stage(folder, name, row, crystal=None, bonds=(), images=()):
 
 def read_stage(folder, name):
     "(row, Mof or None) of a finished framework; (None, None) where the stage has not been there."
-    from matgen_nb.mofdiff.building_blocks import Mof
+    from matgen_nb.mofdiff.bonds import Mof
     from matgen_nb.symmetry.crystal import Crystal
 
     try:
@@ -474,7 +446,8 @@ def assemble_part(part, folder, limit=60.0, **settings):
 
 
 def run_stage(work, items, names, folder, text, n_jobs=1, timeout=None):
-    "`work` over items in parallel, each writes itself; `names`: the frameworks of each item. A worker that dies or hangs leaves a row with the reason."
+    """`work` over items in parallel, each writes itself; `names`: the frameworks of each item. A worker
+    that dies or hangs leaves a row with the reason."""
     todo = [
         (item, group)
         for item, group in zip(items, names)
@@ -551,7 +524,8 @@ def relax_part(name, source, folder, limit=120.0):
 
 
 def closed(names, out):
-    "Those of the frameworks whose bonds between blocks are all good. Atoms may still clash: relaxation can part them, and the checks decide."
+    """Those of the frameworks whose bonds between blocks are all good. Atoms may still clash: relaxation
+    can part them, and the checks decide."""
     return [n for n in names if (read_stage(Path(out) / "assembled", n)[0] or {}).get("bond_success") == 1]
 
 
@@ -570,7 +544,8 @@ def relax_stage(names, out, n_jobs=1, limit=120.0):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #5a528777
 def judge_part(name, out, limit=120.0):
-    "Judge a framework as it was assembled and, where it was relaxed, as relaxation left it; writes out/judged/name.json, a verdict for each."
+    """Judge a framework as it was assembled and, where it was relaxed, as relaxation left it; writes
+    out/judged/name.json, a verdict for each."""
     from matgen_nb.mofdiff.evaluation import describe_mof
 
     found = {stage: read_stage(Path(out) / stage, name)[1] for stage in ("assembled", "relaxed")}
@@ -582,7 +557,8 @@ def judge_part(name, out, limit=120.0):
 
 
 def judge_stage(names, out, n_jobs=1, limit=120.0):
-    "Checks, pores and identity of the `closed` frameworks of a run in out/judged, before and after relaxation; those that have been relaxed since are judged again."
+    """Checks, pores and identity of the `closed` frameworks of a run in out/judged, before and after
+    relaxation; those that have been relaxed since are judged again."""
     folder, names = Path(out) / "judged", closed(names, out)
     for n in names:
         row, _ = read_stage(folder, n)
@@ -611,7 +587,8 @@ def first_reason(row, assembled, relaxed, verdict):
         )
     if relaxed and not relaxed.get("converged"):
         return relaxed.get("reason", "relaxation: did not converge")
-    from matgen_nb.mofdiff.evaluation import CHECKS, volume_kept
+    from matgen_nb.mofdiff.checks import CHECKS
+    from matgen_nb.mofdiff.evaluation import volume_kept
 
     if volume_kept(relaxed) is False:
         return f"relaxation: the volume changed by {relaxed['volume_change']:+.0%}"
@@ -626,7 +603,8 @@ def first_reason(row, assembled, relaxed, verdict):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #27c00002
 def stage_rows(row, out, relax=True):
-    "The row of a framework with what its stages say, before relaxation and (with `relax`) after it: two rows, each with `valid`; the second is the first where nothing was to be relaxed."
+    """The row of a framework with what its stages say, before relaxation and (with `relax`) after it:
+    two rows, each with `valid`; the second is the first where nothing was to be relaxed."""
     from matgen_nb.mofdiff.evaluation import describe_mof, is_valid, volume_kept
 
     assembled, relaxed, judged = (read_stage(Path(out) / stage, row["name"])[0] or {} for stage in STAGES)
@@ -667,16 +645,18 @@ def stage_rows(row, out, relax=True):
 
 
 def collect(out, known=None, relax=True, known_nets=None):
-    """Rows of all frameworks of a run, with valid, unique, novel, vnu, and the summary with its intervals. With `relax` they are those of the relaxed frameworks, and
-    `valid_before` and `vnu_before` are what the same checks said before relaxation. known: identities for novelty, None for no such columns; known_nets: keys
-    of nets, for novelty of the net (columns net_novel and strict_vnu)."""
-    from matgen_nb.mofdiff.evaluation import _novelty, summarise
+    """Rows of all frameworks of a run, with valid, unique, novel, vnu, and the summary with its
+    intervals. With `relax` they are those of the relaxed frameworks, and `valid_before` and
+    `vnu_before` are what the same checks said before relaxation. known: identities for novelty, None
+    for no such columns; known_nets: keys of nets, for novelty of the net (columns net_novel and
+    strict_vnu)."""
+    from matgen_nb.mofdiff.evaluation import summarise
     from matgen_nb.utils import share
 
     pairs = [stage_rows(row, out, relax) for row in read_sampled(out)[1]]
     before, table = ([pair[k] for pair in pairs] for k in (0, 1))
     for rows in [before, table] if relax else [table]:
-        _novelty(rows, None if known is None else set(known), known_nets)
+        add_novelty(rows, None if known is None else set(known), known_nets)
     summary = summarise(table, known is not None)
     for name in ("valid", "vnu") if relax else ():
         for row, first in zip(table, before):
@@ -713,7 +693,8 @@ def mof_sheet(coarse, crystals, titles, columns=6):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3288d19
 def finish_mofs(out, known, record, relax=True, pictures=24, known_nets=None):
-    "table.csv, funnel.csv (stages by number of blocks), summary.json, gallery.html, gallery.png (valid ones first) and run.json of a run."
+    """table.csv, funnel.csv (stages by number of blocks), summary.json, gallery.html, gallery.png (valid
+    ones first) and run.json of a run."""
     from matgen_nb.mofdiff.evaluation import funnel
 
     out, (coarse, _) = as_folder(out), read_sampled(out)
@@ -778,10 +759,12 @@ def make_mofs(
     nets=None,
     **asked,
 ):
-    """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A stopped run goes on with resume=True, and one that was not relaxed
-    (relax=False) can be. draws: each framework is the best of so many (`best_fitting`). known: identities for novelty (default: those of the training set that came with the weights). inputs: see `check_out`.
-    nets: `NetOptions`; default: those of the library, for weights that carry nets.
-    asked: further options of `model.sample`."""
+    """Sample, assemble, relax, judge n frameworks into the folder `out`; returns (table, summary). A
+    stopped run goes on with resume=True, and one that was not relaxed (relax=False) can be. draws:
+    each framework is the best of so many (`best_fitting`). known: identities for novelty (default:
+    those of the training set that came with the weights). inputs: see `check_out`. nets:
+    `NetOptions`; default: those of the library, for weights that carry nets. asked: further options
+    of `model.sample`."""
     from dataclasses import asdict
     from matgen_nb.mofdiff.sampling import NetOptions
 
@@ -889,7 +872,8 @@ def sample_mofdiff_command(
     device: On = Device.auto,
 ):
     "Generate frameworks: sample, assemble, relax, judge; every stage on the disk, restartable."
-    from matgen_nb.mofdiff.model import MofDiff, find_weights
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.sampling import NetOptions
 
     nets = NetOptions(share=net_share, candidates=net_candidates, coherent=coherent)
@@ -945,8 +929,9 @@ def parse_target(text):
 
 
 def _stored_identities(path):
-    "Identities of a prepared file, or of the training set of weights (a file, or the name of weights that ship)."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    """Identities of a prepared file, or of the training set of weights (a file, or the name of weights
+    that ship)."""
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.model import MofDiff
 
     try:
@@ -960,7 +945,8 @@ def _stored_identities(path):
 
 
 def reference_identities(path, n_jobs=-1):
-    "Identities to compare with: of a prepared file, of weights (their training set), or of a folder of CIF files or a CSV. MatgenError where none can be had."
+    """Identities to compare with: of a prepared file, of weights (their training set), or of a folder of
+    CIF files or a CSV. MatgenError where none can be had."""
     from matgen_nb.mofdiff.evaluation import describe_mof
 
     if Path(path).suffix == ".safetensors" or not Path(path).exists():
@@ -990,7 +976,8 @@ def reference_identities(path, n_jobs=-1):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00002
 def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=50):
-    "Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its bonds. Returns lists of `CoarseMof` and of `Assembled`."
+    """Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its
+    bonds. Returns lists of `CoarseMof` and of `Assembled`."""
     from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble_first
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
 
@@ -1009,8 +996,9 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00005
 def relax_shown(mof, row, most_atoms, limit):
-    "(Mof, row) after a short relaxation, where the framework is small, converges within `limit` seconds and stays valid if it was; else as given."
-    from matgen_nb.mofdiff.building_blocks import Mof
+    """(Mof, row) after a short relaxation, where the framework is small, converges within `limit`
+    seconds and stays valid if it was; else as given."""
+    from matgen_nb.mofdiff.bonds import Mof
     from matgen_nb.mofdiff.evaluation import describe_mof, volume_kept
     from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
@@ -1031,7 +1019,8 @@ def relax_shown(mof, row, most_atoms, limit):
 
 
 def best_framework(built, judged=3, most_atoms=120, limit=20.0):
-    "The best of a list of `Assembled`: (its number, Mof, row). Closed ones first, then few clashes, a cell like the drawn one, few atoms; of the first `judged` closed ones the first valid one."
+    """The best of a list of `Assembled`: (its number, Mof, row). Closed ones first, then few clashes, a
+    cell like the drawn one, few atoms; of the first `judged` closed ones the first valid one."""
     from matgen_nb.mofdiff.evaluation import describe_mof
 
     there = [i for i, b in enumerate(built) if b.crystal is not None]
@@ -1060,9 +1049,10 @@ def best_framework(built, judged=3, most_atoms=120, limit=20.0):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00007
 def whole_blocks(mof, owner, beads):
-    """Atoms and bonds of a framework drawn block by block: positions (n, 3) A, elements (n,), bonds (m, 2). owner (N,): block of each atom;
-    beads (K, 3) fractional: each block is drawn near its bead; organic blocks joined to a metal block are drawn there as well."""
-    from matgen_nb.mofdiff.building_blocks import connected, is_metal
+    """Atoms and bonds of a framework drawn block by block: positions (n, 3) A, elements (n,), bonds (m,
+    2). owner (N,): block of each atom; beads (K, 3) fractional: each block is drawn near its bead;
+    organic blocks joined to a metal block are drawn there as well."""
+    from matgen_nb.mofdiff.bonds import connected, is_metal
 
     (a, b), inside, frac = (
         mof.bonds.T,
@@ -1101,7 +1091,7 @@ def whole_blocks(mof, owner, beads):
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00013
 def plot_whole(mof, owner, beads, ax, pixels=330):
     "Draw `whole_blocks` and the cell on `ax`, seen as `CoarseMof.plot` sees the beads."
-    from matgen_nb.mofdiff.building_blocks import cell_sticks, render_scene
+    from matgen_nb.mofdiff.bonds import cell_sticks, render_scene
     from matgen_nb.symmetry.crystal import camera, element_table
 
     (cart, elements, bonds), table = whole_blocks(mof, owner, beads), element_table()
@@ -1138,8 +1128,8 @@ def mof_pair(coarse, mof, owner, title=""):
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #d3a00009
 def demo_mof(out, n=24, seed=0, weights="mofdiff-small", device="cpu", n_jobs=1, **how):
-    """The framework of `matgen demo`: mof.cif, beads_and_atoms.png and table.csv (all draws) in the folder `out`. Returns (row of the one that is shown, text for people).
-    how: see `draw_closed`."""
+    """The framework of `matgen demo`: mof.cif, beads_and_atoms.png and table.csv (all draws) in the
+    folder `out`. Returns (row of the one that is shown, text for people). how: see `draw_closed`."""
     from matgen_nb.mofdiff.model import MofDiff
 
     beads, built = draw_closed(MofDiff.from_pretrained(weights, device), n, seed, n_jobs=n_jobs, **how)
@@ -1176,7 +1166,8 @@ def is_run(source):
 
 
 def run_frameworks(out):
-    "All frameworks of a run as its last stage left them: Mofs (None: none came out) and rows with name, matched, assembled and, of a relaxed run, converged and volume_change."
+    """All frameworks of a run as its last stage left them: Mofs (None: none came out) and rows with
+    name, matched, assembled and, of a relaxed run, converged and volume_change."""
     relaxed, mofs, rows = any((Path(out) / "relaxed").glob("mof_*.json")), [], []
     for name, matched in ((row["name"], row["matched"]) for row in read_sampled(out)[1]):
         (assembled, mof), (after, moved) = (
@@ -1193,7 +1184,8 @@ def run_frameworks(out):
 
 
 def frameworks_of(source, n_jobs=-1):
-    "Crystals or Mofs (None where there is none) and rows of a folder of a run, of a folder of CIF files or of a CSV; what cannot be read says so in its row."
+    """Crystals or Mofs (None where there is none) and rows of a folder of a run, of a folder of CIF
+    files or of a CSV; what cannot be read says so in its row."""
     if is_run(source):
         return run_frameworks(source)
     crystals, names, failures = read_crystals(source, n_jobs, framework=True)
@@ -1278,7 +1270,8 @@ def design_command(
     device: On = Device.auto,
 ):
     "Frameworks with a wanted property, measured on what was made, beside random ones."
-    from matgen_nb.mofdiff.model import MofDiff, find_weights
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.property_design import ARMS, design
 
     model, start = MofDiff.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()

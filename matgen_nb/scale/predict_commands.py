@@ -102,8 +102,9 @@ def predict_command(
 ):
     "Predict cells and coordinates where space group, Wyckoff positions and elements are given."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.model import SymmCD, find_weights
-    from matgen_nb.symmcd.sampling import StageOptions
+    from matgen_nb.symmcd.model import SymmCD
+    from matgen_nb.diffusion.pretrained import find_weights
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     if model_name != "symmcd":
         raise MatgenError(f"no model {model_name!r} predicts structures: write matgen predict symmcd SOURCE")
@@ -111,7 +112,7 @@ def predict_command(
     model = SymmCD.from_pretrained(weights, pick_device(device, float64=True))
     out = fresh_folder(out, overwrite, {"SOURCE": source, "--weights": find_weights(weights)})
     start = time.monotonic()
-    samples = model.predict(units, n=n, seed=seed, options=replace(StageOptions(), steps=steps))
+    samples = model.predict(units, n=n, seed=seed, options=SamplingOptions(steps=steps))
     rows = [{"given": names[s.row["unit"]], **s.row} for s in samples]
     rows, summary = compared(samples, units, rows) if compare else (rows, {})
     write_predictions(

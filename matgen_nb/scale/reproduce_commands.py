@@ -12,7 +12,8 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN',
 import json, re, time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Callable, Optional
+from typing import Annotated
+from collections.abc import Callable
 
 import numpy as np
 import typer
@@ -151,8 +152,8 @@ class Job:
     name: str
     settings: dict
     out: Path
-    data: Optional[str] = None
-    val: Optional[str] = None
+    data: str | None = None
+    val: str | None = None
     seed: int = 0
     device: str = "cpu"
     n_jobs: int = 1
@@ -207,7 +208,7 @@ NUMBER = re.compile(r"([\d.]+)( ?%)?(?: \(([\d.]+) to ([\d.]+)\))?")
 
 def card_text(name):
     "The card of weights that ship with the package."
-    from matgen_nb.utils import WEIGHTS
+    from matgen_nb.diffusion.pretrained import WEIGHTS
 
     path = WEIGHTS / f"{name}.md"
     return path.read_text(encoding="utf-8") if path.exists() else ""
@@ -288,6 +289,7 @@ def trained(fit, steps, job, folder="training"):
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     s = job.settings
     request = dict(
@@ -302,7 +304,7 @@ def sampled_crystals(model, weights, job):
     sample_stream(
         model,
         request,
-        dict(steps=s["sample_steps"]),
+        dict(options=SamplingOptions(steps=s["sample_steps"])),
         job.out / "samples",
         job.name,
         (job.out / "samples" / "request.json").exists(),
@@ -386,7 +388,8 @@ def split_blocks(blocks, held_blocks, held_conformers, seed=0):
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290026
 def mofs_of(job):
     "MofData of --data: a prepared file, or a source of which so many are prepared now as the settings say (default: embedded, built where they do not ship)."
-    from matgen_nb.mofdiff.coarse_graining import MofData, prepare_mofs
+    from matgen_nb.mofdiff.data import MofData
+    from matgen_nb.mofdiff.preparing import prepare_mofs
 
     source, path = job.data or "embedded", job.out / "mofs.safetensors"
     if Path(source).suffix == ".safetensors":
@@ -643,9 +646,11 @@ def crystal_steps(job, reference, steps, corrector):
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     model, cpu = SymmCD.from_pretrained(job.settings["symmcd"], job.device), time.process_time()
-    samples = model.sample(job.settings["n"], seed=job.seed, steps=steps, corrector=corrector, progress=False)
+    options = SamplingOptions(steps=steps, corrector=corrector, progress=False)
+    samples = model.sample(job.settings["n"], seed=job.seed, options=options)
     cpu = time.process_time() - cpu
     result = evaluate_crystals(
         [s.crystal for s in samples],
@@ -661,7 +666,8 @@ def crystal_steps(job, reference, steps, corrector):
 def framework_steps(job, steps, corrector):
     "The same for frameworks, assembled and judged but not relaxed, and how well their beads go together (`mismatch` of lesson 20, mean, A^2); the CPU seconds are those of all of this."
     from matgen_nb.mofdiff.assembly import mismatch
-    from matgen_nb.mofdiff.model import MofDiff, find_weights
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd.evaluation import resampled
     from matgen_nb.mofdiff.sampling import NetOptions
 
@@ -806,7 +812,7 @@ def open_recipe(out, request, resume=False, overwrite=False, inputs=None):
 
 def check_inputs(kind, data, val):
     "MatgenError where --data or --val cannot be had, before anything is overwritten: a prepared file is read, another source must be there."
-    from matgen_nb.mofdiff.coarse_graining import MofData
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.symmcd.dataset import PUBLIC
 
     known = ("embedded", "bw-db", "core-mof") if kind == "mofs" else ("embedded", *PUBLIC)
@@ -879,13 +885,13 @@ def list_text():
     epilog="Example: `matgen reproduce symmcd-mp20-small --data train.safetensors --val val.safetensors --out again`, or `matgen reproduce --list`"
 )
 def reproduce(
-    name: Annotated[Optional[str], typer.Argument(help="A recipe; see --list.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe; see --list.")] = None,
     list_: Annotated[bool, _option("What each recipe is, needs and costs.", False, "--list")] = False,
-    out: Annotated[Optional[Path], _option("Folder for the results.", "reproduce-NAME")] = None,
+    out: Annotated[Path | None, _option("Folder for the results.", "reproduce-NAME")] = None,
     data: Annotated[
-        Optional[str], _option("Prepared file, or a source that matgen prepare knows.", "see --list")
+        str | None, _option("Prepared file, or a source that matgen prepare knows.", "see --list")
     ] = None,
-    val: Annotated[Optional[str], _option("The same, of crystals held out.", "see --list")] = None,
+    val: Annotated[str | None, _option("The same, of crystals held out.", "see --list")] = None,
     scale: Annotated[
         float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
     ] = 1.0,

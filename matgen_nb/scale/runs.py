@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'run_record', 'say', 'write_table', 'read_table', 'join_tabl
            'chunks', 'chunk_seed', 'file_hash', 'input_identity', 'open_run', 'is_finished', 'stream', 'finish_stream']
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0003
-import base64, csv, html, io, itertools, json, os, platform, re, subprocess, sys, weakref
+import base64, csv, html, io, itertools, json, os, platform, re, subprocess, weakref
 from pathlib import Path
 
 from ..utils import LOCK, RECORD, FolderLock, MatgenError, OwnFiles, atomic_write, content_hash

@@ -30,7 +30,7 @@ import torch
 
 from .dataset import ENERGY_COLUMNS, CrystalData, read_columns, to_number
 from .evaluation import crystal_key, hull_energy, neighbours
-from .sampling import Sample, parse_formula
+from .sampling import Sample, SamplingOptions, parse_formula
 from ..symmetry.asymmetric_unit import AsymmetricUnit, free_parameters, symmetry_dataset
 from ..symmetry.crystal import Crystal, element_table, formula_of, min_distance
 from ..symmetry.lattice import K_BASIS, constrain_k, k_mask, k_to_lattice
@@ -1311,14 +1311,10 @@ class RelaxingModel:
     potential: Potential
     options: RelaxOptions = RelaxOptions()
 
-    def sample(self, n: int, progress: bool = True, **how) -> list:
-        "n relaxed Samples; `how` goes to the model."
-        return relax_samples(
-            self.model.sample(n, progress=progress, **how),
-            self.potential,
-            self.options,
-            "relaxing" if progress else None,
-        )
+    def sample(self, n: int, options: SamplingOptions = SamplingOptions(), **asked) -> list[Sample]:
+        "n relaxed Samples; `asked` and the options go to the model."
+        found = self.model.sample(n, options=options, **asked)
+        return relax_samples(found, self.potential, self.options, "relaxing" if options.progress else None)
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0072
 class QualityLog:

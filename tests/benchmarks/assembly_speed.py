@@ -21,7 +21,8 @@ import torch
 
 from matgen_nb.mofdiff.assembly import assemble
 from matgen_nb.mofdiff.orientations import shuffled
-from matgen_nb.mofdiff.building_blocks import Mof, decompose, textbook_mofs
+from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
+from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.symmetry.crystal import Crystal

@@ -21,18 +21,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 
 import numpy as np
 
-from matgen_nb.mofdiff.hypothetical import (
-    LIMITS,
-    Rejected,
-    _unit,
-    _within_three_bonds,
-    build,
-    draw_plan,
-    net_facts,
-    settle_twist,
-    site_of,
-    vdw_radii,
-)
+from matgen_nb.mofdiff.net_catalogue import net_facts
+from matgen_nb.mofdiff.metal_nodes import unit
+from matgen_nb.mofdiff.net_placement import ends_of
+from matgen_nb.mofdiff.builder import LIMITS, Rejected, _within_three_bonds, build, settle_twist, vdw_radii
+from matgen_nb.mofdiff.hypothetical import draw_plan
 from matgen_nb.symmetry.crystal import atomic_number, element_table
 
 SYMBOL = element_table().symbol
@@ -48,7 +41,7 @@ def write_block(path, symbols, xyz, bonds):
 def write_node(block, path):
     "A metal node with the carboxylates that it binds; X three quarters of an Angstrom behind their carbon."
     site, symbols, xyz, bonds = (
-        site_of(block),
+        ends_of(block),
         [str(SYMBOL[z]) for z in block.elements],
         block.cart_coords.tolist(),
         [tuple(b) for b in block.bonds.tolist()],
@@ -56,8 +49,8 @@ def write_node(block, path):
     for end in site.ends:
         metals, n = block.connection_atoms[end].tolist(), len(symbols)
         oxygen = 2 * block.connection_points[end] - block.cart_coords[metals]
-        across, out = _unit(oxygen[0] - oxygen[1]), site.ways[end].mean(0)
-        out = _unit(out - (out @ across) * across)
+        across, out = unit(oxygen[0] - oxygen[1]), site.ways[end].mean(0)
+        out = unit(out - (out @ across) * across)
         carbon = oxygen.mean(0) + 0.63 * out
         symbols += ["O", "O", "C", "X"]
         xyz += [*oxygen.tolist(), carbon.tolist(), (carbon + 0.75 * out).tolist()]
@@ -77,7 +70,7 @@ def write_linker(block, path):
     for i, j in block.bonds.tolist():
         near.setdefault(i, set()).add(j)
         near.setdefault(j, set()).add(i)
-    for end in site_of(block).ends:
+    for end in ends_of(block).ends:
         oxygen = set(block.connection_atoms[end].tolist())
         carbon = set.intersection(*(near[o] for o in oxygen)).pop()
         core = (near[carbon] - oxygen).pop()

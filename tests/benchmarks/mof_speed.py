@@ -32,14 +32,11 @@ def report(what, part, count, run, repeats):
 
 def blocks_of(folder=None):
     "The distinct building blocks of a folder of CIFs, or of the textbook frameworks."
-    from matgen_nb.mofdiff import building_blocks
-    from matgen_nb.mofdiff.building_blocks import Mof, decompose
+    from matgen_nb.mofdiff import bonds
+    from matgen_nb.mofdiff.bonds import Mof
+    from matgen_nb.mofdiff.decomposition import decompose
 
-    mofs = (
-        building_blocks.textbook_mofs()
-        if folder is None
-        else [str(p) for p in sorted(Path(folder).glob("*.cif"))]
-    )
+    mofs = bonds.textbook_mofs() if folder is None else [str(p) for p in sorted(Path(folder).glob("*.cif"))]
     found, failed = {}, 0
     for mof in mofs.values() if isinstance(mofs, dict) else mofs:
         try:
@@ -53,7 +50,7 @@ def blocks_of(folder=None):
 
 def blocks(options):
     "Training steps of the block encoder: loss, gradient, optimizer."
-    from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder, preset
+    from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder, BlockConfig
 
     library, failed = blocks_of(options.data)
     data, size = BlockData(library), 64
@@ -61,7 +58,7 @@ def blocks(options):
         f"{len(library)} different blocks ({failed} MOFs left out), {np.mean(data.all.num_nodes.numpy()):.0f} nodes on average, largest {int(data.all.num_nodes.max())}"
     )
     for name in ("tiny", "small"):
-        model, generator = BlockEncoder(preset(name)), torch.Generator().manual_seed(0)
+        model, generator = BlockEncoder(BlockConfig.preset(name)), torch.Generator().manual_seed(0)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
         def step():

@@ -12,8 +12,9 @@ import argparse
 import torch
 
 from timing import seconds
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, MofData
-from matgen_nb.mofdiff.model import MofDiff, preset, statistics
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
+from matgen_nb.mofdiff.data import MofData
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.mofdiff.sampling import choose_blocks
 
 TRAINING, SAMPLE = 5.8, 109.0  # MOFs/s and CPU s of the release
@@ -21,7 +22,8 @@ TRAINING, SAMPLE = 5.8, 109.0  # MOFs/s and CPU s of the release
 
 def textbook_data():
     "The textbook frameworks, coarse-grained, eight copies with cells of different size."
-    from matgen_nb.mofdiff.building_blocks import decompose, textbook_mofs
+    from matgen_nb.mofdiff.bonds import textbook_mofs
+    from matgen_nb.mofdiff.decomposition import decompose
 
     found = [decompose(mof) for mof in textbook_mofs().values()]
     data = MofData.from_coarse(
@@ -79,7 +81,7 @@ def main():
     )
     for name in options.presets:
         torch.manual_seed(0)
-        model = MofDiff(preset(name), stats)
+        model = MofDiff(MofDiffConfig.preset(name), stats)
         middle, low, high = seconds(training_step(model, data), options.repeats)
         print(
             f"train {name:6}            {64 / middle:8.1f} MOFs/s  ({64 / high:.1f} to {64 / low:.1f})   {64 / middle / TRAINING:6.1f} x released",

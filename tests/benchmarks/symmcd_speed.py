@@ -14,8 +14,8 @@ from timing import seconds
 from matgen_nb.scale.optimization import TrainConfig, make_optimizer
 from matgen_nb.symmcd.dataset import CrystalData, prepare, prepare_one, read_csv
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-from matgen_nb.symmcd.model import SymmCD, preset, statistics
-from matgen_nb.symmcd.sampling import sample_requests, make_request
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+from matgen_nb.symmcd.sampling import SamplingOptions, make_request, sample_requests
 from matgen_nb.symmetry.projection import project
 
 RELEASED = {
@@ -59,11 +59,11 @@ def models(data, large):
     for width, layers in ((256, 4), (1024, 8)) if large else ((256, 4),):
         yield (
             f"{width} x {layers} (paper)",
-            SymmCD(preset("paper", width=width, layers=layers, **paper), statistics(data)),
+            SymmCD(SymmCDConfig.preset("paper", width=width, layers=layers, **paper), statistics(data)),
         )
         yield (
             f"{width} x {layers} (ours)",
-            SymmCD(preset("full", width=width, layers=layers), statistics(data)),
+            SymmCD(SymmCDConfig.preset("full", width=width, layers=layers), statistics(data)),
         )
 
 
@@ -72,7 +72,7 @@ def projection(data):
     noisy = batch.frac_coords.double() + 0.05 * torch.randn(
         batch.frac_coords.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    lattice = SymmCD(preset("tiny"), statistics(data)).lattice(
+    lattice = SymmCD(SymmCDConfig.preset("tiny"), statistics(data)).lattice(
         torch.zeros(1000, 6, dtype=torch.float64), batch.space_group
     )[batch.batch]
     return lambda: project(noisy, batch.space_group[batch.batch], batch.wyckoff, lattice)
@@ -107,7 +107,9 @@ def main():
             report(
                 f"sample {name}, {steps} steps",
                 size,
-                lambda: sample_requests(model, requests, torch.Generator().manual_seed(0), steps),
+                lambda: sample_requests(
+                    model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=steps)
+                ),
                 1,
             )
     report("projection, batch of 1000", 1000, projection(data), 5)

@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from matgen_nb.utils import WEIGHTS, atomic_write, content_hash, load_tensors, tensor_bytes
+from matgen_nb.utils import atomic_write, content_hash, load_tensors, tensor_bytes
+from matgen_nb.diffusion.pretrained import WEIGHTS
 
 
 def add_checksum(path):

@@ -94,13 +94,14 @@ def train_and_sample_briefly():
     import torch
     from matgen_nb.scale.optimization import TrainConfig
     from matgen_nb.scale.training import Trainer
-    from matgen_nb.symmcd.model import SymmCD, preset, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
     import matgen_nb.symmcd.staged_sampling  # noqa: F401  (gives SymmCD its sample method)
+    from matgen_nb.symmcd.sampling import SamplingOptions
 
     data = textbook_data()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model = SymmCD(preset("tiny", width=32, layers=2), statistics(data))
+        model = SymmCD(SymmCDConfig.preset("tiny", width=32, layers=2), statistics(data))
         config = TrainConfig(
             steps=60,
             batch_size=16,
@@ -117,8 +118,10 @@ def train_and_sample_briefly():
         assert history[-1]["step"] == 60 and history[-1]["loss"] < history[0]["loss"], history
         trainer.ema_model.save_pretrained(Path(folder) / "weights.safetensors")
         trained = SymmCD.from_pretrained(Path(folder) / "weights.safetensors")
-    free = trained.sample(3, steps=5, progress=False)
-    wanted = trained.sample(2, formula="SrTiO3", space_group=221, steps=5, progress=False)
+    free = trained.sample(3, options=SamplingOptions(steps=5, progress=False))
+    wanted = trained.sample(
+        2, formula="SrTiO3", space_group=221, options=SamplingOptions(steps=5, progress=False)
+    )
     assert len(free) == 3 and all(s.row["space_group"] in (221, 225) for s in free)
     assert all(s.crystal.formula == "SrTiO3" and s.row["space_group"] == 221 for s in wanted)
     assert "data_" in free[0].crystal.to_cif()

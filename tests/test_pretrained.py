@@ -1,0 +1,159 @@
+"""Models in files: found, checked, rebuilt; presets; methods of later lessons."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from matgen_nb.diffusion.pretrained import Presets, Pretrained, find_weights, read_weights
+from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig
+from matgen_nb.utils import MatgenError, load_tensors
+
+
+def test_weights_are_read_or_the_error_says_why(tmp_path):
+    save_file({"w": torch.arange(3.0)}, tmp_path / "good.safetensors", {"format": "x 1", "unit": "m"})
+    assert read_weights(
+        tmp_path / "good.safetensors",
+        "x 1",
+        lambda metadata, tensors: (metadata["unit"], tensors["w"].tolist()),
+    ) == ("m", [0, 1, 2])
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-5])
+    torch.save({"w": torch.ones(1)}, tmp_path / "pickle.safetensors")
+    for name, form, text in (
+        ("cut", "x 1", "cut short"),
+        ("pickle", "x 1", "cut short"),
+        ("good", "x 2", "another model or version"),
+        ("none", "x 1", "ship with the package: .*symmcd-mp20-small"),
+    ):
+        with pytest.raises(MatgenError, match=text):
+            read_weights(tmp_path / f"{name}.safetensors", form, lambda *parts: parts)
+    with pytest.raises(MatgenError, match="does not fit.*no_such"):
+        read_weights(tmp_path / "good.safetensors", "x 1", lambda metadata, tensors: metadata["no_such"])
+
+
+@pytest.mark.parametrize("model", [SymmCD, BlockEncoder, MofDiff])
+def test_every_model_reads_its_weights_the_same_way(model):
+    "One definition of saving and loading, and a format of its own for each model."
+    assert issubclass(model, Pretrained) and model.FORMAT.startswith("matgen_nb ")
+    for name in ("save_pretrained", "__getattr__"):
+        assert getattr(model, name) is getattr(Pretrained, name)
+    assert model.from_pretrained.__func__ is Pretrained.from_pretrained.__func__
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        (SymmCD, "symmcd-mp20-small"),
+        (SymmCD, "symmcd-mp20-common"),
+        (BlockEncoder, "blocks-small"),
+        (MofDiff, "mofdiff-small"),
+    ],
+)
+def test_shipped_weights_come_back_as_they_are(model, name, tmp_path):
+    "What is written again has the texts and tensors of what was read; other models refuse it."
+    first = model.from_pretrained(name)
+    assert not first.training
+    first.save_pretrained(tmp_path / "model.safetensors", first.info, torch.float32)
+    again = model.from_pretrained(tmp_path)
+    assert again.config == first.config and again.info == first.info and first.info
+    state = again.state_dict()
+    assert all(torch.equal(t, state[key]) for key, t in first.state_dict().items())
+    shipped, texts = (load_tensors(path)[0] for path in (find_weights(name), tmp_path / "model.safetensors"))
+    for key in shipped.keys() - {"checksum", "config"}:
+        assert texts[key] == shipped[key]
+    assert json.loads(shipped["config"]).items() <= json.loads(texts["config"]).items()
+    for other in {SymmCD, BlockEncoder, MofDiff} - {model}:
+        with pytest.raises(MatgenError, match=f"holds '{model.FORMAT}', but '{other.FORMAT}' is needed"):
+            other.from_pretrained(name)
+
+
+@dataclass(frozen=True)
+class Size(Presets):
+    width: int = 3
+
+
+Size.PRESETS = dict(tiny=Size(1))
+
+
+class Toy(Pretrained):
+    FORMAT = "toy 1"
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.layer = config, nn.Linear(1, config.width)
+        self.register_buffer("stat_mean", torch.tensor(0.1))
+
+    @classmethod
+    def from_file(cls, config, texts, tensors):
+        model = cls(Size(**config))
+        model.load_state_dict(tensors)
+        return model
+
+
+def test_statistics_keep_their_precision_and_a_failed_write_leaves_the_old_file(tmp_path):
+    toy = Toy(Size())
+    toy.save_pretrained(tmp_path / "model.safetensors", dtype=torch.bfloat16)
+    half = Toy.from_pretrained(tmp_path)
+    assert half.stat_mean == torch.tensor(0.1) and half.info == {}
+    assert torch.equal(half.layer.weight, toy.layer.weight.bfloat16().float())
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(TypeError):
+        toy.save_pretrained(tmp_path / "model.safetensors", info=dict(what=object()))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_configuration_that_does_not_fit_is_said(tmp_path):
+    toy = Toy(Size())
+    toy.save_pretrained(tmp_path / "good.safetensors")
+    texts, tensors = load_tensors(tmp_path / "good.safetensors")
+    texts.pop("checksum")
+    for config, word in (
+        ('{"width": 4}', "does not fit"),
+        ('{"length": 4}', "length"),
+        ("{", "does not fit"),
+        ('{"width": 1000000000}', "asks for more than"),
+    ):
+        save_file(tensors, tmp_path / "odd.safetensors", texts | {"config": config})
+        with pytest.raises(MatgenError, match=word):
+            Toy.from_pretrained(tmp_path / "odd.safetensors")
+    with pytest.raises(NotImplementedError, match="Pretrained"):
+        Pretrained.from_file({}, {}, {})
+
+
+@pytest.mark.parametrize("config", [Size, SymmCDConfig, BlockConfig, MofDiffConfig])
+def test_presets(config):
+    assert isinstance(config.preset("tiny"), config) and config.preset("tiny", width=7).width == 7
+    assert config.preset("tiny") == config.PRESETS["tiny"]
+    with pytest.raises(MatgenError, match="no preset 'huge'; there are tiny"):
+        config.preset("huge")
+    with pytest.raises(TypeError):
+        config.preset("tiny", no_such=1)
+
+
+@pytest.mark.parametrize(
+    "module, name, weights, method, later",
+    [
+        ("symmcd.model", "SymmCD", "symmcd-mp20-small", "sample", "matgen_nb.symmcd."),
+        ("symmcd.model", "SymmCD", "symmcd-mp20-small", "predict", "matgen_nb.symmcd."),
+        ("mofdiff.model", "MofDiff", "mofdiff-small", "sample", "matgen_nb.mofdiff."),
+    ],
+)
+def test_a_method_of_a_later_lesson_names_its_import(module, name, weights, method, later):
+    code = (
+        f"from matgen_nb.{module} import {name}\nmodel = {name}.from_pretrained({weights!r})\n"
+        f"try: model.{method}\nexcept AttributeError as error: print(error)\n"
+        f"import importlib; importlib.import_module({name}.LATER[{method!r}]); print(callable(model.{method}))\n"
+        f"try: model.no_such_thing\nexcept AttributeError as error: print(error)"
+    )
+    lines = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert lines[0].startswith(f"{name}.{method} comes with a later lesson: import {later}")
+    assert lines[0].endswith(f"or take {name} from matgen_nb") and lines[1] == "True"
+    assert "no_such_thing" in lines[2] and "later" not in lines[2]
