@@ -264,7 +264,9 @@ class Assembled:
     row: dict
 
     def to_mof(self, name: str = "") -> Mof:
-        "The framework with its bond graph, ready for a force field."
+        "The framework with its bond graph, ready for a force field. MatgenError where there is none."
+        if self.crystal is None:
+            raise MatgenError(f"{self.row.get('name', '')} was not assembled: {self.row.get('reason', '')}")
         return Mof(self.crystal, self.bonds, self.images, name or self.row.get("name", ""))
 
 # %% ../../nbs/4_mofdiff/20d_assembly.ipynb #d175038f

@@ -66,7 +66,7 @@ def place_atoms(coarse: CoarseMof, solution: Solution, good: np.ndarray) -> Plac
         np.concatenate([b.connection_atoms + s for b, s in zip(blocks, start) if b.is_metal == kind])
         for kind in (True, False)
     )
-    to, image = (x[0, 0, : len(good)].cpu().numpy() for x in (solution.to, solution.image))
+    to, image = (x[0, 0, : len(good)].cpu().numpy() for x in solution.matching())
     between = np.stack([metal, organic[to]], 1)[good]
     bonds = np.concatenate([inside, between]).astype(np.int64)
     images = np.concatenate([np.zeros((len(inside), 3)), image[good]]).astype(np.int64)
@@ -229,7 +229,7 @@ def total_cost(joints: Joints, solution: Solution) -> torch.Tensor:
 
 def _residuals_after(coarse, joints, solution, table):
     "Residuals (1 + m, 6C) of one solution after none and after each exchange, nothing else having moved."
-    r, R, to = residuals(joints, solution)[0][0, 0], solution.R[0, 0], solution.to[0, 0]
+    r, R, to = residuals(joints, solution)[0][0, 0], solution.R[0, 0], solution.matching()[0][0, 0]
     owner, place, after = joints.member[0].argmax(-1), to.argsort(), [r[None]]
     for k, found in enumerate(table):
         points, sign = torch.where(owner == k)[0], 1.0 if coarse.blocks[k].is_metal else -1.0

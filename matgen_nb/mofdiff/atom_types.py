@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,8 @@ def uff_table() -> dict[str, UffType]:
     table = {}
     for row in rows:
         name, source = row.pop("type"), row.pop("source")
-        table[name] = UffType(*map(float, row.values()), source)
+        numbers: dict[str, Any] = {column: float(value) for column, value in row.items()}
+        table[name] = UffType(**numbers, source=source)
     return table
 
 # %% ../../nbs/4_mofdiff/21_atom_types.ipynb #f5909643
@@ -80,7 +82,8 @@ def molecule_in_box(smiles: str, box: float = 30.0):
     AllChem.EmbedMolecule(mol, randomSeed=0)
     xyz = mol.GetConformer().GetPositions()
     bonds = np.array([(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in mol.GetBonds()]).reshape(-1, 2)
-    crystal = Crystal(box * np.eye(3), [a.GetAtomicNum() for a in mol.GetAtoms()], (xyz + box / 2) / box)
+    elements = np.array([a.GetAtomicNum() for a in mol.GetAtoms()])
+    crystal = Crystal(box * np.eye(3), elements, (xyz + box / 2) / box)
     return mol, crystal, bonds, np.zeros((len(bonds), 3), dtype=np.int64)
 
 # %% ../../nbs/4_mofdiff/21_atom_types.ipynb #92416f89

@@ -61,7 +61,7 @@ def natural_length(a: UffType, b: UffType, order: float) -> float:
     return (ra + rb) * (1 - 0.1332 * math.log(order)) - shorter
 
 
-def bond_terms(g: BondGraph, names: Sequence[str], lengths: Sequence[float]) -> Terms:
+def bond_terms(g: BondGraph, names: Sequence[str], lengths: np.ndarray) -> Terms:
     "Springs of all bonds, types and natural lengths (A) given: coefficients k/2 and r0."
     charge = [uff_table()[t].charge for t in names]
     rows = []
@@ -133,7 +133,7 @@ def natural_angle(types: AtomTypes, j: int) -> NaturalAngle | None:
     return NaturalAngle(uff_table()[types.names[j]].angle)
 
 
-def angle_terms(g: BondGraph, types: AtomTypes, lengths: Sequence[float]) -> Terms:
+def angle_terms(g: BondGraph, types: AtomTypes, lengths: np.ndarray) -> Terms:
     """Every pair of neighbours of every atom, natural lengths (A) of the bonds given: coefficients c0,
     c1, c2, c4 times K."""
     charge, rows = [uff_table()[t].charge for t in types.names], []
@@ -188,7 +188,7 @@ def _chains(g, b):
     return found
 
 
-def torsion_terms(g: BondGraph, names: Sequence[str], orders: Sequence[float]) -> Terms:
+def torsion_terms(g: BondGraph, names: Sequence[str], orders: np.ndarray) -> Terms:
     "All chains i-j-k-l about bonds between non-metals: coefficients V/2 (shared), cos(n phi0), n."
     rows = []
     for b, (j, k) in enumerate(g.bonds.tolist()):
@@ -307,7 +307,7 @@ def nonbonded_pairs(
     i, j, s, _ = neighbours(crystal, reach)
     base = np.round(frac - crystal.frac_coords).astype(np.int64)
     s = s + base[i] - base[j]
-    left_out = _pair_key(len(g.z), *excluded[:, :2].T, excluded[:, 2:])
+    left_out = _pair_key(len(g.z), excluded[:, 0], excluded[:, 1], excluded[:, 2:])
     keep = ~np.isin(_pair_key(len(g.z), i, j, s), left_out)
     return NonbondedPairs(i[keep], j[keep], s[keep])
 

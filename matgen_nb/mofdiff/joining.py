@@ -89,6 +89,12 @@ class Solution:
         parts = (getattr(self, f.name) for f in fields(self))
         return Solution(*(None if x is None else change(x) for x in parts))
 
+    def matching(self) -> tuple[torch.Tensor, torch.Tensor]:
+        "to and image. ValueError where there is no matching yet."
+        if self.to is None or self.image is None:
+            raise ValueError("this solution has no matching yet: call `match` first")
+        return self.to, self.image
+
     def start(self, s: int) -> "Solution":
         "Start s alone, (B, 1, ...)."
         return self._each(lambda x: x[:, s : s + 1])
@@ -100,15 +106,12 @@ class Solution:
     def of(self, b: int, beads: int, points: int) -> "Solution":
         "Framework b alone, (1, S, ...), without its padding."
         row = self._each(lambda x: x[b : b + 1])
+        to, image = row.matching()
         return Solution(
-            row.R[:, :, :beads],
-            row.frac[:, :, :beads],
-            row.lattice,
-            row.to[..., :points],
-            row.image[:, :, :points],
+            row.R[:, :, :beads], row.frac[:, :, :beads], row.lattice, to[..., :points], image[:, :, :points]
         )
 
-
+# %% ../../nbs/4_mofdiff/20b_joining.ipynb #o20b0014
 def as_given(joints: Joints, R: torch.Tensor) -> Solution:
     "The `Solution` with rotations R (B, S, K, 3, 3), beads and cell as they were given."
     wide = lambda x: x[:, None].expand(-1, R.shape[1], -1, -1)
@@ -242,7 +245,7 @@ class Pairs:
 
 def bonded_pairs(joints: Joints, solution: Solution) -> Pairs:
     "The `Pairs` of a matched solution."
-    to = solution.to
+    to, image = solution.matching()
 
     def pick(x):
         partner = to.reshape(*to.shape, *[1] * (x.dim() - 4))
@@ -251,7 +254,7 @@ def bonded_pairs(joints: Joints, solution: Solution) -> Pairs:
     wide = lambda x: x.unflatten(1, (2, -1))[:, None].expand(-1, to.shape[1], *[-1] * x.dim())
     member, half, radius = (pick(wide(x)) for x in (joints.member, joints.half, joints.radius))
     points, out = map(pick, turned(joints, solution.R))
-    centre = ((member[:, :, 0] - member[:, :, 1]) @ solution.frac - solution.image) @ solution.lattice
+    centre = ((member[:, :, 0] - member[:, :, 1]) @ solution.frac - image) @ solution.lattice
     return Pairs(member, points, out, half, radius, centre, centre + points[:, :, 0] - points[:, :, 1])
 
 # %% ../../nbs/4_mofdiff/20b_joining.ipynb #o20b0012

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -295,7 +296,7 @@ def relax(structure, options: RelaxationOptions = RelaxationOptions(), name: str
     Converged: the last stage reached forces and stress below the limits. What ran out of steps or time,
     or blew up, comes back with converged=False, the reason in row["stopped"], and the best structure so
     far. MatgenError for what has no force field: no bonds, unknown elements, overlapping atoms."""
-    begin, crystal = time.monotonic(), getattr(structure, "crystal", structure)
+    begin, crystal = time.monotonic(), _crystal_of(structure)
     deadline = math.inf if options.time_limit is None else begin + options.time_limit
     name = name or getattr(structure, "name", "") or crystal.formula
     has_bonds = hasattr(structure, "bonds")
@@ -309,6 +310,10 @@ def relax(structure, options: RelaxationOptions = RelaxationOptions(), name: str
     relaxed = _as_relaxed(name, uff, crystal, run)
     relaxed.row["seconds"] = time.monotonic() - begin
     return relaxed
+
+
+def _crystal_of(structure: Any) -> Crystal:
+    return getattr(structure, "crystal", structure)
 
 
 def _as_relaxed(name, uff, crystal, run):
@@ -345,8 +350,7 @@ def relax_many(
     that fails."""
     structures, limit = list(structures), options.time_limit
     if names is None:
-        formula = lambda s: getattr(s, "crystal", s).formula
-        names = [getattr(s, "name", "") or f"{k}: {formula(s)}" for k, s in enumerate(structures)]
+        names = [getattr(s, "name", "") or f"{k}: {_crystal_of(s).formula}" for k, s in enumerate(structures)]
     return parallel_map(
         partial(_relax_named, options=options),
         list(zip(names, structures)),
