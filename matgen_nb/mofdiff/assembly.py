@@ -48,7 +48,8 @@ from matgen_nb.mofdiff.orientations import (
 )
 from .rigid import distinct_rotations, rotation_grid
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, option, parallel_map
+from ..parallel import parallel_map
+from ..utils import MatgenError, option
 
 # %% ../../nbs/4_mofdiff/20d_assembly.ipynb #f1c24f27
 def why_not(coarse: CoarseMof) -> str:

@@ -22,7 +22,8 @@ from .bonds import find_bonds
 from .force_field import Uff
 from ..symmetry.crystal import Crystal
 from ..symmetry.lattice import lattice_parameters
-from ..utils import Failure, MatgenError, option, parallel_map
+from ..parallel import Failure, parallel_map
+from ..utils import MatgenError, option
 
 # %% ../../nbs/4_mofdiff/21c_relaxation.ipynb #o21c0e02
 @dataclass(frozen=True, eq=False)
