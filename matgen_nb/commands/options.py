@@ -21,7 +21,8 @@ import typer
 from ..scale.crystal_runs import choose_training
 from ..scale.optimization import TrainConfig
 from ..scale.runs import check_out, run_record, say, typed_command, write_json
-from ..utils import MatgenError, OwnFiles
+from ..folders import OwnFiles
+from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0450dc77
 def our_error(error: BaseException) -> bool:

@@ -16,7 +16,8 @@ import typer
 from .options import Device, On, Out, Overwrite, Seed, _option, app
 from ..scale.crystal_runs import load_data, pick_device, read_crystals, summary_text
 from ..scale.runs import fresh_folder, run_record, say, typed_command, write_json, write_results
-from ..utils import MatgenError, describe_failures
+from ..parallel import describe_failures
+from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/25b_predict_commands.ipynb #pc250005
 def given_units(source: Path, symprec: float = 0.1) -> tuple[list, list, list]:
@@ -25,7 +26,7 @@ def given_units(source: Path, symprec: float = 0.1) -> tuple[list, list, list]:
     source: a prepared file, a folder of CIF files or a CSV with a column cif. symprec: A, for the
     symmetry of what is not prepared. failures: list of `Failure`. MatgenError where nothing is left."""
     from matgen_nb.symmcd.dataset import prepare_one
-    from matgen_nb.utils import parallel_map
+    from matgen_nb.parallel import parallel_map
 
     if Path(source).suffix == ".safetensors":
         data = load_data(source)

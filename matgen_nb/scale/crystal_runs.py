@@ -5,8 +5,7 @@ __all__ = ['TRAINING', 'REAL', 'pick_device', 'choose_training', 'load_data', 'w
            'fit_model', 'averaged', 'fit_symmcd', 'QualityChoices', 'quality_callbacks', 'sample_rows', 'RunOptions',
            'sample_stream', 'higher_note', 'relaxing_potential', 'relaxing', 'read_crystals', 'reference_crystals',
            'training_reference', 'summary_text', 'described_beside', 'JudgeOptions', 'judge', 'add_stability',
-           'relaxed_before', 'energy_inputs', 'add_energies', 'EnergyChoices', 'EvaluationInputs', 'evaluate_to',
-           'demo_crystals']
+           'relaxed_before', 'energy_inputs', 'add_energies', 'EnergyChoices', 'EvaluationInputs', 'evaluate_to']
 
 # %% ../../nbs/5_scale/24d_crystal_runs.ipynb #n24d0003
 import os
@@ -18,7 +17,6 @@ from typing import Any
 
 from .optimization import TrainConfig, held_out
 from matgen_nb.scale.runs import (
-    as_folder,
     chunk_seed,
     finish_stream,
     open_run,
@@ -31,7 +29,8 @@ from matgen_nb.scale.runs import (
     write_results,
     written_now,
 )
-from ..utils import MatgenError, atomic_write, describe_failures, option
+from ..parallel import describe_failures
+from ..utils import MatgenError, atomic_write, option
 
 # %% ../../nbs/5_scale/24d_crystal_runs.ipynb #8c7462d4
 def pick_device(device, float64: bool = False) -> str:
@@ -295,7 +294,7 @@ def read_crystals(source, n_jobs=-1, framework=False):
     writing are passed over. framework: solvent and counter-ions may be missing (lesson 02b)."""
     from functools import partial
     from matgen_nb.symmcd.dataset import read_csv, read_folder
-    from matgen_nb.utils import parallel_map
+    from matgen_nb.parallel import parallel_map
 
     source = Path(source)
     if source.is_dir():
@@ -520,30 +519,3 @@ def evaluate_to(
     with atomic_write(folder.path("distributions.png"), "wb") as f:
         result.plot().savefig(f, format="png", dpi=90)
     return summary
-
-# %% ../../nbs/5_scale/24d_crystal_runs.ipynb #e215901a
-def demo_crystals(out, n, seconds, seed=0, device="cpu", known=200):
-    """Prepare the embedded crystals, train a tiny SymmCD for some seconds, sample n crystals and judge
-    them against `known` embedded ones: (units, rows, summary)."""
-    from matgen_nb.symmcd.dataset import prepare
-    from matgen_nb.symmcd import staged_sampling  # noqa: F401
-
-    out = as_folder(out)
-    path, *_ = out.claim("crystals.safetensors", "training/")
-    say("1/5 preparing embedded crystals (AFLOW prototypes, decorated)")
-    data, _ = prepare("embedded", out=path)
-    say(f"2/5 training a tiny SymmCD on {len(data)} crystals, about {seconds:.0f} s")
-    config = choose_training(
-        TRAINING, "tiny", max_seconds=seconds, seed=seed, device=device, val_fraction=0.05, val_every=10**6
-    )
-    model, _ = fit_symmcd(data, "tiny", config, out / "training")
-    say(f"3/5 sampling {n} crystals")
-    units, rows = sample_rows(model.sample(n, seed=seed))
-    crystals = [unit.to_crystal() for unit in units]
-    say(f"4/5 judging them against {known} of the embedded crystals")
-    result = judge(
-        crystals,
-        [data[i].to_crystal() for i in range(0, len(data), max(len(data) // known, 1))],
-        training=training_reference(data),
-    )
-    return units, [{**row, **judged} for row, judged in zip(rows, result.table)], result.summary

@@ -581,6 +581,13 @@ class SamplingOptions:
     )
     site_steps: int = option(12, "Network calls for the sites that are free, of staged models.", min=1)
     element_steps: int = option(16, "Network calls for the elements that are free, of staged models.", min=1)
+    candidates: int = option(
+        4,
+        "Crystals made for each request, of which the one that the model finds likeliest is kept (staged "
+        "models); 1: the plain sampler, and as much faster.",
+        min=1,
+        max=1000,
+    )
     eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
     sharpen: float = option(SHARPEN, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
     guide: float = option(
@@ -1369,8 +1376,10 @@ def sample(
         new = _fresh_requests(draw, fresh, len(indices), options.balance)
         return _in_batches(self, new, int(fresh.integers(2**62)), options, lambda n=1: None)
 
+    candidates = options.candidates if self.config.staged else 1
+    calls = n * options.steps * candidates
     with (
-        progress_bar("sampling", n * options.steps, show=options.progress) as advance,
+        progress_bar("sampling", calls, show=options.progress) as advance,
         reproducible(self.device),
     ):
         samples = _in_batches(self, requests, seed, options, advance)

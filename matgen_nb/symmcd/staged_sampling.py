@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['before_geometry', 'sized', 'choose_letters', 'choose_sites', 'choose_elements', 'Geometry', 'reverse', 'uncrowded',
-           'correct', 'geometry_of', 'sample_in_stages', 'request_of', 'predict']
+           'correct', 'geometry_of', 'likeliest', 'sample_in_stages', 'request_of', 'predict']
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120003
 import itertools
@@ -18,6 +18,7 @@ import torch
 from ..diffusion.gaussian import random_uniform, reproducible
 from ..diffusion.torus import wrap
 from . import stages  # noqa: F401  (gives SymmCD the noise in stages)
+from .consistency import choose_candidates
 from .model import SymmCD
 from .network import Noisy
 from matgen_nb.symmcd.sampling import (
@@ -251,6 +252,21 @@ def geometry_of(
     sites = torch.zeros(len(n.x), 15, device=n.x.device)
     return finish(model, n, (None, None, elements, sites), geometry.known, requests, options.apart)
 
+# %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12018d
+def likeliest(model: SymmCD, candidate: Callable, count: int, generator: torch.Generator) -> list[Sample]:
+    """The likeliest of `count` `Sample`s for each request, by the denoising loss (lesson 11c), which is kept
+    in the row as `denoising_loss`.
+
+    candidate(): samples of all requests, made anew by each call. One candidate is returned as it is."""
+    found = [candidate() for _ in range(count)]
+    if count == 1:
+        return found[0]
+    losses = [model.denoising_loss([s.unit for s in samples], generator) for samples in found]
+    for samples, values in zip(found, losses):
+        for sample, value in zip(samples, values):
+            sample.row["denoising_loss"] = round(float(value), 4)
+    return choose_candidates(found, np.stack(losses))
+
 
 @torch.no_grad()
 def sample_in_stages(
@@ -263,8 +279,12 @@ def sample_in_stages(
     """Sites, elements and geometry of a list of `Request`s, one after the other, as one batch: list of
     `Sample` in order."""
     sited = choose_sites(model, requests, generator, options.site_steps)
-    decided = choose_elements(model, sited, generator, options.element_steps)
-    return geometry_of(model, decided, generator, options, advance)
+
+    def candidate():
+        decided = choose_elements(model, sited, generator, options.element_steps)
+        return geometry_of(model, decided, generator, options, advance)
+
+    return likeliest(model, candidate, options.candidates, generator)
 
 
 SymmCD.sample_in_stages = sample_in_stages
@@ -282,6 +302,19 @@ def request_of(unit: AsymmetricUnit) -> Request:
         positions=tuple(int(w) for w in unit.wyckoff),
     )
 
+# %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12021e
+def _check_prediction(model, units, n):
+    "MatgenError where nothing can be predicted: a model that is not staged, no unit, n below 1."
+    if not model.config.staged:
+        raise MatgenError(
+            "predict needs staged weights (lesson 11b), and these are not: use symmcd-mp20-small, "
+            "or train with --preset small"
+        )
+    if not units or n < 1:
+        raise MatgenError(
+            f"predict needs at least one unit and one structure each, got {len(units)} units and n = {n}"
+        )
+
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12021c
 @torch.no_grad()
 def predict(
@@ -294,26 +327,21 @@ def predict(
     """Cells and free coordinates for given space groups, Wyckoff positions and elements.
 
     units: only group, positions and elements are used. n: structures for each unit. Returns len(units) * n
-    `Sample`s, those of a unit one after another; row `unit` is its index. Same seed, options and device: same
+    `Sample`s, those of a unit one after another; row `unit` is its index. Each is the likeliest of
+    `options.candidates` (lesson 11c). Same seed, options and device: same
     structures. MatgenError for a model that is not staged (lesson 11b) and for a list without units."""
-    if not self.config.staged:
-        raise MatgenError(
-            "predict needs staged weights (lesson 11b), and these are not: use symmcd-mp20-small, "
-            "or train with --preset small"
-        )
-    if not units or n < 1:
-        raise MatgenError(
-            f"predict needs at least one unit and one structure each, got {len(units)} units and n = {n}"
-        )
+    _check_prediction(self, units, n)
     requests = [request_of(u) for u in units for _ in range(n)]
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))  # like sizes together
     samples: list = [None] * len(requests)
-    total = len(requests) * options.steps
+    total = len(requests) * options.steps * options.candidates
     with progress_bar("predicting", total, show=options.progress) as advance, reproducible(self.device):
         for first in range(0, len(order), options.batch_size):
             rows = order[first : first + options.batch_size]
             generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
-            found = geometry_of(self, [requests[i] for i in rows], generator, options, advance)
+            given = [requests[i] for i in rows]
+            candidate = lambda: geometry_of(self, given, generator, options, advance)
+            found = likeliest(self, candidate, options.candidates, generator)
             for i, sample in zip(rows, found):
                 sample.row = dict(index=i, unit=i // n, **sample.row)
                 samples[i] = sample
