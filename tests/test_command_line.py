@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -64,8 +65,6 @@ def every_command():
     "(words, typer's command) of all commands, those of other modules too."
     import typer
 
-    pass  # importing matgen_nb.commands.main has loaded all commands
-
     def walk(words, command):
         if hasattr(command, "commands"):
             for name, part in command.commands.items():
@@ -118,7 +117,7 @@ def test_no_option_does_nothing():
 
     for words, command in every_command():
         function = getattr(command.callback, "function", command.callback)
-        body = inspect.getsource(function).split("):\n", 1)[1]
+        body = re.split(r"\)(?: -> None)?:\n", inspect.getsource(function), maxsplit=1)[1]
         for name in inspect.signature(function).parameters:
             assert __import__("re").search(rf"\b{name}\b", body), (words, name)
 

@@ -89,7 +89,6 @@ def put_sampled(out, data):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example(command):
-    pass  # importing matgen_nb.commands.main has loaded all commands
     shown = CliRunner().invoke(
         options.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     )

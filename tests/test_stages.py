@@ -161,7 +161,6 @@ def test_fine_tuning_starts_from_the_old_network(data):
 
 def test_training_from_given_weights(data, tmp_path):
     "matgen train --init-from: the first loss is that of the old weights, not that of an untrained network."
-    pass  # importing matgen_nb.commands.main has loaded all commands
     data.save(tmp_path / "data.safetensors")
     command = [
         "train",
@@ -196,7 +195,6 @@ def test_training_from_given_weights(data, tmp_path):
 
 
 def test_predict_command(data, tmp_path, capsys):
-    pass  # importing matgen_nb.commands.main has loaded all commands
     folder = tmp_path / "cifs"
     folder.mkdir()
     for i in range(3):

@@ -80,7 +80,7 @@ def prepare_crystals(
         _option("Tolerance of the symmetry search in A; 0.01 keeps the group of nearly symmetric crystals."),
     ] = 0.1,
     overwrite: Overwrite = False,
-):
+) -> None:
     "Standardise crystals, find their symmetry, and write one training file."
     from matgen_nb.symmcd.dataset import prepare
 
@@ -113,7 +113,7 @@ def train_symmcd(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Train SymmCD; Ctrl-C saves and stops, --resume continues on the same curve."
     from matgen_nb.diffusion.pretrained import find_weights
 
@@ -246,7 +246,7 @@ def sample_symmcd(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Generate crystals: CIF files, a table, a gallery; a run that was stopped continues with --resume."
     from matgen_nb.symmcd.model import SymmCD
     from matgen_nb.diffusion.pretrained import find_weights
@@ -316,7 +316,7 @@ def evaluate_crystals_command(
     ] = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
-):
+) -> None:
     "Validity, coverage, uniqueness, novelty, symmetry: per structure and in total."
     folder = fresh_folder(
         out, overwrite, {"SOURCE": source, "--reference": reference, "--training": training}

@@ -92,7 +92,7 @@ def demo(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     """A few minutes: prepare, train, sample and judge crystals on embedded data, and build a
     metal-organic framework, with a gallery to look at."""
     out, start, place = fresh_folder(out, overwrite), time.monotonic(), pick_device(device, float64=True)

@@ -128,7 +128,7 @@ def prepare_mofs_command(
     ] = "refuse",
     overwrite: Overwrite = False,
     seed: Seed = 0,
-):
+) -> None:
     "Take frameworks apart into building blocks and write one training file."
     fresh_file(out, overwrite, {f"SOURCE {s}": s for s in source} | {"--properties": properties})
     start = time.monotonic()
@@ -193,7 +193,7 @@ def train_blocks_command(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Train the encoder of building blocks on the blocks of a prepared file."
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.data import MofData
@@ -247,7 +247,7 @@ def train_mofdiff_command(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Train MOFDiff on a prepared file; Ctrl-C saves and stops, --resume continues."
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.data import MofData
@@ -810,7 +810,7 @@ def sample_mofdiff_command(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Generate frameworks: sample, assemble, relax, judge; every stage on the disk, restartable."
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.diffusion.pretrained import find_weights
@@ -1153,7 +1153,7 @@ def evaluate_mofs_command(
     n_jobs: Jobs = -1,
     timeout: Annotated[float, _option("Seconds one framework may take.", min=0.1)] = 120.0,
     overwrite: Overwrite = False,
-):
+) -> None:
     "Named checks, pores, uniqueness and novelty of frameworks: per structure and in total."
     from matgen_nb.mofdiff.evaluation import evaluate_mofs, plot_summary
 
@@ -1207,7 +1207,7 @@ def design_command(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Frameworks with a wanted property, measured on what was made, beside random ones."
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.diffusion.pretrained import find_weights

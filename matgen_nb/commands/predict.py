@@ -87,7 +87,7 @@ def predict_command(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Predict cells and coordinates where space group, Wyckoff positions and elements are given."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.model import SymmCD

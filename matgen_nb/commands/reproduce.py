@@ -925,7 +925,7 @@ def reproduce(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Run the recipe behind a table of ours, from the data to the figures, and compare."
     if list_ or name is None:
         return say(list_text())
@@ -967,7 +967,7 @@ def benchmark(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     """Measure this machine: preparing, training, sampling, projection and evaluation of crystals; preparing,
     training (both networks), sampling, assembly, relaxation and evaluation of frameworks. A table and a
     plot, compared with a table of another run. A preset, batch size, precision or --compile asks for

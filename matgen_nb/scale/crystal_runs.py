@@ -78,7 +78,7 @@ def choose_training(table: dict, preset: str, **choices) -> TrainConfig:
     return TrainConfig(**(base | given))
 
 # %% ../../nbs/5_scale/24d_crystal_runs.ipynb #24ae5006
-def load_data(path):
+def load_data(path: str | Path):
     """CrystalData of a prepared file, without crystals that hold NaN, which are named; MatgenError when it
     is missing or damaged."""
     from matgen_nb.symmcd.dataset import CrystalData
@@ -90,7 +90,7 @@ def load_data(path):
     return without_nan(CrystalData.load(path), path)
 
 
-def without_nan(data, path):
+def without_nan(data, path: str | Path):
     """A prepared set without the structures that hold NaN or infinity, which are named on the screen;
     MatgenError where none is left."""
     from matgen_nb.scale.checkpoints import name_structures, not_finite
@@ -105,7 +105,7 @@ def without_nan(data, path):
     return data.subset([i for i in range(len(data)) if i not in set(bad)])
 
 
-def new_symmcd(preset, data, init_from=None):
+def new_symmcd(preset: str, data, init_from: str | None = None):
     """An untrained SymmCD of this preset with the statistics of `data`; or one with the weights
     `init_from` (a file, or the name of weights that ship), and the counts of `data`: see
     `fine_tuned`. Then the weights say how large it is."""
@@ -207,7 +207,7 @@ def quality_callbacks(data, val, config: TrainConfig, source, choices: QualityCh
     return (figures_of(QualityLog(units, every, **_energy_parts(choices.quality_potential, source))),)
 
 # %% ../../nbs/5_scale/24d_crystal_runs.ipynb #f0714c01
-def sample_rows(samples, p1=False):
+def sample_rows(samples: list, p1: bool = False) -> tuple[list, list[dict]]:
     """(what is written as a CIF, table rows) of what `model.sample` returned: asymmetric units, whose files
     name the group, or, with p1 and where a sample has none, whole crystals."""
     written = [s.crystal if p1 else getattr(s, "unit", s.crystal) for s in samples]
