@@ -523,6 +523,7 @@ def test_overwriting_leaves_no_old_results(tmp_path):
 KILLED = """
 import os, signal, sys
 import numpy as np
+from matgen_nb.commands import main as entry
 from matgen_nb.symmcd.model import SymmCD
 sample, calls = SymmCD.sample, []
 def doomed(self, *args, **choices):
