@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from matgen_nb.scale.command_line import app, load_commands, main
+from matgen_nb.commands.main import app, main
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
 from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
@@ -162,7 +162,6 @@ def test_fine_tuning_starts_from_the_old_network(data):
 
 def test_training_from_given_weights(data, tmp_path):
     "matgen train --init-from: the first loss is that of the old weights, not that of an untrained network."
-    load_commands()
     data.save(tmp_path / "data.safetensors")
     command = [
         "train",
@@ -197,7 +196,6 @@ def test_training_from_given_weights(data, tmp_path):
 
 
 def test_predict_command(data, tmp_path, capsys):
-    load_commands()
     folder = tmp_path / "cifs"
     folder.mkdir()
     for i in range(3):
