@@ -70,7 +70,8 @@ class Prior:
 @patch
 def left_free(self: Prior, number: int, templates: float) -> np.ndarray:
     """Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson
-    9c, equivalent templates counted as one), never quite 0: what is possible stays so. templates: share of those due that are taken."""
+    9c, equivalent templates counted as one), never quite 0: what is possible stays so. templates: share
+    of those due that are taken."""
     if number not in self._due:
         known = (self.templates.get((number, M), {}) for M in range(MOST_ORBITS + 1))
         self._due[number] = np.array([due(counts, number) for counts in known])
