@@ -9,7 +9,7 @@ _FRONT_DOOR = {
     "SymmCD": ("matgen_nb.symmcd.model", "matgen_nb.symmcd.staged_sampling"),
     "SamplingOptions": ("matgen_nb.symmcd.reverse", "matgen_nb.symmcd.reverse"),
     "evaluate_crystals": ("matgen_nb.symmcd.evaluation", "matgen_nb.symmcd.evaluation"),
-    "energies": ("matgen_nb.symmcd.energy", "matgen_nb.symmcd.energy"),
+    "energies": ("matgen_nb.symmcd.potential", "matgen_nb.symmcd.potential"),
     "Mof": ("matgen_nb.mofdiff.building_blocks", "matgen_nb.mofdiff.building_blocks"),
     "decompose": ("matgen_nb.mofdiff.building_blocks", "matgen_nb.mofdiff.building_blocks"),
     "BlockEncoder": ("matgen_nb.mofdiff.embedding", "matgen_nb.mofdiff.embedding"),

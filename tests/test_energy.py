@@ -9,36 +9,42 @@ import numpy as np
 import pytest
 import torch
 from matgen_nb.symmcd.dataset import CrystalData, from_units, prepare
-from matgen_nb.symmcd.energy import (
+from matgen_nb.symmcd.potential import (
     EnergyCache,
-    EnergyOptions,
-    EnergyReference,
-    Hull,
     PairPotential,
     Potential,
-    QualityLog,
-    RelaxingModel,
-    RelaxOptions,
     SinglePoint,
     batches,
-    choose_crystals,
-    contacts,
     energies,
-    energy_reference,
-    energy_scale,
+    get_potential,
+    primitive_cell,
+    single_points,
+)
+from matgen_nb.symmcd.energy import (
+    EnergyOptions,
+    QualityLog,
+    RelaxingModel,
+    contacts,
     evaluate_energies,
     exchange_gains,
-    exchanges,
-    fit_elements,
     free_coordinates,
-    get_potential,
     match_rates,
     median_entry,
+)
+from matgen_nb.symmcd.hull import (
+    EnergyReference,
+    Hull,
+    choose_crystals,
+    energy_reference,
+    energy_scale,
+    fit_elements,
+)
+from matgen_nb.symmcd.group_relaxation import (
+    RelaxOptions,
+    exchanges,
     primitive_basis,
-    primitive_cell,
     relax,
     relax_samples,
-    single_points,
     symmetric_cell,
     symmetric_gradient,
 )

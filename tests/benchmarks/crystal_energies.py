@@ -14,16 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-from matgen_nb.symmcd.energy import (
-    EnergyCache,
-    EnergyOptions,
-    default_cache,
-    energy_reference,
-    energy_scale,
-    evaluate_energies,
-    get_potential,
-    primitive_cell,
-)
+from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential, primitive_cell
+from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
+from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.utils import atomic_write
 
