@@ -576,7 +576,7 @@ def command(monkeypatch, tmp_path):
     "The command line with the pair potential under the name `pairs`, a cache of its own, and an evaluation that costs nothing."
     from matgen_nb.commands import main as entry
     from matgen_nb.scale import crystal_runs
-    from matgen_nb.symmcd import energy
+    from matgen_nb.symmcd import potential as energy
     from matgen_nb.symmcd.evaluation import Evaluation
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
