@@ -1,4 +1,4 @@
-"""Lesson 13b: hull, relaxation within the space group, exchanges, match rate. Most of it with a potential of pairs; CHGNet where it is installed."""
+"""Lessons 13b to 13e: hull, relaxation within the space group, exchanges, match rate. Most of it with a potential of pairs; CHGNet where it is installed."""
 
 import importlib.util
 import json
@@ -569,6 +569,15 @@ def test_relaxed_samples_say_what_happened():
         json.dumps({k: v for k, v in row.items()})
     refused = relax_samples([_sample(cube(3.9))], Failing(), progress=None)[0]
     assert refused.row["relax_reason"] == "no graph for Ti" and refused.row["energy_after"] is None
+
+
+@pytest.mark.parametrize("moved", [None, np.array([0.1, 0, 2.5])])
+@pytest.mark.parametrize("potential", [PAIRS, "failing"])
+def test_relaxed_samples_keep_how_far_projection_moved_the_orbits(moved, potential):
+    before = Sample(cube(3.9).to_crystal(), cube(3.9), {}, moved)
+    potential = Failing() if potential == "failing" else potential
+    (after,) = relax_samples([before], potential, RelaxOptions(exchanges=0, steps=2), progress=None)
+    assert after.moved is moved and len(after.unit.elements) == 3
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ def _energy_parts(name: str | None, source) -> dict:
 
 
 def quality_callbacks(data, val, config: TrainConfig, source, choices: QualityChoices) -> tuple:
-    """Callbacks of the Trainer (none where `quality_every` is 0) that predict held-out crystals (lesson 13b).
+    """Callbacks of the Trainer (none where `quality_every` is 0) that predict held-out crystals (lesson 13e).
     val: their CrystalData, or None: what the Trainer holds out; source: file of the data, for energies."""
     if not choices.quality_every:
         return ()
@@ -274,7 +274,7 @@ def relaxing_potential(name: str | None):
 
 
 def relaxing(model, potential):
-    "The model, or one whose samples are relaxed by a potential (lesson 13b)."
+    "The model, or one whose samples are relaxed by a potential (lesson 13e)."
     if potential is None:
         return model
     from matgen_nb.symmcd.energy import RelaxingModel
@@ -433,7 +433,7 @@ def energy_inputs(source, reference, training=None):
 
 # %% ../../nbs/5_scale/24d_crystal_runs.ipynb #n25ene05
 def add_energies(crystals, rows, summary, inputs, name="chgnet"):
-    """Rows and summary with the energies of lesson 13b, of the crystals and, under names that begin with
+    """Rows and summary with the energies of lesson 13e, of the crystals and, under names that begin with
     "real ", of real ones.
 
     inputs: of `energy_inputs`; name: of a potential, or a Potential. Energies are kept in the user's
@@ -466,7 +466,7 @@ class EnergyChoices:
 
     energy: bool = option(
         False,
-        "Energies too (lesson 13b), of the crystals and of real ones; "
+        "Energies too (lesson 13e), of the crystals and of real ones; "
         "--training or --reference must be a file with energies.",
     )
     potential: str = option("chgnet", "For --energy: chgnet (the extra stability) or sevenn.")

@@ -371,11 +371,9 @@ def plot(evaluation):
 
     fig = Figure(figsize=(6, 4.2), dpi=90, layout="constrained")
     axes = fig.subplots(2, 2)
-    group = (
-        next((k for k in evaluation.table[0] if k.startswith("space_group@")), "space_group")
-        if evaluation.table
-        else "space_group"
-    )
+    columns = evaluation.table[0] if evaluation.table else {}
+    group = next((name for name in columns if name.startswith("space_group@")), "space_group")
+    edges = {"n_elements": np.arange(0.5, 8), group: np.linspace(0, 230, 24)}
     for ax, (key, label) in zip(
         axes.flat,
         [
@@ -392,13 +390,7 @@ def plot(evaluation):
         values = sum(both, [])
         if not values:
             continue
-        bins = (
-            np.arange(0.5, 8)
-            if key == "n_elements"
-            else np.linspace(0, 230, 24)
-            if key == group
-            else np.linspace(0, max(values) * 1.01, 20)
-        )
+        bins = edges.get(key, np.linspace(0, max(values) * 1.01, 20))
         for v, name, color in zip(both, ("reference", "sample"), ("0.7", "tab:blue")):
             if v:
                 ax.hist(

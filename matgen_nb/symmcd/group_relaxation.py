@@ -423,7 +423,8 @@ def relaxed_sample(sample: Sample, relaxed: Relaxed, potential: Potential) -> Sa
     record = {
         name if name.startswith("energy") else f"relax_{name}": value for name, value in relaxed.row().items()
     }
-    return Sample(crystal, unit, {**sample.row, **now, "relaxed_with": potential.name, **record})
+    row = {**sample.row, **now, "relaxed_with": potential.name, **record}
+    return Sample(crystal, unit, row, sample.moved)
 
 
 def relax_samples(
