@@ -28,54 +28,34 @@ from ..symmetry.space_groups import SpaceGroup
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #ccdaffce
+# fmt: off
 TEXTBOOK = {  # cell (A, degrees), source of cell and sites
-    "IRMOF-1": (
-        (25.832, 25.832, 25.832),
-        (90, 90, 90),
-        "Fm-3m; Eddaoudi et al., Science 295, 469 (2002); first Li et al., Nature 402, 276 (1999)",
-    ),
-    "IRMOF-10": (
-        (34.2807, 34.2807, 34.2807),
-        (90, 90, 90),
-        "Fm-3m; Eddaoudi et al., Science 295, 469 (2002)",
-    ),
-    "HKUST-1": (
-        (26.343, 26.343, 26.343),
-        (90, 90, 90),
-        "Fm-3m, water removed; Chui et al., Science 283, 1148 (1999)",
-    ),
-    "UiO-66": (
-        (20.7004, 20.7004, 20.7004),
-        (90, 90, 90),
-        "Fm-3m; Cavka et al., J. Am. Chem. Soc. 130, 13850 (2008); the hydrogen atoms are "
-        "placed by geometry, four per node as in F-43m",
-    ),
-    "ZIF-8": (
-        (16.991, 16.991, 16.991),
-        (90, 90, 90),
-        "I-43m; Park et al., PNAS 103, 10186 (2006); of the two half-occupied methyl orientations one, as in I23",
-    ),
-    "MOF-74": (
-        (25.9322, 25.9322, 6.8365),
-        (90, 90, 120),
-        "R-3, zinc, solvent removed; Rosi et al., J. Am. Chem. Soc. 127, 1504 (2005)",
-    ),
-    "MIL-53": (
-        (6.812, 16.733, 13.038),
-        (90, 90, 90),
-        "Imma, chromium, high temperature; Serre et al., J. Am. Chem. Soc. 124, 13519 (2002)",
-    ),
-    "MOF-177": (
-        (37.072, 37.072, 30.0333),
-        (90, 90, 120),
-        "P-31c; Chae et al., Nature 427, 523 (2004); of the two orientations of the node on the "
-        "threefold axis one, as in P31c",
-    ),
+    "IRMOF-1": ((25.832, 25.832, 25.832), (90, 90, 90),
+                "Fm-3m; Eddaoudi et al., Science 295, 469 (2002); first Li et al., Nature 402, 276 (1999)"),
+    "IRMOF-10": ((34.2807, 34.2807, 34.2807), (90, 90, 90),
+                "Fm-3m; Eddaoudi et al., Science 295, 469 (2002)"),
+    "HKUST-1": ((26.343, 26.343, 26.343), (90, 90, 90),
+                "Fm-3m, water removed; Chui et al., Science 283, 1148 (1999)"),
+    "UiO-66": ((20.7004, 20.7004, 20.7004), (90, 90, 90),
+                "Fm-3m; Cavka et al., J. Am. Chem. Soc. 130, 13850 (2008); the hydrogen atoms are placed by "
+                "geometry, four per node as in F-43m"),
+    "ZIF-8": ((16.991, 16.991, 16.991), (90, 90, 90),
+                "I-43m; Park et al., PNAS 103, 10186 (2006); of the two half-occupied methyl orientations "
+                "one, as in I23"),
+    "MOF-74": ((25.9322, 25.9322, 6.8365), (90, 90, 120),
+                "R-3, zinc, solvent removed; Rosi et al., J. Am. Chem. Soc. 127, 1504 (2005)"),
+    "MIL-53": ((6.812, 16.733, 13.038), (90, 90, 90),
+                "Imma, chromium, high temperature; Serre et al., J. Am. Chem. Soc. 124, 13519 (2002)"),
+    "MOF-177": ((37.072, 37.072, 30.0333), (90, 90, 120),
+                "P-31c; Chae et al., Nature 427, 523 (2004); of the two orientations of the node on the "
+                "threefold axis one, as in P31c"),
 }
+# fmt: on
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #6adf2821
 def site_images(lattice, group, frac, tolerance=0.1):
-    "All different images (m, 3) of a site (3,) under a space group; images closer than `tolerance` (A) are one atom, at their mean."
+    """All different images (m, 3) of a site (3,) under a space group; images closer than `tolerance` (A)
+    are one atom, at their mean."""
     rotations, translations = SpaceGroup(group).operations
     images = rotations @ np.asarray(frac, dtype=float) + translations
     delta = images - images[:, None]
@@ -103,7 +83,8 @@ def textbook_crystal(name):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #7542248f
 def shell(crystal, reach):
-    "The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64, position (m, 3) A. Exact in any cell."
+    """The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64,
+    position (m, 3) A. Exact in any cell."""
     lattice, frac = crystal.lattice, crystal.frac_coords
     margin = (
         reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 1e-9
@@ -119,7 +100,8 @@ def shell(crystal, reach):
 def neighbours(crystal, reach):
     """All pairs of atoms closer than `reach` (A), images included, each pair once.
 
-    Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in any cell."""
+    Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in
+    any cell."""
     from scipy.spatial import cKDTree
 
     atom, cell, cart = shell(crystal, reach)
@@ -135,7 +117,8 @@ def neighbours(crystal, reach):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #fbadb3c7
 def integer_basis(vectors):
-    "A basis (3, 3) of the lattice that integer vectors (m, 3) of rank 3 span: their Hermite normal form, found with Euclid's algorithm column by column."
+    """A basis (3, 3) of the lattice that integer vectors (m, 3) of rank 3 span: their Hermite normal
+    form, found with Euclid's algorithm column by column."""
     rows, basis = sorted({tuple(map(int, v)) for v in np.round(vectors)}), []
     for k in range(3):
         live, rows = [r for r in rows if r[k]], [r for r in rows if not r[k]]
@@ -148,8 +131,8 @@ def integer_basis(vectors):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #f18f097e
 def _translations(crystal, tolerance):
-    """Translations (m, 3) that carry the crystal onto itself, 0 first, and for each the atom (m, N) that atom n lands on
-    and by how much (m, N, 3, fractional) it misses it."""
+    """Translations (m, 3) that carry the crystal onto itself, 0 first, and for each the atom (m, N) that
+    atom n lands on and by how much (m, N, 3, fractional) it misses it."""
     from scipy.spatial import cKDTree
 
     lattice, frac, elements = crystal.lattice, crystal.frac_coords, crystal.elements
@@ -178,9 +161,11 @@ def _translations(crystal, tolerance):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #870217dd
 def primitive_cell(crystal, tolerance=0.05):
-    """The crystal in its smallest cell, Niggli-reduced. Atoms that are translations of each other within `tolerance` (A) are averaged.
+    """The crystal in its smallest cell, Niggli-reduced. Atoms that are translations of each other within
+    `tolerance` (A) are averaged.
 
-    Only pure translations are looked for; nothing is idealised, so a crystal that is primitive keeps its atoms where they are."""
+    Only pure translations are looked for; nothing is idealised, so a crystal that is primitive keeps its
+    atoms where they are."""
     import spglib
 
     translations, target, miss = _translations(crystal, tolerance)
@@ -204,7 +189,8 @@ def primitive_cell(crystal, tolerance=0.05):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #963597be
 def drop_duplicates(crystal, tolerance=0.1):
-    "The crystal without second copies of an atom: same element closer than `tolerance` (A), as careless symmetry expansion leaves them."
+    """The crystal without second copies of an atom: same element closer than `tolerance` (A), as
+    careless symmetry expansion leaves them."""
     i, j, _, _ = neighbours(crystal, tolerance)
     twin = np.unique(j[(crystal.elements[i] == crystal.elements[j]) & (i != j)])
     keep = np.setdiff1d(np.arange(len(crystal)), twin)
@@ -217,12 +203,14 @@ _NON_METALS = (1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 
 
 
 def is_metal(elements):
-    "True where an atomic number is a metal in the sense of MOF chemistry: all but H, B, C, N, O, Si, P, S, Ge, As, Se, Te, halogens, noble gases."
+    """True where an atomic number is a metal in the sense of MOF chemistry: all but H, B, C, N, O, Si,
+    P, S, Ge, As, Se, Te, halogens, noble gases."""
     return ~np.isin(np.asarray(elements), _NON_METALS)
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #cfb8ecaf
 def _one_bond_per_hydrogen(elements, metal, i, j, distance):
-    "Mask (p,): a hydrogen atom has one bond, the shortest to a non-metal, else to a metal, else to another hydrogen."
+    """Mask (p,): a hydrogen atom has one bond, the shortest to a non-metal, else to a metal, else to
+    another hydrogen."""
     keep = np.ones(len(i), dtype=bool)
     rank = [
         distance + 100.0 * metal[other] + 200.0 * (elements[other] == 1) for other in (j, i)
@@ -248,7 +236,8 @@ _add = lambda s, t: (s[0] + t[0], s[1] + t[1], s[2] + t[2])
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #02d225c4
 def _behind_a_donor(elements, metal, pairs, images, around):
-    """Mask (p,): contacts of a metal with an atom whose more electronegative neighbour also touches that metal.
+    """Mask (p,): contacts of a metal with an atom whose more electronegative neighbour also touches that
+    metal.
 
     The metal is bound to the oxygens of a carboxylate; the carbon only lies behind them."""
     chi = np.nan_to_num(element_table().electronegativity[elements])
@@ -279,14 +268,14 @@ def may_join_metals(elements, i, j, distance):
     return able & (distance < longest), able & (distance < PADDLEWHEEL)
 
 
-def _metal_bonds(metal, i, j, images, near, across, around):
+def _metal_bonds(metal, pairs, images, near, across, around):
     """Mask (p,) of metal-metal pairs that are joined: close pairs (`near`) that no single atom bridges, and
     paddlewheels: pairs (`across`) that three or more groups X-C-X bridge."""
-    bonded = np.zeros(len(i), dtype=bool)
+    bonded = np.zeros(len(pairs), dtype=bool)
     for k in np.flatnonzero(near | across):
-        s = tuple(images[k].tolist())
-        first = {(x, t) for x, t in around[i[k]] if not metal[x]}
-        second = {(x, _add(s, t)) for x, t in around[j[k]] if not metal[x]}
+        (a, b), s = pairs[k].tolist(), tuple(images[k].tolist())
+        first = {(x, t) for x, t in around[a] if not metal[x]}
+        second = {(x, _add(s, t)) for x, t in around[b] if not metal[x]}
         if first & second:
             continue
         behind = lambda donors: {(c, _add(t, u)) for x, t in donors for c, u in around[x] if not metal[c]}
@@ -331,7 +320,7 @@ def find_bonds(crystal, tolerance=BOND_TOLERANCE):
     around = _adjacency(len(elements), pairs[plain], image[plain])
     plain = plain[~_behind_a_donor(elements, metal, pairs[plain], image[plain], around)]
     around = _adjacency(len(elements), pairs[plain], image[plain])
-    joined = _metal_bonds(metal, i, j, image, *may_join_metals(elements, i, j, distance), around)
+    joined = _metal_bonds(metal, pairs, image, *may_join_metals(elements, i, j, distance), around)
     keep = np.sort(np.concatenate([plain, np.flatnonzero(joined)]))
     return pairs[keep], image[keep]
 
@@ -342,8 +331,10 @@ def _check_overlap(elements, i, j, distance, total):
         return
     a, b = i[clash[0]], j[clash[0]]
     raise MatgenError(
-        f"{len(clash)} pair(s) of atoms overlap, the first: atoms {a} and {b} ({element_table().symbol[elements[[a, b]]].tolist()}) are "
-        f"{distance[clash[0]]:.2f} A apart. The structure is disordered or broken: keep one of the alternative positions"
+        f"{len(clash)} pair(s) of atoms overlap, the first: atoms {a} and {b} "
+        f"({element_table().symbol[elements[[a, b]]].tolist()}) are "
+        f"{distance[clash[0]]:.2f} A apart. The structure is disordered or broken: keep one of the "
+        "alternative positions"
     )
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #f45e4c79
@@ -351,8 +342,9 @@ def _check_overlap(elements, i, j, distance, total):
 class Mof:
     """An all-atom framework with its bonds, in a primitive reduced cell.
 
-    crystal: Crystal with N atoms; bonds (b, 2) int64; images (b, 3) int64: a bond goes from atom bonds[:, 0] in cell 0 to atom bonds[:, 1] in cell images.
-    notes: what was changed on the way in, as text."""
+    crystal: Crystal with N atoms; bonds (b, 2) int64; images (b, 3) int64: a bond goes from atom
+    bonds[:, 0] in cell 0 to atom bonds[:, 1] in cell images. notes: what was changed on the way in, as
+    text."""
 
     crystal: Crystal
     bonds: np.ndarray
@@ -400,8 +392,8 @@ def textbook_mofs():
 def connected(n, bonds, images):
     """Connected pieces of n atoms: label (n,), cell (n, 3), loops.
 
-    Atom i is drawn in the cell cell[i] so that no bond of a finite piece is torn; loops[label] lists the lattice vectors by which a piece
-    meets its own image; finite pieces are not in it."""
+    Atom i is drawn in the cell cell[i] so that no bond of a finite piece is torn; loops[label] lists the
+    lattice vectors by which a piece meets its own image; finite pieces are not in it."""
     around = _adjacency(n, np.asarray(bonds).reshape(-1, 2), np.asarray(images).reshape(-1, 3))
     label, cell, loops = [-1] * n, [(0, 0, 0)] * n, {}
     for start in range(n):
@@ -421,7 +413,8 @@ def connected(n, bonds, images):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #b14672b1
 def render_scene(spheres, sticks, view=None, pixels=300):
-    """A picture (height, width, 3) in 0..1: spheres [(centre, radius, color)] and sticks [(start, end, radius, color)], A.
+    """A picture (height, width, 3) in 0..1: spheres [(centre, radius, color)] and sticks [(start, end,
+    radius, color)], A.
 
     view (3, 3): rows to the right, up, towards the viewer; without it the longest extent lies across."""
     points = np.array([s[0] for s in spheres] + [end for s in sticks for end in s[:2]])

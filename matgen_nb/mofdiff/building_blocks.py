@@ -35,13 +35,31 @@ def _graph_key(block):
     )
     return hashlib.blake2b(b"|".join(p.tobytes() for p in parts), digest_size=8).hexdigest()
 
+
+def _check_block(block):
+    "MatgenError where the arrays of a block do not belong together."
+    n, c = len(block.elements), len(block.connection_points)
+    if n == 0 or len(block.cart_coords) != n:
+        raise MatgenError(f"a block of {n} atoms has {len(block.cart_coords)} positions")
+    if len(block.connection_atoms) != c:
+        raise MatgenError(
+            f"{c} connection points need as many connection atoms, not {len(block.connection_atoms)}"
+        )
+    for what in ("bonds", "connection_atoms"):
+        index = getattr(block, what)
+        if index.size and not (0 <= index.min() and index.max() < n):
+            raise MatgenError(f"{what} of a block of {n} atoms name atom {index.max()}")
+    if not (np.isfinite(block.cart_coords).all() and np.isfinite(block.connection_points).all()):
+        raise MatgenError("a block has positions that are no numbers")
+
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #1f748249
 @dataclass(frozen=True, eq=False)
 class BuildingBlock:
     """A metal node or an organic linker with the points where it is joined to others.
 
-    elements (n,) int64; cart_coords (n, 3) float64, A, origin = centroid of the connection points; bonds (b, 2) int64 pairs of atoms;
-    connection_points (c, 3) float64, A, midpoints of the cut bonds; connection_atoms (c,) int64, the atom each one leaves from; is_metal."""
+    elements (n,) int64; cart_coords (n, 3) float64, A, origin = centroid of the connection points; bonds
+    (b, 2) int64 pairs of atoms; connection_points (c, 3) float64, A, midpoints of the cut bonds;
+    connection_atoms (c,) int64, the atom each one leaves from; is_metal."""
 
     elements: np.ndarray
     cart_coords: np.ndarray
@@ -61,19 +79,7 @@ class BuildingBlock:
             ("connection_atoms", np.int64, (-1,)),
         ]:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind).reshape(shape))
-        n, c = len(self.elements), len(self.connection_points)
-        if n == 0 or len(self.cart_coords) != n:
-            raise MatgenError(f"a block of {n} atoms has {len(self.cart_coords)} positions")
-        if len(self.connection_atoms) != c:
-            raise MatgenError(
-                f"{c} connection points need as many connection atoms, not {len(self.connection_atoms)}"
-            )
-        for what in ("bonds", "connection_atoms"):
-            index = getattr(self, what)
-            if index.size and not (0 <= index.min() and index.max() < n):
-                raise MatgenError(f"{what} of a block of {n} atoms name atom {index.max()}")
-        if not (np.isfinite(self.cart_coords).all() and np.isfinite(self.connection_points).all()):
-            raise MatgenError("a block has positions that are no numbers")
+        _check_block(self)
         graph = _graph_key(self)
         if self.graph not in ("", graph):
             object.__setattr__(
@@ -85,7 +91,8 @@ class BuildingBlock:
         return len(self.elements)
 
     def __repr__(self):
-        return f"BuildingBlock({'metal' if self.is_metal else 'organic'} {self.formula}, {self.num_connections} connection points)"
+        kind = "metal" if self.is_metal else "organic"
+        return f"BuildingBlock({kind} {self.formula}, {self.num_connections} connection points)"
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #b2a87f99
 BuildingBlock.num_connections = property(
@@ -117,7 +124,8 @@ POINT_COLOR = (0.95, 0.15, 0.55)  # connection points
 
 
 def block_scene(block, offset=0, color=None):
-    "Spheres and sticks of a block at a position (3,), for `render_scene`; atoms in their own colours or all in one."
+    """Spheres and sticks of a block at a position (3,), for `render_scene`; atoms in their own colours
+    or all in one."""
     table, cart = element_table(), block.cart_coords + offset
     colors = 0.92 * table.color[block.elements] if color is None else np.tile(color, (len(block), 1))
     spheres = [(x, 0.4 * table.radius[z], c) for x, z, c in zip(cart, block.elements, colors)]
@@ -149,7 +157,8 @@ BuildingBlock.plot = plot_block
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #de2a591c
 def molecule(block):
-    "The block as an rdkit molecule: all bonds single, a dummy atom (atomic number 0) at every connection; no clean-up of valences."
+    """The block as an rdkit molecule: all bonds single, a dummy atom (atomic number 0) at every
+    connection; no clean-up of valences."""
     from rdkit import Chem
 
     mol = Chem.RWMol()
@@ -166,7 +175,8 @@ def molecule(block):
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #c2da2e38
 def block_fingerprint(block):
-    "ECFP4: the indices (sorted list) of the bits that the block sets among 4096; rdkit's Morgan fingerprint of radius 2, atoms told apart by element and degree."
+    """ECFP4: the indices (sorted list) of the bits that the block sets among 4096; rdkit's Morgan
+    fingerprint of radius 2, atoms told apart by element and degree."""
     from rdkit.Chem import rdFingerprintGenerator
     from rdkit import Chem
 
@@ -178,9 +188,11 @@ def block_fingerprint(block):
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #84ed0699
 def block_identity(block):
-    """A short name (16 hexadecimal digits) that conformers of a block share: hash of formula, number of connections and ECFP4 bits.
+    """A short name (16 hexadecimal digits) that conformers of a block share: hash of formula, number of
+    connections and ECFP4 bits.
 
-    An identity that was stored with the block (see lesson 16) is returned as it is, so that prepared data need no rdkit."""
+    An identity that was stored with the block (see lesson 16) is returned as it is, so that prepared
+    data need no rdkit."""
     if block.stored_identity:
         return block.stored_identity
     try:

@@ -17,9 +17,11 @@ from ..utils import MatgenError
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #186ae1bb
 @dataclass(frozen=True, eq=False)
 class CoarseMof:
-    """A framework as K beads: one building block at each position of a cell; the orientation of a block carries no meaning.
+    """A framework as K beads: one building block at each position of a cell; the orientation of a block
+    carries no meaning.
 
-    lattice (3, 3) float64 rows, A; frac_coords (K, 3) float64 in [0, 1); blocks: K BuildingBlocks; properties: name -> value."""
+    lattice (3, 3) float64 rows, A; frac_coords (K, 3) float64 in [0, 1); blocks: K BuildingBlocks;
+    properties: name -> value."""
 
     lattice: np.ndarray
     frac_coords: np.ndarray
@@ -35,14 +37,16 @@ class CoarseMof:
         object.__setattr__(self, "blocks", list(self.blocks))
         if len(self.blocks) != len(self.frac_coords) or not self.blocks:
             raise MatgenError(
-                f"a coarse framework needs one position per block: {len(self.blocks)} blocks, {len(self.frac_coords)} positions"
+                f"a coarse framework needs one position per block: {len(self.blocks)} blocks, "
+                f"{len(self.frac_coords)} positions"
             )
 
     def __len__(self):
         return len(self.blocks)
 
     def __repr__(self):
-        return f"CoarseMof({self.name or 'unnamed'}, {len(self)} blocks: {', '.join(sorted({b.formula for b in self.blocks}))})"
+        formulas = ", ".join(sorted({b.formula for b in self.blocks}))
+        return f"CoarseMof({self.name or 'unnamed'}, {len(self)} blocks: {formulas})"
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #76f7d456
 def from_decomposition(d, name="", properties=None):
@@ -54,7 +58,8 @@ CoarseMof.from_decomposition = staticmethod(from_decomposition)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #75a1e1f0
 def contacts(coarse, slack=1.1):
-    "Pairs (metal bead, organic bead, image) that are near enough to be joined: nearer than `slack` x the sum of the longest arms to a connection point."
+    """Pairs (metal bead, organic bead, image) that are near enough to be joined: nearer than `slack` x
+    the sum of the longest arms to a connection point."""
     arm = np.array(
         [np.linalg.norm(b.connection_points, axis=1).max() if b.num_connections else 0 for b in coarse.blocks]
     )
@@ -74,8 +79,9 @@ BEAD_COLORS = {True: (0.25, 0.45, 0.85), False: (0.65, 0.65, 0.62)}  # metal nod
 
 
 def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
-    """Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell; returns the axes.
-    A linker whose nodes all lie in other cells is drawn beside those that its images reach, not alone."""
+    """Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell;
+    returns the axes. A linker whose nodes all lie in other cells is drawn beside those that its
+    images reach, not alone."""
     import matplotlib.pyplot as plt
 
     ax = ax or plt.figure(figsize=(3, 3)).add_subplot()
@@ -102,8 +108,9 @@ CoarseMof.plot = plot_coarse
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #cd1397b5
 def join(coarse, tolerance=0.1):
-    """The `Decomposition` of beads whose blocks are turned so that every connection point of a metal block lies within `tolerance` (A) of one of
-    an organic block. MatgenError where points are left over: then assembly (lesson 20) has to find the orientations first."""
+    """The `Decomposition` of beads whose blocks are turned so that every connection point of a metal
+    block lies within `tolerance` (A) of one of an organic block. MatgenError where points are left
+    over: then assembly (lesson 20) has to find the orientations first."""
     points = [
         x + b.connection_points @ np.linalg.inv(coarse.lattice)
         for x, b in zip(coarse.frac_coords, coarse.blocks)
@@ -125,7 +132,8 @@ def join(coarse, tolerance=0.1):
         or sorted(o.tolist()) != np.flatnonzero(~metal).tolist()
     ):
         raise MatgenError(
-            f"{coarse.name or 'coarse framework'}: {len(set(m.tolist()))} of {metal.sum()} metal and {len(set(o.tolist()))} of {(~metal).sum()} "
+            f"{coarse.name or 'coarse framework'}: {len(set(m.tolist()))} of {metal.sum()} metal and "
+            f"{len(set(o.tolist()))} of {(~metal).sum()} "
             f"organic connection points meet within {tolerance} A; the blocks must be assembled first"
         )
     return Decomposition(
@@ -142,8 +150,9 @@ CoarseMof.to_decomposition = join
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c37366c6
 def handedness(block):
-    """Two numbers that change sign in a mirror and do not depend on the order of atoms: sums of sin(phi) and sin(2 phi) over all torsions
-    a-b-c-d along bonds, over the square root of their number. Zero for a block that is its own mirror image."""
+    """Two numbers that change sign in a mirror and do not depend on the order of atoms: sums of sin(phi)
+    and sin(2 phi) over all torsions a-b-c-d along bonds, over the square root of their number. Zero
+    for a block that is its own mirror image."""
     around = [[] for _ in range(len(block))]
     for a, b in block.bonds.tolist():
         around[a].append(b)
@@ -168,7 +177,8 @@ def handedness(block):
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9d33b758
 def block_signature(block):
-    "Numbers (mostly A) that two blocks of the same identity and shape share in any orientation: distances from the centre, between connection points, handedness."
+    """Numbers (mostly A) that two blocks of the same identity and shape share in any orientation:
+    distances from the centre, between connection points, handedness."""
     pairs = np.linalg.norm(block.connection_points[:, None] - block.connection_points, axis=-1)
     radii = np.linalg.norm(block.cart_coords, axis=1)
     radii = np.concatenate([np.sort(radii[block.elements == z]) for z in np.unique(block.elements)])
@@ -201,10 +211,12 @@ class BlockLibrary:
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #8730575c
 @dataclass(frozen=True)
 class Limits:
-    """What a framework may be at most; None switches a limit off. The paper's limits are `Limits(max_connections=20)`.
+    """What a framework may be at most; None switches a limit off. The paper's limits are
+    `Limits(max_connections=20)`.
 
-    max_blocks: building blocks in the primitive cell; min_bead_distance: A; max_block_atoms: atoms and connection points of a block;
-    max_connections: connection points of a block; min_dimension: 3 accepts only nets that extend in three directions, 2 also layers, 1 also chains."""
+    max_blocks: building blocks in the primitive cell; min_bead_distance: A; max_block_atoms: atoms and
+    connection points of a block; max_connections: connection points of a block; min_dimension: 3 accepts
+    only nets that extend in three directions, 2 also layers, 1 also chains."""
 
     max_blocks: int = 20
     min_bead_distance: float = 1.0
@@ -226,7 +238,9 @@ def check_block(block):
     c = block.num_connections
     if c < 2:
         raise MatgenError(
-            f"the block {block.formula} has {'no connection point' if c == 0 else 'one connection point'}; a framework needs two or more at every block. "
+            f"the block {block.formula} has "
+            f"{'no connection point' if c == 0 else 'one connection point'}; a framework needs two or "
+            "more at every block. "
             "Decompose the framework it comes from with `decompose`, which removes or merges such pieces"
         )
 
@@ -265,10 +279,11 @@ def excess(coarse, limits=Limits(), dimension=3):
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c10d9770
 def coarse_grain(item, limits=Limits(), disorder="refuse"):
-    """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that cannot be.
+    """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that
+    cannot be.
 
-    item: (name, CIF text or Crystal, properties). disorder: see `Mof.from_cif`.
-    The identities of the blocks are computed here and stored with them."""
+    item: (name, CIF text or Crystal, properties). disorder: see `Mof.from_cif`. The identities of the
+    blocks are computed here and stored with them."""
     name, source, properties = item
     if isinstance(source, Crystal):
         mof = Mof.from_crystal(source, name)

@@ -19,9 +19,10 @@ from ..utils import MatgenError, atomic_write, load_tensors, tensor_bytes
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #514494ba
 @dataclass(frozen=True)
 class MofBatch:
-    """B frameworks as flat tensors: lattice (B, 3, 3) float32, num_blocks (B,) int64; of all beads one after another frac_coords (M, 3) float32,
-    block (M,) int64 index into the library, features (M, d) float32 embeddings of the blocks (d = 0 where there are none), batch (M,) the framework
-    of each bead; properties (B, P) float32, nan where unknown."""
+    """B frameworks as flat tensors: lattice (B, 3, 3) float32, num_blocks (B,) int64; of all beads one
+    after another frac_coords (M, 3) float32, block (M,) int64 index into the library, features (M, d)
+    float32 embeddings of the blocks (d = 0 where there are none), batch (M,) the framework of each
+    bead; properties (B, P) float32, nan where unknown."""
 
     lattice: torch.Tensor
     num_blocks: torch.Tensor
@@ -40,10 +41,12 @@ class MofBatch:
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #26d71e47
 @dataclass(eq=False)
 class MofData:
-    """A prepared set of n frameworks. lattice (n, 3, 3) float64, num_blocks (n,) int64, frac_coords (sum K, 3) float64, block (sum K,) int64 index
-    into `library` (list of distinct BuildingBlocks), properties (n, P) float32 (nan: unknown), embeddings (L, d) float32 of the library, or None.
+    """A prepared set of n frameworks. lattice (n, 3, 3) float64, num_blocks (n,) int64, frac_coords (sum K,
+    3) float64, block (sum K,) int64 index into `library` (list of distinct BuildingBlocks), properties
+    (n, P) float32 (nan: unknown), embeddings (L, d) float32 of the library, or None.
 
-    `data[i]` is a `CoarseMof`, `data.select(indices)` a `MofBatch`, `data.subset(indices)` a smaller set, `data.to(device)` a copy on a device."""
+    `data[i]` is a `CoarseMof`, `data.select(indices)` a `MofBatch`, `data.subset(indices)` a smaller
+    set, `data.to(device)` a copy on a device."""
 
     lattice: torch.Tensor
     num_blocks: torch.Tensor
@@ -161,7 +164,8 @@ MofData.subset, MofData.trimmed = subset, trimmed
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #a2bf9f42
 def from_coarse(coarse, info=None, tolerance=0.1):
-    "A data set from a list of `CoarseMof`; blocks of the same identity and shape (within `tolerance` A) are stored once."
+    """A data set from a list of `CoarseMof`; blocks of the same identity and shape (within `tolerance`
+    A) are stored once."""
     if not coarse:
         raise MatgenError("no framework is left to make a data set of")
     library = BlockLibrary(tolerance)
@@ -183,7 +187,8 @@ def from_coarse(coarse, info=None, tolerance=0.1):
 
 
 def merged(sets, tolerance=0.02):
-    "Several `MofData` as one, in order; blocks alike within `tolerance` (A) are stored once, properties that a set does not have are nan."
+    """Several `MofData` as one, in order; blocks alike within `tolerance` (A) are stored once,
+    properties that a set does not have are nan."""
     sources = [str(data.info.get("source", "")) for data in sets]
     return from_coarse(
         [data[i] for data in sets for i in range(len(data))],
@@ -234,7 +239,8 @@ def unpack_blocks(tensors, identities):
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #9d4d132a
 def save(data, path):
-    "Write a prepared set as one safetensors file, atomically; the identities of the blocks are stored, so that reading needs no rdkit."
+    """Write a prepared set as one safetensors file, atomically; the identities of the blocks are stored,
+    so that reading needs no rdkit."""
     metadata = dict(
         format=FORMAT,
         names=json.dumps([str(n) for n in data.names]),
@@ -262,7 +268,8 @@ def load(path):
         raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
         raise MatgenError(
-            f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare mofs"
+            f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: "
+            "matgen prepare mofs"
         )
     missing = [n for n in ("names", "property_names", "identities", "info") if n not in metadata]
     missing += [f.name for f in fields(MofData)[:5] if f.name not in tensors]

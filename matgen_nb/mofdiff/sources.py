@@ -37,7 +37,8 @@ def _number(text):
 
 
 def _key_order(columns):
-    "The columns that can name a structure, the likeliest first: in a table of `matgen evaluate mofs` the name."
+    """The columns that can name a structure, the likeliest first: in a table of `matgen evaluate mofs`
+    the name."""
     ours = ("name",) if "checks_passed" in columns else ()
     return [key for key in dict.fromkeys(ours + KEYS) if key in columns]
 
@@ -164,9 +165,9 @@ def _merge(rows):
 def match_rows(table, paths):
     """The `Labels` that a `PropertyTable` gives to structures.
 
-    paths: {name: path below the folder, without .cif}. The column is that which names most of the structures.
-    A row that may mean several files, and a value in which two rows of one file differ, are left out; a name in
-    other case is taken where it can mean one file only."""
+    paths: {name: path below the folder, without .cif}. The column is that which names most of the
+    structures. A row that may mean several files, and a value in which two rows of one file differ, are
+    left out; a name in other case is taken where it can mean one file only."""
     files = _Files(paths)
     hits = {key: [files.find(word) for word in names] for key, names in table.names.items()}
     named = {key: [found for found, _ in hit if len(found) == 1] for key, hit in hits.items()}
@@ -216,12 +217,13 @@ def _beside(folder):
     except MatgenError:
         return None, None
 
-
+# %% ../../nbs/4_mofdiff/16j_sources.ipynb #51343bd1
 def read_folder(path, properties=None, notes=None):
     """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
 
-    properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is taken,
-    where it names structures. notes: a dict that takes what does not fit, {name of the table: list of text}."""
+    properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is
+    taken, where it names structures. notes: a dict that takes what does not fit, {name of the table:
+    list of text}."""
     folder = cif_folder(path)
     files = folder.files
     if not files:
@@ -266,7 +268,9 @@ def read_csv(path, column="cif", notes=None):
         raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
     if column not in columns:
         raise MatgenError(
-            f"{path} has no column {column!r}; it has {', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF texts"
+            f"{path} has no column {column!r}; it has "
+            f"{', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF "
+            "texts"
         )
     key = next(iter(_key_order(columns)), None)
     names = [row.get(key) or f"row {i}" for i, row in enumerate(rows, 1)]
@@ -281,7 +285,8 @@ def read_csv(path, column="cif", notes=None):
     return [(name, row[column] or "", known) for name, row, known in zip(names, rows, values)]
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #e86b2980
-BW_DB = "https://archive.materialscloud.org/records/nsp7v-2dk91/files/"  # Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
+# Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
+BW_DB = "https://archive.materialscloud.org/records/nsp7v-2dk91/files/"
 BW_DB_FILES = {"structures": "MOF_database.tar.gz", "properties": "screening_data.tar.gz"}
 BW_DB_TABLE, BW_DB_ROWS = "all_MOFs_screening_data.csv", 324426
 BW_DB_RECORD = BW_DB.replace("/records/", "/api/records/").rstrip(
@@ -290,7 +295,8 @@ BW_DB_RECORD = BW_DB.replace("/records/", "/api/records/").rstrip(
 
 
 def stated_checksum(name, timeout=30):
-    "The checksum 'md5:...' that the archive of BW-DB states for a file of that name; None where it cannot be asked or states none."
+    """The checksum 'md5:...' that the archive of BW-DB states for a file of that name; None where it
+    cannot be asked or states none."""
     from urllib.request import urlopen
 
     try:
@@ -304,15 +310,17 @@ def stated_checksum(name, timeout=30):
 def download(kind):
     """Fetch a file of BW-DB ('structures' or 'properties') into the user's cache; returns its path.
 
-    What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a complete archive with the published content (see
-    `read_bw_db`); its SHA-256 is then kept beside it, and every later use is checked against that. MatgenError says what went wrong."""
+    What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a
+    complete archive with the published content (see `read_bw_db`); its SHA-256 is then kept beside it,
+    and every later use is checked against that. MatgenError says what went wrong."""
     name = BW_DB_FILES[kind]
     return fetch(
         f"{BW_DB}{name}?download=1",
         f"bw-db-{name}",
         _check_archive,
         lambda: stated_checksum(name),
-        "download and unpack it elsewhere and pass the folder of CIF files instead of 'bw-db', or use 'embedded'",
+        "download and unpack it elsewhere and pass the folder of CIF files instead of 'bw-db', or use "
+        "'embedded'",
     )
 
 
@@ -340,7 +348,8 @@ def read_archive(path, suffix=".cif"):
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #76d5ccc5
 def read_bw_db(structures=None, table=None):
-    "(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their paths are given."
+    """(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their
+    paths are given."""
     fetched, table = table is None, table or download("properties")
     found = next((text for stem, text in read_archive(table, ".csv") if f"{stem}.csv" == BW_DB_TABLE), None)
     if found is None:
@@ -353,8 +362,10 @@ def read_bw_db(structures=None, table=None):
         properties = read_properties(Path(folder) / "table.csv")
     if fetched and len(properties) != BW_DB_ROWS:
         raise MatgenError(
-            f"the table of BW-DB that was downloaded names {len(properties):,} frameworks, {BW_DB_ROWS:,} were published: it is another version or not whole. "
-            f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the folder of CIF files instead of 'bw-db'"
+            f"the table of BW-DB that was downloaded names {len(properties):,} frameworks, {BW_DB_ROWS:,} "
+            "were published: it is another version or not whole. "
+            f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the "
+            "folder of CIF files instead of 'bw-db'"
         )
     for name, text in read_archive(structures or download("structures")):
         yield name, text, properties.get(name, {})
