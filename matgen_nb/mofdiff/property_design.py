@@ -22,7 +22,8 @@ from .relaxation import relax_many, uff_table
 from .sampling import codes_for_target, sample_codes
 from .model import squash
 from ..symmetry.crystal import element_table
-from ..utils import MatgenError, parallel_map, share
+from ..utils import MatgenError, share
+from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #14a0b49a
 def property_objective(model, property, target):

@@ -74,7 +74,8 @@ from matgen_nb.scale.runs import (
     write_table,
 )
 from ..mofdiff.evaluation import add_novelty, known_identities
-from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map, time_limit
+from ..utils import MatgenError, atomic_write
+from ..parallel import Failure, describe_failures, parallel_map, time_limit
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #fb3843c2
 def prepare_sources(sources, n_jobs=-1, **options):
