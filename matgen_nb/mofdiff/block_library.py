@@ -9,6 +9,7 @@ __all__ = ['ENDS', 'GROUPS', 'SCAFFOLDS', 'WHOLE', 'FLAT_BOND', 'LIBRARY_FIELDS'
 import functools
 import itertools
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ GROUPS = {
 }
 
 
-def fill_scaffold(scaffold, end="", group="", places=1):
+def fill_scaffold(scaffold: str, end: str = "", group: str = "", places: int = 1) -> str:
     """SMILES of a scaffold: every X becomes the end, the first `places` Y the functional group, the
     other Y hydrogen. Atoms that bind a metal alone carry :1."""
     text = scaffold.replace("X", ENDS[end])
@@ -128,7 +129,7 @@ WHOLE = {
 }
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #34814288
-def read_linker(smiles):
+def read_linker(smiles: str) -> tuple[Any, list[int]]:
     """The rdkit molecule of a linker, hydrogens added, and its docks (list of atom indices). MatgenError
     where the SMILES cannot be read."""
     from rdkit import Chem, RDLogger
@@ -184,7 +185,7 @@ def _field(mol, conformer, flat=()):
     return ff
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #b12848ed
-def conformers(mol, tries=6, seed=0, strain=25.0):
+def conformers(mol: Any, tries: int = 6, seed: int = 0, strain: float = 25.0) -> list[np.ndarray]:
     """Low-energy shapes of a molecule, each as it is and flattened: list of (n, 3) arrays, lowest energy
     first, up to `strain` kcal/mol above the lowest."""
     from rdkit import Chem
@@ -203,7 +204,7 @@ def conformers(mol, tries=6, seed=0, strain=25.0):
     return [x for energy, x in sorted(found, key=lambda f: f[0]) if energy < lowest + strain]
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #f44130ca
-def dock_directions(mol, docks, coords):
+def dock_directions(mol: Any, docks: list[int], coords: np.ndarray) -> np.ndarray:
     "Unit vectors (c, 3) from each dock towards its metal."
     near = lambda i: [n.GetIdx() for n in mol.GetAtomWithIdx(i).GetNeighbors()]
     oxygen = lambda i: mol.GetAtomWithIdx(i).GetAtomicNum() == 8
@@ -221,7 +222,7 @@ def dock_directions(mol, docks, coords):
     return np.array(out)
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #0d6b6bb9
-def make_linker(smiles, seed=0, most=3, half_bond=1.0):
+def make_linker(smiles: str, seed: int = 0, most: int = 3, half_bond: float = 1.0) -> list[BuildingBlock]:
     """Organic `BuildingBlock`s of a SMILES: up to `most` conformers whose connection points differ by
     more than 0.2 A after the best superposition."""
     mol, docks = read_linker(smiles)
@@ -247,7 +248,7 @@ def make_linker(smiles, seed=0, most=3, half_bond=1.0):
     return blocks
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #a5902b00
-def linker_names():
+def linker_names() -> dict[str, str]:
     """The linkers of the library: name -> SMILES. A name is the scaffold, the end (none: carboxylate)
     and the functional group (a 2 behind it: twice), for example 'bdc-NH2', 'bdc-F2' or 'bpdc-pz'."""
     out = {name: fill_scaffold(s) for name, s in SCAFFOLDS.items()}
@@ -272,7 +273,7 @@ def linker_names():
     return out
 
 
-def make_library(n_jobs=-1):
+def make_library(n_jobs: int = -1) -> tuple[dict, list]:
     "Make all linkers anew with rdkit (minutes): dict name -> list of BuildingBlocks, and the failures."
     names = linker_names()
     blocks, failures = parallel_map(
@@ -284,7 +285,7 @@ def make_library(n_jobs=-1):
 LIBRARY_FIELDS = dict(elements=(), cart_coords=(3,), bonds=(2,), connection_points=(3,), connection_atoms=())
 
 
-def pack_library(library):
+def pack_library(library: dict[str, list]) -> dict[str, np.ndarray]:
     """A library (name -> BuildingBlocks) as a dict of small arrays for `np.savez_compressed`:
     coordinates in float32, indices in int16."""
     blocks = [b for group in library.values() for b in group]
@@ -303,7 +304,7 @@ def pack_library(library):
     )
 
 
-def unpack_library(stored):
+def unpack_library(stored: Any) -> dict[str, list]:
     """The library (name -> list of BuildingBlocks) of `pack_library`; connection points are centred
     again in float64."""
     counts = {
@@ -326,7 +327,7 @@ def unpack_library(stored):
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #5f61c9d2
 @functools.lru_cache(None)
-def load_library():
+def load_library() -> dict[str, list]:
     """The building blocks that ship with the package, metal nodes and linkers: name -> list of
     BuildingBlocks (conformers)."""
     with np.load(files("matgen_nb") / "data" / "hypothetical_blocks.npz") as stored:

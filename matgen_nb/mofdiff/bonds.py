@@ -11,6 +11,7 @@ import csv
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
@@ -53,7 +54,9 @@ TEXTBOOK = {  # cell (A, degrees), source of cell and sites
 # fmt: on
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #6adf2821
-def site_images(lattice, group, frac, tolerance=0.1):
+def site_images(
+    lattice: np.ndarray, group: int, frac: list | np.ndarray, tolerance: float = 0.1
+) -> np.ndarray:
     """All different images (m, 3) of a site (3,) under a space group; images closer than `tolerance` (A)
     are one atom, at their mean."""
     rotations, translations = SpaceGroup(group).operations
@@ -66,7 +69,7 @@ def site_images(lattice, group, frac, tolerance=0.1):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #0ab06f63
 @lru_cache(None)
-def textbook_crystal(name):
+def textbook_crystal(name: str) -> Crystal:
     "A well-known framework in its published, conventional cell, see `TEXTBOOK` for names and sources."
     if name not in TEXTBOOK:
         raise MatgenError(f"there is no textbook framework {name!r}; known are {', '.join(TEXTBOOK)}")
@@ -82,7 +85,7 @@ def textbook_crystal(name):
     )
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #7542248f
-def shell(crystal, reach):
+def shell(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64,
     position (m, 3) A. Exact in any cell."""
     lattice, frac = crystal.lattice, crystal.frac_coords
@@ -97,7 +100,7 @@ def shell(crystal, reach):
     return atom, shifts[cell], images[cell, atom] @ lattice
 
 
-def neighbours(crystal, reach):
+def neighbours(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of atoms closer than `reach` (A), images included, each pair once.
 
     Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in
@@ -116,7 +119,7 @@ def neighbours(crystal, reach):
     return i[once], j[once], image[once], found["v"][once]
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #fbadb3c7
-def integer_basis(vectors):
+def integer_basis(vectors: np.ndarray) -> np.ndarray:
     """A basis (3, 3) of the lattice that integer vectors (m, 3) of rank 3 span: their Hermite normal
     form, found with Euclid's algorithm column by column."""
     rows, basis = sorted({tuple(map(int, v)) for v in np.round(vectors)}), []
@@ -160,7 +163,7 @@ def _translations(crystal, tolerance):
     return [np.array(x) for x in zip(*out)]
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #870217dd
-def primitive_cell(crystal, tolerance=0.05):
+def primitive_cell(crystal: Crystal, tolerance: float = 0.05) -> Crystal:
     """The crystal in its smallest cell, Niggli-reduced. Atoms that are translations of each other within
     `tolerance` (A) are averaged.
 
@@ -188,7 +191,7 @@ def primitive_cell(crystal, tolerance=0.05):
     return Crystal(reduced, crystal.elements[first], frac[first] @ crystal.lattice @ np.linalg.inv(reduced))
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #963597be
-def drop_duplicates(crystal, tolerance=0.1):
+def drop_duplicates(crystal: Crystal, tolerance: float = 0.1) -> Crystal:
     """The crystal without second copies of an atom: same element closer than `tolerance` (A), as
     careless symmetry expansion leaves them."""
     i, j, _, _ = neighbours(crystal, tolerance)
@@ -202,7 +205,7 @@ def drop_duplicates(crystal, tolerance=0.1):
 _NON_METALS = (1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 52, 53, 54, 85, 86)
 
 
-def is_metal(elements):
+def is_metal(elements: int | list | np.ndarray) -> np.ndarray:
     """True where an atomic number is a metal in the sense of MOF chemistry: all but H, B, C, N, O, Si,
     P, S, Ge, As, Se, Te, halogens, noble gases."""
     return ~np.isin(np.asarray(elements), _NON_METALS)
@@ -257,7 +260,9 @@ STRETCHED_METAL_BOND = 1.1
 _NO_METAL_BONDS = (3, 11, 19, 37, 55, 87, 4, 12, 20, 38, 56, 88, 21, 39, *range(57, 72), *range(89, 104))
 
 
-def may_join_metals(elements, i, j, distance):
+def may_join_metals(
+    elements: np.ndarray, i: np.ndarray, j: np.ndarray, distance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Two masks (p,): pairs of metals near enough for a metal-metal bond, and for a paddlewheel.
 
     elements (N,); i, j (p,) indices of atoms; distance (p,) A. Alkali, alkaline-earth and rare-earth metals
@@ -290,7 +295,9 @@ _LONE_PAIR = (50, 51, 81, 82, 83)  # Sn, Sb, Tl, Pb, Bi
 _DONORS = (7, 8, 9, 16, 17, 34, 35, 52, 53)  # N, O, chalcogens and halogens
 
 
-def longest_bond(elements, i, j, tolerance=BOND_TOLERANCE):
+def longest_bond(
+    elements: np.ndarray, i: np.ndarray, j: np.ndarray, tolerance: float = BOND_TOLERANCE
+) -> np.ndarray:
     """Distances (p,), A, below which atoms i, j (p,), one of them at least no metal, may be bonded.
 
     The sum of the covalent radii + `tolerance` (A); between non-metals heavier than hydrogen at most
@@ -303,7 +310,7 @@ def longest_bond(elements, i, j, tolerance=BOND_TOLERANCE):
     return radius[a] + radius[b] + slack + LONE_PAIR_SLACK * long
 
 
-def find_bonds(crystal, tolerance=BOND_TOLERANCE):
+def find_bonds(crystal: Crystal, tolerance: float = BOND_TOLERANCE) -> tuple[np.ndarray, np.ndarray]:
     """The bonds of a framework: pairs (b, 2) of atoms and images (b, 3), the cell of the second atom.
 
     A bond is shorter than `longest_bond` (tolerance: A); hydrogen has one; a metal is not bound to an atom
@@ -352,11 +359,11 @@ class Mof:
     name: str = ""
     notes: tuple = ()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.crystal)
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #a6486326
-def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
+def from_crystal(crystal: Crystal, name: str = "", tolerance: float = BOND_TOLERANCE) -> Mof:
     "The framework of a crystal: primitive reduced cell and bonds."
     single = drop_duplicates(crystal)
     notes = (f"dropped {len(crystal) - len(single)} duplicate atoms",) if len(single) < len(crystal) else ()
@@ -364,7 +371,9 @@ def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
     return Mof(single, *find_bonds(single, tolerance), name, notes)
 
 
-def from_cif(text_or_path, name="", tolerance=BOND_TOLERANCE, disorder="refuse"):
+def from_cif(
+    text_or_path: str | Path, name: str = "", tolerance: float = BOND_TOLERANCE, disorder: str = "refuse"
+) -> Mof:
     """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one
     of the alternatives, see `read_cif` (lesson 02b). What reading changed is in the notes."""
     text = str(text_or_path)
@@ -379,17 +388,19 @@ Mof.from_crystal, Mof.from_cif = staticmethod(from_crystal), staticmethod(from_c
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #efdbee69
 @lru_cache(None)
-def textbook_mof(name):
+def textbook_mof(name: str) -> Mof:
     "A well-known framework as a `Mof`: primitive cell and bonds."
     return from_crystal(textbook_crystal(name), name)
 
 
-def textbook_mofs():
+def textbook_mofs() -> dict[str, Mof]:
     "The well-known frameworks of `TEXTBOOK`: dict name -> Mof."
     return {name: textbook_mof(name) for name in TEXTBOOK}
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #dcd26012
-def connected(n, bonds, images):
+def connected(
+    n: int, bonds: list | np.ndarray, images: list | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """Connected pieces of n atoms: label (n,), cell (n, 3), loops.
 
     Atom i is drawn in the cell cell[i] so that no bond of a finite piece is torn; loops[label] lists the
@@ -412,7 +423,9 @@ def connected(n, bonds, images):
     return np.array(label, dtype=int), np.array(cell, dtype=int).reshape(n, 3), loops
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #b14672b1
-def render_scene(spheres, sticks, view=None, pixels=300):
+def render_scene(
+    spheres: list, sticks: list, view: np.ndarray | None = None, pixels: int = 300
+) -> np.ndarray:
     """A picture (height, width, 3) in 0..1: spheres [(centre, radius, color)] and sticks [(start, end,
     radius, color)], A.
 
@@ -435,7 +448,7 @@ def render_scene(spheres, sticks, view=None, pixels=300):
     return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #9b3f0808
-def cell_sticks(lattice):
+def cell_sticks(lattice: np.ndarray) -> list:
     "The twelve edges of a cell (3, 3), A, as thin grey sticks for `render_scene`."
     import itertools
 

@@ -13,7 +13,7 @@ import numpy as np
 from .block_library import load_library
 from .decomposition import Decomposition, recompose
 from .net_catalogue import PARITIES, doubled
-from .net_placement import Plan, gaps, place_blocks, solve_pose, turn_vertices
+from .net_placement import Plan, Pose, gaps, place_blocks, solve_pose, turn_vertices
 from ..utils import MatgenError, described, option
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #d630d92f
@@ -30,7 +30,7 @@ def _niggli(lattice, eps):
             return None
 
 
-def reduced(lattice):
+def reduced(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Niggli-reduced basis of a lattice (3, 3), not rotated, right-handed, and the integers M (3, 3)
     with reduced = M @ lattice. As it is where that fails."""
     found = (_niggli(lattice, eps) for eps in (1e-3, 1e-2, 1e-5))
@@ -41,7 +41,7 @@ def reduced(lattice):
     return M @ lattice, M
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #ccc21a7e
-def to_decomposition(pose, name=""):
+def to_decomposition(pose: Pose, name: str = "") -> Decomposition:
     "A pose as the `Decomposition` of a framework: reduced cell, beads in [0, 1), blocks as they stand."
     lattice, M = reduced(pose.lattice)
     frac = pose.t @ np.linalg.inv(lattice)
@@ -59,7 +59,7 @@ def to_decomposition(pose, name=""):
     )
 
 
-def bonds_of(d):
+def bonds_of(d: Decomposition) -> tuple[np.ndarray, np.ndarray]:
     """Bonds of the all-atom crystal `recompose(d)`: pairs of atoms (b, 2), in unwrapped blocks, and the
     cell of the second (b, 3)."""
     start = np.cumsum([0] + [len(b) for b in d.blocks])
@@ -82,7 +82,7 @@ VDW = {  # A, by atomic number
 UNKNOWN_VDW = 2.0  # A
 
 
-def vdw_radii(elements):
+def vdw_radii(elements: list | np.ndarray) -> np.ndarray:
     """Van der Waals radii (n,), A, of elements (n,) by atomic number: one table for contacts, pores and
     labels.
 
@@ -108,12 +108,12 @@ def _within_three_bonds(n, pairs, cells):
     return out
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #a7785f6c
-def closest_contact(d):
+def closest_contact(d: Decomposition) -> float:
     """The smallest distance between atoms more than three bonds apart, over the sum of their van der
     Waals radii; inf where none is within 3 A."""
     from scipy.spatial import cKDTree
 
-    elements, crystal = np.concatenate([b.elements for b in d.blocks]), recompose(d)
+    elements = np.concatenate([b.elements for b in d.blocks])
     cart = np.concatenate([x @ d.lattice + b.cart_coords for x, b in zip(d.frac_coords, d.blocks)])
     frac = cart @ np.linalg.inv(d.lattice)
     cell, wrapped = np.floor(frac).astype(int), (frac % 1) @ d.lattice
@@ -162,7 +162,7 @@ class BuildLimits:
 LIMITS = BuildLimits()
 
 
-def closest_bead(d):
+def closest_bead(d: Decomposition) -> float:
     "The smallest distance (A) between two beads of the infinite framework, own images included."
     delta = (d.frac_coords[:, None] - d.frac_coords)[:, :, None] + np.array(
         list(itertools.product((-2, -1, 0, 1, 2), repeat=3))
@@ -208,7 +208,7 @@ def build(
     )
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #89c146a0
-def double_plan(plan, parity):
+def double_plan(plan: Plan, parity: tuple) -> Plan:
     "The same plan on the doubled net."
     return replace(
         plan,
@@ -219,7 +219,7 @@ def double_plan(plan, parity):
     )
 
 
-def with_conformer(plan, c):
+def with_conformer(plan: Plan, c: int) -> Plan:
     "The plan with conformer number `c` of each of its linkers, as far as they have so many."
     group = {id(b): group for group in load_library().values() for b in group}
     pick = lambda b: group[id(b)][min(c, len(group[id(b)]) - 1)] if id(b) in group else b
@@ -230,7 +230,7 @@ def with_conformer(plan, c):
     )
 
 
-def settle_twist(plan, rng, limits=LIMITS):
+def settle_twist(plan: Plan, rng: np.random.Generator, limits: BuildLimits = LIMITS) -> Plan:
     """The plan with other conformers of its linkers, or on a doubled net, so that the twists along the
     edges match: the first good one, else the best."""
     group = {id(b): len(group) for group in load_library().values() for b in group}
@@ -239,13 +239,13 @@ def settle_twist(plan, rng, limits=LIMITS):
     if 2 * len(plan) <= limits.blocks:
         options += [double_plan(p, PARITIES[k]) for k in rng.permutation(7).tolist() for p in options[:most]]
     best = (np.inf, plan)
-    for option in options:
+    for variant in options:
         try:
-            mismatch = turn_vertices(option, rng)[0]
+            mismatch = turn_vertices(variant, rng)[0]
         except MatgenError as error:
             raise Rejected("fit", str(error)) from None
         if mismatch < best[0] - 1e-6:
-            best = (mismatch, option)
+            best = (mismatch, variant)
         if mismatch < 0.2 * limits.mismatch:
             break
     return best[1]

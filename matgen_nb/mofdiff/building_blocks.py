@@ -8,6 +8,7 @@ __all__ = ['POINT_COLOR', 'hill_formula', 'BuildingBlock', 'block_diameter', 'ro
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..symmetry.crystal import element_table
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #c66b7e78
-def hill_formula(elements):
+def hill_formula(elements: list | np.ndarray) -> str:
     "The whole formula in Hill's order, carbon and hydrogen first: [8, 6, 6, 1] -> 'C2HO'."
     counts = Counter(element_table().symbol[np.asarray(elements, dtype=np.int64)].tolist())
     first = [s for s in ("C", "H") if s in counts and "C" in counts]
@@ -87,10 +88,10 @@ class BuildingBlock:
             )  # a copy with other atoms or bonds is another block
         object.__setattr__(self, "graph", graph)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.elements)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         kind = "metal" if self.is_metal else "organic"
         return f"BuildingBlock({kind} {self.formula}, {self.num_connections} connection points)"
 
@@ -103,13 +104,13 @@ BuildingBlock.formula = property(
 )
 
 
-def block_diameter(block):
+def block_diameter(block: BuildingBlock) -> float:
     "The longest distance (A) between two atoms or connection points of a block."
     points = np.concatenate([block.cart_coords, block.connection_points])
     return float(np.linalg.norm(points[:, None] - points, axis=-1).max())
 
 
-def rotated_block(block, R):
+def rotated_block(block: BuildingBlock, R: np.ndarray) -> BuildingBlock:
     "The block turned by R (3, 3): every vector v becomes R v."
     R = np.asarray(R, dtype=np.float64)
     return replace(
@@ -123,7 +124,9 @@ BuildingBlock.diameter, BuildingBlock.rotated = property(block_diameter), rotate
 POINT_COLOR = (0.95, 0.15, 0.55)  # connection points
 
 
-def block_scene(block, offset=0, color=None):
+def block_scene(
+    block: BuildingBlock, offset: float | np.ndarray = 0, color: tuple | None = None
+) -> tuple[list, list]:
     """Spheres and sticks of a block at a position (3,), for `render_scene`; atoms in their own colours
     or all in one."""
     table, cart = element_table(), block.cart_coords + offset
@@ -142,7 +145,7 @@ def block_scene(block, offset=0, color=None):
     return spheres, sticks
 
 
-def plot_block(block, ax=None, pixels=220):
+def plot_block(block: BuildingBlock, ax: Any = None, pixels: int = 220) -> Any:
     "Draw a block with its connection points (pink); returns the axes."
     import matplotlib.pyplot as plt
 
@@ -156,7 +159,7 @@ def plot_block(block, ax=None, pixels=220):
 BuildingBlock.plot = plot_block
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #de2a591c
-def molecule(block):
+def molecule(block: BuildingBlock) -> Any:
     """The block as an rdkit molecule: all bonds single, a dummy atom (atomic number 0) at every
     connection; no clean-up of valences."""
     from rdkit import Chem
@@ -174,7 +177,7 @@ def molecule(block):
     return mol.GetMol()
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #c2da2e38
-def block_fingerprint(block):
+def block_fingerprint(block: BuildingBlock) -> list[int]:
     """ECFP4: the indices (sorted list) of the bits that the block sets among 4096; rdkit's Morgan
     fingerprint of radius 2, atoms told apart by element and degree."""
     from rdkit.Chem import rdFingerprintGenerator
@@ -187,7 +190,7 @@ def block_fingerprint(block):
     return list(generator.GetFingerprint(mol, customAtomInvariants=invariants).GetOnBits())
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #84ed0699
-def block_identity(block):
+def block_identity(block: BuildingBlock) -> str:
     """A short name (16 hexadecimal digits) that conformers of a block share: hash of formula, number of
     connections and ECFP4 bits.
 

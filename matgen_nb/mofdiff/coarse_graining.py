@@ -6,10 +6,12 @@ __all__ = ['BEAD_COLORS', 'PAPER_LIMITS', 'CoarseMof', 'from_decomposition', 'co
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #827bedf5
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from .bonds import Mof, cell_sticks, neighbours, render_scene
+from .building_blocks import BuildingBlock
 from .decomposition import Decomposition, decompose
 from ..symmetry.crystal import Crystal, camera, min_distance
 from ..utils import MatgenError
@@ -41,15 +43,15 @@ class CoarseMof:
                 f"{len(self.frac_coords)} positions"
             )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.blocks)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         formulas = ", ".join(sorted({b.formula for b in self.blocks}))
         return f"CoarseMof({self.name or 'unnamed'}, {len(self)} blocks: {formulas})"
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #76f7d456
-def from_decomposition(d, name="", properties=None):
+def from_decomposition(d: Decomposition, name: str = "", properties: dict | None = None) -> CoarseMof:
     "The beads of a `Decomposition`."
     return CoarseMof(d.lattice, d.frac_coords, d.blocks, name or d.name, dict(properties or {}))
 
@@ -57,7 +59,7 @@ def from_decomposition(d, name="", properties=None):
 CoarseMof.from_decomposition = staticmethod(from_decomposition)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #75a1e1f0
-def contacts(coarse, slack=1.1):
+def contacts(coarse: CoarseMof, slack: float = 1.1) -> list:
     """Pairs (metal bead, organic bead, image) that are near enough to be joined: nearer than `slack` x
     the sum of the longest arms to a connection point."""
     arm = np.array(
@@ -78,7 +80,9 @@ def contacts(coarse, slack=1.1):
 BEAD_COLORS = {True: (0.25, 0.45, 0.85), False: (0.65, 0.65, 0.62)}  # metal node, organic linker
 
 
-def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
+def plot_coarse(
+    coarse: CoarseMof, ax: Any = None, azimuth: float = 25.0, elevation: float = 14.0, pixels: int = 260
+) -> Any:
     """Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell;
     returns the axes. A linker whose nodes all lie in other cells is drawn beside those that its
     images reach, not alone."""
@@ -107,7 +111,7 @@ def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
 CoarseMof.plot = plot_coarse
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #cd1397b5
-def join(coarse, tolerance=0.1):
+def join(coarse: CoarseMof, tolerance: float = 0.1) -> Decomposition:
     """The `Decomposition` of beads whose blocks are turned so that every connection point of a metal
     block lies within `tolerance` (A) of one of an organic block. MatgenError where points are left
     over: then assembly (lesson 20) has to find the orientations first."""
@@ -149,7 +153,7 @@ def join(coarse, tolerance=0.1):
 CoarseMof.to_decomposition = join
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c37366c6
-def handedness(block):
+def handedness(block: BuildingBlock) -> np.ndarray:
     """Two numbers that change sign in a mirror and do not depend on the order of atoms: sums of sin(phi)
     and sin(2 phi) over all torsions a-b-c-d along bonds, over the square root of their number. Zero
     for a block that is its own mirror image."""
@@ -176,7 +180,7 @@ def handedness(block):
     return np.array([sin.sum(), (2 * sin * cos).sum()]) / np.sqrt(max(keep.sum(), 1))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9d33b758
-def block_signature(block):
+def block_signature(block: BuildingBlock) -> np.ndarray:
     """Numbers (mostly A) that two blocks of the same identity and shape share in any orientation:
     distances from the centre, between connection points, handedness."""
     pairs = np.linalg.norm(block.connection_points[:, None] - block.connection_points, axis=-1)
@@ -192,7 +196,7 @@ class BlockLibrary:
     def __init__(self, tolerance=0.1):
         self.tolerance, self.blocks, self.seen, self.met = tolerance, [], {}, {}
 
-    def index(self, block):
+    def index(self, block: BuildingBlock) -> int:
         "The number of the block in the library; a new one is added. The same object is looked at once."
         if id(block) not in self.met:
             self.met[id(block)] = block, self._find(block)
@@ -228,12 +232,12 @@ class Limits:
 PAPER_LIMITS = Limits(max_connections=20)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #4dcb0e9f
-def bead_distance(coarse):
+def bead_distance(coarse: CoarseMof) -> float:
     "The shortest distance (A) between two beads, images included."
     return min_distance(Crystal(coarse.lattice, np.ones(len(coarse), dtype=int), coarse.frac_coords))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #7372d2fc
-def check_block(block):
+def check_block(block: BuildingBlock) -> None:
     "MatgenError where a block cannot be part of a framework: it needs two connection points or more."
     c = block.num_connections
     if c < 2:
@@ -245,7 +249,7 @@ def check_block(block):
         )
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9451977f
-def excess(coarse, limits=Limits(), dimension=3):
+def excess(coarse: CoarseMof, limits: Limits = Limits(), dimension: int = 3) -> list[str]:
     "The reasons (list of text) why a coarse framework is outside the limits; empty where it is inside."
     size = max(len(b) + b.num_connections for b in coarse.blocks)
     joints = max(b.num_connections for b in coarse.blocks)
@@ -278,7 +282,7 @@ def excess(coarse, limits=Limits(), dimension=3):
     return [text for bad, text in reasons if bad]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c10d9770
-def coarse_grain(item, limits=Limits(), disorder="refuse"):
+def coarse_grain(item: tuple, limits: Limits = Limits(), disorder: str = "refuse") -> tuple[CoarseMof, list]:
     """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that
     cannot be.
 

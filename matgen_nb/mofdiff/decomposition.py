@@ -6,6 +6,7 @@ __all__ = ['NODE_COLOR', 'LINKER_COLOR', 'NetCount', 'count_nets', 'Decompositio
 # %% ../../nbs/4_mofdiff/14c_decomposition.ipynb #e77b273c
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -213,7 +214,7 @@ class Decomposition:
     dimension: int = 3
     name: str = ""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.blocks)
 
 # %% ../../nbs/4_mofdiff/14c_decomposition.ipynb #2f3a8cda
@@ -334,7 +335,7 @@ def decompose(mof: Mof) -> Decomposition:
     return _assemble(mof, groups, report)
 
 # %% ../../nbs/4_mofdiff/14c_decomposition.ipynb #f5bbe794
-def recompose(decomposition):
+def recompose(decomposition: Decomposition) -> Crystal:
     "The crystal that a decomposition describes: the atoms of all blocks, block after block."
     d = decomposition
     cart = np.concatenate([x @ d.lattice + block.cart_coords for x, block in zip(d.frac_coords, d.blocks)])
@@ -348,8 +349,13 @@ NODE_COLOR, LINKER_COLOR = (0.25, 0.45, 0.85), (0.75, 0.75, 0.72)
 
 @patch
 def plot(
-    self: Decomposition, ax=None, block: int = 0, apart: float = 1.5, view=(25.0, 14.0), pixels: int = 300
-):
+    self: Decomposition,
+    ax: Any = None,
+    block: int = 0,
+    apart: float = 1.5,
+    view: tuple[float, float] = (25.0, 14.0),
+    pixels: int = 300,
+) -> Any:
     """Draw a block (blue: node, grey: linker) and its neighbours, pulled `apart` (A); the two points of
     a cut bond lie at the ends of each gap. view: azimuth and elevation, degrees. Returns the axes."""
     import matplotlib.pyplot as plt

@@ -8,6 +8,7 @@ __all__ = ['MAX_ELEMENT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'Blo
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #288ca95c
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from .rigid import random_rotation
 from ..utils import MatgenError, patch
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #d61a22aa
-def draw_block(ax, block, centre, size):
+def draw_block(ax: Any, block: Any, centre: np.ndarray, size: float) -> None:
     """Draw a block flat (its two longest directions) inside a square of half-width `size` at `centre` of
     an axis: bonds, atoms, connection points in red."""
     from matgen_nb.symmetry.crystal import element_table
@@ -57,10 +58,10 @@ class BlockBatch:
     num_bonds: torch.Tensor
     identity: torch.Tensor
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.num_nodes)
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> Any:
         return BlockBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #70c84e55
@@ -84,7 +85,7 @@ def _nodes(block):
 MAX_ELEMENT = 118
 
 
-def make_batch(blocks, identity=None):
+def make_batch(blocks: list, identity: Any = None) -> BlockBatch:
     "The `BlockBatch` of a list of `BuildingBlock`; identity (B,) integers, None where nobody asks (-1)."
     elements, coords, bonds = zip(*map(_nodes, blocks))
     sizes, num_bonds = (torch.tensor([len(x) for x in xs]) for xs in (elements, bonds))
@@ -101,7 +102,7 @@ def make_batch(blocks, identity=None):
     )
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #51ed7535
-def take(batch, indices):
+def take(batch: BlockBatch, indices: Any) -> BlockBatch:
     "The blocks `indices` (n,) of a batch as a new batch; an index may come twice."
     indices = torch.as_tensor(indices, dtype=torch.long, device=batch.batch.device)
     rows, owner = rows_of(batch.num_nodes, indices)
@@ -132,20 +133,20 @@ class BlockData:
         self.names, labels = np.unique(identity, return_inverse=True)
         self.all = make_batch(blocks, labels.reshape(-1))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.all)
 
-    def select(self, indices):
+    def select(self, indices: Any) -> BlockBatch:
         return take(self.all, indices)
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> Any:
         "The same data on a device."
         other = object.__new__(type(self))
         other.names, other.all = self.names, self.all.to(device)
         return other
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #8e7a9960
-def disguised(block, rng, sigma=0.05):
+def disguised(block: Any, rng: np.random.Generator, sigma: float = 0.05) -> Any:
     """The block turned, moved, its atoms and connection points renumbered and displaced by sigma (A, per
     coordinate): what a copy may look like."""
     n, c = len(block.elements), len(block.connection_points)
@@ -163,14 +164,16 @@ def disguised(block, rng, sigma=0.05):
     )  # renumbered, the same block
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #c75c60df
-def nearest(queries, library):
+def nearest(queries: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
     """Index (Q,) of the nearest library vector, each dimension in units of the library's spread: queries
     (Q, d), library (L, d)."""
     scale = library.std(0).clamp(min=1e-6) if len(library) > 1 else torch.ones_like(library[0])
     return torch.cdist(queries / scale, library / scale).argmin(1)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #9e165c39
-def block_pairs(batch, cutoff):
+def block_pairs(
+    batch: BlockBatch, cutoff: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unordered pairs of nodes of the same block nearer than cutoff (A): i, j (P,), distance (P,),
     bonded (P,) float; and the diameter (B,) of each block: its largest distance, connection points
     included, A."""
@@ -186,7 +189,7 @@ def block_pairs(batch, cutoff):
     return i[keep], j[keep], distance[keep], bonded[keep], diameter
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #08358098
-def envelope(distance, cutoff):
+def envelope(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
     "Fades from 1 at distance 0 to 0 at the cutoff (A): (P,) -> (P, 1)."
     return 0.5 * (1 + torch.cos(torch.pi * distance[:, None] / cutoff))
 
@@ -206,7 +209,9 @@ class BlockLayer(nn.Module):
         )
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, h, edge, fade, i, j):
+    def forward(
+        self, h: torch.Tensor, edge: torch.Tensor, fade: torch.Tensor, i: torch.Tensor, j: torch.Tensor
+    ) -> torch.Tensor:
         x = self.norm(h)
         a, b, c, total = self.to_i(x), self.to_j(x), self.edge(edge), torch.zeros_like(h)
         for to, sender in ((i, j), (j, i)):
@@ -274,17 +279,17 @@ class BlockEncoder(Pretrained):
         self.heads = nn.Sequential(nn.Linear(c.dim, 64), nn.SiLU(), nn.Linear(64, 3))
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.element.weight.device
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #18e4e551
-def sizes(batch, diameter):
+def sizes(batch: BlockBatch, diameter: torch.Tensor) -> torch.Tensor:
     "log(1 + x) of the numbers of atoms and connection points and of the diameter in A: (B, 3) float32."
     points = torch.zeros_like(batch.num_nodes).index_add(0, batch.batch, (batch.elements == 0).long())
     return torch.stack([batch.num_nodes - points, points, diameter], 1).float().log1p()
 
 
-def embed(self, batch):
+def embed(self, batch: BlockBatch) -> tuple[torch.Tensor, torch.Tensor]:
     "The embedding z (B, dim) of a `BlockBatch`, and its `sizes` (B, 3)."
     c, n = self.config, len(batch)
     i, j, distance, bonded, diameter = block_pairs(batch, c.cutoff)
@@ -308,7 +313,7 @@ BlockEncoder.embed = embed
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #7d1a4d43
 @torch.no_grad()
-def encode(self, blocks, pairs=1_000_000):
+def encode(self, blocks: list, pairs: int = 1_000_000) -> torch.Tensor:
     """Embeddings (n, dim) float32 of a list of `BuildingBlock`, on the device of the model; at most
     about `pairs` pairs of nodes at a time."""
     blocks = list(blocks)
@@ -324,7 +329,7 @@ def encode(self, blocks, pairs=1_000_000):
 BlockEncoder.encode = encode
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #410df333
-def supervised_contrastive(p, identity, temperature=0.1):
+def supervised_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Supervised contrastive loss of normalised projections p (B, D) with identity (B,): self left out,
     positives and negatives below the line. Entries without a partner do not count."""
     s = p @ p.T / temperature
@@ -336,7 +341,7 @@ def supervised_contrastive(p, identity, temperature=0.1):
     return each.sum() / (count > 0).sum().clamp(min=1)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #88e4ed84
-def release_contrastive(p, identity, temperature=0.1):
+def release_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """The loss of the released MOFDiff: positives with self above the line, negatives alone below.
     Unbounded below; -inf where the batch has one identity only."""
     s = p @ p.T / temperature
@@ -346,7 +351,7 @@ def release_contrastive(p, identity, temperature=0.1):
     ).mean()
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #73604e2f
-def views(batch, n, rattle, generator=None):
+def views(batch: BlockBatch, n: int, rattle: float, generator: torch.Generator | None = None) -> BlockBatch:
     """n copies of every block of a batch (B n blocks), nodes displaced by a Gaussian of a width drawn
     for each copy from 0..rattle (A)."""
     device = generator.device if generator is not None else batch.coords.device
@@ -356,7 +361,7 @@ def views(batch, n, rattle, generator=None):
     return replace(out, coords=out.coords + width[out.batch] * noise)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #985e44f3
-def of_all(z, rank, world, part):
+def of_all(z: torch.Tensor, rank: int, world: int, part: Any) -> torch.Tensor:
     """Embeddings (n world, d) of a whole batch on each of `world` processes, z (n, d) being those of
     every world-th block from `rank` on. The others' come from their processes, without gradient;
     where no such processes run, from part(r), the embeddings of rank r. Gradients through z are
@@ -371,7 +376,9 @@ def of_all(z, rank, world, part):
     return torch.stack(parts, 1).flatten(0, 1)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #985e44f4
-def loss(self, batch, generator=None, share=None):
+def loss(
+    self, batch: BlockBatch, generator: torch.Generator | None = None, share: tuple[int, int] | None = None
+) -> dict[str, torch.Tensor]:
     """Training loss of a `BlockBatch`: {'loss', 'contrastive', 'atoms', 'connections', 'diameter'}
     scalars. share: (rank, world), for one of several processes: it embeds every world-th view, see
     `of_all`; the mean over the processes is the loss of the batch, when world divides its views."""
@@ -396,7 +403,7 @@ def loss(self, batch, generator=None, share=None):
 BlockEncoder.loss = loss
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #50b86c32
-def retrieval(encoder, queries, library):
+def retrieval(encoder: Any, queries: list, library: list) -> dict[str, float]:
     """Shares of query blocks whose nearest library block agrees in identity (nan where the library holds
     none of them; those it does not hold are left out), number of connection points, and kind (node or
     linker): dict of floats, with the number of queries n."""
@@ -414,7 +421,7 @@ def retrieval(encoder, queries, library):
     )
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #c92744f5
-def principal(z, n=2):
+def principal(z: torch.Tensor, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Coordinates (L, n) along the n widest directions of standardised embeddings (L, d), and the share
     of the variance each holds (n,)."""
     x = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
@@ -442,7 +449,7 @@ def _spread(xy, n):
     return chosen
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #0dc943a1
-def embedding_map(encoder, blocks, draw=8, ax=None):
+def embedding_map(encoder: Any, blocks: list, draw: int = 8, ax: Any = None) -> Any:
     """The library on the two widest directions of its embedding.
 
     Circles are metal nodes, triangles linkers, colour the number of connection points; `draw` blocks that

@@ -15,6 +15,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +24,20 @@ import torch
 from .block_library import load_library
 from .bonds import shell
 from .builder import LIMITS, BuildLimits, Rejected, build, settle_twist, vdw_radii
+from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
 from .data import MofData
-from .decomposition import recompose
+from .decomposition import Decomposition, recompose
 from .metal_nodes import unit
-from .net_catalogue import PARITIES, doubled, load_net, net_facts
+from .net_catalogue import PARITIES, Net, doubled, load_net, net_facts
 from .net_placement import Plan, ends_of, half_edges, vertex_ways
-from ..utils import MatgenError
 from ..parallel import parallel_map
+from ..symmetry.crystal import Crystal
+from ..utils import MatgenError, described, option
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #1abcdc3b
 @functools.lru_cache(None)
-def blocks_by_ends():
+def blocks_by_ends() -> dict[tuple, list]:
     "The library sorted: (is metal, kinds of its ends as a sorted tuple) -> list of (name, conformer)."
     out = {}
     for name, group in load_library().items():
@@ -44,7 +48,7 @@ def blocks_by_ends():
     return out
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #9aac786c
-def two_colouring(net, parity):
+def two_colouring(net: Net, parity: tuple) -> np.ndarray | None:
     """Colours 0/1 (V,) so that the two ends of every edge differ, where a step to cell n changes the
     colour by `parity` . n; None where there are none."""
     colour, todo = {0: 0}, [0]
@@ -64,7 +68,7 @@ def two_colouring(net, parity):
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #86b6ebfa
 @functools.lru_cache(None)
-def roles_of(name):
+def roles_of(name: str) -> list:
     """The ways to call the vertices of a net metal or organic: list of (net, organic (V,) bool). Organic
     vertices never touch and have three edges or more; either vertices equal by symmetry are alike, or
     the two colours of a bipartite net decide (perhaps in a doubled cell)."""
@@ -89,7 +93,7 @@ def roles_of(name):
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #41fb8526
 @functools.lru_cache(None)
-def edge_classes(net):
+def edge_classes(net: Net) -> np.ndarray:
     """A number for every edge: edges equal by symmetry; in nets with three directions in all, those of
     one direction only."""
     directions = unit(net.vectors)
@@ -108,21 +112,21 @@ def _draw(options, rng):
     return options[int(rng.integers(len(options)))]
 
 
-def is_straight(block):
+def is_straight(block: BuildingBlock) -> bool:
     """True where the two bonds of a linker with two single ends point against each other (a pillar),
     False for a bent one such as imidazolate."""
     ways = ends_of(block).ways
     return bool(ways[0] @ ways[-1] < -0.95)
 
 
-def draw_linker(kind, pillar, rng):
+def draw_linker(kind: int, pillar: bool, rng: np.random.Generator) -> tuple[str, int]:
     """A random linker (name, conformer) with two ends of a kind; single ends: a straight one as a
     pillar, else a bent one (azolates on single metals)."""
     options = blocks_by_ends().get((False, (kind, kind)), [])
     return _draw([o for o in options if kind or is_straight(load_library()[o[0]][o[1]]) == pillar], rng)
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #816f1765
-def edge_kinds(net, organic):
+def edge_kinds(net: Net, organic: np.ndarray) -> list[np.ndarray]:
     """What the ends of the edges can be, list of (E,) arrays: all carboxylates, all N-N, all single; in
     metal nets of degree six also one class single (pillars)."""
     classes = edge_classes(net)
@@ -137,7 +141,7 @@ def edge_kinds(net, organic):
     ]
 
 
-def like_vertices(net, organic, kinds):
+def like_vertices(net: Net, organic: np.ndarray, kinds: np.ndarray) -> list:
     "Vertices that get the same block: list of (one of them, kinds of its edges, all of them)."
     groups = {}
     for v, key in enumerate(zip(net.vertex_kind.tolist(), organic.tolist())):
@@ -145,7 +149,7 @@ def like_vertices(net, organic, kinds):
     return [(vs[0], tuple(int(kinds[e]) for e, _ in half_edges(net, vs[0])[0]), vs) for vs in groups.values()]
 
 
-def fitting(net, v, organic, kinds, order=None):
+def fitting(net: Net, v: int, organic: bool, kinds: tuple, order: Any = None) -> Iterator[tuple[str, int]]:
     """The blocks (name, conformer) that fit vertex v with ends of the wanted kinds (one per edge at v),
     one after the other, in the order given."""
     options = blocks_by_ends().get((not organic, tuple(sorted(kinds))), [])
@@ -155,7 +159,7 @@ def fitting(net, v, organic, kinds, order=None):
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #334dd38a
 @functools.lru_cache(None)
-def designs(name):
+def designs(name: str) -> list:
     """All (net, organic, edge kinds) of a net for which every vertex has at least one block of the
     library that fits."""
     possible = lambda net, organic, kinds: all(
@@ -170,7 +174,7 @@ def designs(name):
     ]
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #b4b181fc
-def draw_plan(name, rng, limits=LIMITS):
+def draw_plan(name: str, rng: np.random.Generator, limits: BuildLimits = LIMITS) -> Plan:
     """A random `Plan` on a net of the table; its name lists the net and the blocks. `Rejected` where
     nothing fits."""
     size = lambda net, organic: len(net) + (~organic[net.edges].any(1)).sum()
@@ -202,7 +206,7 @@ def draw_plan(name, rng, limits=LIMITS):
 HELIUM = 1.2755  # A, radius of the probe
 
 
-def surface_of(crystal, reach=20.0):
+def surface_of(crystal: Crystal, reach: float = 20.0) -> Callable[[np.ndarray], np.ndarray]:
     """A function: fractional points (n, 3) -> distance (n,), A, to the nearest van der Waals surface.
 
     Negative inside an atom; exact up to `reach` (A) less the largest radius, and never more than that."""
@@ -221,18 +225,18 @@ def surface_of(crystal, reach=20.0):
     return distance
 
 
-def clearance(crystal, points, reach=20.0):
+def clearance(crystal: Crystal, points: np.ndarray, reach: float = 20.0) -> np.ndarray:
     "Distance (n,), A, from fractional points (n, 3) to the surface of the nearest atom, see `surface_of`."
     return surface_of(crystal, reach)(points)
 
 
-def grid_points(crystal, spacing=0.3):
+def grid_points(crystal: Crystal, spacing: float = 0.3) -> np.ndarray:
     "Points (nx, ny, nz, 3), fractional, about `spacing` (A) apart: (i, j, k) is at i/nx, j/ny, k/nz."
     shape = np.maximum(np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int), 4)
     return np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), -1)
 
 
-def clearance_grid(crystal, spacing=0.3, reach=20.0):
+def clearance_grid(crystal: Crystal, spacing: float = 0.3, reach: float = 20.0) -> np.ndarray:
     "Clearance (nx, ny, nz), A, at the `grid_points` of a crystal; too short a `reach` (A) is doubled."
     points = grid_points(crystal, spacing)
     grid = clearance(crystal, points.reshape(-1, 3), reach).reshape(points.shape[:3])
@@ -240,12 +244,12 @@ def clearance_grid(crystal, spacing=0.3, reach=20.0):
     return clearance_grid(crystal, spacing, 2 * reach) if capped else grid
 
 
-def void_fraction(grid, probe=HELIUM):
+def void_fraction(grid: np.ndarray, probe: float = HELIUM) -> float:
     "Share of the cell open to the centre of a probe (A), pockets included, from a grid of the clearance (A)."
     return float((grid > probe).mean())
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #1989fa2e
-def pore_labels(crystal, points=6000, probe=HELIUM):
+def pore_labels(crystal: Crystal, points: int = 6000, probe: float = HELIUM) -> dict[str, float]:
     """The labels of a framework: dict of density (g/cm3), void_fraction (see there) and lcd, A.
 
     The grid has about so many `points`, 0.6 A apart or more. lcd: diameter of the largest sphere that fits,
@@ -262,7 +266,9 @@ def pore_labels(crystal, points=6000, probe=HELIUM):
     return dict(density=crystal.density, void_fraction=void_fraction(grid, probe), lcd=largest)
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #3c734720
-def build_random(trial, limits=LIMITS, nets=None):
+def build_random(
+    trial: tuple[int, int], limits: BuildLimits = LIMITS, nets: list | None = None
+) -> tuple[Plan, Decomposition]:
     """One trial of the random builder with all atoms: (`Plan`, `Decomposition`), or `Rejected`. trial:
     (seed, k); nets: names to draw from (default: all)."""
     rng = np.random.default_rng(list(trial))
@@ -275,7 +281,9 @@ def build_random(trial, limits=LIMITS, nets=None):
         raise Rejected("gap", "the cell collapses") from None
 
 
-def hypothetical(trial, limits=LIMITS, nets=None):
+def hypothetical(
+    trial: tuple[int, int], limits: BuildLimits = LIMITS, nets: list | None = None
+) -> tuple[str, CoarseMof | None]:
     """One trial as data: ('ok', `CoarseMof` of library blocks with labels), or (stage of failure, None).
     trial: (seed, k)."""
     try:
@@ -286,12 +294,12 @@ def hypothetical(trial, limits=LIMITS, nets=None):
     return "ok", CoarseMof(d.lattice, d.frac_coords, blocks, plan.name, pore_labels(recompose(d)))
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #f398c10e
-def short_hash(text):
+def short_hash(text: str) -> str:
     "First 12 hex digits of the SHA-256 of a text."
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def cache_path(stem, recipe):
+def cache_path(stem: str, recipe: str) -> Path:
     "A file in the user's cache for a recipe (text): another recipe has another name."
     import pooch
 
@@ -363,7 +371,7 @@ def make_hypothetical(
     return data
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #1d20ba30
-def pack_mofs(mofs, library=None):
+def pack_mofs(mofs: list[CoarseMof], library: dict | None = None) -> dict[str, np.ndarray]:
     "A list of `CoarseMof` made of library blocks as a dict of small arrays for `np.savez_compressed`."
     library = library or load_library()
     number = {id(b): k for k, b in enumerate(b for group in library.values() for b in group)}
@@ -379,7 +387,7 @@ def pack_mofs(mofs, library=None):
     )
 
 
-def unpack_mofs(stored, library, info):
+def unpack_mofs(stored: Any, library: dict, info: dict) -> MofData:
     "`MofData` of the arrays of `pack_mofs`; its library holds the blocks in use."
     blocks = [b for group in library.values() for b in group]
     used, block = np.unique(stored["block"], return_inverse=True)
@@ -398,7 +406,7 @@ def unpack_mofs(stored, library, info):
     )
 
 
-def embedded_mofs():
+def embedded_mofs() -> MofData:
     """The hypothetical frameworks that ship with the package, as `MofData`; no two have the same net and
     blocks. Properties: density (g/cm3), void_fraction, lcd (A). info: seed, trials (row i is trial
     (seed, trials[i]) of its net, the first word of its name), stages (how the trials of all nets

@@ -15,13 +15,13 @@ from .building_blocks import BuildingBlock
 from ..symmetry.crystal import atomic_number, element_table
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #6d41a406
-def unit(v):
+def unit(v: list | np.ndarray) -> np.ndarray:
     "Vectors (..., 3) scaled to length one."
     v = np.asarray(v, dtype=float)
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
 
-def bridge(a, b, outward, length, bite=2.2):
+def bridge(a: np.ndarray, b: np.ndarray, outward: np.ndarray, length: float, bite: float = 2.2) -> np.ndarray:
     """Connection points (2, 3) of a group that bridges metals at a and b (3,): its two atoms are `bite`
     A apart, each `length` A from its metal, on the side of `outward` (3,)."""
     along = unit(b - a)
@@ -30,7 +30,13 @@ def bridge(a, b, outward, length, bite=2.2):
     return np.array([a + (slide * along + up) / 2, b + (-slide * along + up) / 2])
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #3f087982
-def metal_node(symbols, coords, bridges=(), single=(), metal_bonds=()):
+def metal_node(
+    symbols: list[str],
+    coords: list | np.ndarray,
+    bridges: list | tuple = (),
+    single: list | tuple = (),
+    metal_bonds: list | tuple = (),
+) -> BuildingBlock:
     """A metal `BuildingBlock`. symbols (n), coords (n, 3), A; bridges: rows (metal, metal, outward
     direction, length[, bite]) as in `bridge`; single: rows (metal, direction, length) of single bonds
     to a linker; metal_bonds: pairs. Other bonds inside are found by distance."""
@@ -54,7 +60,7 @@ OCTAHEDRON = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], 
 CUBE = np.array(list(itertools.product((1, -1), repeat=3)), float)
 
 
-def oxo_tetrahedron(metal, to_oxo, to_linker, bite=2.2):
+def oxo_tetrahedron(metal: str, to_oxo: float, to_linker: float, bite: float = 2.2) -> BuildingBlock:
     "M4O: four metals around an oxygen, six bridging groups on the edges (IRMOF-1)."
     m = np.concatenate([[[0, 0, 0]], to_oxo * TETRAHEDRON])
     return metal_node(
@@ -64,7 +70,7 @@ def oxo_tetrahedron(metal, to_oxo, to_linker, bite=2.2):
     )
 
 
-def paddlewheel(metal, apart, to_linker, axial=0.0):
+def paddlewheel(metal: str, apart: float, to_linker: float, axial: float = 0.0) -> BuildingBlock:
     """M2 with four carboxylates (HKUST-1); `axial`: length of a metal-nitrogen bond to a pillar at
     either end, 0 for none."""
     pillars = [(0, [0, 0, 1], axial), (1, [0, 0, -1], axial)] if axial else ()
@@ -77,7 +83,7 @@ def paddlewheel(metal, apart, to_linker, axial=0.0):
     )
 
 
-def oxo_triangle(metal, to_oxo, to_linker):
+def oxo_triangle(metal: str, to_oxo: float, to_linker: float) -> BuildingBlock:
     """M3O: three metals around an oxygen, two carboxylates on each side, above and below, at right
     angles (MIL-88, MIL-100)."""
     angle = np.radians([90, 210, 330])
@@ -102,7 +108,9 @@ def _terminal(m, a, b, length, symbols, coords):
         coords += [oxygen, *hydrogens]
 
 
-def oxo_octahedron(metal, radius, to_oxo, to_linker, missing=()):
+def oxo_octahedron(
+    metal: str, radius: float, to_oxo: float, to_linker: float, missing: tuple = ()
+) -> BuildingBlock:
     """M6O4(OH)4: an octahedron of metals (`radius` A from the centre), faces capped in turn by O and OH,
     carboxylates on its twelve edges (UiO-66); edges numbered in `missing` carry OH and water instead."""
     m = radius * OCTAHEDRON
@@ -125,7 +133,7 @@ BELT, HALF = (
 )  # edges to leave out for 8 linkers in a box (NU-1000) and 6 (MOF-808)
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #21941c0a
-def hourglass(metal, apart, to_linker):
+def hourglass(metal: str, apart: float, to_linker: float) -> BuildingBlock:
     "M3 in a row; three carboxylates bridge the upper pair and three, turned by 60 degrees, the lower pair."
     m = np.array([[0, 0, apart], [0, 0, 0], [0, 0, -apart]])
     ring = lambda turn: [[np.cos(t + turn), np.sin(t + turn), 0] for t in np.radians([0, 120, 240])]
@@ -137,7 +145,9 @@ def hourglass(metal, apart, to_linker):
     )
 
 
-def halide_square(metal, halide, to_halide, to_linker, bite=1.35):
+def halide_square(
+    metal: str, halide: str, to_halide: float, to_linker: float, bite: float = 1.35
+) -> BuildingBlock:
     """M4X: a square of metals around a halide, two azolates on each side, above and below, at right
     angles (Mn-BTT)."""
     m = to_halide * OCTAHEDRON[[0, 2, 1, 3]]
@@ -150,7 +160,7 @@ def halide_square(metal, halide, to_halide, to_linker, bite=1.35):
     )
 
 
-def hydroxo_cube(metal, edge, to_linker, bite=1.38):
+def hydroxo_cube(metal: str, edge: float, to_linker: float, bite: float = 1.38) -> BuildingBlock:
     "M8(OH)6: a cube of metals, OH on its faces, azolates on its twelve edges (the nickel pyrazolates)."
     m, caps = edge / 2 * CUBE, (edge / 2 + 0.45) * OCTAHEDRON
     edges = [

@@ -33,12 +33,12 @@ class BlockEnds:
     frames: np.ndarray
     ways: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ends)
 
 
 @functools.lru_cache(None)
-def ends_of(block):
+def ends_of(block: BuildingBlock) -> BlockEnds:
     """The `BlockEnds` of a block: connection points paired by the distance of their organic atoms and
     the direction of their bonds."""
     p, atom = block.connection_points, block.cart_coords[block.connection_atoms]
@@ -56,7 +56,7 @@ def ends_of(block):
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #1c83792e
 @functools.lru_cache(None)
-def half_edges(net, v):
+def half_edges(net: Net, v: int) -> tuple[list, np.ndarray]:
     """The edges at a vertex: list of (edge, end), end 0 where the edge starts here; and their unit
     directions (c, 3)."""
     half = [(e, end) for end in (0, 1) for e in np.flatnonzero(net.edges[:, end] == v).tolist()]
@@ -70,7 +70,13 @@ def _frame(u, v):
     return np.stack([p, m, np.cross(p, m)], -1)
 
 
-def fit_directions(site, directions, kinds=None, tolerance=0.35, most=24):
+def fit_directions(
+    site: BlockEnds,
+    directions: np.ndarray,
+    kinds: tuple | np.ndarray | None = None,
+    tolerance: float = 0.35,
+    most: int = 24,
+) -> list:
     """The ways to turn a block so that its ends point along unit vectors (c, 3): list of (rms deviation,
     R, order), end order[k] at direction k, best first. `kinds` (c,): the kind of end wanted at each
     direction (-1: any). Empty where nothing is within `tolerance` (0.35: about 20 degrees)."""
@@ -114,7 +120,9 @@ def _angle(axis, a, b):
     return np.arctan2(np.cross(a, b) @ axis, (a * b).sum(-1) - (a @ axis) * (b @ axis))
 
 
-def choose_states(pairs, counts, rng, starts=6):
+def choose_states(
+    pairs: list, counts: list[int], rng: np.random.Generator, starts: int = 6
+) -> tuple[float, list]:
     """States s_v < counts[v] of V vertices that make the sum of pair terms small: pairs is a list of (i,
     j, matrix (n_i, n_j)). Coordinate descent from random starts; returns (sum, states)."""
     best, near = (np.inf, None), [[] for _ in counts]
@@ -151,7 +159,7 @@ class Plan:
     edge_kinds: np.ndarray
     name: str = ""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.net) + sum(b is not None for b in self.edge_blocks)
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #a7cb527c
@@ -174,14 +182,14 @@ def _ways(directions, ends, block, kinds):
     return ways, angles
 
 
-def vertex_ways(net, v, block, kinds):
+def vertex_ways(net: Net, v: int, block: BuildingBlock, kinds: tuple) -> tuple[list, np.ndarray]:
     """`fit_directions` of a block at vertex v of a net, and the angles of its frames; remembered, also
     for other nets with the same directions."""
     half, directions = half_edges(net, v)
     return _ways(np.round(directions, 6).tobytes(), tuple(end for _, end in half), block, kinds)
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #f7e50259
-def turn_vertices(plan, rng):
+def turn_vertices(plan: Plan, rng: np.random.Generator) -> tuple[float, list]:
     """Choose the way of every vertex so that the twists match: (mean mismatch of an edge, list of (R,
     {(edge, end): end of the block})). MatgenError where a block does not fit its vertex."""
     net, options, pairs = plan.net, [], []
@@ -201,7 +209,7 @@ def turn_vertices(plan, rng):
     ]
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #ffa84830
-def linker_twist(block):
+def linker_twist(block: BuildingBlock) -> float:
     """The angle (radians) between the frames of the two ends of a linker about its axis; 0 where an end
     is single."""
     site = ends_of(block)
@@ -225,7 +233,7 @@ class Pose:
     joins: np.ndarray
     images: np.ndarray
 
-    def points(self, k, ends):
+    def points(self, k: int, ends: np.ndarray) -> np.ndarray:
         return self.t[k] + self.blocks[k].connection_points[ends] @ self.R[k].T
 
 
@@ -240,7 +248,7 @@ def _aligned(direction, frame, site, first, rng):
     return basis(direction, side(frame, direction) * rng.choice([-1, 1])) @ basis(axis, side(own, axis)).T
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #ee304b73
-def place_blocks(plan, rng):
+def place_blocks(plan: Plan, rng: np.random.Generator) -> tuple[Pose, float]:
     """A first `Pose` of a plan: vertices turned by `turn_vertices`, linkers along their edges, one scale
     for the cell. Returns (pose, mean mismatch)."""
     net, (mismatch, turns) = plan.net, turn_vertices(plan, rng)
@@ -274,7 +282,7 @@ def place_blocks(plan, rng):
     return join_ends(Pose(blocks, np.array(R), np.array(t), lattice, None, None), links), mismatch
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #925b1866
-def join_ends(pose, links):
+def join_ends(pose: Pose, links: list) -> Pose:
     """Connection points of the ends that meet, in the order in which they are nearest; links: rows
     (metal block, end, organic block, end, image)."""
     joins, images = [], []
@@ -291,7 +299,7 @@ def join_ends(pose, links):
     return replace(pose, joins=np.array(joins), images=np.array(images))
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #685eb5f4
-def gaps(pose):
+def gaps(pose: Pose) -> np.ndarray:
     "Distances (E,) in A between the connection points that should coincide."
     a, p, b, q = pose.joins.T
     turned = lambda k, c: np.einsum(
@@ -345,7 +353,7 @@ def _moved(pose, x):
     )
 
 
-def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
+def solve_pose(pose: Pose, steps: int = 40, weight: float = 0.5, damping: float = 1e-2) -> Pose:
     """The pose with the smallest gaps: damped Gauss-Newton over all rotations, centres and the cell.
     `weight` (A): worth of a bond direction."""
     parts = _bond_vectors(pose)

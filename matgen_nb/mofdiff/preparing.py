@@ -18,8 +18,8 @@ from .data import MofData, from_coarse
 from .hypothetical import many_mofs
 from .sources import read_source
 from ..symmetry.cif import cif_folder, describe_notes
-from ..utils import MatgenError
 from ..parallel import Failure, describe_failures, parallel_map
+from ..utils import MatgenError, described, option
 
 # %% ../../nbs/4_mofdiff/16k_preparing.ipynb #e8f8f0d2
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Report:
     tables: dict = field(default_factory=dict)
     skipped: list = field(default_factory=list)
 
-    def by_reason(self):
+    def by_reason(self) -> list[tuple[str, int]]:
         "How many frameworks failed for each kind of reason, the most frequent first."
         kind = lambda reason: re.sub(r"\d[\d.]*", "#", reason.split(";")[0]).split(" (")[0]
         return Counter(
             kind(re.sub(r"^\([^)]*\) ", "", f.reason.removeprefix(f"{f.name} "))) for f in self.failures
         ).most_common()
 
-    def __str__(self):
+    def __str__(self) -> str:
         said = [f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s"]
         said.append(describe_failures(self.failures, self.total))
         odd = [

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class PropertyTable:
     notes: list = field(default_factory=list)
 
 
-def read_property_table(path):
+def read_property_table(path: str | Path) -> PropertyTable:
     """The `PropertyTable` of a CSV file (.gz too) in which a column of `KEYS` names the structures.
 
     MatgenError where there is no such column, or where the file is no CSV file."""
@@ -113,7 +114,7 @@ def read_property_table(path):
     return PropertyTable({key: [_bare(row[key]) for row in rows] for key in keys}, values, notes)
 
 
-def read_properties(path):
+def read_properties(path: str | Path) -> dict[str, dict]:
     """Numbers from a CSV file (.gz too): {name of structure, without .cif: {column: value}}.
 
     The structure is named by the first column of `KEYS` that is there, see `read_property_table`."""
@@ -162,7 +163,7 @@ def _merge(rows):
     return agreed, [column for column in columns if column not in agreed]
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #d33ddac3
-def match_rows(table, paths):
+def match_rows(table: PropertyTable, paths: dict[str, str]) -> Labels:
     """The `Labels` that a `PropertyTable` gives to structures.
 
     paths: {name: path below the folder, without .cif}. The column is that which names most of the
@@ -198,7 +199,7 @@ def match_rows(table, paths):
     return Labels({name: values for name, (values, _) in merged.items()}, notes + table.notes)
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #889c8146
-def structure_names(folder, files):
+def structure_names(folder: str | Path, files: list[Path]) -> dict[str, Path]:
     """{name: path of the file} of files below a folder.
 
     A name is that of the file without .cif; where two would have the same, the path below the folder."""
@@ -218,7 +219,7 @@ def _beside(folder):
         return None, None
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #51343bd1
-def read_folder(path, properties=None, notes=None):
+def read_folder(path: str | Path, properties: str | Path | None = None, notes: dict | None = None) -> list:
     """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
 
     properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is
@@ -253,7 +254,7 @@ def read_folder(path, properties=None, notes=None):
     return [(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #2a4aa6e5
-def read_csv(path, column="cif", notes=None):
+def read_csv(path: str | Path, column: str = "cif", notes: dict | None = None) -> list:
     """(name, CIF text, properties) of every row of a CSV file with a column of CIF texts.
 
     The other columns that hold numbers are properties. A name that stands twice gets the number of its row.
@@ -294,7 +295,7 @@ BW_DB_RECORD = BW_DB.replace("/records/", "/api/records/").rstrip(
 )  # what the archive (InvenioRDM) says of its files
 
 
-def stated_checksum(name, timeout=30):
+def stated_checksum(name: str, timeout: float = 30) -> str | None:
     """The checksum 'md5:...' that the archive of BW-DB states for a file of that name; None where it
     cannot be asked or states none."""
     from urllib.request import urlopen
@@ -307,7 +308,7 @@ def stated_checksum(name, timeout=30):
     return found if re.fullmatch("md5:[0-9a-f]{32}", found := str(stated.get(name))) else None
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #e86b2984
-def download(kind):
+def download(kind: str) -> Path:
     """Fetch a file of BW-DB ('structures' or 'properties') into the user's cache; returns its path.
 
     What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a
@@ -335,7 +336,7 @@ def _check_archive(path):
         raise MatgenError(f"{path.name} is empty; it was removed, try again")
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #6d226553
-def read_archive(path, suffix=".cif"):
+def read_archive(path: str | Path, suffix: str = ".cif") -> Iterator[tuple[str, str]]:
     "(stem, text) of the files with a suffix in a .tar.gz archive, one after another, without unpacking it."
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
@@ -347,7 +348,7 @@ def read_archive(path, suffix=".cif"):
                 yield Path(member.name).stem, archive.extractfile(member).read().decode("utf-8", "replace")
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #76d5ccc5
-def read_bw_db(structures=None, table=None):
+def read_bw_db(structures: str | Path | None = None, table: str | Path | None = None) -> Iterator[tuple]:
     """(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their
     paths are given."""
     fetched, table = table is None, table or download("properties")
@@ -371,7 +372,12 @@ def read_bw_db(structures=None, table=None):
         yield name, text, properties.get(name, {})
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #ed738f25
-def read_source(source, column="cif", properties=None, notes=None):
+def read_source(
+    source: str | Path | list,
+    column: str = "cif",
+    properties: str | Path | None = None,
+    notes: dict | None = None,
+) -> Iterable[tuple]:
     """(name, CIF text or Crystal, properties) of everything in a source.
 
     source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal).
