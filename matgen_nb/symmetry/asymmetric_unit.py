@@ -178,11 +178,13 @@ class AsymmetricUnit:
         M, W = len(self.elements), len(self.positions)
         if self.frac_coords.shape != (M, 3) or self.wyckoff.shape != (M,) or self.k.shape != (6,):
             raise ValueError(
-                f"{M} elements need frac_coords ({M}, 3), wyckoff ({M},) and k (6,); got {self.frac_coords.shape}, {self.wyckoff.shape}, {self.k.shape}"
+                f"{M} elements need frac_coords ({M}, 3), wyckoff ({M},) and k (6,); got "
+                f"{self.frac_coords.shape}, {self.wyckoff.shape}, {self.k.shape}"
             )
         if M == 0 or self.wyckoff.min() < 0 or self.wyckoff.max() >= W:
             raise ValueError(
-                f"space group {self.space_group} has {W} Wyckoff positions, got indices {self.wyckoff.tolist()}"
+                f"space group {self.space_group} has {W} Wyckoff positions, got indices "
+                f"{self.wyckoff.tolist()}"
             )
 
     @property
@@ -193,7 +195,10 @@ class AsymmetricUnit:
         return len(self.elements)
 
     def __repr__(self):
-        return f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits {' '.join(self.positions[w].label for w in self.wyckoff)})"
+        return (
+            f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits "
+            f"{' '.join(self.positions[w].label for w in self.wyckoff)})"
+        )
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #9da92de2
 def _lattice(unit):

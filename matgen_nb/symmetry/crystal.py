@@ -186,7 +186,9 @@ def check_overlap(crystal, name="crystal", tolerance=0.01):
     if len(pairs):
         i, j = pairs[0]
         raise CrystalError(
-            f"{name}: atoms {i} and {j} ({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same place, "
+            f"{name}: atoms {i} and {j} "
+            f"({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same "
+            "place, "
             f"{crystal.frac_coords[i].round(4).tolist()}; {len(pairs)} such pair(s). Remove the duplicates"
         )
 
@@ -197,7 +199,8 @@ def from_pymatgen(structure):
     if not structure.is_ordered:
         i = next(i for i, site in enumerate(structure) if not site.is_ordered)
         raise CrystalError(
-            f"{structure.composition.reduced_formula}: site {i} is {structure[i].species_string}: the structure is disordered. "
+            f"{structure.composition.reduced_formula}: site {i} is "
+            f"{structure[i].species_string}: the structure is disordered. "
             "Order it first (for example with OrderDisorderedStructureTransformation) or leave it out"
         )
     numbers = [getattr(site.specie, "Z", 0) for site in structure]
