@@ -28,7 +28,7 @@ from matgen_nb.symmetry.lattice import (
     lattice_to_k,
 )
 from .space_groups import SpaceGroup, check_space_group
-from ..utils import atomic_write
+from ..utils import atomic_write, patch
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #0edf89ff
 @contextlib.contextmanager
@@ -191,14 +191,18 @@ class AsymmetricUnit:
     def positions(self):
         return SpaceGroup(self.space_group).wyckoff_positions
 
-    def __len__(self):
-        return len(self.elements)
+# %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #706c8b15
+@patch
+def __len__(self: AsymmetricUnit) -> int:
+    return len(self.elements)
 
-    def __repr__(self):
-        return (
-            f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits "
-            f"{' '.join(self.positions[w].label for w in self.wyckoff)})"
-        )
+
+@patch
+def __repr__(self: AsymmetricUnit) -> str:
+    return (
+        f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits "
+        f"{' '.join(self.positions[w].label for w in self.wyckoff)})"
+    )
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #9da92de2
 def _lattice(unit):

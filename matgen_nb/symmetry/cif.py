@@ -1388,7 +1388,7 @@ def cif_folder(path: str | Path) -> Folder:
     ]
     return Folder(files, [str(p.relative_to(path)) for p in other])
 
-
+# %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-textorreason
 def _text_or_reason(path):
     try:
         return cif_file_text(path)
