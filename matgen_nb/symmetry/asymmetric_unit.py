@@ -17,7 +17,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from .crystal import Crystal, CrystalError, element_table, formula_of, min_distance
 from matgen_nb.symmetry.lattice import (
@@ -321,7 +320,8 @@ def has_spglib():
     warnings.warn(
         "spglib is not installed: the space groups of finished crystals are not looked for. "
         "Columns of found groups stay empty, and no crystal is sampled again for its symmetry. "
-        "Install it with: pip install spglib"
+        "Install it with: pip install spglib",
+        stacklevel=2,
     )
     return False
 
