@@ -141,7 +141,7 @@ def model(data):
 @pytest.mark.parametrize("points", [0, 1])
 def test_a_block_that_can_hold_nothing(tmp_path, data, points):
     "In assembly: a row with the reason; its neighbours are assembled."
-    from matgen_nb.mofdiff.assembly import assemble
+    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
 
     good = data[2]
     b = good.blocks[-1]
@@ -154,7 +154,7 @@ def test_a_block_that_can_hold_nothing(tmp_path, data, points):
         b.is_metal,
     )
     lame = CoarseMof(good.lattice, good.frac_coords, [*good.blocks[:-1], stump], "lame")
-    first, second = assemble([lame, good], starts=16, generations=1)
+    first, second = assemble([lame, good], options=AssemblyOptions(starts=16, generations=1))
     assert (
         first.crystal is None
         and f"has {points} connection point" in first.row["reason"]
@@ -232,7 +232,7 @@ def test_relaxations_that_blow_up_or_hang_take_no_neighbour_with_them(tmp_path, 
     )
     real = relaxation.relax
     monkeypatch.setattr(
-        relaxation, "relax", lambda m, **how: time.sleep(600) if how["name"] == "hangs" else real(m, **how)
+        relaxation, "relax", lambda m, how, name: time.sleep(600) if name == "hangs" else real(m, how, name)
     )
     for name, m in (("crushed", crushed), ("hangs", mof), ("good", mof)):
         mc.write_stage(tmp_path / "assembled", name, dict(bond_success=1), m.crystal, m.bonds, m.images)

@@ -290,13 +290,13 @@ def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, da
 
     real = assembly.assemble
 
-    def slow(part, **settings):
+    def slow(part, *settings):
         if any(c.name == "mof_00001" for c in part):
             try:
                 time.sleep(100)
             except TimeoutError as error:
-                return [assembly._failed(c, str(error), True) for c in part]
-        return real(part, **settings)
+                return [assembly.failed(c, str(error), True) for c in part]
+        return real(part, *settings)
 
     monkeypatch.setattr(assembly, "assemble", slow)
     named = put_sampled(tmp_path, data)

@@ -152,7 +152,7 @@ def test_relaxation_hands_on_the_change_of_volume(model, monkeypatch):
         converged=True,
         row=dict(volume_change=-0.7, stopped=""),
     )
-    monkeypatch.setattr(pd, "assemble_first", lambda options, **k: [built] * len(options))
+    monkeypatch.setattr(pd, "assemble_first", lambda lists, **k: [built] * len(lists))
     monkeypatch.setattr(pd, "relax_many", lambda mofs, names, **k: ([relaxed] * len(mofs), []))
     made, rows = pd.build(model.sample(1, seed=0, steps=4, progress=False), relax=True)
     assert rows[0]["volume_change"] == -0.7

@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from .assembly import assemble_first, mismatch
+from .atom_types import uff_table
+from .assembly import AssemblyOptions, assemble_first, mismatch
 from .bonds import Mof
 from .checks import PORES
 from .evaluation import evaluate_mofs
-from .relaxation import relax_many, uff_table
+from .relaxation import RelaxationOptions, relax_many
 from .sampling import codes_for_target, sample_codes
 from .model import squash
 from ..symmetry.crystal import element_table
@@ -160,8 +161,7 @@ def build(
     built = assemble_first(
         [[s.coarse, *s.others] for s in samples],
         seed=seed,
-        starts=starts,
-        generations=generations,
+        options=AssemblyOptions(starts=starts, generations=generations),
         device=device,
         n_jobs=n_jobs,
         progress=progress and "assembling",
@@ -186,7 +186,7 @@ def build(
         [built[i] for i in good],
         [rows[i]["name"] for i in good],
         n_jobs=n_jobs,
-        time_limit=time_limit,
+        options=RelaxationOptions(time_limit=time_limit),
         progress=progress and "relaxing",
     )
     reasons = iter(failures)

@@ -314,9 +314,10 @@ def make_assembly(device, seed, n=3):
 def make_relaxation(device, seed, steps=30):
     "Energies with forces and stress (UFF, on the CPU) of IRMOF-1, 106 atoms, while it relaxes."
     from matgen_nb.mofdiff.bonds import textbook_mof
-    from matgen_nb.mofdiff.relaxation import relax
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
-    work = lambda: relax(textbook_mof("IRMOF-1"), stages=(True,), steps=steps, time_limit=None)
+    options = RelaxationOptions(stages=(True,), steps=steps, time_limit=None)
+    work = lambda: relax(textbook_mof("IRMOF-1"), options)
     return work, work().row["evaluations"]
 
 

@@ -478,6 +478,8 @@ def assemble_stage(
 ):
     """All-atom frameworks of a list of `CoarseMof` in out/assembled. group: how many share a tensor
     (4 on the CPU, 32 elsewhere). others: further arrangements of each, see `read_alternatives`."""
+    from matgen_nb.mofdiff.assembly import AssemblyOptions
+
     folder, group = Path(out) / "assembled", group or (4 if device == "cpu" else 32)
     options = [[c, *(others or {}).get(c.name, ())] for c in coarse]
     parts = [options[i : i + group] for i in range(0, len(options), group)]
@@ -488,8 +490,7 @@ def assemble_stage(
         limit=limit,
         seed=seed,
         device=device,
-        starts=starts,
-        generations=generations,
+        options=AssemblyOptions(starts=starts, generations=generations),
     )
     run_stage(
         work,
@@ -504,11 +505,11 @@ def assemble_stage(
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #56f1f4ef
 def relax_part(name, source, folder, limit=120.0):
     "Relax the framework `name` of the folder `source`, write it to `folder`."
-    from matgen_nb.mofdiff.relaxation import relax
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
     _, mof = read_stage(source, name)
     try:
-        r = relax(mof, time_limit=limit, name=name)
+        r = relax(mof, RelaxationOptions(time_limit=limit), name)
     except MatgenError as error:
         return write_stage(
             folder, name, dict(name=name, converged=False, reason=str(error).removeprefix(f"{name}: "))
@@ -978,7 +979,7 @@ def reference_identities(path, n_jobs=-1):
 def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=2, steps=50):
     """Draw n coarse frameworks and assemble them; again, up to `rounds` times, while none has all its
     bonds. Returns lists of `CoarseMof` and of `Assembled`."""
-    from matgen_nb.mofdiff.assembly import assemble_first
+    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble_first
     import matgen_nb.mofdiff.sampling  # noqa: F401  (gives MofDiff its sample method)
 
     beads, built = [], []
@@ -986,7 +987,9 @@ def draw_closed(model, n=24, seed=0, rounds=4, n_jobs=1, starts=32, generations=
         samples = model.sample(n, seed=chunk_seed(seed, i), steps=steps, progress=False)
         named = lambda k, s: [replace(c, name=f"mof_{k:05d}") for c in (s.coarse, *s.others)]
         found = [named(k, s) for k, s in enumerate(samples, len(beads))]
-        built += assemble_first(found, seed=seed, starts=starts, generations=generations, n_jobs=n_jobs)
+        built += assemble_first(
+            found, seed, AssemblyOptions(starts=starts, generations=generations), n_jobs=n_jobs
+        )
         beads += [options[b.row["candidate"]] for options, b in zip(found, built[-n:])]
         if any(b.row.get("bond_success") == 1 for b in built):
             break
@@ -998,13 +1001,13 @@ def relax_shown(mof, row, most_atoms, limit):
     seconds and stays valid if it was; else as given."""
     from matgen_nb.mofdiff.bonds import Mof
     from matgen_nb.mofdiff.evaluation import describe_mof, volume_kept
-    from matgen_nb.mofdiff.relaxation import relax
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
     as_given = mof, row | dict(stage="assembled")
     if len(mof.crystal) > most_atoms:
         return as_given
     try:
-        r = relax(mof, time_limit=limit)
+        r = relax(mof, RelaxationOptions(time_limit=limit))
     except MatgenError:
         return as_given
     moved = Mof(r.crystal, r.bonds, r.images)

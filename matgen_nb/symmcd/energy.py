@@ -30,7 +30,8 @@ import torch
 
 from .dataset import ENERGY_COLUMNS, CrystalData, read_columns, to_number
 from .evaluation import crystal_key, hull_energy, neighbours
-from .sampling import Sample, SamplingOptions, parse_formula
+from .counting import parse_formula
+from .reverse import Sample, SamplingOptions
 from ..symmetry.asymmetric_unit import AsymmetricUnit, free_parameters, symmetry_dataset
 from ..symmetry.crystal import Crystal, element_table, formula_of, min_distance
 from ..symmetry.lattice import K_BASIS, constrain_k, k_mask, k_to_lattice
