@@ -321,7 +321,7 @@ def has_spglib():
         "spglib is not installed: the space groups of finished crystals are not looked for. "
         "Columns of found groups stay empty, and no crystal is sampled again for its symmetry. "
         "Install it with: pip install spglib",
-        stacklevel=2,
+        stacklevel=1,
     )
     return False
 
