@@ -190,12 +190,10 @@ class AsymmetricUnit:
     def positions(self):
         return SpaceGroup(self.space_group).wyckoff_positions
 
+    def __len__(self) -> int:
+        return len(self.elements)
+
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #706c8b15
-@patch
-def __len__(self: AsymmetricUnit) -> int:
-    return len(self.elements)
-
-
 @patch
 def __repr__(self: AsymmetricUnit) -> str:
     return (

@@ -7,6 +7,7 @@ __all__ = ['ROUNDING', 'CONTACT', 'ADVICE', 'on_special', 'images_of', 'Atoms', 
 
 # %% ../../nbs/1_symmetry/02d_atoms.ipynb #rc-03
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,7 +73,7 @@ def expand(sites: Sites, setting: Setting, lattice: np.ndarray, reach: float = C
     return Atoms(frac, site, operation, (note,) if shifted else ())
 
 
-def few_names(names, most=4):
+def few_names(names: Iterable, most: int = 4) -> str:
     "The first few of a list of names, and how many more there are."
     names = [str(n) for n in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -160,7 +161,7 @@ ADVICE = (
 )
 
 
-def present_sites(sites):
+def present_sites(sites: Sites) -> tuple[Sites, tuple[str, ...]]:
     "(`Sites` without dummy points and sites of occupancy 0, notes)."
     notes = []
     empty = sites.occupancy <= 0
@@ -172,7 +173,7 @@ def present_sites(sites):
     return (sites if keep.all() else sites.take(keep)), tuple(notes)
 
 
-def refuse_disorder(sites, name):
+def refuse_disorder(sites: Sites, name: str) -> None:
     """CrystalError where sites are partly occupied, or alternative groups of one disorder assembly are
     both there."""
     groups = {}
@@ -218,7 +219,7 @@ def choose_groups(sites: Sites) -> tuple:
     return replace(sites, occupancy=occupancy).take(keep), tuple(notes)
 
 # %% ../../nbs/1_symmetry/02d_atoms.ipynb #rx-pneighbours
-def bonded_pairs(frac, lattice, elements, reach):
+def bonded_pairs(frac: np.ndarray, lattice: np.ndarray, elements: np.ndarray, reach: float) -> tuple:
     """Pairs (p, 2) of atoms whose shortest distance (p,) is below reach (i, j) = sum of covalent radii x
     `reach` + 0.4 A."""
     from scipy.spatial import cKDTree

@@ -143,7 +143,7 @@ def _amounts_fit(stated, units, z):
 _DOUBLE = [{z} for z in (1, 7, 8, 9, 17)] + [{z, 8} for z in (1, 3, 11, 19, 37, 55)]  # O2, N2, Na2O2
 
 
-def z_fits(stated, units, z):
+def z_fits(stated: dict, units: float, z: float) -> bool:
     """Whether Z counts the formula units of the cell, or (pymatgen, whose formula is that of the cell) its
     reduced units, which pymatgen doubles for O2 or Na2O2. True where no Z is stated."""
     if not z > 0:
@@ -173,7 +173,7 @@ IDENTITY = Setting("P 1", np.eye(3)[None], np.zeros((1, 3)))
 
 
 @functools.lru_cache(600)
-def setting_of(xhm):
+def setting_of(xhm: str) -> Setting:
     "The `Setting` of a symbol of gemmi's table, such as 'F d -3 m:2'."
     import gemmi
 
@@ -369,7 +369,7 @@ class Source:
     explicit: bool = True
 
 
-def hall_setting(hall):
+def hall_setting(hall: str) -> Setting | None:
     "The `Setting` of a Hall symbol; None where it cannot be read."
     import gemmi
 
@@ -379,7 +379,7 @@ def hall_setting(hall):
         return None
 
 
-def sources_of(stated):
+def sources_of(stated: Stated) -> list:
     """The `Source`s of a symmetry without operations, in the order of their authority: Hermann-Mauguin
     symbol, number."""
     out = []

@@ -46,7 +46,7 @@ def cif_file_text(path: str | Path) -> str:
     return raw.decode("utf-8-sig", errors="replace")
 
 
-def text_and_name(source):
+def text_and_name(source: str | Path) -> tuple[str, str]:
     "(text, name) of a CIF given as text or as a path."
     marks = "\ufeff\u00ef\u00bb\u00bf"  # the mark itself, and what it looks like when read as Latin-1
     if isinstance(source, str) and ("\n" in source or source.lstrip(marks + " \t").startswith("data_")):
@@ -101,7 +101,7 @@ def _forgiving_tags(text):
     return {name: tidy(block.data) for name, block in blocks.items()}
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-pstructures
-def structures_of(text, name):
+def structures_of(text: str, name: str) -> dict[str, dict]:
     "{name of the block: tags} of the data blocks of a CIF that list atoms with fractional coordinates."
     import gemmi
 
@@ -124,7 +124,7 @@ def structures_of(text, name):
     return listed
 
 
-def number_of(text):
+def number_of(text: str) -> float:
     "The number that a CIF value states, without its uncertainty; nan where it is none."
     import gemmi
 
@@ -134,7 +134,7 @@ def number_of(text):
 _CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
 
 
-def cell_of(tags, name):
+def cell_of(tags: dict, name: str) -> np.ndarray:
     "The lattice (3, 3) of a block; CrystalError where it is incomplete or no cell."
     missing = [key for key in _CELL if not any(tags.get(key, ()))]
     if missing:
@@ -150,7 +150,7 @@ def cell_of(tags, name):
 
 # %% ../../nbs/1_symmetry/02b_reading.ipynb #rx-patomicnumbers
 @functools.lru_cache(1)
-def atomic_numbers():
+def atomic_numbers() -> dict[str, int]:
     return {symbol: z for z, symbol in enumerate(element_table().symbol.tolist()) if z} | {"D": 1, "T": 1}
 
 
@@ -254,7 +254,7 @@ def _occupancy(text, label, dummy, name):
     return value
 
 
-def sites_of(tags, stated, name):
+def sites_of(tags: dict, stated: dict, name: str) -> Sites:
     """The `Sites` of a block, dummy sites included. CrystalError for a site that is no single, known,
     placed atom."""
     n = len(tags["_atom_site_fract_x"])
