@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..symmetry.cif import cif_stem, read_cif
+from ..symmetry.cif import read_cif
+from ..symmetry.cif_text import cif_stem
 from matgen_nb.symmetry.crystal import (
     Canvas,
     Crystal,

@@ -17,7 +17,8 @@ from .coarse_graining import Limits, coarse_grain, excess
 from .data import MofData, from_coarse
 from .hypothetical import many_mofs
 from .sources import read_source
-from ..symmetry.cif import cif_folder, describe_notes
+from ..symmetry.cif_text import cif_folder, describe_notes
+from ..utils import MatgenError
 from ..parallel import Failure, describe_failures, parallel_map
 from ..utils import MatgenError, described, option
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..symmetry.cif import cif_folder
+from ..symmetry.cif_text import cif_folder
 from ..utils import MatgenError, fetch
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #425f0d09
