@@ -8,7 +8,7 @@ __all__ = ['ANIONS', 'OXIDES_HALIDES', 'FREE_BINS', 'Contacts', 'contacts', 'exc
 # %% ../../nbs/3_symmcd/13e_energy.ipynb #e13b0004
 import math
 from dataclasses import dataclass
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -64,8 +64,8 @@ def exchange_gains(
     units: list,
     rows: list,
     potential: Potential,
-    cache: Optional[EnergyCache] = None,
-    progress: Optional[str] = "exchanges",
+    cache: EnergyCache | None = None,
+    progress: str | None = "exchanges",
 ) -> list:
     """How much energy (eV/atom) the best exchange of elements saves, for each AsymmetricUnit (None where
     there is none) and its row of `energies`: (gain, text) with a negative gain where every exchange costs;
@@ -147,7 +147,7 @@ def free_coordinates(unit: AsymmetricUnit) -> int:
     return int(sum(unit.positions[w].dof for w in unit.wyckoff))
 
 
-def match_distance(predicted: Optional[Crystal], true: Crystal) -> Optional[float]:
+def match_distance(predicted: Crystal | None, true: Crystal) -> float | None:
     """Root mean square distance of two crystals as StructureMatcher (ltol 0.3, stol 0.5, angle_tol 10) pairs
     their atoms, in units of (V/N)^(1/3); None where it finds no match. These are the tolerances of the
     field (CDVAE, DiffCSP)."""
@@ -183,7 +183,7 @@ def _match_row(pair, timeout: float) -> dict:
 
 # %% ../../nbs/3_symmcd/13e_energy.ipynb #e13b0201
 def match_rates(
-    predicted: list, true: list, timeout: float = 30.0, progress: Optional[str] = "matching"
+    predicted: list, true: list, timeout: float = 30.0, progress: str | None = "matching"
 ) -> EnergyEvaluation:
     """Share of predicted crystals that match the true ones, in all and by the number of free coordinates, and
     the error of the volume.
@@ -283,14 +283,14 @@ def _summarise_geometry(values: Callable, options: EnergyOptions) -> dict:
     return out
 
 # %% ../../nbs/3_symmcd/13e_energy.ipynb #e13b0063
-def _unit_or_none(crystal: Optional[Crystal], symprec: float) -> Optional[AsymmetricUnit]:
+def _unit_or_none(crystal: Crystal | None, symprec: float) -> AsymmetricUnit | None:
     try:
         return None if crystal is None else AsymmetricUnit.from_crystal(crystal, symprec)
     except ValueError:
         return None
 
 
-def _geometry_row(crystal: Optional[Crystal], scale: EnergyScale) -> dict:
+def _geometry_row(crystal: Crystal | None, scale: EnergyScale) -> dict:
     if not isinstance(crystal, Crystal):
         return {}
     found = contacts(primitive_cell(crystal))
@@ -328,8 +328,8 @@ def evaluate_energies(
     crystals: list,
     scale: EnergyScale,
     potential: Potential,
-    units: Optional[list] = None,
-    cache: Optional[EnergyCache] = None,
+    units: list | None = None,
+    cache: EnergyCache | None = None,
     options: EnergyOptions = EnergyOptions(),
 ) -> EnergyEvaluation:
     """Energies of crystals as they stand, and what a chemist sees in them. Returns an EnergyEvaluation.

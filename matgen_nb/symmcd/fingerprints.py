@@ -88,7 +88,8 @@ def shortest_distance(crystal):
 
 # %% ../../nbs/3_symmcd/12c_fingerprints.ipynb #bb8e754f
 def contact_ratio(crystal, sites=None, largest=0.8):
-    "Smallest distance / (sum of covalent radii) over all pairs, at most `largest`; `sites` restricts one end (one per orbit suffices)."
+    """Smallest distance / (sum of covalent radii) over all pairs, at most `largest`; `sites` restricts one
+    end (one per orbit suffices)."""
     radius = element_data().magpie[:, 6] / 100
     best = largest
     for site in range(len(crystal)) if sites is None else sites:
@@ -100,7 +101,8 @@ def contact_ratio(crystal, sites=None, largest=0.8):
 
 # %% ../../nbs/3_symmcd/12c_fingerprints.ipynb #8caa3682
 def structure_validity(crystal, cutoff=0.5, min_volume=0.1):
-    "CDVAE rule: shortest distance >= `cutoff` A (own images included, which the original leaves out) and volume >= `min_volume` A^3."
+    """CDVAE rule: shortest distance >= `cutoff` A (own images included, which the original leaves out) and
+    volume >= `min_volume` A^3."""
     return bool(crystal.volume >= min_volume and shortest_distance(crystal) >= cutoff)
 
 # %% ../../nbs/3_symmcd/12c_fingerprints.ipynb #b89b6f7c
@@ -130,7 +132,8 @@ def _order_parameters(cn):
 
 # %% ../../nbs/3_symmcd/12c_fingerprints.ipynb #4b23147b
 def voronoi_faces(points):
-    "Faces of the Voronoi cell of points[0] = 0: neighbours (f,), solid angles, areas, and twice the farthest corner; None when the cell is open."
+    """Faces of the Voronoi cell of points[0] = 0: neighbours (f,), solid angles, areas, and twice the
+    farthest corner; None when the cell is open."""
     from scipy.spatial import QhullError, Voronoi
 
     try:
@@ -222,7 +225,8 @@ def _radii():
 
 
 def bond_weights(crystal, site):
-    "CrystalNN (default settings) weights (m,) in falling order and bond vectors (m, 3) of a site (Pan et al., Inorg. Chem. 60, 1590, 2021)."
+    """CrystalNN (default settings) weights (m,) in falling order and bond vectors (m, 3) of a site (Pan et
+    al., Inorg. Chem. 60, 1590, 2021)."""
     chi, radius = _radii()
     index, vectors, distance, (other, angle, area, _) = _cell(crystal, site)
     z0, z, d = crystal.elements[site], crystal.elements[index[other]], distance[other]
@@ -262,7 +266,8 @@ def site_fingerprint(crystal, site):
 
 # %% ../../nbs/3_symmcd/12c_fingerprints.ipynb #93d9cf00
 def structure_fingerprint(crystal, symprec=0.01):
-    "Mean site fingerprint (61,) over all atoms; computed once per spglib orbit at `symprec` A, weighted by multiplicity (None: every atom)."
+    """Mean site fingerprint (61,) over all atoms; computed once per spglib orbit at `symprec` A, weighted by
+    multiplicity (None: every atom)."""
     if symprec is None:
         sites, counts = np.arange(len(crystal)), np.ones(len(crystal))
     else:
@@ -273,7 +278,8 @@ def structure_fingerprint(crystal, symprec=0.01):
 
 # %% ../../nbs/3_symmcd/12c_fingerprints.ipynb #bb26348d
 def composition_fingerprint(elements):
-    "Magpie fingerprint (132,): min, max, range, mean, mean deviation, mode of 22 properties; standardised with CDVAE's constants, missing values 0."
+    """Magpie fingerprint (132,): min, max, range, mean, mean deviation, mode of 22 properties; standardised
+    with CDVAE's constants, missing values 0."""
     table, (z, n) = element_data(), np.unique(elements, return_counts=True)
     x, w = table.magpie[z], (n / n.sum())[:, None]
     low, high, mean = x.min(0), x.max(0), (w * x).sum(0)
@@ -284,7 +290,8 @@ def composition_fingerprint(elements):
 
 # %% ../../nbs/3_symmcd/12c_fingerprints.ipynb #c5533c2d
 def nearest(a, b, rows=512):
-    "Distance from every row of a (n, d) to the nearest row of b (m, d), and of b to a: (n,), (m,). In blocks, so memory stays small."
+    """Distance from every row of a (n, d) to the nearest row of b (m, d), and of b to a: (n,), (m,). In
+    blocks, so memory stays small."""
     to_b, to_a, b2 = np.empty(len(a)), np.full(len(b), np.inf), (b * b).sum(1)
     for i in range(0, len(a), rows):
         part = a[i : i + rows]

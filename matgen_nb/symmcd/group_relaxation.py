@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Iterator, Optional
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -165,14 +165,14 @@ class Relaxed:
     higher than that of the unit, never lower)."""
 
     unit: AsymmetricUnit
-    energy_before: Optional[float] = None
-    energy_after: Optional[float] = None
+    energy_before: float | None = None
+    energy_after: float | None = None
     exchanged: str = ""
     steps: int = 0
     converged: bool = False
     reason: str = ""
     volume_change: float = 0.0
-    group_found: Optional[int] = None
+    group_found: int | None = None
 
     @property
     def group_kept(self) -> bool:
@@ -325,7 +325,7 @@ def _is_relaxed(state: _State, options: RelaxOptions) -> bool:
     return state.point.max_force <= options.fmax and state.strain <= options.fmax
 
 
-def _remember(memory: list, old: _State, new: Optional[_State], most: int = 8) -> list:
+def _remember(memory: list, old: _State, new: _State | None, most: int = 8) -> list:
     """Memory of L-BFGS after a step; nothing where the step failed, unchanged where the curvature is not
     positive."""
     if new is None:
@@ -387,7 +387,7 @@ def relax(
     units: list,
     potential: Potential,
     options: RelaxOptions = RelaxOptions(),
-    progress: Optional[str] = "relaxing",
+    progress: str | None = "relaxing",
 ) -> list:
     """Relax crystals within their space groups: a Relaxed for each AsymmetricUnit, in order.
 
@@ -431,7 +431,7 @@ def relax_samples(
     samples: list,
     potential: Potential,
     options: RelaxOptions = RelaxOptions(),
-    progress: Optional[str] = "relaxing",
+    progress: str | None = "relaxing",
 ) -> list:
     """`relax` for a list of Sample: list of Sample.
 

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from ..utils import MatgenError, share
 
 # %% ../../nbs/3_symmcd/13c_hull.ipynb #8c5cf94d
 def hull_energy(elements, entries):
-    "Energy per atom (eV) of the cheapest mixture of `entries`, a list of (atomic numbers, eV/atom), with this composition; None if none exists."
+    """Energy per atom (eV) of the cheapest mixture of `entries`, a list of (atomic numbers, eV/atom), with
+    this composition; None if none exists."""
     from scipy.optimize import linprog
 
     kinds = sorted(set(int(z) for z in elements))
@@ -206,14 +207,14 @@ class EnergyScale:
     volumes: np.ndarray
     hull: Hull
 
-    def above_hull(self, crystal: Crystal, energy: Optional[float]) -> Optional[float]:
+    def above_hull(self, crystal: Crystal, energy: float | None) -> float | None:
         """Energy above hull (eV/atom) of a crystal of this energy (eV/atom); None where an element has no
         reference."""
         if energy is None or not np.isfinite(self.elements[crystal.elements]).all():
             return None
         return float(energy - self.elements[crystal.elements].mean() - self.hull.energy(crystal.elements))
 
-    def volume_ratio(self, crystal: Crystal) -> Optional[float]:
+    def volume_ratio(self, crystal: Crystal) -> float | None:
         "Volume of a crystal in units of the sum of its elements' volumes; None where one is unknown."
         expected = self.volumes[crystal.elements].sum()
         return float(crystal.volume / expected) if np.isfinite(expected) else None
@@ -224,8 +225,8 @@ def energy_scale(
     potential: Potential,
     n: int = 1000,
     seed: int = 0,
-    cache: Optional[EnergyCache] = None,
-    progress: Optional[str] = "element references",
+    cache: EnergyCache | None = None,
+    progress: str | None = "element references",
 ) -> EnergyScale:
     """Fit element energies (see `fit_elements`) to the single points of about n real crystals; the hull takes
     all of them.
@@ -251,7 +252,7 @@ def energy_scale(
     )
 
 
-def _or_none(read: Callable, i: int) -> Optional[Crystal]:
+def _or_none(read: Callable, i: int) -> Crystal | None:
     try:
         return read(i)
     except ValueError:
@@ -268,7 +269,8 @@ def _chgnet():
 
 
 def relaxed_energy(crystal, relax_steps=100, fmax=0.1):
-    "CHGNet energy (eV/atom) after at most `relax_steps` steps of cell and atoms. Raises MatgenError when chgnet is missing."
+    """CHGNet energy (eV/atom) after at most `relax_steps` steps of cell and atoms. Raises MatgenError when
+    chgnet is missing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = _chgnet().relax(crystal.to_pymatgen(), fmax=fmax, steps=relax_steps, verbose=False)

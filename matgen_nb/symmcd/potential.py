@@ -12,7 +12,6 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from .fingerprints import crystal_key, neighbours
@@ -32,8 +31,8 @@ class SinglePoint:
     dE/d(strain). The derivatives are None where only the energy was wanted."""
 
     energy: float
-    forces: Optional[np.ndarray] = None
-    stress: Optional[np.ndarray] = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
 
     @property
     def max_force(self) -> float:
@@ -62,7 +61,7 @@ class Potential:
         the crystal that causes it."""
         raise NotImplementedError
 
-    def refusal(self, crystal: Optional[Crystal]) -> str:
+    def refusal(self, crystal: Crystal | None) -> str:
         "Why this potential cannot take a crystal; empty where it can."
         if not isinstance(crystal, Crystal):
             return "no crystal"
@@ -242,7 +241,7 @@ def single_points(
     potential: Potential,
     forces: bool = True,
     timeout: float = 60.0,
-    progress: Optional[str] = "energies",
+    progress: str | None = "energies",
 ) -> list:
     """Energies, and with `forces` also forces and stresses, of crystals as they stand.
 
@@ -266,7 +265,7 @@ class EnergyCache:
 
     A file that cannot be read is passed over; what another process has added meanwhile is kept."""
 
-    def __init__(self, path: Optional[Path]):
+    def __init__(self, path: Path | None):
         self.path = None if path is None else Path(path)
         self.rows = self._read()
 
@@ -305,8 +304,8 @@ def energies(
     crystals: list,
     potential: Potential,
     forces: bool = True,
-    cache: Optional[EnergyCache] = None,
-    progress: Optional[str] = "energies",
+    cache: EnergyCache | None = None,
+    progress: str | None = "energies",
 ) -> list:
     """A row for each crystal: energy (eV/atom), max_force (eV/A), pressure (GPa), failure (text, empty where
     all is well).
