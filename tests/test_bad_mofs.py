@@ -17,14 +17,14 @@ from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.preparing import prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
 from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, statistics
-from matgen_nb.scale import command_line as cli, mof_commands as mc
+from matgen_nb.commands import main as entry, mofs as mc
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 

@@ -18,7 +18,8 @@ from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.diffusion.pretrained import find_weights
-from matgen_nb.scale import command_line as cli, mof_commands as mc, runs
+from matgen_nb.commands import main as entry, mofs as mc, options
+from matgen_nb.scale import runs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -35,7 +36,7 @@ NAMES = ("IRMOF-1", "HKUST-1", "MIL-53")
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 
@@ -88,9 +89,8 @@ def put_sampled(out, data):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example(command):
-    cli.load_commands()
     shown = CliRunner().invoke(
-        cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+        options.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     )
     assert shown.exit_code == 0
     for word in ("--out", "Example", "matgen " + " ".join(command)):
@@ -326,7 +326,7 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
         "--out",
     ]
     assert run(*ask, tmp_path / "a") == 0 and run(*ask, tmp_path / "b") == 0
-    table = [cli.read_table(tmp_path / x / "table.csv") for x in "ab"]
+    table = [runs.read_table(tmp_path / x / "table.csv") for x in "ab"]
     assert len(table[0]) == 3 and all(r["valid"] == "True" or r["reason"] for r in table[0])
     assert [r["cp_error"] for r in table[0]] == [r["cp_error"] for r in table[1]]
     for name in ("request.json", "run.json", "summary.json", "gallery.html", "gallery.png"):
@@ -336,7 +336,7 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
     (tmp_path / "a" / "assembled" / "mof_00002.json").unlink()  # as if it had been stopped there
     stamp = (tmp_path / "a" / "judged" / "mof_00001.json").stat().st_mtime_ns
     assert run(*ask, tmp_path / "a", "--resume") == 0
-    again = cli.read_table(tmp_path / "a" / "table.csv")
+    again = runs.read_table(tmp_path / "a" / "table.csv")
     assert [r["cp_error"] for r in again] == [r["cp_error"] for r in table[0]] and stamp == (
         tmp_path / "a" / "judged" / "mof_00001.json"
     ).stat().st_mtime_ns
@@ -451,7 +451,7 @@ def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
     mc.finish_mofs(
         tmp_path, None, dict(command="test"), relax=False
     )  # asked for without relaxation after it was relaxed
-    assert [r["stage"] for r in cli.read_table(tmp_path / "table.csv")] == ["assembled"] * 3
+    assert [r["stage"] for r in runs.read_table(tmp_path / "table.csv")] == ["assembled"] * 3
 
 
 def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
@@ -477,7 +477,7 @@ def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
             )
     assert run("evaluate", "mofs", run_, "--n-jobs", 1, "--out", tmp_path / "j") == 0
     rows, summary = (
-        cli.read_table(tmp_path / "j" / "table.csv"),
+        runs.read_table(tmp_path / "j" / "table.csv"),
         json.loads((tmp_path / "j" / "summary.json").read_text()),
     )
     assert [(r["assembled"], r["converged"], r["valid"]) for r in rows] == [
@@ -510,7 +510,7 @@ def test_references(tmp_path, cifs, capsys):
 def test_a_file_that_cannot_be_read_says_why_in_its_row(tmp_path, cifs):
     (cifs / "broken.cif").write_text("data_x\n_cell_length_a 10\n")
     assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path / "j") == 0
-    row = next(r for r in cli.read_table(tmp_path / "j" / "table.csv") if r["name"] == "broken")
+    row = next(r for r in runs.read_table(tmp_path / "j" / "table.csv") if r["name"] == "broken")
     assert row["failure"] not in ("", "no crystal") and row["valid"] == "False"
     for name in NAMES:
         (cifs / f"{name}.cif").unlink()
@@ -604,7 +604,7 @@ def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
         and summary["novel"]["value"] == 0
         and (tmp_path / "j" / "summary.png").stat().st_size
     )
-    rows = cli.read_table(tmp_path / "j" / "table.csv")
+    rows = runs.read_table(tmp_path / "j" / "table.csv")
     assert {r["name"] for r in rows} == set(NAMES)
 
 
@@ -648,7 +648,7 @@ def test_the_demo_draws_until_one_closes(tmp_path, data, monkeypatch):
         "mof.cif",
         "table.csv",
         "beads_and_atoms.png",
-    } and len(cli.read_table(tmp_path / "mof" / "table.csv")) == 2
+    } and len(runs.read_table(tmp_path / "mof" / "table.csv")) == 2
 
 
 def test_blocks_are_drawn_whole():
@@ -712,7 +712,7 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
     assert [r["candidate"] for r in rows] == [1, 0] and all(r["assembled"] for r in rows)
     table, _ = mc.finish_mofs(tmp_path, None, dict(command="test"), relax=False)
     assert table[0]["candidate"] == 1 and table[0]["drawn_blocks"] == len(named[0]) and table[0]["volume"] > 0
-    funnel = cli.read_table(tmp_path / "funnel.csv")
+    funnel = runs.read_table(tmp_path / "funnel.csv")
     assert (
         {r["stage"] for r in funnel} >= {"assembled", "clash_free", "valid"}
         and funnel[0]["blocks"] == "all"
@@ -745,3 +745,44 @@ def test_a_run_on_nets(tmp_path, data, model):
         assert {k: v for k, v in a.items() if k not in ("net_novel", "strict_vnu")} == b and "net" not in a
     with pytest.raises(MatgenError):
         mc.make_mofs(model, 3, tmp_path / "on", nets=NetOptions(share=0), resume=True, **how)
+
+
+def test_training_further_begins_where_the_weights_were(tmp_path, monkeypatch):
+    "--init-from for blocks and mofdiff: the first loss is that of the old weights, on the same batch and noise."
+    from matgen_nb.mofdiff.data import MofData
+    from matgen_nb.mofdiff.embedding import BlockEncoder
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.mofdiff.network import toy_mofs
+    from matgen_nb.scale.crystal_runs import FitOptions
+    from matgen_nb.scale.optimization import TrainConfig
+    from matgen_nb.scale.training import Trainer
+
+    firsts, step = [], Trainer._train_step
+
+    def first_loss(trainer):
+        state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        loss = trainer.model.loss(*trainer._loss_arguments())["loss"]
+        firsts.extend([float(loss.detach()), state])
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "_train_step", first_loss)
+    config = TrainConfig(steps=1, batch_size=8, device="cpu", progress=False)
+    data = MofData.from_coarse(toy_mofs(24))
+    old = BlockEncoder.from_pretrained("blocks-small")
+    mc.fit_blocks(data, "tiny", config, tmp_path / "blocks", "blocks-small")
+    started = firsts[1]
+    assert all(torch.equal(value, started[name]) for name, value in old.state_dict().items())
+    mc.fit_blocks(data, "tiny", config, tmp_path / "fresh")
+    assert firsts[2] > firsts[0], "trained weights are better from the first step"
+
+    weights = tmp_path / "first" / "weights.safetensors"
+    mc.fit_mofdiff(data, old, "tiny", config, tmp_path / "first")
+    before = MofDiff.from_pretrained(weights)
+    firsts.clear()
+    mc.fit_mofdiff(data, old, "full", config, tmp_path / "second", str(weights), FitOptions())
+    assert all(torch.equal(value, firsts[1][name]) for name, value in before.state_dict().items())
+    torch.manual_seed(0)
+    embedded = data.with_embeddings(old.encode(data.library).cpu())
+    again = Trainer(before, embedded, config, tmp_path / "third")
+    again.fit()
+    assert firsts[0] == firsts[2], "the loss begins where it was"
