@@ -327,7 +327,7 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
     ]
     assert run(*ask, tmp_path / "a") == 0 and run(*ask, tmp_path / "b") == 0
     table = [runs.read_table(tmp_path / x / "table.csv") for x in "ab"]
-    assert len(table[0]) == 3 and all(r["valid"] == "True" or r["reason"] for r in table[0])
+    assert len(table[0]) == 3 and all(r["valid"] is True or r["reason"] for r in table[0])
     assert [r["cp_error"] for r in table[0]] == [r["cp_error"] for r in table[1]]
     for name in ("request.json", "run.json", "summary.json", "gallery.html", "gallery.png"):
         assert (tmp_path / "a" / name).stat().st_size
@@ -481,9 +481,9 @@ def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
         json.loads((tmp_path / "j" / "summary.json").read_text()),
     )
     assert [(r["assembled"], r["converged"], r["valid"]) for r in rows] == [
-        ("True", "True", "True"),
-        ("False", "False", "False"),
-        ("True", "False", "False"),
+        (True, True, True),
+        (False, False, False),
+        (True, False, False),
     ]
     assert summary["valid"]["n"] == 3 and "novel" not in summary and not any(r.get("novel") for r in rows), (
         "no reference, no verdict on novelty"

@@ -315,8 +315,6 @@ def read_sampled(out):
         [MofData.load(f) for f in files],
         [row for f in files for row in read_table(f.with_suffix(".csv"))],
     )
-    for row in rows:
-        row["matched"] = row["matched"] == "True"
     return [data[i] for data in sets for i in range(len(data))], rows
 
 
