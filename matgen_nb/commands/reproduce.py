@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN', 'settings', 'Recipe', 'recipe', 'Job',
            'prepared_crystals', 'crystals_of', 'some', 'card_text', 'card_value', 'figure_row', 'figure_rows',
-           'show_rows', 'trained', 'sampled_crystals', 'reproduce_symmcd', 'split_blocks', 'mofs_of', 'finds',
-           'reproduce_blocks', 'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps',
+           'show_rows', 'trained', 'sampled_crystals', 'reproduce_symmcd', 'reproduce_full', 'split_blocks', 'mofs_of',
+           'finds', 'reproduce_blocks', 'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps',
            'setting_rows', 'crystal_steps', 'framework_steps', 'plot_steps', 'published_steps', 'step_rows',
            'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce', 'comparison_text',
            'benchmark']
@@ -82,6 +82,16 @@ SETTINGS = {
     "symmcd-mp20-small": dict(
         preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=10_000
     ),
+    "symmcd-mp20-full": dict(
+        width=384,
+        layers=5,
+        batch_size=1024,
+        lr=8e-4,
+        precision="bf16-mixed",
+        max_seconds=360.0,
+        matched=260,
+        n=1000,
+    ),
     "blocks-small": dict(
         preset="small",
         steps=1600,
@@ -124,8 +134,10 @@ SETTINGS = {
         generations=2,
     ),
 }
+
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae29005b
 SCALED = dict(
-    steps=2, n=4, frameworks=2, reference=8, limit=64
+    steps=2, n=4, frameworks=2, reference=8, limit=64, matched=8, max_seconds=2
 )  # what --scale makes smaller, and the least that is left
 
 
@@ -133,7 +145,8 @@ def settings(name, scale=1.0):
     "The settings of a recipe, sizes multiplied by `scale` in (0, 1]."
     if name not in SETTINGS:
         raise MatgenError(
-            f"there is no recipe {name!r}: choose one of {', '.join(SETTINGS)}, or see matgen reproduce --list"
+            f"there is no recipe {name!r}: choose one of {', '.join(SETTINGS)}, "
+            "or see matgen reproduce --list"
         )
     if not 0 < scale <= 1:
         raise MatgenError(f"--scale must be above 0 and at most 1, not {scale:g}")
@@ -387,6 +400,37 @@ def reproduce_symmcd(job):
     write_table(_claimed(job.out / "table.csv"), result.table)
     result.to_json(_claimed(job.out / "summary.json"))
     return figure_rows(job.name, result.summary), result.plot()
+
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae29f002
+@recipe(
+    "symmcd-mp20-full",
+    "SymmCD, 384 wide and 5 layers, trained for --max-seconds: what it costs (structures/s, FLOP utilisation, "
+    "seconds for 1,000 samples) and what it is worth (match rates)",
+    "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)",
+    "6 min of training and about 2 of measuring, on one GPU; not run by us for want of one",
+)
+def reproduce_full(job):
+    "Train by the clock, keep the averaged weights, measure."
+    import torch
+    from matgen_nb.scale.full_training import (
+        FullOptions,
+        cost_figures,
+        match_figures,
+        seconds_per_1000,
+        train_by_the_clock,
+    )
+    from matgen_nb.scale.checkpoints import plot_history
+
+    options, (data, val) = FullOptions(**job.settings), crystals_of(job)
+    (folder,) = as_folder(job.out).claim("training/")
+    model, history = train_by_the_clock(data, val, folder, options, job.seed, job.device)
+    model.save_pretrained(_claimed(job.out / "weights.safetensors"), dtype=torch.bfloat16)
+    figures = cost_figures(model, data, history, options, job.device)
+    figures["seconds_per_1000"] = seconds_per_1000(model.eval(), options.n, job.seed)
+    summary = figures | match_figures(model, data, val, options, job.seed)
+    write_json(_claimed(job.out / "summary.json"), summary)
+    figure = plot_history(history).figure
+    return [figure_row(name, entry) for name, entry in summary.items()], figure
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290024
 def split_blocks(blocks, held_blocks, held_conformers, seed=0):
@@ -921,6 +965,9 @@ def reproduce(
         float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
     ] = 1.0,
     n_jobs: Annotated[int, _option("Processes; -1: one for each core.")] = 1,
+    max_seconds: Annotated[
+        float | None, _option("Seconds of the training, in recipes that go by the clock.", "see --list")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -931,7 +978,10 @@ def reproduce(
         return say(list_text())
     settings(name, scale)
     out, place = out or Path(f"reproduce-{name}"), pick_device(device, float64=True)
-    rows = run_recipe(name, out, data, val, scale, seed, place, n_jobs, resume, overwrite)
+    changes = {} if max_seconds is None else dict(max_seconds=max_seconds)
+    if not changes.keys() <= SETTINGS[name].keys():
+        raise MatgenError(f"--max-seconds: the recipe {name} goes by steps; --scale makes it shorter")
+    rows = run_recipe(name, out, data, val, scale, seed, place, n_jobs, resume, overwrite, **changes)
     say(show_rows(rows))
     if scale < 1:
         say(
