@@ -326,7 +326,7 @@ def trained(fit, steps, job, folder="training"):
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     s = job.settings
     request = dict(
@@ -409,7 +409,7 @@ def reproduce_symmcd(job):
     "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)",
     "6 min of training and about 2 of measuring, on one GPU; not run by us for want of one",
 )
-def reproduce_full(job):
+def reproduce_full(job: Job) -> tuple:
     "Train by the clock, keep the averaged weights, measure."
     import torch
     from matgen_nb.scale.full_training import (
@@ -456,19 +456,15 @@ def split_blocks(blocks, held_blocks, held_conformers, seed=0):
 def mofs_of(job):
     "MofData of --data: a prepared file, or a source of which so many are prepared now as the settings say (default: embedded, built where they do not ship)."
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.preparing import prepare_mofs
+    from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
 
     source, path = job.data or "embedded", job.out / "mofs.safetensors"
     if Path(source).suffix == ".safetensors":
         return MofData.load(source)
     if not path.exists():
-        say(
-            str(
-                prepare_mofs(
-                    source, _claimed(path), n_jobs=job.n_jobs, limit=job.settings.get("limit"), progress=None
-                )[1]
-            )
-        )
+        options = PrepareOptions(limit=job.settings.get("limit"))
+        _, report = prepare_mofs(source, _claimed(path), job.n_jobs, None, options)
+        say(str(report))
     return MofData.load(path)
 
 
@@ -715,7 +711,7 @@ def crystal_steps(job, reference, steps, corrector):
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     model, cpu = SymmCD.from_pretrained(job.settings["symmcd"], job.device), time.process_time()
     options = SamplingOptions(steps=steps, corrector=corrector, progress=False)

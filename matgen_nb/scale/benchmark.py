@@ -131,7 +131,9 @@ class Setting:
         )
 
 
-def training_step(model, data, batch_size, seed, device, setting=None):
+def training_step(
+    model, data, batch_size: int, seed: int, device: str, setting: Setting | None = None
+) -> Callable[[], None]:
     "A function that trains one step, with the trainer's optimizer; with a `Setting` also in its precision, compiled, and the gradient clipped, as the trainer does."
     import torch
     from matgen_nb.scale.optimization import TrainConfig, compile_regions, make_optimizer
@@ -175,7 +177,7 @@ def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, one candidate each, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     model, _ = _symmcd(device, seed)
     model.eval()

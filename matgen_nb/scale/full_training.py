@@ -9,9 +9,15 @@ __all__ = ['FullOptions', 'full_model', 'cost_figures', 'seconds_per_1000', 'mat
 import copy
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .benchmark import count_flop, peak_flop, training_step
 from ..utils import option
+
+if TYPE_CHECKING:
+    from matgen_nb.symmcd.dataset import CrystalData
+    from matgen_nb.symmcd.model import SymmCD
 
 # %% ../../nbs/5_scale/26b_full_training.ipynb #ft290005
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class FullOptions:
     n: int = option(1000, "Samples that are timed.", min=1)
 
 
-def full_model(data, options: FullOptions = FullOptions()):
+def full_model(data: "CrystalData", options: FullOptions = FullOptions()) -> "SymmCD":
     "An untrained staged SymmCD of the size in `options`, with the statistics of `data` (CrystalData)."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
@@ -38,7 +44,9 @@ def full_model(data, options: FullOptions = FullOptions()):
     return SymmCD(SymmCDConfig.preset("full", **size), statistics(data))
 
 # %% ../../nbs/5_scale/26b_full_training.ipynb #ft290008
-def cost_figures(model, data, history: list, options: FullOptions, device: str = "cpu") -> dict:
+def cost_figures(
+    model: "SymmCD", data: "CrystalData", history: list, options: FullOptions, device: str = "cpu"
+) -> dict:
     """What the training in `history` (rows of the Trainer) cost: dict of figures.
 
     `structures_per_s`: mean over the second half of the rows; `flop_utilisation`: operations of a step
@@ -60,7 +68,7 @@ def cost_figures(model, data, history: list, options: FullOptions, device: str =
     return figures
 
 
-def seconds_per_1000(model, n: int, seed: int = 0) -> float:
+def seconds_per_1000(model: "SymmCD", n: int, seed: int = 0) -> float:
     "Seconds in which the plain sampler (one candidate, 25 calls) makes 1,000 crystals, timed on n of them."
     from matgen_nb.symmcd.sampling import SamplingOptions
 
@@ -69,7 +77,9 @@ def seconds_per_1000(model, n: int, seed: int = 0) -> float:
     return 1000 * (time.monotonic() - start) / n
 
 # %% ../../nbs/5_scale/26b_full_training.ipynb #ft290011
-def match_figures(model, data, val, options: FullOptions, seed: int = 0) -> dict:
+def match_figures(
+    model: "SymmCD", data: "CrystalData", val: "CrystalData", options: FullOptions, seed: int = 0
+) -> dict:
     """Match rates of `options.matched` random crystals of the training set and of the held-out set, Wyckoff
     positions and elements given, one structure each: {name: entry of a summary}."""
     import numpy as np
@@ -87,7 +97,14 @@ def match_figures(model, data, val, options: FullOptions, seed: int = 0) -> dict
     return figures
 
 
-def train_by_the_clock(data, val, out, options: FullOptions, seed: int = 0, device: str = "cpu") -> tuple:
+def train_by_the_clock(
+    data: "CrystalData",
+    val: "CrystalData",
+    out: str | Path,
+    options: FullOptions,
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple["SymmCD", list]:
     "Train `full_model` for `options.max_seconds` into the folder `out`: (averaged model, history)."
     import torch
     from matgen_nb.scale.crystal_runs import FitOptions, fit_model
