@@ -222,7 +222,7 @@ def assemble_stage(
     device: str = "cpu",
 ) -> None:
     "All-atom frameworks of the samples whose connection points match. n_jobs: processes, CPU only."
-    samples = [s for s in samples if s.row["matched"]]
+    samples = [s for s in samples if s.row.get("matched", True)]
     size = 4 if device == "cpu" else 32  # samples that share a tensor
     groups = [samples[i : i + size] for i in range(0, len(samples), size)]
     most = max((sum(1 + len(s.others) for s in group) for group in groups), default=0)
@@ -306,7 +306,7 @@ class Verdict:
 
 def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> str:
     "Why a framework is not valid, from its rows: the first stage that says so; empty for a valid one."
-    if not row["matched"]:
+    if not row.get("matched", True):
         return row.get("reason") or "connection points do not match"
     if assembled.get("reason"):
         return f"assembly: {assembled['reason']}"

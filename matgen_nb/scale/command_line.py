@@ -913,11 +913,13 @@ def demo(
     )
     crystals, rows, summary = demo_crystals(out, n, seconds, seed, place, known)
     if mofs:
-        from matgen_nb.scale.mof_commands import demo_mof
+        from matgen_nb.mofdiff.model import MofDiff
+        from matgen_nb.scale.mof_runs import demo_mof
 
         say(f"5/5 drawing {mofs} frameworks from the weights mofdiff-small, and assembling them")
         out.claim("mof/")
-        row, text = demo_mof(out / "mof", mofs, seed, device=place)
+        shown = demo_mof(MofDiff.from_pretrained("mofdiff-small", place), out / "mof", mofs, seed)
+        row, text = shown.row, shown.text
         wide = [
             ((out / "mof" / "beads_and_atoms.png").read_bytes(), f"mof/mof.cif · {row['formula']} · {text}")
         ]

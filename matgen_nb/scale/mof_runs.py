@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FolderResults', 'write_sheet', 'finish_run', 'atoms_shown', 'RunOptions', 'request_of', 'sample_chunks', 'make_mofs',
-           'is_run', 'Frameworks', 'run_frameworks', 'Demo', 'demo_mof']
+           'design_request', 'design_run', 'is_run', 'Frameworks', 'run_frameworks', 'Demo', 'demo_mof']
 
 # %% ../../nbs/5_scale/24c_mof_runs.ipynb #24cimpor
 import json
@@ -35,6 +35,7 @@ from matgen_nb.mofdiff.pipeline import (
     numbered,
     run_stages,
 )
+from ..mofdiff.property_design import Design, DesignOptions, Goal, design
 from ..mofdiff.sampling import MofSample, NetOptions
 
 # %% ../../nbs/5_scale/24c_mof_runs.ipynb #24cimpo2
@@ -50,6 +51,7 @@ from matgen_nb.scale.runs import (
     save_small_png,
     write_gallery,
     write_json,
+    write_results,
     write_table,
 )
 from ..symmetry.crystal import Crystal
@@ -59,12 +61,13 @@ from ..utils import MatgenError, atomic_write, check_limits, described, option, 
 class FolderResults(Results):
     """`Results` in a folder of a run: sampled/00000.*, assembled/mof_00000.* and so on.
 
-    prefix: a folder inside it, such as "random/"."""
+    prefix: a folder inside it, such as "random/". request: written beside the first samples, and not
+    before something was sampled, so that what is refused leaves nothing."""
 
     shared = True
 
-    def __init__(self, out: str | Path | RunFolder, prefix: str = ""):
-        self.folder, self.prefix = as_folder(out), prefix
+    def __init__(self, out: str | Path | RunFolder, prefix: str = "", request: dict | None = None):
+        self.folder, self.prefix, self.request = as_folder(out), prefix, request
 
     def __reduce__(self):
         return FolderResults, (str(self.folder), self.prefix)  # a worker has no lock
@@ -114,6 +117,9 @@ def samples(self: FolderResults, chunk: int = 0) -> list[MofSample] | None:
 
 @patch
 def save_samples(self: FolderResults, samples: list[MofSample], chunk: int = 0) -> None:
+    folder = self.folder
+    if self.request and (folder.clear_first or not (folder / "request.json").exists()):
+        write_json(folder.path("request.json"), self.request)
     names = [f"{self.prefix}sampled/{chunk:05d}.{kind}" for kind in ("safetensors", "csv")]
     path, table = self.folder.claim(*names)
     others = [other for s in samples for other in s.others]
@@ -228,7 +234,6 @@ def sample_chunks(
     model, request: dict, results: FolderResults, options: PipelineOptions
 ) -> Iterator[list[MofSample]]:
     "The samples of a run, chunk by chunk; finished chunks are read, the others sampled and kept."
-    folder = results.folder
     asked = dict(steps=50, target=None) | options.sampling
     for i, first, n in chunks(request["n"], request["chunk"]):
         found = results.samples(i)
@@ -238,9 +243,6 @@ def sample_chunks(
             found = numbered(best_fitting(drawn, options.draws), first)
             if options.draws > 1:
                 found = [replace(s, row=s.row | dict(draws=options.draws)) for s in found]
-            # not before something was sampled: what is refused leaves nothing
-            if folder.clear_first or not (folder / "request.json").exists():
-                write_json(folder.path("request.json"), request)
             results.save_samples(found, i)
             found = results.samples(i)  # a run that is continued and one that is not see the same numbers
         yield found
@@ -266,7 +268,7 @@ def make_mofs(
         raise MatgenError(f"the number of frameworks must be at least 1, got {n}")
     request = request_of(model, n, seed, options, run)
     with open_run(out, request, run.resume, run.overwrite, run.inputs) as folder:
-        results = FolderResults(folder)
+        results = FolderResults(folder, request=request)
         samples = [s for part in sample_chunks(model, request, results, options) for s in part]
         run_stages(samples, results, seed, options, run.n_jobs, assembly_device(model))
         rows = [s.row for s in samples]
@@ -275,6 +277,38 @@ def make_mofs(
         record = run_record(command, seed, seconds, request=request, relax=options.relax)
         finish_run(results, samples, evaluation, record)
         return evaluation
+
+# %% ../../nbs/5_scale/24c_mof_runs.ipynb #24cdesco
+def design_request(model, goal: Goal, n: int, seed: int, options: DesignOptions, run: RunOptions) -> dict:
+    "What a design is asked for, as it is stored."
+    goal, pipeline = goal.checked(model), options.pipeline
+    asked = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
+    asked |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
+    asked |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.draws)
+    asked |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
+    return dict(model="mofdiff", weights=run.weights, n=n, seed=seed, **asked)
+
+
+def design_run(
+    model,
+    goal: Goal,
+    n: int,
+    out: str | Path,
+    seed: int = 0,
+    options: DesignOptions = DesignOptions(),
+    run: RunOptions = RunOptions(),
+    command: str = "",
+) -> Design:
+    "A `design` in the folder `out`; a stopped one goes on with `run.resume`. command: for the record."
+    start, request = time.monotonic(), design_request(model, goal, n, seed, options, run)
+    with open_run(out, request, run.resume, run.overwrite, run.inputs) as folder:
+        store = lambda strategy: FolderResults(folder, f"{strategy}/", request)
+        made = design(model, goal, n, seed, options, run.n_jobs, store)
+        record = run_record(command, seed, time.monotonic() - start, tolerance=made.goal.tolerance)
+        title = f"Design: {goal.property} = {goal.target:g}"
+        write_results(folder, made.crystals, made.rows, title, record)
+        write_json(folder.path("summary.json"), made.summary)
+        return made
 
 # %% ../../nbs/5_scale/24c_mof_runs.ipynb #24creaco
 def is_run(source: str | Path) -> bool:
@@ -350,7 +384,9 @@ def demo_mof(
     options = replace(options, relax_limit=20.0)
     samples = sample_until_formed(model, n, seeds, results, options)
     shown = best_framework(samples, results, options=options)
-    rows = [results.load("assembled", s.coarse.name).row for s in samples]
+    known = ("name", "matched", "reason")
+    told = [{k: v for k, v in s.row.items() if k in known} for s in samples]
+    rows = [row | results.load("assembled", row["name"]).row for row in told]
     text = _demo_text(rows, shown.verdict.row)
     row = shown.verdict.row | dict(sampled=len(rows), formed=len(formed([r["name"] for r in rows], results)))
     _write_demo(as_folder(out), rows, shown, text)
