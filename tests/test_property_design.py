@@ -65,7 +65,7 @@ def test_optimised_codes_come_nearer_stay_inside_and_repeat(model):
         out.latents, pd.optimise_latents(model, start, pd.Goal(NAME, target), steps=40, region=region).latents
     )
     free = pd.optimise_latents(model, start, pd.Goal(NAME, "max"), steps=200, lr=0.2)
-    assert region.distance(free.codes).median() > region.radius and (free.predicted > out.history[0]).all()
+    assert region.distance(free.latents).median() > region.radius and (free.predicted > out.history[0]).all()
     assert not start.requires_grad and not any(p.grad is not None for p in model.parameters())
 
 
