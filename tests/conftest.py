@@ -16,7 +16,7 @@ def sample_by_name(model, n, **given):
     "`SymmCD.sample` with the fields of its options given by name beside what is asked for."
     from dataclasses import fields
 
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     names = {f.name for f in fields(SamplingOptions)} & given.keys()
     options = SamplingOptions(**{name: given.pop(name) for name in names})

@@ -93,7 +93,7 @@ def test_every_option_says_what_it_does_and_what_happens_without_it():
 def test_defaults_in_words_are_those_of_the_sampler():
     import inspect
     from matgen_nb.mofdiff.sampling import MofDiff
-    from matgen_nb.symmcd.sampling import SymmCD
+    from matgen_nb.symmcd.model import SymmCD
 
     told = {
         tuple(words): {o.name: o.show_default for o in command.params} for words, command in every_command()
@@ -521,7 +521,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from matgen_nb.scale import command_line as cli
-from matgen_nb.symmcd.sampling import SymmCD
+from matgen_nb.symmcd.model import SymmCD
 sample, calls = SymmCD.sample, []
 def doomed(self, *args, **choices):
     calls.append(1)
@@ -562,7 +562,7 @@ def test_killed_sampling_resumes_with_identical_results(tmp_path):
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, capsys, monkeypatch):
-    from matgen_nb.symmcd.sampling import SymmCD
+    from matgen_nb.symmcd.model import SymmCD
 
     asked, sample = [], SymmCD.sample
     monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))

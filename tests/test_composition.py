@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from matgen_nb.symmcd import composition as co, staged_sampling  # noqa: F401
 from matgen_nb.symmcd.dataset import prototypes
 from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
-from matgen_nb.symmcd.sampling import SamplingOptions, balanced_elements
+from matgen_nb.symmcd.reverse import SamplingOptions
+from matgen_nb.symmcd.refinements import balanced_elements
 
 NO_CHI = (61, 86)  # Pm and Rn: smact has no electronegativity for them
 ELEMENTS = [z for z in range(1, 95) if z not in NO_CHI]

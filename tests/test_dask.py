@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from matgen_nb.symmetry.crystal import Crystal
-from matgen_nb.utils import parallel_map
+from matgen_nb.parallel import parallel_map
 
 distributed = pytest.importorskip("distributed")
 SALT = Crystal(

@@ -42,7 +42,7 @@ from matgen_nb.symmcd.energy import (
     symmetric_cell,
     symmetric_gradient,
 )
-from matgen_nb.symmcd.sampling import Sample, SamplingOptions
+from matgen_nb.symmcd.reverse import Sample, SamplingOptions
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.symmetry.lattice import constrain_k, lattice_to_k

@@ -10,7 +10,17 @@ import pytest
 from conftest import ROOT
 from tools.house_debts import FILE, module_name, modules, notebooks
 
-PARTS = {"utils": 0, "symmetry": 1, "diffusion": 2, "symmcd": 3, "mofdiff": 4, "scale": 5, "commands": 6}
+PARTS = {
+    "utils": 0,
+    "folders": 0,
+    "parallel": 0,
+    "symmetry": 1,
+    "diffusion": 2,
+    "symmcd": 3,
+    "mofdiff": 4,
+    "scale": 5,
+    "commands": 6,
+}
 APART = {("symmcd", "mofdiff"), ("mofdiff", "symmcd")}
 "Parts that never import each other."
 MODULES = [p for p in modules() if module_name(p) != "matgen_nb"]

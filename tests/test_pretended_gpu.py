@@ -166,7 +166,7 @@ def test_the_pretence_holds(gpu):
 def test_crystals_are_sampled_there_as_here(gpu):
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     there = SymmCD.from_pretrained("symmcd-mp20-small").to("cuda")
     assert {p.device for p in there.parameters()} == {GPU}

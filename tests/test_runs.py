@@ -18,18 +18,9 @@ from matgen_nb.mofdiff.bonds import textbook_mofs
 from matgen_nb.scale import command_line as cli
 from matgen_nb.scale import runs
 from matgen_nb.symmetry.crystal import Crystal
-from matgen_nb.utils import (
-    LOCK,
-    RECORD,
-    WEIGHTS,
-    FolderLock,
-    MatgenError,
-    OwnFiles,
-    content_hash,
-    load_tensors,
-    lock_holder,
-    tensor_bytes,
-)
+from matgen_nb.utils import MatgenError, content_hash, load_tensors, tensor_bytes
+from matgen_nb.diffusion.pretrained import WEIGHTS
+from matgen_nb.folders import LOCK, RECORD, FolderLock, OwnFiles, lock_holder
 
 SALT = Crystal(4.12 * np.eye(3), [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
@@ -96,7 +87,7 @@ def test_nested_runs_are_cleared_by_their_own_records(tmp_path):
 
 HOLDER = """
 import sys, time
-from matgen_nb.utils import FolderLock
+from matgen_nb.folders import FolderLock
 with FolderLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -129,7 +120,8 @@ def test_two_processes_one_folder(tmp_path):
 
 TAKER = """
 import sys, time
-from matgen_nb.utils import FolderLock, MatgenError
+from matgen_nb.folders import FolderLock
+from matgen_nb.utils import MatgenError
 while time.time() < float(sys.argv[2]): time.sleep(.001)
 try: lock = FolderLock(sys.argv[1])
 except MatgenError: print("refused")

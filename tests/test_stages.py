@@ -14,7 +14,7 @@ from matgen_nb.scale.command_line import app, load_commands, main
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
 from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
-from matgen_nb.symmcd.sampling import SamplingOptions
+from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, generic_unit
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables

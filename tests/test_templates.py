@@ -11,19 +11,9 @@ from hypothesis import given, settings, strategies as st
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
 from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
-from matgen_nb.symmcd.sampling import (
-    Conditions,
-    SamplingOptions,
-    Prior,
-    Request,
-    find_cells,
-    held_score,
-    make_request,
-    parse_formula,
-    plan,
-    sample_requests,
-    start_state,
-)
+from matgen_nb.symmcd.requests import Conditions, Prior, Request, find_cells, make_request, plan
+from matgen_nb.symmcd.reverse import SamplingOptions, held_score, sample_requests, start_state
+from matgen_nb.symmcd.counting import parse_formula
 from matgen_nb.symmcd.templates import (
     count_templates,
     deal,

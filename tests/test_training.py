@@ -222,7 +222,7 @@ def test_a_checkpoint_of_the_first_edition_is_continued(tmp_path):
 
 
 def test_two_trainings_one_folder(tmp_path):
-    from matgen_nb.utils import FolderLock
+    from matgen_nb.folders import FolderLock
 
     make(tmp_path / "run", steps=2).fit()
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}

@@ -1,4 +1,5 @@
 import errno
+import gzip
 import math
 import os
 import time
@@ -8,19 +9,19 @@ import joblib
 import pytest
 
 from matgen_nb.utils import (
-    Failure,
     MatgenError,
     atomic_write,
+    batch_seed,
     check_limits,
-    describe_failures,
     described,
     fetch,
+    mix_seed,
     option,
     option_help,
-    parallel_map,
     patch,
-    time_limit,
+    read_csv_table,
 )
+from matgen_nb.parallel import Failure, describe_failures, parallel_map, time_limit
 
 
 def shout(text):
@@ -268,3 +269,34 @@ def test_patch_sees_through_other_decorators():
 
     with Door().open_for(3) as door:
         assert door.opened == 3
+
+
+@pytest.mark.parametrize("name, opened", [("t.csv", open), ("t.csv.gz", gzip.open)])
+def test_read_csv_table(tmp_path, name, opened):
+    with opened(tmp_path / name, "wt", encoding="utf-8") as file:
+        file.write("\ufeffcif,name\n" + f"{'x' * 300_000},big\n" + '"two\nlines",\n')
+    table = read_csv_table(tmp_path / name, "cif")
+    assert table.columns == ["cif", "name"] and [len(row["cif"]) for row in table.rows] == [300_000, 9]
+    assert read_csv_table(tmp_path / name) == table
+    with pytest.raises(MatgenError, match="no column 'structure'; it has 'cif', 'name'. Rename"):
+        read_csv_table(tmp_path / name, "structure")
+
+
+def test_read_csv_table_of_no_table(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(b"not compressed")
+    (tmp_path / "empty.csv").write_text("")
+    for name, text in (
+        ("t.csv.gz", "not a readable"),
+        ("none.csv", "not a readable"),
+        ("empty.csv", "no columns"),
+    ):
+        with pytest.raises(MatgenError, match=text):
+            read_csv_table(tmp_path / name, "cif")
+
+
+def test_seeds_are_what_they_were():
+    "Numbers of results that exist: runs, samples and splits begin with these."
+    assert [batch_seed(s, first) for s, first in ((0, 0), (0, 64), (7, 0))] == [0, 64, 7_000_021]
+    assert batch_seed(3, 5, 500_001) == 3 * 1_000_003 + 5 + 500_001 and batch_seed(2**63 - 1, 0) < 2**63
+    assert mix_seed(0, 0) == 6017775124710473527
+    assert mix_seed(5, 3) == mix_seed(5, 3) != mix_seed(3, 5) and mix_seed(1) != mix_seed(1, 0)

@@ -12,7 +12,8 @@ from .gaussian import Schedule, cosine_alpha_bar, random_uniform
 
 # %% ../../nbs/2_diffusion/08_categorical.ipynb #b03c3c56
 def draw_categories(p, generator=None):
-    """One class per row of p (..., K), non-negative, not necessarily normalised; int64 (...). O(K), one random number a row.
+    """One class per row of p (..., K), non-negative, not necessarily normalised; int64 (...). O(K), one
+    random number a row.
 
     A class of probability zero is never drawn (unless the whole row is zero: then class 0)."""
     p = p if p.dtype == torch.float64 else p.float()
@@ -34,11 +35,12 @@ def _to(a, p):
 
 
 def posterior(x_t, x0, a_t, a_s, prior):
-    """q(x_s | x_t, x_0) (..., K), exact, in O(K), for q(x_t | x_0) = a_t [x_t = x_0] + (1 - a_t) prior (Austin et al. 2021).
+    """q(x_s | x_t, x_0) (..., K), exact, in O(K), for q(x_t | x_0) = a_t [x_t = x_0] + (1 - a_t) prior
+    (Austin et al. 2021).
 
-    x_t (...) int64. x0: classes (...) int64, or a distribution (..., K), over which the posterior is then averaged.
-    a_t < a_s <= 1: abar at the two times, numbers or (...). prior (K,) or (..., K), sums to one, may hold zeros.
-    Where a_t is 1 (or rounds to it) nothing was noised, and the answer is x_t."""
+    x_t (...) int64. x0: classes (...) int64, or a distribution (..., K), over which the posterior is
+    then averaged. a_t < a_s <= 1: abar at the two times, numbers or (...). prior (K,) or (..., K), sums
+    to one, may hold zeros. Where a_t is 1 (or rounds to it) nothing was noised, and the answer is x_t."""
     p = torch.nn.functional.one_hot(x0, prior.shape[-1]).to(prior) if not x0.is_floating_point() else x0
     prior, a_t, a_s = prior.to(p).expand(p.shape), _to(a_t, p), _to(a_s, p)
     here = x_t[..., None]
@@ -54,11 +56,13 @@ def posterior(x_t, x0, a_t, a_s, prior):
 
 # %% ../../nbs/2_diffusion/08_categorical.ipynb #cca9e2ff
 class CategoricalDiffusion:
-    """Discrete diffusion (D3PM, Austin et al. 2021) towards a prior that may differ per row and be zero on forbidden classes.
+    """Discrete diffusion (D3PM, Austin et al. 2021) towards a prior that may differ per row and be zero on
+    forbidden classes.
 
-    At time t a variable still shows x_0 with probability abar_t, else a draw from the prior. abar: cosine schedule c for power 1,
-    else 1 - (1 - c)^power: the larger the power, the later x_0 is lost, and the earlier it is settled on the way back.
-    Classes 0..K-1, int64 (n,). t, s: ints 0..T, or int64 (n,). prior: (K,) or (n, K), rows sum to one."""
+    At time t a variable still shows x_0 with probability abar_t, else a draw from the prior. abar:
+    cosine schedule c for power 1, else 1 - (1 - c)^power: the larger the power, the later x_0 is lost,
+    and the earlier it is settled on the way back. Classes 0..K-1, int64 (n,). t, s: ints 0..T, or int64
+    (n,). prior: (K,) or (n, K), rows sum to one."""
 
     target = "x0"
 
@@ -80,12 +84,14 @@ class CategoricalDiffusion:
         return torch.where(u < self.alpha_bar(t, u), x0, drawn)
 
     def loss(self, logits, x0, prior=None, reduction="mean"):
-        "Cross-entropy (nats) of logits (n, K) against x_0 (n,); classes where the prior is zero are masked out (infinite if x_0 is one)."
+        """Cross-entropy (nats) of logits (n, K) against x_0 (n,); classes where the prior is zero are
+        masked out (infinite if x_0 is one)."""
         return torch.nn.functional.cross_entropy(masked_logits(logits, prior), x0, reduction=reduction)
 
 # %% ../../nbs/2_diffusion/08_categorical.ipynb #70030161
 def step(self, x_t, logits, t, s, prior, generator=None):
-    "x_t -> x_s for any s < t, from the network's logits (n, K) for x_0; only classes the prior allows are reached."
+    """x_t -> x_s for any s < t, from the network's logits (n, K) for x_0; only classes the prior allows
+    are reached."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     p = torch.softmax(masked_logits(logits, prior), -1)
     a_t, a_s = self.alpha_bar(t, p[..., 0]), self.alpha_bar(s, p[..., 0])

@@ -16,7 +16,8 @@ import torch
 
 # %% ../../nbs/2_diffusion/06_gaussian.ipynb #012b0685
 def cosine_alpha_bar(T, s=0.008):
-    """Cosine schedule (Nichol & Dhariwal 2021, eq. 17): abar_t for t = 0..T, shape (T+1,), float64, abar_0 = 1 (clean).
+    """Cosine schedule (Nichol & Dhariwal 2021, eq. 17): abar_t for t = 0..T, shape (T+1,), float64, abar_0
+    = 1 (clean).
 
     beta_t = 1 - abar_t / abar_(t-1) is kept within [1e-4, 0.9999], so abar never reaches zero."""
     t = torch.arange(T + 1, dtype=torch.float64)
@@ -26,7 +27,8 @@ def cosine_alpha_bar(T, s=0.008):
 
 # %% ../../nbs/2_diffusion/06_gaussian.ipynb #1b5c0cb6
 class Schedule:
-    "A table over t = 0..T, made once in float64, read on the device and in the precision of the tensor at hand."
+    """A table over t = 0..T, made once in float64, read on the device and in the precision of the tensor
+    at hand."""
 
     def __init__(self, values):
         self.values, self._copies = torch.as_tensor(values, dtype=torch.float64).cpu(), {}
@@ -35,7 +37,8 @@ class Schedule:
         return len(self.values)
 
     def __call__(self, t, like):
-        "Entries at t (an int, or int64 (...)), shaped to broadcast over `like` (..., any further axes); float64 or float32."
+        """Entries at t (an int, or int64 (...)), shaped to broadcast over `like` (..., any further
+        axes); float64 or float32."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         key = like.device, dtype
         if key not in self._copies:
@@ -45,7 +48,8 @@ class Schedule:
 
 # %% ../../nbs/2_diffusion/06_gaussian.ipynb #9d9635e2
 def random_normal(shape, generator=None, device=None, dtype=None):
-    "Standard normal numbers, drawn where `generator` lives (so a seed means the same everywhere), moved to `device`."
+    """Standard normal numbers, drawn where `generator` lives (so a seed means the same everywhere),
+    moved to `device`."""
     source = generator.device if generator is not None else device
     return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device or source)
 
@@ -58,7 +62,8 @@ def random_uniform(shape, generator=None, device=None, dtype=None):
 # %% ../../nbs/2_diffusion/06_gaussian.ipynb #n06repr2
 @contextmanager
 def reproducible(device):
-    "While the block runs, sums on a GPU (cuda) are taken in a fixed order, so that a seed gives the same numbers bit for bit; on a CPU they are so anyway. What torch cannot fix runs as it is."
+    """While the block runs, sums on a GPU (cuda) are taken in a fixed order, so that a seed gives the
+    same numbers bit for bit; on a CPU they are so anyway. What torch cannot fix runs as it is."""
     if torch.device(device).type != "cuda":
         yield
         return
@@ -77,10 +82,11 @@ def reproducible(device):
 
 # %% ../../nbs/2_diffusion/06_gaussian.ipynb #dc8c154a
 class GaussianDiffusion:
-    """Variance-preserving diffusion (Ho et al. 2020): q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), cosine schedule.
+    """Variance-preserving diffusion (Ho et al. 2020): q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I),
+    cosine schedule.
 
-    A network learns `target`, the noise eps. `t`, `s`: ints 0..T, or int64 (n,) with one entry per row of x (n, ...).
-    clip: if given, every estimate of x_0 made by `step` is clamped to [-clip, clip]."""
+    A network learns `target`, the noise eps. `t`, `s`: ints 0..T, or int64 (n,) with one entry per row
+    of x (n, ...). clip: if given, every estimate of x_0 made by `step` is clamped to [-clip, clip]."""
 
     target = "eps"
 
@@ -114,7 +120,8 @@ def x0_from_eps(self, x_t, t, eps):
 
 
 def step(self, x_t, eps_hat, t, s, generator=None, eta=1.0):
-    "x_t -> x_s for any s < t: the DDPM posterior with x_0 replaced by its estimate (eta=1), or DDIM, no new noise (eta=0)."
+    """x_t -> x_s for any s < t: the DDPM posterior with x_0 replaced by its estimate (eta=1), or DDIM,
+    no new noise (eta=0)."""
     x0 = self.x0_from_eps(x_t, t, eps_hat)
     if self.clip is not None:
         x0 = x0.clamp(-self.clip, self.clip)

@@ -13,7 +13,8 @@ from torch import nn
 
 # %% ../../nbs/2_diffusion/08b_layers.ipynb #f5d1eb7b
 def all_pairs(counts):
-    "Every ordered pair (i, j) of parts of the same structure, self pairs included: two flat index tensors (E,). counts (B,): parts of each structure."
+    """Every ordered pair (i, j) of parts of the same structure, self pairs included: two flat index
+    tensors (E,). counts (B,): parts of each structure."""
     start = torch.cumsum(counts, 0) - counts
     size = torch.repeat_interleave(counts, counts)  # per part: parts in its structure
     i = torch.repeat_interleave(torch.arange(len(size), device=size.device), size)
@@ -24,7 +25,8 @@ def all_pairs(counts):
 
 # %% ../../nbs/2_diffusion/08b_layers.ipynb #d4cf2942
 def rows_of(counts, chosen):
-    "Rows (n,) that the structures `chosen` (C,) have in a flat tensor with counts (B,) rows each, and owner (n,): whose each is, 0..C-1. A structure may be chosen twice."
+    """Rows (n,) that the structures `chosen` (C,) have in a flat tensor with counts (B,) rows each, and
+    owner (n,): whose each is, 0..C-1. A structure may be chosen twice."""
     n = counts[chosen]
     owner = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
     first = (torch.cumsum(counts, 0) - counts)[chosen] - (torch.cumsum(n, 0) - n)
@@ -32,7 +34,8 @@ def rows_of(counts, chosen):
 
 # %% ../../nbs/2_diffusion/08b_layers.ipynb #32ca90a4
 def fourier(delta, frequencies):
-    "sin and cos of 2 pi n delta for n = 1..frequencies: (E, 3) -> (E, 6 frequencies); the same for delta and delta + 1."
+    """sin and cos of 2 pi n delta for n = 1..frequencies: (E, 3) -> (E, 6 frequencies); the same for
+    delta and delta + 1."""
     n = 2 * math.pi * torch.arange(1, frequencies + 1, device=delta.device, dtype=delta.dtype)
     angle = (delta[:, :, None] * n).flatten(1)
     return torch.cat([angle.sin(), angle.cos()], 1)
@@ -51,11 +54,13 @@ def radial(distance, size, cutoff=8.0):
 
 # %% ../../nbs/2_diffusion/08b_layers.ipynb #e3dc031a
 class MessageLayer(nn.Module):
-    """One round of messages: h (M, width), edge (E, edge_size), pairs i, j (E,), degree (M, 1) -> new h (M, width), messages (E, width).
+    """One round of messages: h (M, width), edge (E, edge_size), pairs i, j (E,), degree (M, 1) -> new h (M,
+    width), messages (E, width).
 
-    The first linear map of the message is split into its parts for i, j and the edge, so the wide products are done once per part, not
-    once per pair (the result is the same). dropout: share of the numbers in a layer's contribution that are left out at random in training.
-    region: worth compiling by itself, see lesson 24."""
+    The first linear map of the message is split into its parts for i, j and the edge, so the wide
+    products are done once per part, not once per pair (the result is the same). dropout: share of the
+    numbers in a layer's contribution that are left out at random in training. region: worth compiling by
+    itself, see lesson 24."""
 
     region = True
 
@@ -76,7 +81,8 @@ class MessageLayer(nn.Module):
 
 # %% ../../nbs/2_diffusion/08b_layers.ipynb #2df79516
 def structure_mean(values, batch, n):
-    "Mean over the parts of each structure, then over the n structures: values (M,), batch (M,) the structure of each part -> scalar."
+    """Mean over the parts of each structure, then over the n structures: values (M,), batch (M,) the
+    structure of each part -> scalar."""
     total = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, values)
     count = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(
         0, batch, torch.ones_like(values)

@@ -8,9 +8,10 @@ __all__ = ['WEIGHTS', 'find_weights', 'allocation_limit', 'read_weights', 'Prese
 # %% ../../nbs/2_diffusion/08c_pretrained.ipynb #p8c00004
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -111,9 +112,10 @@ class Presets:
 class Pretrained(nn.Module):
     """Base of a model that is kept in one safetensors file and rebuilt from it.
 
-    A subclass has `config` (a dataclass), FORMAT (how its files name themselves), `from_file`, and `to_file`
-    where there is more to keep than configuration and state. LATER: methods that a later module of the
-    course adds, name -> module. After `from_pretrained`, `info` is the dict that was saved with the weights."""
+    A subclass has `config` (a dataclass), FORMAT (how its files name themselves), `from_file`, and
+    `to_file` where there is more to keep than configuration and state. LATER: methods that a later
+    module of the course adds, name -> module. After `from_pretrained`, `info` is the dict that was saved
+    with the weights."""
 
     FORMAT: ClassVar[str] = ""
     LATER: ClassVar[dict[str, str]] = {}
@@ -140,7 +142,8 @@ class Pretrained(nn.Module):
     def save_pretrained(
         self, path: str | Path, info: dict | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
-        """Write weights, statistics, configuration and what `to_file` adds as one safetensors file, atomically.
+        """Write weights, statistics, configuration and what `to_file` adds as one safetensors file,
+        atomically.
 
         info: more strings for the card. dtype: of the network's weights (bfloat16 halves the file); the
         statistics stay float32."""

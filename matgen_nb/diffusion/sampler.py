@@ -7,7 +7,8 @@ __all__ = ['State', 'time_grid', 'reverse_process']
 
 # %% ../../nbs/2_diffusion/08d_sampler.ipynb #p8d00004
 import itertools
-from typing import Callable, Sequence, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -31,10 +32,12 @@ def reverse_process(
     """Run a reverse process along `times`, T first and 0 last: the state at the last of them.
 
     step(state, t, s): the state at s < t. correct(state, s): one corrector step at noise level s, made
-    `corrector` times after each step except the last one. advance(): called after each step, for a progress bar."""
+    `corrector` times after each step except the last one. advance(): called after each step, for a
+    progress bar."""
     for t, s in itertools.pairwise(times):
         state = step(state, t, s)
-        for _ in range(corrector if s and correct else 0):
-            state = correct(state, s)
+        if correct is not None and s > 0:
+            for _ in range(corrector):
+                state = correct(state, s)
         advance()
     return state

@@ -44,10 +44,12 @@ def _score_fourier(delta, sigma, harmonics=5):
 
 # %% ../../nbs/2_diffusion/07_torus.ipynb #0f7b9441
 def wrapped_normal_score(delta, sigma, images=2):
-    """d log p / d delta of the normal distribution wrapped round the unit circle, p(delta) ~ sum_n exp(-(delta + n)^2 / 2 sigma^2).
+    """d log p / d delta of the normal distribution wrapped round the unit circle, p(delta) ~ sum_n
+    exp(-(delta + n)^2 / 2 sigma^2).
 
-    delta: displacements in fractional units, any shape, float. sigma > 0: a number, or a tensor that broadcasts with delta.
-    Sum over images for sigma <= 0.3, Fourier series above: both are exact to float64 rounding with five terms."""
+    delta: displacements in fractional units, any shape, float. sigma > 0: a number, or a tensor that
+    broadcasts with delta. Sum over images for sigma <= 0.3, Fourier series above: both are exact to
+    float64 rounding with five terms."""
     delta, sigma = torch.broadcast_tensors(
         delta, torch.as_tensor(sigma, dtype=delta.dtype, device=delta.device)
     )
@@ -57,9 +59,11 @@ def wrapped_normal_score(delta, sigma, images=2):
 
 # %% ../../nbs/2_diffusion/07_torus.ipynb #fa06e73b
 def score_scale(sigma, points=256):
-    """sqrt(E[score^2]) of the wrapped normal, one dimension; shape and dtype of `sigma` (float, > 0), by float64 quadrature.
+    """sqrt(E[score^2]) of the wrapped normal, one dimension; shape and dtype of `sigma` (float, > 0), by
+    float64 quadrature.
 
-    A periodic integrand makes the plain mean over an even grid exact; below sigma 0.05 it is 1/sigma, the plain normal's."""
+    A periodic integrand makes the plain mean over an even grid exact; below sigma 0.05 it is 1/sigma,
+    the plain normal's."""
     sigma = torch.as_tensor(sigma)
     s = sigma.detach().cpu().double()[..., None]
     delta = torch.arange(points, dtype=torch.float64) / points - 0.5
@@ -70,10 +74,12 @@ def score_scale(sigma, points=256):
 
 # %% ../../nbs/2_diffusion/07_torus.ipynb #f78f6ed8
 class TorusDiffusion:
-    """Variance-exploding diffusion of fractional coordinates (Song et al. 2021; on the torus, Jiao et al. 2023).
+    """Variance-exploding diffusion of fractional coordinates (Song et al. 2021; on the torus, Jiao et al.
+    2023).
 
-    x_t = x_0 + sigma_t z modulo 1, sigma_0 = 0, then geometric from sigma_min (t = 1) to sigma_max (t = T). A network learns
-    `target`, the score divided by its root mean square. `t`, `s`: ints 0..T, or int64 (n,), one per row of x (n, ...)."""
+    x_t = x_0 + sigma_t z modulo 1, sigma_0 = 0, then geometric from sigma_min (t = 1) to sigma_max (t =
+    T). A network learns `target`, the score divided by its root mean square. `t`, `s`: ints 0..T, or
+    int64 (n,), one per row of x (n, ...)."""
 
     target = "score / score_scale"
 
@@ -101,7 +107,8 @@ class TorusDiffusion:
         return random_uniform(shape, generator, device, dtype)
 
     def add_noise(self, x0, t, generator=None):
-        "One jump from x_0 to x_t. Returns (x_t in [0, 1), target), both shaped like x0; t >= 1 (at 0 the target is 0)."
+        """One jump from x_0 to x_t. Returns (x_t in [0, 1), target), both shaped like x0; t >= 1 (at 0
+        the target is 0)."""
         sigma = self.sigma(t, x0)
         delta = sigma * random_normal(x0.shape, generator, x0.device, x0.dtype)
         safe = sigma.clamp(min=self.sigma_min)
@@ -109,9 +116,11 @@ class TorusDiffusion:
 
 # %% ../../nbs/2_diffusion/07_torus.ipynb #84f06602
 def step(self, x_t, target_hat, t, s, generator=None, eta=1.0, sharpen=1.0):
-    """x_t -> x_s for any s < t: ancestral sampling (eta=1), or without new noise (eta=0); wrapped into [0, 1).
+    """x_t -> x_s for any s < t: ancestral sampling (eta=1), or without new noise (eta=0); wrapped into [0,
+    1).
 
-    sharpen > 1: so many times the way along the score, though never farther than to the estimate of x_0; samples gather at the peaks of the density."""
+    sharpen > 1: so many times the way along the score, though never farther than to the estimate of x_0;
+    samples gather at the peaks of the density."""
     now, then = self.sigma(t, x_t), self.sigma(s, x_t)
     fresh = eta**2 * (1 - (then / now) ** 2)  # share of the variance at s that is drawn anew
     drift = now**2 - now * then * (1 - fresh).clamp(min=0).sqrt()
@@ -121,7 +130,8 @@ def step(self, x_t, target_hat, t, s, generator=None, eta=1.0, sharpen=1.0):
 
 
 def correct(self, x_t, target_hat, t, generator=None, snr=0.2):
-    "One Langevin step at noise level t, h = 2 (snr sigma_t)^2; small sigma: the variance ends 1/(1 - snr^2) too large."
+    """One Langevin step at noise level t, h = 2 (snr sigma_t)^2; small sigma: the variance ends 1/(1 -
+    snr^2) too large."""
     h = 2 * (snr * self.sigma(t, x_t)) ** 2
     z = random_normal(x_t.shape, generator, x_t.device, x_t.dtype)
     return wrap(x_t + h * self.scale(t, x_t) * target_hat + (2 * h).sqrt() * z)

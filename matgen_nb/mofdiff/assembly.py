@@ -30,7 +30,8 @@ from matgen_nb.mofdiff.rigid import (
     rotation_grid,
 )
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, parallel_map
+from ..utils import MatgenError
+from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/20_assembly.ipynb #6976f577
 def ends(block):

@@ -16,7 +16,8 @@ from .bonds import is_metal
 from .building_blocks import BuildingBlock
 from .metal_nodes import unit
 from .rigid import superpose
-from ..utils import MatgenError, parallel_map
+from ..utils import MatgenError
+from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #452ef6b2
 ENDS = {

@@ -20,7 +20,8 @@ from .data import MofData
 from .nets import decomposition_graph, framework_key
 from .net_fitting import topology_key
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, parallel_map, share, time_limit
+from ..utils import MatgenError, share
+from ..parallel import parallel_map, time_limit
 
 # %% ../../nbs/4_mofdiff/22_evaluation.ipynb #74282924
 def coordination_sequences(

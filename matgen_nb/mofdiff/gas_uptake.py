@@ -15,7 +15,8 @@ import numpy as np
 
 from .relaxation import uff_table
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, check_limits, described, option, parallel_map
+from ..utils import MatgenError, check_limits, described, option
+from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/23b_gas_uptake.ipynb #0f190dc7
 # TraPPE: epsilon / k (K), sigma (A), charge (e), mass (u)

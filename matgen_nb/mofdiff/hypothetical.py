@@ -27,7 +27,8 @@ from .decomposition import recompose
 from .metal_nodes import unit
 from .net_catalogue import PARITIES, doubled, load_net, net_facts
 from .net_placement import Plan, ends_of, half_edges, vertex_ways
-from ..utils import MatgenError, parallel_map
+from ..utils import MatgenError
+from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #1abcdc3b
 @functools.lru_cache(None)

@@ -28,15 +28,8 @@ from matgen_nb.mofdiff.evaluation import (
 )
 from .relaxation import relax
 from .sampling import MofSample, describe
-from matgen_nb.utils import (
-    MatgenError,
-    check_limits,
-    described,
-    option,
-    parallel_map,
-    share,
-    time_limit,
-)
+from ..parallel import parallel_map, time_limit
+from ..utils import MatgenError, check_limits, described, option, share
 
 # %% ../../nbs/4_mofdiff/22b_pipeline.ipynb #22boptio
 @described

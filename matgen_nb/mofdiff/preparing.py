@@ -18,7 +18,8 @@ from .data import MofData, from_coarse
 from .hypothetical import many_mofs
 from .sources import read_source
 from ..symmetry.cif import cif_folder, describe_notes
-from ..utils import Failure, MatgenError, describe_failures, parallel_map
+from ..utils import MatgenError
+from ..parallel import Failure, describe_failures, parallel_map
 
 # %% ../../nbs/4_mofdiff/16k_preparing.ipynb #e8f8f0d2
 @dataclass(frozen=True)

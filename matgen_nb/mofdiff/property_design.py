@@ -29,7 +29,8 @@ from matgen_nb.mofdiff.pipeline import (
 )
 from .sampling import MofSample, codes_for_target, sample_codes
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, check_limits, described, option, parallel_map, share
+from ..parallel import parallel_map
+from ..utils import MatgenError, check_limits, described, option, share
 
 # %% ../../nbs/4_mofdiff/23_property_design.ipynb #14a0b49a
 def check_property(model: MofDiff, property: str) -> None:

@@ -21,7 +21,8 @@ import torch
 from ..symmetry.crystal import Crystal, element_table
 from ..symmetry.lattice import lattice_parameters
 from .bonds import Mof, find_bonds, is_metal, neighbours
-from ..utils import MatgenError, parallel_map
+from ..utils import MatgenError
+from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/21_relaxation.ipynb #6e0f5c15
 KCAL = 0.0433641153  # eV per kcal/mol: UFF is written in kcal/mol, this course in eV

@@ -182,7 +182,7 @@ def judge_samples(samples, reference, seed=0):
         progress=False,
     )
     row = {key.split("@")[0]: round(float(entry["value"]), 5) for key, entry in result.summary.items()}
-    moved = torch.tensor([float(d) for s in samples for d in s.row["moved"].split()])
+    moved = torch.cat([torch.as_tensor(s.moved) for s in samples])
     kept = [r.get(f"space_group@{symprec:g}") == s.row["space_group"] for r, s in zip(result.table, samples)]
     changed = sum(s.row["sites_changed"] for s in samples) / len(moved)
     return row | dict(

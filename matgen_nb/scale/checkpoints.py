@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..utils import MatgenError, OwnFiles, atomic_write, load_tensors, tensor_bytes
+from ..utils import MatgenError, atomic_write, load_tensors, tensor_bytes
+from ..folders import OwnFiles
 
 # %% ../../nbs/5_scale/23l_checkpoints.ipynb #a1386e73
 FORMAT = "matgen-checkpoint-1"

@@ -40,7 +40,9 @@ from matgen_nb.scale.runs import (
     write_results,
     written_now,
 )
-from ..utils import MatgenError, OwnFiles, atomic_write, describe_failures
+from ..utils import MatgenError, atomic_write
+from ..folders import OwnFiles
+from ..parallel import describe_failures
 
 # %% ../../nbs/5_scale/25_command_line.ipynb #0450dc77
 def our_error(error):
@@ -638,7 +640,7 @@ def read_crystals(source, n_jobs=-1, framework=False):
     writing are passed over. framework: solvent and counter-ions may be missing (lesson 02b)."""
     from functools import partial
     from matgen_nb.symmcd.dataset import read_csv, read_folder
-    from matgen_nb.utils import parallel_map
+    from matgen_nb.parallel import parallel_map
 
     source = Path(source)
     if source.is_dir():

@@ -60,7 +60,8 @@ from matgen_nb.scale.runs import (
     write_json,
     write_results,
 )
-from ..utils import Failure, MatgenError, atomic_write, describe_failures, parallel_map
+from ..parallel import Failure, describe_failures, parallel_map
+from ..utils import MatgenError, atomic_write
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #fb3843c2
 def prepare_sources(sources, **options):

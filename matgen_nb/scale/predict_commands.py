@@ -29,7 +29,8 @@ from matgen_nb.scale.command_line import (
     summary_text,
 )
 from .runs import fresh_folder, run_record, say, write_json, write_results
-from ..utils import MatgenError, describe_failures
+from ..utils import MatgenError
+from ..parallel import describe_failures
 
 # %% ../../nbs/5_scale/25b_predict_commands.ipynb #pc250005
 def given_units(source: Path, symprec: float = 0.1) -> tuple[list, list, list]:
@@ -38,7 +39,7 @@ def given_units(source: Path, symprec: float = 0.1) -> tuple[list, list, list]:
     source: a prepared file, a folder of CIF files or a CSV with a column cif. symprec: A, for the
     symmetry of what is not prepared. failures: list of `Failure`. MatgenError where nothing is left."""
     from matgen_nb.symmcd.dataset import prepare_one
-    from matgen_nb.utils import parallel_map
+    from matgen_nb.parallel import parallel_map
 
     if Path(source).suffix == ".safetensors":
         data = load_data(source)

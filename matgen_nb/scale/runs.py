@@ -10,7 +10,8 @@ __all__ = ['CHUNK', 'run_record', 'say', 'write_table', 'read_table', 'join_tabl
 import base64, csv, html, io, itertools, json, os, platform, re, subprocess, weakref
 from pathlib import Path
 
-from ..utils import LOCK, RECORD, FolderLock, MatgenError, OwnFiles, atomic_write, content_hash
+from ..utils import MatgenError, atomic_write, content_hash
+from ..folders import LOCK, RECORD, FolderLock, OwnFiles
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0006
 def run_record(command: str, seed: int | None, seconds: float, **extra) -> dict:
@@ -485,7 +486,7 @@ def chunks(n: int, size: int = CHUNK) -> list[tuple[int, int, int]]:
 
 def chunk_seed(seed: int, i: int) -> int:
     "Seed of chunk i: the first chunk has the seed itself, so a small run is `model.sample(n, seed=seed)`."
-    from matgen_nb.scale.optimization import mix_seed
+    from matgen_nb.utils import mix_seed
 
     return seed if i == 0 else mix_seed(seed, i) >> 1
 

@@ -46,9 +46,10 @@ from matgen_nb.scale.optimization import (
     held_out,
     learning_rate,
     make_optimizer,
-    mix_seed,
 )
-from ..utils import FolderLock, MatgenError, OwnFiles, atomic_write, patch, progress_bar
+from ..utils import mix_seed
+from ..utils import MatgenError, atomic_write, patch, progress_bar
+from ..folders import FolderLock, OwnFiles
 
 # %% ../../nbs/5_scale/24_training.ipynb #0ae0b597
 class _LossModule(nn.Module):

@@ -10,8 +10,6 @@ __all__ = ['OXIDATION_STATES', 'STRICT', 'NOBLE', 'FORMAT', 'COLUMN', 'ENERGY_CO
            'read_source', 'Report', 'source_columns', 'prepare']
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #22a61cc7
-import csv
-import gzip
 import itertools
 import json
 import time
@@ -30,7 +28,8 @@ from ..symmetry.cif import cif_folder, describe_notes, read_cif
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.lattice import k_to_lattice
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
-from ..utils import Failure, MatgenError, atomic_write, fetch, parallel_map
+from ..utils import MatgenError, atomic_write, fetch, read_csv_table
+from ..parallel import Failure, parallel_map
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #74fc59ad
 def prototypes():
@@ -469,24 +468,16 @@ def read_folder(path):
     return [(str(p.relative_to(path)), text) for p, text in zip(folder.files, folder.texts())]
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #a3715f80
+def _title(i: int, row: dict[str, str]) -> str:
+    "Name of row i (from 1) of a table of structures."
+    return row.get("material_id") or row.get("name") or f"row {i}"
+
+
 def read_csv(path, column="cif"):
-    "(name, CIF text) of every row of a CSV file (.gz too) with a column of CIF texts; the name is material_id, name, or the row number."
-    csv.field_size_limit(10**9)
-    opened = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.DictReader(file)
-            known, rows = reader.fieldnames or [], list(reader)
-    except (OSError, EOFError, csv.Error) as error:
-        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
-    if column not in known:
-        raise MatgenError(
-            f"{path} has no column {column!r}; it has {', '.join(map(repr, known[:20])) or 'no columns'}. Rename the column that holds the CIF texts"
-        )
-    return [
-        (row.get("material_id") or row.get("name") or f"row {i}", row[column] or "")
-        for i, row in enumerate(rows, 1)
-    ]
+    """(name, CIF text) of every row of a CSV file (.gz too) with a column of CIF texts; the name is material_id,
+    name, or the row number."""
+    rows = read_csv_table(path, column).rows
+    return [(_title(i, row), row[column] or "") for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #n09ene01
 # eV/atom; what the hull of lesson 13b is made of
@@ -498,15 +489,8 @@ def read_columns(path, names=ENERGY_COLUMNS):
     `read_csv` has them.
 
     A column that the file lacks is an empty text everywhere. MatgenError where it is no readable CSV."""
-    csv.field_size_limit(10**9)
-    opened = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opened(path, "rt", newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, EOFError, csv.Error) as error:
-        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
-    title = lambda row, i: row.get("material_id") or row.get("name") or f"row {i}"
-    return [(title(row, i), {name: row.get(name) or "" for name in names}) for i, row in enumerate(rows, 1)]
+    rows = read_csv_table(path).rows
+    return [(_title(i, row), {name: row.get(name) or "" for name in names}) for i, row in enumerate(rows, 1)]
 
 
 def to_number(text):
@@ -594,7 +578,7 @@ class Report:
     skipped: list = field(default_factory=list)
 
     def __str__(self):
-        from matgen_nb.utils import describe_failures
+        from matgen_nb.parallel import describe_failures
 
         lines = [
             f"{self.kept} of {self.total} crystals prepared in {self.seconds:.1f} s; "

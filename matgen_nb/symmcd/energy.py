@@ -30,12 +30,14 @@ import torch
 
 from .dataset import ENERGY_COLUMNS, CrystalData, read_columns, to_number
 from .evaluation import crystal_key, hull_energy, neighbours
-from .sampling import Sample, SamplingOptions, parse_formula
+from .counting import parse_formula
+from .reverse import Sample, SamplingOptions
 from ..symmetry.asymmetric_unit import AsymmetricUnit, free_parameters, symmetry_dataset
 from ..symmetry.crystal import Crystal, element_table, formula_of, min_distance
 from ..symmetry.lattice import K_BASIS, constrain_k, k_mask, k_to_lattice
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import Failure, MatgenError, atomic_write, progress_bar, share, time_limit
+from ..utils import MatgenError, atomic_write, progress_bar, share
+from ..parallel import Failure, time_limit
 
 # %% ../../nbs/3_symmcd/13b_energy.ipynb #e13b0010
 GPA = 160.21766208  # GPa in one eV/A^3

@@ -28,7 +28,8 @@ from .composition import composition_validity, element_data
 from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
 from ..symmetry.crystal import Crystal, min_distance
 from ..symmetry.normalizers import canonical_label
-from ..utils import MatgenError, atomic_write, parallel_map, share, time_limit
+from ..utils import MatgenError, atomic_write, share
+from ..parallel import parallel_map, time_limit
 
 # %% ../../nbs/3_symmcd/13_evaluation.ipynb #f66ba98f
 # atoms and images looked at together: bounds memory, and the time between two looks at the clock

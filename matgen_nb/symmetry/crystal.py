@@ -25,8 +25,8 @@ from ..utils import atomic_write
 def element_table():
     """Facts about the elements 1..94, indexed by atomic number (row 0 is empty).
 
-    .symbol (str), .mass (u), .radius (covalent, Angstrom: Cordero et al. 2008), .electronegativity (Pauling, nan where unknown),
-    .color (RGB in 0..1, the colours of Jmol)."""
+    .symbol (str), .mass (u), .radius (covalent, Angstrom: Cordero et al. 2008), .electronegativity
+    (Pauling, nan where unknown), .color (RGB in 0..1, the colours of Jmol)."""
     with (files("matgen_nb") / "data" / "elements.csv").open(encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     column = lambda name, empty: np.array([empty] + [float(row[name] or "nan") for row in rows])
@@ -41,7 +41,8 @@ def element_table():
 
 
 def atomic_number(symbol):
-    "The atomic number of an element symbol (1..94; D and T are hydrogen). Raises CrystalError for anything else."
+    """The atomic number of an element symbol (1..94; D and T are hydrogen). Raises CrystalError for
+    anything else."""
     found = np.flatnonzero(element_table().symbol == {"D": "H", "T": "H"}.get(symbol, symbol))
     if not symbol or not len(found):
         raise CrystalError(f"{symbol!r} is not one of the elements 1 (H) to 94 (Pu)")
@@ -127,7 +128,8 @@ class Crystal:
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #dd2ea98d
 def formula_of(elements):
-    "The reduced formula of atomic numbers, from the least to the most electronegative element: [8, 8, 22] -> 'TiO2'."
+    """The reduced formula of atomic numbers, from the least to the most electronegative element: [8, 8,
+    22] -> 'TiO2'."""
     counts = Counter(int(z) for z in elements)
     divisor = math.gcd(*counts.values())
     chi = np.nan_to_num(element_table().electronegativity, nan=9.0)
@@ -148,7 +150,8 @@ Crystal.density = property(
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #691be184
 def min_distance(crystal):
-    """The shortest distance in Angstrom between two atoms of the infinite crystal, an atom and its own images included. Exact in any cell."""
+    """The shortest distance in Angstrom between two atoms of the infinite crystal, an atom and its own
+    images included. Exact in any cell."""
     lattice, frac = crystal.lattice, crystal.frac_coords
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)  # distances between opposite faces
     delta = frac[:, None] - frac
@@ -170,7 +173,8 @@ def min_distance(crystal):
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #0de5326b
 def check_overlap(crystal, name="crystal", tolerance=0.01):
-    "CrystalError where two atoms of the crystal are closer than `tolerance` Angstrom, which means the same atom was given twice."
+    """CrystalError where two atoms of the crystal are closer than `tolerance` Angstrom, which means the
+    same atom was given twice."""
     from scipy.spatial import cKDTree
 
     reach = (
@@ -188,7 +192,8 @@ def check_overlap(crystal, name="crystal", tolerance=0.01):
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #44e8faf6
 def from_pymatgen(structure):
-    "The crystal of an ordered pymatgen Structure. Raises CrystalError for disorder, dummy atoms, elements beyond 94, duplicate atoms."
+    """The crystal of an ordered pymatgen Structure. Raises CrystalError for disorder, dummy atoms,
+    elements beyond 94, duplicate atoms."""
     if not structure.is_ordered:
         i = next(i for i, site in enumerate(structure) if not site.is_ordered)
         raise CrystalError(
@@ -221,7 +226,8 @@ _CELL = [
 
 
 def to_cif(crystal, path=None):
-    "The text of a CIF of the whole cell in P 1; written to `path` as well if one is given, whole or not at all."
+    """The text of a CIF of the whole cell in P 1; written to `path` as well if one is given, whole or
+    not at all."""
     lengths, angles = lattice_parameters(crystal.lattice)
     symbols = element_table().symbol[crystal.elements]
     counts = Counter(symbols.tolist())
@@ -255,7 +261,8 @@ Crystal.to_cif = to_cif
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #feb27872
 def camera(lattice, azimuth=25.0, elevation=14.0):
-    "Rotation (3, 3) into the view: cart @ camera.T = (to the right, up, towards the viewer); c stands upright. Angles in degrees."
+    """Rotation (3, 3) into the view: cart @ camera.T = (to the right, up, towards the viewer); c stands
+    upright. Angles in degrees."""
     up = lattice[2] / np.linalg.norm(lattice[2])
     front = lattice[0] - lattice[0] @ up * up
     front /= np.linalg.norm(front)
@@ -266,7 +273,8 @@ def camera(lattice, azimuth=25.0, elevation=14.0):
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #abd6cecd
 def visible_atoms(crystal, edge=0.02):
-    "What a picture of one cell shows: (elements, frac_coords) with the images of atoms on faces, edges and corners repeated."
+    """What a picture of one cell shows: (elements, frac_coords) with the images of atoms on faces, edges
+    and corners repeated."""
     shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
     frac = (crystal.frac_coords[:, None] + shifts).reshape(-1, 3)
     inside = ((frac > -edge) & (frac < 1 + edge)).all(1)
@@ -274,8 +282,9 @@ def visible_atoms(crystal, edge=0.02):
 
 
 def bonds(elements, cart_coords, stretch=1.15, most=1500):
-    """Pairs (n, 2) of atoms closer than `stretch` x the sum of their covalent radii; between metals only if there is nothing else.
-    Of more than `most`, which only a heap of overlapping atoms has, the shortest."""
+    """Pairs (n, 2) of atoms closer than `stretch` x the sum of their covalent radii; between metals only
+    if there is nothing else. Of more than `most`, which only a heap of overlapping atoms has, the
+    shortest."""
     table = element_table()
     radius, chi = table.radius[elements], np.nan_to_num(table.electronegativity[elements])
     distance = np.linalg.norm(cart_coords[:, None] - cart_coords, axis=-1)
@@ -287,7 +296,8 @@ def bonds(elements, cart_coords, stretch=1.15, most=1500):
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #0e46463b
 class Canvas:
-    "A picture with a depth for every pixel: what is drawn appears only where it lies in front. Lengths in Angstrom, light from the upper left."
+    """A picture with a depth for every pixel: what is drawn appears only where it lies in front. Lengths
+    in Angstrom, light from the upper left."""
 
     def __init__(self, low, high, pixels):
         self.low, self.step = low, (high - low).max() / pixels
@@ -322,7 +332,8 @@ def draw_sphere(canvas, center, radius, color):
 
 
 def draw_stick(canvas, start, end, radius, color):
-    "A cylinder: the points at distance r from the axis, found for each pixel by solving a quadratic equation."
+    """A cylinder: the points at distance r from the axis, found for each pixel by solving a quadratic
+    equation."""
     length = np.linalg.norm(end - start)
     axis = (end - start) / length
     part, x, y = canvas.window(np.minimum(start, end)[:2] - radius, np.maximum(start, end)[:2] + radius)
@@ -343,7 +354,8 @@ def draw_stick(canvas, start, end, radius, color):
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #cadae992
 def render(crystal, pixels=300, azimuth=25.0, elevation=14.0, scale=0.45):
-    "A picture (height, width, 3) in 0..1 of one cell: atoms of `scale` x covalent radius, bonds, cell edges. `pixels`: the longer side."
+    """A picture (height, width, 3) in 0..1 of one cell: atoms of `scale` x covalent radius, bonds, cell
+    edges. `pixels`: the longer side."""
     view, table = camera(crystal.lattice, azimuth, elevation).T, element_table()
     elements, frac = visible_atoms(crystal)
     atoms, radius, colors = (
@@ -372,7 +384,8 @@ def render(crystal, pixels=300, azimuth=25.0, elevation=14.0, scale=0.45):
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #new1
 def element_legend(on, elements, columns=8, **where):
-    "Legend of elements (atomic numbers, each once, in order) in the colours of `render`, on an Axes or, for many pictures together, a Figure."
+    """Legend of elements (atomic numbers, each once, in order) in the colours of `render`, on an Axes
+    or, for many pictures together, a Figure."""
     from matplotlib.lines import Line2D
 
     table, present = element_table(), sorted({int(z) for z in elements})
@@ -434,7 +447,8 @@ Crystal.plot = plot
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #d72c0660
 def show(crystal):
-    "An interactive view in a live notebook (nglview); a saved notebook keeps nothing of it: see `plot` for a still."
+    """An interactive view in a live notebook (nglview); a saved notebook keeps nothing of it: see `plot`
+    for a still."""
     import nglview
 
     view = nglview.show_pymatgen(to_pymatgen(crystal))

@@ -12,7 +12,8 @@ import torch
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #6ff2274d
 def _floating(x):
-    "`x` as a floating-point tensor: float tensors and arrays keep their dtype, everything else becomes float64."
+    """`x` as a floating-point tensor: float tensors and arrays keep their dtype, everything else becomes
+    float64."""
     if isinstance(x, torch.Tensor):
         return x if x.is_floating_point() else x.double()
     x = np.array(x)  # a copy, so that torch never shares memory with (or warns about) a read-only array
@@ -81,8 +82,8 @@ K_BASIS = torch.tensor(
 def lattice_to_k(lattice):
     """The six numbers k of a lattice: coordinates of S = 1/2 log(L L^T) in `K_BASIS` (SymmCD, section 3.2).
 
-    lattice (..., 3, 3), rows in Angstrom. Returns (..., 6) in the dtype of `lattice`; the work is done in float64.
-    Raises ValueError where a lattice has no volume or is not finite."""
+    lattice (..., 3, 3), rows in Angstrom. Returns (..., 6) in the dtype of `lattice`; the work is done
+    in float64. Raises ValueError where a lattice has no volume or is not finite."""
     lattice = _floating(lattice)
     G = metric_tensor(lattice.cpu().double())
     size = volume(lattice.cpu().double()) / lattice.cpu().double().norm(dim=-1).prod(-1)
@@ -98,9 +99,11 @@ def lattice_to_k(lattice):
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #81ce13e7
 def k_to_lattice(k):
-    """The lattice of k (..., 6): L = exp(sum_i k_i B_i), symmetric (..., 3, 3), rows in Angstrom. Differentiable.
+    """The lattice of k (..., 6): L = exp(sum_i k_i B_i), symmetric (..., 3, 3), rows in Angstrom.
+    Differentiable.
 
-    The inverse of `lattice_to_k` up to a rotation of the whole cell: lengths, angles and volume come back."""
+    The inverse of `lattice_to_k` up to a rotation of the whole cell: lengths, angles and volume come
+    back."""
     k = _floating(k)
     with torch.autocast(
         k.device.type, enabled=False
@@ -119,7 +122,8 @@ FAMILIES = {
 
 
 def crystal_family(number):
-    "The crystal family of a space-group number 1..230; trigonal groups belong to the hexagonal family (ITA 2.1.2)."
+    """The crystal family of a space-group number 1..230; trigonal groups belong to the hexagonal family
+    (ITA 2.1.2)."""
     for name, (first, last) in FAMILIES.items():
         if first <= int(number) <= last:
             return name
@@ -171,12 +175,14 @@ def k_mask(number):
 
 
 def k_offset(number):
-    "The values of the components of k that a space group fixes, 0 where free: number (...), returns float64 (..., 6) (float32 on mps)."
+    """The values of the components of k that a space group fixes, 0 where free: number (...), returns
+    float64 (..., 6) (float32 on mps)."""
     return _rows("offset", number)
 
 
 def constrain_k(k, number):
-    "k (..., 6) with the components that space group `number` fixes set to their exact values; same dtype as k."
+    """k (..., 6) with the components that space group `number` fixes set to their exact values; same
+    dtype as k."""
     k = _floating(k)
     mask, offset = k_mask(number).to(k.device), k_offset(number).to(k)
     return k * mask + offset

@@ -14,9 +14,11 @@ from .space_groups import SpaceGroup, wyckoff_tables
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #d7fac5f4
 def metric_pseudoinverse(A, metric):
-    """A+ = (A' g A)+ A' g, batched (..., 3, 3): A A+ x is the point of the column space of A that is nearest to x in the metric g.
+    """A+ = (A' g A)+ A' g, batched (..., 3, 3): A A+ x is the point of the column space of A that is
+    nearest to x in the metric g.
 
-    Columns of A that are zero stay free of influence: their diagonal is filled with ones so that a plain inverse serves."""
+    Columns of A that are zero stay free of influence: their diagonal is filled with ones so that a plain
+    inverse serves."""
     dependent = torch.eye(3, dtype=A.dtype, device=A.device) - torch.diag_embed((A != 0).any(-2).to(A.dtype))
     gram = A.mT @ metric @ A + dependent
     return (torch.eye(3, dtype=A.dtype, device=A.device) - dependent) @ torch.linalg.solve(
@@ -44,16 +46,19 @@ def _nearest_image(x, A, t, metric, window):
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #f8b1f94c
 def _window_needed(distance, A, metric):
-    "Shifts beyond which no image can be nearer than `distance`: per row, from the spacing of the lattice planes."
+    """Shifts beyond which no image can be nearer than `distance`: per row, from the spacing of the
+    lattice planes."""
     spacing = torch.linalg.inv(metric).diagonal(dim1=-2, dim2=-1).sqrt()  # 1 / plane spacing, 1/A
     reach = 0.5 + 0.5 * A.abs().sum(-1) + distance[:, None] * spacing
     return (reach + 1e-9).floor().amax(-1).long()
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #cf997304
 def nearest_on_members(x, A, t, metric, max_window=4):
-    """Exact nearest points on affine members {A u + t} of a crystal, row by row (C rows): u, point, distance in A.
+    """Exact nearest points on affine members {A u + t} of a crystal, row by row (C rows): u, point,
+    distance in A.
 
-    First with the 27 nearest lattice shifts; rows whose distance leaves room for a nearer image (skewed cells) again with more."""
+    First with the 27 nearest lattice shifts; rows whose distance leaves room for a nearer image (skewed
+    cells) again with more."""
     u, point, squared = _nearest_image(x, A, t, metric, 1)
     need = _window_needed(squared.clamp(min=0).sqrt(), A, metric).clamp(max=max_window)
     for window in need[need > 1].unique().tolist():
@@ -63,7 +68,8 @@ def nearest_on_members(x, A, t, metric, max_window=4):
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #efca7759
 def _candidates(rows, tables):
-    "Expand table rows (P,) into their members: owner (C,) and member index (C,). A general position needs one member only."
+    """Expand table rows (P,) into their members: owner (C,) and member index (C,). A general position
+    needs one member only."""
     counts = torch.where(tables.dof[rows] == 3, 1, tables.multiplicity[rows])
     owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
     start = torch.cumsum(counts, 0) - counts
@@ -84,8 +90,9 @@ def _first_minimum(values, owner, n):
 class Projection:
     """Where points end up on their Wyckoff positions; every field has one row per input point.
 
-    frac_coords: (N, 3) the nearest point, in [0, 1); distance: (N,) how far it moved, A; free: (N, 3) parameters u, so that the orbit is
-    {A_j u + t_j}; member: (N,) the member that was nearest; wyckoff: (N,) index of the position (0 = 'a'). float64 and int64."""
+    frac_coords: (N, 3) the nearest point, in [0, 1); distance: (N,) how far it moved, A; free: (N, 3)
+    parameters u, so that the orbit is {A_j u + t_j}; member: (N,) the member that was nearest; wyckoff:
+    (N,) index of the position (0 = 'a'). float64 and int64."""
 
     frac_coords: torch.Tensor
     distance: torch.Tensor
@@ -97,9 +104,10 @@ class Projection:
 def project(frac_coords, space_group, wyckoff, lattice, chunk=200_000):
     """Move points to the nearest point of given Wyckoff positions, exactly, in the metric of the lattice.
 
-    frac_coords: (N, 3); space_group: number or (N,); wyckoff: letter, index, or (N,) indices (0 = 'a'); lattice: (3, 3) or (N, 3, 3), rows, A.
-    Returns a `Projection` (float64). All members and lattice translations compete (SymmCD, section 4.3, made exact).
-    Raises ValueError for a group or letter that does not exist."""
+    frac_coords: (N, 3); space_group: number or (N,); wyckoff: letter, index, or (N,) indices (0 = 'a');
+    lattice: (3, 3) or (N, 3, 3), rows, A. Returns a `Projection` (float64). All members and lattice
+    translations compete (SymmCD, section 4.3, made exact). Raises ValueError for a group or letter that
+    does not exist."""
     x, group, lattice = _broadcast(frac_coords, space_group, lattice)
     if isinstance(wyckoff, str):
         wyckoff = SpaceGroup(int(group[0]))[wyckoff].index
@@ -143,12 +151,13 @@ def _row_chunks(sizes, chunk):
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #121bd0a4
 def choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff=None):
-    """Distances from points to every Wyckoff position that shares their site-symmetry class, and the projections.
+    """Distances from points to every Wyckoff position that shares their site-symmetry class, and the
+    projections.
 
-    frac_coords (N, 3), space_group (N,) or number, site_class (N,) index of the class within the group, lattice (N, 3, 3) or (3, 3);
-    wyckoff (N,): the only position a point may take, -1 where any of its class will do.
-    Returns owner (P,) the point each candidate belongs to, and a `Projection` with P rows. The nearest is not always to be taken:
-    a fixed site can be used once, see `assign_wyckoff`."""
+    frac_coords (N, 3), space_group (N,) or number, site_class (N,) index of the class within the group,
+    lattice (N, 3, 3) or (3, 3); wyckoff (N,): the only position a point may take, -1 where any of its
+    class will do. Returns owner (P,) the point each candidate belongs to, and a `Projection` with P
+    rows. The nearest is not always to be taken: a fixed site can be used once, see `assign_wyckoff`."""
     x, group, lattice = _broadcast(frac_coords, space_group, lattice)
     tables = wyckoff_tables(str(x.device))
     start, end = tables.wyckoff_offset[group], tables.wyckoff_offset[group + 1]
@@ -164,9 +173,11 @@ def choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff=None):
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #a85c536c
 def assign_fixed_sites(cost):
-    """Cheapest assignment of r points to s >= r fixed sites, each used at most once: cost (r, s) -> list of r site indices.
+    """Cheapest assignment of r points to s >= r fixed sites, each used at most once: cost (r, s) -> list of
+    r site indices.
 
-    Exact, by dynamic programming over the set of used sites (no class of any group has more than 8 of them)."""
+    Exact, by dynamic programming over the set of used sites (no class of any group has more than 8 of
+    them)."""
     states = {0: (0.0, ())}
     for row in cost.tolist():
         reached = {}
@@ -186,11 +197,13 @@ def assign_fixed_sites(cost):
 
 # %% ../../nbs/1_symmetry/05_projection.ipynb #606fb5c6
 def assign_wyckoff(frac_coords, space_group, site_class, lattice, batch, wyckoff=None):
-    """Project every orbit to the nearest Wyckoff position of its site-symmetry class, fixed sites (dof 0) at most once per crystal.
+    """Project every orbit to the nearest Wyckoff position of its site-symmetry class, fixed sites (dof 0)
+    at most once per crystal.
 
-    frac_coords (M, 3), space_group (M,), site_class (M,), lattice (M, 3, 3), batch (M,) crystal of each orbit; wyckoff (M,): positions that are
-    given, of that class, for all orbits of a crystal, or -1 for all of them. Returns a `Projection`.
-    Raises ValueError where a crystal asks for more orbits of a fixed class than the group has sites."""
+    frac_coords (M, 3), space_group (M,), site_class (M,), lattice (M, 3, 3), batch (M,) crystal of each
+    orbit; wyckoff (M,): positions that are given, of that class, for all orbits of a crystal, or -1 for
+    all of them. Returns a `Projection`. Raises ValueError where a crystal asks for more orbits of a
+    fixed class than the group has sites."""
     owner, all_positions = choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff)
     best = _first_minimum(all_positions.distance, owner, len(frac_coords))
     tables = wyckoff_tables(str(owner.device))

@@ -54,13 +54,15 @@ def _hall_numbers():
 
 
 def standard_hall_number(number):
-    "Hall number (spglib's numbering) of the standard setting: unique axis b, hexagonal axes, origin choice 2."
+    """Hall number (spglib's numbering) of the standard setting: unique axis b, hexagonal axes, origin
+    choice 2."""
     settings = _hall_numbers()[number]
     return settings.get("2") or settings.get("H") or min(settings.values())
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #702ecebb
 def standard_operations(number):
-    "Operations of a group's standard setting from spglib: rotations (n, 3, 3), translations (n, 3) in 24ths, both int64."
+    """Operations of a group's standard setting from spglib: rotations (n, 3, 3), translations (n, 3) in
+    24ths, both int64."""
     import spglib
 
     database = spglib.get_symmetry_from_database(standard_hall_number(number))
@@ -70,7 +72,8 @@ def standard_operations(number):
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #b26d6579
 def first_members(number):
-    "First member of each Wyckoff position, letters a, b, ...: list of (letter, multiplicity, symbol, A, t in 24ths)."
+    """First member of each Wyckoff position, letters a, b, ...: list of (letter, multiplicity, symbol,
+    A, t in 24ths)."""
     from pyxtal.symmetry import Group
 
     out = []
@@ -92,10 +95,12 @@ def first_members(number):
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #ec5c3111
 def wyckoff_members(rotations, translations, A, t):
-    """All members of a Wyckoff position from its first one, u -> A u + t, by applying every general operation.
+    """All members of a Wyckoff position from its first one, u -> A u + t, by applying every general
+    operation.
 
-    rotations (n, 3, 3) and translations (n, 3) in 24ths are the group's operations, A (3, 3) and t (3,) in 24ths the
-    first member. Returns A (m, 3, 3), t (m, 3), and the indices of the operations that fix the first member pointwise."""
+    rotations (n, 3, 3) and translations (n, 3) in 24ths are the group's operations, A (3, 3) and t (3,)
+    in 24ths the first member. Returns A (m, 3, 3), t (m, 3), and the indices of the operations that fix
+    the first member pointwise."""
     images = {}
     for i, (R, w) in enumerate(zip(rotations, translations)):
         key = (R @ A).tobytes() + ((R @ t + w) % DENOMINATOR).tobytes()
@@ -200,7 +205,8 @@ def _glide_name(g):
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #a83b1cf8
 def _screw_name(rotation, translation, axis, order, primitive):
-    "Name of a rotation: n, or n_p when its intrinsic translation is p/n of the shortest lattice vector along the axis."
+    """Name of a rotation: n, or n_p when its intrinsic translation is p/n of the shortest lattice vector
+    along the axis."""
     axis = np.array(axis, dtype=float)
     if order > 2:  # count p along the direction about which the rotation is counter-clockwise
         probe = next(e for e in np.eye(3) if np.linalg.matrix_rank(np.stack([axis, e])) == 2)
@@ -229,9 +235,10 @@ def _element_names(rotation, translation, centring):
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #0e653f26
 def symmetry_element_vector(number, rotations, translations, symbol, first_site):
-    """Binary description of a space group that groups share where they are alike: 7 Bravais letters, for each of the 15 axes
-    the symmetry elements on it (rotations, screws, mirrors, glides), and the site symmetry of Wyckoff position a (15 x 13),
-    which tells apart the groups whose axes meet from those whose axes pass by each other (23 and 24, 197 and 199)."""
+    """Binary description of a space group that groups share where they are alike: 7 Bravais letters, for
+    each of the 15 axes the symmetry elements on it (rotations, screws, mirrors, glides), and the site
+    symmetry of Wyckoff position a (15 x 13), which tells apart the groups whose axes meet from those
+    whose axes pass by each other (23 and 24, 197 and 199)."""
     centring = translations[[(r == np.eye(3)).all() for r in rotations]]
     elements = np.zeros((len(AXES), len(GROUP_ELEMENTS)), dtype=np.int8)
     for rotation, translation in zip(rotations, translations):
@@ -248,7 +255,8 @@ def symmetry_element_vector(number, rotations, translations, symbol, first_site)
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #c3a67522
 def origin_shift(number):
     """Shift p in 24ths, from spglib's default setting to our standard one: x_standard = x_default + p.
-    Zero except for the 24 groups that International Tables describe with two origins (spglib defaults to the first)."""
+    Zero except for the 24 groups that International Tables describe with two origins (spglib defaults
+    to the first)."""
     import spglib
 
     settings = _hall_numbers()[number]
@@ -316,9 +324,10 @@ def _pack(groups, rows):
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #ed294db4
 def build_table(path=None, progress=lambda numbers: numbers):
-    """Compute the table of all 230 groups from their operations (about 10 s; needs spglib and pyxtal), as a dict of
-    arrays; `path` also stores it as npz. Everything is derived except letters, site-symmetry symbols and the
-    free parameters of each first member, which are conventions (International Tables A) taken from pyxtal."""
+    """Compute the table of all 230 groups from their operations (about 10 s; needs spglib and pyxtal),
+    as a dict of arrays; `path` also stores it as npz. Everything is derived except letters,
+    site-symmetry symbols and the free parameters of each first member, which are conventions
+    (International Tables A) taken from pyxtal."""
     import spglib
 
     groups, rows = [], []
@@ -347,10 +356,12 @@ def load_table():
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #b73071a5
 @dataclass(frozen=True, eq=False)
 class WyckoffPosition:
-    """One Wyckoff position. Member j holds the points A[j] @ u + t[j] (mod 1) for free parameters u in R^3, of which `dof` matter.
+    """One Wyckoff position. Member j holds the points A[j] @ u + t[j] (mod 1) for free parameters u in R^3,
+    of which `dof` matter.
 
-    A: (m, 3, 3) and t: (m, 3) float64, fractional, m = multiplicity in the conventional cell; one_hot: (15, 13) int8;
-    site_class: index of `one_hot` among the distinct one-hots of the group; index: 0 for 'a', 1 for 'b', ..."""
+    A: (m, 3, 3) and t: (m, 3) float64, fractional, m = multiplicity in the conventional cell; one_hot:
+    (15, 13) int8; site_class: index of `one_hot` among the distinct one-hots of the group; index: 0 for
+    'a', 1 for 'b', ..."""
 
     letter: str
     index: int
@@ -404,8 +415,9 @@ def _positions(T, g):
 class SpaceGroup:
     """A space group in its standard setting (unique axis b, hexagonal axes, origin choice 2).
 
-    number: 1..230 (ValueError otherwise). Attributes: symbol, operations (rotations (n, 3, 3), translations (n, 3), float64,
-    acting on fractional columns), wyckoff_positions (tuple, letters in order), order n. `group['a']`, `group['4a']`, `group[0]`: a position."""
+    number: 1..230 (ValueError otherwise). Attributes: symbol, operations (rotations (n, 3, 3),
+    translations (n, 3), float64, acting on fractional columns), wyckoff_positions (tuple, letters in
+    order), order n. `group['a']`, `group['4a']`, `group[0]`: a position."""
 
     _cache = {}
 
@@ -450,11 +462,13 @@ MAX_CLASSES, NUM_ONE_HOTS = 15, 83
 
 @dataclass(frozen=True, eq=False)
 class WyckoffTables:
-    """The table as torch tensors for batched work; row = `wyckoff_offset[number] + index` selects a Wyckoff position.
+    """The table as torch tensors for batched work; row = `wyckoff_offset[number] + index` selects a Wyckoff
+    position.
 
-    Per group (first axis 231, row 0 unused): wyckoff_offset, operation_offset (232,), class_one_hot (231, 15) row of `one_hots` or -1,
-    class_multiplicity, class_dof, class_capacity (number of fixed sites, or a large number when the sites can be shared).
-    Per position (1731,): multiplicity, dof, site_class, one_hot_id, member_offset (1732,). Per member: A, t. Per operation: R, w. float64."""
+    Per group (first axis 231, row 0 unused): wyckoff_offset, operation_offset (232,), class_one_hot
+    (231, 15) row of `one_hots` or -1, class_multiplicity, class_dof, class_capacity (number of fixed
+    sites, or a large number when the sites can be shared). Per position (1731,): multiplicity, dof,
+    site_class, one_hot_id, member_offset (1732,). Per member: A, t. Per operation: R, w. float64."""
 
     wyckoff_offset: torch.Tensor
     operation_offset: torch.Tensor
@@ -498,7 +512,8 @@ def _class_tables(T, site_class):
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #9820a628
 @functools.lru_cache(None)
 def wyckoff_tables(device="cpu"):
-    "The whole table on a device, see `WyckoffTables`; cached per device. On mps, which has no float64, its floats are float32."
+    """The whole table on a device, see `WyckoffTables`; cached per device. On mps, which has no float64,
+    its floats are float32."""
     T = load_table()
     site_class = np.concatenate(
         [[w.site_class for w in SpaceGroup(n).wyckoff_positions] for n in range(1, 231)]

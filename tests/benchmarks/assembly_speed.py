@@ -25,7 +25,7 @@ from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.symmetry.crystal import Crystal
-from matgen_nb.utils import describe_failures, parallel_map
+from matgen_nb.parallel import describe_failures, parallel_map
 
 RELEASED = "released program: exact beads 9 of 49 (18 %), 0.3 A noise 0 of 49, 5 to 6.5 CPU s a framework"
 

@@ -15,7 +15,8 @@ from matgen_nb.scale.optimization import TrainConfig, make_optimizer
 from matgen_nb.symmcd.dataset import CrystalData, prepare, prepare_one, read_csv
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
 from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
-from matgen_nb.symmcd.sampling import SamplingOptions, make_request, sample_requests
+from matgen_nb.symmcd.reverse import SamplingOptions, sample_requests
+from matgen_nb.symmcd.requests import make_request
 from matgen_nb.symmetry.projection import project
 
 RELEASED = {

@@ -96,7 +96,7 @@ def train_and_sample_briefly():
     from matgen_nb.scale.training import Trainer
     from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
     import matgen_nb.symmcd.staged_sampling  # noqa: F401  (gives SymmCD its sample method)
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     data = textbook_data()
     with tempfile.TemporaryDirectory() as folder:
