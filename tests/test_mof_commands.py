@@ -76,14 +76,28 @@ def cifs(tmp_path):
     return tmp_path / "cifs"
 
 
+QUICK = PipelineOptions(assembly=AssemblyOptions(starts=16, generations=1), relax_limit=20.0)
+
+
 def put_sampled(out, data):
-    "A run whose stage one is the textbook itself."
-    named = [replace(data[i], name=f"mof_{i:05d}") for i in range(len(data))]
-    MofData.from_coarse(named).save(out / "sampled" / "00000.safetensors")
-    runs.write_table(
-        out / "sampled" / "00000.csv", [dict(name=c.name, matched=True, reason="") for c in named]
-    )
-    return named
+    "A run whose stage one is the textbook itself: its beads."
+    samples = pipeline.numbered([MofSample(data[i], dict(matched=True, reason="")) for i in range(len(data))])
+    FolderResults(out).save_samples(samples)
+    return [s.coarse for s in samples]
+
+
+def put_stage(out, stage, name, row, mof=None):
+    "A framework that a stage has finished."
+    results = FolderResults(out)
+    results.begin(stage, [name])
+    results.save(stage, name, StageResult(row, mof))
+
+
+def collect(out, relaxed=True, known=None):
+    "The table and the summary of a run."
+    results = FolderResults(out)
+    rows = [s.row for s in results.all_samples()]
+    return pipeline.evaluate_results(rows, results, relaxed, known)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
