@@ -18,7 +18,11 @@ from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.diffusion.pretrained import find_weights
-from matgen_nb.scale import command_line as cli, mof_commands as mc, runs
+from matgen_nb.mofdiff import pictures, pipeline
+from matgen_nb.mofdiff.pipeline import AssemblyOptions, PipelineOptions, StageResult
+from matgen_nb.mofdiff.sampling import MofSample
+from matgen_nb.scale import command_line as cli, mof_commands as mc, mof_runs, runs
+from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -337,7 +341,7 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
         "--out",
     ]
     assert run(*ask, tmp_path / "a") == 0 and run(*ask, tmp_path / "b") == 0
-    table = [cli.read_table(tmp_path / x / "table.csv") for x in "ab"]
+    table = [runs.read_table(tmp_path / x / "table.csv") for x in "ab"]
     assert len(table[0]) == 3 and all(r["valid"] == "True" or r["reason"] for r in table[0])
     assert [r["cp_error"] for r in table[0]] == [r["cp_error"] for r in table[1]]
     for name in ("request.json", "run.json", "summary.json", "gallery.html", "gallery.png"):
@@ -347,7 +351,7 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
     (tmp_path / "a" / "assembled" / "mof_00002.json").unlink()  # as if it had been stopped there
     stamp = (tmp_path / "a" / "judged" / "mof_00001.json").stat().st_mtime_ns
     assert run(*ask, tmp_path / "a", "--resume") == 0
-    again = cli.read_table(tmp_path / "a" / "table.csv")
+    again = runs.read_table(tmp_path / "a" / "table.csv")
     assert [r["cp_error"] for r in again] == [r["cp_error"] for r in table[0]] and stamp == (
         tmp_path / "a" / "judged" / "mof_00001.json"
     ).stat().st_mtime_ns
@@ -456,7 +460,7 @@ def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
     # requested without relaxation after it was relaxed
     results = FolderResults(tmp_path)
     mof_runs.finish_run(results, results.all_samples(), found, dict(command="test"))
-    assert [r["stage"] for r in cli.read_table(tmp_path / "table.csv")] == ["assembled"] * 3
+    assert [r["stage"] for r in runs.read_table(tmp_path / "table.csv")] == ["assembled"] * 3
 
 
 def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
@@ -468,7 +472,7 @@ def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
             put_stage(run_, "relaxed", c.name, dict(converged=fine, volume_change=0.0), mof)
     assert run("evaluate", "mofs", run_, "--n-jobs", 1, "--out", tmp_path / "j") == 0
     rows, summary = (
-        cli.read_table(tmp_path / "j" / "table.csv"),
+        runs.read_table(tmp_path / "j" / "table.csv"),
         json.loads((tmp_path / "j" / "summary.json").read_text()),
     )
     assert [(r["assembled"], r["converged"], r["valid"]) for r in rows] == [
@@ -501,7 +505,7 @@ def test_references(tmp_path, cifs, capsys):
 def test_a_file_that_cannot_be_read_says_why_in_its_row(tmp_path, cifs):
     (cifs / "broken.cif").write_text("data_x\n_cell_length_a 10\n")
     assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path / "j") == 0
-    row = next(r for r in cli.read_table(tmp_path / "j" / "table.csv") if r["name"] == "broken")
+    row = next(r for r in runs.read_table(tmp_path / "j" / "table.csv") if r["name"] == "broken")
     assert row["failure"] not in ("", "no crystal") and row["valid"] == "False"
     for name in NAMES:
         (cifs / f"{name}.cif").unlink()
@@ -627,7 +631,7 @@ def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
         and summary["novel"]["value"] == 0
         and (tmp_path / "j" / "summary.png").stat().st_size
     )
-    rows = cli.read_table(tmp_path / "j" / "table.csv")
+    rows = runs.read_table(tmp_path / "j" / "table.csv")
     assert {r["name"] for r in rows} == set(NAMES)
 
 
@@ -669,7 +673,7 @@ def test_the_demo_samples_until_one_is_formed(tmp_path, data):
     assert model.rounds == 2
     files = {p.name for p in (tmp_path / "mof").iterdir() if p.name[0] != "."}
     assert files == {"mof.cif", "table.csv", "beads_and_atoms.png"}
-    assert len(cli.read_table(tmp_path / "mof" / "table.csv")) == 2
+    assert len(runs.read_table(tmp_path / "mof" / "table.csv")) == 2
 
 
 def test_blocks_are_drawn_whole():
@@ -741,7 +745,7 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
         and table[0]["drawn_blocks"] == len(named[0].coarse)
         and table[0]["volume"] > 0
     )
-    funnel = cli.read_table(tmp_path / "funnel.csv")
+    funnel = runs.read_table(tmp_path / "funnel.csv")
     assert (
         {r["stage"] for r in funnel} >= {"assembled", "clash_free", "valid"}
         and funnel[0]["blocks"] == "all"
