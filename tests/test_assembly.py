@@ -9,29 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from matgen_nb.mofdiff.assembly import (
-    alternatives,
-    assemble,
-    choose_jointly,
-    collate,
-    ends,
-    exchanges,
-    gaps,
-    match,
-    measure,
-    polish,
-    promises,
-    settle,
-    shuffled,
-    soften,
-    total_cost,
-    unlike,
-    why_not,
-)
-from matgen_nb.mofdiff.bonds import Mof, TEXTBOOK, find_bonds, textbook_mof
+from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble, unlike, why_not
+from matgen_nb.mofdiff.assembly_refinements import alternatives, exchanges, promises, settle, total_cost
+from matgen_nb.mofdiff.bonds import find_bonds, Mof, TEXTBOOK, textbook_mof
 from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.decomposition import decompose, recompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
+from matgen_nb.mofdiff.joining import Solution, as_given, collate, gaps, match, measure, polish, soften
+from matgen_nb.mofdiff.orientations import choose_jointly, ends, shuffled
 from matgen_nb.mofdiff.rigid import kabsch, quaternion_to_matrix, rotation_from_vector, rotation_grid
 from matgen_nb.utils import MatgenError
 
@@ -99,18 +84,13 @@ def test_one_node_turned_over_is_found():
     coarse = textbook("MOF-177")[1]
     joints, table = collate([coarse]), [exchanges(b) for b in coarse.blocks]
     R = torch.eye(3, dtype=torch.float64).repeat(1, 1, len(coarse), 1, 1)
-    R[0, 0, 0] = torch.as_tensor(table[0][0][-1])
-    state = R, joints.frac[:, None], joints.lattice[:, None]
+    R[0, 0, 0] = torch.as_tensor(table[0].turns[-1])
+    stuck = as_given(joints, R)
     for _ in range(3):
-        to, image, _ = match(joints, *state)
-        state = polish(joints, *state, to, image)
-    stuck = [*state, to, image]
+        stuck = polish(joints, match(joints, stuck).solution)
     promised = promises(coarse, joints, stuck, table)
-    assert (
-        torch.isclose(promised[0], total_cost(joints, stuck)[0, 0], rtol=1e-3)
-        and total_cost(joints, stuck) > 0.1
-        and promised.min() < 0.01
-    )
+    cost = total_cost(joints, stuck)
+    assert torch.isclose(promised[0], cost[0, 0], rtol=1e-3) and cost > 0.1 and promised.min() < 0.01
     settled = settle(coarse, joints, stuck)
     assert total_cost(joints, settled) < 1e-6 and settle(coarse, joints, settled) is settled
 
@@ -166,7 +146,11 @@ def test_a_list_gives_what_single_calls_give():
         )
         assert abs(a.row["cp_error"] - b.row["cp_error"]) < 1e-3
     assert assemble([]) == []
-    apart = assemble([ditopic_net(), shuffled(ditopic_net(), seed=2)], n_jobs=2, batch_size=1, starts=8)
+    apart = assemble(
+        [ditopic_net(), shuffled(ditopic_net(), seed=2)],
+        options=AssemblyOptions(batch_size=1, starts=8),
+        n_jobs=2,
+    )
     assert [b.row["assembled"] for b in apart] == [True, True]
 
 
@@ -218,7 +202,9 @@ def test_one_that_breaks_on_the_way_harms_nobody(monkeypatch):
         return real(coarse, *rest)
 
     monkeypatch.setattr(assembly, "scan", scan)
-    broken, fine = assemble([replace(ditopic_net(), name="broken"), ditopic_net()], starts=8)
+    broken, fine = assemble(
+        [replace(ditopic_net(), name="broken"), ditopic_net()], options=AssemblyOptions(starts=8)
+    )
     assert broken.crystal is None and "did not converge" in broken.row["reason"] and fine.row["assembled"]
 
 
@@ -226,7 +212,10 @@ def test_hopeless_beads_still_give_an_honest_row():
     "Beads far too close and far too distant: an answer with torn bonds or clashes, never `assembled`."
     _, coarse = textbook("MIL-53")
     for factor in (0.3, 3.0):
-        built = assemble(replace(coarse, lattice=factor * coarse.lattice), starts=8, free_cell=False)
+        built = assemble(
+            replace(coarse, lattice=factor * coarse.lattice),
+            options=AssemblyOptions(starts=8, free_cell=False),
+        )
         assert (
             not built.row["assembled"]
             and (built.row["bond_success"] < 1 or built.row["clashes"] > 0)
@@ -237,7 +226,7 @@ def test_hopeless_beads_still_give_an_honest_row():
 def test_free_cell_heals_a_wrong_cell():
     _, coarse = textbook("IRMOF-1")
     wrong = replace(coarse, lattice=1.03 * coarse.lattice)
-    free, fixed = (assemble(wrong, free_cell=f) for f in (True, False))
+    free, fixed = (assemble(wrong, options=AssemblyOptions(free_cell=f)) for f in (True, False))
     assert free.row["cp_error"] < 0.02 < fixed.row["cp_error"] and np.allclose(
         fixed.crystal.lattice, wrong.lattice
     )
@@ -272,8 +261,9 @@ def test_joint_choice_finds_the_best_pair_of_a_small_table():
         )
         for metals in itertools.product(range(5), repeat=2)
     )
-    metals, organics, reward = choose_jointly(table, 5, starts=64)
-    assert abs(float(reward.max()) - best) < 1e-9 and metals.shape == (64, 2) and organics.shape == (64, 3)
+    choice = choose_jointly(table, 5, starts=64)
+    assert abs(float(choice.reward.max()) - best) < 1e-9
+    assert choice.metals.shape == (64, 2) and choice.organics.shape == (64, 3)
 
 
 def test_matching_is_optimal_and_padding_stays_out():
@@ -289,17 +279,14 @@ def test_matching_is_optimal_and_padding_stays_out():
             dim=-1,
         )
     )
-    frac, lattice = (x[:, None].expand(-1, 3, -1, -1) for x in (joints.frac, joints.lattice))
-    to, image, cost = match(joints, R, frac, lattice)
+    state = as_given(joints, R)
+    found = match(joints, state)
+    to, cost = found.solution.to, found.cost
     own = collate(mofs[:1])
-    alone = match(own, R[:1, :, :4], frac[:1, :, :4], lattice[:1])
-    assert (
-        torch.allclose(alone[2].sum(-1), cost[0, :, :6].sum(-1))
-        and (cost[0, :, 6:] == 0).all()
-        and (to[0, :, :6] < 6).all()
-    )
-    gap, _, bend, _, _ = gaps(joints, R, frac, lattice)
-    full = (gap.square().sum(-1) + bend)[1, 0, :12, :12].numpy()
+    alone = match(own, Solution(R[:1, :, :4], state.frac[:1, :, :4], state.lattice[:1]))
+    assert torch.allclose(alone.cost.sum(-1), cost[0, :, :6].sum(-1))
+    assert (cost[0, :, 6:] == 0).all() and (to[0, :, :6] < 6).all()
+    full = gaps(joints, state).square[1, 0, :12, :12].numpy()
     assert np.isclose(full[linear_sum_assignment(full)].sum(), float(cost[1, 0].sum()))
 
 
@@ -307,20 +294,14 @@ def test_polish_keeps_what_is_right():
     d, coarse = textbook("UiO-66")
     joints = collate([coarse])
     R = torch.eye(3, dtype=torch.float64).repeat(1, 1, len(coarse), 1, 1)
-    state = R, joints.frac[:, None], joints.lattice[:, None]
-    to, image, cost = match(joints, *state)
-    assert cost.max() < 1e-12
-    after = polish(joints, *state, to, image)
-    assert torch.allclose(after[2], state[2], atol=1e-8) and torch.allclose(after[1], state[1], atol=1e-8)
-    bent = polish(
-        joints,
-        rotation_from_vector(torch.full((1, 1, len(coarse), 3), 0.1, dtype=torch.float64)) @ R,
-        *state[1:],
-        to,
-        image,
-        steps=8,
-    )
-    assert measure(joints, *bent, to, image)[0].max() < 1e-4
+    found = match(joints, as_given(joints, R))
+    assert found.cost.max() < 1e-12
+    after = polish(joints, found.solution)
+    for now, before in ((after.lattice, found.solution.lattice), (after.frac, found.solution.frac)):
+        assert torch.allclose(now, before, atol=1e-8)
+    tilt = rotation_from_vector(torch.full((1, 1, len(coarse), 3), 0.1, dtype=torch.float64))
+    bent = polish(joints, replace(found.solution, R=tilt @ R), steps=8)
+    assert measure(joints, bent).gap.max() < 1e-4
 
 
 def test_small_parts():

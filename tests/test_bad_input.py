@@ -285,13 +285,13 @@ def test_a_byte_order_mark_in_a_table(tmp_path):
 def test_the_commands_write_the_notes(tmp_path):
     import json
 
-    from matgen_nb.scale import command_line
+    from matgen_nb.commands import main as entry
 
     folder = write_folder(tmp_path / "in", good=cif(*GOOD, length_c=5.05))
     (folder / "POSCAR").write_text("Si")
     for options, raised in (([], True), (["--symprec", "0.01"], False)):
         with pytest.raises(SystemExit) as stop:
-            command_line.main(
+            entry.main(
                 [
                     "prepare",
                     "crystals",
@@ -442,7 +442,7 @@ def test_a_full_disk_or_an_interruption_leaves_the_old_file(tmp_path, model, mon
 @pytest.mark.parametrize("symprec", ["nan", "inf", "-1", "0", "1e9"])
 def test_tolerances_that_are_none(symprec, tmp_path, capsys):
     "spglib takes nan, and takes the interpreter with it."
-    from matgen_nb.scale.command_line import main
+    from matgen_nb.commands.main import main
     from matgen_nb.symmcd.dataset import embedded
 
     embedded(copies=1, max_atoms=4)[0][1].to_cif(tmp_path / "a.cif")
@@ -478,7 +478,7 @@ def test_tolerances_of_the_symmetry_search():
 
 
 def test_no_process_is_no_number_of_processes(tmp_path, capsys):
-    from matgen_nb.scale.command_line import main
+    from matgen_nb.commands.main import main
     from matgen_nb.symmcd.dataset import embedded
 
     embedded(copies=1, max_atoms=4)[0][1].to_cif(tmp_path / "a.cif")
@@ -498,7 +498,7 @@ def test_no_process_is_no_number_of_processes(tmp_path, capsys):
 
 
 def test_each_prepared_file_has_its_own_record(tmp_path):
-    from matgen_nb.scale.command_line import main
+    from matgen_nb.commands.main import main
     from matgen_nb.symmcd.dataset import embedded
 
     cifs = tmp_path / "cifs"

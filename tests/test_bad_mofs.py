@@ -17,10 +17,11 @@ from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.preparing import prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
 from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, statistics
+from matgen_nb.commands import main as entry
 from matgen_nb.mofdiff import pipeline
-from matgen_nb.mofdiff.pipeline import AssemblyOptions, PipelineOptions, StageResult
+from matgen_nb.mofdiff.assembly import AssemblyOptions
+from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
 from matgen_nb.mofdiff.sampling import MofSample
-from matgen_nb.scale import command_line as cli
 from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
@@ -28,7 +29,7 @@ from matgen_nb.utils import MatgenError
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 
@@ -145,7 +146,7 @@ def model(data):
 @pytest.mark.parametrize("points", [0, 1])
 def test_a_block_that_can_hold_nothing(tmp_path, data, points):
     "In assembly: a row with the reason; its neighbours are assembled."
-    from matgen_nb.mofdiff.assembly import assemble
+    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
 
     good = data[2]
     b = good.blocks[-1]
@@ -158,7 +159,7 @@ def test_a_block_that_can_hold_nothing(tmp_path, data, points):
         b.is_metal,
     )
     lame = CoarseMof(good.lattice, good.frac_coords, [*good.blocks[:-1], stump], "lame")
-    first, second = assemble([lame, good], starts=16, generations=1)
+    first, second = assemble([lame, good], options=AssemblyOptions(starts=16, generations=1))
     assert (
         first.crystal is None
         and f"has {points} connection point" in first.row["reason"]
@@ -236,7 +237,7 @@ def test_relaxations_that_blow_up_or_hang_take_no_neighbour_with_them(tmp_path, 
     )
     real = pipeline.relax
     monkeypatch.setattr(
-        pipeline, "relax", lambda m, **how: time.sleep(600) if how["name"] == "hangs" else real(m, **how)
+        pipeline, "relax", lambda m, how, name: time.sleep(600) if name == "hangs" else real(m, how, name)
     )
     results = FolderResults(tmp_path)
     for name, m in (("crushed", crushed), ("hangs", mof), ("good", mof)):

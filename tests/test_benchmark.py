@@ -6,14 +6,14 @@ import time
 import pytest
 import torch
 
-from matgen_nb.scale import benchmark as bm
-from matgen_nb.scale import command_line as cli, runs
+from matgen_nb.commands import main as entry
+from matgen_nb.scale import benchmark as bm, runs
 from matgen_nb.utils import MatgenError
 
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 
@@ -57,7 +57,7 @@ def test_command_and_comparison(tmp_path, quick, capsys):
         )
         == 0
     )
-    first, second = (cli.read_table(tmp_path / name / "table.csv") for name in "ab")
+    first, second = (runs.read_table(tmp_path / name / "table.csv") for name in "ab")
     assert [r["task"] for r in first] == ["sleep", "sum"] and {
         "torch",
         "hardware",
@@ -144,7 +144,7 @@ def test_names_may_have_spaces_around_them(tmp_path, quick):
         )
         == 0
     )
-    assert [r["task"] for r in cli.read_table(tmp_path / "a" / "table.csv")] == ["sum", "sleep"]
+    assert [r["task"] for r in runs.read_table(tmp_path / "a" / "table.csv")] == ["sum", "sleep"]
 
 
 def test_products_are_counted_forward_and_backward():
@@ -257,7 +257,7 @@ def test_settings_have_rows_of_their_own(tmp_path, capsys):
         )
         == 0
     )
-    (row,) = cli.read_table(tmp_path / "a" / "table.csv")
+    (row,) = runs.read_table(tmp_path / "a" / "table.csv")
     assert row["task"] == "training tiny 4 32-true" and 0 < row["utilisation"] == pytest.approx(
         row["gflop_per_second"] / row["peak_gflop_per_second"]
     )

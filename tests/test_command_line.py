@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -15,7 +16,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from matgen_nb.scale import command_line as cli, runs
+from matgen_nb.commands import main as entry, options
+from matgen_nb.scale import crystal_runs, runs
 from matgen_nb.symmcd.evaluation import composition_validity
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
@@ -35,7 +37,7 @@ CESIUM_CHLORIDE = Crystal(4.12 * np.eye(3), [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 
@@ -50,7 +52,7 @@ def cifs(tmp_path):
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example(command):
     shown = CliRunner().invoke(
-        cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+        options.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     )
     assert shown.exit_code == 0
     for word in ("--out", "Example", "matgen " + " ".join(command)):
@@ -63,8 +65,6 @@ def every_command():
     "(words, typer's command) of all commands, those of other modules too."
     import typer
 
-    cli.load_commands()
-
     def walk(words, command):
         if hasattr(command, "commands"):
             for name, part in command.commands.items():
@@ -72,7 +72,7 @@ def every_command():
         else:
             yield words, command
 
-    return list(walk([], typer.main.get_command(cli.app)))
+    return list(walk([], typer.main.get_command(options.app)))
 
 
 def test_every_option_says_what_it_does_and_what_happens_without_it():
@@ -116,8 +116,9 @@ def test_no_option_does_nothing():
     import inspect
 
     for words, command in every_command():
-        body = inspect.getsource(command.callback).split("):\n", 1)[1]
-        for name in inspect.signature(command.callback).parameters:
+        function = getattr(command.callback, "function", command.callback)
+        body = re.split(r"\)(?: -> None)?:\n", inspect.getsource(function), maxsplit=1)[1]
+        for name in inspect.signature(function).parameters:
             assert __import__("re").search(rf"\b{name}\b", body), (words, name)
 
 
@@ -127,11 +128,11 @@ def test_version_and_completion(capsys):
     assert run("--version") == 0 and matgen_nb.__version__ in capsys.readouterr().out
     shown = (
         CliRunner()
-        .invoke(cli.app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+        .invoke(options.app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
         .output
     )
     assert "--install-completion" in shown and "--version" in shown
-    code = "from matgen_nb.scale.command_line import main; main()"
+    code = "from matgen_nb.commands.main import main; main()"
     env = os.environ | {"_MATGEN_COMPLETE": "complete_bash", "COMP_WORDS": "matgen sam", "COMP_CWORD": "1"}
     assert subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True
@@ -140,7 +141,7 @@ def test_version_and_completion(capsys):
 
 def test_help_is_fast_and_light():
     code = (
-        "import sys\nfrom matgen_nb.scale.command_line import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "import sys\nfrom matgen_nb.commands.main import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
         "heavy = {'torch', 'pymatgen', 'spglib', 'pyxtal', 'rdkit', 'pandas', 'matplotlib', 'lightning', 'scipy', 'safetensors'} & set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -163,7 +164,7 @@ def test_errors_are_one_line(tmp_path, capsys):
 
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(MatgenError):
-        cli.main(["--debug", "train", "symmcd", str(tmp_path / "no"), "--out", str(tmp_path / "o")])
+        entry.main(["--debug", "train", "symmcd", str(tmp_path / "no"), "--out", str(tmp_path / "o")])
     assert run("train", "symmcd", tmp_path / "no", "--out", tmp_path / "o") == 2
 
 
@@ -200,7 +201,7 @@ def test_results_are_not_overwritten_by_accident(tmp_path, capsys):
         "lies inside SOURCE" in capsys.readouterr().err and (tmp_path / "out" / "precious").read_text() == "x"
     )
     for name, choices in (("out", dict(overwrite=True)), ("new", dict())):
-        with cli.fresh_folder(tmp_path / name, **choices) as folder:
+        with runs.fresh_folder(tmp_path / name, **choices) as folder:
             assert folder.out.name == name
 
 
@@ -211,22 +212,22 @@ def test_prepare_folder_and_its_failures(tmp_path, cifs, capsys):
     record = json.loads((tmp_path / "p.run.json").read_text())
     assert record["structures"] == 4 and "broken" in record["failures"][0]
     assert run("prepare", "crystals", cifs, "--out", tmp_path / "p.safetensors") == 2
-    assert cli.reference_crystals(tmp_path / "p.safetensors")[0].formula == CESIUM_CHLORIDE.formula
+    assert crystal_runs.reference_crystals(tmp_path / "p.safetensors")[0].formula == CESIUM_CHLORIDE.formula
 
 
 def test_read_crystals(tmp_path, cifs):
-    assert cli.read_crystals(cifs)[1] == ["0.cif", "1.cif", "2.cif", "3.cif"]
+    assert crystal_runs.read_crystals(cifs)[1] == ["0.cif", "1.cif", "2.cif", "3.cif"]
     runs.write_table(tmp_path / "a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
     for name in ("a.csv", "a.csv.gz"):
-        crystals, names, failures = cli.read_crystals(tmp_path / name)
+        crystals, names, failures = crystal_runs.read_crystals(tmp_path / name)
         assert (
             crystals[0].formula == "CsCl"
             and crystals[1] is None
             and names == ["row 1", "row 2"]
             and failures[0].name == "row 2"
         )
-    assert len(cli.reference_crystals(tmp_path / "a.csv")) == 1
+    assert len(crystal_runs.reference_crystals(tmp_path / "a.csv")) == 1
     runs.write_table(tmp_path / "b.csv", [{"structure": "x"}])
     (tmp_path / "c.csv").write_text("name,cif\n")
     (tmp_path / "empty").mkdir()
@@ -237,7 +238,7 @@ def test_read_crystals(tmp_path, cifs):
         (tmp_path / "empty", "no .cif file"),
     ):
         with pytest.raises(MatgenError, match=text):
-            cli.read_crystals(source)
+            crystal_runs.read_crystals(source)
 
 
 class Model(torch.nn.Module):
@@ -310,7 +311,7 @@ def stand_ins(monkeypatch):
             {"valid": 1.0, "n": len(crystals)},
         ),
     )
-    monkeypatch.setattr(cli, "new_symmcd", lambda preset, data, init_from=None: Model(None, None))
+    monkeypatch.setattr(crystal_runs, "new_symmcd", lambda preset, data, init_from=None: Model(None, None))
 
 
 def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
@@ -379,7 +380,7 @@ def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
         == 0
     )
     assert json.loads((tmp_path / "e" / "summary.json").read_text())["n"] == 4, "what cannot be read counts"
-    judged = cli.read_table(tmp_path / "e" / "table.csv")
+    judged = runs.read_table(tmp_path / "e" / "table.csv")
     assert (
         [row["file"] for row in judged[:3]] == ["00000.cif", "00001.cif", "00002.cif"]
         and "file" not in judged[3]
@@ -407,7 +408,7 @@ REQUEST = {"n": 10, "chunk": 4, "seed": 5}
 
 
 def draw(i, n, log=None):
-    rng = np.random.default_rng(cli.chunk_seed(5, i))
+    rng = np.random.default_rng(runs.chunk_seed(5, i))
     crystals = [
         Crystal(CESIUM_CHLORIDE.lattice * x, CESIUM_CHLORIDE.elements, CESIUM_CHLORIDE.frac_coords)
         for x in rng.uniform(0.9, 1.1, n)
@@ -416,9 +417,9 @@ def draw(i, n, log=None):
 
 
 def stream_whole(out, **choices):
-    with cli.open_run(out, REQUEST, **choices) as folder:
-        drawn = cli.stream(folder, REQUEST, draw)
-    cli.finish_stream(out, "T", cli.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
+    with runs.open_run(out, REQUEST, **choices) as folder:
+        drawn = runs.stream(folder, REQUEST, draw)
+    runs.finish_stream(out, "T", runs.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
     return drawn
 
 
@@ -440,7 +441,7 @@ def test_stream_forgets_what_it_has_written(tmp_path):
         most = max(most, len(alive))
         return crystals, rows
 
-    cli.stream(tmp_path / "a", REQUEST | {"n": 40}, watched)
+    runs.stream(tmp_path / "a", REQUEST | {"n": 40}, watched)
     assert most <= 2 * REQUEST["chunk"] and len(list((tmp_path / "a" / "cif").iterdir())) == 40
 
 
@@ -482,25 +483,27 @@ def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_p
     "A bad model draws such crystals; our reader refuses them. They stay in the table and count as failures when judged."
     twice = Crystal(4 * np.eye(3), [50, 69], [[0, 0, 0], [0.001, 0, 0]])
     request = REQUEST | {"n": 2}
-    with cli.open_run(tmp_path / "a", request) as folder:
-        cli.stream(
+    with runs.open_run(tmp_path / "a", request) as folder:
+        runs.stream(
             folder,
             request,
             lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]),
         )
-    cli.finish_stream(tmp_path / "a", "T", cli.run_record("test", 5, 0.0, request=request), Crystal.from_cif)
+    runs.finish_stream(
+        tmp_path / "a", "T", runs.run_record("test", 5, 0.0, request=request), Crystal.from_cif
+    )
     assert (
-        len(cli.read_table(tmp_path / "a" / "table.csv")) == 2
+        len(runs.read_table(tmp_path / "a" / "table.csv")) == 2
         and (tmp_path / "a" / "gallery.html").read_text().count("base64,") == 1
     )
-    crystals, _, failures = cli.read_crystals(tmp_path / "a")
+    crystals, _, failures = crystal_runs.read_crystals(tmp_path / "a")
     assert crystals[1] is None and "same place" in failures[0].reason
 
 
 def test_overwriting_leaves_no_old_results(tmp_path):
     old = REQUEST | {"n": 13}
-    with cli.open_run(tmp_path / "a", old) as folder:
-        assert cli.stream(folder, old, draw) == 13
+    with runs.open_run(tmp_path / "a", old) as folder:
+        assert runs.stream(folder, old, draw) == 13
     with pytest.raises(MatgenError, match="--resume"):
         stream_whole(tmp_path / "a")
     assert (
@@ -514,13 +517,13 @@ def test_overwriting_leaves_no_old_results(tmp_path):
         tmp_path / "a" / "table.csv"
     ).exists()
     with pytest.raises(MatgenError, match="n was 10 and is now 11"):
-        cli.open_run(tmp_path / "a", REQUEST | {"n": 11}, resume=True)
+        runs.open_run(tmp_path / "a", REQUEST | {"n": 11}, resume=True)
 
 
 KILLED = """
 import os, signal, sys
 import numpy as np
-from matgen_nb.scale import command_line as cli
+from matgen_nb.commands import main as entry
 from matgen_nb.symmcd.model import SymmCD
 sample, calls = SymmCD.sample, []
 def doomed(self, *args, **choices):
@@ -528,7 +531,7 @@ def doomed(self, *args, **choices):
     if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)
     return sample(self, *args, **choices)
 if sys.argv[1] == "killed": SymmCD.sample = doomed
-cli.main(sys.argv[2:])
+entry.main(sys.argv[2:])
 """
 
 
@@ -552,13 +555,13 @@ def test_killed_sampling_resumes_with_identical_results(tmp_path):
         "00000.csv",
         "00001.csv",
     ] and not (tmp_path / "a" / "table.csv").exists()
-    for options in (["--out", str(tmp_path / "a"), "--resume"], ["--out", str(tmp_path / "b")]):
-        done = go("whole", *options)
+    for more in (["--out", str(tmp_path / "a"), "--resume"], ["--out", str(tmp_path / "b")]):
+        done = go("whole", *more)
         assert done.returncode == 0, done.stderr[-2000:]
     a, b = (
         {name: data for name, data in contents(tmp_path / x).items() if name != "gallery.html"} for x in "ab"
     )  # the page names the command
-    assert a == b and len(cli.read_table(tmp_path / "a" / "table.csv")) == 7
+    assert a == b and len(runs.read_table(tmp_path / "a" / "table.csv")) == 7
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, capsys, monkeypatch):
@@ -615,7 +618,7 @@ def test_neutral_crystals_on_request(tmp_path, capsys):
             *more,
         ]
         assert run(*line) == 0
-        rows[name] = cli.read_table(tmp_path / name / "table.csv")
+        rows[name] = runs.read_table(tmp_path / name / "table.csv")
     good = {name: [composition_validity(r["formula"]) for r in table] for name, table in rows.items()}
     assert sum(good["plain"]) < sum(good["neutral"]) and all(
         r["attempts"] == 1 for r, ok in zip(rows["plain"], good["plain"])
@@ -634,7 +637,7 @@ def test_templates_on_request(tmp_path, capsys):
     line, rows = ["sample", "symmcd", "-n", 40, "--steps", 4, "--seed", 2, "--device", "cpu", "--out"], {}
     for name, more in (("as-shipped", []), ("all", ["--templates", 1]), ("none", ["--templates", 0])):
         assert run(*line, tmp_path / name, *more) == 0
-        rows[name] = cli.read_table(tmp_path / name / "table.csv")
+        rows[name] = runs.read_table(tmp_path / name / "table.csv")
     sites = lambda name: [
         (r["space_group"], " ".join(sorted(part.split(":")[1] for part in r["wyckoff"].split())))
         for r in rows[name]
@@ -704,14 +707,32 @@ def test_demo_from_beginning_to_end(tmp_path, capsys):
     assert run(*line) == 2
 
 
-def test_further_commands_are_found(monkeypatch):
-    import pkgutil
+def test_help_of_an_option_is_that_of_its_field():
+    "Every option that belongs to a field of an options dataclass has its help, unit, limits, and no default of its own."
+    from dataclasses import fields
 
-    made = types.SimpleNamespace(name="other_commands")
-    monkeypatch.setattr(pkgutil, "iter_modules", lambda path: [made, types.SimpleNamespace(name="training")])
-    module = types.ModuleType("matgen_nb.scale.other_commands")
-    monkeypatch.setitem(sys.modules, "matgen_nb.scale.other_commands", module)
-    assert cli.load_commands() == ["other_commands"]
+    compared = 0
+    for words, command in every_command():
+        shown = {o.name: o for o in command.params}
+        for kind, names in getattr(command.callback, "options_of", ()):
+            for field in fields(kind):
+                if field.name not in names:
+                    continue
+                option, compared = shown[field.name], compared + 1
+                assert option.help.startswith(field.metadata["help"]), (words, field.name)
+                unit = field.metadata["unit"]
+                assert not unit or f"In {unit}." in option.help, (words, field.name)
+                assert option.default is None, (words, field.name, "the dataclass knows the default")
+                for limit in ("min", "max"):
+                    assert getattr(option.type, limit, None) == field.metadata.get(limit), (words, field.name)
+    assert compared > 40
+
+
+def test_training_commands_share_their_options():
+    told = {tuple(words): {o.name: o.help for o in command.params} for words, command in every_command()}
+    trained = [told[("train", model)] for model in ("symmcd", "blocks", "mofdiff")]
+    for name in options.TRAIN_OPTIONS + ["seed", "device", "init_from", "resume", "overwrite"]:
+        assert len({shown[name] for shown in trained}) == 1, name
 
 
 def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsys):
@@ -719,9 +740,9 @@ def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsy
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert (
-        cli.pick_device("auto") == "mps"
-        and cli.pick_device("mps") == "mps"
-        and cli.pick_device("auto", float64=True) == "cpu"
+        crystal_runs.pick_device("auto") == "mps"
+        and crystal_runs.pick_device("mps") == "mps"
+        and crystal_runs.pick_device("auto", float64=True) == "cpu"
     )
     assert run("sample", "symmcd", "-n", 2, "--steps", 2, "--out", tmp_path / "auto") == 0
     assert (
@@ -774,7 +795,7 @@ def sampled(out, *more):
     )
     return (
         [p.read_text() for p in sorted((out / "cif").iterdir())],
-        cli.read_table(out / "table.csv"),
+        runs.read_table(out / "table.csv"),
         json.loads((out / "request.json").read_text()),
     )
 
@@ -828,7 +849,7 @@ def test_resampling_stands_in_the_request_and_what_is_left_is_said(tmp_path, cap
     assert "2 of 2 crystals have a higher symmetry" in capsys.readouterr().out
     assert all(
         row["higher_symmetry"] == "True" and row["space_group@0.01"] == 47
-        for row in cli.read_table(tmp_path / "b" / "table.csv")
+        for row in runs.read_table(tmp_path / "b" / "table.csv")
     )
     assert (
         run(

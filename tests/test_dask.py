@@ -113,7 +113,7 @@ NAMES = "MIL-53", "broken", "MOF-74"
 @pytest.fixture(scope="module")
 def assembled(cluster):
     "Two textbook frameworks and, between them, one with a chemical element that there is not: assembled here and on Dask."
-    from matgen_nb.mofdiff.assembly import assemble
+    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
     from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import from_decomposition
@@ -125,11 +125,8 @@ def assembled(cluster):
         name="broken",
         blocks=[*first.blocks[:-1], replace(block, elements=np.full(len(block.elements), 150))],
     )
-    return both(
-        lambda n: assemble(
-            [first, broken, last], starts=8, rotations=512, generations=1, batch_size=1, n_jobs=n
-        )
-    )
+    options = AssemblyOptions(starts=8, rotations=512, generations=1, batch_size=1)
+    return both(lambda n: assemble([first, broken, last], options=options, n_jobs=n))
 
 
 def assert_same(a, b):
@@ -166,10 +163,10 @@ def test_assembling_frameworks(assembled):
 
 
 def test_relaxing_frameworks(assembled):
-    from matgen_nb.mofdiff.relaxation import relax_many
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax_many
 
     (here, failures), (there, same) = both(
-        lambda n: relax_many(assembled[0], NAMES, n_jobs=n, steps=100, progress=None)
+        lambda n: relax_many(assembled[0], NAMES, RelaxationOptions(steps=100), n_jobs=n, progress=None)
     )
     assert failures == same and [f.name for f in failures] == ["broken"] and here[1] is there[1] is None
     for a, b in zip(here[::2], there[::2]):

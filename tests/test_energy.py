@@ -568,7 +568,8 @@ def test_relaxed_samples_say_what_happened():
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     "The command line with the pair potential under the name `pairs`, a cache of its own, and an evaluation that costs nothing."
-    from matgen_nb.scale import command_line as cli
+    from matgen_nb.commands import main as entry
+    from matgen_nb.scale import crystal_runs
     from matgen_nb.symmcd import energy
     from matgen_nb.symmcd.evaluation import Evaluation
 
@@ -581,14 +582,14 @@ def command(monkeypatch, tmp_path):
         lambda self: __import__("matplotlib.figure", fromlist=["Figure"]).Figure(figsize=(1, 1)),
     )
     monkeypatch.setattr(
-        cli,
+        crystal_runs,
         "judge",
         lambda crystals, reference, cache, training, names, *_: Evaluation([dict(name=n) for n in names], {}),
     )
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stop:
-            cli.main([str(a) for a in arguments])
+            entry.main([str(a) for a in arguments])
         return stop.value.code
 
     yield run

@@ -18,10 +18,12 @@ from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.diffusion.pretrained import find_weights
+from matgen_nb.commands import main as entry, mofs as mc, options
 from matgen_nb.mofdiff import pictures, pipeline
-from matgen_nb.mofdiff.pipeline import AssemblyOptions, PipelineOptions, StageResult
+from matgen_nb.mofdiff.assembly import AssemblyOptions
+from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
 from matgen_nb.mofdiff.sampling import MofSample
-from matgen_nb.scale import command_line as cli, mof_commands as mc, mof_runs, runs
+from matgen_nb.scale import mof_runs, runs
 from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
@@ -39,7 +41,7 @@ NAMES = ("IRMOF-1", "HKUST-1", "MIL-53")
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 
@@ -106,9 +108,8 @@ def collect(out, relaxed=True, known=None):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example(command):
-    cli.load_commands()
     shown = CliRunner().invoke(
-        cli.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+        options.app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     )
     assert shown.exit_code == 0
     for word in ("--out", "Example", "matgen " + " ".join(command)):
@@ -303,13 +304,13 @@ def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, da
 
     real = assembly.assemble
 
-    def slow(part, **settings):
+    def slow(part, *settings):
         if any(c.name == "mof_00001" for c in part):
             try:
                 time.sleep(100)
             except TimeoutError as error:
-                return [assembly._failed(c, str(error), True) for c in part]
-        return real(part, **settings)
+                return [assembly.failed(c, str(error), True) for c in part]
+        return real(part, *settings)
 
     monkeypatch.setattr(assembly, "assemble", slow)
     named = put_sampled(tmp_path, data)
@@ -574,7 +575,7 @@ def test_the_same_from_python(tmp_path, model):
         lambda: PipelineOptions(relax_limit=0.0),
         lambda: PipelineOptions(assemble_limit=-1.0),
         lambda: PipelineOptions(draws=0),
-        lambda: mof_runs.RunOptions(chunk=0),
+        lambda: mof_runs.MofRunOptions(chunk=0),
     ):
         with pytest.raises(MatgenError):
             make()
@@ -717,7 +718,7 @@ def test_help_is_that_of_the_options():
     from matgen_nb.utils import option_help
 
     told = {}
-    for options in (NetOptions, PipelineOptions, mof_runs.RunOptions):
+    for options in (NetOptions, PipelineOptions, mof_runs.MofRunOptions):
         told |= option_help(options, defaults=False)
     assert all(told[name] == text for name, text in mc.HELP.items())
 
@@ -767,7 +768,7 @@ def test_a_run_on_nets(tmp_path, data, model):
             relax=False,
             sampling=dict(steps=2, progress=False) | nets,
         )
-        return mof_runs.make_mofs(model, 3, out, options=options, run=mof_runs.RunOptions(resume=resume))
+        return mof_runs.make_mofs(model, 3, out, options=options, run=mof_runs.MofRunOptions(resume=resume))
 
     try:
         model.nets = net_table(data.with_embeddings(encoder.encode(data.library).cpu()))
@@ -787,3 +788,44 @@ def test_a_run_on_nets(tmp_path, data, model):
         assert {k: v for k, v in a.items() if k not in ("net_novel", "strict_vnu")} == b and "net" not in a
     with pytest.raises(MatgenError):
         made(tmp_path / "on", resume=True, nets=NetOptions(share=0))
+
+
+def test_training_further_begins_where_the_weights_were(tmp_path, monkeypatch):
+    "--init-from for blocks and mofdiff: the first loss is that of the old weights, on the same batch and noise."
+    from matgen_nb.mofdiff.data import MofData
+    from matgen_nb.mofdiff.embedding import BlockEncoder
+    from matgen_nb.mofdiff.model import MofDiff
+    from matgen_nb.mofdiff.network import toy_mofs
+    from matgen_nb.scale.crystal_runs import FitOptions
+    from matgen_nb.scale.optimization import TrainConfig
+    from matgen_nb.scale.training import Trainer
+
+    firsts, step = [], Trainer._train_step
+
+    def first_loss(trainer):
+        state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        loss = trainer.model.loss(*trainer._loss_arguments())["loss"]
+        firsts.extend([float(loss.detach()), state])
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "_train_step", first_loss)
+    config = TrainConfig(steps=1, batch_size=8, device="cpu", progress=False)
+    data = MofData.from_coarse(toy_mofs(24))
+    old = BlockEncoder.from_pretrained("blocks-small")
+    mc.fit_blocks(data, "tiny", config, tmp_path / "blocks", "blocks-small")
+    started = firsts[1]
+    assert all(torch.equal(value, started[name]) for name, value in old.state_dict().items())
+    mc.fit_blocks(data, "tiny", config, tmp_path / "fresh")
+    assert firsts[2] > firsts[0], "trained weights are better from the first step"
+
+    weights = tmp_path / "first" / "weights.safetensors"
+    mc.fit_mofdiff(data, old, "tiny", config, tmp_path / "first")
+    before = MofDiff.from_pretrained(weights)
+    firsts.clear()
+    mc.fit_mofdiff(data, old, "full", config, tmp_path / "second", str(weights), FitOptions())
+    assert all(torch.equal(value, firsts[1][name]) for name, value in before.state_dict().items())
+    torch.manual_seed(0)
+    embedded = data.with_embeddings(old.encode(data.library).cpu())
+    again = Trainer(before, embedded, config, tmp_path / "third")
+    again.fit()
+    assert firsts[0] == firsts[2], "the loss begins where it was"

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.mofdiff import net_fitting, nets
-from matgen_nb.mofdiff.assembly import assemble, shuffled
+from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
+from matgen_nb.mofdiff.orientations import shuffled
 from matgen_nb.mofdiff.bonds import textbook_mofs
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
@@ -218,7 +219,10 @@ def test_frameworks_close_on_their_own_net(name):
     sites = [net_fitting.site_of_block(b) for b in coarse.blocks]
     rows, total = net_fitting.assign(net_fitting.misfit(sites, net.sites))
     assert total < 1e-6 and net.name == name
-    built = assemble(net_fitting.carry(net, [coarse.blocks[k] for k in rows]), starts=16, generations=2)
+    built = assemble(
+        net_fitting.carry(net, [coarse.blocks[k] for k in rows]),
+        options=AssemblyOptions(starts=16, generations=2),
+    )
     assert built.row["bond_success"] == 1 and built.row["clashes"] == 0
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from matgen_nb.mofdiff import pipeline, property_design as pd
-from matgen_nb.mofdiff.assembly import mismatch
-from matgen_nb.mofdiff.pipeline import AssemblyOptions, PipelineOptions
+from matgen_nb.mofdiff.assembly import AssemblyOptions, mismatch
+from matgen_nb.mofdiff.pipeline import PipelineOptions
 from matgen_nb.mofdiff.bonds import Mof, textbook_crystal, textbook_mof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics

@@ -924,7 +924,7 @@ def test_a_framework_keeps_the_notes(tmp_path):
 
     from matgen_nb.mofdiff.bonds import Mof
     from matgen_nb.mofdiff.decomposition import decompose
-    from matgen_nb.scale import command_line
+    from matgen_nb.commands import main as entry
 
     path = CASES / "mofs" / "disorder_groups_no_occupancy.cif"
     with pytest.raises(CrystalError, match="--disorder first"):
@@ -938,7 +938,7 @@ def test_a_framework_keeps_the_notes(tmp_path):
     (tmp_path / "in" / "x.xyz").write_text("1")
     for options, kept in (([], 1), (["--disorder", "first"], 2)):
         with pytest.raises(SystemExit) as stop:
-            command_line.main(
+            entry.main(
                 [
                     "prepare",
                     "mofs",

@@ -7,23 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from matgen_nb.mofdiff.bonds import Mof, find_bonds, is_metal, textbook_mof
-from matgen_nb.mofdiff.relaxation import (
-    KCAL,
+from matgen_nb.mofdiff.bonds import find_bonds, is_metal, Mof, textbook_mof
+from matgen_nb.mofdiff.atom_types import (
     BondGraph,
-    Landscape,
-    Uff,
     atom_types,
     bond_orders,
     flat_rings,
     metal_geometry,
     metal_type,
-    minimise,
-    pair_energy,
-    relax,
-    relax_many,
     uff_table,
 )
+from matgen_nb.mofdiff.force_field import KCAL, Uff, pair_energy
+from matgen_nb.mofdiff.relaxation import Geometry, Landscape, RelaxationOptions, minimise, relax, relax_many
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -50,6 +45,15 @@ def energy_of(crystal, bonds, images, **options):
             torch.tensor(crystal.cart_coords), torch.tensor(crystal.lattice)
         )
     )
+
+
+ATOMS_ONLY = RelaxationOptions(stages=(False,))
+
+
+def landscape_of(mof):
+    "The landscape of a framework and its cell."
+    uff = Uff(mof.crystal, mof.bonds, mof.images)
+    return Landscape(uff, Geometry(mof.crystal.cart_coords, mof.crystal.lattice), box=True)
 
 
 def moved(mof, frac, lattice=None, order=None):
@@ -106,7 +110,7 @@ def test_table_covers_all_elements_and_is_sane():
 )
 def test_types_of_molecules(smiles, types):
     _, crystal, bonds, images = molecule(smiles)
-    found, _, _ = atom_types(BondGraph(crystal.elements, bonds, images), crystal)
+    found = atom_types(BondGraph(crystal.elements, bonds, images), crystal).names
     counts = {t: found.count(t) for t in set(found) - {"H_"}}
     assert counts == types
 
@@ -114,9 +118,9 @@ def test_types_of_molecules(smiles, types):
 def test_orders_of_a_quinone_and_a_porphine_bridge():
     _, crystal, bonds, images = molecule("O=C1C=CC(=O)C=C1")
     g = BondGraph(crystal.elements, bonds, images)
-    types, _, rings = atom_types(g, crystal)
-    heavy = sorted(n for (i, j), n in zip(bonds, bond_orders(g, types, rings)) if g.z[i] > 1 and g.z[j] > 1)
-    assert heavy == [1, 1, 1, 1, 2, 2, 2, 2] and not rings
+    types = atom_types(g, crystal)
+    heavy = sorted(n for (i, j), n in zip(bonds, bond_orders(g, types)) if g.z[i] > 1 and g.z[j] > 1)
+    assert heavy == [1, 1, 1, 1, 2, 2, 2, 2] and not types.rings
 
 
 def test_a_chain_through_the_crystal_is_no_ring():
@@ -189,9 +193,7 @@ def test_supercell_has_twice_the_energy():
 @pytest.mark.parametrize("name", ["MOF-74", "UiO-66"])
 def test_gradient_is_the_derivative(name):
     mof = pushed(textbook_mof(name), 0.05)
-    walk = Landscape(
-        Uff(mof.crystal, mof.bonds, mof.images), mof.crystal.cart_coords, mof.crystal.lattice, box=True
-    )
+    walk = landscape_of(mof)
     rng = np.random.default_rng(0)
     v = rng.normal(0, 0.02, len(walk.start()))
     _, gradient = walk(v)
@@ -212,13 +214,13 @@ def test_stale_pair_list_is_still_right():
             torch.eye(3) + torch.tensor(rng.normal(0, 0.004, (3, 3))),
         )
         x, cell = x @ F, cell @ F
-        kept = uff.built
+        kept = uff.pairs.built
         e = uff.energy(x, cell)
-        renewed = kept is not uff.built
-        uff.built = None
+        renewed = kept is not uff.pairs.built
+        uff.pairs.built = None
         assert abs(e - uff.energy(x, cell)) < 1e-9
         if not renewed:
-            uff.built = kept
+            uff.pairs.built = kept
 
 
 def test_pair_energy_is_smooth_and_repels_everywhere():
@@ -243,7 +245,7 @@ def lammps_energy(uff, crystal, folder):
     Q, L = np.linalg.qr(crystal.lattice.T)
     L = (L * np.sign(np.diag(L))[:, None]).T  # restricted triclinic: lower triangle, positive diagonal
     xyz, L = crystal.frac_coords @ L, np.vectorize(float, otypes=[object])(L)
-    kinds = sorted(set(uff.types))
+    kinds = sorted(set(uff.types.names))
     terms = {name: (t.index.numpy() + 1, t.coefficients.numpy()) for name, (_, t) in uff.terms.items()}
     square = lambda c: c[3] != 0
     mixed = any(map(square, terms["angles"][1].tolist()))
@@ -283,7 +285,7 @@ def lammps_energy(uff, crystal, folder):
             ]
     text += ["", "Atoms", ""] + [
         f"{k + 1} 1 {kinds.index(t) + 1} {x[0]!r} {x[1]!r} {x[2]!r}"
-        for k, (t, x) in enumerate(zip(uff.types, xyz.tolist()))
+        for k, (t, x) in enumerate(zip(uff.types.names, xyz.tolist()))
     ]
     for name, (index, c) in terms.items():
         if len(index):
@@ -308,9 +310,10 @@ def test_energies_are_those_of_lammps(name, tmp_path):
     uff = Uff(mof.crystal, mof.bonds, mof.images)
     x, cell = torch.tensor(mof.crystal.cart_coords), torch.tensor(mof.crystal.lattice)
     ours = {k: float(e) / KCAL for k, e in uff.parts(x, cell).items()}
-    i, j, s, depth, distance = uff.pairs(x, cell)
-    r = (x[j] + s @ cell - x[i]).norm(dim=1)
-    plain = (depth * ((distance / r) ** 12 - 2 * (distance / r) ** 6))[r < uff.cutoff].sum()
+    found = uff.pairs(x, cell)
+    r = (x[found.j] + found.shift @ cell - x[found.i]).norm(dim=1)
+    ratio = found.distance / r
+    plain = (found.depth * (ratio**12 - 2 * ratio**6))[r < uff.cutoff].sum()
     assert np.allclose(
         lammps_energy(uff, mof.crystal, tmp_path),
         [*list(ours.values())[:4], float(plain)],
@@ -349,7 +352,7 @@ def test_comes_home_from_a_push_and_is_reproducible():
 
 def test_bonds_follow_atoms_through_the_faces_of_the_cell():
     mof = textbook_mof("MOF-74")
-    result = relax(moved(mof, mof.crystal.frac_coords + 0.013), stages=(False,))
+    result = relax(moved(mof, mof.crystal.frac_coords + 0.013), ATOMS_ONLY)
     assert abs(energy_of(result.crystal, result.bonds, result.images) - result.energies[-1]) < 1e-8
 
 
@@ -362,7 +365,7 @@ def test_ligands_folded_onto_each_other_part_again(degrees):
     cart = np.concatenate([np.zeros((1, 3)), ligands]) + 6
     crystal = Crystal(12.0 * np.eye(3), [24] + 6 * [9], cart / 12)
     mof = Mof(crystal, np.array([[0, k] for k in range(1, 7)]), np.zeros((6, 3), dtype=int), "CrF6")
-    result = relax(mof, stages=(False,))
+    result = relax(mof, ATOMS_ONLY)
     d = result.crystal.cart_coords[1:] - result.crystal.cart_coords[0]
     u = d / np.linalg.norm(d, axis=1, keepdims=True)
     cosine = (u @ u.T)[np.triu_indices(6, 1)]
@@ -373,12 +376,12 @@ def test_ligands_folded_onto_each_other_part_again(degrees):
 
 def test_a_plain_crystal_gets_its_bonds():
     c = textbook_mof("MOF-74").crystal
-    assert relax(c, stages=(False,)).row["name"] == c.formula
+    assert relax(c, ATOMS_ONLY).row["name"] == c.formula
 
 
 def test_stages_with_fixed_cell_keep_the_cell():
     mof = textbook_mof("MOF-74")
-    result = relax(mof, stages=(False,))
+    result = relax(mof, ATOMS_ONLY)
     assert (
         np.array_equal(result.crystal.lattice, mof.crystal.lattice)
         and result.row["max_stress"] == 0
@@ -390,7 +393,7 @@ def test_stages_with_fixed_cell_keep_the_cell():
     "options, reason", [(dict(time_limit=0.0), "time limit"), (dict(steps=2), "step limit")]
 )
 def test_what_runs_out_is_not_converged(options, reason):
-    result = relax(pushed(textbook_mof("MOF-74"), 0.1), **options)
+    result = relax(pushed(textbook_mof("MOF-74"), 0.1), RelaxationOptions(**options))
     assert (
         not result.converged
         and result.row["stopped"] == reason
@@ -401,7 +404,9 @@ def test_what_runs_out_is_not_converged(options, reason):
 
 def test_clock_is_kept_during_a_stage():
     begin = time.monotonic()
-    result = relax(pushed(textbook_mof("IRMOF-10"), 0.3), fmax=1e-12, steps=10**6, time_limit=1.0)
+    result = relax(
+        pushed(textbook_mof("IRMOF-10"), 0.3), RelaxationOptions(fmax=1e-12, steps=10**6, time_limit=1.0)
+    )
     assert time.monotonic() - begin < 20 and result.row["stopped"] == "time limit" and not result.converged
 
 
@@ -423,20 +428,15 @@ def test_blow_up_is_named_and_keeps_the_last_good_structure():
 
 def test_a_slow_collapse_is_seen_against_the_first_cell():
     mof = textbook_mof("MOF-74")
-    walk = Landscape(
-        Uff(mof.crystal, mof.bonds, mof.images), mof.crystal.cart_coords, mof.crystal.lattice, True
-    )
-    assert minimise(walk, volume=4 * mof.crystal.volume)[0].startswith("collapsed")
+    found = minimise(landscape_of(mof), volume=4 * mof.crystal.volume)
+    assert found.stopped.startswith("collapsed")
 
 
 def test_energy_that_is_no_number_is_a_blow_up():
     mof = textbook_mof("MOF-74")
-    uff = Uff(mof.crystal, mof.bonds, mof.images)
-    uff.root_depth = uff.root_depth * np.nan
-    assert (
-        minimise(Landscape(uff, mof.crystal.cart_coords, mof.crystal.lattice, True))[0]
-        == "blew up: the energy is no number"
-    )
+    walk = landscape_of(mof)
+    walk.uff.pairs.root_depth = walk.uff.pairs.root_depth * np.nan
+    assert minimise(walk).stopped == "blew up: the energy is no number"
 
 
 def test_bad_input_says_why():
@@ -454,7 +454,8 @@ def test_atoms_on_top_of_each_other_get_a_finite_push():
     frac = mof.crystal.frac_coords.copy()
     frac[-1] = frac[-2] + 1e-9
     result = relax(
-        Mof(Crystal(mof.crystal.lattice, mof.crystal.elements, frac), mof.bonds, mof.images), time_limit=30
+        Mof(Crystal(mof.crystal.lattice, mof.crystal.elements, frac), mof.bonds, mof.images),
+        RelaxationOptions(time_limit=30),
     )
     assert np.isfinite(result.energies).all() and result.energies[-1] < result.energies[0]
 
@@ -462,9 +463,7 @@ def test_atoms_on_top_of_each_other_get_a_finite_push():
 def test_many_good_and_bad_in_two_processes():
     good = textbook_mof("MOF-74")
     bad = Mof(good.crystal, np.zeros((0, 2), int), np.zeros((0, 3), int), "without bonds")
-    results, failures = relax_many(
-        [good, bad, good], names=["a", "b", "c"], n_jobs=2, progress=None, stages=(False,)
-    )
+    results, failures = relax_many([good, bad, good], ["a", "b", "c"], ATOMS_ONLY, n_jobs=2, progress=None)
     assert (
         [r is None for r in results] == [False, True, False]
         and [f.name for f in failures] == ["b"]
@@ -473,6 +472,6 @@ def test_many_good_and_bad_in_two_processes():
     assert results[0].row["name"] == "a" and np.array_equal(
         results[0].crystal.frac_coords, results[2].crystal.frac_coords
     )
-    assert np.array_equal(results[0].energies, relax(good, stages=(False,)).energies), (
+    assert np.array_equal(results[0].energies, relax(good, ATOMS_ONLY).energies), (
         "a worker gives what this process gives"
     )

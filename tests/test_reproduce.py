@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
-from matgen_nb.scale import command_line as cli, reproduce_commands as rc, training
+from matgen_nb.commands import main as entry, options, reproduce as rc
+from matgen_nb.scale import training, runs
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.utils import MatgenError
 
@@ -17,7 +18,7 @@ CRYSTALS = dict(preset="tiny", batch_size=8, sample_steps=3, n=4, reference=4)
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 
@@ -37,7 +38,7 @@ def mofs(tmp_path_factory):
 
 def test_help_and_list():
     shown = CliRunner().invoke(
-        cli.app, ["reproduce", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+        options.app, ["reproduce", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     )
     assert shown.exit_code == 0
     for word in (
@@ -51,7 +52,7 @@ def test_help_and_list():
         "matgen reproduce",
     ):
         assert word in shown.output, word
-    listed = CliRunner().invoke(cli.app, ["reproduce", "--list"]).output
+    listed = CliRunner().invoke(options.app, ["reproduce", "--list"]).output
     for name, r in rc.RECIPES.items():
         for text in (name, r.what, r.needs, r.cost):
             assert text and text in listed
@@ -134,7 +135,7 @@ def test_blocks_from_the_command_line(mofs, tmp_path, capsys):
     assert run(*line) == 0
     said = capsys.readouterr().out
     assert (
-        "published" in said and "0.002" in said and len(cli.read_table(tmp_path / "b" / "figures.csv")) == 5
+        "published" in said and "0.002" in said and len(runs.read_table(tmp_path / "b" / "figures.csv")) == 5
     )
     assert run(*line) == 2 and "--overwrite" in capsys.readouterr().err
     assert (
@@ -165,7 +166,7 @@ def test_frameworks(mofs, tmp_path):
 def test_steps_measures_every_setting_once(crystals, tmp_path, monkeypatch):
     how = dict(data=crystals, scale=0.001, grid=(2, 3), correctors=(0, 1), starts=1, generations=1, n=4)
     rows = rc.run_recipe("steps", tmp_path / "s", **how)
-    table = cli.read_table(tmp_path / "s" / "table.csv")
+    table = runs.read_table(tmp_path / "s" / "table.csv")
     assert {(r["model"], r["steps"], r["corrector"]) for r in table} >= {
         (m, s, 0) for m in ("symmcd", "mofdiff") for s in (2, 3)
     } | {("symmcd", 2, 1), ("symmcd", 3, 1)}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.mofdiff.bonds import textbook_mofs
-from matgen_nb.scale import command_line as cli
+from matgen_nb.commands import main as entry
 from matgen_nb.scale import runs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError, content_hash, load_tensors, tensor_bytes
@@ -27,7 +27,7 @@ SALT = Crystal(4.12 * np.eye(3), [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
+        entry.main([str(a) for a in arguments])
     return stop.value.code
 
 
@@ -410,7 +410,7 @@ def test_a_folder_of_results_inside_the_inputs_is_not_read(place, tmp_path):
     ]
     for more in ([], ["--overwrite"]):
         assert run(*line, "--out", tmp_path / "mine" / "judged", *more) == 0
-        assert len(cli.read_table(tmp_path / "mine" / "judged" / "table.csv")) == 4
+        assert len(runs.read_table(tmp_path / "mine" / "judged" / "table.csv")) == 4
 
 
 # ---- tables

@@ -10,13 +10,14 @@ import torch
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from matgen_nb.scale.command_line import app, load_commands, main
+from matgen_nb.commands.main import app, main
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
 from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, generic_unit
+from matgen_nb.symmetry.normalizers import augment
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError
 
@@ -161,7 +162,6 @@ def test_fine_tuning_starts_from_the_old_network(data):
 
 def test_training_from_given_weights(data, tmp_path):
     "matgen train --init-from: the first loss is that of the old weights, not that of an untrained network."
-    load_commands()
     data.save(tmp_path / "data.safetensors")
     command = [
         "train",
@@ -196,7 +196,6 @@ def test_training_from_given_weights(data, tmp_path):
 
 
 def test_predict_command(data, tmp_path, capsys):
-    load_commands()
     folder = tmp_path / "cifs"
     folder.mkdir()
     for i in range(3):
@@ -274,3 +273,21 @@ def test_methods_of_later_lessons_name_their_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-1500:]
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_augmentation_is_part_of_the_configuration(data, staged):
+    "Off unless asked for; on, the loss is that of the batch in other settings, in training alone."
+    size = dict(width=16, layers=1, staged=staged)
+    torch.manual_seed(0)
+    off = SymmCD(SymmCDConfig(**size), statistics(data)).train()
+    on = SymmCD(SymmCDConfig(**size, augment=True), statistics(data)).train()
+    on.load_state_dict(off.state_dict())
+    batch = data.select(torch.arange(len(data)).repeat(4))
+    seeded = lambda: torch.Generator().manual_seed(5)
+    generator = seeded()
+    other = augment(batch, generator, permute_axes=False)
+    assert not SymmCDConfig().augment and not torch.equal(other.frac_coords, batch.frac_coords)
+    assert torch.equal(on.loss(batch, seeded())["loss"], off.loss(other, generator)["loss"])
+    same = [m.eval().loss(batch, seeded())["loss"] for m in (on, off)]
+    assert torch.equal(*same)

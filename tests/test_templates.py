@@ -354,3 +354,15 @@ def test_templates_take_nothing_away(formula):
             and (free > 0).all()
             and (prior.left_free(g, 0.0) == 1).all()
         )
+
+
+def test_what_is_left_free_counts_equivalent_templates_as_one():
+    "As `draw_template` does: the share that is due is that of the classes up to the normaliser."
+    prior, plain = Prior(SHIPPED), 0
+    for number in (2, 62, 139, 194, 225):
+        free = prior.left_free(number, 1.0)
+        for M in range(1, 8):
+            counts = prior.templates.get((number, M), Counter())
+            assert free[M] == pytest.approx(max(due(counts, number), 1e-3))
+            plain += due(counts) != due(counts, number)
+    assert plain, "counted letter by letter it would be another share"

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-from .relaxation import uff_table
+from .atom_types import uff_table
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, check_limits, described, option
 from ..parallel import parallel_map

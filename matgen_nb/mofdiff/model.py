@@ -7,7 +7,7 @@ __all__ = ['MIDDLE', 'MofDiffConfig', 'Library', 'typical', 'thin_library', 'Sta
            'statistics', 'mlp', 'LatentPrior', 'MofDiff', 'standard_k', 'raw_k', 'cells', 'standard_features',
            'raw_features', 'beads', 'encode', 'decode_num_blocks', 'decode_k', 'decode_properties', 'feature_target',
            'feature_eps', 'network_time', 'training_cells', 'draw_times', 'Noise', 'draw_noise', 'share_of', 'noisy',
-           'loss', 'pack_library', 'unpack_library']
+           'loss', 'pack_library', 'unpack_library', 'fine_tuned']
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #34c25a2d
 import json
@@ -565,3 +565,26 @@ def from_file(cls: type[MofDiff], config: dict, texts: dict, tensors: dict) -> M
     model.load_state_dict(state)
     model.nets = unpack_nets(nets, texts["nets"]) if nets else None
     return model
+
+# %% ../../nbs/4_mofdiff/18_model.ipynb #n18fine1
+def fine_tuned(model: MofDiff, data) -> MofDiff:
+    """A new `MofDiff` with the weights and scales of a trained `model`, and the library, the numbers of blocks
+    and the range of cells of a `MofData` (with embeddings by the model's encoder), to be trained further.
+    `model` itself is left as it is. MatgenError where the data do not fit the weights."""
+    counted = statistics(data)
+    size, most = len(model.stat_feature_mean), len(model.stat_num_blocks)
+    if len(counted.feature_mean) != size:
+        made = f"embeddings of size {len(counted.feature_mean)}, the weights were made for {size}"
+        raise MatgenError(f"the blocks have {made}: take the block encoder of the weights")
+    if len(counted.num_blocks) > most:
+        raise MatgenError(f"frameworks of more than {most - 1} blocks are too large for these weights")
+    if counted.property_names != model.property_names:
+        names = f"{', '.join(counted.property_names)}, those of the weights {', '.join(model.property_names)}"
+        raise MatgenError(f"the properties of the data are {names}: they have to be the same")
+    tuned = MofDiff(model.config, counted)
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    state["stat_num_blocks"] = counted.num_blocks
+    state["stat_k_low"] = torch.minimum(state["stat_k_low"], counted.k_low)
+    state["stat_k_high"] = torch.maximum(state["stat_k_high"], counted.k_high)
+    tuned.load_state_dict(state)
+    return tuned.to(model.device)

@@ -27,7 +27,7 @@ from matgen_nb.mofdiff.pipeline import (
     numbered,
     run_stages,
 )
-from .sampling import MofSample, codes_for_target, sample_codes
+from .sampling import codes_for_target, sample_codes
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
 from ..utils import MatgenError, check_limits, described, option, share

@@ -55,7 +55,8 @@ def rotation_grid(n: int = 4096) -> torch.Tensor:
 
 
 def distinct_rotations(R: torch.Tensor, degrees: float = 12.0) -> torch.Tensor:
-    "Indices of the rotations (n, 3, 3), in order, that are not within `degrees` of an earlier one that was taken."
+    """Indices of the rotations (n, 3, 3), in order, that are not within `degrees` of an earlier one that
+    was taken."""
     cosine = ((R[:, None] * R).sum((-1, -2)) - 1) / 2
     near = (cosine > math.cos(math.radians(degrees))).cpu()
     free = torch.ones(len(R), dtype=torch.bool)
@@ -79,7 +80,8 @@ def kabsch(H: torch.Tensor) -> torch.Tensor:
 
 
 def superpose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "The rotation R (3, 3) that brings points a (n, 3) closest to b (n, 3): a @ R.T ~ b. No translation, no mirror."
+    """The rotation R (3, 3) that brings points a (n, 3) closest to b (n, 3): a @ R.T ~ b. No
+    translation, no mirror."""
     return kabsch(torch.as_tensor(b.T @ a)).numpy()
 
 # %% ../../nbs/4_mofdiff/14r_rigid.ipynb #ff980aba

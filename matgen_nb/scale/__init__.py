@@ -1,1 +1,1 @@
-"""Training on any hardware, and the `matgen` command."""
+"""Training on any hardware, result folders, benchmark, ablations."""

@@ -5,33 +5,22 @@ __all__ = ['TASKS', 'TEXT', 'PRODUCTS', 'NEEDED', 'wait_for', 'measure', 'Task',
            'make_training', 'make_sampling', 'make_projection', 'make_evaluation', 'make_mof_preparing',
            'make_block_training', 'make_mof_training', 'make_mof_sampling', 'make_assembly', 'make_relaxation',
            'make_mof_evaluation', 'count_flop', 'peak_flop', 'time_shares', 'arithmetic', 'environment', 'planned',
-           'run_benchmark', 'read_benchmark', 'compare', 'plot_benchmark', 'in_words', 'benchmark']
+           'run_benchmark', 'read_benchmark', 'compare', 'plot_benchmark', 'in_words']
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #5cec4703
-import csv, math, os, platform, time
+import csv
+import math
+import os
+import platform
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 from collections.abc import Callable
 
-
-from matgen_nb.scale.command_line import (
-    Compile,
-    Device,
-    On,
-    Out,
-    Overwrite,
-    Precision,
-    Seed,
-    _command,
-    _option,
-    app,
-    pick_device,
-)
-from .runs import fresh_folder, read_table, run_record, say, write_json, write_table
-from ..utils import MatgenError, atomic_write
+from .runs import read_table
+from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #58e3aea2
 def wait_for(device):
@@ -314,9 +303,10 @@ def make_assembly(device, seed, n=3):
 def make_relaxation(device, seed, steps=30):
     "Energies with forces and stress (UFF, on the CPU) of IRMOF-1, 106 atoms, while it relaxes."
     from matgen_nb.mofdiff.bonds import textbook_mof
-    from matgen_nb.mofdiff.relaxation import relax
+    from matgen_nb.mofdiff.relaxation import RelaxationOptions, relax
 
-    work = lambda: relax(textbook_mof("IRMOF-1"), stages=(True,), steps=steps, time_limit=None)
+    options = RelaxationOptions(stages=(True,), steps=steps, time_limit=None)
+    work = lambda: relax(textbook_mof("IRMOF-1"), options)
     return work, work().row["evaluations"]
 
 
@@ -589,63 +579,3 @@ def in_words(row):
         f"\n{'':14s} {row['gflop']:12,.2f} GFLOP a step: {row['gflop_per_second']:,.1f} GFLOP/s of {row['peak_gflop_per_second']:,.1f} in one large product, {row['utilisation']:.0%}; "
         f"time in products {row['products']:.0%}, other operations {row['others']:.0%}, rest {row['rest']:.0%}"
     )
-
-# %% ../../nbs/5_scale/26_benchmark.ipynb #18726936
-@app.command(
-    epilog="Example: `matgen benchmark --out here`, then on another machine `matgen benchmark --compare here/table.csv`"
-)
-def benchmark(
-    out: Out = Path("matgen-benchmark"),
-    seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
-    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
-    only: Annotated[str | None, _option("Tasks, separated by commas.", "all")] = None,
-    preset: Annotated[str | None, _option("Train this preset.", "small")] = None,
-    batch_size: Annotated[
-        int | None, _option("Items in a training step.", "128 crystals, 64 frameworks")
-    ] = None,
-    precision: Precision = "32-true",
-    compile: Compile = False,
-    threads: Annotated[int, _option("CPU threads.")] = 1,
-    overwrite: Overwrite = False,
-    seed: Seed = 0,
-    device: On = Device.auto,
-):
-    """Measure this machine: preparing, training, sampling, projection and evaluation of crystals; preparing, training (both networks), sampling, assembly, relaxation and evaluation
-    of frameworks. A table and a plot, compared with a table of another run. A preset, batch size, precision or --compile asks for training alone (or what --only names), in a row of its own name."""
-    import torch
-
-    others, setting = (
-        read_benchmark(compare_with) if compare_with else [],
-        Setting(preset or "small", batch_size, precision, compile),
-    )
-    setting = None if preset is None and setting == Setting() else setting
-    if threads < 1:
-        raise MatgenError(f"--threads must be at least 1, not {threads}")
-    if not (0 < seconds < math.inf):
-        raise MatgenError(f"--seconds must be a positive number, not {seconds}")
-    planned(only, setting)
-    device, out, start = (
-        pick_device(device, float64=True),
-        fresh_folder(out, overwrite, {"--compare": compare_with}),
-        time.monotonic(),
-    )
-    torch.set_num_threads(threads)
-    rows = run_benchmark(device, seconds, seed, only, lambda row: say(in_words(row)), setting)
-    if others:
-        rows = compare(rows, others)
-        for row in rows:
-            say(
-                f"{row['task']:14s} {row['ratio']:8.2f} times {compare_with}"
-                + ("" if row["clear"] == "yes" else "   (the ranges overlap)")
-                if "ratio" in row
-                else f"{row['task']:14s} not in {compare_with}"
-            )
-    write_table(out.path("table.csv"), rows)
-    with atomic_write(out.path("benchmark.png"), "wb") as f:
-        plot_benchmark(rows, others, ("this run", str(compare_with))).savefig(f, format="png")
-    write_json(
-        out.path("run.json"),
-        run_record(_command(), seed, time.monotonic() - start, environment=environment(device)),
-    )
-    out.close()
-    say(f"results: {out}")

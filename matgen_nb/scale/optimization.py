@@ -7,11 +7,13 @@ __all__ = ['CHOICES', 'POSITIVE', 'TrainConfig', 'check_config', 'learning_rate'
 # %% ../../nbs/5_scale/23k_optimization.ipynb #n23k0003
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from ..utils import MatgenError, mix_seed, option
+
+if TYPE_CHECKING:  # the command line asks for options alone, which takes no torch
+    import torch
+    from torch import nn
 
 # %% ../../nbs/5_scale/23k_optimization.ipynb #c8c11372
 @dataclass(frozen=True)
@@ -89,12 +91,14 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-@torch.no_grad()
-def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
+def ema_update(average: "nn.Module", model: "nn.Module", decay: float) -> None:
     "average <- decay * average + (1 - decay) * model, in place; buffers are copied."
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for mean, value in zip(average.buffers(), model.buffers()):
-        mean.copy_(value)
+    import torch
+
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        for mean, value in zip(average.buffers(), model.buffers()):
+            mean.copy_(value)
 
 # %% ../../nbs/5_scale/23k_optimization.ipynb #82502997
 class Sampler:
@@ -103,7 +107,9 @@ class Sampler:
     indices: which of the n items, (n,) int64. A last, shorter batch of an epoch is dropped. `whole` is the
     global batch, `at` this process's share of it."""
 
-    def __init__(self, indices: torch.Tensor, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1):
+    def __init__(
+        self, indices: "torch.Tensor", batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
+    ):
         self.indices, self.seed, self.rank, self.world = indices, seed, rank, world
         self.batch_size = min(batch_size, len(indices) // world * world)
         if self.batch_size < 1:
@@ -111,8 +117,10 @@ class Sampler:
         self.steps_per_epoch = len(indices) // self.batch_size
         self.epoch, self.order = -1, indices
 
-    def whole(self, step: int) -> tuple[int, torch.Tensor]:
+    def whole(self, step: int) -> "tuple[int, torch.Tensor]":
         "(epoch, indices) of the batch of all processes."
+        import torch
+
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             g = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
@@ -120,15 +128,17 @@ class Sampler:
             self.epoch, self.order = epoch, self.indices[shuffled]
         return epoch, self.order[position * self.batch_size : (position + 1) * self.batch_size]
 
-    def at(self, step: int) -> tuple[int, torch.Tensor]:
+    def at(self, step: int) -> "tuple[int, torch.Tensor]":
         "(epoch, indices) of this process's share of the batch."
         epoch, batch = self.whole(step)
         return epoch, batch[self.rank :: self.world]
 
 # %% ../../nbs/5_scale/23k_optimization.ipynb #n23split
-def held_out(n: int, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def held_out(n: int, fraction: float, seed: int) -> "tuple[torch.Tensor, torch.Tensor]":
     """(indices to train on, indices held out) of n structures, int64, the second sorted; which are held out
     depends on the seed alone."""
+    import torch
+
     order = torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, 11)))
     held = int(n * fraction)
     if not held:
@@ -136,8 +146,10 @@ def held_out(n: int, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Te
     return order[held:].sort().values, order[:held].sort().values
 
 # %% ../../nbs/5_scale/23k_optimization.ipynb #ebd24f76
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: "nn.Module", config: TrainConfig) -> "torch.optim.Optimizer":
     "Fused AdamW; matrices are decayed, vectors (biases, norms) are not."
+    import torch
+
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         dict(params=[p for p in parameters if p.ndim >= 2], weight_decay=config.weight_decay),
@@ -146,14 +158,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(0.9, 0.99), fused=True)
 
 
-def guarded_step(optimizer, bad: torch.Tensor) -> None:
+def guarded_step(optimizer, bad: "torch.Tensor") -> None:
     "Optimizer step that changes nothing where `bad` (bool scalar tensor) is true; no synchronisation."
     raw = getattr(optimizer, "optimizer", optimizer)
     raw.grad_scale, raw.found_inf = None, bad.float()
     optimizer.step()
 
 # %% ../../nbs/5_scale/23k_optimization.ipynb #1512932e
-def compile_regions(model: nn.Module, **options) -> int:
+def compile_regions(model: "nn.Module", **options) -> int:
     """Compile, for all shapes at once, the parts of a model that are marked `region`; its `network`, or all
     of it, where nothing is marked. Returns how many parts.
 

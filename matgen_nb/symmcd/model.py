@@ -19,6 +19,7 @@ from .composition import charges_balance
 from .dataset import atomic_volumes, element_counts, multiplicity, substituted
 from .network import NetworkConfig, Noisy, OrbitNetwork
 from .templates import count_templates, pack_templates
+from ..symmetry.normalizers import augment
 from ..symmetry.lattice import k_mask, k_offset, k_to_lattice
 from ..symmetry.space_groups import MAX_CLASSES, wyckoff_tables
 from ..utils import MatgenError, patch
@@ -32,7 +33,8 @@ class SymmCDConfig(Presets):
     that a crystal gets an element of the same column in training (lesson 9), tried twice. dropout:
     see `MessageLayer`. copy: orbits vote for their elements (lesson 10). The preset `paper` has the
     loss weights of the release, these are ours. staged: sites, elements and geometry have noise times
-    of their own, and coordinates keep to their Wyckoff positions (lesson 11b)."""
+    of their own, and coordinates keep to their Wyckoff positions (lesson 11b). augment: every training
+    crystal is put into a random one of its equivalent settings (lesson 4b), axes in place."""
 
     width: int = 256
     layers: int = 4
@@ -52,6 +54,7 @@ class SymmCDConfig(Presets):
     weight_x: float = 1.0
     weight_elements: float = 0.3
     weight_site: float = 0.5
+    augment: bool = False
 
     @property
     def network(self):
@@ -345,6 +348,8 @@ def loss(self, batch, generator=None, share=None):
     'x', 'elements', 'site'} scalars. share: (rank, world), the loss of one process's crystals alone;
     its mean over the processes is the loss of the batch, when world divides it."""
     c = self.config
+    if self.training and c.augment:
+        batch = augment(batch, generator, permute_axes=False)
     if c.staged:
         return self.loss_in_stages(batch, generator, share)
     if self.training and c.substitute:

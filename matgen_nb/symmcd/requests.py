@@ -52,6 +52,7 @@ class Prior:
             getattr(model, f"stat_{name}").cpu().double().numpy() for name in ("groups", "classes", "orbits")
         )
         self.templates = unpack_templates(model.stat_templates.cpu())
+        self._due: dict[int, np.ndarray] = {}  # see `left_free`
 
     def shares(self, number: int) -> tuple[float, ...]:
         "Share of each site-symmetry class in a group, tuple (15,), none below a thousandth."
@@ -69,13 +70,12 @@ class Prior:
 @patch
 def left_free(self: Prior, number: int, templates: float) -> np.ndarray:
     """Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson
-    9c), never quite 0: what is possible stays so. templates: share of those due that are taken."""
-    return np.array(
-        [
-            max(1 - templates * (1 - due(self.templates.get((number, M), {}))), 1e-3)
-            for M in range(MOST_ORBITS + 1)
-        ]
-    )
+    9c, equivalent templates counted as one), never quite 0: what is possible stays so. templates: share
+    of those due that are taken."""
+    if number not in self._due:
+        known = (self.templates.get((number, M), {}) for M in range(MOST_ORBITS + 1))
+        self._due[number] = np.array([due(counts, number) for counts in known])
+    return np.maximum(1 - templates * (1 - self._due[number]), 1e-3)
 
 
 @patch

@@ -156,6 +156,13 @@ def _fresh_requests(draw, rng, n, balance):
     "n requests of `draw`, none forced to a higher group if it can be helped; a share `balance` with charges."
     return [replace(redraw(draw, rng), balance=bool(rng.random() < balance)) for _ in range(n)]
 
+
+def _numbered(samples):
+    "The samples, each with its index as the first column of its row."
+    for i, s in enumerate(samples):
+        s.row = dict(index=i, **s.row)
+    return samples
+
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #sam00020
 @patch
 def sample(
@@ -196,6 +203,4 @@ def sample(
     ):
         samples = _in_batches(self, requests, seed, options, advance)
         replace_higher(samples, options.resample_higher, again)
-    for i, s in enumerate(samples):
-        s.row = dict(index=i, **s.row)
-    return samples
+    return _numbered(samples)

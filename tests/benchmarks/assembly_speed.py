@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matgen_nb.mofdiff.assembly import assemble, shuffled
+from matgen_nb.mofdiff.assembly import assemble
+from matgen_nb.mofdiff.orientations import shuffled
 from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof

@@ -6,10 +6,14 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN',
            'show_rows', 'trained', 'sampled_crystals', 'reproduce_symmcd', 'split_blocks', 'mofs_of', 'finds',
            'reproduce_blocks', 'reproduce_mofdiff', 'run_options', 'ablation_rows', 'reproduce_ablations',
            'fewest_steps', 'setting_rows', 'crystal_steps', 'framework_steps', 'plot_steps', 'published_steps',
-           'step_rows', 'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce']
+           'step_rows', 'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce',
+           'comparison_text', 'benchmark']
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290002
-import json, re, time
+import json
+import math
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,15 +22,34 @@ from collections.abc import Callable
 import numpy as np
 import typer
 
-from matgen_nb.scale.command_line import (
+from .mofs import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
+from matgen_nb.commands.options import (
+    Compile,
     Device,
     On,
+    Out,
     Overwrite,
+    Precision,
     Resume,
     Seed,
-    _command,
     _option,
     app,
+)
+from matgen_nb.scale.benchmark import (
+    Setting,
+    compare,
+    environment,
+    in_words,
+    planned,
+    plot_benchmark,
+    read_benchmark,
+    run_benchmark,
+)
+from matgen_nb.scale.crystal_runs import (
+    TRAINING,
+    FitOptions,
+    JudgeOptions,
+    RunOptions,
     choose_training,
     fit_model,
     fit_symmcd,
@@ -42,15 +65,16 @@ from matgen_nb.scale.runs import (
     as_folder,
     check_out,
     file_hash,
+    fresh_folder,
     input_identity,
     open_run,
     read_table,
     run_record,
     say,
+    typed_command,
     write_json,
     write_table,
 )
-from .mof_commands import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
 from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290005
@@ -307,8 +331,7 @@ def sampled_crystals(model, weights, job):
         dict(options=SamplingOptions(steps=s["sample_steps"])),
         job.out / "samples",
         job.name,
-        (job.out / "samples" / "request.json").exists(),
-        False,
+        RunOptions(resume=(job.out / "samples" / "request.json").exists()),
     )
     return read_crystals(job.out / "samples", job.n_jobs)[:2]
 
@@ -332,7 +355,6 @@ def sampled_crystals(model, weights, job):
 )
 def reproduce_symmcd(job):
     "Train, keep the weights of the lowest held-out loss, sample, judge."
-    from matgen_nb.scale.command_line import TRAINING
     from matgen_nb.scale.checkpoints import load_weights
 
     s, (data, val) = job.settings, crystals_of(job)
@@ -347,7 +369,9 @@ def reproduce_symmcd(job):
         val_fraction=0.0,
     )
     model = trained(
-        lambda out, resume: fit_symmcd(data, s["preset"], config, out, resume, False, val), s["steps"], job
+        lambda out, resume: fit_symmcd(data, s["preset"], config, out, None, FitOptions(resume, val=val)),
+        s["steps"],
+        job,
     )
     load_weights(model, job.out / "training" / "best.safetensors")
     model.eval().save_pretrained(_claimed(job.out / "weights.safetensors"))
@@ -358,8 +382,7 @@ def reproduce_symmcd(job):
         _claimed(job.out / "reference.npz"),
         training_reference(data),
         names,
-        job.seed,
-        job.n_jobs,
+        JudgeOptions(seed=job.seed, n_jobs=job.n_jobs),
     )
     write_table(_claimed(job.out / "table.csv"), result.table)
     result.to_json(_claimed(job.out / "summary.json"))
@@ -452,7 +475,7 @@ def reproduce_blocks(job):
     torch.manual_seed(job.seed)
     encoder = trained(
         lambda out, resume: fit_model(
-            BlockEncoder(BlockConfig.preset(s["preset"])), BlockData(train), config, out, resume
+            BlockEncoder(BlockConfig.preset(s["preset"])), BlockData(train), config, out, FitOptions(resume)
         ),
         s["steps"],
         job,
@@ -505,7 +528,9 @@ def reproduce_mofdiff(job):
         val_fraction=0.05,
     )
     model = trained(
-        lambda out, resume: fit_mofdiff(data, encoder, s["preset"], config, out, resume), s["steps"], job
+        lambda out, resume: fit_mofdiff(data, encoder, s["preset"], config, out, None, FitOptions(resume)),
+        s["steps"],
+        job,
     ).eval()
     (samples,) = as_folder(job.out).claim("samples/")
     weights = file_hash(job.out / "training" / "weights.safetensors")
@@ -520,15 +545,16 @@ def reproduce_mofdiff(job):
 
 def run_options(job, folder, weights, steps, **sampling):
     "(`PipelineOptions`, `RunOptions`) of a recipe: not relaxed, coordinates as the model gives them."
-    from matgen_nb.mofdiff.pipeline import AssemblyOptions, PipelineOptions
+    from matgen_nb.mofdiff.assembly import AssemblyOptions
+    from matgen_nb.mofdiff.pipeline import PipelineOptions
     from matgen_nb.mofdiff.sampling import NetOptions
-    from matgen_nb.scale.mof_runs import RunOptions
+    from matgen_nb.scale.mof_runs import MofRunOptions
 
     s, sampling = job.settings, sampling | dict(steps=steps, nets=NetOptions(share=0), progress=False)
     assembly = AssemblyOptions(starts=s["starts"], generations=s["generations"])
     options = PipelineOptions(assembly=assembly, relax=False, sampling=sampling)
     resume = (folder / "request.json").exists()
-    return options, RunOptions(n_jobs=job.n_jobs, resume=resume, weights=weights)
+    return options, MofRunOptions(n_jobs=job.n_jobs, resume=resume, weights=weights)
 
 
 def _axes(summary):
@@ -851,7 +877,7 @@ def run_recipe(
         write_json(
             out.path("run.json"),
             run_record(
-                _command(),
+                typed_command(),
                 seed,
                 time.monotonic() - start,
                 request=request,
@@ -888,7 +914,7 @@ def reproduce(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Run the recipe behind a table of ours, from the data to the figures, and compare."
     if list_ or name is None:
         return say(list_text())
@@ -901,3 +927,62 @@ def reproduce(
             f"\nmade at a scale of {scale:g}: fewer steps and samples than published, so the figures are not expected to agree"
         )
     say(f"\nresults: {out}")
+
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #18726936
+def comparison_text(row: dict, other) -> str:
+    "A task of this table beside the same task of another, in words."
+    if "ratio" not in row:
+        return f"{row['task']:14s} not in {other}"
+    note = "" if row["clear"] == "yes" else "   (the ranges overlap)"
+    return f"{row['task']:14s} {row['ratio']:8.2f} times {other}{note}"
+
+
+@app.command(
+    epilog="Example: `matgen benchmark --out here`, then on another machine "
+    "`matgen benchmark --compare here/table.csv`"
+)
+def benchmark(
+    out: Out = Path("matgen-benchmark"),
+    seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
+    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
+    only: Annotated[str | None, _option("Tasks, separated by commas.", "all")] = None,
+    preset: Annotated[str | None, _option("Train this preset.", "small")] = None,
+    batch_size: Annotated[
+        int | None, _option("Items in a training step.", "128 crystals, 64 frameworks")
+    ] = None,
+    precision: Precision = "32-true",
+    compile: Compile = False,
+    threads: Annotated[int, _option("CPU threads.")] = 1,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: On = Device.auto,
+) -> None:
+    """Measure this machine: preparing, training, sampling, projection and evaluation of crystals; preparing,
+    training (both networks), sampling, assembly, relaxation and evaluation of frameworks. A table and a
+    plot, compared with a table of another run. A preset, batch size, precision or --compile asks for
+    training alone (or what --only names), in a row of its own name."""
+    import torch
+
+    others = read_benchmark(compare_with) if compare_with else []
+    asked = Setting(preset or "small", batch_size, precision, compile)
+    setting = None if preset is None and asked == Setting() else asked
+    if threads < 1:
+        raise MatgenError(f"--threads must be at least 1, not {threads}")
+    if not (0 < seconds < math.inf):
+        raise MatgenError(f"--seconds must be a positive number, not {seconds}")
+    planned(only, setting)
+    place, start = pick_device(device, float64=True), time.monotonic()
+    folder = fresh_folder(out, overwrite, {"--compare": compare_with})
+    torch.set_num_threads(threads)
+    rows = run_benchmark(place, seconds, seed, only, lambda row: say(in_words(row)), setting)
+    if others:
+        rows = compare(rows, others)
+        say("\n".join(comparison_text(row, compare_with) for row in rows))
+    write_table(folder.path("table.csv"), rows)
+    with atomic_write(folder.path("benchmark.png"), "wb") as f:
+        labels = ("this run", str(compare_with))
+        plot_benchmark(rows, others, labels).savefig(f, format="png")
+    seconds, machine = time.monotonic() - start, environment(place)
+    write_json(folder.path("run.json"), run_record(typed_command(), seed, seconds, environment=machine))
+    folder.close()
+    say(f"results: {out}")

@@ -8,29 +8,16 @@ __all__ = ['Source', 'Weights', 'Count', 'Steps', 'Symprec', 'Compare', 'given_u
 
 # %% ../../nbs/5_scale/25b_predict_commands.ipynb #pc250003
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from matgen_nb.scale.command_line import (
-    On,
-    Out,
-    Overwrite,
-    Seed,
-    Device,
-    _command,
-    _option,
-    app,
-    load_data,
-    pick_device,
-    read_crystals,
-    summary_text,
-)
-from .runs import fresh_folder, run_record, say, write_json, write_results
-from ..utils import MatgenError
+from .options import Device, On, Out, Overwrite, Seed, _option, app
+from ..scale.crystal_runs import load_data, pick_device, read_crystals, summary_text
+from ..scale.runs import fresh_folder, run_record, say, typed_command, write_json, write_results
 from ..parallel import describe_failures
+from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/25b_predict_commands.ipynb #pc250005
 def given_units(source: Path, symprec: float = 0.1) -> tuple[list, list, list]:
@@ -81,7 +68,7 @@ Compare = Annotated[bool, _option("Compare with what was handed in.", None, "--c
 def write_predictions(out, samples: list, rows: list, summary: dict, **told) -> None:
     """CIF files, table, gallery, summary.json and run.json of predicted structures; told: seed and
     seconds, and what else the record says."""
-    record = run_record(_command(), told.pop("seed"), told.pop("seconds"), summary=summary, **told)
+    record = run_record(typed_command(), told.pop("seed"), told.pop("seconds"), summary=summary, **told)
     write_results(out, [s.unit for s in samples], rows, "Predicted structures", record)
     write_json(out.path("summary.json"), summary)
     out.close()
@@ -100,7 +87,7 @@ def predict_command(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Predict cells and coordinates where space group, Wyckoff positions and elements are given."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.model import SymmCD

@@ -7,45 +7,39 @@ __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'HELP', 'NetShare', 'NetCandidates'
            'evaluate_mofs_command', 'design_command']
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #df4d69bf
-import json, time
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
 import numpy as np
 import typer
 
-from matgen_nb.scale.command_line import (
-    BatchSize,
-    Compile,
+from matgen_nb.commands.options import (
     Device,
-    Devices,
-    Epochs,
+    InitFrom,
     Jobs,
-    Nodes,
     On,
     Out,
     Overwrite,
-    Precision,
-    Rate,
     Resume,
-    Seconds,
     Seed,
-    Steps,
-    Strategy,
-    _command,
     _option,
     app,
-    choose_training,
     evaluate_app,
-    fit_model,
     given_training,
-    pick_device,
     prepare_app,
-    read_crystals,
     report_training,
     sample_app,
-    summary_text,
     train_app,
+    training_options,
+)
+from matgen_nb.scale.crystal_runs import (
+    FitOptions,
+    fit_model,
+    pick_device,
+    read_crystals,
+    summary_text,
     without_nan,
 )
 from matgen_nb.scale.runs import (
@@ -53,10 +47,10 @@ from matgen_nb.scale.runs import (
     file_hash,
     fresh_file,
     fresh_folder,
-    read_table,
     record_of,
     run_record,
     say,
+    typed_command,
     write_json,
     write_results,
 )
@@ -121,7 +115,7 @@ def prepare_mofs_command(
     ] = "refuse",
     overwrite: Overwrite = False,
     seed: Seed = 0,
-):
+) -> None:
     "Take frameworks apart into building blocks and write one training file."
     fresh_file(out, overwrite, {f"SOURCE {s}": s for s in source} | {"--properties": properties})
     start = time.monotonic()
@@ -131,7 +125,7 @@ def prepare_mofs_command(
     write_json(
         record_of(out),
         run_record(
-            _command(),
+            typed_command(),
             seed,
             time.monotonic() - start,
             frameworks=len(data),
@@ -158,157 +152,103 @@ MOF_TRAINING = {
 }
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #ceae4314
-def fit_blocks(data, preset, config, out, resume=False, overwrite=False):
-    "Train a `BlockEncoder` on the library of a `MofData`. Returns (averaged encoder, history)."
+def fit_blocks(data, preset: str, config, out, init_from: str | None = None, options=FitOptions()) -> tuple:
+    """Train a `BlockEncoder` on the library of a `MofData`, or further from the weights `init_from`. Returns
+    (averaged encoder, history)."""
     import torch
     from matgen_nb.mofdiff.embedding import BlockConfig, BlockData, BlockEncoder
 
     torch.manual_seed(config.seed)
-    return fit_model(
-        BlockEncoder(BlockConfig.preset(preset)), BlockData(data.library), config, out, resume, overwrite
-    )
+    if init_from:
+        encoder = BlockEncoder.from_pretrained(init_from).train()
+    else:
+        encoder = BlockEncoder(BlockConfig.preset(preset))
+    return fit_model(encoder, BlockData(data.library), config, out, options)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #58c3c64d
 @train_app.command(
     "blocks", epilog="Example: `matgen train blocks mofs.safetensors --preset small --out blocks`"
 )
+@training_options
 def train_blocks_command(
+    choices: dict,
     data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")],
     out: Out = Path("blocks"),
     preset: Annotated[str, _option("tiny, small or full.")] = "small",
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Rate = None,
-    max_seconds: Seconds = None,
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    strategy: Strategy = "auto",
-    precision: Precision = "32-true",
-    compile: Compile = False,
+    init_from: InitFrom = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Train the encoder of building blocks on the blocks of a prepared file."
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.data import MofData
 
-    start = time.monotonic()
-    config = given_training(
-        BLOCK_TRAINING,
-        preset,
-        out,
-        {"DATA": data},
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        max_seconds=max_seconds,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=strategy,
-        precision=precision,
-        compile=compile,
-        seed=seed,
-        device=pick_device(device),
-    )
-    model, history = fit_blocks(without_nan(MofData.load(data), data), preset, config, out, resume, overwrite)
-    report_training(
-        model,
-        history,
-        out,
-        seed,
-        start,
-        f"matgen train mofdiff {data} --blocks {out / 'weights.safetensors'} --out mofdiff",
-    )
+    inputs = {"DATA": data, "--init-from": init_from and find_weights(init_from)}
+    choices |= dict(seed=seed, device=pick_device(device))
+    config, start = given_training(BLOCK_TRAINING, preset, out, inputs, **choices), time.monotonic()
+    mofs = without_nan(MofData.load(data), data)
+    model, history = fit_blocks(mofs, preset, config, out, init_from, FitOptions(resume, overwrite))
+    follow = f"matgen train mofdiff {data} --blocks {out / 'weights.safetensors'} --out mofdiff"
+    report_training(model, history, out, seed, time.monotonic() - start, follow)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #7ab3ce01
-def fit_mofdiff(data, encoder, preset, config, out, resume=False, overwrite=False):
-    """Train `MofDiff` on a `MofData`, its blocks embedded by a `BlockEncoder`. Returns (averaged model,
-    history)."""
+def fit_mofdiff(
+    data, encoder, preset: str, config, out, init_from: str | None = None, options=FitOptions()
+) -> tuple:
+    """Train `MofDiff` on a `MofData`, its blocks embedded by a `BlockEncoder`, or further from the weights
+    `init_from`, which the encoder must belong to. Returns (averaged model, history)."""
     import torch
     from matgen_nb.mofdiff.evaluation import known_identities
-    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, fine_tuned, statistics
     from matgen_nb.mofdiff.net_fitting import net_table
 
     data = data.with_embeddings(encoder.encode(data.library).cpu())
     torch.manual_seed(config.seed)
     source = str(data.info.get("source", ""))
-    model = MofDiff(MofDiffConfig.preset(preset), statistics(data))
+    if init_from:
+        model = fine_tuned(MofDiff.from_pretrained(init_from), data).train()
+    else:
+        model = MofDiff(MofDiffConfig.preset(preset), statistics(data))
     model.nets = net_table(data, info=dict(source=source))
     info = lambda: dict(identities=known_identities(data), source=source, frameworks=len(data))
-    return fit_model(model, data, config, out, resume, overwrite, info=info)
+    return fit_model(model, data, config, out, replace(options, info=info))
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #33105926
 @train_app.command(
     "mofdiff",
     epilog="Example: `matgen train mofdiff mofs.safetensors --blocks blocks/weights.safetensors --out mofdiff`",
 )
+@training_options
 def train_mofdiff_command(
+    choices: dict,
     data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")],
     out: Out = Path("mofdiff"),
     blocks: Annotated[
         str, _option("Weights of a block encoder, or the name of weights that ship.")
     ] = "blocks-small",
     preset: Annotated[str, _option("tiny, small, full, or release (as published).")] = "small",
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Rate = None,
-    max_seconds: Seconds = None,
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    strategy: Strategy = "auto",
-    precision: Precision = "32-true",
-    compile: Compile = False,
+    init_from: InitFrom = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Train MOFDiff on a prepared file; Ctrl-C saves and stops, --resume continues."
+    from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.embedding import BlockEncoder
-    from matgen_nb.diffusion.pretrained import find_weights
 
-    start = time.monotonic()
-    config = given_training(
-        MOF_TRAINING,
-        preset,
-        out,
-        {"DATA": data, "--blocks": find_weights(blocks)},
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        max_seconds=max_seconds,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=strategy,
-        precision=precision,
-        compile=compile,
-        seed=seed,
-        device=pick_device(device),
-        val_fraction=0.05,
-    )
-    model, history = fit_mofdiff(
-        without_nan(MofData.load(data), data),
-        BlockEncoder.from_pretrained(blocks),
-        preset,
-        config,
-        out,
-        resume,
-        overwrite,
-    )
-    report_training(
-        model,
-        history,
-        out,
-        seed,
-        start,
-        f"matgen sample mofdiff --weights {out / 'weights.safetensors'} -n 100 --out new",
-    )
+    inputs = {"DATA": data, "--blocks": find_weights(blocks)}
+    inputs |= {"--init-from": init_from and find_weights(init_from)}
+    choices |= dict(seed=seed, device=pick_device(device), val_fraction=0.05)
+    config, start = given_training(MOF_TRAINING, preset, out, inputs, **choices), time.monotonic()
+    mofs, encoder = without_nan(MofData.load(data), data), BlockEncoder.from_pretrained(blocks)
+    options = FitOptions(resume, overwrite)
+    model, history = fit_mofdiff(mofs, encoder, preset, config, out, init_from, options)
+    follow = f"matgen sample mofdiff --weights {out / 'weights.safetensors'} -n 100 --out new"
+    report_training(model, history, out, seed, time.monotonic() - start, follow)
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #56ee1fae
 HELP = dict(  # that of the fields of the options, which is tested
@@ -331,7 +271,8 @@ Relax = Annotated[bool, _option(HELP["relax"])]
 
 def pipeline_options(relax, draws, limits, starts, generations, sampling):
     "`PipelineOptions` of a command; limits: seconds for (assembly, relaxation)."
-    from matgen_nb.mofdiff.pipeline import AssemblyOptions, PipelineOptions
+    from matgen_nb.mofdiff.assembly import AssemblyOptions
+    from matgen_nb.mofdiff.pipeline import PipelineOptions
 
     return PipelineOptions(
         draws=draws,
@@ -394,7 +335,7 @@ def sample_mofdiff_command(
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.mofdiff.sampling import NetOptions
-    from matgen_nb.scale.mof_runs import RunOptions, make_mofs
+    from matgen_nb.scale.mof_runs import MofRunOptions, make_mofs
 
     start, known = time.monotonic(), reference_identities(reference) if reference else None
     path, nets = find_weights(weights), NetOptions(net_share, net_candidates, coherent)
@@ -403,9 +344,9 @@ def sample_mofdiff_command(
     limits = assemble_limit, relax_limit
     options = pipeline_options(relax, draws, limits, starts, generations, sampling)
     inputs = {"--weights": path, "--reference": reference}
-    run = RunOptions(chunk, n_jobs, resume, overwrite, file_hash(path), inputs)
+    run = MofRunOptions(chunk, n_jobs, resume, overwrite, file_hash(path), inputs)
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
-    found = make_mofs(model, n, out, seed, options, run, known, _command())
+    found = make_mofs(model, n, out, seed, options, run, known, typed_command())
     valid = sum(r["valid"] for r in found.table)
     done = f"{valid} valid frameworks of {len(found.table)} in {time.monotonic() - start:.0f} s: {out}"
     say(f"{summary_text(found.summary)}\n{done}\nlook at {out / 'gallery.html'}")
@@ -504,7 +445,7 @@ def evaluate_mofs_command(
     n_jobs: Jobs = -1,
     timeout: Annotated[float, _option("Seconds one framework may take.", min=0.1)] = 120.0,
     overwrite: Overwrite = False,
-):
+) -> None:
     "Named checks, pores, uniqueness and novelty of frameworks: per structure and in total."
     from matgen_nb.mofdiff.evaluation import evaluate_mofs, plot_summary
 
@@ -521,7 +462,7 @@ def evaluate_mofs_command(
         [getattr(m, "crystal", m) for m in found.mofs],
         result.table,
         "Evaluation of frameworks",
-        run_record(_command(), None, time.monotonic() - start),
+        run_record(typed_command(), None, time.monotonic() - start),
     )
     write_json(out.path("summary.json"), result.summary)
     with atomic_write(out.path("summary.png"), "wb") as f:
@@ -558,13 +499,13 @@ def design_command(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
-):
+) -> None:
     "Frameworks with a wanted property, measured on what was made, beside random ones."
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.mofdiff.pipeline import PipelineOptions
     from matgen_nb.mofdiff.property_design import DesignOptions, Goal
-    from matgen_nb.scale.mof_runs import RunOptions, design_run
+    from matgen_nb.scale.mof_runs import MofRunOptions, design_run
 
     path, goal = find_weights(weights), Goal(property, target, tolerance)
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
@@ -574,8 +515,8 @@ def design_command(
         pipeline=PipelineOptions(draws=draws, relax=relax),
     )
     inputs = {"--weights": path}
-    run = RunOptions(n, n_jobs, resume, overwrite, file_hash(path), inputs)
-    made = design_run(model, goal, n, out, seed, options, run, _command())
+    run = MofRunOptions(n, n_jobs, resume, overwrite, file_hash(path), inputs)
+    made = design_run(model, goal, n, out, seed, options, run, typed_command())
     for strategy, summary in made.summary.items():
         say(f"{strategy}\n{summary_text(summary)}")
     say(f"results: {out}")

@@ -1,0 +1,1 @@
+"""The `matgen` command: options, one library call, one result."""
