@@ -18,6 +18,7 @@ _FRONT_DOOR = {
     "assemble": ("matgen_nb.mofdiff.assembly", "matgen_nb.mofdiff.assembly"),
     "relax": ("matgen_nb.mofdiff.relaxation", "matgen_nb.mofdiff.relaxation"),
     "evaluate_mofs": ("matgen_nb.mofdiff.evaluation", "matgen_nb.mofdiff.evaluation"),
+    "generate": ("matgen_nb.mofdiff.pipeline", "matgen_nb.mofdiff.pipeline"),
 }
 
 

@@ -570,8 +570,8 @@ def test_amounts_that_no_run_can_have(tmp_path, weights, options):
 
 def test_the_same_from_python(tmp_path, model):
     for make in (
-        lambda: AssemblyOptions(starts=0),
-        lambda: AssemblyOptions(generations=0),
+        lambda: PipelineOptions(assembly=AssemblyOptions(starts=0)),
+        lambda: PipelineOptions(assembly=AssemblyOptions(generations=0)),
         lambda: PipelineOptions(relax_limit=0.0),
         lambda: PipelineOptions(assemble_limit=-1.0),
         lambda: PipelineOptions(draws=0),

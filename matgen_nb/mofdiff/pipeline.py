@@ -48,6 +48,7 @@ class PipelineOptions:
 
     def __post_init__(self):
         check_limits(self)
+        check_limits(self.assembly)
 
 # %% ../../nbs/4_mofdiff/22b_pipeline.ipynb #22bresco
 @dataclass(frozen=True)
