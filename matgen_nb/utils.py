@@ -301,6 +301,23 @@ def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
     return CsvTable(columns, rows)
 
 # %% ../nbs/00_utils.ipynb #2855cd71
+def _retrieve(url: str, name: str, folder: Path, expected: str | None, kept: bool, instead: str) -> Path:
+    "A file of an address in a folder, by pooch; MatgenError in place of its errors."
+    import pooch
+
+    try:
+        return Path(pooch.retrieve(url, known_hash=expected, fname=name, path=folder))
+    except ValueError as error:
+        raise MatgenError(
+            f"{name} is not the file that was {'kept' if kept else 'published'}: its checksum is not "
+            f"{expected}. Try again; if it stays so, there is another version at {url}"
+        ) from error
+    except Exception as error:
+        raise MatgenError(
+            f"could not fetch {name} from {url}: {type(error).__name__}. Without a network, {instead}"
+        ) from None
+
+
 def fetch(
     url: str,
     name: str,
@@ -321,17 +338,7 @@ def fetch(
     record = folder / f"{name}.sha256"
     known = record.read_text().strip() if record.exists() else None
     expected = f"sha256:{known}" if known else stated()
-    try:
-        path = Path(pooch.retrieve(url, known_hash=expected, fname=name, path=folder))
-    except ValueError as error:
-        raise MatgenError(
-            f"{name} is not the file that was {'kept' if known else 'published'}: its checksum is not "
-            f"{expected}. Try again; if it stays so, there is another version at {url}"
-        ) from error
-    except Exception as error:
-        raise MatgenError(
-            f"could not fetch {name} from {url}: {type(error).__name__}. Without a network, {instead}"
-        ) from None
+    path = _retrieve(url, name, folder, expected, bool(known), instead)
     if known:
         return path
     try:

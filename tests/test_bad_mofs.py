@@ -14,7 +14,7 @@ from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.preparing import prepare_mofs
+from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
 from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, statistics
 from matgen_nb.commands import main as entry
@@ -268,10 +268,14 @@ def test_a_hanging_decomposition_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(coarse, "decompose", slow)
     items = [(n, textbook_crystal("MIL-53")) for n in ("slow", "quick")]
-    data, report = prepare_mofs(items, tmp_path / "m.safetensors", n_jobs=1, timeout=3, progress=None)
+    data, report = prepare_mofs(
+        items, tmp_path / "m.safetensors", n_jobs=1, progress=None, options=PrepareOptions(timeout=3)
+    )
     assert data.names == ["quick"] and "took longer than 3 s" in report.failures[0].reason
     with pytest.raises(MatgenError, match="none of the 1"):
-        prepare_mofs(items[:1], tmp_path / "n.safetensors", n_jobs=1, timeout=1, progress=None)
+        prepare_mofs(
+            items[:1], tmp_path / "n.safetensors", n_jobs=1, progress=None, options=PrepareOptions(timeout=1)
+        )
     assert not (tmp_path / "n.safetensors").exists()
 
 

@@ -29,7 +29,7 @@ from matgen_nb.mofdiff.coarse_graining import (
 )
 from matgen_nb.mofdiff.data import MofBatch, MofData
 from matgen_nb.mofdiff.sources import read_bw_db, read_folder, read_properties
-from matgen_nb.mofdiff.preparing import prepare_mofs
+from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -231,7 +231,9 @@ def test_prepare_folder(tmp_path, n_jobs):
 
 def test_prepare_same_result_in_parallel(tmp_path):
     write_folder(tmp_path)
-    a, b = (prepare_mofs(tmp_path, n_jobs=n, progress=None, chunk=2)[0] for n in (1, 2))
+    a, b = (
+        prepare_mofs(tmp_path, n_jobs=n, progress=None, options=PrepareOptions(chunk=2))[0] for n in (1, 2)
+    )
     assert all(
         torch.equal(torch.nan_to_num(x), torch.nan_to_num(y))
         for x, y in zip(a.tensors().values(), b.tensors().values())
@@ -249,9 +251,12 @@ def test_prepare_csv_and_limit(tmp_path):
             writer.writerow([name, textbook_crystal(name).to_cif(), 0.5])
     data, report = prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None)
     assert data.names == ["IRMOF-1", "MIL-53"] and data.property_names == ["void"]
-    assert len(prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None, limit=1)[0]) == 1
+    assert (
+        len(prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None, options=PrepareOptions(limit=1))[0])
+        == 1
+    )
     with pytest.raises(MatgenError, match="no column 'structure'"):
-        prepare_mofs(tmp_path / "t.csv", column="structure", n_jobs=1)
+        prepare_mofs(tmp_path / "t.csv", n_jobs=1, options=PrepareOptions(column="structure"))
 
 
 def test_nothing_left(tmp_path):
@@ -273,7 +278,12 @@ def test_time_limit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(coarse_graining, "decompose", slow)
     with pytest.raises(MatgenError, match="longer than 0.3 s"):
-        prepare_mofs([("slow", textbook_crystal("MIL-53"))], n_jobs=1, timeout=0.3, progress=None)
+        prepare_mofs(
+            [("slow", textbook_crystal("MIL-53"))],
+            n_jobs=1,
+            progress=None,
+            options=PrepareOptions(timeout=0.3),
+        )
 
 
 def test_properties(tmp_path):
@@ -325,16 +335,15 @@ def test_bw_db_layout(tmp_path, monkeypatch):
 
 
 def test_limits_hold_for_the_embedded_set_as_well(tmp_path):
-    data, report = prepare_mofs("embedded", limit=300, progress=None)
+    data, report = prepare_mofs("embedded", progress=None, options=PrepareOptions(limit=300))
     assert report.total == report.kept == len(data) == 300 and not report.failures, (
         "what ships is inside the default limits"
     )
     few, report = prepare_mofs(
         "embedded",
         tmp_path / "few.safetensors",
-        limit=300,
-        limits=Limits(max_blocks=6, min_bead_distance=4.0),
         progress=None,
+        options=PrepareOptions(limit=300, limits=Limits(max_blocks=6, min_bead_distance=4.0)),
     )
     assert (
         0 < report.kept < 300
@@ -352,7 +361,7 @@ def test_limits_hold_for_the_embedded_set_as_well(tmp_path):
         (dict(limit=0), "at least 1"),
     ):
         with pytest.raises(MatgenError, match=text):
-            prepare_mofs("embedded", **dict(limit=300, progress=None) | choices)
+            prepare_mofs("embedded", progress=None, options=PrepareOptions(**dict(limit=300) | choices))
 
 
 def test_download_without_network(tmp_path, monkeypatch):
@@ -429,7 +438,10 @@ def test_download_keeps_a_checksum(tmp_path, monkeypatch):
 @pytest.mark.skipif(not (REAL / "mofs").exists(), reason="no collection of real frameworks at hand")
 def test_real_frameworks():
     data, report = prepare_mofs(
-        REAL / "mofs", n_jobs=1, progress=None, limits=Limits(max_blocks=None, min_dimension=1)
+        REAL / "mofs",
+        n_jobs=1,
+        progress=None,
+        options=PrepareOptions(limits=Limits(max_blocks=None, min_dimension=1)),
     )
     assert report.total >= 81 and report.kept >= 77 and len(data.library) < sum(data.num_blocks) / 4
     points = torch.tensor([b.num_connections * (1 if b.is_metal else -1) for b in data.library])
@@ -440,9 +452,11 @@ def test_real_frameworks():
 
 
 def test_a_part_of_the_embedded_set_holds_its_own_blocks_only(tmp_path):
-    data, _ = prepare_mofs("embedded", tmp_path / "m.safetensors", limit=20, n_jobs=1, progress=None)
+    data, _ = prepare_mofs(
+        "embedded", tmp_path / "m.safetensors", n_jobs=1, progress=None, options=PrepareOptions(limit=20)
+    )
     assert len(data) == 20 and len(data.library) == len(set(data.block.tolist())) < 100
-    whole, _ = prepare_mofs("embedded", limit=40, n_jobs=1, progress=None)
+    whole, _ = prepare_mofs("embedded", n_jobs=1, progress=None, options=PrepareOptions(limit=40))
     for i in range(20):
         assert [b.identity for b in data[i].blocks] == [
             b.identity for b in whole[i].blocks
@@ -454,12 +468,19 @@ def test_properties_are_refused_where_they_would_be_ignored(tmp_path):
     (tmp_path / "all.csv").write_text("name,cif\na,b\n")
     for source in ("embedded", "bw-db", tmp_path / "all.csv"):
         with pytest.raises(MatgenError, match="folder of CIF files"):
-            prepare_mofs(source, properties=tmp_path / "p.csv", n_jobs=1, progress=None)
+            prepare_mofs(
+                source, n_jobs=1, progress=None, options=PrepareOptions(properties=tmp_path / "p.csv")
+            )
     (tmp_path / "cifs").mkdir()
     textbook_crystal("IRMOF-1").to_cif(tmp_path / "cifs" / "a.cif")
     (tmp_path / "words.csv").write_text("file,x\na,big\n")
     with pytest.raises(MatgenError, match="holds no numbers"):
-        prepare_mofs(tmp_path / "cifs", properties=tmp_path / "words.csv", n_jobs=1, progress=None)
+        prepare_mofs(
+            tmp_path / "cifs",
+            n_jobs=1,
+            progress=None,
+            options=PrepareOptions(properties=tmp_path / "words.csv"),
+        )
 
 
 def named_files(folder, names):

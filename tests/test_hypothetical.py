@@ -1,6 +1,7 @@
 """Lesson 16b: nets, nodes, linkers, the solver, and the frameworks that come out. What is built is taken apart again by the decomposition of lesson 14."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def test_what_is_built_comes_apart_the_same_way():
 def test_plans_that_cannot_be_are_refused_with_the_stage():
     stage = lambda plan, **limits: (
         pytest.raises(
-            builder.Rejected, builder.build, plan, np.random.default_rng(0), builder.LIMITS | limits
+            builder.Rejected, builder.build, plan, np.random.default_rng(0), replace(builder.LIMITS, **limits)
         ).value.stage
     )
     pcu = net_catalogue.load_net("pcu")
@@ -255,7 +256,13 @@ def test_trials_depend_on_their_seed_alone(tmp_path):
     assert (tmp_path / "a.safetensors").stat().st_mtime_ns == before, "read, not made again"
     with pytest.raises(MatgenError, match="trials"):
         hypothetical.make_hypothetical(
-            50, seed=5, nets=["pcu"], n_jobs=1, trials=3, out=tmp_path / "c.safetensors", progress=None
+            50,
+            seed=5,
+            nets=["pcu"],
+            n_jobs=1,
+            out=tmp_path / "c.safetensors",
+            progress=None,
+            options=hypothetical.HypotheticalOptions(trials=3),
         )
     assert not (tmp_path / "c.safetensors").exists()
 

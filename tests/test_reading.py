@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from matgen_nb.symmetry.cif import close_pairs, read_cif, settings_of, stated_formula, tidy_symbol
+from matgen_nb.symmetry.cif import read_cif
+from matgen_nb.symmetry.cif_atoms import close_pairs
+from matgen_nb.symmetry.cif_statements import settings_of, stated_formula, tidy_symbol
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 
 CASES = ROOT / "tests" / "cases"
@@ -489,7 +491,7 @@ def test_labels_without_type_symbols(label, stated, z):
         elements = read_cif(text, framework=True).crystal.elements.tolist()
     except CrystalError as error:  # the formula names more than this one atom
         assert "contradict" in str(error) or "missing" in str(error)
-        from matgen_nb.symmetry.cif import _element_of_label
+        from matgen_nb.symmetry.cif_text import _element_of_label
 
         elements = [_element_of_label(label, stated_formula(stated))]
     assert elements == [z]

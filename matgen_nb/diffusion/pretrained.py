@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import matgen_nb
-from ..utils import MatgenError, atomic_write, load_tensors, tensor_bytes
+from ..utils import MatgenError, atomic_write, load_tensors, patch, tensor_bytes
 
 # %% ../../nbs/2_diffusion/08c_pretrained.ipynb #1864efb3
 WEIGHTS = Path(matgen_nb.__file__).parent / "data" / "weights"
@@ -139,31 +139,36 @@ class Pretrained(nn.Module):
             )
         return super().__getattr__(name)
 
-    def save_pretrained(
-        self, path: str | Path, info: dict | None = None, dtype: torch.dtype = torch.float32
-    ) -> None:
-        """Write weights, statistics, configuration and what `to_file` adds as one safetensors file,
-        atomically.
+# %% ../../nbs/2_diffusion/08c_pretrained.ipynb #p8c00031
+@patch
+def save_pretrained(
+    self: Pretrained, path: str | Path, info: dict | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write weights, statistics, configuration and what `to_file` adds as one safetensors file,
+    atomically.
 
-        info: more strings for the card. dtype: of the network's weights (bfloat16 halves the file); the
-        statistics stay float32."""
-        more_texts, more_tensors = self.to_file()
-        texts = dict(format=self.FORMAT, config=json.dumps(asdict(self.config)), info=json.dumps(info or {}))
-        state = {
-            name: t.to(dtype) if t.is_floating_point() and not name.startswith("stat_") else t
-            for name, t in self.state_dict().items()
-        }
-        with atomic_write(path, "wb") as file:
-            file.write(tensor_bytes(state | more_tensors, texts | more_texts))
+    info: more strings for the card. dtype: of the network's weights (bfloat16 halves the file); the
+    statistics stay float32."""
+    more_texts, more_tensors = self.to_file()
+    texts = dict(format=self.FORMAT, config=json.dumps(asdict(self.config)), info=json.dumps(info or {}))
+    state = {
+        name: t.to(dtype) if t.is_floating_point() and not name.startswith("stat_") else t
+        for name, t in self.state_dict().items()
+    }
+    with atomic_write(path, "wb") as file:
+        file.write(tensor_bytes(state | more_tensors, texts | more_texts))
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """A trained model on a device, ready for use. name_or_path: see `find_weights`. MatgenError for a
-        missing, damaged or foreign file."""
 
-        def build(texts, tensors):
-            model = cls.from_file(json.loads(texts["config"]), texts, tensors)
-            model.info = json.loads(texts.get("info", "{}"))
-            return model
+@patch(cls_method=True)
+def from_pretrained(
+    cls: type[Pretrained], name_or_path: str | Path, device: str | torch.device = "cpu"
+) -> Pretrained:
+    """A trained model on a device, ready for use. name_or_path: see `find_weights`. MatgenError for a
+    missing, damaged or foreign file."""
 
-        return read_weights(name_or_path, cls.FORMAT, build).to(device).eval()
+    def build(texts, tensors):
+        model = cls.from_file(json.loads(texts["config"]), texts, tensors)
+        model.info = json.loads(texts.get("info", "{}"))
+        return model
+
+    return read_weights(name_or_path, cls.FORMAT, build).to(device).eval()

@@ -9,6 +9,7 @@ __all__ = ['ENDS', 'GROUPS', 'SCAFFOLDS', 'WHOLE', 'FLAT_BOND', 'LIBRARY_FIELDS'
 import functools
 import itertools
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +42,9 @@ GROUPS = {
 }
 
 
-def fill_scaffold(scaffold, end="", group="", places=1):
-    "SMILES of a scaffold: every X becomes the end, the first `places` Y the functional group, the other Y hydrogen. Atoms that bind a metal alone carry :1."
+def fill_scaffold(scaffold: str, end: str = "", group: str = "", places: int = 1) -> str:
+    """SMILES of a scaffold: every X becomes the end, the first `places` Y the functional group, the
+    other Y hydrogen. Atoms that bind a metal alone carry :1."""
     text = scaffold.replace("X", ENDS[end])
     for k in range(text.count("Y")):
         text = text.replace("Y", GROUPS[group if k < places else ""], 1)
@@ -81,6 +83,10 @@ SCAFFOLDS = {  # two ends
     "bdt": "Xc1cc2cc3sc(X)cc3cc2s1",
     "pep": "Xc1ccc(cc1)C#Cc1c(Y)cc(c(Y)c1)C#Cc1ccc(X)cc1",
     "fdc": "Xc1oc(X)cc1",
+}
+
+# %% ../../nbs/4_mofdiff/16d_block_library.ipynb #69b59792
+SCAFFOLDS |= {
     # three
     "btc": "Xc1c(Y)c(X)c(Y)c(X)c1Y",
     "btb": "Xc1ccc(cc1)c1cc(cc(c1)c1ccc(X)cc1)c1ccc(X)cc1",
@@ -101,7 +107,8 @@ SCAFFOLDS = {  # two ends
     "ebdc": "Xc1cc(X)cc(c1)C#Cc1cc(X)cc(X)c1",
     "tcpb": "Xc1ccc(cc1)c1cc(c2ccc(X)cc2)c(cc1c1ccc(X)cc1)c1ccc(X)cc1",
     "tbapy": "Xc1ccc(cc1)c1cc(c2ccc(X)cc2)c2ccc3c(cc(c4ccc(X)cc4)c4ccc1c2c34)c1ccc(X)cc1",
-    "tcpp": "Xc1ccc(cc1)C2=C3C=CC(=N3)C(c3ccc(X)cc3)=C3C=CC(N3)=C(c3ccc(X)cc3)C3=NC(C=C3)=C(c3ccc(X)cc3)C3=CC=C2N3",
+    "tcpp": "Xc1ccc(cc1)C2=C3C=CC(=N3)C(c3ccc(X)cc3)=C3C=CC(N3)=C(c3ccc(X)cc3)"
+    "C3=NC(C=C3)=C(c3ccc(X)cc3)C3=CC=C2N3",
     "tcpe": "Xc1ccc(cc1)C(=C(c1ccc(X)cc1)c1ccc(X)cc1)c1ccc(X)cc1",
     "mtb": "Xc1ccc(cc1)C(c1ccc(X)cc1)(c1ccc(X)cc1)c1ccc(X)cc1",
     "stb": "Xc1ccc(cc1)[Si](c1ccc(X)cc1)(c1ccc(X)cc1)c1ccc(X)cc1",
@@ -122,8 +129,9 @@ WHOLE = {
 }
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #34814288
-def read_linker(smiles):
-    "The rdkit molecule of a linker, hydrogens added, and its docks (list of atom indices). MatgenError where the SMILES cannot be read."
+def read_linker(smiles: str) -> tuple[Any, list[int]]:
+    """The rdkit molecule of a linker, hydrogens added, and its docks (list of atom indices). MatgenError
+    where the SMILES cannot be read."""
     from rdkit import Chem, RDLogger
 
     with_errors = RDLogger.logger()
@@ -150,7 +158,8 @@ FLAT_BOND = "[#6X3,#7X2]-!@[#6X3,#7X2]"
 
 
 def _field(mol, conformer, flat=()):
-    "Force field of one conformer (MMFF94s without charges, else UFF); bonds in `flat` are held at 0 or 180 degrees, whichever is nearer."
+    """Force field of one conformer (MMFF94s without charges, else UFF); bonds in `flat` are held at 0 or
+    180 degrees, whichever is nearer."""
     from rdkit.Chem import AllChem, rdMolTransforms
 
     props = AllChem.MMFFGetMoleculeProperties(mol, mmffVariant="MMFF94s")
@@ -175,9 +184,10 @@ def _field(mol, conformer, flat=()):
         )
     return ff
 
-
-def conformers(mol, tries=6, seed=0, strain=25.0):
-    "Low-energy shapes of a molecule, each as it is and flattened: list of (n, 3) arrays, lowest energy first, up to `strain` kcal/mol above the lowest."
+# %% ../../nbs/4_mofdiff/16d_block_library.ipynb #b12848ed
+def conformers(mol: Any, tries: int = 6, seed: int = 0, strain: float = 25.0) -> list[np.ndarray]:
+    """Low-energy shapes of a molecule, each as it is and flattened: list of (n, 3) arrays, lowest energy
+    first, up to `strain` kcal/mol above the lowest."""
     from rdkit import Chem
     from rdkit.Chem import AllChem
 
@@ -194,7 +204,7 @@ def conformers(mol, tries=6, seed=0, strain=25.0):
     return [x for energy, x in sorted(found, key=lambda f: f[0]) if energy < lowest + strain]
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #f44130ca
-def dock_directions(mol, docks, coords):
+def dock_directions(mol: Any, docks: list[int], coords: np.ndarray) -> np.ndarray:
     "Unit vectors (c, 3) from each dock towards its metal."
     near = lambda i: [n.GetIdx() for n in mol.GetAtomWithIdx(i).GetNeighbors()]
     oxygen = lambda i: mol.GetAtomWithIdx(i).GetAtomicNum() == 8
@@ -212,8 +222,9 @@ def dock_directions(mol, docks, coords):
     return np.array(out)
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #0d6b6bb9
-def make_linker(smiles, seed=0, most=3, half_bond=1.0):
-    "Organic `BuildingBlock`s of a SMILES: up to `most` conformers whose connection points differ by more than 0.2 A after the best superposition."
+def make_linker(smiles: str, seed: int = 0, most: int = 3, half_bond: float = 1.0) -> list[BuildingBlock]:
+    """Organic `BuildingBlock`s of a SMILES: up to `most` conformers whose connection points differ by
+    more than 0.2 A after the best superposition."""
     mol, docks = read_linker(smiles)
     bonds = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in mol.GetBonds()]
     blocks = []
@@ -237,9 +248,9 @@ def make_linker(smiles, seed=0, most=3, half_bond=1.0):
     return blocks
 
 # %% ../../nbs/4_mofdiff/16d_block_library.ipynb #a5902b00
-def linker_names():
-    """The linkers of the library: name -> SMILES. A name is the scaffold, the end (none: carboxylate) and the functional group (a 2 behind it: twice),
-    for example 'bdc-NH2', 'bdc-F2' or 'bpdc-pz'."""
+def linker_names() -> dict[str, str]:
+    """The linkers of the library: name -> SMILES. A name is the scaffold, the end (none: carboxylate)
+    and the functional group (a 2 behind it: twice), for example 'bdc-NH2', 'bdc-F2' or 'bpdc-pz'."""
     out = {name: fill_scaffold(s) for name, s in SCAFFOLDS.items()}
     for end in ("-py", "-pz", "-tz"):
         out |= {
@@ -262,7 +273,7 @@ def linker_names():
     return out
 
 
-def make_library(n_jobs=-1):
+def make_library(n_jobs: int = -1) -> tuple[dict, list]:
     "Make all linkers anew with rdkit (minutes): dict name -> list of BuildingBlocks, and the failures."
     names = linker_names()
     blocks, failures = parallel_map(
@@ -274,8 +285,9 @@ def make_library(n_jobs=-1):
 LIBRARY_FIELDS = dict(elements=(), cart_coords=(3,), bonds=(2,), connection_points=(3,), connection_atoms=())
 
 
-def pack_library(library):
-    "A library (name -> BuildingBlocks) as a dict of small arrays for `np.savez_compressed`: coordinates in float32, indices in int16."
+def pack_library(library: dict[str, list]) -> dict[str, np.ndarray]:
+    """A library (name -> BuildingBlocks) as a dict of small arrays for `np.savez_compressed`:
+    coordinates in float32, indices in int16."""
     blocks = [b for group in library.values() for b in group]
     small = lambda x: x.astype(np.float32 if x.dtype.kind == "f" else np.int16)
     out = {
@@ -292,8 +304,9 @@ def pack_library(library):
     )
 
 
-def unpack_library(stored):
-    "The library (name -> list of BuildingBlocks) of `pack_library`; connection points are centred again in float64."
+def unpack_library(stored: Any) -> dict[str, list]:
+    """The library (name -> list of BuildingBlocks) of `pack_library`; connection points are centred
+    again in float64."""
     counts = {
         "elements": "elements",
         "cart_coords": "elements",
@@ -312,9 +325,10 @@ def unpack_library(stored):
         )
     return library
 
-
+# %% ../../nbs/4_mofdiff/16d_block_library.ipynb #5f61c9d2
 @functools.lru_cache(None)
-def load_library():
-    "The building blocks that ship with the package, metal nodes and linkers: name -> list of BuildingBlocks (conformers)."
+def load_library() -> dict[str, list]:
+    """The building blocks that ship with the package, metal nodes and linkers: name -> list of
+    BuildingBlocks (conformers)."""
     with np.load(files("matgen_nb") / "data" / "hypothetical_blocks.npz") as stored:
         return unpack_library(stored)

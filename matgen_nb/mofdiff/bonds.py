@@ -11,10 +11,12 @@ import csv
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
-from ..symmetry.cif import cif_stem, read_cif
+from ..symmetry.cif import read_cif
+from ..symmetry.cif_text import cif_stem
 from matgen_nb.symmetry.crystal import (
     Canvas,
     Crystal,
@@ -28,54 +30,36 @@ from ..symmetry.space_groups import SpaceGroup
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #ccdaffce
+# fmt: off
 TEXTBOOK = {  # cell (A, degrees), source of cell and sites
-    "IRMOF-1": (
-        (25.832, 25.832, 25.832),
-        (90, 90, 90),
-        "Fm-3m; Eddaoudi et al., Science 295, 469 (2002); first Li et al., Nature 402, 276 (1999)",
-    ),
-    "IRMOF-10": (
-        (34.2807, 34.2807, 34.2807),
-        (90, 90, 90),
-        "Fm-3m; Eddaoudi et al., Science 295, 469 (2002)",
-    ),
-    "HKUST-1": (
-        (26.343, 26.343, 26.343),
-        (90, 90, 90),
-        "Fm-3m, water removed; Chui et al., Science 283, 1148 (1999)",
-    ),
-    "UiO-66": (
-        (20.7004, 20.7004, 20.7004),
-        (90, 90, 90),
-        "Fm-3m; Cavka et al., J. Am. Chem. Soc. 130, 13850 (2008); the hydrogen atoms are "
-        "placed by geometry, four per node as in F-43m",
-    ),
-    "ZIF-8": (
-        (16.991, 16.991, 16.991),
-        (90, 90, 90),
-        "I-43m; Park et al., PNAS 103, 10186 (2006); of the two half-occupied methyl orientations one, as in I23",
-    ),
-    "MOF-74": (
-        (25.9322, 25.9322, 6.8365),
-        (90, 90, 120),
-        "R-3, zinc, solvent removed; Rosi et al., J. Am. Chem. Soc. 127, 1504 (2005)",
-    ),
-    "MIL-53": (
-        (6.812, 16.733, 13.038),
-        (90, 90, 90),
-        "Imma, chromium, high temperature; Serre et al., J. Am. Chem. Soc. 124, 13519 (2002)",
-    ),
-    "MOF-177": (
-        (37.072, 37.072, 30.0333),
-        (90, 90, 120),
-        "P-31c; Chae et al., Nature 427, 523 (2004); of the two orientations of the node on the "
-        "threefold axis one, as in P31c",
-    ),
+    "IRMOF-1": ((25.832, 25.832, 25.832), (90, 90, 90),
+                "Fm-3m; Eddaoudi et al., Science 295, 469 (2002); first Li et al., Nature 402, 276 (1999)"),
+    "IRMOF-10": ((34.2807, 34.2807, 34.2807), (90, 90, 90),
+                "Fm-3m; Eddaoudi et al., Science 295, 469 (2002)"),
+    "HKUST-1": ((26.343, 26.343, 26.343), (90, 90, 90),
+                "Fm-3m, water removed; Chui et al., Science 283, 1148 (1999)"),
+    "UiO-66": ((20.7004, 20.7004, 20.7004), (90, 90, 90),
+                "Fm-3m; Cavka et al., J. Am. Chem. Soc. 130, 13850 (2008); the hydrogen atoms are placed by "
+                "geometry, four per node as in F-43m"),
+    "ZIF-8": ((16.991, 16.991, 16.991), (90, 90, 90),
+                "I-43m; Park et al., PNAS 103, 10186 (2006); of the two half-occupied methyl orientations "
+                "one, as in I23"),
+    "MOF-74": ((25.9322, 25.9322, 6.8365), (90, 90, 120),
+                "R-3, zinc, solvent removed; Rosi et al., J. Am. Chem. Soc. 127, 1504 (2005)"),
+    "MIL-53": ((6.812, 16.733, 13.038), (90, 90, 90),
+                "Imma, chromium, high temperature; Serre et al., J. Am. Chem. Soc. 124, 13519 (2002)"),
+    "MOF-177": ((37.072, 37.072, 30.0333), (90, 90, 120),
+                "P-31c; Chae et al., Nature 427, 523 (2004); of the two orientations of the node on the "
+                "threefold axis one, as in P31c"),
 }
+# fmt: on
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #6adf2821
-def site_images(lattice, group, frac, tolerance=0.1):
-    "All different images (m, 3) of a site (3,) under a space group; images closer than `tolerance` (A) are one atom, at their mean."
+def site_images(
+    lattice: np.ndarray, group: int, frac: list | np.ndarray, tolerance: float = 0.1
+) -> np.ndarray:
+    """All different images (m, 3) of a site (3,) under a space group; images closer than `tolerance` (A)
+    are one atom, at their mean."""
     rotations, translations = SpaceGroup(group).operations
     images = rotations @ np.asarray(frac, dtype=float) + translations
     delta = images - images[:, None]
@@ -86,7 +70,7 @@ def site_images(lattice, group, frac, tolerance=0.1):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #0ab06f63
 @lru_cache(None)
-def textbook_crystal(name):
+def textbook_crystal(name: str) -> Crystal:
     "A well-known framework in its published, conventional cell, see `TEXTBOOK` for names and sources."
     if name not in TEXTBOOK:
         raise MatgenError(f"there is no textbook framework {name!r}; known are {', '.join(TEXTBOOK)}")
@@ -102,8 +86,9 @@ def textbook_crystal(name):
     )
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #7542248f
-def shell(crystal, reach):
-    "The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64, position (m, 3) A. Exact in any cell."
+def shell(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64,
+    position (m, 3) A. Exact in any cell."""
     lattice, frac = crystal.lattice, crystal.frac_coords
     margin = (
         reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 1e-9
@@ -116,10 +101,11 @@ def shell(crystal, reach):
     return atom, shifts[cell], images[cell, atom] @ lattice
 
 
-def neighbours(crystal, reach):
+def neighbours(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of atoms closer than `reach` (A), images included, each pair once.
 
-    Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in any cell."""
+    Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in
+    any cell."""
     from scipy.spatial import cKDTree
 
     atom, cell, cart = shell(crystal, reach)
@@ -134,8 +120,9 @@ def neighbours(crystal, reach):
     return i[once], j[once], image[once], found["v"][once]
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #fbadb3c7
-def integer_basis(vectors):
-    "A basis (3, 3) of the lattice that integer vectors (m, 3) of rank 3 span: their Hermite normal form, found with Euclid's algorithm column by column."
+def integer_basis(vectors: np.ndarray) -> np.ndarray:
+    """A basis (3, 3) of the lattice that integer vectors (m, 3) of rank 3 span: their Hermite normal
+    form, found with Euclid's algorithm column by column."""
     rows, basis = sorted({tuple(map(int, v)) for v in np.round(vectors)}), []
     for k in range(3):
         live, rows = [r for r in rows if r[k]], [r for r in rows if not r[k]]
@@ -148,8 +135,8 @@ def integer_basis(vectors):
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #f18f097e
 def _translations(crystal, tolerance):
-    """Translations (m, 3) that carry the crystal onto itself, 0 first, and for each the atom (m, N) that atom n lands on
-    and by how much (m, N, 3, fractional) it misses it."""
+    """Translations (m, 3) that carry the crystal onto itself, 0 first, and for each the atom (m, N) that
+    atom n lands on and by how much (m, N, 3, fractional) it misses it."""
     from scipy.spatial import cKDTree
 
     lattice, frac, elements = crystal.lattice, crystal.frac_coords, crystal.elements
@@ -177,10 +164,12 @@ def _translations(crystal, tolerance):
     return [np.array(x) for x in zip(*out)]
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #870217dd
-def primitive_cell(crystal, tolerance=0.05):
-    """The crystal in its smallest cell, Niggli-reduced. Atoms that are translations of each other within `tolerance` (A) are averaged.
+def primitive_cell(crystal: Crystal, tolerance: float = 0.05) -> Crystal:
+    """The crystal in its smallest cell, Niggli-reduced. Atoms that are translations of each other within
+    `tolerance` (A) are averaged.
 
-    Only pure translations are looked for; nothing is idealised, so a crystal that is primitive keeps its atoms where they are."""
+    Only pure translations are looked for; nothing is idealised, so a crystal that is primitive keeps its
+    atoms where they are."""
     import spglib
 
     translations, target, miss = _translations(crystal, tolerance)
@@ -203,8 +192,9 @@ def primitive_cell(crystal, tolerance=0.05):
     return Crystal(reduced, crystal.elements[first], frac[first] @ crystal.lattice @ np.linalg.inv(reduced))
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #963597be
-def drop_duplicates(crystal, tolerance=0.1):
-    "The crystal without second copies of an atom: same element closer than `tolerance` (A), as careless symmetry expansion leaves them."
+def drop_duplicates(crystal: Crystal, tolerance: float = 0.1) -> Crystal:
+    """The crystal without second copies of an atom: same element closer than `tolerance` (A), as
+    careless symmetry expansion leaves them."""
     i, j, _, _ = neighbours(crystal, tolerance)
     twin = np.unique(j[(crystal.elements[i] == crystal.elements[j]) & (i != j)])
     keep = np.setdiff1d(np.arange(len(crystal)), twin)
@@ -216,13 +206,15 @@ def drop_duplicates(crystal, tolerance=0.1):
 _NON_METALS = (1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 52, 53, 54, 85, 86)
 
 
-def is_metal(elements):
-    "True where an atomic number is a metal in the sense of MOF chemistry: all but H, B, C, N, O, Si, P, S, Ge, As, Se, Te, halogens, noble gases."
+def is_metal(elements: int | list | np.ndarray) -> np.ndarray:
+    """True where an atomic number is a metal in the sense of MOF chemistry: all but H, B, C, N, O, Si,
+    P, S, Ge, As, Se, Te, halogens, noble gases."""
     return ~np.isin(np.asarray(elements), _NON_METALS)
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #cfb8ecaf
 def _one_bond_per_hydrogen(elements, metal, i, j, distance):
-    "Mask (p,): a hydrogen atom has one bond, the shortest to a non-metal, else to a metal, else to another hydrogen."
+    """Mask (p,): a hydrogen atom has one bond, the shortest to a non-metal, else to a metal, else to
+    another hydrogen."""
     keep = np.ones(len(i), dtype=bool)
     rank = [
         distance + 100.0 * metal[other] + 200.0 * (elements[other] == 1) for other in (j, i)
@@ -248,7 +240,8 @@ _add = lambda s, t: (s[0] + t[0], s[1] + t[1], s[2] + t[2])
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #02d225c4
 def _behind_a_donor(elements, metal, pairs, images, around):
-    """Mask (p,): contacts of a metal with an atom whose more electronegative neighbour also touches that metal.
+    """Mask (p,): contacts of a metal with an atom whose more electronegative neighbour also touches that
+    metal.
 
     The metal is bound to the oxygens of a carboxylate; the carbon only lies behind them."""
     chi = np.nan_to_num(element_table().electronegativity[elements])
@@ -268,7 +261,9 @@ STRETCHED_METAL_BOND = 1.1
 _NO_METAL_BONDS = (3, 11, 19, 37, 55, 87, 4, 12, 20, 38, 56, 88, 21, 39, *range(57, 72), *range(89, 104))
 
 
-def may_join_metals(elements, i, j, distance):
+def may_join_metals(
+    elements: np.ndarray, i: np.ndarray, j: np.ndarray, distance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Two masks (p,): pairs of metals near enough for a metal-metal bond, and for a paddlewheel.
 
     elements (N,); i, j (p,) indices of atoms; distance (p,) A. Alkali, alkaline-earth and rare-earth metals
@@ -279,14 +274,14 @@ def may_join_metals(elements, i, j, distance):
     return able & (distance < longest), able & (distance < PADDLEWHEEL)
 
 
-def _metal_bonds(metal, i, j, images, near, across, around):
+def _metal_bonds(metal, pairs, images, near, across, around):
     """Mask (p,) of metal-metal pairs that are joined: close pairs (`near`) that no single atom bridges, and
     paddlewheels: pairs (`across`) that three or more groups X-C-X bridge."""
-    bonded = np.zeros(len(i), dtype=bool)
+    bonded = np.zeros(len(pairs), dtype=bool)
     for k in np.flatnonzero(near | across):
-        s = tuple(images[k].tolist())
-        first = {(x, t) for x, t in around[i[k]] if not metal[x]}
-        second = {(x, _add(s, t)) for x, t in around[j[k]] if not metal[x]}
+        (a, b), s = pairs[k].tolist(), tuple(images[k].tolist())
+        first = {(x, t) for x, t in around[a] if not metal[x]}
+        second = {(x, _add(s, t)) for x, t in around[b] if not metal[x]}
         if first & second:
             continue
         behind = lambda donors: {(c, _add(t, u)) for x, t in donors for c, u in around[x] if not metal[c]}
@@ -301,7 +296,9 @@ _LONE_PAIR = (50, 51, 81, 82, 83)  # Sn, Sb, Tl, Pb, Bi
 _DONORS = (7, 8, 9, 16, 17, 34, 35, 52, 53)  # N, O, chalcogens and halogens
 
 
-def longest_bond(elements, i, j, tolerance=BOND_TOLERANCE):
+def longest_bond(
+    elements: np.ndarray, i: np.ndarray, j: np.ndarray, tolerance: float = BOND_TOLERANCE
+) -> np.ndarray:
     """Distances (p,), A, below which atoms i, j (p,), one of them at least no metal, may be bonded.
 
     The sum of the covalent radii + `tolerance` (A); between non-metals heavier than hydrogen at most
@@ -314,7 +311,7 @@ def longest_bond(elements, i, j, tolerance=BOND_TOLERANCE):
     return radius[a] + radius[b] + slack + LONE_PAIR_SLACK * long
 
 
-def find_bonds(crystal, tolerance=BOND_TOLERANCE):
+def find_bonds(crystal: Crystal, tolerance: float = BOND_TOLERANCE) -> tuple[np.ndarray, np.ndarray]:
     """The bonds of a framework: pairs (b, 2) of atoms and images (b, 3), the cell of the second atom.
 
     A bond is shorter than `longest_bond` (tolerance: A); hydrogen has one; a metal is not bound to an atom
@@ -331,7 +328,7 @@ def find_bonds(crystal, tolerance=BOND_TOLERANCE):
     around = _adjacency(len(elements), pairs[plain], image[plain])
     plain = plain[~_behind_a_donor(elements, metal, pairs[plain], image[plain], around)]
     around = _adjacency(len(elements), pairs[plain], image[plain])
-    joined = _metal_bonds(metal, i, j, image, *may_join_metals(elements, i, j, distance), around)
+    joined = _metal_bonds(metal, pairs, image, *may_join_metals(elements, i, j, distance), around)
     keep = np.sort(np.concatenate([plain, np.flatnonzero(joined)]))
     return pairs[keep], image[keep]
 
@@ -342,8 +339,10 @@ def _check_overlap(elements, i, j, distance, total):
         return
     a, b = i[clash[0]], j[clash[0]]
     raise MatgenError(
-        f"{len(clash)} pair(s) of atoms overlap, the first: atoms {a} and {b} ({element_table().symbol[elements[[a, b]]].tolist()}) are "
-        f"{distance[clash[0]]:.2f} A apart. The structure is disordered or broken: keep one of the alternative positions"
+        f"{len(clash)} pair(s) of atoms overlap, the first: atoms {a} and {b} "
+        f"({element_table().symbol[elements[[a, b]]].tolist()}) are "
+        f"{distance[clash[0]]:.2f} A apart. The structure is disordered or broken: keep one of the "
+        "alternative positions"
     )
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #f45e4c79
@@ -351,8 +350,9 @@ def _check_overlap(elements, i, j, distance, total):
 class Mof:
     """An all-atom framework with its bonds, in a primitive reduced cell.
 
-    crystal: Crystal with N atoms; bonds (b, 2) int64; images (b, 3) int64: a bond goes from atom bonds[:, 0] in cell 0 to atom bonds[:, 1] in cell images.
-    notes: what was changed on the way in, as text."""
+    crystal: Crystal with N atoms; bonds (b, 2) int64; images (b, 3) int64: a bond goes from atom
+    bonds[:, 0] in cell 0 to atom bonds[:, 1] in cell images. notes: what was changed on the way in, as
+    text."""
 
     crystal: Crystal
     bonds: np.ndarray
@@ -360,11 +360,11 @@ class Mof:
     name: str = ""
     notes: tuple = ()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.crystal)
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #a6486326
-def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
+def from_crystal(crystal: Crystal, name: str = "", tolerance: float = BOND_TOLERANCE) -> Mof:
     "The framework of a crystal: primitive reduced cell and bonds."
     single = drop_duplicates(crystal)
     notes = (f"dropped {len(crystal) - len(single)} duplicate atoms",) if len(single) < len(crystal) else ()
@@ -372,7 +372,9 @@ def from_crystal(crystal, name="", tolerance=BOND_TOLERANCE):
     return Mof(single, *find_bonds(single, tolerance), name, notes)
 
 
-def from_cif(text_or_path, name="", tolerance=BOND_TOLERANCE, disorder="refuse"):
+def from_cif(
+    text_or_path: str | Path, name: str = "", tolerance: float = BOND_TOLERANCE, disorder: str = "refuse"
+) -> Mof:
     """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one
     of the alternatives, see `read_cif` (lesson 02b). What reading changed is in the notes."""
     text = str(text_or_path)
@@ -387,21 +389,23 @@ Mof.from_crystal, Mof.from_cif = staticmethod(from_crystal), staticmethod(from_c
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #efdbee69
 @lru_cache(None)
-def textbook_mof(name):
+def textbook_mof(name: str) -> Mof:
     "A well-known framework as a `Mof`: primitive cell and bonds."
     return from_crystal(textbook_crystal(name), name)
 
 
-def textbook_mofs():
+def textbook_mofs() -> dict[str, Mof]:
     "The well-known frameworks of `TEXTBOOK`: dict name -> Mof."
     return {name: textbook_mof(name) for name in TEXTBOOK}
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #dcd26012
-def connected(n, bonds, images):
+def connected(
+    n: int, bonds: list | np.ndarray, images: list | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """Connected pieces of n atoms: label (n,), cell (n, 3), loops.
 
-    Atom i is drawn in the cell cell[i] so that no bond of a finite piece is torn; loops[label] lists the lattice vectors by which a piece
-    meets its own image; finite pieces are not in it."""
+    Atom i is drawn in the cell cell[i] so that no bond of a finite piece is torn; loops[label] lists the
+    lattice vectors by which a piece meets its own image; finite pieces are not in it."""
     around = _adjacency(n, np.asarray(bonds).reshape(-1, 2), np.asarray(images).reshape(-1, 3))
     label, cell, loops = [-1] * n, [(0, 0, 0)] * n, {}
     for start in range(n):
@@ -420,8 +424,11 @@ def connected(n, bonds, images):
     return np.array(label, dtype=int), np.array(cell, dtype=int).reshape(n, 3), loops
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #b14672b1
-def render_scene(spheres, sticks, view=None, pixels=300):
-    """A picture (height, width, 3) in 0..1: spheres [(centre, radius, color)] and sticks [(start, end, radius, color)], A.
+def render_scene(
+    spheres: list, sticks: list, view: np.ndarray | None = None, pixels: int = 300
+) -> np.ndarray:
+    """A picture (height, width, 3) in 0..1: spheres [(centre, radius, color)] and sticks [(start, end,
+    radius, color)], A.
 
     view (3, 3): rows to the right, up, towards the viewer; without it the longest extent lies across."""
     points = np.array([s[0] for s in spheres] + [end for s in sticks for end in s[:2]])
@@ -442,7 +449,7 @@ def render_scene(spheres, sticks, view=None, pixels=300):
     return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]
 
 # %% ../../nbs/4_mofdiff/14_bonds.ipynb #9b3f0808
-def cell_sticks(lattice):
+def cell_sticks(lattice: np.ndarray) -> list:
     "The twelve edges of a cell (3, 3), A, as thin grey sticks for `render_scene`."
     import itertools
 

@@ -2,19 +2,19 @@
 
 # %% auto #0
 __all__ = ['VDW', 'UNKNOWN_VDW', 'LIMITS', 'reduced', 'to_decomposition', 'bonds_of', 'vdw_radii', 'closest_contact', 'Rejected',
-           'build', 'closest_bead', 'double_plan', 'with_conformer', 'settle_twist']
+           'BuildLimits', 'closest_bead', 'build', 'double_plan', 'with_conformer', 'settle_twist']
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #e9c19526
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .block_library import load_library
 from .decomposition import Decomposition, recompose
 from .net_catalogue import PARITIES, doubled
-from .net_placement import gaps, place_blocks, solve_pose, turn_vertices
-from ..utils import MatgenError
+from .net_placement import Plan, Pose, gaps, place_blocks, solve_pose, turn_vertices
+from ..utils import MatgenError, described, option
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #d630d92f
 def _niggli(lattice, eps):
@@ -30,8 +30,9 @@ def _niggli(lattice, eps):
             return None
 
 
-def reduced(lattice):
-    "Niggli-reduced basis of a lattice (3, 3), not rotated, right-handed, and the integers M (3, 3) with reduced = M @ lattice. As it is where that fails."
+def reduced(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Niggli-reduced basis of a lattice (3, 3), not rotated, right-handed, and the integers M (3, 3)
+    with reduced = M @ lattice. As it is where that fails."""
     found = (_niggli(lattice, eps) for eps in (1e-3, 1e-2, 1e-5))
     basis = next((basis for basis in found if basis is not None), lattice)
     M = np.round(basis @ np.linalg.inv(lattice)).astype(int)
@@ -40,7 +41,7 @@ def reduced(lattice):
     return M @ lattice, M
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #ccc21a7e
-def to_decomposition(pose, name=""):
+def to_decomposition(pose: Pose, name: str = "") -> Decomposition:
     "A pose as the `Decomposition` of a framework: reduced cell, beads in [0, 1), blocks as they stand."
     lattice, M = reduced(pose.lattice)
     frac = pose.t @ np.linalg.inv(lattice)
@@ -58,8 +59,9 @@ def to_decomposition(pose, name=""):
     )
 
 
-def bonds_of(d):
-    "Bonds of the all-atom crystal `recompose(d)`: pairs of atoms (b, 2), in unwrapped blocks, and the cell of the second (b, 3)."
+def bonds_of(d: Decomposition) -> tuple[np.ndarray, np.ndarray]:
+    """Bonds of the all-atom crystal `recompose(d)`: pairs of atoms (b, 2), in unwrapped blocks, and the
+    cell of the second (b, 3)."""
     start = np.cumsum([0] + [len(b) for b in d.blocks])
     dock = lambda k, c: start[k] + np.array([d.blocks[i].connection_atoms[x] for i, x in zip(k, c)])
     a, p, b, q = d.connections.T
@@ -68,54 +70,25 @@ def bonds_of(d):
     return pairs, np.concatenate([np.zeros((len(pairs) - len(a), 3), int), d.images])
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #9c6bf334
-VDW = {
-    1: 1.09,
-    2: 1.40,
-    3: 1.82,
-    6: 1.70,
-    7: 1.55,
-    8: 1.52,
-    9: 1.47,
-    10: 1.54,
-    11: 2.27,
-    12: 1.73,
-    14: 2.10,
-    15: 1.80,
-    16: 1.80,
-    17: 1.75,
-    18: 1.88,
-    19: 2.75,
-    28: 1.63,
-    29: 1.40,
-    30: 1.39,
-    31: 1.87,
-    33: 1.85,
-    34: 1.90,
-    35: 1.85,
-    36: 2.02,
-    46: 1.63,
-    47: 1.72,
-    48: 1.58,
-    49: 1.93,
-    50: 2.17,
-    52: 2.06,
-    53: 1.98,
-    54: 2.16,
-    78: 1.72,
-    79: 1.66,
-    80: 1.55,
-    81: 1.96,
-    82: 2.02,
-    92: 1.86,
-}  # A
+# fmt: off
+VDW = {  # A, by atomic number
+    1: 1.09, 2: 1.40, 3: 1.82, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 10: 1.54, 11: 2.27,
+    12: 1.73, 14: 2.10, 15: 1.80, 16: 1.80, 17: 1.75, 18: 1.88, 19: 2.75, 28: 1.63, 29: 1.40,
+    30: 1.39, 31: 1.87, 33: 1.85, 34: 1.90, 35: 1.85, 36: 2.02, 46: 1.63, 47: 1.72, 48: 1.58,
+    49: 1.93, 50: 2.17, 52: 2.06, 53: 1.98, 54: 2.16, 78: 1.72, 79: 1.66, 80: 1.55, 81: 1.96,
+    82: 2.02, 92: 1.86,
+}
+# fmt: on
 UNKNOWN_VDW = 2.0  # A
 
 
-def vdw_radii(elements):
-    """Van der Waals radii (n,), A, of elements (n,) by atomic number: one table for contacts, pores and labels.
+def vdw_radii(elements: list | np.ndarray) -> np.ndarray:
+    """Van der Waals radii (n,), A, of elements (n,) by atomic number: one table for contacts, pores and
+    labels.
 
-    Bondi, J. Phys. Chem. 68, 441 (1964), and for hydrogen Rowland and Taylor, J. Phys. Chem. 100, 7384 (1996),
-    as the Cambridge Crystallographic Data Centre and Zeo++ use them; where none is known `UNKNOWN_VDW`."""
+    Bondi, J. Phys. Chem. 68, 441 (1964), and for hydrogen Rowland and Taylor, J. Phys. Chem. 100, 7384
+    (1996), as the Cambridge Crystallographic Data Centre and Zeo++ use them; where none is known
+    `UNKNOWN_VDW`."""
     return np.array([VDW.get(int(z), UNKNOWN_VDW) for z in np.asarray(elements)])
 
 
@@ -135,11 +108,12 @@ def _within_three_bonds(n, pairs, cells):
     return out
 
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #a7785f6c
-def closest_contact(d):
-    "The smallest distance between atoms more than three bonds apart, over the sum of their van der Waals radii; inf where none is within 3 A."
+def closest_contact(d: Decomposition) -> float:
+    """The smallest distance between atoms more than three bonds apart, over the sum of their van der
+    Waals radii; inf where none is within 3 A."""
     from scipy.spatial import cKDTree
 
-    elements, crystal = np.concatenate([b.elements for b in d.blocks]), recompose(d)
+    elements = np.concatenate([b.elements for b in d.blocks])
     cart = np.concatenate([x @ d.lattice + b.cart_coords for x, b in zip(d.frac_coords, d.blocks)])
     frac = cart @ np.linalg.inv(d.lattice)
     cell, wrapped = np.floor(frac).astype(int), (frac % 1) @ d.lattice
@@ -172,42 +146,23 @@ class Rejected(MatgenError):
         self.stage = stage
 
 
-LIMITS = dict(
-    blocks=20, mismatch=0.15, gap=0.3, contact=0.68, density=(0.2, 2.6), bead=1.0
-)  # number, sin^2 per edge, A, of vdW, g/cm3, A
+@described
+@dataclass(frozen=True)
+class BuildLimits:
+    "What a new framework may be; otherwise the builder rejects it."
+
+    blocks: int = option(20, "building blocks in the cell, at most", min=1)
+    mismatch: float = option(0.15, "mean sin^2 of the angle between the planes of neighbouring ends, at most")
+    gap: float = option(0.3, "distance of connection points that should coincide, at most", "A")
+    contact: float = option(0.68, "closest contact, in sums of van der Waals radii, at least")
+    density: tuple = option((0.2, 2.6), "between these", "g/cm3")
+    bead: float = option(1.0, "distance between two beads, at least", "A")
 
 
-def build(plan, rng, limits=LIMITS, tries=3):
-    "The framework of a plan as a `Decomposition`. Raises `Rejected` with the stage: 'size', 'fit', 'twist', 'gap', 'density', 'contact'."
-    if len(plan) > limits["blocks"]:
-        raise Rejected("size", f"{len(plan)} blocks, at most {limits['blocks']} wanted")
-    for attempt in range(tries):
-        try:
-            pose, mismatch = place_blocks(plan, rng)
-        except MatgenError as error:
-            raise Rejected("fit", str(error)) from None
-        if mismatch > limits["mismatch"]:
-            raise Rejected(
-                "twist", f"the planes of neighbouring ends differ, sin^2 = {mismatch:.2f} on average"
-            )
-        pose = solve_pose(pose)
-        if gaps(pose).max() > limits["gap"]:
-            raise Rejected("gap", f"connection points stay {gaps(pose).max():.2f} A apart")
-        d = to_decomposition(pose, plan.name)
-        crystal = recompose(d)
-        if not limits["density"][0] < crystal.density < limits["density"][1]:
-            raise Rejected("density", f"{crystal.density:.2f} g/cm3")
-        if closest_bead(d) < limits["bead"]:
-            raise Rejected("contact", f"two beads are {closest_bead(d):.2f} A apart")
-        contact = closest_contact(d)
-        if contact > limits["contact"]:
-            return d
-    raise Rejected(
-        "contact", f"atoms of different blocks come to {contact:.2f} of their van der Waals distance"
-    )
+LIMITS = BuildLimits()
 
 
-def closest_bead(d):
+def closest_bead(d: Decomposition) -> float:
     "The smallest distance (A) between two beads of the infinite framework, own images included."
     delta = (d.frac_coords[:, None] - d.frac_coords)[:, :, None] + np.array(
         list(itertools.product((-2, -1, 0, 1, 2), repeat=3))
@@ -215,8 +170,45 @@ def closest_bead(d):
     distance = np.linalg.norm((delta - np.round(delta.mean(2, keepdims=True))) @ d.lattice, axis=-1)
     return float(distance[distance > 1e-6].min())
 
+# %% ../../nbs/4_mofdiff/16f_builder.ipynb #dcf14569
+def _placed(plan, rng, limits):
+    "One attempt at a plan: its `Decomposition` with small gaps. `Rejected` where it has none."
+    try:
+        pose, mismatch = place_blocks(plan, rng)
+    except MatgenError as error:
+        raise Rejected("fit", str(error)) from None
+    if mismatch > limits.mismatch:
+        raise Rejected("twist", f"the planes of neighbouring ends differ, sin^2 = {mismatch:.2f} on average")
+    pose = solve_pose(pose)
+    if gaps(pose).max() > limits.gap:
+        raise Rejected("gap", f"connection points stay {gaps(pose).max():.2f} A apart")
+    return to_decomposition(pose, plan.name)
+
+
+def build(
+    plan: Plan, rng: np.random.Generator, limits: BuildLimits = LIMITS, tries: int = 3
+) -> Decomposition:
+    """The framework of a plan with all atoms.
+
+    Raises `Rejected` with the stage: 'size', 'fit', 'twist', 'gap', 'density', 'contact'."""
+    if len(plan) > limits.blocks:
+        raise Rejected("size", f"{len(plan)} blocks, at most {limits.blocks} wanted")
+    for _ in range(tries):
+        d = _placed(plan, rng, limits)
+        density, (least, most) = recompose(d).density, limits.density
+        if not least < density < most:
+            raise Rejected("density", f"{density:.2f} g/cm3")
+        if closest_bead(d) < limits.bead:
+            raise Rejected("contact", f"two beads are {closest_bead(d):.2f} A apart")
+        contact = closest_contact(d)
+        if contact > limits.contact:
+            return d
+    raise Rejected(
+        "contact", f"atoms of different blocks come to {contact:.2f} of their van der Waals distance"
+    )
+
 # %% ../../nbs/4_mofdiff/16f_builder.ipynb #89c146a0
-def double_plan(plan, parity):
+def double_plan(plan: Plan, parity: tuple) -> Plan:
     "The same plan on the doubled net."
     return replace(
         plan,
@@ -227,7 +219,7 @@ def double_plan(plan, parity):
     )
 
 
-def with_conformer(plan, c):
+def with_conformer(plan: Plan, c: int) -> Plan:
     "The plan with conformer number `c` of each of its linkers, as far as they have so many."
     group = {id(b): group for group in load_library().values() for b in group}
     pick = lambda b: group[id(b)][min(c, len(group[id(b)]) - 1)] if id(b) in group else b
@@ -238,21 +230,22 @@ def with_conformer(plan, c):
     )
 
 
-def settle_twist(plan, rng, limits=LIMITS):
-    "The plan with other conformers of its linkers, or on a doubled net, so that the twists along the edges match: the first good one, else the best."
+def settle_twist(plan: Plan, rng: np.random.Generator, limits: BuildLimits = LIMITS) -> Plan:
+    """The plan with other conformers of its linkers, or on a doubled net, so that the twists along the
+    edges match: the first good one, else the best."""
     group = {id(b): len(group) for group in load_library().values() for b in group}
     most = max(group.get(id(b), 1) for b in (*plan.vertex_blocks, *plan.edge_blocks) if b is not None)
     options = [with_conformer(plan, c) for c in rng.permutation(most).tolist()]
-    if 2 * len(plan) <= limits["blocks"]:
+    if 2 * len(plan) <= limits.blocks:
         options += [double_plan(p, PARITIES[k]) for k in rng.permutation(7).tolist() for p in options[:most]]
     best = (np.inf, plan)
-    for option in options:
+    for variant in options:
         try:
-            mismatch = turn_vertices(option, rng)[0]
+            mismatch = turn_vertices(variant, rng)[0]
         except MatgenError as error:
             raise Rejected("fit", str(error)) from None
         if mismatch < best[0] - 1e-6:
-            best = (mismatch, option)
-        if mismatch < 0.2 * limits["mismatch"]:
+            best = (mismatch, variant)
+        if mismatch < 0.2 * limits.mismatch:
             break
     return best[1]

@@ -8,6 +8,7 @@ __all__ = ['POINT_COLOR', 'hill_formula', 'BuildingBlock', 'block_diameter', 'ro
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..symmetry.crystal import element_table
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #c66b7e78
-def hill_formula(elements):
+def hill_formula(elements: list | np.ndarray) -> str:
     "The whole formula in Hill's order, carbon and hydrogen first: [8, 6, 6, 1] -> 'C2HO'."
     counts = Counter(element_table().symbol[np.asarray(elements, dtype=np.int64)].tolist())
     first = [s for s in ("C", "H") if s in counts and "C" in counts]
@@ -35,13 +36,31 @@ def _graph_key(block):
     )
     return hashlib.blake2b(b"|".join(p.tobytes() for p in parts), digest_size=8).hexdigest()
 
+
+def _check_block(block):
+    "MatgenError where the arrays of a block do not belong together."
+    n, c = len(block.elements), len(block.connection_points)
+    if n == 0 or len(block.cart_coords) != n:
+        raise MatgenError(f"a block of {n} atoms has {len(block.cart_coords)} positions")
+    if len(block.connection_atoms) != c:
+        raise MatgenError(
+            f"{c} connection points need as many connection atoms, not {len(block.connection_atoms)}"
+        )
+    for what in ("bonds", "connection_atoms"):
+        index = getattr(block, what)
+        if index.size and not (0 <= index.min() and index.max() < n):
+            raise MatgenError(f"{what} of a block of {n} atoms name atom {index.max()}")
+    if not (np.isfinite(block.cart_coords).all() and np.isfinite(block.connection_points).all()):
+        raise MatgenError("a block has positions that are no numbers")
+
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #1f748249
 @dataclass(frozen=True, eq=False)
 class BuildingBlock:
     """A metal node or an organic linker with the points where it is joined to others.
 
-    elements (n,) int64; cart_coords (n, 3) float64, A, origin = centroid of the connection points; bonds (b, 2) int64 pairs of atoms;
-    connection_points (c, 3) float64, A, midpoints of the cut bonds; connection_atoms (c,) int64, the atom each one leaves from; is_metal."""
+    elements (n,) int64; cart_coords (n, 3) float64, A, origin = centroid of the connection points; bonds
+    (b, 2) int64 pairs of atoms; connection_points (c, 3) float64, A, midpoints of the cut bonds;
+    connection_atoms (c,) int64, the atom each one leaves from; is_metal."""
 
     elements: np.ndarray
     cart_coords: np.ndarray
@@ -61,19 +80,7 @@ class BuildingBlock:
             ("connection_atoms", np.int64, (-1,)),
         ]:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind).reshape(shape))
-        n, c = len(self.elements), len(self.connection_points)
-        if n == 0 or len(self.cart_coords) != n:
-            raise MatgenError(f"a block of {n} atoms has {len(self.cart_coords)} positions")
-        if len(self.connection_atoms) != c:
-            raise MatgenError(
-                f"{c} connection points need as many connection atoms, not {len(self.connection_atoms)}"
-            )
-        for what in ("bonds", "connection_atoms"):
-            index = getattr(self, what)
-            if index.size and not (0 <= index.min() and index.max() < n):
-                raise MatgenError(f"{what} of a block of {n} atoms name atom {index.max()}")
-        if not (np.isfinite(self.cart_coords).all() and np.isfinite(self.connection_points).all()):
-            raise MatgenError("a block has positions that are no numbers")
+        _check_block(self)
         graph = _graph_key(self)
         if self.graph not in ("", graph):
             object.__setattr__(
@@ -81,11 +88,12 @@ class BuildingBlock:
             )  # a copy with other atoms or bonds is another block
         object.__setattr__(self, "graph", graph)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.elements)
 
-    def __repr__(self):
-        return f"BuildingBlock({'metal' if self.is_metal else 'organic'} {self.formula}, {self.num_connections} connection points)"
+    def __repr__(self) -> str:
+        kind = "metal" if self.is_metal else "organic"
+        return f"BuildingBlock({kind} {self.formula}, {self.num_connections} connection points)"
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #b2a87f99
 BuildingBlock.num_connections = property(
@@ -96,13 +104,13 @@ BuildingBlock.formula = property(
 )
 
 
-def block_diameter(block):
+def block_diameter(block: BuildingBlock) -> float:
     "The longest distance (A) between two atoms or connection points of a block."
     points = np.concatenate([block.cart_coords, block.connection_points])
     return float(np.linalg.norm(points[:, None] - points, axis=-1).max())
 
 
-def rotated_block(block, R):
+def rotated_block(block: BuildingBlock, R: np.ndarray) -> BuildingBlock:
     "The block turned by R (3, 3): every vector v becomes R v."
     R = np.asarray(R, dtype=np.float64)
     return replace(
@@ -116,8 +124,11 @@ BuildingBlock.diameter, BuildingBlock.rotated = property(block_diameter), rotate
 POINT_COLOR = (0.95, 0.15, 0.55)  # connection points
 
 
-def block_scene(block, offset=0, color=None):
-    "Spheres and sticks of a block at a position (3,), for `render_scene`; atoms in their own colours or all in one."
+def block_scene(
+    block: BuildingBlock, offset: float | np.ndarray = 0, color: tuple | None = None
+) -> tuple[list, list]:
+    """Spheres and sticks of a block at a position (3,), for `render_scene`; atoms in their own colours
+    or all in one."""
     table, cart = element_table(), block.cart_coords + offset
     colors = 0.92 * table.color[block.elements] if color is None else np.tile(color, (len(block), 1))
     spheres = [(x, 0.4 * table.radius[z], c) for x, z, c in zip(cart, block.elements, colors)]
@@ -134,7 +145,7 @@ def block_scene(block, offset=0, color=None):
     return spheres, sticks
 
 
-def plot_block(block, ax=None, pixels=220):
+def plot_block(block: BuildingBlock, ax: Any = None, pixels: int = 220) -> Any:
     "Draw a block with its connection points (pink); returns the axes."
     import matplotlib.pyplot as plt
 
@@ -148,8 +159,9 @@ def plot_block(block, ax=None, pixels=220):
 BuildingBlock.plot = plot_block
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #de2a591c
-def molecule(block):
-    "The block as an rdkit molecule: all bonds single, a dummy atom (atomic number 0) at every connection; no clean-up of valences."
+def molecule(block: BuildingBlock) -> Any:
+    """The block as an rdkit molecule: all bonds single, a dummy atom (atomic number 0) at every
+    connection; no clean-up of valences."""
     from rdkit import Chem
 
     mol = Chem.RWMol()
@@ -165,8 +177,9 @@ def molecule(block):
     return mol.GetMol()
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #c2da2e38
-def block_fingerprint(block):
-    "ECFP4: the indices (sorted list) of the bits that the block sets among 4096; rdkit's Morgan fingerprint of radius 2, atoms told apart by element and degree."
+def block_fingerprint(block: BuildingBlock) -> list[int]:
+    """ECFP4: the indices (sorted list) of the bits that the block sets among 4096; rdkit's Morgan
+    fingerprint of radius 2, atoms told apart by element and degree."""
     from rdkit.Chem import rdFingerprintGenerator
     from rdkit import Chem
 
@@ -177,10 +190,12 @@ def block_fingerprint(block):
     return list(generator.GetFingerprint(mol, customAtomInvariants=invariants).GetOnBits())
 
 # %% ../../nbs/4_mofdiff/14_building_blocks.ipynb #84ed0699
-def block_identity(block):
-    """A short name (16 hexadecimal digits) that conformers of a block share: hash of formula, number of connections and ECFP4 bits.
+def block_identity(block: BuildingBlock) -> str:
+    """A short name (16 hexadecimal digits) that conformers of a block share: hash of formula, number of
+    connections and ECFP4 bits.
 
-    An identity that was stored with the block (see lesson 16) is returned as it is, so that prepared data need no rdkit."""
+    An identity that was stored with the block (see lesson 16) is returned as it is, so that prepared
+    data need no rdkit."""
     if block.stored_identity:
         return block.stored_identity
     try:

@@ -6,10 +6,12 @@ __all__ = ['BEAD_COLORS', 'PAPER_LIMITS', 'CoarseMof', 'from_decomposition', 'co
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #827bedf5
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from .bonds import Mof, cell_sticks, neighbours, render_scene
+from .building_blocks import BuildingBlock
 from .decomposition import Decomposition, decompose
 from ..symmetry.crystal import Crystal, camera, min_distance
 from ..utils import MatgenError
@@ -17,9 +19,11 @@ from ..utils import MatgenError
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #186ae1bb
 @dataclass(frozen=True, eq=False)
 class CoarseMof:
-    """A framework as K beads: one building block at each position of a cell; the orientation of a block carries no meaning.
+    """A framework as K beads: one building block at each position of a cell; the orientation of a block
+    carries no meaning.
 
-    lattice (3, 3) float64 rows, A; frac_coords (K, 3) float64 in [0, 1); blocks: K BuildingBlocks; properties: name -> value."""
+    lattice (3, 3) float64 rows, A; frac_coords (K, 3) float64 in [0, 1); blocks: K BuildingBlocks;
+    properties: name -> value."""
 
     lattice: np.ndarray
     frac_coords: np.ndarray
@@ -35,17 +39,19 @@ class CoarseMof:
         object.__setattr__(self, "blocks", list(self.blocks))
         if len(self.blocks) != len(self.frac_coords) or not self.blocks:
             raise MatgenError(
-                f"a coarse framework needs one position per block: {len(self.blocks)} blocks, {len(self.frac_coords)} positions"
+                f"a coarse framework needs one position per block: {len(self.blocks)} blocks, "
+                f"{len(self.frac_coords)} positions"
             )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.blocks)
 
-    def __repr__(self):
-        return f"CoarseMof({self.name or 'unnamed'}, {len(self)} blocks: {', '.join(sorted({b.formula for b in self.blocks}))})"
+    def __repr__(self) -> str:
+        formulas = ", ".join(sorted({b.formula for b in self.blocks}))
+        return f"CoarseMof({self.name or 'unnamed'}, {len(self)} blocks: {formulas})"
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #76f7d456
-def from_decomposition(d, name="", properties=None):
+def from_decomposition(d: Decomposition, name: str = "", properties: dict | None = None) -> CoarseMof:
     "The beads of a `Decomposition`."
     return CoarseMof(d.lattice, d.frac_coords, d.blocks, name or d.name, dict(properties or {}))
 
@@ -53,8 +59,9 @@ def from_decomposition(d, name="", properties=None):
 CoarseMof.from_decomposition = staticmethod(from_decomposition)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #75a1e1f0
-def contacts(coarse, slack=1.1):
-    "Pairs (metal bead, organic bead, image) that are near enough to be joined: nearer than `slack` x the sum of the longest arms to a connection point."
+def contacts(coarse: CoarseMof, slack: float = 1.1) -> list:
+    """Pairs (metal bead, organic bead, image) that are near enough to be joined: nearer than `slack` x
+    the sum of the longest arms to a connection point."""
     arm = np.array(
         [np.linalg.norm(b.connection_points, axis=1).max() if b.num_connections else 0 for b in coarse.blocks]
     )
@@ -73,9 +80,12 @@ def contacts(coarse, slack=1.1):
 BEAD_COLORS = {True: (0.25, 0.45, 0.85), False: (0.65, 0.65, 0.62)}  # metal node, organic linker
 
 
-def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
-    """Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell; returns the axes.
-    A linker whose nodes all lie in other cells is drawn beside those that its images reach, not alone."""
+def plot_coarse(
+    coarse: CoarseMof, ax: Any = None, azimuth: float = 25.0, elevation: float = 14.0, pixels: int = 260
+) -> Any:
+    """Draw the beads of one cell (nodes blue, linkers grey), what they are joined to, and the cell;
+    returns the axes. A linker whose nodes all lie in other cells is drawn beside those that its
+    images reach, not alone."""
     import matplotlib.pyplot as plt
 
     ax = ax or plt.figure(figsize=(3, 3)).add_subplot()
@@ -101,9 +111,10 @@ def plot_coarse(coarse, ax=None, azimuth=25.0, elevation=14.0, pixels=260):
 CoarseMof.plot = plot_coarse
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #cd1397b5
-def join(coarse, tolerance=0.1):
-    """The `Decomposition` of beads whose blocks are turned so that every connection point of a metal block lies within `tolerance` (A) of one of
-    an organic block. MatgenError where points are left over: then assembly (lesson 20) has to find the orientations first."""
+def join(coarse: CoarseMof, tolerance: float = 0.1) -> Decomposition:
+    """The `Decomposition` of beads whose blocks are turned so that every connection point of a metal
+    block lies within `tolerance` (A) of one of an organic block. MatgenError where points are left
+    over: then assembly (lesson 20) has to find the orientations first."""
     points = [
         x + b.connection_points @ np.linalg.inv(coarse.lattice)
         for x, b in zip(coarse.frac_coords, coarse.blocks)
@@ -125,7 +136,8 @@ def join(coarse, tolerance=0.1):
         or sorted(o.tolist()) != np.flatnonzero(~metal).tolist()
     ):
         raise MatgenError(
-            f"{coarse.name or 'coarse framework'}: {len(set(m.tolist()))} of {metal.sum()} metal and {len(set(o.tolist()))} of {(~metal).sum()} "
+            f"{coarse.name or 'coarse framework'}: {len(set(m.tolist()))} of {metal.sum()} metal and "
+            f"{len(set(o.tolist()))} of {(~metal).sum()} "
             f"organic connection points meet within {tolerance} A; the blocks must be assembled first"
         )
     return Decomposition(
@@ -141,9 +153,10 @@ def join(coarse, tolerance=0.1):
 CoarseMof.to_decomposition = join
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c37366c6
-def handedness(block):
-    """Two numbers that change sign in a mirror and do not depend on the order of atoms: sums of sin(phi) and sin(2 phi) over all torsions
-    a-b-c-d along bonds, over the square root of their number. Zero for a block that is its own mirror image."""
+def handedness(block: BuildingBlock) -> np.ndarray:
+    """Two numbers that change sign in a mirror and do not depend on the order of atoms: sums of sin(phi)
+    and sin(2 phi) over all torsions a-b-c-d along bonds, over the square root of their number. Zero
+    for a block that is its own mirror image."""
     around = [[] for _ in range(len(block))]
     for a, b in block.bonds.tolist():
         around[a].append(b)
@@ -167,8 +180,9 @@ def handedness(block):
     return np.array([sin.sum(), (2 * sin * cos).sum()]) / np.sqrt(max(keep.sum(), 1))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9d33b758
-def block_signature(block):
-    "Numbers (mostly A) that two blocks of the same identity and shape share in any orientation: distances from the centre, between connection points, handedness."
+def block_signature(block: BuildingBlock) -> np.ndarray:
+    """Numbers (mostly A) that two blocks of the same identity and shape share in any orientation:
+    distances from the centre, between connection points, handedness."""
     pairs = np.linalg.norm(block.connection_points[:, None] - block.connection_points, axis=-1)
     radii = np.linalg.norm(block.cart_coords, axis=1)
     radii = np.concatenate([np.sort(radii[block.elements == z]) for z in np.unique(block.elements)])
@@ -182,7 +196,7 @@ class BlockLibrary:
     def __init__(self, tolerance=0.1):
         self.tolerance, self.blocks, self.seen, self.met = tolerance, [], {}, {}
 
-    def index(self, block):
+    def index(self, block: BuildingBlock) -> int:
         "The number of the block in the library; a new one is added. The same object is looked at once."
         if id(block) not in self.met:
             self.met[id(block)] = block, self._find(block)
@@ -201,10 +215,12 @@ class BlockLibrary:
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #8730575c
 @dataclass(frozen=True)
 class Limits:
-    """What a framework may be at most; None switches a limit off. The paper's limits are `Limits(max_connections=20)`.
+    """What a framework may be at most; None switches a limit off. The paper's limits are
+    `Limits(max_connections=20)`.
 
-    max_blocks: building blocks in the primitive cell; min_bead_distance: A; max_block_atoms: atoms and connection points of a block;
-    max_connections: connection points of a block; min_dimension: 3 accepts only nets that extend in three directions, 2 also layers, 1 also chains."""
+    max_blocks: building blocks in the primitive cell; min_bead_distance: A; max_block_atoms: atoms and
+    connection points of a block; max_connections: connection points of a block; min_dimension: 3 accepts
+    only nets that extend in three directions, 2 also layers, 1 also chains."""
 
     max_blocks: int = 20
     min_bead_distance: float = 1.0
@@ -216,22 +232,24 @@ class Limits:
 PAPER_LIMITS = Limits(max_connections=20)
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #4dcb0e9f
-def bead_distance(coarse):
+def bead_distance(coarse: CoarseMof) -> float:
     "The shortest distance (A) between two beads, images included."
     return min_distance(Crystal(coarse.lattice, np.ones(len(coarse), dtype=int), coarse.frac_coords))
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #7372d2fc
-def check_block(block):
+def check_block(block: BuildingBlock) -> None:
     "MatgenError where a block cannot be part of a framework: it needs two connection points or more."
     c = block.num_connections
     if c < 2:
         raise MatgenError(
-            f"the block {block.formula} has {'no connection point' if c == 0 else 'one connection point'}; a framework needs two or more at every block. "
+            f"the block {block.formula} has "
+            f"{'no connection point' if c == 0 else 'one connection point'}; a framework needs two or "
+            "more at every block. "
             "Decompose the framework it comes from with `decompose`, which removes or merges such pieces"
         )
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #9451977f
-def excess(coarse, limits=Limits(), dimension=3):
+def excess(coarse: CoarseMof, limits: Limits = Limits(), dimension: int = 3) -> list[str]:
     "The reasons (list of text) why a coarse framework is outside the limits; empty where it is inside."
     size = max(len(b) + b.num_connections for b in coarse.blocks)
     joints = max(b.num_connections for b in coarse.blocks)
@@ -264,11 +282,12 @@ def excess(coarse, limits=Limits(), dimension=3):
     return [text for bad, text in reasons if bad]
 
 # %% ../../nbs/4_mofdiff/16_coarse_graining.ipynb #c10d9770
-def coarse_grain(item, limits=Limits(), disorder="refuse"):
-    """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that cannot be.
+def coarse_grain(item: tuple, limits: Limits = Limits(), disorder: str = "refuse") -> tuple[CoarseMof, list]:
+    """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that
+    cannot be.
 
-    item: (name, CIF text or Crystal, properties). disorder: see `Mof.from_cif`.
-    The identities of the blocks are computed here and stored with them."""
+    item: (name, CIF text or Crystal, properties). disorder: see `Mof.from_cif`. The identities of the
+    blocks are computed here and stored with them."""
     name, source, properties = item
     if isinstance(source, Crystal):
         mof = Mof.from_crystal(source, name)

@@ -19,9 +19,10 @@ from ..utils import MatgenError, atomic_write, load_tensors, tensor_bytes
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #514494ba
 @dataclass(frozen=True)
 class MofBatch:
-    """B frameworks as flat tensors: lattice (B, 3, 3) float32, num_blocks (B,) int64; of all beads one after another frac_coords (M, 3) float32,
-    block (M,) int64 index into the library, features (M, d) float32 embeddings of the blocks (d = 0 where there are none), batch (M,) the framework
-    of each bead; properties (B, P) float32, nan where unknown."""
+    """B frameworks as flat tensors: lattice (B, 3, 3) float32, num_blocks (B,) int64; of all beads one
+    after another frac_coords (M, 3) float32, block (M,) int64 index into the library, features (M, d)
+    float32 embeddings of the blocks (d = 0 where there are none), batch (M,) the framework of each
+    bead; properties (B, P) float32, nan where unknown."""
 
     lattice: torch.Tensor
     num_blocks: torch.Tensor
@@ -31,19 +32,21 @@ class MofBatch:
     batch: torch.Tensor
     properties: torch.Tensor
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.num_blocks)
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> "MofBatch":
         return MofBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #26d71e47
 @dataclass(eq=False)
 class MofData:
-    """A prepared set of n frameworks. lattice (n, 3, 3) float64, num_blocks (n,) int64, frac_coords (sum K, 3) float64, block (sum K,) int64 index
-    into `library` (list of distinct BuildingBlocks), properties (n, P) float32 (nan: unknown), embeddings (L, d) float32 of the library, or None.
+    """A prepared set of n frameworks. lattice (n, 3, 3) float64, num_blocks (n,) int64, frac_coords (sum K,
+    3) float64, block (sum K,) int64 index into `library` (list of distinct BuildingBlocks), properties
+    (n, P) float32 (nan: unknown), embeddings (L, d) float32 of the library, or None.
 
-    `data[i]` is a `CoarseMof`, `data.select(indices)` a `MofBatch`, `data.subset(indices)` a smaller set, `data.to(device)` a copy on a device."""
+    `data[i]` is a `CoarseMof`, `data.select(indices)` a `MofBatch`, `data.subset(indices)` a smaller
+    set, `data.to(device)` a copy on a device."""
 
     lattice: torch.Tensor
     num_blocks: torch.Tensor
@@ -59,10 +62,10 @@ class MofData:
     def __post_init__(self):
         self.start = torch.cumsum(self.num_blocks, 0) - self.num_blocks
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.num_blocks)
 
-    def tensors(self):
+    def tensors(self) -> dict[str, torch.Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self)[:5]}
 
     def __getitem__(self, i):
@@ -79,7 +82,7 @@ class MofData:
         )
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #9183631c
-def to_device(data, device):
+def to_device(data: MofData, device: str | torch.device) -> MofData:
     "The same data set on a device."
     moved = {n: t.to(device) for n, t in data.tensors().items()}
     return replace(data, **moved, embeddings=None if data.embeddings is None else data.embeddings.to(device))
@@ -88,7 +91,7 @@ def to_device(data, device):
 MofData.to = to_device
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #b988a3bf
-def with_embeddings(data, embeddings):
+def with_embeddings(data: MofData, embeddings: np.ndarray | torch.Tensor) -> MofData:
     "The same data set with embeddings (L, d) of its library."
     embeddings = torch.as_tensor(embeddings, dtype=torch.float32, device=data.lattice.device)
     if embeddings.shape[:1] != (len(data.library),):
@@ -101,7 +104,7 @@ def with_embeddings(data, embeddings):
 MofData.with_embeddings = with_embeddings
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #3b680845
-def select(data, indices):
+def select(data: MofData, indices: list | np.ndarray | torch.Tensor) -> MofBatch:
     "The `MofBatch` of some frameworks (n,) of a data set, on the device of the data."
     indices = torch.as_tensor(indices, dtype=torch.long, device=data.num_blocks.device)
     counts = data.num_blocks[indices]
@@ -128,7 +131,7 @@ def select(data, indices):
 MofData.select = select
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #37cf5fd8
-def subset(data, indices):
+def subset(data: MofData, indices: list | np.ndarray | range | torch.Tensor) -> MofData:
     "A smaller data set, the frameworks `indices` (list of int) in that order; the library stays whole."
     indices = torch.as_tensor(indices, dtype=torch.long, device=data.num_blocks.device)
     rows = torch.cat(
@@ -146,7 +149,7 @@ def subset(data, indices):
     )
 
 
-def trimmed(data):
+def trimmed(data: MofData) -> MofData:
     "The same frameworks with those blocks only that they are made of."
     used, block = torch.unique(data.block, return_inverse=True)
     return replace(
@@ -160,8 +163,9 @@ def trimmed(data):
 MofData.subset, MofData.trimmed = subset, trimmed
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #a2bf9f42
-def from_coarse(coarse, info=None, tolerance=0.1):
-    "A data set from a list of `CoarseMof`; blocks of the same identity and shape (within `tolerance` A) are stored once."
+def from_coarse(coarse: list[CoarseMof], info: dict | None = None, tolerance: float = 0.1) -> MofData:
+    """A data set from a list of `CoarseMof`; blocks of the same identity and shape (within `tolerance`
+    A) are stored once."""
     if not coarse:
         raise MatgenError("no framework is left to make a data set of")
     library = BlockLibrary(tolerance)
@@ -182,8 +186,9 @@ def from_coarse(coarse, info=None, tolerance=0.1):
     )
 
 
-def merged(sets, tolerance=0.02):
-    "Several `MofData` as one, in order; blocks alike within `tolerance` (A) are stored once, properties that a set does not have are nan."
+def merged(sets: list[MofData], tolerance: float = 0.02) -> MofData:
+    """Several `MofData` as one, in order; blocks alike within `tolerance` (A) are stored once,
+    properties that a set does not have are nan."""
     sources = [str(data.info.get("source", "")) for data in sets]
     return from_coarse(
         [data[i] for data in sets for i in range(len(data))],
@@ -198,7 +203,7 @@ MofData.from_coarse = staticmethod(from_coarse)
 FORMAT = "matgen_nb mofs 1"
 
 
-def pack_blocks(blocks):
+def pack_blocks(blocks: list) -> dict[str, torch.Tensor]:
     "Building blocks as flat tensors for a file: dict of tensors with the names `library.*`."
     cat = lambda name, width: torch.as_tensor(
         np.concatenate([getattr(b, name).reshape(-1, *width) for b in blocks])
@@ -217,7 +222,7 @@ def pack_blocks(blocks):
     }
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #83f40dbb
-def unpack_blocks(tensors, identities):
+def unpack_blocks(tensors: dict[str, torch.Tensor], identities: list) -> list[BuildingBlock]:
     "The building blocks of `pack_blocks`, with their stored identities."
     counts = {n: tensors[f"library.num_{n}"].tolist() for n in ("atoms", "bonds", "connections")}
     part = lambda name, n: [t.numpy() for t in tensors[f"library.{name}"].split(counts[n])]
@@ -233,8 +238,9 @@ def unpack_blocks(tensors, identities):
     return [BuildingBlock(*row) for row in zip(*columns)]
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #9d4d132a
-def save(data, path):
-    "Write a prepared set as one safetensors file, atomically; the identities of the blocks are stored, so that reading needs no rdkit."
+def save(data: MofData, path: str | Path) -> None:
+    """Write a prepared set as one safetensors file, atomically; the identities of the blocks are stored,
+    so that reading needs no rdkit."""
     metadata = dict(
         format=FORMAT,
         names=json.dumps([str(n) for n in data.names]),
@@ -252,7 +258,7 @@ def save(data, path):
 MofData.save = save
 
 # %% ../../nbs/4_mofdiff/16a_data.ipynb #e8d8e2e4
-def load(path):
+def load(path: str | Path) -> MofData:
     "Read a prepared set. MatgenError where the file is missing, damaged or of another kind."
     if not Path(path).exists():
         raise MatgenError(f"{path} does not exist; make it with: matgen prepare mofs SOURCE --out {path}")
@@ -262,7 +268,8 @@ def load(path):
         raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
     if metadata.get("format") != FORMAT:
         raise MatgenError(
-            f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: matgen prepare mofs"
+            f"{path} holds {metadata.get('format', 'something else')!r}, not {FORMAT!r}; make it with: "
+            "matgen prepare mofs"
         )
     missing = [n for n in ("names", "property_names", "identities", "info") if n not in metadata]
     missing += [f.name for f in fields(MofData)[:5] if f.name not in tensors]

@@ -8,6 +8,7 @@ __all__ = ['MAX_ELEMENT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'Blo
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #288ca95c
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from .rigid import random_rotation
 from ..utils import MatgenError, patch
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #d61a22aa
-def draw_block(ax, block, centre, size):
-    "Draw a block flat (its two longest directions) inside a square of half-width `size` at `centre` of an axis: bonds, atoms, connection points in red."
+def draw_block(ax: Any, block: Any, centre: np.ndarray, size: float) -> None:
+    """Draw a block flat (its two longest directions) inside a square of half-width `size` at `centre` of
+    an axis: bonds, atoms, connection points in red."""
     from matgen_nb.symmetry.crystal import element_table
 
     points = np.concatenate([block.cart_coords, block.connection_points])
@@ -43,8 +45,10 @@ def draw_block(ax, block, centre, size):
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #7186d0f5
 @dataclass(frozen=True, eq=False)
 class BlockBatch:
-    """B blocks as flat tensors. elements (M,) atomic numbers of the nodes (atoms, then connection points: 0), coords (M, 3) float32 A, batch (M,) block of each node;
-    bonds (b, 2) pairs of nodes counted within their block; per block num_nodes, num_bonds and identity (B,): an integer, equal for the same block."""
+    """B blocks as flat tensors. elements (M,) atomic numbers of the nodes (atoms, then connection
+    points: 0), coords (M, 3) float32 A, batch (M,) block of each node; bonds (b, 2) pairs of nodes
+    counted within their block; per block num_nodes, num_bonds and identity (B,): an integer, equal
+    for the same block."""
 
     elements: torch.Tensor
     coords: torch.Tensor
@@ -54,15 +58,16 @@ class BlockBatch:
     num_bonds: torch.Tensor
     identity: torch.Tensor
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.num_nodes)
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> Any:
         return BlockBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #70c84e55
 def _nodes(block):
-    "Elements (m,), coordinates (m, 3) centred in float64, and bonds of one block with its connection points as nodes."
+    """Elements (m,), coordinates (m, 3) centred in float64, and bonds of one block with its connection
+    points as nodes."""
     n, c = len(block.elements), len(block.connection_points)
     if n == 0:
         raise MatgenError("a building block without atoms cannot be embedded")
@@ -80,7 +85,7 @@ def _nodes(block):
 MAX_ELEMENT = 118
 
 
-def make_batch(blocks, identity=None):
+def make_batch(blocks: list, identity: Any = None) -> BlockBatch:
     "The `BlockBatch` of a list of `BuildingBlock`; identity (B,) integers, None where nobody asks (-1)."
     elements, coords, bonds = zip(*map(_nodes, blocks))
     sizes, num_bonds = (torch.tensor([len(x) for x in xs]) for xs in (elements, bonds))
@@ -97,7 +102,7 @@ def make_batch(blocks, identity=None):
     )
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #51ed7535
-def take(batch, indices):
+def take(batch: BlockBatch, indices: Any) -> BlockBatch:
     "The blocks `indices` (n,) of a batch as a new batch; an index may come twice."
     indices = torch.as_tensor(indices, dtype=torch.long, device=batch.batch.device)
     rows, owner = rows_of(batch.num_nodes, indices)
@@ -115,7 +120,8 @@ def take(batch, indices):
 class BlockData:
     """A list of building blocks as resident tensors: len(), select(indices) -> `BlockBatch`, to(device).
 
-    identity: one label per block, equal for the same block (default: `block.identity`, the fingerprint, shared by conformers)."""
+    identity: one label per block, equal for the same block (default: `block.identity`, the fingerprint,
+    shared by conformers)."""
 
     def __init__(self, blocks, identity=None):
         blocks = list(blocks)
@@ -127,21 +133,22 @@ class BlockData:
         self.names, labels = np.unique(identity, return_inverse=True)
         self.all = make_batch(blocks, labels.reshape(-1))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.all)
 
-    def select(self, indices):
+    def select(self, indices: Any) -> BlockBatch:
         return take(self.all, indices)
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> Any:
         "The same data on a device."
         other = object.__new__(type(self))
         other.names, other.all = self.names, self.all.to(device)
         return other
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #8e7a9960
-def disguised(block, rng, sigma=0.05):
-    "The block turned, moved, its atoms and connection points renumbered and displaced by sigma (A, per coordinate): what a copy may look like."
+def disguised(block: Any, rng: np.random.Generator, sigma: float = 0.05) -> Any:
+    """The block turned, moved, its atoms and connection points renumbered and displaced by sigma (A, per
+    coordinate): what a copy may look like."""
     n, c = len(block.elements), len(block.connection_points)
     order, points, R, shift = rng.permutation(n), rng.permutation(c), random_rotation(rng), rng.normal(size=3)
     place = np.argsort(order)
@@ -157,15 +164,19 @@ def disguised(block, rng, sigma=0.05):
     )  # renumbered, the same block
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #c75c60df
-def nearest(queries, library):
-    "Index (Q,) of the nearest library vector, each dimension in units of the library's spread: queries (Q, d), library (L, d)."
+def nearest(queries: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
+    """Index (Q,) of the nearest library vector, each dimension in units of the library's spread: queries
+    (Q, d), library (L, d)."""
     scale = library.std(0).clamp(min=1e-6) if len(library) > 1 else torch.ones_like(library[0])
     return torch.cdist(queries / scale, library / scale).argmin(1)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #9e165c39
-def block_pairs(batch, cutoff):
-    """Unordered pairs of nodes of the same block nearer than cutoff (A): i, j (P,), distance (P,), bonded (P,) float;
-    and the diameter (B,) of each block: its largest distance, connection points included, A."""
+def block_pairs(
+    batch: BlockBatch, cutoff: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unordered pairs of nodes of the same block nearer than cutoff (A): i, j (P,), distance (P,),
+    bonded (P,) float; and the diameter (B,) of each block: its largest distance, connection points
+    included, A."""
     n = batch.num_nodes
     i, j = rows_of(n, batch.batch)  # for each node j all nodes i of its block
     distance = (batch.coords[i] - batch.coords[j]).square().sum(1).sqrt()
@@ -178,7 +189,7 @@ def block_pairs(batch, cutoff):
     return i[keep], j[keep], distance[keep], bonded[keep], diameter
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #08358098
-def envelope(distance, cutoff):
+def envelope(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
     "Fades from 1 at distance 0 to 0 at the cutoff (A): (P,) -> (P, 1)."
     return 0.5 * (1 + torch.cos(torch.pi * distance[:, None] / cutoff))
 
@@ -198,7 +209,9 @@ class BlockLayer(nn.Module):
         )
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, h, edge, fade, i, j):
+    def forward(
+        self, h: torch.Tensor, edge: torch.Tensor, fade: torch.Tensor, i: torch.Tensor, j: torch.Tensor
+    ) -> torch.Tensor:
         x = self.norm(h)
         a, b, c, total = self.to_i(x), self.to_j(x), self.edge(edge), torch.zeros_like(h)
         for to, sender in ((i, j), (j, i)):
@@ -209,9 +222,11 @@ class BlockLayer(nn.Module):
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #aa1cf21f
 @dataclass(frozen=True)
 class BlockConfig(Presets):
-    """Everything that decides what a BlockEncoder is; stored with its weights. dim: of the embedding; radial, cutoff (A): of the pairs; rattle (A): the views
-    of a block in training are displaced by up to this; contrastive: "supervised" or "release"; space: where blocks are compared in the
-    loss, "embedding" (z itself, standardised) or "projection" (a network of `projection` outputs on z, as in the paper)."""
+    """Everything that decides what a BlockEncoder is; stored with its weights. dim: of the embedding;
+    radial, cutoff (A): of the pairs; rattle (A): the views of a block in training are displaced by up
+    to this; contrastive: "supervised" or "release"; space: where blocks are compared in the loss,
+    "embedding" (z itself, standardised) or "projection" (a network of `projection` outputs on z, as
+    in the paper)."""
 
     width: int = 96
     layers: int = 3
@@ -236,9 +251,11 @@ BlockConfig.PRESETS = dict(
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #8a128a26
 class BlockEncoder(Pretrained):
-    """Building blocks -> vectors that do not depend on orientation, position or numbering (of mirror images it sees no difference).
+    """Building blocks -> vectors that do not depend on orientation, position or numbering (of mirror images
+    it sees no difference).
 
-    encode(blocks) -> (n, dim) float32; loss(batch, generator) trains it on a `BlockBatch`; save_pretrained / from_pretrained."""
+    encode(blocks) -> (n, dim) float32; loss(batch, generator) trains it on a `BlockBatch`;
+    save_pretrained / from_pretrained."""
 
     FORMAT = "matgen_nb blocks 1"
 
@@ -247,7 +264,8 @@ class BlockEncoder(Pretrained):
         c, w = config, config.width
         if c.contrastive not in ("supervised", "release") or c.space not in ("embedding", "projection"):
             raise MatgenError(
-                f"contrastive must be 'supervised' or 'release', space 'embedding' or 'projection', not {c.contrastive!r}, {c.space!r}"
+                "contrastive must be 'supervised' or 'release', space 'embedding' or 'projection', not "
+                f"{c.contrastive!r}, {c.space!r}"
             )
         self.config, self.info = config, {}
         self.element = nn.Embedding(MAX_ELEMENT + 1, w)
@@ -261,17 +279,17 @@ class BlockEncoder(Pretrained):
         self.heads = nn.Sequential(nn.Linear(c.dim, 64), nn.SiLU(), nn.Linear(64, 3))
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.element.weight.device
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #18e4e551
-def sizes(batch, diameter):
+def sizes(batch: BlockBatch, diameter: torch.Tensor) -> torch.Tensor:
     "log(1 + x) of the numbers of atoms and connection points and of the diameter in A: (B, 3) float32."
     points = torch.zeros_like(batch.num_nodes).index_add(0, batch.batch, (batch.elements == 0).long())
     return torch.stack([batch.num_nodes - points, points, diameter], 1).float().log1p()
 
 
-def embed(self, batch):
+def embed(self, batch: BlockBatch) -> tuple[torch.Tensor, torch.Tensor]:
     "The embedding z (B, dim) of a `BlockBatch`, and its `sizes` (B, 3)."
     c, n = self.config, len(batch)
     i, j, distance, bonded, diameter = block_pairs(batch, c.cutoff)
@@ -295,8 +313,9 @@ BlockEncoder.embed = embed
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #7d1a4d43
 @torch.no_grad()
-def encode(self, blocks, pairs=1_000_000):
-    "Embeddings (n, dim) float32 of a list of `BuildingBlock`, on the device of the model; at most about `pairs` pairs of nodes at a time."
+def encode(self, blocks: list, pairs: int = 1_000_000) -> torch.Tensor:
+    """Embeddings (n, dim) float32 of a list of `BuildingBlock`, on the device of the model; at most
+    about `pairs` pairs of nodes at a time."""
     blocks = list(blocks)
     work = np.cumsum([(len(b.elements) + len(b.connection_points)) ** 2 for b in blocks]) // pairs
     chunks = [[b for b, k in zip(blocks, work) if k == part] for part in np.unique(work)]
@@ -310,8 +329,9 @@ def encode(self, blocks, pairs=1_000_000):
 BlockEncoder.encode = encode
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #410df333
-def supervised_contrastive(p, identity, temperature=0.1):
-    "Supervised contrastive loss of normalised projections p (B, D) with identity (B,): self left out, positives and negatives below the line. Entries without a partner do not count."
+def supervised_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """Supervised contrastive loss of normalised projections p (B, D) with identity (B,): self left out,
+    positives and negatives below the line. Entries without a partner do not count."""
     s = p @ p.T / temperature
     itself = torch.eye(len(p), dtype=torch.bool, device=p.device)
     positive = (identity[:, None] == identity) & ~itself
@@ -321,8 +341,9 @@ def supervised_contrastive(p, identity, temperature=0.1):
     return each.sum() / (count > 0).sum().clamp(min=1)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #88e4ed84
-def release_contrastive(p, identity, temperature=0.1):
-    "The loss of the released MOFDiff: positives with self above the line, negatives alone below. Unbounded below; -inf where the batch has one identity only."
+def release_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """The loss of the released MOFDiff: positives with self above the line, negatives alone below.
+    Unbounded below; -inf where the batch has one identity only."""
     s = p @ p.T / temperature
     same = identity[:, None] == identity
     return (
@@ -330,8 +351,9 @@ def release_contrastive(p, identity, temperature=0.1):
     ).mean()
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #73604e2f
-def views(batch, n, rattle, generator=None):
-    "n copies of every block of a batch (B n blocks), nodes displaced by a Gaussian of a width drawn for each copy from 0..rattle (A)."
+def views(batch: BlockBatch, n: int, rattle: float, generator: torch.Generator | None = None) -> BlockBatch:
+    """n copies of every block of a batch (B n blocks), nodes displaced by a Gaussian of a width drawn
+    for each copy from 0..rattle (A)."""
     device = generator.device if generator is not None else batch.coords.device
     out = take(batch, torch.arange(len(batch), device=batch.batch.device).repeat(n))
     width = rattle * torch.rand(len(out), 1, generator=generator, device=device).to(out.coords)
@@ -339,9 +361,11 @@ def views(batch, n, rattle, generator=None):
     return replace(out, coords=out.coords + width[out.batch] * noise)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #985e44f3
-def of_all(z, rank, world, part):
-    """Embeddings (n world, d) of a whole batch on each of `world` processes, z (n, d) being those of every world-th block from `rank` on. The others' come from their processes,
-    without gradient; where no such processes run, from part(r), the embeddings of rank r. Gradients through z are multiplied by `world`."""
+def of_all(z: torch.Tensor, rank: int, world: int, part: Any) -> torch.Tensor:
+    """Embeddings (n world, d) of a whole batch on each of `world` processes, z (n, d) being those of
+    every world-th block from `rank` on. The others' come from their processes, without gradient;
+    where no such processes run, from part(r), the embeddings of rank r. Gradients through z are
+    multiplied by `world`."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts = [torch.empty_like(z) for _ in range(world)]
         torch.distributed.all_gather(parts, z.detach().contiguous())
@@ -352,9 +376,12 @@ def of_all(z, rank, world, part):
     return torch.stack(parts, 1).flatten(0, 1)
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #985e44f4
-def loss(self, batch, generator=None, share=None):
-    """Training loss of a `BlockBatch`: {'loss', 'contrastive', 'atoms', 'connections', 'diameter'} scalars.
-    share: (rank, world), for one of several processes: it embeds every world-th view, see `of_all`; the mean over the processes is the loss of the batch, when world divides its views."""
+def loss(
+    self, batch: BlockBatch, generator: torch.Generator | None = None, share: tuple[int, int] | None = None
+) -> dict[str, torch.Tensor]:
+    """Training loss of a `BlockBatch`: {'loss', 'contrastive', 'atoms', 'connections', 'diameter'}
+    scalars. share: (rank, world), for one of several processes: it embeds every world-th view, see
+    `of_all`; the mean over the processes is the loss of the batch, when world divides its views."""
     c = self.config
     seen = views(batch, c.views, c.rattle, generator)
     part = lambda rank: self.embed(take(seen, torch.arange(rank, len(seen), share[1])))
@@ -376,9 +403,10 @@ def loss(self, batch, generator=None, share=None):
 BlockEncoder.loss = loss
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #50b86c32
-def retrieval(encoder, queries, library):
-    """Shares of query blocks whose nearest library block agrees in identity (nan where the library holds none of them; those it does not hold are left out),
-    number of connection points, and kind (node or linker): dict of floats, with the number of queries n."""
+def retrieval(encoder: Any, queries: list, library: list) -> dict[str, float]:
+    """Shares of query blocks whose nearest library block agrees in identity (nan where the library holds
+    none of them; those it does not hold are left out), number of connection points, and kind (node or
+    linker): dict of floats, with the number of queries n."""
     found = [library[k] for k in nearest(encoder.encode(queries), encoder.encode(library)).tolist()]
     known = {b.identity for b in library}
     same = [q.identity == f.identity for q, f in zip(queries, found) if q.identity in known]
@@ -393,60 +421,58 @@ def retrieval(encoder, queries, library):
     )
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #c92744f5
-def principal(z, n=2):
-    "Coordinates (L, n) along the n widest directions of standardised embeddings (L, d), and the share of the variance each holds (n,)."
+def principal(z: torch.Tensor, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates (L, n) along the n widest directions of standardised embeddings (L, d), and the share
+    of the variance each holds (n,)."""
     x = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
     U, S, _ = torch.linalg.svd(x, full_matrices=False)
     return U[:, :n] * S[:n], (S**2 / (S**2).sum())[:n]
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #f65fa35e
-def embedding_map(encoder, blocks, draw=8, ax=None):
-    """The library on the two widest directions of its embedding: circles are metal nodes, triangles linkers, colour the number of connection points;
-    `draw` blocks that lie far apart are drawn. Returns the figure."""
+def _scatter_blocks(ax, xy, blocks):
+    "Blocks as dots on an axis: circles are metal nodes, triangles linkers; their colours go to a bar beside it."
+    points = np.array([b.num_connections for b in blocks])
+    levels = np.unique(points)
+    style = dict(s=22, cmap="viridis", edgecolors="w", linewidths=0.4, vmin=0, vmax=max(len(levels) - 1, 1))
+    for kind, marker in ((True, "o"), (False, "^")):
+        rows = np.array([b.is_metal == kind for b in blocks])
+        dots = ax.scatter(*xy[rows].T, c=np.searchsorted(levels, points[rows]), marker=marker, **style)
+    bar = ax.figure.colorbar(dots, ax=ax, ticks=range(len(levels)), label="connection points")
+    bar.ax.set_yticklabels(levels)
+
+
+def _spread(xy, n):
+    "Indices of n points (L, 2) that lie far apart, the first one farthest to the right."
+    chosen = [int(xy[:, 0].argmax())]
+    while len(chosen) < n:
+        chosen.append(int(np.linalg.norm(xy[:, None] - xy[chosen], axis=-1).min(1).argmax()))
+    return chosen
+
+# %% ../../nbs/4_mofdiff/15_embedding.ipynb #0dc943a1
+def embedding_map(encoder: Any, blocks: list, draw: int = 8, ax: Any = None) -> Any:
+    """The library on the two widest directions of its embedding.
+
+    Circles are metal nodes, triangles linkers, colour the number of connection points; `draw` blocks that
+    lie far apart are drawn. Returns the figure."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     if ax is None:
         ax = Figure(figsize=(6, 4.6), dpi=90).subplots()
     xy, share = principal(encoder.encode(blocks).cpu())
-    xy, points = xy.numpy(), np.array([b.num_connections for b in blocks])
-    levels = np.unique(points)
-    for kind, marker in ((True, "o"), (False, "^")):
-        rows = np.array([b.is_metal == kind for b in blocks])
-        dots = ax.scatter(
-            *xy[rows].T,
-            c=np.searchsorted(levels, points[rows]),
-            marker=marker,
-            s=22,
-            cmap="viridis",
-            vmin=0,
-            vmax=max(len(levels) - 1, 1),
-            edgecolors="w",
-            linewidths=0.4,
-        )
-    chosen, span = [int(xy[:, 0].argmax())], np.ptp(xy, 0).max()
-    while len(chosen) < min(draw, len(blocks)):
-        chosen.append(int(np.linalg.norm(xy[:, None] - xy[chosen], axis=-1).min(1).argmax()))
-    middle = xy.mean(0)
-    for k in chosen:
+    xy = xy.numpy()
+    marks = (("o", "0.5", "metal node"), ("^", "0.5", "linker"), ("*", "tab:red", "connection point"))
+    handles = [Line2D([], [], ls="", marker=m, color=c, label=text) for m, c, text in marks]
+    ax.legend(
+        handles=handles, ncols=3, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1)
+    )
+    _scatter_blocks(ax, xy, blocks)
+    middle, span = xy.mean(0), np.ptp(xy, 0).max()
+    for k in _spread(xy, min(draw, len(blocks))):
         away = (xy[k] - middle) / max(np.linalg.norm(xy[k] - middle), 1e-9)
         draw_block(ax, blocks[k], xy[k] + 0.1 * span * away, 0.07 * span)
-    marks = (("o", "0.5", "metal node"), ("^", "0.5", "linker"), ("*", "tab:red", "connection point"))
-    ax.legend(
-        handles=[Line2D([], [], ls="", marker=m, color=c, label=text) for m, c, text in marks],
-        ncols=3,
-        fontsize=8,
-        frameon=False,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-    )
-    bar = ax.figure.colorbar(dots, ax=ax, ticks=range(len(levels)), label="connection points")
-    bar.ax.set_yticklabels(levels)
-    ax.set(
-        xlabel=f"first direction ({share[0]:.0%} of the variance)",
-        ylabel=f"second ({share[1]:.0%})",
-        aspect="equal",
-    )
+    across, up = f"first direction ({share[0]:.0%} of the variance)", f"second ({share[1]:.0%})"
+    ax.set(xlabel=across, ylabel=up, aspect="equal")
     return ax.figure
 
 # %% ../../nbs/4_mofdiff/15_embedding.ipynb #480fc857

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from .bonds import Mof
-from .decomposition import Decomposition, _nets, decompose
+from .decomposition import Decomposition, count_nets, decompose
 from .checks import CHECKS, MIN_PLD, check_mof
 from .coarse_graining import CoarseMof, contacts
 from .data import MofData
@@ -59,9 +59,10 @@ def net_identity(coarse: CoarseMof, slack: float = 1.05) -> str | None:
         return None
     connections = np.array([[m, 0, o, 0] for m, o, _ in pairs])
     images = np.array([s for *_, s in pairs]).astype(int)
-    nets, dimension = _nets(len(coarse), connections, images)
+    found = count_nets(len(coarse), connections, images)
     beads = coarse.lattice, coarse.blocks, coarse.frac_coords
-    return framework_identity(Decomposition(*beads, connections, images, nets=nets, dimension=dimension))
+    joined = Decomposition(*beads, connections, images, nets=found.nets, dimension=found.dimension)
+    return framework_identity(joined)
 
 
 def known_identities(data: MofData, slacks: tuple[float, ...] = (1.05, 1.1)) -> list[str]:

@@ -4,7 +4,7 @@
 __all__ = ['HELIUM', 'PORTION', 'blocks_by_ends', 'two_colouring', 'roles_of', 'edge_classes', 'is_straight', 'draw_linker',
            'edge_kinds', 'like_vertices', 'fitting', 'designs', 'draw_plan', 'surface_of', 'clearance', 'grid_points',
            'clearance_grid', 'void_fraction', 'pore_labels', 'build_random', 'hypothetical', 'short_hash', 'cache_path',
-           'make_hypothetical', 'pack_mofs', 'unpack_mofs', 'embedded_mofs', 'many_mofs']
+           'HypotheticalOptions', 'make_hypothetical', 'pack_mofs', 'unpack_mofs', 'embedded_mofs', 'many_mofs']
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #22abb8ec
 import functools
@@ -12,27 +12,32 @@ import hashlib
 import itertools
 import json
 from collections import Counter
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from .block_library import load_library
 from .bonds import shell
-from .builder import LIMITS, Rejected, build, settle_twist, vdw_radii
+from .builder import LIMITS, BuildLimits, Rejected, build, settle_twist, vdw_radii
+from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
 from .data import MofData
-from .decomposition import recompose
+from .decomposition import Decomposition, recompose
 from .metal_nodes import unit
-from .net_catalogue import PARITIES, doubled, load_net, net_facts
+from .net_catalogue import PARITIES, Net, doubled, load_net, net_facts
 from .net_placement import Plan, ends_of, half_edges, vertex_ways
-from ..utils import MatgenError
 from ..parallel import parallel_map
+from ..symmetry.crystal import Crystal
+from ..utils import MatgenError, described, option
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #1abcdc3b
 @functools.lru_cache(None)
-def blocks_by_ends():
+def blocks_by_ends() -> dict[tuple, list]:
     "The library sorted: (is metal, kinds of its ends as a sorted tuple) -> list of (name, conformer)."
     out = {}
     for name, group in load_library().items():
@@ -43,8 +48,9 @@ def blocks_by_ends():
     return out
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #9aac786c
-def two_colouring(net, parity):
-    "Colours 0/1 (V,) so that the two ends of every edge differ, where a step to cell n changes the colour by `parity` . n; None where there are none."
+def two_colouring(net: Net, parity: tuple) -> np.ndarray | None:
+    """Colours 0/1 (V,) so that the two ends of every edge differ, where a step to cell n changes the
+    colour by `parity` . n; None where there are none."""
     colour, todo = {0: 0}, [0]
     rows = [(i, j, int(s @ parity) % 2) for (i, j), s in zip(net.edges.tolist(), net.shifts)]
     while todo:
@@ -62,9 +68,10 @@ def two_colouring(net, parity):
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #86b6ebfa
 @functools.lru_cache(None)
-def roles_of(name):
-    """The ways to call the vertices of a net metal or organic: list of (net, organic (V,) bool). Organic vertices never touch and have three edges or more;
-    either vertices equal by symmetry are alike, or the two colours of a bipartite net decide (perhaps in a doubled cell)."""
+def roles_of(name: str) -> list:
+    """The ways to call the vertices of a net metal or organic: list of (net, organic (V,) bool). Organic
+    vertices never touch and have three edges or more; either vertices equal by symmetry are alike, or
+    the two colours of a bipartite net decide (perhaps in a doubled cell)."""
     net = load_net(name)
     roles = [
         (net, np.array(role)[net.vertex_kind])
@@ -86,8 +93,9 @@ def roles_of(name):
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #41fb8526
 @functools.lru_cache(None)
-def edge_classes(net):
-    "A number for every edge: edges equal by symmetry; in nets with three directions in all, those of one direction only."
+def edge_classes(net: Net) -> np.ndarray:
+    """A number for every edge: edges equal by symmetry; in nets with three directions in all, those of
+    one direction only."""
     directions = unit(net.vectors)
     same = np.abs(directions @ directions.T) > 0.99
     first = same.argmax(1)
@@ -104,20 +112,23 @@ def _draw(options, rng):
     return options[int(rng.integers(len(options)))]
 
 
-def is_straight(block):
-    "True where the two bonds of a linker with two single ends point against each other (a pillar), False for a bent one such as imidazolate."
+def is_straight(block: BuildingBlock) -> bool:
+    """True where the two bonds of a linker with two single ends point against each other (a pillar),
+    False for a bent one such as imidazolate."""
     ways = ends_of(block).ways
     return bool(ways[0] @ ways[-1] < -0.95)
 
 
-def draw_linker(kind, pillar, rng):
-    "A random linker (name, conformer) with two ends of a kind; single ends: a straight one as a pillar, else a bent one (azolates on single metals)."
+def draw_linker(kind: int, pillar: bool, rng: np.random.Generator) -> tuple[str, int]:
+    """A random linker (name, conformer) with two ends of a kind; single ends: a straight one as a
+    pillar, else a bent one (azolates on single metals)."""
     options = blocks_by_ends().get((False, (kind, kind)), [])
     return _draw([o for o in options if kind or is_straight(load_library()[o[0]][o[1]]) == pillar], rng)
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #816f1765
-def edge_kinds(net, organic):
-    "What the ends of the edges can be, list of (E,) arrays: all carboxylates, all N-N, all single; in metal nets of degree six also one class single (pillars)."
+def edge_kinds(net: Net, organic: np.ndarray) -> list[np.ndarray]:
+    """What the ends of the edges can be, list of (E,) arrays: all carboxylates, all N-N, all single; in
+    metal nets of degree six also one class single (pillars)."""
     classes = edge_classes(net)
     at = lambda c: np.bincount(net.edges[classes == c].ravel(), minlength=len(net))
     pillars = [
@@ -130,7 +141,7 @@ def edge_kinds(net, organic):
     ]
 
 
-def like_vertices(net, organic, kinds):
+def like_vertices(net: Net, organic: np.ndarray, kinds: np.ndarray) -> list:
     "Vertices that get the same block: list of (one of them, kinds of its edges, all of them)."
     groups = {}
     for v, key in enumerate(zip(net.vertex_kind.tolist(), organic.tolist())):
@@ -138,8 +149,9 @@ def like_vertices(net, organic, kinds):
     return [(vs[0], tuple(int(kinds[e]) for e, _ in half_edges(net, vs[0])[0]), vs) for vs in groups.values()]
 
 
-def fitting(net, v, organic, kinds, order=None):
-    "The blocks (name, conformer) that fit vertex v with ends of the wanted kinds (one per edge at v), one after the other, in the order given."
+def fitting(net: Net, v: int, organic: bool, kinds: tuple, order: Any = None) -> Iterator[tuple[str, int]]:
+    """The blocks (name, conformer) that fit vertex v with ends of the wanted kinds (one per edge at v),
+    one after the other, in the order given."""
     options = blocks_by_ends().get((not organic, tuple(sorted(kinds))), [])
     for i in range(len(options)) if order is None else order(len(options)):
         if vertex_ways(net, v, load_library()[options[i][0]][options[i][1]], kinds)[0]:
@@ -147,8 +159,9 @@ def fitting(net, v, organic, kinds, order=None):
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #334dd38a
 @functools.lru_cache(None)
-def designs(name):
-    "All (net, organic, edge kinds) of a net for which every vertex has at least one block of the library that fits."
+def designs(name: str) -> list:
+    """All (net, organic, edge kinds) of a net for which every vertex has at least one block of the
+    library that fits."""
     possible = lambda net, organic, kinds: all(
         any(True for _ in fitting(net, v, bool(organic[v]), wanted))
         for v, wanted, _ in like_vertices(net, organic, kinds)
@@ -161,14 +174,13 @@ def designs(name):
     ]
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #b4b181fc
-def draw_plan(name, rng, limits=LIMITS):
-    "A random `Plan` on a net of the table; its name lists the net and the blocks. `Rejected` where nothing fits."
+def draw_plan(name: str, rng: np.random.Generator, limits: BuildLimits = LIMITS) -> Plan:
+    """A random `Plan` on a net of the table; its name lists the net and the blocks. `Rejected` where
+    nothing fits."""
     size = lambda net, organic: len(net) + (~organic[net.edges].any(1)).sum()
-    possible = [design for design in designs(name) if size(*design[:2]) <= limits["blocks"]]
+    possible = [design for design in designs(name) if size(*design[:2]) <= limits.blocks]
     if not possible:
-        raise Rejected(
-            "fit", f"no design of {name} with at most {limits['blocks']} blocks has blocks that fit"
-        )
+        raise Rejected("fit", f"no design of {name} with at most {limits.blocks} blocks has blocks that fit")
     net, organic, kinds = possible[int(rng.integers(len(possible)))]
     get = lambda choice: load_library()[choice[0]][choice[1]]
     vertices, linkers = [None] * len(net), {}
@@ -194,7 +206,7 @@ def draw_plan(name, rng, limits=LIMITS):
 HELIUM = 1.2755  # A, radius of the probe
 
 
-def surface_of(crystal, reach=20.0):
+def surface_of(crystal: Crystal, reach: float = 20.0) -> Callable[[np.ndarray], np.ndarray]:
     """A function: fractional points (n, 3) -> distance (n,), A, to the nearest van der Waals surface.
 
     Negative inside an atom; exact up to `reach` (A) less the largest radius, and never more than that."""
@@ -213,18 +225,18 @@ def surface_of(crystal, reach=20.0):
     return distance
 
 
-def clearance(crystal, points, reach=20.0):
+def clearance(crystal: Crystal, points: np.ndarray, reach: float = 20.0) -> np.ndarray:
     "Distance (n,), A, from fractional points (n, 3) to the surface of the nearest atom, see `surface_of`."
     return surface_of(crystal, reach)(points)
 
 
-def grid_points(crystal, spacing=0.3):
+def grid_points(crystal: Crystal, spacing: float = 0.3) -> np.ndarray:
     "Points (nx, ny, nz, 3), fractional, about `spacing` (A) apart: (i, j, k) is at i/nx, j/ny, k/nz."
     shape = np.maximum(np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int), 4)
     return np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), -1)
 
 
-def clearance_grid(crystal, spacing=0.3, reach=20.0):
+def clearance_grid(crystal: Crystal, spacing: float = 0.3, reach: float = 20.0) -> np.ndarray:
     "Clearance (nx, ny, nz), A, at the `grid_points` of a crystal; too short a `reach` (A) is doubled."
     points = grid_points(crystal, spacing)
     grid = clearance(crystal, points.reshape(-1, 3), reach).reshape(points.shape[:3])
@@ -232,12 +244,12 @@ def clearance_grid(crystal, spacing=0.3, reach=20.0):
     return clearance_grid(crystal, spacing, 2 * reach) if capped else grid
 
 
-def void_fraction(grid, probe=HELIUM):
+def void_fraction(grid: np.ndarray, probe: float = HELIUM) -> float:
     "Share of the cell open to the centre of a probe (A), pockets included, from a grid of the clearance (A)."
     return float((grid > probe).mean())
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #1989fa2e
-def pore_labels(crystal, points=6000, probe=HELIUM):
+def pore_labels(crystal: Crystal, points: int = 6000, probe: float = HELIUM) -> dict[str, float]:
     """The labels of a framework: dict of density (g/cm3), void_fraction (see there) and lcd, A.
 
     The grid has about so many `points`, 0.6 A apart or more. lcd: diameter of the largest sphere that fits,
@@ -254,8 +266,11 @@ def pore_labels(crystal, points=6000, probe=HELIUM):
     return dict(density=crystal.density, void_fraction=void_fraction(grid, probe), lcd=largest)
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #3c734720
-def build_random(trial, limits=LIMITS, nets=None):
-    """One trial of the random builder with all atoms: (`Plan`, `Decomposition`), or `Rejected`. trial: (seed, k); nets: names to draw from (default: all)."""
+def build_random(
+    trial: tuple[int, int], limits: BuildLimits = LIMITS, nets: list | None = None
+) -> tuple[Plan, Decomposition]:
+    """One trial of the random builder with all atoms: (`Plan`, `Decomposition`), or `Rejected`. trial:
+    (seed, k); nets: names to draw from (default: all)."""
     rng = np.random.default_rng(list(trial))
     names = sorted(net_facts()) if nets is None else list(nets)
     plan = draw_plan(names[int(rng.integers(len(names)))], rng, limits)
@@ -266,8 +281,11 @@ def build_random(trial, limits=LIMITS, nets=None):
         raise Rejected("gap", "the cell collapses") from None
 
 
-def hypothetical(trial, limits=LIMITS, nets=None):
-    "One trial as data: ('ok', `CoarseMof` of library blocks with labels), or (stage of failure, None). trial: (seed, k)."
+def hypothetical(
+    trial: tuple[int, int], limits: BuildLimits = LIMITS, nets: list | None = None
+) -> tuple[str, CoarseMof | None]:
+    """One trial as data: ('ok', `CoarseMof` of library blocks with labels), or (stage of failure, None).
+    trial: (seed, k)."""
     try:
         plan, d = build_random(trial, limits, nets)
     except Rejected as error:
@@ -276,71 +294,84 @@ def hypothetical(trial, limits=LIMITS, nets=None):
     return "ok", CoarseMof(d.lattice, d.frac_coords, blocks, plan.name, pore_labels(recompose(d)))
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #f398c10e
-def short_hash(text):
+def short_hash(text: str) -> str:
     "First 12 hex digits of the SHA-256 of a text."
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def cache_path(stem, recipe):
+def cache_path(stem: str, recipe: str) -> Path:
     "A file in the user's cache for a recipe (text): another recipe has another name."
     import pooch
 
     return Path(pooch.os_cache("matgen_nb")) / f"{stem}-{short_hash(recipe)}.safetensors"
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #f398c10d
+@described
+@dataclass(frozen=True)
+class HypotheticalOptions:
+    "How random frameworks are built."
+
+    limits: BuildLimits = option(LIMITS, "what the builder rejects, see `BuildLimits`")
+    trials: int | None = option(None, "give up after so many trials; None: 60 n + 200", min=1)
+    known: tuple = option((), "names of frameworks that are not wanted again")
+
+
+def _recipe(n, seed, nets, options):
+    "A text that is the same for equal requests."
+    known = [short_hash("\n".join(options.known))] if len(options.known) else []
+    parts = [2, n, seed, asdict(options.limits), nets, sorted(net_facts()), *known]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _keep_new(results, found, known, stages):
+    "Add new frameworks among outcomes (stage, framework or None) to `found` by name, and count the stages."
+    for stage, mof in (r or ("timeout", None) for r in results):
+        if mof is not None and (mof.name in found or mof.name in known):
+            stage = "repeated"
+        stages[stage] += 1
+        if stage == "ok":
+            found[mof.name] = mof
+
+# %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #58413a2a
 def make_hypothetical(
-    n, seed=0, limits=LIMITS, nets=None, n_jobs=-1, out=None, trials=None, known=(), progress="building MOFs"
-):
-    """`n` different hypothetical frameworks as `MofData`, built on this machine; the same for the same seed. Kept in the user's cache (or in `out`, a
-    .safetensors file) and read from there the next time. trials: give up after so many (default 60 n + 200); MatgenError then. known: names that are not wanted again.
-    Properties: density (g/cm3), void_fraction, lcd (A). info: how many trials failed at which stage."""
-    recipe = json.dumps(
-        [
-            2,
-            n,
-            seed,
-            limits,
-            nets,
-            sorted(net_facts()),
-            *([short_hash("\n".join(known))] if len(known) else []),
-        ],
-        sort_keys=True,
-    )
+    n: int,
+    seed: int = 0,
+    nets: list | None = None,
+    n_jobs: int = -1,
+    out: str | Path | None = None,
+    progress: str | None = "building MOFs",
+    options: HypotheticalOptions = HypotheticalOptions(),
+) -> MofData:
+    """`n` different hypothetical frameworks as `MofData`, built on this machine; the same for the same seed.
+
+    Kept in the user's cache (or in `out`, a .safetensors file) and read from there the next time. nets: names
+    to sample from (None: all). Properties: density (g/cm3), void_fraction, lcd (A). info: how many trials
+    failed at which stage. MatgenError where there are too few after `options.trials`."""
+    recipe = _recipe(n, seed, nets, options)
     path = Path(out) if out else cache_path(f"hypothetical-{n}-{seed}", recipe)
     if path.exists() and (data := MofData.load(path)).info.get("recipe") == recipe:
         return data
-    found, stages, at, most, known = {}, Counter(), 0, trials or 60 * n + 200, set(known)
+    found, stages, at, most = {}, Counter(), 0, options.trials or 60 * n + 200
+    work, known = functools.partial(hypothetical, limits=options.limits, nets=nets), set(options.known)
     while len(found) < n and at < most:
-        batch = [(seed, k) for k in range(at, min(most, at + min(2048, max(64, 8 * (n - len(found))))))]
-        results, failures = parallel_map(
-            functools.partial(hypothetical, limits=limits, nets=nets),
-            batch,
-            n_jobs=n_jobs,
-            timeout=60,
-            progress=progress,
-            chunk=8 if n_jobs != 1 else "auto",
-        )
+        size = min(2048, max(64, 8 * (n - len(found))))
+        batch = [(seed, k) for k in range(at, min(most, at + size))]
+        chunk = 8 if n_jobs != 1 else "auto"
+        results, _ = parallel_map(work, batch, n_jobs=n_jobs, timeout=60, progress=progress, chunk=chunk)
         at += len(batch)
-        for stage, mof in (r or ("timeout", None) for r in results):
-            if mof is not None and (mof.name in found or mof.name in known):
-                stage = "repeated"
-            stages[stage] += 1
-            if stage == "ok":
-                found[mof.name] = mof
+        _keep_new(results, found, known, stages)
     if len(found) < n:
         raise MatgenError(
-            f"only {len(found)} of {n} frameworks after {at} trials ({dict(stages)}); ask for fewer, or allow more with trials=..."
+            f"only {len(found)} of {n} frameworks after {at} trials ({dict(stages)}); ask for fewer, or "
+            "allow more with HypotheticalOptions(trials=...)"
         )
-    data = MofData.from_coarse(
-        list(found.values())[:n],
-        dict(source="hypothetical", recipe=recipe, seed=seed, stages=dict(stages)),
-        tolerance=0.02,
-    )
+    info = dict(source="hypothetical", recipe=recipe, seed=seed, stages=dict(stages))
+    data = MofData.from_coarse(list(found.values())[:n], info, tolerance=0.02)
     data.save(path)
     return data
 
 # %% ../../nbs/4_mofdiff/16g_hypothetical.ipynb #1d20ba30
-def pack_mofs(mofs, library=None):
+def pack_mofs(mofs: list[CoarseMof], library: dict | None = None) -> dict[str, np.ndarray]:
     "A list of `CoarseMof` made of library blocks as a dict of small arrays for `np.savez_compressed`."
     library = library or load_library()
     number = {id(b): k for k, b in enumerate(b for group in library.values() for b in group)}
@@ -356,7 +387,7 @@ def pack_mofs(mofs, library=None):
     )
 
 
-def unpack_mofs(stored, library, info):
+def unpack_mofs(stored: Any, library: dict, info: dict) -> MofData:
     "`MofData` of the arrays of `pack_mofs`; its library holds the blocks in use."
     blocks = [b for group in library.values() for b in group]
     used, block = np.unique(stored["block"], return_inverse=True)
@@ -375,9 +406,11 @@ def unpack_mofs(stored, library, info):
     )
 
 
-def embedded_mofs():
-    """The hypothetical frameworks that ship with the package, as `MofData`; no two have the same net and blocks. Properties: density (g/cm3), void_fraction,
-    lcd (A). info: seed, trials (row i is trial (seed, trials[i]) of its net, the first word of its name), stages (how the trials of all nets ended)."""
+def embedded_mofs() -> MofData:
+    """The hypothetical frameworks that ship with the package, as `MofData`; no two have the same net and
+    blocks. Properties: density (g/cm3), void_fraction, lcd (A). info: seed, trials (row i is trial
+    (seed, trials[i]) of its net, the first word of its name), stages (how the trials of all nets
+    ended)."""
     with np.load(files("matgen_nb") / "data" / "hypothetical_mofs.npz") as stored:
         return unpack_mofs(stored, load_library(), dict(source="embedded", **json.loads(str(stored["info"]))))
 
@@ -385,30 +418,34 @@ def embedded_mofs():
 PORTION = 250  # frameworks built and kept at a time; part of what a seed means
 
 
-def many_mofs(n=None, seed=0, nets=None, n_jobs=-1, progress="building MOFs"):
-    """`n` different frameworks as `MofData`: those that ship, and where these are too few (n=None: never), others built on this machine with the seed, `PORTION` at a time,
-    kept in the user's cache. No name occurs twice; the first frameworks do not depend on n."""
+def many_mofs(
+    n: int | None = None,
+    seed: int = 0,
+    nets: list | None = None,
+    n_jobs: int = -1,
+    progress: str | None = "building MOFs",
+) -> MofData:
+    """`n` different frameworks: those that ship, and where these are too few others built on this machine.
+
+    n=None: those that ship. Others are built with the seed, `PORTION` at a time, and kept in the user's cache.
+    No name occurs twice; the first frameworks do not depend on n."""
     shipped = embedded_mofs()
     if n is None or n <= len(shipped):
         return shipped.subset(range(len(shipped) if n is None else n))
     parts, names = [shipped], list(shipped.names)
     while len(names) < n:
-        j, text = (
-            len(parts) - 1,
-            progress and f"{progress}, {len(names) - len(shipped)} of {n - len(shipped)} done",
+        done = f"{len(names) - len(shipped)} of {n - len(shipped)} done"
+        built = make_hypothetical(
+            PORTION,
+            seed * 10_007 + len(parts) - 1,
+            nets=nets,
+            n_jobs=n_jobs,
+            progress=progress and f"{progress}, {done}",
+            options=HypotheticalOptions(known=tuple(names)),
         )
-        parts.append(
-            make_hypothetical(
-                PORTION, seed * 10_007 + j, nets=nets, n_jobs=n_jobs, known=names, progress=text
-            )
-        )
-        names += parts[-1].names
-    info = dict(
-        shipped.info,
-        built=n - len(shipped),
-        build_seed=seed,
-        build_stages=dict(sum((Counter(p.info["stages"]) for p in parts[1:]), Counter())),
-    )
-    return MofData.from_coarse(
-        [part[i] for part in parts for i in range(len(part))][:n], info, tolerance=0.02
-    )
+        parts.append(built)
+        names += built.names
+    stages = dict(sum((Counter(p.info["stages"]) for p in parts[1:]), Counter()))
+    info = dict(shipped.info, built=n - len(shipped), build_seed=seed, build_stages=stages)
+    every = [part[i] for part in parts for i in range(len(part))]
+    return MofData.from_coarse(every[:n], info, tolerance=0.02)

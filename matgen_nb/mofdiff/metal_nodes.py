@@ -15,24 +15,31 @@ from .building_blocks import BuildingBlock
 from ..symmetry.crystal import atomic_number, element_table
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #6d41a406
-def unit(v):
+def unit(v: list | np.ndarray) -> np.ndarray:
     "Vectors (..., 3) scaled to length one."
     v = np.asarray(v, dtype=float)
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
 
-def bridge(a, b, outward, length, bite=2.2):
-    """Connection points (2, 3) of a group that bridges metals at a and b (3,): its two atoms are `bite` A apart, each `length` A from its metal,
-    on the side of `outward` (3,)."""
+def bridge(a: np.ndarray, b: np.ndarray, outward: np.ndarray, length: float, bite: float = 2.2) -> np.ndarray:
+    """Connection points (2, 3) of a group that bridges metals at a and b (3,): its two atoms are `bite`
+    A apart, each `length` A from its metal, on the side of `outward` (3,)."""
     along = unit(b - a)
     slide = (np.linalg.norm(b - a) - bite) / 2
     up = unit(outward - (outward @ along) * along) * np.sqrt(length**2 - slide**2)
     return np.array([a + (slide * along + up) / 2, b + (-slide * along + up) / 2])
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #3f087982
-def metal_node(symbols, coords, bridges=(), single=(), metal_bonds=()):
-    """A metal `BuildingBlock`. symbols (n), coords (n, 3), A; bridges: rows (metal, metal, outward direction, length[, bite]) as in `bridge`;
-    single: rows (metal, direction, length) of single bonds to a linker; metal_bonds: pairs. Other bonds inside are found by distance."""
+def metal_node(
+    symbols: list[str],
+    coords: list | np.ndarray,
+    bridges: list | tuple = (),
+    single: list | tuple = (),
+    metal_bonds: list | tuple = (),
+) -> BuildingBlock:
+    """A metal `BuildingBlock`. symbols (n), coords (n, 3), A; bridges: rows (metal, metal, outward
+    direction, length[, bite]) as in `bridge`; single: rows (metal, direction, length) of single bonds
+    to a linker; metal_bonds: pairs. Other bonds inside are found by distance."""
     coords, elements = np.array(coords, float), np.array([atomic_number(s) for s in symbols])
     points = [bridge(coords[a], coords[b], np.array(out, float), *rest) for a, b, out, *rest in bridges]
     points = np.concatenate(points + [[coords[a] + unit(d) * length / 2] for a, d, length in single])
@@ -53,7 +60,7 @@ OCTAHEDRON = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], 
 CUBE = np.array(list(itertools.product((1, -1), repeat=3)), float)
 
 
-def oxo_tetrahedron(metal, to_oxo, to_linker, bite=2.2):
+def oxo_tetrahedron(metal: str, to_oxo: float, to_linker: float, bite: float = 2.2) -> BuildingBlock:
     "M4O: four metals around an oxygen, six bridging groups on the edges (IRMOF-1)."
     m = np.concatenate([[[0, 0, 0]], to_oxo * TETRAHEDRON])
     return metal_node(
@@ -63,8 +70,9 @@ def oxo_tetrahedron(metal, to_oxo, to_linker, bite=2.2):
     )
 
 
-def paddlewheel(metal, apart, to_linker, axial=0.0):
-    "M2 with four carboxylates (HKUST-1); `axial`: length of a metal-nitrogen bond to a pillar at either end, 0 for none."
+def paddlewheel(metal: str, apart: float, to_linker: float, axial: float = 0.0) -> BuildingBlock:
+    """M2 with four carboxylates (HKUST-1); `axial`: length of a metal-nitrogen bond to a pillar at
+    either end, 0 for none."""
     pillars = [(0, [0, 0, 1], axial), (1, [0, 0, -1], axial)] if axial else ()
     return metal_node(
         [metal] * 2,
@@ -75,8 +83,9 @@ def paddlewheel(metal, apart, to_linker, axial=0.0):
     )
 
 
-def oxo_triangle(metal, to_oxo, to_linker):
-    "M3O: three metals around an oxygen, two carboxylates on each side, above and below, at right angles (MIL-88, MIL-100)."
+def oxo_triangle(metal: str, to_oxo: float, to_linker: float) -> BuildingBlock:
+    """M3O: three metals around an oxygen, two carboxylates on each side, above and below, at right
+    angles (MIL-88, MIL-100)."""
     angle = np.radians([90, 210, 330])
     m = to_oxo * np.stack([np.cos(angle), np.sin(angle), 0 * angle], 1)
     rise = to_linker / np.sqrt(2) / np.sqrt(to_linker**2 - (np.sqrt(3) * to_oxo - 2.2) ** 2 / 4)
@@ -89,7 +98,8 @@ def oxo_triangle(metal, to_oxo, to_linker):
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #866c9fa7
 def _terminal(m, a, b, length, symbols, coords):
-    "Put OH on metal a and OH2 on metal b, where a bridging carboxylate is missing; appends to symbols and coords."
+    """Put OH on metal a and OH2 on metal b, where a bridging carboxylate is missing; appends to symbols
+    and coords."""
     normal = unit(np.cross(m[a], m[b]))
     for x, point, tilts in zip((a, b), bridge(m[a], m[b], m[a] + m[b], length, 2.6), ((0.9,), (0.82, -0.82))):
         oxygen = 2 * point - m[x]
@@ -98,9 +108,11 @@ def _terminal(m, a, b, length, symbols, coords):
         coords += [oxygen, *hydrogens]
 
 
-def oxo_octahedron(metal, radius, to_oxo, to_linker, missing=()):
-    """M6O4(OH)4: an octahedron of metals (`radius` A from the centre), faces capped in turn by O and OH, carboxylates on its twelve edges (UiO-66);
-    edges numbered in `missing` carry OH and water instead."""
+def oxo_octahedron(
+    metal: str, radius: float, to_oxo: float, to_linker: float, missing: tuple = ()
+) -> BuildingBlock:
+    """M6O4(OH)4: an octahedron of metals (`radius` A from the centre), faces capped in turn by O and OH,
+    carboxylates on its twelve edges (UiO-66); edges numbered in `missing` carry OH and water instead."""
     m = radius * OCTAHEDRON
     edges = [(a, b) for a, b in itertools.combinations(range(6), 2) if abs(m[a] @ m[b]) < 1e-9]
     out, odd = radius / np.sqrt(3) + np.sqrt(to_oxo**2 - 2 / 3 * radius**2), CUBE.prod(1) < 0
@@ -121,7 +133,7 @@ BELT, HALF = (
 )  # edges to leave out for 8 linkers in a box (NU-1000) and 6 (MOF-808)
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #21941c0a
-def hourglass(metal, apart, to_linker):
+def hourglass(metal: str, apart: float, to_linker: float) -> BuildingBlock:
     "M3 in a row; three carboxylates bridge the upper pair and three, turned by 60 degrees, the lower pair."
     m = np.array([[0, 0, apart], [0, 0, 0], [0, 0, -apart]])
     ring = lambda turn: [[np.cos(t + turn), np.sin(t + turn), 0] for t in np.radians([0, 120, 240])]
@@ -133,8 +145,11 @@ def hourglass(metal, apart, to_linker):
     )
 
 
-def halide_square(metal, halide, to_halide, to_linker, bite=1.35):
-    "M4X: a square of metals around a halide, two azolates on each side, above and below, at right angles (Mn-BTT)."
+def halide_square(
+    metal: str, halide: str, to_halide: float, to_linker: float, bite: float = 1.35
+) -> BuildingBlock:
+    """M4X: a square of metals around a halide, two azolates on each side, above and below, at right
+    angles (Mn-BTT)."""
     m = to_halide * OCTAHEDRON[[0, 2, 1, 3]]
     rise = to_linker / np.sqrt(2) / np.sqrt(to_linker**2 - (np.sqrt(2) * to_halide - bite) ** 2 / 4)
     out = lambda a, b, s: np.sqrt(1 - rise**2) * unit(m[a] + m[b]) + [0, 0, s * rise]
@@ -145,7 +160,7 @@ def halide_square(metal, halide, to_halide, to_linker, bite=1.35):
     )
 
 
-def hydroxo_cube(metal, edge, to_linker, bite=1.38):
+def hydroxo_cube(metal: str, edge: float, to_linker: float, bite: float = 1.38) -> BuildingBlock:
     "M8(OH)6: a cube of metals, OH on its faces, azolates on its twelve edges (the nickel pyrazolates)."
     m, caps = edge / 2 * CUBE, (edge / 2 + 0.45) * OCTAHEDRON
     edges = [
@@ -160,62 +175,32 @@ def hydroxo_cube(metal, edge, to_linker, bite=1.38):
     )
 
 # %% ../../nbs/4_mofdiff/16c_metal_nodes.ipynb #1091fe33
+# fmt: off
+_LENGTHS = {  # A, rounded from well-known structures: metal to oxo (or metal to metal, or radius), metal to linker
+    "{}4O": (oxo_tetrahedron, [("Zn", 1.94, 1.94), ("Co", 1.95, 1.96), ("Be", 1.66, 1.63)]),
+    "{}4O(az)": (oxo_tetrahedron, [("Zn", 1.95, 1.98, 1.38), ("Co", 1.96, 1.99, 1.38)]),
+    "{}2": (paddlewheel, [("Cu", 2.63, 1.95), ("Zn", 2.95, 2.03), ("Co", 2.70, 2.02), ("Ni", 2.65, 2.00),
+                          ("Mo", 2.10, 2.11), ("Ru", 2.27, 2.06), ("Rh", 2.39, 2.04)]),
+    "{}2(ax)": (paddlewheel, [("Zn", 2.95, 2.03, 2.07), ("Cu", 2.65, 1.97, 2.17), ("Co", 2.72, 2.02, 2.07),
+                              ("Ni", 2.65, 2.00, 2.03)]),
+    "{}6": (oxo_octahedron, [("Zr", 2.50, 2.13, 2.22), ("Hf", 2.48, 2.12, 2.20), ("Ce", 2.68, 2.26, 2.40)]),
+    "{}3O": (oxo_triangle, [("Cr", 1.90, 1.97), ("Fe", 1.92, 2.01), ("Al", 1.84, 1.89), ("Sc", 2.01, 2.09),
+                            ("In", 2.06, 2.16)]),
+    "{}3": (hourglass, [("Zn", 3.50, 2.05), ("Co", 3.55, 2.07), ("Mg", 3.55, 2.05), ("Mn", 3.65, 2.16)]),
+    "{}4{}": (halide_square, [("Mn", "Cl", 2.75, 2.21), ("Cu", "Cl", 2.55, 2.03), ("Co", "Cl", 2.65, 2.12)]),
+    "{}8": (hydroxo_cube, [("Ni", 2.95, 2.05), ("Co", 3.02, 2.09)]),
+}
+# fmt: on
+
+
 @functools.lru_cache(None)
-def metal_nodes():
-    """The metal nodes of the builder: name -> BuildingBlock. Lengths in A, rounded from well-known structures: metal to oxo (or metal to metal, or radius
-    of the cluster), then metal to linker."""
-    nodes = {
-        f"{m}4O": oxo_tetrahedron(m, *d)
-        for m, *d in [("Zn", 1.94, 1.94), ("Co", 1.95, 1.96), ("Be", 1.66, 1.63)]
-    }
-    nodes |= {
-        f"{m}4O(az)": oxo_tetrahedron(m, *d, 1.38) for m, *d in [("Zn", 1.95, 1.98), ("Co", 1.96, 1.99)]
-    }
-    nodes |= {
-        f"{m}2": paddlewheel(m, *d)
-        for m, *d in [
-            ("Cu", 2.63, 1.95),
-            ("Zn", 2.95, 2.03),
-            ("Co", 2.70, 2.02),
-            ("Ni", 2.65, 2.00),
-            ("Mo", 2.10, 2.11),
-            ("Ru", 2.27, 2.06),
-            ("Rh", 2.39, 2.04),
-        ]
-    }
-    nodes |= {
-        f"{m}2(ax)": paddlewheel(m, *d)
-        for m, *d in [
-            ("Zn", 2.95, 2.03, 2.07),
-            ("Cu", 2.65, 1.97, 2.17),
-            ("Co", 2.72, 2.02, 2.07),
-            ("Ni", 2.65, 2.00, 2.03),
-        ]
-    }
-    for m, *d in [("Zr", 2.50, 2.13, 2.22), ("Hf", 2.48, 2.12, 2.20), ("Ce", 2.68, 2.26, 2.40)]:
-        nodes |= {
-            f"{m}6": oxo_octahedron(m, *d),
-            f"{m}6(8)": oxo_octahedron(m, *d, BELT),
-            f"{m}6(6)": oxo_octahedron(m, *d, HALF),
-        }
-    nodes |= {
-        f"{m}3O": oxo_triangle(m, *d)
-        for m, *d in [
-            ("Cr", 1.90, 1.97),
-            ("Fe", 1.92, 2.01),
-            ("Al", 1.84, 1.89),
-            ("Sc", 2.01, 2.09),
-            ("In", 2.06, 2.16),
-        ]
-    }
-    nodes |= {
-        f"{m}3": hourglass(m, *d)
-        for m, *d in [("Zn", 3.50, 2.05), ("Co", 3.55, 2.07), ("Mg", 3.55, 2.05), ("Mn", 3.65, 2.16)]
-    }
-    nodes |= {
-        f"{m}4{x}": halide_square(m, x, *d)
-        for m, x, *d in [("Mn", "Cl", 2.75, 2.21), ("Cu", "Cl", 2.55, 2.03), ("Co", "Cl", 2.65, 2.12)]
-    }
-    nodes |= {f"{m}8": hydroxo_cube(m, *d) for m, *d in [("Ni", 2.95, 2.05), ("Co", 3.02, 2.09)]}
+def metal_nodes() -> dict[str, BuildingBlock]:
+    "The metal nodes of the builder: name -> BuildingBlock."
+    nodes = {}
+    for name, (make, rows) in _LENGTHS.items():
+        for m, *d in rows:
+            nodes[name.format(m, d[0])] = make(m, *d)
+            if make is oxo_octahedron:
+                nodes |= {f"{m}6(8)": make(m, *d, BELT), f"{m}6(6)": make(m, *d, HALF)}
     tetrahedral = lambda m, d: metal_node([m], [[0, 0, 0]], single=[(0, v, d) for v in TETRAHEDRON])
     return nodes | {m: tetrahedral(m, d) for m, d in [("Zn", 1.99), ("Co", 2.00), ("Cd", 2.20), ("Fe", 2.04)]}

@@ -21,8 +21,9 @@ from ..utils import MatgenError
 class Net:
     """A periodic graph drawn in space, in a primitive cell.
 
-    lattice (3, 3) rows, unit: about one edge; vertices (V, 3) fractional; edges (E, 2) int64: from vertex i in cell 0 to vertex j in cell
-    `shifts` (E, 3) int64; vertex_kind (V,), edge_kind (E,): equal numbers are equal by symmetry."""
+    lattice (3, 3) rows, unit: about one edge; vertices (V, 3) fractional; edges (E, 2) int64: from
+    vertex i in cell 0 to vertex j in cell `shifts` (E, 3) int64; vertex_kind (V,), edge_kind (E,): equal
+    numbers are equal by symmetry."""
 
     name: str
     lattice: np.ndarray
@@ -32,26 +33,28 @@ class Net:
     vertex_kind: np.ndarray
     edge_kind: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.vertices)
 
-    def __repr__(self):
-        return f"Net({self.name}, {len(self)} vertices of degree {', '.join(map(str, sorted(set(self.degrees.tolist()))))}, {len(self.edges)} edges)"
+    def __repr__(self) -> str:
+        degrees = ", ".join(map(str, sorted(set(self.degrees.tolist()))))
+        return f"Net({self.name}, {len(self)} vertices of degree {degrees}, {len(self.edges)} edges)"
 
     @property
-    def vectors(self):
+    def vectors(self) -> np.ndarray:
         "From the first to the second vertex of each edge: (E, 3), Cartesian."
         return (
             self.vertices[self.edges[:, 1]] + self.shifts - self.vertices[self.edges[:, 0]]
         ) @ self.lattice
 
     @property
-    def degrees(self):
+    def degrees(self) -> np.ndarray:
         return np.bincount(self.edges.ravel(), minlength=len(self))
 
 # %% ../../nbs/4_mofdiff/16b_net_catalogue.ipynb #5bef6bbe
-def primitive_vectors(lattice, translations):
-    "The shortest primitive basis (3, 3), in fractions of `lattice` (3, 3), of the lattice together with its centring translations (n, 3)."
+def primitive_vectors(lattice: np.ndarray, translations: np.ndarray) -> np.ndarray:
+    """The shortest primitive basis (3, 3), in fractions of `lattice` (3, 3), of the lattice together
+    with its centring translations (n, 3)."""
     t = np.unique(np.round(np.concatenate([translations, np.zeros((1, 3))]) % 1, 9), axis=0)
     points = (t[:, None] + np.array(list(itertools.product((-1, 0, 1), repeat=3)))).reshape(-1, 3)
     points = points[(np.abs(points) > 1e-6).any(1)]
@@ -84,9 +87,10 @@ def _locate(points, vertices, tolerance=1e-3):
     return index, shift[rows, index].astype(np.int64)
 
 # %% ../../nbs/4_mofdiff/16b_net_catalogue.ipynb #ab51fbd1
-def expand_net(name, group, cell, nodes, edges):
-    """The `Net` of crystallographic facts: space-group number, cell (a, b, c, alpha, beta, gamma), one vertex (n, 3) and one edge (m, 2, 3) of each kind,
-    fractional. MatgenError where the facts contradict each other."""
+def expand_net(name: str, group: int, cell: list, nodes: list, edges: list) -> Net:
+    """The `Net` of crystallographic facts: space-group number, cell (a, b, c, alpha, beta, gamma), one
+    vertex (n, 3) and one edge (m, 2, 3) of each kind, fractional. MatgenError where the facts
+    contradict each other."""
     W, w = SpaceGroup(group).operations
     lattice = lattice_from_parameters(cell[:3], cell[3:]).numpy()
     P = primitive_vectors(lattice, w[(W == np.eye(3)).all((1, 2))])
@@ -106,8 +110,9 @@ def expand_net(name, group, cell, nodes, edges):
     return Net(name, P @ lattice, vertices, table[:, :2], table[:, 2:], kind, np.array(list(rows.values())))
 
 # %% ../../nbs/4_mofdiff/16b_net_catalogue.ipynb #a9607f39
-def read_cgd(text):
-    "The facts in a `.cgd` text (the format of Systre and RCSR): dict with name, group (number), cell (6), nodes, degrees, edges. Standard settings only."
+def read_cgd(text: str) -> dict:
+    """The facts in a `.cgd` text (the format of Systre and RCSR): dict with name, group (number), cell
+    (6), nodes, degrees, edges. Standard settings only."""
     import gemmi
 
     rows = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -128,8 +133,9 @@ def read_cgd(text):
     )
 
 
-def net_from_facts(facts):
-    "The `Net` of `read_cgd`'s facts; MatgenError where a vertex does not have the number of edges that the facts state."
+def net_from_facts(facts: dict) -> Net:
+    """The `Net` of `read_cgd`'s facts; MatgenError where a vertex does not have the number of edges that
+    the facts state."""
     net = expand_net(*(facts[k] for k in ("name", "group", "cell", "nodes", "edges")))
     if net.degrees.tolist() != [facts["degrees"][k] for k in net.vertex_kind]:
         raise MatgenError(f"net {facts['name']}: the edges do not give the stated degrees")
@@ -137,7 +143,7 @@ def net_from_facts(facts):
 
 # %% ../../nbs/4_mofdiff/16b_net_catalogue.ipynb #8c72d26c
 @functools.lru_cache(None)
-def net_facts():
+def net_facts() -> dict[str, dict]:
     "The table of nets that ships with the package: name -> facts as `read_cgd` gives them."
     rows = json.loads((files("matgen_nb") / "data" / "nets.json").read_text(encoding="utf-8"))
     return {
@@ -147,11 +153,12 @@ def net_facts():
 
 
 @functools.lru_cache(None)
-def load_net(name):
+def load_net(name: str) -> Net:
     "A net of the table, by its RCSR name."
     if name not in net_facts():
         raise MatgenError(
-            f"there is no net {name!r} in the table of {len(net_facts())}; known are {', '.join(sorted(net_facts()))}"
+            f"there is no net {name!r} in the table of {len(net_facts())}; known are "
+            f"{', '.join(sorted(net_facts()))}"
         )
     return net_from_facts(net_facts()[name])
 
@@ -160,8 +167,9 @@ PARITIES = [p for p in itertools.product((0, 1), repeat=3) if any(p)]
 
 
 @functools.lru_cache(512)
-def doubled(net, parity):
-    "The net in one of the seven cells of twice the volume: its lattice vectors are the n with `parity` . n even."
+def doubled(net: Net, parity: tuple) -> Net:
+    """The net in one of the seven cells of twice the volume: its lattice vectors are the n with `parity`
+    . n even."""
     grid = [
         np.array(v)
         for v in itertools.product((-2, -1, 0, 1, 2), repeat=3)

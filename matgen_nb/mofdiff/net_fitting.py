@@ -11,6 +11,8 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +30,13 @@ from .rigid import STRAINS, gauss_newton_step
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/16i_net_fitting.ipynb #n16c0034
-def connection_bonds(block):
+def connection_bonds(block: Any) -> np.ndarray:
     "Unit vectors (c, 3) along the cut bonds of a block, outward."
     bonds = block.connection_points - block.cart_coords[block.connection_atoms]
     return bonds / np.linalg.norm(bonds, axis=1, keepdims=True).clip(1e-9)
 
 
-def point_set_shape(points, bonds):
+def point_set_shape(points: np.ndarray, bonds: np.ndarray) -> np.ndarray:
     """Numbers that two sets of c connection points of one shape share, in any orientation and size.
 
     points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of pairs
@@ -62,19 +64,19 @@ class Site:
     embedding: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
-    def kind(self):
+    def kind(self) -> tuple[bool, int]:
         return self.is_metal, len(self.points)
 
     @functools.cached_property
-    def radius(self):
+    def radius(self) -> float:
         return float(np.linalg.norm(self.points, axis=1).mean())
 
     @functools.cached_property
-    def shape(self):
+    def shape(self) -> np.ndarray:
         return point_set_shape(self.points, self.bonds)
 
 
-def site_of_block(block, embedding=()) -> Site:
+def site_of_block(block: Any, embedding: list | tuple | np.ndarray = ()) -> Site:
     "The `Site` that a block fills exactly."
     return Site(
         block.is_metal,
@@ -124,19 +126,19 @@ class PlacedNet:
     name: str = ""
     count: int = 1
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.sites)
 
     @property
-    def kinds(self):
+    def kinds(self) -> list:
         return [s.kind for s in self.sites]
 
     @property
-    def graph(self):
+    def graph(self) -> QuotientGraph:
         return QuotientGraph(self.kinds, self.edges, self.shifts, [id(s) for s in self.sites])
 
     @property
-    def classes(self):
+    def classes(self) -> list[np.ndarray]:
         return [np.flatnonzero([t is s for t in self.sites]) for s in dict.fromkeys(self.sites)]
 
 # %% ../../nbs/4_mofdiff/16i_net_fitting.ipynb #n16c0037a
@@ -145,7 +147,7 @@ def signature(kinds: list) -> tuple:
     return tuple(sorted(Counter(kinds).items()))
 
 
-def placed_net(coarse: CoarseMof, site=site_of_block, named: bool = True) -> PlacedNet:
+def placed_net(coarse: CoarseMof, site: Callable = site_of_block, named: bool = True) -> PlacedNet:
     """The `PlacedNet` of a framework.
 
     site: gives the `Site` of a block, asked once for each block object; named: look for its name."""
@@ -162,7 +164,7 @@ def placed_net(coarse: CoarseMof, site=site_of_block, named: bool = True) -> Pla
     )
 
 # %% ../../nbs/4_mofdiff/16i_net_fitting.ipynb #n16c0040
-def assign(cost: np.ndarray):
+def assign(cost: np.ndarray) -> tuple[np.ndarray, float] | None:
     """The cheapest one-to-one choice of rows (blocks) for columns (vertices): rows (K,) int64 and total.
 
     None where there is none."""
@@ -188,7 +190,7 @@ class FitOptions:
     shortest: float = 0.3
 
 
-def edge_goals(net: PlacedNet, radii, shortest: float = 0.3) -> np.ndarray:
+def edge_goals(net: PlacedNet, radii: list | np.ndarray, shortest: float = 0.3) -> np.ndarray:
     """The lengths that the edges should have, (E,), A.
 
     radii (K,): mean distance of the connection points from the centre, A, of the blocks on the vertices."""
@@ -213,7 +215,9 @@ def _edge_jacobian(net, v, stiffness):
     return out
 
 # %% ../../nbs/4_mofdiff/16i_net_fitting.ipynb #n16c0043a
-def fit_net(net: PlacedNet, radii, options: FitOptions = FitOptions()):
+def fit_net(
+    net: PlacedNet, radii: list | np.ndarray, options: FitOptions = FitOptions()
+) -> tuple[np.ndarray, np.ndarray]:
     """Cell (3, 3), A, and fractional positions (K, 3) of a net that carries other blocks.
 
     radii (K,): their mean radii, A. Edges get the lengths of `edge_goals` as nearly as beads and a
@@ -264,11 +268,11 @@ class NetTable:
     keys: frozenset = frozenset()
     info: dict = field(default_factory=dict)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.nets)
 
     @functools.cached_property
-    def sites(self):
+    def sites(self) -> list[Site]:
         return list(dict.fromkeys(s for net in self.nets for s in net.sites))
 
 # %% ../../nbs/4_mofdiff/16i_net_fitting.ipynb #n16c0047a
@@ -277,7 +281,7 @@ def topology_key(graph: QuotientGraph) -> str:
     return net_key(QuotientGraph([label[0] for label in graph.labels], graph.edges, graph.shifts))
 
 
-def net_table(data, tolerance: float = 0.1, info: dict = None) -> NetTable:
+def net_table(data: Any, tolerance: float = 0.1, info: dict = None) -> NetTable:
     """The `NetTable` of a `MofData`; with embeddings, sites know those of their blocks.
 
     Frameworks whose beads show no net are left out.
@@ -329,7 +333,7 @@ def _count(found, net, graph):
     groups.append([net, graph, 1])
 
 # %% ../../nbs/4_mofdiff/16i_net_fitting.ipynb #n16c0055
-def pack_nets(table: NetTable):
+def pack_nets(table: NetTable) -> tuple[dict, str]:
     "A `NetTable` as (tensors {name: tensor}, text): what `unpack_nets` reads."
     sites, nets = table.sites, table.nets
     number = {s: k for k, s in enumerate(sites)}

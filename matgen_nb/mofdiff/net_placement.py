@@ -21,8 +21,10 @@ from ..utils import MatgenError
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #5e685927
 @dataclass(frozen=True, eq=False)
 class BlockEnds:
-    """A block as the builder sees it: its g ends. ends: list of index arrays into the connection points; kinds (g,): 0 single, 1 N-N, 2 carboxylate;
-    centres (g, 3) A; frames (g, 3): unit vector between the two points of an end (zero for a single one); ways (c, 3): directions of the cut bonds, outwards."""
+    """A block as the builder sees it: its g ends. ends: list of index arrays into the connection points;
+    kinds (g,): 0 single, 1 N-N, 2 carboxylate; centres (g, 3) A; frames (g, 3): unit vector between
+    the two points of an end (zero for a single one); ways (c, 3): directions of the cut bonds,
+    outwards."""
 
     block: BuildingBlock
     ends: list
@@ -31,13 +33,14 @@ class BlockEnds:
     frames: np.ndarray
     ways: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ends)
 
 
 @functools.lru_cache(None)
-def ends_of(block):
-    "The `BlockEnds` of a block: connection points paired by the distance of their organic atoms and the direction of their bonds."
+def ends_of(block: BuildingBlock) -> BlockEnds:
+    """The `BlockEnds` of a block: connection points paired by the distance of their organic atoms and
+    the direction of their bonds."""
     p, atom = block.connection_points, block.cart_coords[block.connection_atoms]
     ways = unit(p - atom)
     dock = 2 * p - atom if block.is_metal else atom
@@ -53,21 +56,30 @@ def ends_of(block):
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #1c83792e
 @functools.lru_cache(None)
-def half_edges(net, v):
-    "The edges at a vertex: list of (edge, end), end 0 where the edge starts here; and their unit directions (c, 3)."
+def half_edges(net: Net, v: int) -> tuple[list, np.ndarray]:
+    """The edges at a vertex: list of (edge, end), end 0 where the edge starts here; and their unit
+    directions (c, 3)."""
     half = [(e, end) for end in (0, 1) for e in np.flatnonzero(net.edges[:, end] == v).tolist()]
     return half, np.array([unit(net.vectors[e]) * (1 - 2 * end) for e, end in half])
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #6cab8742
 def _frame(u, v):
-    "Orthonormal frames (n, 3, 3), columns along u + v, u - v and their normal, of pairs of unit vectors (n, 3) that are neither equal nor opposite."
+    """Orthonormal frames (n, 3, 3), columns along u + v, u - v and their normal, of pairs of unit
+    vectors (n, 3) that are neither equal nor opposite."""
     p, m = unit(u + v), unit(u - v)
     return np.stack([p, m, np.cross(p, m)], -1)
 
 
-def fit_directions(site, directions, kinds=None, tolerance=0.35, most=24):
-    """The ways to turn a block so that its ends point along unit vectors (c, 3): list of (rms deviation, R, order), end order[k] at direction k, best first.
-    `kinds` (c,): the kind of end wanted at each direction (-1: any). Empty where nothing is within `tolerance` (0.35: about 20 degrees)."""
+def fit_directions(
+    site: BlockEnds,
+    directions: np.ndarray,
+    kinds: tuple | np.ndarray | None = None,
+    tolerance: float = 0.35,
+    most: int = 24,
+) -> list:
+    """The ways to turn a block so that its ends point along unit vectors (c, 3): list of (rms deviation,
+    R, order), end order[k] at direction k, best first. `kinds` (c,): the kind of end wanted at each
+    direction (-1: any). Empty where nothing is within `tolerance` (0.35: about 20 degrees)."""
     from scipy.optimize import linear_sum_assignment
 
     g, d = unit(site.centres), directions
@@ -108,9 +120,11 @@ def _angle(axis, a, b):
     return np.arctan2(np.cross(a, b) @ axis, (a * b).sum(-1) - (a @ axis) * (b @ axis))
 
 
-def choose_states(pairs, counts, rng, starts=6):
-    """States s_v < counts[v] of V vertices that make the sum of pair terms small: pairs is a list of (i, j, matrix (n_i, n_j)).
-    Coordinate descent from random starts; returns (sum, states)."""
+def choose_states(
+    pairs: list, counts: list[int], rng: np.random.Generator, starts: int = 6
+) -> tuple[float, list]:
+    """States s_v < counts[v] of V vertices that make the sum of pair terms small: pairs is a list of (i,
+    j, matrix (n_i, n_j)). Coordinate descent from random starts; returns (sum, states)."""
     best, near = (np.inf, None), [[] for _ in counts]
     for i, j, E in pairs:
         near[i].append((j, E))
@@ -136,7 +150,8 @@ def choose_states(pairs, counts, rng, starts=6):
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #59d92897
 @dataclass(frozen=True, eq=False)
 class Plan:
-    "What to build: a net, a BuildingBlock for every vertex, a BuildingBlock or None for every edge, the wanted kind of end (0-2) of every edge, a name."
+    """What to build: a net, a BuildingBlock for every vertex, a BuildingBlock or None for every edge,
+    the wanted kind of end (0-2) of every edge, a name."""
 
     net: Net
     vertex_blocks: list
@@ -144,13 +159,14 @@ class Plan:
     edge_kinds: np.ndarray
     name: str = ""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.net) + sum(b is not None for b in self.edge_blocks)
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #a7cb527c
 @functools.lru_cache(20000)
 def _ways(directions, ends, block, kinds):
-    "Ways of a block at a vertex, and the angle of each end's frame about its edge (ways, c); nan where an end has no frame. directions: bytes of (c, 3)."
+    """Ways of a block at a vertex, and the angle of each end's frame about its edge (ways, c); nan where
+    an end has no frame. directions: bytes of (c, 3)."""
     site, directions = ends_of(block), np.frombuffer(directions).reshape(-1, 3)
     ways = fit_directions(site, directions, kinds)
     angles = np.full((len(ways), len(ends)), np.nan)
@@ -166,15 +182,16 @@ def _ways(directions, ends, block, kinds):
     return ways, angles
 
 
-def vertex_ways(net, v, block, kinds):
-    "`fit_directions` of a block at vertex v of a net, and the angles of its frames; remembered, also for other nets with the same directions."
+def vertex_ways(net: Net, v: int, block: BuildingBlock, kinds: tuple) -> tuple[list, np.ndarray]:
+    """`fit_directions` of a block at vertex v of a net, and the angles of its frames; remembered, also
+    for other nets with the same directions."""
     half, directions = half_edges(net, v)
     return _ways(np.round(directions, 6).tobytes(), tuple(end for _, end in half), block, kinds)
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #f7e50259
-def turn_vertices(plan, rng):
-    """Choose the way of every vertex so that the twists match: (mean mismatch of an edge, list of (R, {(edge, end): end of the block})).
-    MatgenError where a block does not fit its vertex."""
+def turn_vertices(plan: Plan, rng: np.random.Generator) -> tuple[float, list]:
+    """Choose the way of every vertex so that the twists match: (mean mismatch of an edge, list of (R,
+    {(edge, end): end of the block})). MatgenError where a block does not fit its vertex."""
     net, options, pairs = plan.net, [], []
     for v, block in enumerate(plan.vertex_blocks):
         half = half_edges(net, v)[0]
@@ -192,8 +209,9 @@ def turn_vertices(plan, rng):
     ]
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #ffa84830
-def linker_twist(block):
-    "The angle (radians) between the frames of the two ends of a linker about its axis; 0 where an end is single."
+def linker_twist(block: BuildingBlock) -> float:
+    """The angle (radians) between the frames of the two ends of a linker about its axis; 0 where an end
+    is single."""
     site = ends_of(block)
     return (
         float(_angle(unit(site.centres[1] - site.centres[0]), site.frames[0], site.frames[1]))
@@ -204,8 +222,9 @@ def linker_twist(block):
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #ffeba0fe
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """K blocks in space. blocks; R (K, 3, 3) rotations; t (K, 3) centres, A; lattice (3, 3) rows, A; joins (E, 4): metal block, its connection point,
-    organic block, its connection point; images (E, 3): cell of the organic block relative to the metal one."""
+    """K blocks in space. blocks; R (K, 3, 3) rotations; t (K, 3) centres, A; lattice (3, 3) rows, A;
+    joins (E, 4): metal block, its connection point, organic block, its connection point; images (E,
+    3): cell of the organic block relative to the metal one."""
 
     blocks: list
     R: np.ndarray
@@ -214,12 +233,13 @@ class Pose:
     joins: np.ndarray
     images: np.ndarray
 
-    def points(self, k, ends):
+    def points(self, k: int, ends: np.ndarray) -> np.ndarray:
         return self.t[k] + self.blocks[k].connection_points[ends] @ self.R[k].T
 
 
 def _aligned(direction, frame, site, first, rng):
-    "Rotation that lays a linker along `direction` with end `first` behind and that end's frame along `frame`, up to a half turn; a random spin where there is none."
+    """Rotation that lays a linker along `direction` with end `first` behind and that end's frame along
+    `frame`, up to a half turn; a random spin where there is none."""
     axis, own = unit(site.centres[1 - first] - site.centres[first]), site.frames[first]
     if not own.any() or not frame.any():
         own, frame = rng.normal(size=(2, 3))
@@ -228,8 +248,9 @@ def _aligned(direction, frame, site, first, rng):
     return basis(direction, side(frame, direction) * rng.choice([-1, 1])) @ basis(axis, side(own, axis)).T
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #ee304b73
-def place_blocks(plan, rng):
-    "A first `Pose` of a plan: vertices turned by `turn_vertices`, linkers along their edges, one scale for the cell. Returns (pose, mean mismatch)."
+def place_blocks(plan: Plan, rng: np.random.Generator) -> tuple[Pose, float]:
+    """A first `Pose` of a plan: vertices turned by `turn_vertices`, linkers along their edges, one scale
+    for the cell. Returns (pose, mean mismatch)."""
     net, (mismatch, turns) = plan.net, turn_vertices(plan, rng)
     reach = lambda block, end: np.linalg.norm(ends_of(block).centres[end])
     ends = [(turns[i][1][e, 0], turns[j][1][e, 1]) for e, (i, j) in enumerate(net.edges.tolist())]
@@ -261,8 +282,9 @@ def place_blocks(plan, rng):
     return join_ends(Pose(blocks, np.array(R), np.array(t), lattice, None, None), links), mismatch
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #925b1866
-def join_ends(pose, links):
-    "Connection points of the ends that meet, in the order in which they are nearest; links: rows (metal block, end, organic block, end, image)."
+def join_ends(pose: Pose, links: list) -> Pose:
+    """Connection points of the ends that meet, in the order in which they are nearest; links: rows
+    (metal block, end, organic block, end, image)."""
     joins, images = [], []
     for a, i, b, j, image in links:
         p, q = ends_of(pose.blocks[a]).ends[i], ends_of(pose.blocks[b]).ends[j]
@@ -277,7 +299,7 @@ def join_ends(pose, links):
     return replace(pose, joins=np.array(joins), images=np.array(images))
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #685eb5f4
-def gaps(pose):
+def gaps(pose: Pose) -> np.ndarray:
     "Distances (E,) in A between the connection points that should coincide."
     a, p, b, q = pose.joins.T
     turned = lambda k, c: np.einsum(
@@ -289,7 +311,8 @@ def gaps(pose):
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #5c1c58e4
 def _bond_vectors(pose):
-    "Of every bond, turned into the crystal (4 arrays (E, 3)): metal point, organic point, metal bond direction, organic bond direction."
+    """Of every bond, turned into the crystal (4 arrays (E, 3)): metal point, organic point, metal bond
+    direction, organic bond direction."""
     a, p, b, q = pose.joins.T
     points = lambda k, c: np.array([pose.blocks[i].connection_points[x] for i, x in zip(k, c)])
     ways = lambda k, c: np.array([ends_of(pose.blocks[i]).ways[x] for i, x in zip(k, c)])
@@ -319,7 +342,8 @@ def _jacobian(pose, parts, weight):
 
 # %% ../../nbs/4_mofdiff/16e_net_placement.ipynb #b99d634b
 def _moved(pose, x):
-    "The pose after a step x (6 K + 9): rotation vectors and shifts of the blocks, then the change of the cell."
+    """The pose after a step x (6 K + 9): rotation vectors and shifts of the blocks, then the change of
+    the cell."""
     step, K = x[: 6 * len(pose.t)].reshape(-1, 6), len(pose.t)
     return replace(
         pose,
@@ -329,8 +353,9 @@ def _moved(pose, x):
     )
 
 
-def solve_pose(pose, steps=40, weight=0.5, damping=1e-2):
-    "The pose with the smallest gaps: damped Gauss-Newton over all rotations, centres and the cell. `weight` (A): worth of a bond direction."
+def solve_pose(pose: Pose, steps: int = 40, weight: float = 0.5, damping: float = 1e-2) -> Pose:
+    """The pose with the smallest gaps: damped Gauss-Newton over all rotations, centres and the cell.
+    `weight` (A): worth of a bond direction."""
     parts = _bond_vectors(pose)
     r = _residual(pose, parts, weight)
     for _ in range(steps):

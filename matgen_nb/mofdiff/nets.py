@@ -13,11 +13,13 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .bonds import cell_sticks, render_scene
 from .coarse_graining import BEAD_COLORS, CoarseMof, contacts
+from .decomposition import Decomposition
 from .net_catalogue import load_net, net_facts
 from ..symmetry.crystal import camera
 from ..utils import MatgenError
@@ -42,11 +44,11 @@ class QuotientGraph:
         object.__setattr__(self, "edges", np.asarray(self.edges, dtype=np.int64).reshape(-1, 2))
         object.__setattr__(self, "shifts", np.asarray(self.shifts, dtype=np.int64).reshape(-1, 3))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
     @functools.cached_property
-    def around(self):
+    def around(self) -> list:
         "For each vertex its neighbours as a sorted list of (vertex, *cell)."
         steps = [set() for _ in self.labels]
         for (i, j), s in zip(self.edges.tolist(), self.shifts.tolist()):
@@ -150,7 +152,7 @@ class Cycles:
             S, D = (np.array(x, dtype=float) for x in zip(*self.pairs))
             self.A = np.linalg.solve(S, D)  # rows: s A = d
 
-    def possible(self):
+    def possible(self) -> bool:
         "Whether A, once it is known, maps the lattice onto itself."
         if self.A is None:
             return True
@@ -158,7 +160,7 @@ class Cycles:
             np.abs(self.A - np.round(self.A)).max() < 1e-6 and abs(abs(np.linalg.det(self.A)) - 1) < 1e-6
         )
 
-    def extend(self, s, d):
+    def extend(self, s: tuple, d: tuple) -> "Cycles | None":
         """The cycles and one more, (s, d): longer, or the same where it follows from them.
 
         None where no such A can have them all."""
@@ -227,7 +229,7 @@ class _Search:
         return False
 
 # %% ../../nbs/4_mofdiff/16h_nets.ipynb #n16c0020b
-def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
+def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000) -> list[int] | None:
     """A map of the vertices of a onto those of b under which the two periodic graphs are one, or None.
 
     Returns K ints. Labels are kept, and so are classes: vertices are alike in b where they are in a.
@@ -241,7 +243,7 @@ def isomorphism(a: QuotientGraph, b: QuotientGraph, most: int = 20_000):
     return [search.to[v] for v in range(len(a))] if search.run() else None
 
 # %% ../../nbs/4_mofdiff/16h_nets.ipynb #n16c0024
-def share_points(num_points: list, edges: np.ndarray):
+def share_points(num_points: list, edges: np.ndarray) -> np.ndarray | None:
     """How many connection points each edge takes, (E,) int64; None where that is impossible.
 
     edges (E, 2): the two beads of each; every edge takes at least one, and all points of every bead are
@@ -274,7 +276,7 @@ def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     )
 
 
-def decomposition_graph(d) -> QuotientGraph:
+def decomposition_graph(d: Decomposition) -> QuotientGraph:
     "The net of a `Decomposition`, which knows its connections, labelled as by `bead_graph`."
     labels = [(b.is_metal, b.num_connections) for b in d.blocks]
     return QuotientGraph(labels, d.connections[:, [0, 2]], d.images)
@@ -307,7 +309,9 @@ def rcsr_name(graph: QuotientGraph) -> str:
     return _named_keys().get(net_key(contract(graph)), "")
 
 # %% ../../nbs/4_mofdiff/16h_nets.ipynb #n16c0031
-def plot_net(graph: QuotientGraph, lattice, frac_coords, ax=None, pixels=260):
+def plot_net(
+    graph: QuotientGraph, lattice: np.ndarray, frac_coords: np.ndarray, ax: Any = None, pixels: int = 260
+) -> Any:
     """Draw a net: the vertices of one cell and, paler, those that they reach in others.
 
     Organic vertices with two neighbours are the middles of edges. lattice (3, 3), A; frac_coords (K, 3).

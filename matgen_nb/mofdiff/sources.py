@@ -15,10 +15,11 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..symmetry.cif import cif_folder
+from ..symmetry.cif_text import cif_folder
 from ..utils import MatgenError, fetch
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #425f0d09
@@ -37,7 +38,8 @@ def _number(text):
 
 
 def _key_order(columns):
-    "The columns that can name a structure, the likeliest first: in a table of `matgen evaluate mofs` the name."
+    """The columns that can name a structure, the likeliest first: in a table of `matgen evaluate mofs`
+    the name."""
     ours = ("name",) if "checks_passed" in columns else ()
     return [key for key in dict.fromkeys(ours + KEYS) if key in columns]
 
@@ -90,7 +92,7 @@ class PropertyTable:
     notes: list = field(default_factory=list)
 
 
-def read_property_table(path):
+def read_property_table(path: str | Path) -> PropertyTable:
     """The `PropertyTable` of a CSV file (.gz too) in which a column of `KEYS` names the structures.
 
     MatgenError where there is no such column, or where the file is no CSV file."""
@@ -112,7 +114,7 @@ def read_property_table(path):
     return PropertyTable({key: [_bare(row[key]) for row in rows] for key in keys}, values, notes)
 
 
-def read_properties(path):
+def read_properties(path: str | Path) -> dict[str, dict]:
     """Numbers from a CSV file (.gz too): {name of structure, without .cif: {column: value}}.
 
     The structure is named by the first column of `KEYS` that is there, see `read_property_table`."""
@@ -161,12 +163,12 @@ def _merge(rows):
     return agreed, [column for column in columns if column not in agreed]
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #d33ddac3
-def match_rows(table, paths):
+def match_rows(table: PropertyTable, paths: dict[str, str]) -> Labels:
     """The `Labels` that a `PropertyTable` gives to structures.
 
-    paths: {name: path below the folder, without .cif}. The column is that which names most of the structures.
-    A row that may mean several files, and a value in which two rows of one file differ, are left out; a name in
-    other case is taken where it can mean one file only."""
+    paths: {name: path below the folder, without .cif}. The column is that which names most of the
+    structures. A row that may mean several files, and a value in which two rows of one file differ, are
+    left out; a name in other case is taken where it can mean one file only."""
     files = _Files(paths)
     hits = {key: [files.find(word) for word in names] for key, names in table.names.items()}
     named = {key: [found for found, _ in hit if len(found) == 1] for key, hit in hits.items()}
@@ -197,7 +199,7 @@ def match_rows(table, paths):
     return Labels({name: values for name, (values, _) in merged.items()}, notes + table.notes)
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #889c8146
-def structure_names(folder, files):
+def structure_names(folder: str | Path, files: list[Path]) -> dict[str, Path]:
     """{name: path of the file} of files below a folder.
 
     A name is that of the file without .cif; where two would have the same, the path below the folder."""
@@ -216,12 +218,13 @@ def _beside(folder):
     except MatgenError:
         return None, None
 
-
-def read_folder(path, properties=None, notes=None):
+# %% ../../nbs/4_mofdiff/16j_sources.ipynb #51343bd1
+def read_folder(path: str | Path, properties: str | Path | None = None, notes: dict | None = None) -> list:
     """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
 
-    properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is taken,
-    where it names structures. notes: a dict that takes what does not fit, {name of the table: list of text}."""
+    properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is
+    taken, where it names structures. notes: a dict that takes what does not fit, {name of the table:
+    list of text}."""
     folder = cif_folder(path)
     files = folder.files
     if not files:
@@ -251,7 +254,7 @@ def read_folder(path, properties=None, notes=None):
     return [(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #2a4aa6e5
-def read_csv(path, column="cif", notes=None):
+def read_csv(path: str | Path, column: str = "cif", notes: dict | None = None) -> list:
     """(name, CIF text, properties) of every row of a CSV file with a column of CIF texts.
 
     The other columns that hold numbers are properties. A name that stands twice gets the number of its row.
@@ -266,7 +269,9 @@ def read_csv(path, column="cif", notes=None):
         raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
     if column not in columns:
         raise MatgenError(
-            f"{path} has no column {column!r}; it has {', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF texts"
+            f"{path} has no column {column!r}; it has "
+            f"{', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF "
+            "texts"
         )
     key = next(iter(_key_order(columns)), None)
     names = [row.get(key) or f"row {i}" for i, row in enumerate(rows, 1)]
@@ -281,7 +286,8 @@ def read_csv(path, column="cif", notes=None):
     return [(name, row[column] or "", known) for name, row, known in zip(names, rows, values)]
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #e86b2980
-BW_DB = "https://archive.materialscloud.org/records/nsp7v-2dk91/files/"  # Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
+# Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
+BW_DB = "https://archive.materialscloud.org/records/nsp7v-2dk91/files/"
 BW_DB_FILES = {"structures": "MOF_database.tar.gz", "properties": "screening_data.tar.gz"}
 BW_DB_TABLE, BW_DB_ROWS = "all_MOFs_screening_data.csv", 324426
 BW_DB_RECORD = BW_DB.replace("/records/", "/api/records/").rstrip(
@@ -289,8 +295,9 @@ BW_DB_RECORD = BW_DB.replace("/records/", "/api/records/").rstrip(
 )  # what the archive (InvenioRDM) says of its files
 
 
-def stated_checksum(name, timeout=30):
-    "The checksum 'md5:...' that the archive of BW-DB states for a file of that name; None where it cannot be asked or states none."
+def stated_checksum(name: str, timeout: float = 30) -> str | None:
+    """The checksum 'md5:...' that the archive of BW-DB states for a file of that name; None where it
+    cannot be asked or states none."""
     from urllib.request import urlopen
 
     try:
@@ -301,18 +308,20 @@ def stated_checksum(name, timeout=30):
     return found if re.fullmatch("md5:[0-9a-f]{32}", found := str(stated.get(name))) else None
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #e86b2984
-def download(kind):
+def download(kind: str) -> Path:
     """Fetch a file of BW-DB ('structures' or 'properties') into the user's cache; returns its path.
 
-    What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a complete archive with the published content (see
-    `read_bw_db`); its SHA-256 is then kept beside it, and every later use is checked against that. MatgenError says what went wrong."""
+    What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a
+    complete archive with the published content (see `read_bw_db`); its SHA-256 is then kept beside it,
+    and every later use is checked against that. MatgenError says what went wrong."""
     name = BW_DB_FILES[kind]
     return fetch(
         f"{BW_DB}{name}?download=1",
         f"bw-db-{name}",
         _check_archive,
         lambda: stated_checksum(name),
-        "download and unpack it elsewhere and pass the folder of CIF files instead of 'bw-db', or use 'embedded'",
+        "download and unpack it elsewhere and pass the folder of CIF files instead of 'bw-db', or use "
+        "'embedded'",
     )
 
 
@@ -327,7 +336,7 @@ def _check_archive(path):
         raise MatgenError(f"{path.name} is empty; it was removed, try again")
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #6d226553
-def read_archive(path, suffix=".cif"):
+def read_archive(path: str | Path, suffix: str = ".cif") -> Iterator[tuple[str, str]]:
     "(stem, text) of the files with a suffix in a .tar.gz archive, one after another, without unpacking it."
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
@@ -339,8 +348,9 @@ def read_archive(path, suffix=".cif"):
                 yield Path(member.name).stem, archive.extractfile(member).read().decode("utf-8", "replace")
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #76d5ccc5
-def read_bw_db(structures=None, table=None):
-    "(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their paths are given."
+def read_bw_db(structures: str | Path | None = None, table: str | Path | None = None) -> Iterator[tuple]:
+    """(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their
+    paths are given."""
     fetched, table = table is None, table or download("properties")
     found = next((text for stem, text in read_archive(table, ".csv") if f"{stem}.csv" == BW_DB_TABLE), None)
     if found is None:
@@ -353,14 +363,21 @@ def read_bw_db(structures=None, table=None):
         properties = read_properties(Path(folder) / "table.csv")
     if fetched and len(properties) != BW_DB_ROWS:
         raise MatgenError(
-            f"the table of BW-DB that was downloaded names {len(properties):,} frameworks, {BW_DB_ROWS:,} were published: it is another version or not whole. "
-            f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the folder of CIF files instead of 'bw-db'"
+            f"the table of BW-DB that was downloaded names {len(properties):,} frameworks, {BW_DB_ROWS:,} "
+            "were published: it is another version or not whole. "
+            f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the "
+            "folder of CIF files instead of 'bw-db'"
         )
     for name, text in read_archive(structures or download("structures")):
         yield name, text, properties.get(name, {})
 
 # %% ../../nbs/4_mofdiff/16j_sources.ipynb #ed738f25
-def read_source(source, column="cif", properties=None, notes=None):
+def read_source(
+    source: str | Path | list,
+    column: str = "cif",
+    properties: str | Path | None = None,
+    notes: dict | None = None,
+) -> Iterable[tuple]:
     """(name, CIF text or Crystal, properties) of everything in a source.
 
     source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal).

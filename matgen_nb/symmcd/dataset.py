@@ -24,7 +24,8 @@ import torch
 from ..diffusion.categorical import draw_categories
 from ..diffusion.gaussian import random_uniform
 from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
-from ..symmetry.cif import cif_folder, describe_notes, read_cif
+from ..symmetry.cif import read_cif
+from ..symmetry.cif_text import cif_folder, describe_notes
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.lattice import k_to_lattice
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables

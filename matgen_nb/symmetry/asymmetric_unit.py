@@ -17,7 +17,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from .crystal import Crystal, CrystalError, element_table, formula_of, min_distance
 from matgen_nb.symmetry.lattice import (
@@ -28,7 +27,7 @@ from matgen_nb.symmetry.lattice import (
     lattice_to_k,
 )
 from .space_groups import SpaceGroup, check_space_group
-from ..utils import atomic_write
+from ..utils import atomic_write, patch
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #0edf89ff
 @contextlib.contextmanager
@@ -178,22 +177,29 @@ class AsymmetricUnit:
         M, W = len(self.elements), len(self.positions)
         if self.frac_coords.shape != (M, 3) or self.wyckoff.shape != (M,) or self.k.shape != (6,):
             raise ValueError(
-                f"{M} elements need frac_coords ({M}, 3), wyckoff ({M},) and k (6,); got {self.frac_coords.shape}, {self.wyckoff.shape}, {self.k.shape}"
+                f"{M} elements need frac_coords ({M}, 3), wyckoff ({M},) and k (6,); got "
+                f"{self.frac_coords.shape}, {self.wyckoff.shape}, {self.k.shape}"
             )
         if M == 0 or self.wyckoff.min() < 0 or self.wyckoff.max() >= W:
             raise ValueError(
-                f"space group {self.space_group} has {W} Wyckoff positions, got indices {self.wyckoff.tolist()}"
+                f"space group {self.space_group} has {W} Wyckoff positions, got indices "
+                f"{self.wyckoff.tolist()}"
             )
 
     @property
     def positions(self):
         return SpaceGroup(self.space_group).wyckoff_positions
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.elements)
 
-    def __repr__(self):
-        return f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits {' '.join(self.positions[w].label for w in self.wyckoff)})"
+# %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #706c8b15
+@patch
+def __repr__(self: AsymmetricUnit) -> str:
+    return (
+        f"AsymmetricUnit({self.formula}, space group {self.space_group}, orbits "
+        f"{' '.join(self.positions[w].label for w in self.wyckoff)})"
+    )
 
 # %% ../../nbs/1_symmetry/04_asymmetric_unit.ipynb #9da92de2
 def _lattice(unit):
@@ -312,7 +318,8 @@ def has_spglib():
     warnings.warn(
         "spglib is not installed: the space groups of finished crystals are not looked for. "
         "Columns of found groups stay empty, and no crystal is sampled again for its symmetry. "
-        "Install it with: pip install spglib"
+        "Install it with: pip install spglib",
+        stacklevel=1,
     )
     return False
 

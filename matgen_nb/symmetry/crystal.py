@@ -53,17 +53,8 @@ class CrystalError(ValueError):
     "A structure that is no crystal for us. The message says what is wrong, where, and what to do instead."
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #82fc0cc6
-def _checked(lattice, elements, frac_coords):
-    "The three arrays in their right types; CrystalError where they describe no crystal."
-    try:
-        arrays = [
-            x.detach().cpu().numpy() if hasattr(x, "detach") else x for x in (lattice, elements, frac_coords)
-        ]
-        lattice, numbers, frac = (np.array(x, dtype=np.float64) for x in arrays)
-    except (TypeError, ValueError) as error:
-        raise CrystalError(
-            f"lattice, atomic numbers and coordinates must be arrays of numbers ({error})"
-        ) from None
+def _check_shapes(lattice: np.ndarray, numbers: np.ndarray, frac: np.ndarray) -> None:
+    "CrystalError where the arrays have wrong shapes or hold NaN."
     if lattice.shape != (3, 3):
         raise CrystalError(f"the lattice must be 3 x 3 (rows a, b, c), not {lattice.shape}")
     if numbers.ndim != 1 or len(numbers) == 0:
@@ -79,12 +70,31 @@ def _checked(lattice, elements, frac_coords):
     if not np.isfinite(frac).all():
         i = int(np.flatnonzero(~np.isfinite(frac).all(1))[0])
         raise CrystalError(f"atom {i} has a coordinate that is not a number: {frac[i].tolist()}")
+
+
+def _check_elements(numbers: np.ndarray) -> None:
+    "CrystalError where a number is not that of an element from 1 (H) to 94 (Pu)."
     known = (numbers >= 1) & (numbers <= 94) & (numbers == np.round(numbers))
     if not known.all():
         i = int(np.flatnonzero(~known)[0])
         raise CrystalError(
             f"atom {i} has atomic number {numbers[i]:g}; known are the elements 1 (H) to 94 (Pu)"
         )
+
+
+def _checked(lattice, elements, frac_coords):
+    "The three arrays in their right types; CrystalError where they describe no crystal."
+    try:
+        arrays = [
+            x.detach().cpu().numpy() if hasattr(x, "detach") else x for x in (lattice, elements, frac_coords)
+        ]
+        lattice, numbers, frac = (np.array(x, dtype=np.float64) for x in arrays)
+    except (TypeError, ValueError) as error:
+        raise CrystalError(
+            f"lattice, atomic numbers and coordinates must be arrays of numbers ({error})"
+        ) from None
+    _check_shapes(lattice, numbers, frac)
+    _check_elements(numbers)
     size = np.linalg.det(lattice) / max(np.linalg.norm(lattice, axis=1).prod(), 1e-300)
     if abs(size) < 1e-6:
         raise CrystalError(
@@ -186,7 +196,9 @@ def check_overlap(crystal, name="crystal", tolerance=0.01):
     if len(pairs):
         i, j = pairs[0]
         raise CrystalError(
-            f"{name}: atoms {i} and {j} ({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same place, "
+            f"{name}: atoms {i} and {j} "
+            f"({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same "
+            "place, "
             f"{crystal.frac_coords[i].round(4).tolist()}; {len(pairs)} such pair(s). Remove the duplicates"
         )
 
@@ -197,7 +209,8 @@ def from_pymatgen(structure):
     if not structure.is_ordered:
         i = next(i for i, site in enumerate(structure) if not site.is_ordered)
         raise CrystalError(
-            f"{structure.composition.reduced_formula}: site {i} is {structure[i].species_string}: the structure is disordered. "
+            f"{structure.composition.reduced_formula}: site {i} is "
+            f"{structure[i].species_string}: the structure is disordered. "
             "Order it first (for example with OrderDisorderedStructureTransformation) or leave it out"
         )
     numbers = [getattr(site.specie, "Z", 0) for site in structure]

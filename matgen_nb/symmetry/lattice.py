@@ -35,7 +35,8 @@ def lattice_from_parameters(lengths, angles):
         at = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
             f"no cell has lengths {lengths[at].tolist()} and angles {angles[at].tolist()}: "
-            "lengths must be positive and each angle smaller than the sum of the other two, all three below 360"
+            "lengths must be positive and each angle smaller than the sum of the other two, "
+            "all three below 360"
         )
     zero = torch.zeros_like(ca)
     rows = [

@@ -237,7 +237,7 @@ class Normalizer:
         "Which settings (n,) exchange lengths of the cell; in the other ones the cell is the same."
         return exchanges_lengths(self.P, self.number)
 
-
+# %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0027b
 @functools.lru_cache(None)
 def normalizer(number: int) -> Normalizer:
     "The `Normalizer` of a space group, from the stored table. ValueError unless number is 1 to 230."
@@ -315,7 +315,7 @@ class NormalizerTables:
     R: torch.Tensor
     w: torch.Tensor
 
-
+# %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0036b
 def _group_tables(number):
     "Of one group: k_map (n, 6, 6), letter (n W,), Q (n W, 3, 3), q (n W, 3), rotations and shifts of `stay`."
     this, (R, w) = normalizer(number), SpaceGroup(number).operations
@@ -384,7 +384,7 @@ def _nearest_to_origin(points, owner, n):
     hits = torch.where(key == lowest[owner], index, len(key))
     return torch.full((n,), len(key), device=key.device).scatter_reduce(0, owner, hits, "amin")
 
-
+# %% ../../nbs/1_symmetry/04b_normalizers.ipynb #n04b0038b
 def transform_unit(unit: AsymmetricUnit, i: int) -> AsymmetricUnit:
     """The same crystal in setting `i` (0: as it is): coordinates, positions and cell transformed.
 

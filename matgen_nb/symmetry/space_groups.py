@@ -440,7 +440,10 @@ class SpaceGroup:
         return SpaceGroup, (self.number,)
 
     def __repr__(self):
-        return f"SpaceGroup({self.number}, {self.symbol}, {self.order} operations, {len(self.wyckoff_positions)} Wyckoff positions)"
+        return (
+            f"SpaceGroup({self.number}, {self.symbol}, {self.order} operations, "
+            f"{len(self.wyckoff_positions)} Wyckoff positions)"
+        )
 
 # %% ../../nbs/1_symmetry/03_space_groups.ipynb #8d29faba
 def _position(group, letter):

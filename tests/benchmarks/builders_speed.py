@@ -227,10 +227,10 @@ def verdict(numbers, cart, cell, bonds, owner):
     delta = frac[bonds[:, 1]] - frac[bonds[:, 0]]
     shift = -np.round(delta).astype(int)
     length = np.linalg.norm((delta + shift) @ cell, axis=1)
-    if np.abs(length[owner[bonds[:, 0]] != owner[bonds[:, 1]]] - 1.5).max() > LIMITS["gap"]:
+    if np.abs(length[owner[bonds[:, 0]] != owner[bonds[:, 1]]] - 1.5).max() > LIMITS.gap:
         return "gap"
     density = element_table().mass[numbers].sum() / abs(np.linalg.det(cell)) * 1.66054
-    if not LIMITS["density"][0] < density < LIMITS["density"][1]:
+    if not LIMITS.density[0] < density < LIMITS.density[1]:
         return "density"
     bonded, inverse = _within_three_bonds(len(atoms), bonds, shift), np.linalg.inv(cell)
     home, grid = np.floor(frac).astype(int), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
@@ -241,7 +241,7 @@ def verdict(numbers, cart, cell, bonds, owner):
     i, at = hits.row, keep[hits.col]
     j, image = at % len(atoms), grid[at // len(atoms)] - home[at % len(atoms)] + home[i]
     radii = vdw_radii(numbers)
-    close = (hits.data / (radii[i] + radii[j]) < LIMITS["contact"]).nonzero()[0]
+    close = (hits.data / (radii[i] + radii[j]) < LIMITS.contact).nonzero()[0]
     return (
         "contact" if any((int(i[k]), int(j[k]), *map(int, image[k])) not in bonded for k in close) else "ok"
     )

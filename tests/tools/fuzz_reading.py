@@ -18,7 +18,9 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from matgen_nb.symmetry.cif import cif_file_text, compare, read_cif, stated_formula
+from matgen_nb.symmetry.cif import read_cif
+from matgen_nb.symmetry.cif_statements import compare, stated_formula
+from matgen_nb.symmetry.cif_text import cif_file_text
 from matgen_nb.symmetry.crystal import CrystalError
 
 KEYS = "length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"
