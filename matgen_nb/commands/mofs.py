@@ -58,11 +58,11 @@ from ..parallel import Failure, describe_failures, parallel_map
 from ..utils import MatgenError, atomic_write
 
 # %% ../../nbs/5_scale/27_mof_commands.ipynb #fb3843c2
-def prepare_sources(sources, **options):
+def prepare_sources(sources, n_jobs=-1, **options):
     """`prepare_mofs` of each source, or the `MofData` of a file that is prepared already; all in one.
     Returns (MofData, text, failures, notes)."""
     from matgen_nb.mofdiff.data import MofData, merged
-    from matgen_nb.mofdiff.preparing import prepare_mofs
+    from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
 
     sets, told, failures, notes = [], [], [], {}
     for source in sources:
@@ -70,7 +70,7 @@ def prepare_sources(sources, **options):
             sets.append(MofData.load(source))
             told.append(f"{source}: {len(sets[-1])} frameworks, prepared before")
             continue
-        data, report = prepare_mofs(source, **options)
+        data, report = prepare_mofs(source, n_jobs=n_jobs, options=PrepareOptions(**options))
         sets.append(data)
         told.append(f"{source}: {report}" if len(sources) > 1 else str(report))
         failures, notes = failures + report.failures, notes | report.notes

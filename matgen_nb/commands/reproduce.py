@@ -412,19 +412,15 @@ def split_blocks(blocks, held_blocks, held_conformers, seed=0):
 def mofs_of(job):
     "MofData of --data: a prepared file, or a source of which so many are prepared now as the settings say (default: embedded, built where they do not ship)."
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.preparing import prepare_mofs
+    from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
 
     source, path = job.data or "embedded", job.out / "mofs.safetensors"
     if Path(source).suffix == ".safetensors":
         return MofData.load(source)
     if not path.exists():
-        say(
-            str(
-                prepare_mofs(
-                    source, _claimed(path), n_jobs=job.n_jobs, limit=job.settings.get("limit"), progress=None
-                )[1]
-            )
-        )
+        options = PrepareOptions(limit=job.settings.get("limit"))
+        _, report = prepare_mofs(source, _claimed(path), job.n_jobs, None, options)
+        say(str(report))
     return MofData.load(path)
 
 
