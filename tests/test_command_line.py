@@ -92,8 +92,8 @@ def test_every_option_says_what_it_does_and_what_happens_without_it():
 
 def test_defaults_in_words_are_those_of_the_sampler():
     import inspect
+    from matgen_nb import SymmCD
     from matgen_nb.mofdiff.sampling import MofDiff
-    from matgen_nb.symmcd.model import SymmCD
 
     told = {
         tuple(words): {o.name: o.show_default for o in command.params} for words, command in every_command()
@@ -258,7 +258,7 @@ class Model(torch.nn.Module):
     def from_pretrained(cls, path, device):
         return cls(None, None)
 
-    def sample(self, n, seed=0, batch_size=256, progress=True, **asked):
+    def sample(self, n, seed=0, options=None, **asked):
         return [
             types.SimpleNamespace(
                 crystal=CESIUM_CHLORIDE,
@@ -295,7 +295,8 @@ def stand_ins(monkeypatch):
         monkeypatch.setitem(sys.modules, name, made)
         return made
 
-    module("matgen_nb.symmcd.sampling", RESAMPLE=10)
+    from matgen_nb.symmcd import reverse  # noqa: F401  (options and names of the sampler, as they are)
+
     module("matgen_nb.symmcd.staged_sampling")
     module(
         "matgen_nb.symmcd.model",
@@ -565,7 +566,7 @@ def test_killed_sampling_resumes_with_identical_results(tmp_path):
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, capsys, monkeypatch):
-    from matgen_nb.symmcd.model import SymmCD
+    from matgen_nb import SymmCD
 
     asked, sample = [], SymmCD.sample
     monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
@@ -583,7 +584,8 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         tmp_path / "s",
         *(x for k, v in choices.items() for x in (f"--{k}", v)),
     ]
-    assert run(*line) == 0 and asked[0] | choices == asked[0]
+    assert run(*line) == 0
+    assert {name: getattr(asked[0]["options"], name) for name in choices} == choices
     request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | choices == request
     assert run(*line, "--resume") == 0 and len(asked) == 1
@@ -759,7 +761,8 @@ def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsy
 @pytest.mark.parametrize("name", ["symmcd", "mofdiff"])
 def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
     from matgen_nb.mofdiff.sampling import MofDiff
-    from matgen_nb.symmcd.sampling import SamplingOptions, SymmCD
+    from matgen_nb import SymmCD
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     model = (SymmCD if name == "symmcd" else MofDiff).from_pretrained(
         "symmcd-mp20-small" if name == "symmcd" else "mofdiff-small"

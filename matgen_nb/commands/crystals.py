@@ -251,7 +251,7 @@ def sample_symmcd(
     from matgen_nb.symmcd.model import SymmCD
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.sampling import RESAMPLE, SamplingOptions
+    from matgen_nb.symmcd.reverse import RESAMPLE, SamplingOptions
 
     resample_higher = RESAMPLE if resample_higher is None and space_group else resample_higher
     asked = given(

@@ -92,7 +92,7 @@ def predict_command(
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.model import SymmCD
     from matgen_nb.diffusion.pretrained import find_weights
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     if model_name != "symmcd":
         raise MatgenError(f"no model {model_name!r} predicts structures: write matgen predict symmcd SOURCE")

@@ -213,7 +213,7 @@ def draw_samples(model, sampler, n, seed=0, steps=25):
     "n samples with one of the SAMPLERS; `clip` bounds every estimate of the clean lattice vector (lesson 06), which a model with standardised k does anyway."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     how, before = dict(balance=0.0, sharpen=1.0, templates=0.0) | SAMPLERS[sampler], model.lattice_noise.clip
     model.lattice_noise.clip = how.pop("clip", before)

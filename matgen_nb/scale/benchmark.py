@@ -175,7 +175,7 @@ def make_sampling(device, seed, n=32, steps=100):
     "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     model, _ = _symmcd(device, seed)
     model.eval()
