@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,7 +145,7 @@ def model(data):
 @pytest.mark.parametrize("points", [0, 1])
 def test_a_block_that_can_hold_nothing(tmp_path, data, points):
     "In assembly: a row with the reason; its neighbours are assembled."
-    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
+    from matgen_nb.mofdiff.assembly import assemble
 
     good = data[2]
     b = good.blocks[-1]

@@ -718,8 +718,8 @@ def test_help_is_that_of_the_options():
     from matgen_nb.utils import option_help
 
     told = {}
-    for options in (NetOptions, PipelineOptions, mof_runs.MofRunOptions):
-        told |= option_help(options, defaults=False)
+    for chosen in (NetOptions, PipelineOptions, mof_runs.MofRunOptions):
+        told |= option_help(chosen, defaults=False)
     assert all(told[name] == text for name, text in mc.HELP.items())
 
 

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -11,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from matgen_nb.mofdiff import pipeline, property_design as pd
 from matgen_nb.mofdiff.assembly import AssemblyOptions, mismatch
 from matgen_nb.mofdiff.pipeline import PipelineOptions
-from matgen_nb.mofdiff.bonds import Mof, textbook_crystal, textbook_mof
+from matgen_nb.mofdiff.bonds import Mof, textbook_mof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
@@ -49,7 +48,7 @@ def test_region_holds_its_share_and_clipping_stays_inside(seed, share, n):
 def test_region_refuses_what_it_cannot_fit():
     for codes, share in ((torch.zeros(1, 3), 0.9), (torch.randn(5, 3), 0.0), (torch.randn(5, 3), 1.1)):
         with pytest.raises(MatgenError):
-            pd.trust_region(codes, share)
+            pd.trust_region(codes, held)
 
 
 def test_optimised_codes_come_nearer_stay_inside_and_repeat(model):

@@ -92,11 +92,11 @@ def prepare_mofs_command(
     ],
     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
     properties: Annotated[
-        Optional[Path],
+        Path | None,
         _option("CSV of numbers; its rows are matched by the names of the structures.", "none"),
     ] = None,
     limit: Annotated[
-        Optional[int],
+        int | None,
         _option(
             "Only the first so many of each source. With embedded, 1,632 ship; of a larger number the rest is built "
             "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).",
@@ -295,19 +295,17 @@ def sample_mofdiff_command(
     weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
     steps: Annotated[int, _option("Denoising steps.")] = 50,
     eta: Annotated[
-        Optional[float], _option("1: stochastic; 0: deterministic given the start.", "1", min=0, max=1)
+        float | None, _option("1: stochastic; 0: deterministic given the start.", "1", min=0, max=1)
     ] = None,
     corrector: Annotated[
-        Optional[int], _option("Langevin steps of the coordinates after each step.", "0")
+        int | None, _option("Langevin steps of the coordinates after each step.", "0")
     ] = None,
-    sharpen: Annotated[
-        Optional[float], _option("Score scale of the coordinates; 1: as learned.", "3")
-    ] = None,
+    sharpen: Annotated[float | None, _option("Score scale of the coordinates; 1: as learned.", "3")] = None,
     prior: Annotated[
-        Optional[str], _option("Where latent vectors come from: learned, or normal.", "learned")
+        str | None, _option("Where latent vectors come from: learned, or normal.", "learned")
     ] = None,
-    num_blocks: Annotated[Optional[int], _option("Blocks in the cell.", "as the latent vector says")] = None,
-    target: Annotated[Optional[str], _option("Property to aim at: name=value.", "none")] = None,
+    num_blocks: Annotated[int | None, _option("Blocks in the cell.", "as the latent vector says")] = None,
+    target: Annotated[str | None, _option("Property to aim at: name=value.", "none")] = None,
     net_share: NetShare = 1.0,
     net_candidates: NetCandidates = 3,
     coherent: Coherent = True,
@@ -319,7 +317,7 @@ def sample_mofdiff_command(
     relax_limit: Annotated[float, _option(HELP["relax_limit"], min=0.1)] = 120.0,
     assemble_limit: Annotated[float, _option(HELP["assemble_limit"], min=0.1)] = 60.0,
     reference: Annotated[
-        Optional[Path],
+        Path | None,
         _option(
             "What novelty compares with (prepared file, weights, folder of CIF files or CSV).",
             "the training set",
@@ -439,7 +437,7 @@ def evaluate_mofs_command(
     ],
     out: Out,
     reference: Annotated[
-        Optional[Path],
+        Path | None,
         _option("For novelty: prepared file, weights (file or name), folder of CIF files or CSV.", "none"),
     ] = None,
     n_jobs: Jobs = -1,
@@ -482,7 +480,7 @@ def design_command(
     target: Annotated[
         float, _option("The value aimed at, in the unit of the training set (density: g/cm3, lcd: A).")
     ],
-    tolerance: Annotated[Optional[float], _option("How near counts as hit.", "a tenth of the target")] = None,
+    tolerance: Annotated[float | None, _option("How near counts as hit.", "a tenth of the target")] = None,
     n: Annotated[int, _option("Frameworks of each strategy.", None, "-n", min=1)] = 16,
     weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
     strategies: Annotated[

@@ -313,7 +313,7 @@ def trained(fit, steps, job, folder="training"):
 def sampled_crystals(model, weights, job):
     "The recipe's samples, streamed into job.out/samples: (crystals, names), None where a file cannot be read."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     s = job.settings
     request = dict(
@@ -669,7 +669,7 @@ def crystal_steps(job, reference, steps, corrector):
     from matgen_nb.symmcd.evaluation import evaluate_crystals
     from matgen_nb.symmcd.model import SymmCD
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
-    from matgen_nb.symmcd.sampling import SamplingOptions
+    from matgen_nb.symmcd.reverse import SamplingOptions
 
     model, cpu = SymmCD.from_pretrained(job.settings["symmcd"], job.device), time.process_time()
     options = SamplingOptions(steps=steps, corrector=corrector, progress=False)
