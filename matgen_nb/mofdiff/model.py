@@ -31,10 +31,12 @@ from ..utils import MatgenError, patch
 class MofDiffConfig(Presets):
     """Everything that decides what a MofDiff is; stored with its weights.
 
-    width, layers, encoder_layers, latent, frequencies, bumps, reach, cutoff, time: see lesson 17. target: what the denoiser predicts of the features, "eps",
-    "x0" or "v". scale: features in units of their spread per "dimension", or divided by their mean "norm" (the release). true_cell: share of
-    training MOFs whose denoiser sees the true lattice; the others see the predicted one or a perturbed one, half and half. middle: share of the
-    training times that are drawn from the middle of the way, see `draw_times`."""
+    width, layers, encoder_layers, latent, frequencies, bumps, reach, cutoff, time: see lesson 17.
+    target: what the denoiser predicts of the features, "eps", "x0" or "v". scale: features in units of
+    their spread per "dimension", or divided by their mean "norm" (the release). true_cell: share of
+    training MOFs whose denoiser sees the true lattice; the others see the predicted one or a perturbed
+    one, half and half. middle: share of the training times that are drawn from the middle of the way,
+    see `draw_times`."""
 
     width: int = 128
     layers: int = 4
@@ -78,7 +80,8 @@ MofDiffConfig.PRESETS = dict(
 # %% ../../nbs/4_mofdiff/18_model.ipynb #a79f57d8
 @dataclass(frozen=True, eq=False)
 class Library:
-    "Building blocks that decoding may use: blocks, a list of L `BuildingBlock`s, and their embeddings (L, d) float32. len() = L."
+    """Building blocks that decoding may use: blocks, a list of L `BuildingBlock`s, and their embeddings
+    (L, d) float32. len() = L."""
 
     blocks: list
     embeddings: torch.Tensor
@@ -92,7 +95,8 @@ class Library:
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #267b2814
 def typical(points, n):
-    "Indices of n of the points (m, d): the most central one first, then always the one farthest from those chosen."
+    """Indices of n of the points (m, d): the most central one first, then always the one farthest from
+    those chosen."""
     chosen = [int((points - points.mean(0)).norm(dim=1).argmin())]
     distance = (points - points[chosen[0]]).norm(dim=1)
     while len(chosen) < min(n, len(points)):
@@ -102,7 +106,8 @@ def typical(points, n):
 
 
 def thin_library(library, conformers=3):
-    "A `Library` with at most `conformers` blocks of each identity, typical in embedding space; the order is kept."
+    """A `Library` with at most `conformers` blocks of each identity, typical in embedding space; the
+    order is kept."""
     groups = {}
     for i, block in enumerate(library.blocks):
         groups.setdefault(block.identity, []).append(i)
@@ -112,8 +117,10 @@ def thin_library(library, conformers=3):
 # %% ../../nbs/4_mofdiff/18_model.ipynb #22e5b98b
 @dataclass
 class Statistics:
-    """What the model knows of its training set besides weights. k_mean, k_std, k_low, k_high (6,): of k per bead; feature_mean, feature_std (d,); num_blocks (N + 1,): how many
-    MOFs have K = 0..N beads; property_mean, property_std (P,): of sign(y) log(1 + |y|). All float32. property_names; library: what decoding may use."""
+    """What the model knows of its training set besides weights. k_mean, k_std, k_low, k_high (6,): of k
+    per bead; feature_mean, feature_std (d,); num_blocks (N + 1,): how many MOFs have K = 0..N beads;
+    property_mean, property_std (P,): of sign(y) log(1 + |y|). All float32. property_names; library:
+    what decoding may use."""
 
     k_mean: torch.Tensor
     k_std: torch.Tensor
@@ -129,7 +136,8 @@ class Statistics:
 
 
 def per_bead(k, num_blocks, sign=-1):
-    "k (B, 6) with its size k_6 = log(volume) / 3 counted per bead; sign=1 undoes it. Cells grow with K, this number hardly does."
+    """k (B, 6) with its size k_6 = log(volume) / 3 counted per bead; sign=1 undoes it. Cells grow with
+    K, this number hardly does."""
     return torch.cat([k[:, :5], k[:, 5:] + sign * num_blocks[:, None].to(k).log() / 3], 1)
 
 
@@ -144,7 +152,8 @@ def unsquash(s):
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #691b3b8f
 def statistics(data, max_blocks=20, conformers=3):
-    "Measure `Statistics` on a `MofData` (with embeddings). conformers: how many blocks of an identity the library keeps, see `thin_library`."
+    """Measure `Statistics` on a `MofData` (with embeddings). conformers: how many blocks of an identity
+    the library keeps, see `thin_library`."""
     if data.embeddings is None:
         raise MatgenError(
             "this set has no block embeddings: encode its library first (lesson 15, or `matgen train blocks`)"
@@ -183,9 +192,11 @@ def mlp(*sizes):
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #c5c7096b
 class LatentPrior(nn.Module):
-    """Small diffusion network over codes: z_t (B, latent), t (B,) in [0, 1] -> v (B, latent), see `feature_target`.
+    """Small diffusion network over codes: z_t (B, latent), t (B,) in [0, 1] -> v (B, latent), see
+    `feature_target`.
 
-    For codes that are exactly N(0, 1) the right v is 0, and its last layer starts at 0: an untrained prior is the paper's."""
+    For codes that are exactly N(0, 1) the right v is 0, and its last layer starts at 0: an untrained
+    prior is the paper's."""
 
     def __init__(self, latent, width):
         super().__init__()
@@ -206,10 +217,12 @@ class LatentPrior(nn.Module):
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #52272f8a
 class MofDiff(Pretrained):
-    """Coarse-grained diffusion of MOFs with a latent code (Fu et al., ICLR 2024, arXiv 2310.10732), with the schedules and networks of this course.
+    """Coarse-grained diffusion of MOFs with a latent code (Fu et al., ICLR 2024, arXiv 2310.10732), with
+    the schedules and networks of this course.
 
-    config: `MofDiffConfig`; statistics: measured on the training set with `statistics(data)`. `loss(batch, generator)` trains it,
-    `encode(batch)` gives codes, `sample(...)` (lesson 19) draws MOFs."""
+    config: `MofDiffConfig`; statistics: measured on the training set with `statistics(data)`.
+    `loss(batch, generator)` trains it, `encode(batch)` gives codes, `sample(...)` (lesson 19) draws
+    MOFs."""
 
     FORMAT = "matgen_nb mofdiff 1"
     LATER = dict(sample="matgen_nb.mofdiff.sampling")
@@ -256,7 +269,8 @@ def standard_k(self, k, num_blocks):
 
 
 def raw_k(self, k, num_blocks):
-    "The inverse, for any six numbers: cut off one spread beyond the training set, so that no head can ask for a cell of a light-year."
+    """The inverse, for any six numbers: cut off one spread beyond the training set, so that no head can
+    ask for a cell of a light-year."""
     mean, std, low, high = (
         v.to(k) for v in (self.stat_k_mean, self.stat_k_std, self.stat_k_low, self.stat_k_high)
     )
@@ -264,7 +278,8 @@ def raw_k(self, k, num_blocks):
 
 
 def cells(self, k, num_blocks):
-    "Cells (B, 3, 3), rows in A, of standardised k (B, 6) and K (B,). Always possible ones: the exponential of a symmetric matrix."
+    """Cells (B, 3, 3), rows in A, of standardised k (B, 6) and K (B,). Always possible ones: the
+    exponential of a symmetric matrix."""
     return k_to_lattice(self.raw_k(k.float(), num_blocks))
 
 
@@ -272,10 +287,12 @@ MofDiff.standard_k, MofDiff.raw_k, MofDiff.cells = standard_k, raw_k, cells
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #aa075cf4
 def standard_features(self, features):
-    "Embeddings (M, d) in units of the training set's spread. MatgenError where the data carry none, or those of another encoder."
+    """Embeddings (M, d) in units of the training set's spread. MatgenError where the data carry none, or
+    those of another encoder."""
     if features.shape[-1] != len(self.stat_feature_mean):
         raise MatgenError(
-            f"the beads have embeddings of size {features.shape[-1]}, the model was made for {len(self.stat_feature_mean)}: encode the blocks with the model's block encoder"
+            f"the beads have embeddings of size {features.shape[-1]}, the model was made for "
+            f"{len(self.stat_feature_mean)}: encode the blocks with the model's block encoder"
         )
     return (features - self.stat_feature_mean) / self.stat_feature_std
 
@@ -362,7 +379,8 @@ MofDiff.feature_target, MofDiff.feature_eps, MofDiff.network_time = feature_targ
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #b5091271
 def training_cells(self, k, k_hat, u, shake):
-    "The cell that the denoiser is shown in training (B, 6): the true one, the predicted one, or the true one perturbed. u (B, 1) in [0, 1) decides which; shake (B, 6), normal."
+    """The cell that the denoiser is shown in training (B, 6): the true one, the predicted one, or the
+    true one perturbed. u (B, 1) in [0, 1) decides which; shake (B, 6), normal."""
     c = self.config.true_cell
     return torch.where(u < c, k, torch.where(u < (1 + c) / 2, k_hat.detach(), k + 0.2 * shake))
 
@@ -374,7 +392,8 @@ MIDDLE = 0.35, 0.95  # of the way from clean to noise: sigma from 0.025 to 0.4 c
 
 
 def draw_times(self, n, generator=None):
-    "Training times 1..T of n MOFs, int64 (n,): the share `middle` of the configuration from the `MIDDLE` of the way, the others from all of it."
+    """Training times 1..T of n MOFs, int64 (n,): the share `middle` of the configuration from the
+    `MIDDLE` of the way, the others from all of it."""
     (low, high), (which, where) = MIDDLE, random_uniform((2, n), generator, self.device)
     share = torch.where(which < self.config.middle, low + (high - low) * where, where)
     return (share * self.config.T).long().clamp(max=self.config.T - 1) + 1
@@ -385,8 +404,9 @@ MofDiff.draw_times = draw_times
 # %% ../../nbs/4_mofdiff/18_model.ipynb #n18noise2
 @dataclass(frozen=True)
 class Noise:
-    """The random numbers of one training step. Per MOF: z (B, latent) of the code, t (B,) int64, u (B, 1) and shake (B, 6) of `training_cells`, prior_t (draws, B) and
-    prior_z (draws, B, latent) of the latent prior; per bead: features and x as noised, and their targets eps (M, d) and score (M, 3)."""
+    """The random numbers of one training step. Per MOF: z (B, latent) of the code, t (B,) int64, u (B,
+    1) and shake (B, 6) of `training_cells`, prior_t (draws, B) and prior_z (draws, B, latent) of the
+    latent prior; per bead: features and x as noised, and their targets eps (M, d) and score (M, 3)."""
 
     z: torch.Tensor
     t: torch.Tensor
@@ -399,7 +419,7 @@ class Noise:
     prior_t: torch.Tensor
     prior_z: torch.Tensor
 
-
+# %% ../../nbs/4_mofdiff/18_model.ipynb #n18noisp
 def draw_noise(self, b, generator=None, t=None, draws=8):
     "The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `draw_times`."
     n, size, device = len(b.num_blocks), self.config.latent, b.x.device
@@ -419,7 +439,8 @@ def draw_noise(self, b, generator=None, t=None, draws=8):
 
 
 def share_of(b, noise, rank, world):
-    "What falls to process `rank` of `world` of `Beads` and their `Noise`: every world-th MOF, from `rank` on."
+    """What falls to process `rank` of `world` of `Beads` and their `Noise`: every world-th MOF, from
+    `rank` on."""
     chosen = torch.arange(rank, len(b.num_blocks), world, device=b.x.device)
     rows, owner = rows_of(b.num_blocks, chosen)
     mine = {name: getattr(b, name)[chosen] for name in ("k", "lattice", "num_blocks")} | {
@@ -437,7 +458,8 @@ MofDiff.draw_noise = draw_noise
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #n18noise4
 def noisy(self, b, z, k, noise):
-    "`Beads` b as noised, under codes z (B, latent) and the cell of standardised k (B, 6): (`Beads` for the denoiser, target of the features, target of the score)."
+    """`Beads` b as noised, under codes z (B, latent) and the cell of standardised k (B, 6): (`Beads` for
+    the denoiser, target of the features, target of the score)."""
     state = replace(
         b,
         k=k,
@@ -467,7 +489,8 @@ def _diffusion_loss(self, b, z, k_hat, noise):
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #15c7a51a
 def _prior_loss(self, z, noise):
-    "Error of the latent prior, at several times for each code since it is cheap; the codes are taken as they are."
+    """Error of the latent prior, at several times for each code since it is cheap; the codes are taken
+    as they are."""
     t, eps = noise.prior_t.flatten(), noise.prior_z.flatten(0, 1)
     z = z.detach().repeat(len(noise.prior_t), 1)
     signal, std = self.latent_noise.signal(t, z), self.latent_noise.noise(t, z)
@@ -479,7 +502,8 @@ def _prior_loss(self, z, noise):
 
 
 def _property_loss(self, z, y, each):
-    "Squared error of the standardised properties, over those that are known; 0 where none is. each: how many are known of a MOF on average, in the batch of all processes."
+    """Squared error of the standardised properties, over those that are known; 0 where none is. each:
+    how many are known of a MOF on average, in the batch of all processes."""
     if self.to_properties is None:
         return z.new_zeros(())
     y = (squash(y) - self.stat_property_mean) / self.stat_property_std
@@ -497,9 +521,11 @@ MofDiff._diffusion_loss, MofDiff._prior_loss, MofDiff._property_loss = (
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #ced2303f
 def loss(self, batch, generator=None, share=None):
-    """Training loss of a `MofBatch`. Returns {'loss', 'features', 'x', 'k', 'num_blocks', 'properties', 'kl', 'prior'}, scalars.
+    """Training loss of a `MofBatch`. Returns {'loss', 'features', 'x', 'k', 'num_blocks', 'properties',
+    'kl', 'prior'}, scalars.
 
-    kl is per MOF and in nats. share: (rank, world), the loss of one process's MOFs alone; its mean over the processes is the loss of the batch, when world divides it."""
+    kl is per MOF and in nats. share: (rank, world), the loss of one process's MOFs alone; its mean over
+    the processes is the loss of the batch, when world divides it."""
     b, y = self.beads(batch), batch.properties
     noise, each = self.draw_noise(b, generator), y.isfinite().sum() / len(y)
     if share:
@@ -523,7 +549,8 @@ MofDiff.loss = loss
 
 # %% ../../nbs/4_mofdiff/18_model.ipynb #d4b446c5
 def pack_library(library):
-    "Blocks and embeddings as a few small tensors, {name: tensor}; a block of 40 atoms takes about a kilobyte."
+    """Blocks and embeddings as a few small tensors, {name: tensor}; a block of 40 atoms takes about a
+    kilobyte."""
     small = {torch.float64: torch.float32, torch.int64: torch.int32}
     return {n: t.to(small.get(t.dtype, t.dtype)) for n, t in pack_blocks(library.blocks).items()} | {
         "library.embeddings": library.embeddings.float()

@@ -122,7 +122,8 @@ def toy_mofs(n, seed=0, nets=tuple(NETS)):
 
 
 def toy_embeddings(blocks, size=16):
-    "A stand-in for lesson 15: smooth functions (L, size) of a block's kind, number of connections, length and elements."
+    """A stand-in for lesson 15: smooth functions (L, size) of a block's kind, number of connections,
+    length and elements."""
     rows = torch.tensor(
         [
             [
@@ -140,7 +141,8 @@ def toy_embeddings(blocks, size=16):
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #a6d89911
 def joined(coarse, tolerance=1.0):
-    "Share of the beads of a toy `CoarseMof` that have as many partners (metal with organic) at joining distance, within tolerance (A), as arms."
+    """Share of the beads of a toy `CoarseMof` that have as many partners (metal with organic) at joining
+    distance, within tolerance (A), as arms."""
     arms, metal = (
         np.array([f(b) for b in coarse.blocks]) for f in (lambda b: b.num_connections, lambda b: b.is_metal)
     )
@@ -157,9 +159,11 @@ def joined(coarse, tolerance=1.0):
 # %% ../../nbs/4_mofdiff/17_network.ipynb #c057994b
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Size and inputs of the two networks. width x layers for the denoiser, encoder_layers for the encoder; latent: size of z; features: size d of
-    a bead's embedding; frequencies: Fourier features of fractional differences; bumps: radial functions on 0..reach A. cutoff: None, or the
-    distance (A) beyond which the encoder sees nothing, as in the released program (4.0). time: "t" (t/T) or "beta" (the release's)."""
+    """Size and inputs of the two networks. width x layers for the denoiser, encoder_layers for the
+    encoder; latent: size of z; features: size d of a bead's embedding; frequencies: Fourier features
+    of fractional differences; bumps: radial functions on 0..reach A. cutoff: None, or the distance
+    (A) beyond which the encoder sees nothing, as in the released program (4.0). time: "t" (t/T) or
+    "beta" (the release's)."""
 
     width: int = 128
     layers: int = 4
@@ -174,18 +178,22 @@ class NetworkConfig:
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #5552c14e
 def windowed_images(delta):
-    """The 27 copies of fractional differences (E, 3) around the origin: vectors u (E, 27, 3) and weights (E, 27) that add up to one.
+    """The 27 copies of fractional differences (E, 3) around the origin: vectors u (E, 27, 3) and weights
+    (E, 27) that add up to one.
 
-    A copy's weight, the product over the axes of 2/3 cos^2(pi u / 3), is zero where |u| reaches 3/2: smooth in delta, period one."""
+    A copy's weight, the product over the axes of 2/3 cos^2(pi u / 3), is zero where |u| reaches 3/2:
+    smooth in delta, period one."""
     u = (delta - delta.round())[:, None] + torch.tensor(IMAGES, device=delta.device, dtype=delta.dtype)
     return u, (2 / 3 * torch.cos(math.pi / 3 * u) ** 2).prod(-1)
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #d2f9b140
 @functools.lru_cache(maxsize=8)
 def radial_table(bumps, reach, dtype, device, fine=128):
-    """The bumps and the function 1 at evenly spaced distances: rows (n, bumps + 1), and the distance (A) between rows, 1 / fine of the bumps' own spacing.
+    """The bumps and the function 1 at evenly spaced distances: rows (n, bumps + 1), and the distance (A)
+    between rows, 1 / fine of the bumps' own spacing.
 
-    Straight lines between the rows are off by 1 / (8 fine^2) at most, 8e-6. From the last row on all bumps are below 1e-7."""
+    Straight lines between the rows are off by 1 / (8 fine^2) at most, 8e-6. From the last row on all
+    bumps are below 1e-7."""
     step = reach / (bumps - 1) / fine
     distance = step * torch.arange((bumps + 5) * fine + 2, dtype=torch.float64)
     return torch.cat([radial(distance, bumps, reach), torch.ones(len(distance), 1)], 1).to(
@@ -194,10 +202,12 @@ def radial_table(bumps, reach, dtype, device, fine=128):
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #d2f9b148
 def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None):
-    """What bead i sees of the copies of bead j: radial counts (E, bumps + 1) and the fractional vectors behind them (E, bumps + 1, 3).
+    """What bead i sees of the copies of bead j: radial counts (E, bumps + 1) and the fractional vectors
+    behind them (E, bumps + 1, 3).
 
-    x (M, 3) fractional, lattice (B, 3, 3) rows in A, pairs i, j (E,) of MOF pair_mof (E,). A bead does not see itself, only its copies.
-    cutoff: forget copies farther than this (A). Bumps are read from `radial_table`."""
+    x (M, 3) fractional, lattice (B, 3, 3) rows in A, pairs i, j (E,) of MOF pair_mof (E,). A bead does
+    not see itself, only its copies. cutoff: forget copies farther than this (A). Bumps are read from
+    `radial_table`."""
     u, weight = windowed_images(x[j] - x[i])
     distance = (u @ lattice[pair_mof]).norm(dim=-1)
     weight = torch.where((i == j)[:, None] & (u.abs().sum(-1) < 1e-6), 0, weight)
@@ -219,8 +229,9 @@ def pair_geometry(x, lattice, i, j, pair_mof, bumps=32, reach=20.0, cutoff=None)
 # %% ../../nbs/4_mofdiff/17_network.ipynb #c96d84d2
 @dataclass
 class Beads:
-    """A batch of MOFs as the networks see it. k (B, 6) of the lattice, standardised; lattice (B, 3, 3) A; num_blocks (B,); per bead: x (M, 3) fractional,
-    features (M, d) standardised, batch (M,). For the denoiser also t (B,) in [0, 1], sigma (B,) of the coordinates, z (B, latent)."""
+    """A batch of MOFs as the networks see it. k (B, 6) of the lattice, standardised; lattice (B, 3, 3)
+    A; num_blocks (B,); per bead: x (M, 3) fractional, features (M, d) standardised, batch (M,). For
+    the denoiser also t (B,) in [0, 1], sigma (B,) of the coordinates, z (B, latent)."""
 
     k: torch.Tensor
     lattice: torch.Tensor
@@ -241,7 +252,8 @@ def pool(h, batch, num_blocks):
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #0a66f8c7
 class BeadEncoder(nn.Module):
-    "`Beads` -> mu (B, latent), log_var (B, latent) in [-5, 5]. Does not change with rotation of the lattice, translation or order of the beads."
+    """`Beads` -> mu (B, latent), log_var (B, latent) in [-5, 5]. Does not change with rotation of the
+    lattice, translation or order of the beads."""
 
     def __init__(self, config=NetworkConfig()):
         super().__init__()
@@ -264,8 +276,9 @@ class BeadEncoder(nn.Module):
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #7a10a665
 def half_of(i, j):
-    """Of all pairs i, j (E,), as `all_pairs` orders them, the half with i <= j: its rows (H,); for every pair where in that half it, or its reverse, is found (E,); and 1 or -1 (E, 1),
-    the sign of what changes its sign between a pair and its reverse."""
+    """Of all pairs i, j (E,), as `all_pairs` orders them, the half with i <= j: its rows (H,); for every
+    pair where in that half it, or its reverse, is found (E,); and 1 or -1 (E, 1), the sign of what
+    changes its sign between a pair and its reverse."""
     reverse, upper = (j * (i.max() + 1) + i).argsort(), i <= j
     source = (upper.cumsum(0) - 1)[torch.where(upper, torch.arange(len(i), device=i.device), reverse)]
     return upper.nonzero()[:, 0], source, torch.where(upper, 1, -1)[:, None]
@@ -273,7 +286,8 @@ def half_of(i, j):
 
 @torch.no_grad()
 def edge_features(b, i, j, config, cutoff=None):
-    "Edge features (E, F) of `Beads` b, and vectors (E, bumps + 1, 3). With a cutoff, pairs without a copy inside it know nothing."
+    """Edge features (E, F) of `Beads` b, and vectors (E, bumps + 1, 3). With a cutoff, pairs without a
+    copy inside it know nothing."""
     half, source, sign = half_of(i, j)
     first, second = i[half], j[half]
     with torch.autocast(b.x.device.type, enabled=False):  # 1 % of a cell of 20 A would be lost in bfloat16
@@ -291,9 +305,11 @@ def edge_features(b, i, j, config, cutoff=None):
 
 # %% ../../nbs/4_mofdiff/17_network.ipynb #d41fef61
 class BeadDenoiser(nn.Module):
-    """`Beads` (with t, sigma, z) -> prediction for the features (M, d), normalised score of the coordinates (M, 3) without its mean over each MOF.
+    """`Beads` (with t, sigma, z) -> prediction for the features (M, d), normalised score of the coordinates
+    (M, 3) without its mean over each MOF.
 
-    The score is a sum of fractional vectors with scalar weights, plus a part along the axes of the cell from the bead's own state."""
+    The score is a sum of fractional vectors with scalar weights, plus a part along the axes of the cell
+    from the bead's own state."""
 
     def __init__(self, config=NetworkConfig()):
         super().__init__()

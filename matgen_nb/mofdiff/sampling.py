@@ -28,7 +28,8 @@ from ..utils import MatgenError, progress_bar
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #f756efeb
 @torch.no_grad()
 def sample_codes(model, n, generator=None, prior="learned", steps=100):
-    "n codes z (n, latent): from the latent diffusion that was trained with the model, or from N(0, 1) with prior='normal'."
+    """n codes z (n, latent): from the latent diffusion that was trained with the model, or from N(0, 1)
+    with prior='normal'."""
     if prior not in ("learned", "normal"):
         raise MatgenError(f"prior must be 'learned' or 'normal', not {prior!r}")
     z = random_normal((n, model.config.latent), generator, model.device)
@@ -42,7 +43,8 @@ def sample_codes(model, n, generator=None, prior="learned", steps=100):
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #62d574d5
 def start_state(model, z, num_blocks, k, generator=None):
-    "x_T for codes z (B, latent), K (B,) and standardised k (B, 6): `Beads` with places and features drawn from their priors."
+    """x_T for codes z (B, latent), K (B,) and standardised k (B, 6): `Beads` with places and features
+    drawn from their priors."""
     batch = torch.repeat_interleave(torch.arange(len(z), device=z.device), num_blocks)
     f = model.feature_noise.prior((len(batch), len(model.stat_feature_mean)), generator, z.device)
     x = model.coordinate_noise.prior((len(batch), 3), generator, z.device)
@@ -61,7 +63,8 @@ def start_state(model, z, num_blocks, k, generator=None):
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #7e085fc4
 def reverse_step(model, b, t, s, generator=None, eta=1.0, sharpen=1.0):
-    "One step of places and features from t to s < t, from one call of the denoiser on the whole batch. sharpen: of the places, see lesson 07."
+    """One step of places and features from t to s < t, from one call of the denoiser on the whole batch.
+    sharpen: of the places, see lesson 07."""
     prediction, score = model.denoiser(b)
     f = model.feature_noise.step(
         b.features, model.feature_eps(prediction, b.features, t), t, s, generator, eta
@@ -74,10 +77,11 @@ def reverse_step(model, b, t, s, generator=None, eta=1.0, sharpen=1.0):
 
 
 def corrector_step(model, b, s, generator=None, snr=0.2):
-    "One Langevin step of the places at noise level s >= 1, from one more call of the denoiser (lesson 07); features stay."
+    """One Langevin step of the places at noise level s >= 1, from one more call of the denoiser (lesson
+    07); features stay."""
     return replace(b, x=model.coordinate_noise.correct(b.x, model.denoiser(b)[1], s, generator, snr))
 
-
+# %% ../../nbs/4_mofdiff/19_sampling.ipynb #7e085fsp
 @torch.no_grad()
 def denoise(
     model,
@@ -92,8 +96,9 @@ def denoise(
     snr=0.2,
     advance=lambda n=1: None,
 ):
-    """The whole reverse process for codes z (B, latent). K (B,) and standardised k (B, 6) come from the heads unless given. Returns clean `Beads`.
-    corrector: how many `corrector_step`s of size snr follow each step."""
+    """The whole reverse process for codes z (B, latent). K (B,) and standardised k (B, 6) come from the
+    heads unless given. Returns clean `Beads`. corrector: how many `corrector_step`s of size snr
+    follow each step."""
     if num_blocks is None:
         num_blocks = model.decode_num_blocks(z).argmax(1)
     if k is None:
@@ -117,9 +122,11 @@ def nearest_blocks(features, embeddings, chunk=1 << 24):
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #669ff1f8
 def nearest_by_charge(features, embeddings, charges):
-    """For each bead the nearest block of each charge: distance (M, Q), index (M, Q), the Q different charges.
+    """For each bead the nearest block of each charge: distance (M, Q), index (M, Q), the Q different
+    charges.
 
-    features (M, d), embeddings (L, d); charges (L,): connection points of a block, negative for organic ones. Blocks without any are left out."""
+    features (M, d), embeddings (L, d); charges (L,): connection points of a block, negative for organic
+    ones. Blocks without any are left out."""
     kinds = charges[charges != 0].unique()
     columns = []
     for q in kinds:
@@ -151,10 +158,12 @@ def _trace(best, kinds, width):
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #cf10eb44
 def balance(cost, kinds, num_blocks):
-    """Cheapest choice of one of Q kinds for every bead such that the charges of each MOF add up to zero, exactly, by dynamic programming.
+    """Cheapest choice of one of Q kinds for every bead such that the charges of each MOF add up to zero,
+    exactly, by dynamic programming.
 
-    cost (B, N, Q), beads of MOF b in its first num_blocks[b] rows; kinds (Q,) int64 charges. Returns choice (B, N) (kind of each bead, -1 behind
-    the last one) and total cost (B,), infinite where no choice adds up to zero. All MOFs at once; N x Q steps on tables (B, reachable sums)."""
+    cost (B, N, Q), beads of MOF b in its first num_blocks[b] rows; kinds (Q,) int64 charges. Returns
+    choice (B, N) (kind of each bead, -1 behind the last one) and total cost (B,), infinite where no
+    choice adds up to zero. All MOFs at once; N x Q steps on tables (B, reachable sums)."""
     B, N, Q = cost.shape
     width = int(N * kinds.abs().max())  # sums lie in -width..width
     table = torch.full((B, 2 * width + 1), torch.inf, dtype=cost.dtype, device=cost.device)
@@ -170,9 +179,11 @@ def balance(cost, kinds, num_blocks):
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #6c0334be
 def choose_blocks(features, num_blocks, embeddings, charges, joint=True):
-    """Blocks for all beads: index (M,), embedding distance (M,), matched (B,) bool: as many metal as organic connection points.
+    """Blocks for all beads: index (M,), embedding distance (M,), matched (B,) bool: as many metal as
+    organic connection points.
 
-    joint: the choice of smallest total squared distance among the matched ones; where there is none, or with joint=False, the nearest block of each bead."""
+    joint: the choice of smallest total squared distance among the matched ones; where there is none, or
+    with joint=False, the nearest block of each bead."""
     device = features.device
     charges, batch = (
         charges.to(device),
@@ -198,17 +209,20 @@ def check_library(library, size):
     "MatgenError where a `Library` cannot make any MOF, or belongs to another model."
     if library is None or not len(library):
         raise MatgenError(
-            "there is no library of building blocks to decode with: give one with library=..., or use weights that were saved with theirs"
+            "there is no library of building blocks to decode with: give one with library=..., or use "
+            "weights that were saved with theirs"
         )
     metal, organic = int((library.charges > 0).sum()), int((library.charges < 0).sum())
     if not metal or not organic:
         missing, there = ("metal", organic) if not metal else ("organic", metal)
         raise MatgenError(
-            f"the library has no {missing} block with connection points ({there} of the other kind): no MOF can be made of it; add {missing} blocks"
+            f"the library has no {missing} block with connection points ({there} of the other kind): no "
+            f"MOF can be made of it; add {missing} blocks"
         )
     if library.embeddings.shape[1] != size:
         raise MatgenError(
-            f"the library's embeddings have size {library.embeddings.shape[1]}, the model was made for {size}: encode the blocks with the model's block encoder"
+            f"the library's embeddings have size {library.embeddings.shape[1]}, the model was made for "
+            f"{size}: encode the blocks with the model's block encoder"
         )
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #9dd0dbe2
@@ -222,7 +236,8 @@ class MofSample:
 
 
 def describe(coarse):
-    "What a table says about a `CoarseMof`: K, formula, volume (A^3), density (g/cm^3), smallest distance of two beads (A)."
+    """What a table says about a `CoarseMof`: K, formula, volume (A^3), density (g/cm^3), smallest
+    distance of two beads (A)."""
     elements = np.concatenate([b.elements for b in coarse.blocks])
     volume = float(abs(np.linalg.det(coarse.lattice)))
     d = ((coarse.frac_coords[:, None] - coarse.frac_coords)[:, :, None] + np.array(IMAGES)) @ coarse.lattice
@@ -260,7 +275,8 @@ def _mof_sample(model, library, lattice, x, index, distance, matched, properties
     reason = (
         ""
         if matched
-        else f"{abs(charge)} {'metal' if charge > 0 else 'organic'} connection points too many: no {len(index)} blocks of the library add up"
+        else f"{abs(charge)} {'metal' if charge > 0 else 'organic'} connection points too many: no "
+        f"{len(index)} blocks of the library add up"
     )
     predicted = {f"predicted_{name}": value for name, value in zip(model.property_names, properties)}
     return MofSample(
@@ -461,11 +477,13 @@ def _on_net(s, wanted, found, decoder, chosen):
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #011f60ae
 def codes_for_target(model, n, target, generator, prior="learned", draws=32, steps=100):
-    "The n codes, of draws x n from the prior, whose predicted properties are nearest to target {name: value}, in units of the training set's spread."
+    """The n codes, of draws x n from the prior, whose predicted properties are nearest to target {name:
+    value}, in units of the training set's spread."""
     unknown = sorted(set(target) - set(model.property_names))
     if unknown:
         raise MatgenError(
-            f"the model was not trained on {', '.join(unknown)}; it knows {', '.join(model.property_names) or 'no property'}"
+            f"the model was not trained on {', '.join(unknown)}; it knows "
+            f"{', '.join(model.property_names) or 'no property'}"
         )
     from matgen_nb.mofdiff.model import squash
 
@@ -551,11 +569,14 @@ def sample(
 ):
     """Draw n new MOFs. Returns a list of `MofSample` (coarse, row).
 
-    steps: network calls (at most T). target: {property: value}, codes whose predicted properties are nearest; z (n, latent): codes that are given. num_blocks: K of
-    all samples, else from the codes. library: blocks to decode with, else the model's own. prior: "learned" or "normal". joint: blocks chosen together,
-    so that connection points match. eta: 1 stochastic, 0 deterministic given the start. sharpen: of the places, 1 as learned (lesson 07). corrector: Langevin steps of the
-    places after each step, a further network call each. draws: so many MOFs of each code, in a row, n x draws in all. nets: `NetOptions`, where the weights
-    carry nets (`model.nets`). Same seed, arguments and device: same MOFs."""
+    steps: network calls (at most T). target: {property: value}, codes whose predicted properties are
+    nearest; z (n, latent): codes that are given. num_blocks: K of all samples, else from the codes.
+    library: blocks to decode with, else the model's own. prior: "learned" or "normal". joint: blocks
+    chosen together, so that connection points match. eta: 1 stochastic, 0 deterministic given the start.
+    sharpen: of the places, 1 as learned (lesson 07). corrector: Langevin steps of the places after each
+    step, a further network call each. draws: so many MOFs of each code, in a row, n x draws in all.
+    nets: `NetOptions`, where the weights carry nets (`model.nets`). Same seed, arguments and device:
+    same MOFs."""
     check_sample_request(self, n, steps, z, num_blocks, library, batch_size, corrector, sharpen, draws, eta)
     samples, group, decoder = [], max(1, batch_size // draws), net_decoder(self, library, nets)
     with (
