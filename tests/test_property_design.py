@@ -46,7 +46,7 @@ def test_region_holds_its_share_and_clipping_stays_inside(seed, share, n):
 
 
 def test_region_refuses_what_it_cannot_fit():
-    for codes, share in ((torch.zeros(1, 3), 0.9), (torch.randn(5, 3), 0.0), (torch.randn(5, 3), 1.1)):
+    for codes, held in ((torch.zeros(1, 3), 0.9), (torch.randn(5, 3), 0.0), (torch.randn(5, 3), 1.1)):
         with pytest.raises(MatgenError):
             pd.trust_region(codes, held)
 

@@ -10,7 +10,7 @@ __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'HELP', 'NetShare', 'NetCandidates'
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import numpy as np
 import typer

@@ -4,10 +4,10 @@
 __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN', 'settings', 'Recipe', 'recipe', 'Job',
            'prepared_crystals', 'crystals_of', 'some', 'card_text', 'card_value', 'figure_row', 'figure_rows',
            'show_rows', 'trained', 'sampled_crystals', 'reproduce_symmcd', 'split_blocks', 'mofs_of', 'finds',
-           'reproduce_blocks', 'reproduce_mofdiff', 'run_options', 'ablation_rows', 'reproduce_ablations',
-           'fewest_steps', 'setting_rows', 'crystal_steps', 'framework_steps', 'plot_steps', 'published_steps',
-           'step_rows', 'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce',
-           'comparison_text', 'benchmark']
+           'reproduce_blocks', 'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps',
+           'setting_rows', 'crystal_steps', 'framework_steps', 'plot_steps', 'published_steps', 'step_rows',
+           'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce', 'comparison_text',
+           'benchmark']
 
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290002
 import json
@@ -531,7 +531,7 @@ def reproduce_mofdiff(job):
     (samples,) = as_folder(job.out).claim("samples/")
     weights = file_hash(job.out / "training" / "weights.safetensors")
     found = make_mofs(
-        model, s["n"], samples, job.seed, *run_options(job, samples, weights, s["sample_steps"])
+        model, s["n"], samples, job.seed, *_run_options(job, samples, weights, s["sample_steps"])
     )
     write_table(_claimed(job.out / "table.csv"), found.table)
     write_json(_claimed(job.out / "summary.json"), found.summary)
@@ -539,7 +539,7 @@ def reproduce_mofdiff(job):
     return figure_rows(job.name, found.summary), figure
 
 
-def run_options(job, folder, weights, steps, **sampling):
+def _run_options(job, folder, weights, steps, **sampling):
     "(`PipelineOptions`, `RunOptions`) of a recipe: not relaxed, coordinates as the model gives them."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
     from matgen_nb.mofdiff.pipeline import PipelineOptions
@@ -702,7 +702,7 @@ def framework_steps(job, steps, corrector):
     )
     as_folder(job.out).claim(f"runs/{out.name}/")
     weights = file_hash(find_weights(s["mofdiff"]))
-    options = run_options(job, out, weights, steps, corrector=corrector)
+    options = _run_options(job, out, weights, steps, corrector=corrector)
     summary = make_mofs(model, s["frameworks"], out, job.seed, *options).summary
     fit = [mismatch(s.coarse) for s in FolderResults(out).all_samples() if s.row["matched"]]
     value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
