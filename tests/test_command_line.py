@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from matgen_nb.commands import main as entry, options
 from matgen_nb.scale import crystal_runs, runs
-from matgen_nb.symmcd.evaluation import composition_validity
+from matgen_nb.symmcd.composition import composition_validity
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
 from matgen_nb.symmetry.crystal import Crystal

@@ -1,4 +1,4 @@
-"""Lesson 13b: hull, relaxation within the space group, exchanges, match rate. Most of it with a potential of pairs; CHGNet where it is installed."""
+"""Lessons 13b to 13e: hull, relaxation within the space group, exchanges, match rate. Most of it with a potential of pairs; CHGNet where it is installed."""
 
 import importlib.util
 import json
@@ -9,36 +9,42 @@ import numpy as np
 import pytest
 import torch
 from matgen_nb.symmcd.dataset import CrystalData, from_units, prepare
-from matgen_nb.symmcd.energy import (
+from matgen_nb.symmcd.potential import (
     EnergyCache,
-    EnergyOptions,
-    EnergyReference,
-    Hull,
     PairPotential,
     Potential,
-    QualityLog,
-    RelaxingModel,
-    RelaxOptions,
     SinglePoint,
     batches,
-    choose_crystals,
-    contacts,
     energies,
-    energy_reference,
-    energy_scale,
+    get_potential,
+    primitive_cell,
+    single_points,
+)
+from matgen_nb.symmcd.energy import (
+    EnergyOptions,
+    QualityLog,
+    RelaxingModel,
+    contacts,
     evaluate_energies,
     exchange_gains,
-    exchanges,
-    fit_elements,
     free_coordinates,
-    get_potential,
     match_rates,
     median_entry,
+)
+from matgen_nb.symmcd.hull import (
+    EnergyReference,
+    Hull,
+    choose_crystals,
+    energy_reference,
+    energy_scale,
+    fit_elements,
+)
+from matgen_nb.symmcd.group_relaxation import (
+    RelaxOptions,
+    exchanges,
     primitive_basis,
-    primitive_cell,
     relax,
     relax_samples,
-    single_points,
     symmetric_cell,
     symmetric_gradient,
 )
@@ -565,12 +571,21 @@ def test_relaxed_samples_say_what_happened():
     assert refused.row["relax_reason"] == "no graph for Ti" and refused.row["energy_after"] is None
 
 
+@pytest.mark.parametrize("moved", [None, np.array([0.1, 0, 2.5])])
+@pytest.mark.parametrize("potential", [PAIRS, "failing"])
+def test_relaxed_samples_keep_how_far_projection_moved_the_orbits(moved, potential):
+    before = Sample(cube(3.9).to_crystal(), cube(3.9), {}, moved)
+    potential = Failing() if potential == "failing" else potential
+    (after,) = relax_samples([before], potential, RelaxOptions(exchanges=0, steps=2), progress=None)
+    assert after.moved is moved and len(after.unit.elements) == 3
+
+
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     "The command line with the pair potential under the name `pairs`, a cache of its own, and an evaluation that costs nothing."
     from matgen_nb.commands import main as entry
     from matgen_nb.scale import crystal_runs
-    from matgen_nb.symmcd import energy
+    from matgen_nb.symmcd import potential as energy
     from matgen_nb.symmcd.evaluation import Evaluation
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from matgen_nb.symmcd import evaluation as ev
+from matgen_nb.symmcd import evaluation as ev, fingerprints as fp, hull
 from matgen_nb.symmetry.crystal import Crystal
 
 SALT = Crystal(
@@ -47,7 +47,7 @@ def real_crystals(n):
 def test_one_site_per_orbit_on_real_crystals():
     for crystal in real_crystals(6):
         assert (
-            np.abs(ev.structure_fingerprint(crystal) - ev.structure_fingerprint(crystal, None)).max() < 0.02
+            np.abs(fp.structure_fingerprint(crystal) - fp.structure_fingerprint(crystal, None)).max() < 0.02
         )
 
 
@@ -175,12 +175,12 @@ def test_empty_sample_and_unknown_metric():
 
 def test_stability():
     pytest.importorskip("chgnet")
-    table, summary = ev.stability([SALT], hull=[SALT], relax_steps=3, progress=False)
+    table, summary = hull.stability([SALT], hull=[SALT], relax_steps=3, progress=False)
     assert table[0]["stable"] and abs(table[0]["e_above_hull"]) < 1e-5 and summary["stable"]["n"] == 1
     assert all(
         word in summary["stable"]["protocol"] for word in ("CHGNet", "0.1 eV/atom", "hull", "at most 3 steps")
     )
-    assert ev.stability([SALT], relax_steps=1, progress=False)[0][0]["stable"] is None
+    assert hull.stability([SALT], relax_steps=1, progress=False)[0][0]["stable"] is None
 
 
 @pytest.mark.parametrize(

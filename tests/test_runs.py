@@ -545,7 +545,8 @@ def test_a_history_that_was_cut_gives_its_whole_lines(tmp_path_factory, cut):
 
 
 def test_time_limits_hold_for_flat_and_skewed_cells_and_slabs():
-    from matgen_nb.symmcd.evaluation import describe, neighbours, shortest_distance, site_fingerprint
+    from matgen_nb.symmcd.evaluation import describe
+    from matgen_nb.symmcd.fingerprints import neighbours, shortest_distance, site_fingerprint
 
     skew = np.array([[1, 0, 0], [40, 1, 0], [7, -90, 1]])
     skewed = Crystal(skew @ SALT.lattice, SALT.elements, SALT.frac_coords @ np.linalg.inv(skew))

@@ -46,7 +46,7 @@ def given_units(source: Path, symprec: float = 0.1) -> tuple[list, list, list]:
 # %% ../../nbs/5_scale/25b_predict_commands.ipynb #pc250008
 def compared(samples: list, units: list, rows: list) -> tuple[list, dict]:
     """Rows with `match` (rms distance, empty where there is none), and the summary of the match rate
-    (lesson 13b)."""
+    (lesson 13e)."""
     from matgen_nb.symmcd.energy import match_rates
 
     try:

@@ -179,7 +179,8 @@ class QualityChoices:
 
 def _energy_parts(name: str | None, source) -> dict:
     "Scale and potential for a QualityLog; where something is missing, one message and no energies."
-    from matgen_nb.symmcd.energy import EnergyCache, default_cache, energy_reference, energy_scale
+    from matgen_nb.symmcd.potential import EnergyCache, default_cache
+    from matgen_nb.symmcd.hull import energy_reference, energy_scale
 
     if name is None:
         return {}
@@ -193,7 +194,7 @@ def _energy_parts(name: str | None, source) -> dict:
 
 
 def quality_callbacks(data, val, config: TrainConfig, source, choices: QualityChoices) -> tuple:
-    """Callbacks of the Trainer (none where `quality_every` is 0) that predict held-out crystals (lesson 13b).
+    """Callbacks of the Trainer (none where `quality_every` is 0) that predict held-out crystals (lesson 13e).
     val: their CrystalData, or None: what the Trainer holds out; source: file of the data, for energies."""
     if not choices.quality_every:
         return ()
@@ -267,13 +268,13 @@ def relaxing_potential(name: str | None):
     is said at once."""
     if name is None:
         return None
-    from matgen_nb.symmcd.energy import get_potential
+    from matgen_nb.symmcd.potential import get_potential
 
     return get_potential(name)
 
 
 def relaxing(model, potential):
-    "The model, or one whose samples are relaxed by a potential (lesson 13b)."
+    "The model, or one whose samples are relaxed by a potential (lesson 13e)."
     if potential is None:
         return model
     from matgen_nb.symmcd.energy import RelaxingModel
@@ -386,7 +387,7 @@ def judge(crystals: list, reference, cache=None, training=None, names=None, opti
 
 def add_stability(crystals, hull, rows, summary):
     "Rows and summary with the CHGNet stability of the crystals that exist; the others are not judged."
-    from matgen_nb.symmcd.evaluation import stability
+    from matgen_nb.symmcd.hull import stability
 
     there = [i for i, c in enumerate(crystals) if c is not None]
     table, totals = stability([crystals[i] for i in there], hull=hull)
@@ -419,7 +420,7 @@ def energy_inputs(source, reference, training=None):
     """What `add_energies` needs besides the crystals: (hull, real, relaxed). hull: EnergyReference of the
     training set, or, where that has no energies, of the reference; real: list of REAL crystals of the
     reference; relaxed: see `relaxed_before`. MatgenError where neither has energies."""
-    from matgen_nb.symmcd.energy import energy_reference
+    from matgen_nb.symmcd.hull import energy_reference
 
     try:
         hull = energy_reference(training or reference)
@@ -432,19 +433,14 @@ def energy_inputs(source, reference, training=None):
 
 # %% ../../nbs/5_scale/24d_crystal_runs.ipynb #n25ene05
 def add_energies(crystals, rows, summary, inputs, name="chgnet"):
-    """Rows and summary with the energies of lesson 13b, of the crystals and, under names that begin with
+    """Rows and summary with the energies of lesson 13e, of the crystals and, under names that begin with
     "real ", of real ones.
 
     inputs: of `energy_inputs`; name: of a potential, or a Potential. Energies are kept in the user's
     cache: the second time costs nothing."""
-    from matgen_nb.symmcd.energy import (
-        EnergyCache,
-        EnergyOptions,
-        default_cache,
-        energy_scale,
-        evaluate_energies,
-        get_potential,
-    )
+    from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential
+    from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
+    from matgen_nb.symmcd.hull import energy_scale
 
     hull, real, relaxed = inputs
     potential = get_potential(name)
@@ -470,7 +466,7 @@ class EnergyChoices:
 
     energy: bool = option(
         False,
-        "Energies too (lesson 13b), of the crystals and of real ones; "
+        "Energies too (lesson 13e), of the crystals and of real ones; "
         "--training or --reference must be a file with energies.",
     )
     potential: str = option("chgnet", "For --energy: chgnet (the extra stability) or sevenn.")

@@ -481,7 +481,7 @@ def read_csv(path, column="cif"):
     return [(_title(i, row), row[column] or "") for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/3_symmcd/09_dataset.ipynb #n09ene01
-# eV/atom; what the hull of lesson 13b is made of
+# eV/atom; what the hull of lesson 13c is made of
 ENERGY_COLUMNS = ("formation_energy_per_atom", "e_above_hull")
 
 

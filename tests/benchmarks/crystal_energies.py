@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write matgen_nb/data/crystal_energies.csv: the table of lesson 13b, one line a figure (model, figure, value, low, high, n, source).
+"""Write matgen_nb/data/crystal_energies.csv: the table of lesson 13e, one line a figure (model, figure, value, low, high, n, source).
 
     python tests/benchmarks/crystal_energies.py --training train.csv.gz --held-out val.csv.gz [--weights symmcd-mp20-small]
 
@@ -14,16 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-from matgen_nb.symmcd.energy import (
-    EnergyCache,
-    EnergyOptions,
-    default_cache,
-    energy_reference,
-    energy_scale,
-    evaluate_energies,
-    get_potential,
-    primitive_cell,
-)
+from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential, primitive_cell
+from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
+from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.utils import atomic_write
 
