@@ -22,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 import typer
 
-from .mofs import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff, make_mofs, read_sampled
+from .mofs import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
 from matgen_nb.commands.options import (
     Compile,
     Device,
@@ -552,8 +552,8 @@ def reproduce_blocks(job):
 def reproduce_mofdiff(job):
     "Train on frameworks whose blocks are embedded, sample, assemble, judge."
     from matgen_nb.mofdiff.embedding import BlockEncoder
-    from matgen_nb.mofdiff.evaluation import MofEvaluation, plot_summary
-    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.mofdiff.evaluation import plot_summary
+    from matgen_nb.scale.mof_runs import make_mofs
 
     s, data = job.settings, mofs_of(job)
     encoder = BlockEncoder.from_pretrained(s["blocks"], job.device)
@@ -573,26 +573,28 @@ def reproduce_mofdiff(job):
         job,
     ).eval()
     (samples,) = as_folder(job.out).claim("samples/")
-    table, summary = make_mofs(
-        model,
-        s["n"],
-        samples,
-        job.seed,
-        s["sample_steps"],
-        relax=False,
-        n_jobs=job.n_jobs,
-        resume=(samples / "request.json").exists(),
-        weights=file_hash(job.out / "training" / "weights.safetensors"),
-        starts=s["starts"],
-        generations=s["generations"],
-        nets=NetOptions(share=0),
-        progress=False,
+    weights = file_hash(job.out / "training" / "weights.safetensors")
+    found = make_mofs(
+        model, s["n"], samples, job.seed, *_run_options(job, samples, weights, s["sample_steps"])
     )
-    write_table(_claimed(job.out / "table.csv"), table)
-    write_json(_claimed(job.out / "summary.json"), summary)
-    return figure_rows(job.name, summary), plot_summary(
-        MofEvaluation(table, summary), ax=_axes(summary)
-    ).figure
+    write_table(_claimed(job.out / "table.csv"), found.table)
+    write_json(_claimed(job.out / "summary.json"), found.summary)
+    figure = plot_summary(found, ax=_axes(found.summary)).figure
+    return figure_rows(job.name, found.summary), figure
+
+
+def _run_options(job, folder, weights, steps, **sampling):
+    "(`PipelineOptions`, `RunOptions`) of a recipe: not relaxed, coordinates as the model gives them."
+    from matgen_nb.mofdiff.assembly import AssemblyOptions
+    from matgen_nb.mofdiff.pipeline import PipelineOptions
+    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.scale.mof_runs import MofRunOptions
+
+    s, sampling = job.settings, sampling | dict(steps=steps, nets=NetOptions(share=0), progress=False)
+    assembly = AssemblyOptions(starts=s["starts"], generations=s["generations"])
+    options = PipelineOptions(assembly=assembly, relax=False, sampling=sampling)
+    resume = (folder / "request.json").exists()
+    return options, MofRunOptions(n_jobs=job.n_jobs, resume=resume, weights=weights)
 
 
 def _axes(summary):
@@ -734,7 +736,7 @@ def framework_steps(job, steps, corrector):
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd.evaluation import resampled
-    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.scale.mof_runs import FolderResults, make_mofs
 
     s = job.settings
     model, cpu, out = (
@@ -743,23 +745,10 @@ def framework_steps(job, steps, corrector):
         job.out / "runs" / f"frameworks-{steps}-{corrector}",
     )
     as_folder(job.out).claim(f"runs/{out.name}/")
-    _, summary = make_mofs(
-        model,
-        s["frameworks"],
-        out,
-        job.seed,
-        steps,
-        relax=False,
-        n_jobs=job.n_jobs,
-        resume=(out / "request.json").exists(),
-        weights=file_hash(find_weights(s["mofdiff"])),
-        starts=s["starts"],
-        generations=s["generations"],
-        progress=False,
-        corrector=corrector,
-        nets=NetOptions(share=0),
-    )
-    fit = [mismatch(coarse) for coarse, row in zip(*read_sampled(out)) if row["matched"]]
+    weights = file_hash(find_weights(s["mofdiff"]))
+    options = _run_options(job, out, weights, steps, corrector=corrector)
+    summary = make_mofs(model, s["frameworks"], out, job.seed, *options).summary
+    fit = [mismatch(s.coarse) for s in FolderResults(out).all_samples() if s.row["matched"]]
     value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
     summary["mismatch"] = dict(value=float(value), low=float(low), high=float(high), n=len(fit))
     return setting_rows(summary, "mofdiff", steps, corrector, (time.process_time() - cpu) / s["frameworks"])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from collections.abc import Callable
+from typing import Any
 
 from .runs import read_table
 from ..utils import MatgenError
@@ -132,7 +133,7 @@ class Setting:
 
 
 def training_step(
-    model, data, batch_size: int, seed: int, device: str, setting: Setting | None = None
+    model: Any, data: Any, batch_size: int, seed: int, device: str, setting: Setting | None = None
 ) -> Callable[[], None]:
     "A function that trains one step, with the trainer's optimizer; with a `Setting` also in its precision, compiled, and the gradient clipped, as the trainer does."
     import torch
