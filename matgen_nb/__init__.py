@@ -9,15 +9,16 @@ _FRONT_DOOR = {
     "SymmCD": ("matgen_nb.symmcd.model", "matgen_nb.symmcd.staged_sampling"),
     "SamplingOptions": ("matgen_nb.symmcd.reverse", "matgen_nb.symmcd.reverse"),
     "evaluate_crystals": ("matgen_nb.symmcd.evaluation", "matgen_nb.symmcd.evaluation"),
-    "energies": ("matgen_nb.symmcd.potential", "matgen_nb.symmcd.potential"),
-    "Mof": ("matgen_nb.mofdiff.bonds", "matgen_nb.mofdiff.bonds"),
-    "decompose": ("matgen_nb.mofdiff.decomposition", "matgen_nb.mofdiff.decomposition"),
+    "energies": ("matgen_nb.symmcd.energy", "matgen_nb.symmcd.energy"),
+    "Mof": ("matgen_nb.mofdiff.building_blocks", "matgen_nb.mofdiff.building_blocks"),
+    "decompose": ("matgen_nb.mofdiff.building_blocks", "matgen_nb.mofdiff.building_blocks"),
     "BlockEncoder": ("matgen_nb.mofdiff.embedding", "matgen_nb.mofdiff.embedding"),
     "CoarseMof": ("matgen_nb.mofdiff.coarse_graining", "matgen_nb.mofdiff.coarse_graining"),
     "MofDiff": ("matgen_nb.mofdiff.model", "matgen_nb.mofdiff.sampling"),
     "assemble": ("matgen_nb.mofdiff.assembly", "matgen_nb.mofdiff.assembly"),
     "relax": ("matgen_nb.mofdiff.relaxation", "matgen_nb.mofdiff.relaxation"),
     "evaluate_mofs": ("matgen_nb.mofdiff.evaluation", "matgen_nb.mofdiff.evaluation"),
+    "generate": ("matgen_nb.mofdiff.pipeline", "matgen_nb.mofdiff.pipeline"),
 }
 
 

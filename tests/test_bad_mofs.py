@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,12 @@ from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
 from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, statistics
-from matgen_nb.commands import main as entry, mofs as mc
+from matgen_nb.commands import main as entry
+from matgen_nb.mofdiff import pipeline
+from matgen_nb.mofdiff.assembly import AssemblyOptions
+from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
+from matgen_nb.mofdiff.sampling import MofSample
+from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -141,7 +145,7 @@ def model(data):
 @pytest.mark.parametrize("points", [0, 1])
 def test_a_block_that_can_hold_nothing(tmp_path, data, points):
     "In assembly: a row with the reason; its neighbours are assembled."
-    from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
+    from matgen_nb.mofdiff.assembly import assemble
 
     good = data[2]
     b = good.blocks[-1]
@@ -160,10 +164,12 @@ def test_a_block_that_can_hold_nothing(tmp_path, data, points):
         and f"has {points} connection point" in first.row["reason"]
         and second.row["bond_success"] == 1
     )
-    mc.assemble_stage(
-        [replace(lame, name="mof_00000"), replace(good, name="mof_00001")], tmp_path, starts=16, generations=1
-    )
-    (row, none), (_, built) = (mc.read_stage(tmp_path / "assembled", n) for n in ("mof_00000", "mof_00001"))
+    options = PipelineOptions(assembly=AssemblyOptions(starts=16, generations=1))
+    results = FolderResults(tmp_path)
+    samples = pipeline.numbered([MofSample(c, dict(matched=True)) for c in (lame, good)])
+    pipeline.assemble_stage(samples, results, options=options)
+    row, none = results.load("assembled", "mof_00000").row, results.load("assembled", "mof_00000").mof
+    built = results.load("assembled", "mof_00001").mof
     assert none is None and "connection point" in row["reason"] and built is not None
     no_leftovers(tmp_path)
 
@@ -222,25 +228,24 @@ def test_weights_of_another_model_everywhere(tmp_path, model, data, capsys):
 
 
 def test_relaxations_that_blow_up_or_hang_take_no_neighbour_with_them(tmp_path, monkeypatch):
-    import matgen_nb.mofdiff.relaxation as relaxation
-
     mof = textbook_mof("MIL-53")
     crushed = Mof(
         Crystal(mof.crystal.lattice * 0.5, mof.crystal.elements, mof.crystal.frac_coords),
         mof.bonds,
         mof.images,
     )
-    real = relaxation.relax
+    real = pipeline.relax
     monkeypatch.setattr(
-        relaxation, "relax", lambda m, how, name: time.sleep(600) if name == "hangs" else real(m, how, name)
+        pipeline, "relax", lambda m, how, name: time.sleep(600) if name == "hangs" else real(m, how, name)
     )
+    results = FolderResults(tmp_path)
     for name, m in (("crushed", crushed), ("hangs", mof), ("good", mof)):
-        mc.write_stage(tmp_path / "assembled", name, dict(bond_success=1), m.crystal, m.bonds, m.images)
-    monkeypatch.setattr(
-        mc, "run_stage", lambda *a, _run=mc.run_stage: _run(*a[:-1], 40)
-    )  # seconds for one, instead of 2 x limit + 60
-    mc.relax_stage(["crushed", "hangs", "good"], tmp_path, limit=35.0)
-    rows = {n: mc.read_stage(tmp_path / "relaxed", n)[0] for n in ("crushed", "hangs", "good")}
+        results.begin("assembled", [name])
+        results.save("assembled", name, StageResult(dict(bond_success=1), m))
+    # seconds for one, instead of 2 x limit + 60
+    monkeypatch.setattr(pipeline, "run_stage", lambda *a, _run=pipeline.run_stage: _run(*a[:-1], 40))
+    pipeline.relax_stage(["crushed", "hangs", "good"], results, PipelineOptions(relax_limit=35.0))
+    rows = {n: results.load("relaxed", n).row for n in ("crushed", "hangs", "good")}
     assert (
         "took longer than 40 s" in rows["hangs"]["reason"]
         and not rows["crushed"]["converged"]

@@ -19,7 +19,12 @@ from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
 from matgen_nb.diffusion.pretrained import find_weights
 from matgen_nb.commands import main as entry, mofs as mc, options
-from matgen_nb.scale import runs
+from matgen_nb.mofdiff import pictures, pipeline
+from matgen_nb.mofdiff.assembly import AssemblyOptions
+from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
+from matgen_nb.mofdiff.sampling import MofSample
+from matgen_nb.scale import mof_runs, runs
+from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -77,14 +82,28 @@ def cifs(tmp_path):
     return tmp_path / "cifs"
 
 
+QUICK = PipelineOptions(assembly=AssemblyOptions(starts=16, generations=1), relax_limit=20.0)
+
+
 def put_sampled(out, data):
-    "A run whose stage one is the textbook itself."
-    named = [replace(data[i], name=f"mof_{i:05d}") for i in range(len(data))]
-    MofData.from_coarse(named).save(out / "sampled" / "00000.safetensors")
-    runs.write_table(
-        out / "sampled" / "00000.csv", [dict(name=c.name, matched=True, reason="") for c in named]
-    )
-    return named
+    "A run whose stage one is the textbook itself: its beads."
+    samples = pipeline.numbered([MofSample(data[i], dict(matched=True, reason="")) for i in range(len(data))])
+    FolderResults(out).save_samples(samples)
+    return [s.coarse for s in samples]
+
+
+def put_stage(out, stage, name, row, mof=None):
+    "A framework that a stage has finished."
+    results = FolderResults(out)
+    results.begin(stage, [name])
+    results.save(stage, name, StageResult(row, mof))
+
+
+def collect(out, relaxed=True, known=None):
+    "The table and the summary of a run."
+    results = FolderResults(out)
+    rows = [s.row for s in results.all_samples()]
+    return pipeline.evaluate_results(rows, results, relaxed, known)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -236,13 +255,15 @@ def test_identities_from_beads_are_those_from_atoms(data):
 def test_stages_on_known_beads(tmp_path, data):
     named = put_sampled(tmp_path, data)
     names = [c.name for c in named]
-    mc.assemble_stage(named, tmp_path, starts=16, generations=1)
-    mc.judge_stage(names, tmp_path)
-    before, _ = mc.collect(tmp_path, relax=False)
+    results = FolderResults(tmp_path)
+    pipeline.assemble_stage(results.all_samples(), results, options=QUICK)
+    pipeline.evaluate_stage(names, results)
+    before = collect(tmp_path, False).table
     assert [r["stage"] for r in before] == ["assembled"] * 3 and all(r["valid"] for r in before)
-    mc.relax_stage(names[1:2], tmp_path, limit=20.0)
-    mc.judge_stage(names, tmp_path)  # what was relaxed is judged again, the others are not
-    after, summary = mc.collect(tmp_path, evaluation.known_identities(data))
+    pipeline.relax_stage(names[1:2], results, QUICK)
+    pipeline.evaluate_stage(names, results)  # what was relaxed is evaluated again, the others are not
+    found = collect(tmp_path, known=evaluation.known_identities(data))
+    after, summary = found.table, found.summary
     assert (
         [r["stage"] for r in after] == ["assembled", "relaxed", "assembled"]
         and after[1]["valid"]
@@ -259,24 +280,17 @@ def test_a_collapsed_framework_is_not_valid(tmp_path, data):
     named = put_sampled(tmp_path, data)
     for c, name, change in zip(named, NAMES, (-0.41, 0.02, -0.1)):
         mof = textbook_mofs()[name]
-        mc.write_stage(
-            tmp_path / "assembled",
-            c.name,
-            dict(bond_success=1, clashes=0),
-            mof.crystal,
-            mof.bonds,
-            mof.images,
-        )
-        mc.write_stage(
-            tmp_path / "relaxed",
+        put_stage(tmp_path, "assembled", c.name, dict(bond_success=1, clashes=0), mof)
+        put_stage(
+            tmp_path,
+            "relaxed",
             c.name,
             dict(converged=True, volume_change=change, energy_per_atom=0.0, stopped="converged"),
-            mof.crystal,
-            mof.bonds,
-            mof.images,
+            mof,
         )
-    mc.judge_stage([c.name for c in named], tmp_path)
-    table, summary = mc.collect(tmp_path)
+    pipeline.evaluate_stage([c.name for c in named], FolderResults(tmp_path))
+    found = collect(tmp_path)
+    table, summary = found.table, found.summary
     assert (
         [r["valid"] for r in table] == [False, True, True]
         and table[0]["reason"] == "relaxation: the volume changed by -41%"
@@ -300,11 +314,13 @@ def test_a_framework_that_hangs_or_fails_takes_no_neighbour_with_it(tmp_path, da
 
     monkeypatch.setattr(assembly, "assemble", slow)
     named = put_sampled(tmp_path, data)
-    mc.assemble_stage(named, tmp_path, starts=4, generations=1, limit=6.0)
-    rows = [mc.read_stage(tmp_path / "assembled", c.name) for c in named]
-    assert rows[1][1] is None and "took longer" in rows[1][0]["reason"] and rows[0][1] is not None
-    mc.judge_stage([c.name for c in named], tmp_path)
-    table, _ = mc.collect(tmp_path, relax=False)
+    results = FolderResults(tmp_path)
+    options = PipelineOptions(assembly=AssemblyOptions(starts=4, generations=1), assemble_limit=6.0)
+    pipeline.assemble_stage(results.all_samples(), results, options=options)
+    found = [results.load("assembled", c.name) for c in named]
+    assert found[1].mof is None and "took longer" in found[1].row["reason"] and found[0].mof is not None
+    pipeline.evaluate_stage([c.name for c in named], FolderResults(tmp_path))
+    table = collect(tmp_path, False).table
     assert "took longer" in table[1]["reason"] and not table[1]["valid"] and len(table) == 3
 
 
@@ -402,28 +418,21 @@ def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
     named = put_sampled(tmp_path, data)
     for c, name in zip(named, NAMES):
         mof, cart = textbook_mofs()[name], textbook_mofs()[name].crystal.cart_coords.copy()
-        mc.write_stage(
-            tmp_path / "assembled",
-            c.name,
-            dict(bond_success=1, clashes=0),
-            mof.crystal,
-            mof.bonds,
-            mof.images,
-        )
+        put_stage(tmp_path, "assembled", c.name, dict(bond_success=1, clashes=0), mof)
         if name == "IRMOF-1":  # a linker slips: all checks pass, the net is another
             d = decompose(mof)
             cart[next(a for b, a in zip(d.blocks, d.atoms) if not b.is_metal), 0] += 1.5
         after = Crystal(mof.crystal.lattice, mof.crystal.elements, cart @ np.linalg.inv(mof.crystal.lattice))
-        mc.write_stage(
-            tmp_path / "relaxed",
+        put_stage(
+            tmp_path,
+            "relaxed",
             c.name,
             dict(converged=True, volume_change=0.0, energy_per_atom=0.0, stopped="converged"),
-            after,
-            mof.bonds,
-            mof.images,
+            Mof(after, mof.bonds, mof.images),
         )
-    mc.judge_stage([c.name for c in named], tmp_path)
-    table, summary = mc.collect(tmp_path, evaluation.known_identities(data)[:0])
+    pipeline.evaluate_stage([c.name for c in named], FolderResults(tmp_path))
+    found = collect(tmp_path, known=[])
+    table, summary = found.table, found.summary
     assert (
         [r["valid"] for r in table] == [False, True, True]
         and all(r["valid_before"] for r in table)
@@ -438,19 +447,20 @@ def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
         summary["as_drawn"]["value"] == summary["valid"]["value"] == 2 / 3
         and summary["valid_before"]["value"] == summary["vnu_before"]["value"] == 1
     )
-    assert all(r["novel"] is None and r["vnu"] is None for r in mc.collect(tmp_path)[0]), (
+    assert all(r["novel"] is None and r["vnu"] is None for r in collect(tmp_path).table), (
         "nothing to compare with"
     )
-    unrelaxed, before = mc.collect(tmp_path, relax=False)
+    found = collect(tmp_path, False)
+    unrelaxed, before = found.table, found.summary
     assert (
         [r["stage"] for r in unrelaxed] == ["assembled"] * 3
         and before["valid"]["value"] == 1
         and "converged" not in before
         and "valid_before" not in before
     )
-    mc.finish_mofs(
-        tmp_path, None, dict(command="test"), relax=False
-    )  # asked for without relaxation after it was relaxed
+    # requested without relaxation after it was relaxed
+    results = FolderResults(tmp_path)
+    mof_runs.finish_run(results, results.all_samples(), found, dict(command="test"))
     assert [r["stage"] for r in runs.read_table(tmp_path / "table.csv")] == ["assembled"] * 3
 
 
@@ -458,23 +468,9 @@ def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
     run_, named = tmp_path / "run", put_sampled(tmp_path / "run", data)
     for c, name, bonds, fine in zip(named, NAMES, (1, 0.9, 1), (True, True, False)):
         mof = textbook_mofs()[name]
-        mc.write_stage(
-            run_ / "assembled",
-            c.name,
-            dict(bond_success=bonds, clashes=0),
-            mof.crystal,
-            mof.bonds,
-            mof.images,
-        )
+        put_stage(run_, "assembled", c.name, dict(bond_success=bonds, clashes=0), mof)
         if bonds == 1:
-            mc.write_stage(
-                run_ / "relaxed",
-                c.name,
-                dict(converged=fine, volume_change=0.0),
-                mof.crystal,
-                mof.bonds,
-                mof.images,
-            )
+            put_stage(run_, "relaxed", c.name, dict(converged=fine, volume_change=0.0), mof)
     assert run("evaluate", "mofs", run_, "--n-jobs", 1, "--out", tmp_path / "j") == 0
     rows, summary = (
         runs.read_table(tmp_path / "j" / "table.csv"),
@@ -511,7 +507,7 @@ def test_a_file_that_cannot_be_read_says_why_in_its_row(tmp_path, cifs):
     (cifs / "broken.cif").write_text("data_x\n_cell_length_a 10\n")
     assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path / "j") == 0
     row = next(r for r in runs.read_table(tmp_path / "j" / "table.csv") if r["name"] == "broken")
-    assert row["failure"] not in ("", "no crystal") and row["valid"] == "False"
+    assert row["failure"] not in ("", "no crystal") and row["valid"] is False
     for name in NAMES:
         (cifs / f"{name}.cif").unlink()
     assert (
@@ -573,22 +569,54 @@ def test_amounts_that_no_run_can_have(tmp_path, weights, options):
 
 
 def test_the_same_from_python(tmp_path, model):
-    for changes in (
-        dict(starts=0),
-        dict(generations=0),
-        dict(relax_limit=0.0),
-        dict(assemble_limit=-1.0),
-        dict(eta=7.0),
+    for make in (
+        lambda: PipelineOptions(assembly=AssemblyOptions(starts=0)),
+        lambda: PipelineOptions(assembly=AssemblyOptions(generations=0)),
+        lambda: PipelineOptions(relax_limit=0.0),
+        lambda: PipelineOptions(assemble_limit=-1.0),
+        lambda: PipelineOptions(draws=0),
+        lambda: mof_runs.MofRunOptions(chunk=0),
     ):
         with pytest.raises(MatgenError):
-            mc.make_mofs(model, 1, tmp_path / "s", **(dict(steps=2, progress=False) | changes))
+            make()
+    for n, sampling in ((1, dict(eta=7.0)), (0, {})):
+        with pytest.raises(MatgenError):
+            options = PipelineOptions(sampling=dict(steps=2, progress=False) | sampling)
+            mof_runs.make_mofs(model, n, tmp_path / "s", options=options)
+    assert not (tmp_path / "s" / "request.json").exists()
+
+
+def test_in_memory_as_in_a_folder(tmp_path, model):
+    how = dict(steps=2, progress=False)
+    options = PipelineOptions(assembly=AssemblyOptions(starts=4, generations=1), relax=False, sampling=how)
+    here = pipeline.generate(model, 3, options=options)
+    there = mof_runs.make_mofs(model, 3, tmp_path / "s", options=options)
+    pairs = list(zip(here.table, there.table))
+    assert len(pairs) == 3 and all(a["reason"] == b["reason"] for a, b in pairs)
+    assert all(a["valid"] == b["valid"] and a["formula"] == b["formula"] for a, b in pairs)
+
+
+def test_a_design_goes_on(tmp_path, weights):
+    line = ["design", "--weights", weights, "--property", "density", "--target", 0.6, "-n", 2, "--n-jobs", 1]
+    line += ["--strategies", "selected", "--device", "cpu", "--out", tmp_path / "d"]
+    assert run(*line) == 0 and run(*line) == 2
+    sampled = tmp_path / "d" / "selected" / "sampled" / "00000.csv"
+    table, before = (tmp_path / "d" / "table.csv").read_text(), sampled.stat().st_mtime_ns
+    (tmp_path / "d" / "table.csv").unlink()
+    for record in list((tmp_path / "d" / "random" / "assembled").glob("*.json"))[:1]:
+        record.unlink()
+    assert run(*line, "--resume") == 0 and sampled.stat().st_mtime_ns == before
+    plain = lambda text: [line.split(",")[:4] for line in text.splitlines()]
+    assert plain((tmp_path / "d" / "table.csv").read_text()) == plain(table)
+    assert run(*line, "--seed", 3, "--resume") == 2
 
 
 def test_a_verdict_that_never_came_is_a_failure_and_no_crash(tmp_path, data):
     for n in (c.name for c in put_sampled(tmp_path, data)):
-        mc.write_stage(tmp_path / "assembled", n, dict(bond_success=1.0, clashes=0))
-        mc.write_stage(tmp_path / "judged", n, dict(reason="took longer than 120 s"))
-    table, summary = mc.collect(tmp_path, relax=False)
+        put_stage(tmp_path, "assembled", n, dict(bond_success=1.0, clashes=0))
+        put_stage(tmp_path, "evaluated", n, dict(reason="took longer than 120 s"))
+    found = collect(tmp_path, False)
+    table, summary = found.table, found.summary
     assert (
         len(table) == len(NAMES)
         and summary["valid"]["value"] == 0
@@ -627,28 +655,26 @@ class Draws:
         return [MofSample(c, {}) for c in beads]
 
 
-def test_the_demo_draws_until_one_closes(tmp_path, data, monkeypatch):
+def test_the_demo_samples_until_one_is_formed(tmp_path, data):
+    quick = PipelineOptions(assembly=AssemblyOptions(starts=16, generations=1), relax_limit=2.0)
     for good, rounds in (({1}, 1), ({2}, 2)):
-        model = Draws(data, good)
-        beads, built = mc.draw_closed(model, 2, starts=16, generations=1, rounds=3)
-        assert (
-            model.rounds == rounds
-            and len(beads) == len(built) == 2 * rounds
-            and [b.name for b in beads] == [f"mof_{i:05d}" for i in range(2 * rounds)]
-        )
-        i, mof, row = mc.best_framework(built, limit=2.0)
-        assert i >= 2 * (rounds - 1) and row["bond_success"] == 1 and row["valid"]
+        model, results = Draws(data, good), pipeline.Results()
+        samples = pictures.sample_until_formed(model, 2, [0, 1, 2], results, quick)
+        assert model.rounds == rounds and len(samples) == 2 * rounds
+        assert [s.coarse.name for s in samples] == [f"mof_{i:05d}" for i in range(2 * rounds)]
+        shown = pictures.best_framework(samples, results, options=quick)
+        assert shown.verdict.name >= f"mof_{2 * (rounds - 1):05d}"
+        assert shown.verdict.row["bond_success"] == 1 and shown.verdict.valid
     model = Draws(data, ())
-    monkeypatch.setattr(MofDiff, "from_pretrained", lambda *_: model)
-    row, text = mc.demo_mof(tmp_path / "mof", 1, starts=4, generations=1, rounds=2)
-    assert text.startswith("none of 2") and not row["valid"] and row["closed"] == 0 and model.rounds == 2, (
+    poor = PipelineOptions(assembly=AssemblyOptions(starts=4, generations=1))
+    demo = mof_runs.demo_mof(model, tmp_path / "mof", 1, options=poor, rounds=2)
+    assert demo.text.startswith("none of 2") and not demo.row["valid"] and demo.row["formed"] == 0, (
         "no pretence"
     )
-    assert {p.name for p in (tmp_path / "mof").iterdir() if p.name[0] != "."} == {
-        "mof.cif",
-        "table.csv",
-        "beads_and_atoms.png",
-    } and len(runs.read_table(tmp_path / "mof" / "table.csv")) == 2
+    assert model.rounds == 2
+    files = {p.name for p in (tmp_path / "mof").iterdir() if p.name[0] != "."}
+    assert files == {"mof.cif", "table.csv", "beads_and_atoms.png"}
+    assert len(runs.read_table(tmp_path / "mof" / "table.csv")) == 2
 
 
 def test_blocks_are_drawn_whole():
@@ -657,7 +683,8 @@ def test_blocks_are_drawn_whole():
         owner = np.zeros(len(mof), dtype=int)
         for k, atoms in enumerate(d.atoms):
             owner[atoms] = k
-        cart, elements, bonds = mc.whole_blocks(mof, owner, d.frac_coords)
+        drawing = pictures.whole_blocks(mof, owner, d.frac_coords)
+        cart, elements, bonds = drawing.positions, drawing.elements, drawing.bonds
         lengths = np.linalg.norm(cart[bonds[:, 0]] - cart[bonds[:, 1]], axis=1)
         assert len(cart) == len(elements) > len(mof) and lengths.max() < 3.0
         for k, atoms in enumerate(d.atoms):  # every block of the home cell, beside its bead
@@ -686,32 +713,39 @@ def test_shipped_weights(name, data):
         )
 
 
-def test_help_of_nets_is_that_of_the_options():
-    from dataclasses import fields
-
+def test_help_is_that_of_the_options():
     from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.utils import option_help
 
-    told = {f.name: f.metadata["help"] for f in fields(NetOptions)}
-    assert all(told[name] == text for name, text in mc.NET_HELP.items())
+    told = {}
+    for chosen in (NetOptions, PipelineOptions, mof_runs.MofRunOptions):
+        told |= option_help(chosen, defaults=False)
+    assert all(told[name] == text for name, text in mc.HELP.items())
 
 
 def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path, data):
-    named = put_sampled(tmp_path, data)
     rng = np.random.default_rng(0)
-    broken = [replace(c, frac_coords=rng.random((len(c), 3))) if k == 0 else c for k, c in enumerate(named)]
-    MofData.from_coarse(broken).save(tmp_path / "sampled" / "00000.safetensors")
-    runs.write_table(
-        tmp_path / "sampled" / "00000.csv",
-        [dict(name=c.name, matched=True, reason="", net="pcu", num_blocks=len(c)) for c in named],
-    )
-    MofData.from_coarse(named[:1]).save(tmp_path / "alternatives" / "00000.safetensors")
-    others = mc.read_alternatives(tmp_path)
-    assert list(others) == ["mof_00000"] and len(others["mof_00000"]) == 1
-    mc.assemble_stage(broken[:2], tmp_path, starts=8, generations=1, others=others)
-    rows = [mc.read_stage(tmp_path / "assembled", c.name)[0] for c in named[:2]]
+    row = lambda c: dict(matched=True, reason="", net="pcu", num_blocks=len(c))
+    named = pipeline.numbered([MofSample(data[i], row(data[i])) for i in range(len(data))])
+    first = named[0]
+    broken = replace(first.coarse, frac_coords=rng.random((len(first.coarse), 3)))
+    named[0] = MofSample(broken, first.row, [first.coarse])
+    results = FolderResults(tmp_path)
+    results.save_samples(named)
+    samples = results.all_samples()
+    assert [len(s.others) for s in samples] == [1, 0, 0]
+    options = PipelineOptions(assembly=AssemblyOptions(starts=8, generations=1), relax=False)
+    pipeline.assemble_stage(samples[:2], results, options=options)
+    rows = [results.load("assembled", s.coarse.name).row for s in samples[:2]]
     assert [r["candidate"] for r in rows] == [1, 0] and all(r["assembled"] for r in rows)
-    table, _ = mc.finish_mofs(tmp_path, None, dict(command="test"), relax=False)
-    assert table[0]["candidate"] == 1 and table[0]["drawn_blocks"] == len(named[0]) and table[0]["volume"] > 0
+    found = collect(tmp_path, False)
+    table = found.table
+    mof_runs.finish_run(results, samples, found, dict(command="test"))
+    assert (
+        table[0]["candidate"] == 1
+        and table[0]["drawn_blocks"] == len(named[0].coarse)
+        and table[0]["volume"] > 0
+    )
     funnel = runs.read_table(tmp_path / "funnel.csv")
     assert (
         {r["stage"] for r in funnel} >= {"assembled", "clash_free", "valid"}
@@ -727,14 +761,23 @@ def test_a_run_on_nets(tmp_path, data, model):
 
     torch.manual_seed(0)
     encoder = BlockEncoder(BlockConfig.preset("tiny"))
-    how = dict(relax=False, steps=2, starts=4, generations=1, progress=False)
+
+    def made(out, resume=False, **nets):
+        options = PipelineOptions(
+            assembly=AssemblyOptions(starts=4, generations=1),
+            relax=False,
+            sampling=dict(steps=2, progress=False) | nets,
+        )
+        return mof_runs.make_mofs(model, 3, out, options=options, run=mof_runs.MofRunOptions(resume=resume))
+
     try:
         model.nets = net_table(data.with_embeddings(encoder.encode(data.library).cpu()))
-        table, summary = mc.make_mofs(model, 3, tmp_path / "on", **how)
-        off, _ = mc.make_mofs(model, 3, tmp_path / "off", nets=NetOptions(share=0), **how)
+        found = made(tmp_path / "on")
+        table, summary = found.table, found.summary
+        off = made(tmp_path / "off", nets=NetOptions(share=0)).table
     finally:
         model.nets = None
-    plain, _ = mc.make_mofs(model, 3, tmp_path / "plain", **how)
+    plain = made(tmp_path / "plain").table
     assert all(r["net_source"] in ("training set", "model") for r in table) and "strict_vnu" in summary
     assert not any(r["strict_vnu"] for r in table if r["net_source"] == "training set"), (
         "a net of the training set is not new"
@@ -744,7 +787,7 @@ def test_a_run_on_nets(tmp_path, data, model):
     for a, b in zip(off, plain):
         assert {k: v for k, v in a.items() if k not in ("net_novel", "strict_vnu")} == b and "net" not in a
     with pytest.raises(MatgenError):
-        mc.make_mofs(model, 3, tmp_path / "on", nets=NetOptions(share=0), resume=True, **how)
+        made(tmp_path / "on", resume=True, nets=NetOptions(share=0))
 
 
 def test_training_further_begins_where_the_weights_were(tmp_path, monkeypatch):

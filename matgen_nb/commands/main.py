@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from . import crystals, mofs, options, predict, reproduce
-from .mofs import demo_mof
 from .options import Device, On, Out, Overwrite, Seed, _option, app
 from matgen_nb.scale.crystal_runs import (
     TRAINING,
@@ -101,7 +100,11 @@ def demo(
     if mofs:
         say(f"5/5 sampling {mofs} frameworks from the weights mofdiff-small, and assembling them")
         out.claim("mof/")
-        row, text = demo_mof(out / "mof", mofs, seed, device=place)
+        from matgen_nb.mofdiff.model import MofDiff
+        from matgen_nb.scale.mof_runs import demo_mof
+
+        shown = demo_mof(MofDiff.from_pretrained("mofdiff-small", place), out / "mof", mofs, seed)
+        row, text = shown.row, shown.text
         picture = (out / "mof" / "beads_and_atoms.png").read_bytes()
         wide = [(picture, f"mof/mof.cif · {row['formula']} · {text}")]
     seconds = time.monotonic() - start

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'NUMBER', 'LESS_IS_BETTER', 'SHOWN', 'settings', 'Recipe', 'recipe', 'Job',
            'prepared_crystals', 'crystals_of', 'some', 'card_text', 'card_value', 'figure_row', 'figure_rows',
-           'show_rows', 'trained', 'sampled_crystals', 'reproduce_symmcd', 'split_blocks', 'mofs_of', 'finds',
-           'reproduce_blocks', 'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps',
+           'show_rows', 'trained', 'sampled_crystals', 'reproduce_symmcd', 'reproduce_full', 'split_blocks', 'mofs_of',
+           'finds', 'reproduce_blocks', 'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps',
            'setting_rows', 'crystal_steps', 'framework_steps', 'plot_steps', 'published_steps', 'step_rows',
            'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce', 'comparison_text',
            'benchmark']
@@ -22,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 import typer
 
-from .mofs import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff, make_mofs, read_sampled
+from .mofs import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
 from matgen_nb.commands.options import (
     Compile,
     Device,
@@ -82,6 +82,16 @@ SETTINGS = {
     "symmcd-mp20-small": dict(
         preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=10_000
     ),
+    "symmcd-mp20-full": dict(
+        width=384,
+        layers=5,
+        batch_size=1024,
+        lr=8e-4,
+        precision="bf16-mixed",
+        max_seconds=360.0,
+        matched=260,
+        n=1000,
+    ),
     "blocks-small": dict(
         preset="small",
         steps=1600,
@@ -124,8 +134,10 @@ SETTINGS = {
         generations=2,
     ),
 }
+
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae29005b
 SCALED = dict(
-    steps=2, n=4, frameworks=2, reference=8, limit=64
+    steps=2, n=4, frameworks=2, reference=8, limit=64, matched=8, max_seconds=2
 )  # what --scale makes smaller, and the least that is left
 
 
@@ -133,7 +145,8 @@ def settings(name, scale=1.0):
     "The settings of a recipe, sizes multiplied by `scale` in (0, 1]."
     if name not in SETTINGS:
         raise MatgenError(
-            f"there is no recipe {name!r}: choose one of {', '.join(SETTINGS)}, or see matgen reproduce --list"
+            f"there is no recipe {name!r}: choose one of {', '.join(SETTINGS)}, "
+            "or see matgen reproduce --list"
         )
     if not 0 < scale <= 1:
         raise MatgenError(f"--scale must be above 0 and at most 1, not {scale:g}")
@@ -388,6 +401,37 @@ def reproduce_symmcd(job):
     result.to_json(_claimed(job.out / "summary.json"))
     return figure_rows(job.name, result.summary), result.plot()
 
+# %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae29f002
+@recipe(
+    "symmcd-mp20-full",
+    "SymmCD, 384 wide and 5 layers, trained for --max-seconds: what it costs (structures/s, FLOP utilisation, "
+    "seconds for 1,000 samples) and what it is worth (match rates)",
+    "crystals of MP-20 size: --data and --val, prepared (default: mp-20, fetched from the network)",
+    "6 min of training and about 2 of measuring, on one GPU; not run by us for want of one",
+)
+def reproduce_full(job: Job) -> tuple:
+    "Train by the clock, keep the averaged weights, measure."
+    import torch
+    from matgen_nb.scale.full_training import (
+        FullOptions,
+        cost_figures,
+        match_figures,
+        seconds_per_1000,
+        train_by_the_clock,
+    )
+    from matgen_nb.scale.checkpoints import plot_history
+
+    options, (data, val) = FullOptions(**job.settings), crystals_of(job)
+    (folder,) = as_folder(job.out).claim("training/")
+    model, history = train_by_the_clock(data, val, folder, options, job.seed, job.device)
+    model.save_pretrained(_claimed(job.out / "weights.safetensors"), dtype=torch.bfloat16)
+    figures = cost_figures(model, data, history, options, job.device)
+    figures["seconds_per_1000"] = seconds_per_1000(model.eval(), options.n, job.seed)
+    summary = figures | match_figures(model, data, val, options, job.seed)
+    write_json(_claimed(job.out / "summary.json"), summary)
+    figure = plot_history(history).figure
+    return [figure_row(name, entry) for name, entry in summary.items()], figure
+
 # %% ../../nbs/5_scale/29_reproduce_commands.ipynb #ae290024
 def split_blocks(blocks, held_blocks, held_conformers, seed=0):
     "(to train on, held-out conformers of these, blocks of which no conformer is trained on): shares of the identities and of the other conformers; one conformer of each always stays."
@@ -508,8 +552,8 @@ def reproduce_blocks(job):
 def reproduce_mofdiff(job):
     "Train on frameworks whose blocks are embedded, sample, assemble, judge."
     from matgen_nb.mofdiff.embedding import BlockEncoder
-    from matgen_nb.mofdiff.evaluation import MofEvaluation, plot_summary
-    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.mofdiff.evaluation import plot_summary
+    from matgen_nb.scale.mof_runs import make_mofs
 
     s, data = job.settings, mofs_of(job)
     encoder = BlockEncoder.from_pretrained(s["blocks"], job.device)
@@ -529,26 +573,28 @@ def reproduce_mofdiff(job):
         job,
     ).eval()
     (samples,) = as_folder(job.out).claim("samples/")
-    table, summary = make_mofs(
-        model,
-        s["n"],
-        samples,
-        job.seed,
-        s["sample_steps"],
-        relax=False,
-        n_jobs=job.n_jobs,
-        resume=(samples / "request.json").exists(),
-        weights=file_hash(job.out / "training" / "weights.safetensors"),
-        starts=s["starts"],
-        generations=s["generations"],
-        nets=NetOptions(share=0),
-        progress=False,
+    weights = file_hash(job.out / "training" / "weights.safetensors")
+    found = make_mofs(
+        model, s["n"], samples, job.seed, *_run_options(job, samples, weights, s["sample_steps"])
     )
-    write_table(_claimed(job.out / "table.csv"), table)
-    write_json(_claimed(job.out / "summary.json"), summary)
-    return figure_rows(job.name, summary), plot_summary(
-        MofEvaluation(table, summary), ax=_axes(summary)
-    ).figure
+    write_table(_claimed(job.out / "table.csv"), found.table)
+    write_json(_claimed(job.out / "summary.json"), found.summary)
+    figure = plot_summary(found, ax=_axes(found.summary)).figure
+    return figure_rows(job.name, found.summary), figure
+
+
+def _run_options(job, folder, weights, steps, **sampling):
+    "(`PipelineOptions`, `RunOptions`) of a recipe: not relaxed, coordinates as the model gives them."
+    from matgen_nb.mofdiff.assembly import AssemblyOptions
+    from matgen_nb.mofdiff.pipeline import PipelineOptions
+    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.scale.mof_runs import MofRunOptions
+
+    s, sampling = job.settings, sampling | dict(steps=steps, nets=NetOptions(share=0), progress=False)
+    assembly = AssemblyOptions(starts=s["starts"], generations=s["generations"])
+    options = PipelineOptions(assembly=assembly, relax=False, sampling=sampling)
+    resume = (folder / "request.json").exists()
+    return options, MofRunOptions(n_jobs=job.n_jobs, resume=resume, weights=weights)
 
 
 def _axes(summary):
@@ -690,7 +736,7 @@ def framework_steps(job, steps, corrector):
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.symmcd.evaluation import resampled
-    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.scale.mof_runs import FolderResults, make_mofs
 
     s = job.settings
     model, cpu, out = (
@@ -699,23 +745,10 @@ def framework_steps(job, steps, corrector):
         job.out / "runs" / f"frameworks-{steps}-{corrector}",
     )
     as_folder(job.out).claim(f"runs/{out.name}/")
-    _, summary = make_mofs(
-        model,
-        s["frameworks"],
-        out,
-        job.seed,
-        steps,
-        relax=False,
-        n_jobs=job.n_jobs,
-        resume=(out / "request.json").exists(),
-        weights=file_hash(find_weights(s["mofdiff"])),
-        starts=s["starts"],
-        generations=s["generations"],
-        progress=False,
-        corrector=corrector,
-        nets=NetOptions(share=0),
-    )
-    fit = [mismatch(coarse) for coarse, row in zip(*read_sampled(out)) if row["matched"]]
+    weights = file_hash(find_weights(s["mofdiff"]))
+    options = _run_options(job, out, weights, steps, corrector=corrector)
+    summary = make_mofs(model, s["frameworks"], out, job.seed, *options).summary
+    fit = [mismatch(s.coarse) for s in FolderResults(out).all_samples() if s.row["matched"]]
     value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
     summary["mismatch"] = dict(value=float(value), low=float(low), high=float(high), n=len(fit))
     return setting_rows(summary, "mofdiff", steps, corrector, (time.process_time() - cpu) / s["frameworks"])
@@ -917,6 +950,9 @@ def reproduce(
         float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
     ] = 1.0,
     n_jobs: Annotated[int, _option("Processes; -1: one for each core.")] = 1,
+    max_seconds: Annotated[
+        float | None, _option("Seconds of the training, in recipes that go by the clock.", "see --list")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -927,7 +963,10 @@ def reproduce(
         return say(list_text())
     settings(name, scale)
     out, place = out or Path(f"reproduce-{name}"), pick_device(device, float64=True)
-    rows = run_recipe(name, out, data, val, scale, seed, place, n_jobs, resume, overwrite)
+    changes = {} if max_seconds is None else dict(max_seconds=max_seconds)
+    if not changes.keys() <= SETTINGS[name].keys():
+        raise MatgenError(f"--max-seconds: the recipe {name} goes by steps; --scale makes it shorter")
+    rows = run_recipe(name, out, data, val, scale, seed, place, n_jobs, resume, overwrite, **changes)
     say(show_rows(rows))
     if scale < 1:
         say(

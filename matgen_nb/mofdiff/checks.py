@@ -10,7 +10,6 @@ __all__ = ['MOST_NEIGHBOURS', 'ACROSS_A_CAGE', 'TRIPLE_BOND', 'MULTIPLE_ON_METAL
            'void_regions', 'free_sphere_radius', 'surface_area', 'pore_properties', 'check_mof']
 
 # %% ../../nbs/4_mofdiff/21h_checks.ipynb #21himpor
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np

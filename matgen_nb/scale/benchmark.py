@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'TEXT', 'PRODUCTS', 'NEEDED', 'wait_for', 'measure', 'Task', 'task', 'crystals', 'make_preparing', 'Setting',
-           'make_training', 'make_sampling', 'make_projection', 'make_evaluation', 'make_mof_preparing',
-           'make_block_training', 'make_mof_training', 'make_mof_sampling', 'make_assembly', 'make_relaxation',
-           'make_mof_evaluation', 'count_flop', 'peak_flop', 'time_shares', 'arithmetic', 'environment', 'planned',
-           'run_benchmark', 'read_benchmark', 'compare', 'plot_benchmark', 'in_words']
+           'training_step', 'make_training', 'make_sampling', 'make_projection', 'make_evaluation',
+           'make_mof_preparing', 'make_block_training', 'make_mof_training', 'make_mof_sampling', 'make_assembly',
+           'make_relaxation', 'make_mof_evaluation', 'count_flop', 'peak_flop', 'time_shares', 'arithmetic',
+           'environment', 'planned', 'run_benchmark', 'read_benchmark', 'compare', 'plot_benchmark', 'in_words']
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #5cec4703
 import csv
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from collections.abc import Callable
+from typing import Any
 
 from .runs import read_table
 from ..utils import MatgenError
@@ -131,7 +132,9 @@ class Setting:
         )
 
 
-def _training_step(model, data, batch_size, seed, device, setting=None):
+def training_step(
+    model: Any, data: Any, batch_size: int, seed: int, device: str, setting: Setting | None = None
+) -> Callable[[], None]:
     "A function that trains one step, with the trainer's optimizer; with a `Setting` also in its precision, compiled, and the gradient clipped, as the trainer does."
     import torch
     from matgen_nb.scale.optimization import TrainConfig, compile_regions, make_optimizer
@@ -165,21 +168,21 @@ def _symmcd_presets() -> dict:
 def make_training(device, seed, batch_size=128, setting=None):
     "One optimizer step of SymmCD, preset small or that of the `Setting`, with the trainer's optimizer."
     batch_size = setting and setting.batch_size or batch_size
-    return _training_step(
+    return training_step(
         *_symmcd(device, seed, size=setting.preset if setting else "small"), batch_size, seed, device, setting
     ), batch_size
 
 # %% ../../nbs/5_scale/26_benchmark.ipynb #5dd5308b
 @task("sampling", "crystals")
 def make_sampling(device, seed, n=32, steps=100):
-    "Crystals of SymmCD, preset small, 100 steps, projection and expansion included."
+    "Crystals of SymmCD, preset small, 100 steps, one candidate each, projection and expansion included."
     import matgen_nb.symmcd.staged_sampling  # noqa: F401
 
     from matgen_nb.symmcd.reverse import SamplingOptions
 
     model, _ = _symmcd(device, seed)
     model.eval()
-    options = SamplingOptions(steps=steps, progress=False)
+    options = SamplingOptions(steps=steps, candidates=1, progress=False)
     return lambda: model.sample(n, seed=seed, options=options), n
 
 
@@ -230,7 +233,7 @@ def make_block_training(device, seed, batch_size=64):
     from matgen_nb.mofdiff.hypothetical import embedded_mofs
 
     torch.manual_seed(seed)
-    return _training_step(
+    return training_step(
         BlockEncoder(BlockConfig.preset("small")).to(device),
         BlockData(embedded_mofs().library).to(device),
         batch_size,
@@ -265,7 +268,7 @@ def _mofdiff_presets() -> dict:
 def make_mof_training(device, seed, batch_size=64, setting=None):
     "One optimizer step of MOFDiff, preset small or that of the `Setting`, on embedded frameworks."
     batch_size = setting and setting.batch_size or batch_size
-    return _training_step(
+    return training_step(
         *_mofdiff(device, seed, size=setting.preset if setting else "small"),
         batch_size,
         seed,

@@ -298,7 +298,7 @@ _FILES = (
     r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms).png|reference.npz|mof.cif|"
     r"(last|best|weights|train|val|mofs|crystals).safetensors|"
     r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
-    r"(assembled|relaxed|judged)/mof_\d{5,}.(cif|json)"
+    r"(random/|selected/|optimised/)?(assembled|relaxed|evaluated|judged)/mof_\d{5,}.(cif|json)"
 )
 _OURS = re.compile(f"((training|samples|runs|mof)/)*({_FILES.replace('.', '[.]')})")  # names that runs write
 
