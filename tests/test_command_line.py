@@ -851,7 +851,7 @@ def test_resampling_stands_in_the_request_and_what_is_left_is_said(tmp_path, cap
     assert run(*line, "--out", tmp_path / "b", "--resample-higher", 0) == 0
     assert "2 of 2 crystals have a higher symmetry" in capsys.readouterr().out
     assert all(
-        row["higher_symmetry"] == "True" and row["space_group@0.01"] == 47
+        row["higher_symmetry"] is True and row["space_group@0.01"] == 47
         for row in runs.read_table(tmp_path / "b" / "table.csv")
     )
     assert (

@@ -343,7 +343,7 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
     ]
     assert run(*ask, tmp_path / "a") == 0 and run(*ask, tmp_path / "b") == 0
     table = [runs.read_table(tmp_path / x / "table.csv") for x in "ab"]
-    assert len(table[0]) == 3 and all(r["valid"] == "True" or r["reason"] for r in table[0])
+    assert len(table[0]) == 3 and all(r["valid"] is True or r["reason"] for r in table[0])
     assert [r["cp_error"] for r in table[0]] == [r["cp_error"] for r in table[1]]
     for name in ("request.json", "run.json", "summary.json", "gallery.html", "gallery.png"):
         assert (tmp_path / "a" / name).stat().st_size
@@ -477,9 +477,9 @@ def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
         json.loads((tmp_path / "j" / "summary.json").read_text()),
     )
     assert [(r["assembled"], r["converged"], r["valid"]) for r in rows] == [
-        ("True", "True", "True"),
-        ("False", "False", "False"),
-        ("True", "False", "False"),
+        (True, True, True),
+        (False, False, False),
+        (True, False, False),
     ]
     assert summary["valid"]["n"] == 3 and "novel" not in summary and not any(r.get("novel") for r in rows), (
         "no reference, no verdict on novelty"
@@ -507,7 +507,7 @@ def test_a_file_that_cannot_be_read_says_why_in_its_row(tmp_path, cifs):
     (cifs / "broken.cif").write_text("data_x\n_cell_length_a 10\n")
     assert run("evaluate", "mofs", cifs, "--n-jobs", 1, "--out", tmp_path / "j") == 0
     row = next(r for r in runs.read_table(tmp_path / "j" / "table.csv") if r["name"] == "broken")
-    assert row["failure"] not in ("", "no crystal") and row["valid"] == "False"
+    assert row["failure"] not in ("", "no crystal") and row["valid"] is False
     for name in NAMES:
         (cifs / f"{name}.cif").unlink()
     assert (

@@ -419,7 +419,7 @@ def test_a_folder_of_results_inside_the_inputs_is_not_read(place, tmp_path):
 @given(
     st.lists(
         st.fixed_dictionaries(
-            {"a": st.one_of(st.text("=+-@'ab1.,\"\n\t ", min_size=1), st.integers(-99, 99))}
+            {"a": st.one_of(st.text("=+-@'ab1.,\"\n\t ", min_size=1), st.integers(-99, 99), st.booleans())}
         ),
         min_size=1,
     )
@@ -436,10 +436,12 @@ def test_cells_that_a_spreadsheet_would_run_are_escaped_and_come_back(tmp_path_f
             or row["a"][0] not in "=@"
             and (row["a"][0] not in "+-" or math.isfinite(float(row["a"])))
         )
-    back = runs.read_table(path)
-    assert [r.get("a") for r in back] == [
-        runs._number(r["a"]) if isinstance(r["a"], str) else r["a"] for r in rows
-    ]
+    back, wanted = (
+        runs.read_table(path),
+        [runs._number(r["a"]) if isinstance(r["a"], str) else r["a"] for r in rows],
+    )
+    assert [r.get("a") for r in back] == wanted
+    assert [isinstance(r.get("a"), bool) for r in back] == [isinstance(a, bool) for a in wanted]
 
 
 # ---- damaged files

@@ -258,7 +258,7 @@ def sample_stream(
 def higher_note(out) -> str:
     "How many crystals of a run have a higher symmetry than their group, in words; '' where none has."
     rows = read_table(Path(out) / "table.csv")
-    higher = sum(row.get("higher_symmetry") == "True" for row in rows)
+    higher = sum(bool(row.get("higher_symmetry")) for row in rows)
     found = f"\n{higher} of {len(rows)} crystals have a higher symmetry than their space_group says"
     return f"{found} (higher_symmetry in table.csv)" if higher else ""
 

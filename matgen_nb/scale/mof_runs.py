@@ -155,8 +155,6 @@ def _read_samples(path, table):
     for coarse in _coarse_of(extra) if extra.exists() else ():
         others.setdefault(coarse.name, []).append(coarse)
     rows = read_table(table)
-    for row in rows:
-        row["matched"] = row["matched"] == "True"
     return [MofSample(c, row, others.get(c.name, [])) for c, row in zip(_coarse_of(path), rows)]
 
 # %% ../../nbs/5_scale/24c_mof_runs.ipynb #24cfinco

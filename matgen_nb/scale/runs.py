@@ -59,6 +59,7 @@ def say(text: str) -> None:
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0009
 _ACTIVE = re.compile(r"'*[=+\-@\t\r]")  # a cell that a spreadsheet would run (or one that was escaped)
+_TRUTH = {"True": True, "False": False}
 
 
 def _number(text):
@@ -78,8 +79,10 @@ def _cell(value):
 
 
 def _value(text):
-    "The inverse of `_cell`, with numbers as numbers."
-    return text[1:] if text.startswith("'") and _ACTIVE.match(text[1:]) else _number(text)
+    "The inverse of `_cell`, with numbers as numbers, True and False as what they say."
+    if text.startswith("'") and _ACTIVE.match(text[1:]):
+        return text[1:]
+    return _TRUTH.get(text, _number(text))
 
 
 def write_table(path: str | Path, rows: list[dict]) -> None:
@@ -93,7 +96,7 @@ def write_table(path: str | Path, rows: list[dict]) -> None:
 
 # %% ../../nbs/5_scale/24b_runs.ipynb #r24b0053
 def read_table(path: str | Path, limit: int | None = None) -> list[dict]:
-    "Rows of a CSV (the first `limit`), numbers as int or float, empty fields left out."
+    "Rows of a CSV (the first `limit`), numbers as int or float, True and False as bool, no empty fields."
     with open(path, newline="", encoding="utf-8") as f:
         rows = itertools.islice(csv.DictReader(f), limit)
         return [{_value(k): _value(v) for k, v in row.items() if k and v not in ("", None)} for row in rows]
@@ -198,8 +201,7 @@ def _picture(png, text, kind="") -> str:
 def caption(row: dict) -> str:
     """Text under a picture: name, formula, space group, as far as the row has them; and the group that
     was found, where it is higher than the one that was requested."""
-    higher = str(row.get("higher_symmetry")) == "True"
-    found = f"found {row.get('space_group@0.1')}" if higher else None
+    found = f"found {row.get('space_group@0.1')}" if row.get("higher_symmetry") else None
     parts = [row.get("file") or row.get("name"), row.get("formula"), row.get("space_group"), found]
     return " · ".join(str(p) for p in parts if p is not None)
 
