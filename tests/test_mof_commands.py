@@ -350,11 +350,11 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
     assert run(*ask, tmp_path / "a") == 2 and run(*ask, tmp_path / "a", "--resume", "--seed", 1) == 2
     assert "seed was 0 and is now 1" in capsys.readouterr().err
     (tmp_path / "a" / "assembled" / "mof_00002.json").unlink()  # as if it had been stopped there
-    stamp = (tmp_path / "a" / "judged" / "mof_00001.json").stat().st_mtime_ns
+    stamp = (tmp_path / "a" / "evaluated" / "mof_00001.json").stat().st_mtime_ns
     assert run(*ask, tmp_path / "a", "--resume") == 0
     again = runs.read_table(tmp_path / "a" / "table.csv")
     assert [r["cp_error"] for r in again] == [r["cp_error"] for r in table[0]] and stamp == (
-        tmp_path / "a" / "judged" / "mof_00001.json"
+        tmp_path / "a" / "evaluated" / "mof_00001.json"
     ).stat().st_mtime_ns
 
 
