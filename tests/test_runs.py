@@ -291,7 +291,7 @@ def commands(place, out):
             0.6,
             "-n",
             1,
-            "--arms",
+            "--strategies",
             "selected",
             "--n-jobs",
             1,

@@ -176,6 +176,10 @@ def sample_symmcd(
     formula: Annotated[str | None, _option("Exact composition, such as BaTiO3.", "any")] = None,
     chemical_system: Annotated[str | None, _option("Elements, such as Li-Fe-O.", "any")] = None,
     steps: Annotated[int | None, _option("Denoising steps.", "25")] = None,
+    candidates: Annotated[
+        int | None,
+        _option("Crystals made for each request; the one the model finds likeliest is kept.", "4", min=1),
+    ] = None,
     eta: Annotated[float | None, _option("1: stochastic; 0: deterministic given the start.", "1")] = None,
     guide: Annotated[
         float | None,
@@ -262,6 +266,7 @@ def sample_symmcd(
         formula=formula,
         chemical_system=chemical_system,
         steps=steps,
+        candidates=SamplingOptions().candidates if candidates is None else candidates,
         eta=eta,
         guide=guide,
         apart=apart,

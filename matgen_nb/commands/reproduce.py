@@ -341,7 +341,7 @@ def sampled_crystals(model, weights, job):
     sample_stream(
         model,
         request,
-        dict(options=SamplingOptions(steps=s["sample_steps"])),
+        dict(options=SamplingOptions(steps=s["sample_steps"], candidates=1)),
         job.out / "samples",
         job.name,
         RunOptions(resume=(job.out / "samples" / "request.json").exists()),

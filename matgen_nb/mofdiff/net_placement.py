@@ -347,7 +347,7 @@ def _moved(pose, x):
     step, K = x[: 6 * len(pose.t)].reshape(-1, 6), len(pose.t)
     return replace(
         pose,
-        R=rotation_from_vector(torch.as_tensor(step[:, :3])).numpy() @ pose.R,
+        R=rotation_from_vector(step[:, :3]) @ pose.R,
         t=pose.t + step[:, 3:],
         lattice=pose.lattice + x[6 * K :].reshape(3, 3),
     )

@@ -82,7 +82,8 @@ def kabsch(H: torch.Tensor) -> torch.Tensor:
 def superpose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The rotation R (3, 3) that brings points a (n, 3) closest to b (n, 3): a @ R.T ~ b. No
     translation, no mirror."""
-    return kabsch(torch.as_tensor(b.T @ a)).numpy()
+    U, _, Vt = np.linalg.svd(a.T @ b)  # as in `kabsch`; here in numpy, see `rotation_from_vector`
+    return (Vt.T * [1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))]) @ U.T
 
 # %% ../../nbs/4_mofdiff/14r_rigid.ipynb #ff980aba
 def cross_matrix(v: torch.Tensor) -> torch.Tensor:
@@ -92,9 +93,17 @@ def cross_matrix(v: torch.Tensor) -> torch.Tensor:
     return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3))
 
 
-def rotation_from_vector(w: torch.Tensor) -> torch.Tensor:
-    "The rotation (..., 3, 3) about the axis w (..., 3) by |w| radians."
-    return torch.linalg.matrix_exp(cross_matrix(w))
+def rotation_from_vector(w: Array) -> Array:
+    """The rotation (..., 3, 3) about the axis w (..., 3) by |w| radians.
+
+    A matrix exponential for torch, the formula of Rodrigues for numpy: they agree to rounding. Which of
+    them is used is part of a result: the builder of frameworks amplifies the last bit."""
+    if isinstance(w, torch.Tensor):
+        return torch.linalg.matrix_exp(cross_matrix(w))
+    angle = np.linalg.norm(w, axis=-1)[..., None, None]
+    axis = w / np.maximum(angle[..., 0], 1e-12)
+    K = cross_matrix(torch.as_tensor(axis)).numpy()
+    return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * (K @ K)
 
 # %% ../../nbs/4_mofdiff/14r_rigid.ipynb #r14e0007
 STRAINS = np.zeros((6, 3, 3))

@@ -252,7 +252,7 @@ def geometry_of(
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg12018d
 def likeliest(model: SymmCD, candidate: Callable, count: int, generator: torch.Generator) -> list[Sample]:
-    """The likeliest of `count` `Sample`s for each request, by the denoising loss (lesson 11c), which is kept
+    """The likeliest of `count` `Sample`s for each request, by the denoising loss (lesson 11g), which is kept
     in the row as `denoising_loss`.
 
     candidate(): samples of all requests, made anew by each call. One candidate is returned as it is."""
@@ -326,7 +326,7 @@ def predict(
 
     units: only group, positions and elements are used. n: structures for each unit. Returns len(units) * n
     `Sample`s, those of a unit one after another; row `unit` is its index. Each is the likeliest of
-    `options.candidates` (lesson 11c). Same seed, options and device: same
+    `options.candidates` (lesson 11g). Same seed, options and device: same
     structures. MatgenError for a model that is not staged (lesson 11b) and for a list without units."""
     _check_prediction(self, units, n)
     requests = [request_of(u) for u in units for _ in range(n)]
