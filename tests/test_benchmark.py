@@ -218,10 +218,10 @@ def test_frameworks_train_at_a_setting():
 
 
 def test_compiled_setting(monkeypatch):
-    from matgen_nb.scale import training
+    from matgen_nb.scale import optimization
 
     compiled = []
-    monkeypatch.setattr(training, "compile_regions", compiled.append)
+    monkeypatch.setattr(optimization, "compile_regions", compiled.append)
     bm.make_training("cpu", 0, setting=bm.Setting("tiny", 4, compile=True))
     assert len(compiled) == 1
 

@@ -524,8 +524,8 @@ def test_overwriting_leaves_no_old_results(tmp_path):
 KILLED = """
 import os, signal, sys
 import numpy as np
+from matgen_nb import SymmCD
 from matgen_nb.commands import main as entry
-from matgen_nb.symmcd.model import SymmCD
 sample, calls = SymmCD.sample, []
 def doomed(self, *args, **choices):
     calls.append(1)
@@ -698,12 +698,12 @@ def test_demo_from_beginning_to_end(tmp_path, capsys):
     )
     assert (
         page.count('class="w"') == 1
-        and f"{record['closed']} of {record['drawn']} drawn frameworks close" in page
+        and f"{record['formed']} of {record['sampled']} sampled frameworks form all their bonds" in page
         and record["formula"] in shown
     )
     assert (
-        record["drawn"] % 4 == 0
-        and (record["closed"] > 0) == (record["bond_success"] == 1)
+        record["sampled"] % 4 == 0
+        and (record["formed"] > 0) == (record["bond_success"] == 1)
         and Crystal.from_cif(tmp_path / "demo" / "mof" / "mof.cif").formula == record["formula"]
     )
     assert run(*line) == 2
@@ -726,8 +726,10 @@ def test_help_of_an_option_is_that_of_its_field():
                 assert not unit or f"In {unit}." in option.help, (words, field.name)
                 assert option.default is None, (words, field.name, "the dataclass knows the default")
                 for limit in ("min", "max"):
-                    assert getattr(option.type, limit, None) == field.metadata.get(limit), (words, field.name)
-    assert compared > 40
+                    kind_of = getattr(option, "type", None)  # some versions of typer have limits there
+                    found = getattr(option, limit, getattr(kind_of, limit, None))
+                    assert found == field.metadata.get(limit), (words, field.name)
+    assert compared > 30
 
 
 def test_training_commands_share_their_options():
