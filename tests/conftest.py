@@ -21,3 +21,14 @@ def sample_by_name(model, n, **given):
     names = {f.name for f in fields(SamplingOptions)} & given.keys()
     options = SamplingOptions(**{name: given.pop(name) for name in names})
     return model.sample(n, options=options, **given)
+
+
+def rock_salt():
+    "NaCl in its conventional cell: four Na, four Cl, a = 5.64 A."
+    import numpy as np
+
+    from matgen_nb.symmetry.crystal import Crystal
+
+    corner = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    chlorine = np.array([[0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5], [0.5, 0.5, 0.5]])
+    return Crystal(5.64 * np.eye(3), [11] * 4 + [17] * 4, np.concatenate([corner, chlorine]))

@@ -6,25 +6,13 @@ from dataclasses import replace
 import joblib
 import numpy as np
 import pytest
+from conftest import rock_salt
 
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.parallel import parallel_map
 
 distributed = pytest.importorskip("distributed")
-SALT = Crystal(
-    5.64 * np.eye(3),
-    [11] * 4 + [17] * 4,
-    [
-        [0, 0, 0],
-        [0, 0.5, 0.5],
-        [0.5, 0, 0.5],
-        [0.5, 0.5, 0],
-        [0.5, 0, 0],
-        [0, 0.5, 0],
-        [0, 0, 0.5],
-        [0.5, 0.5, 0.5],
-    ],
-)
+SALT = rock_salt()
 
 
 @pytest.fixture(scope="module")

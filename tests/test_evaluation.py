@@ -10,24 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import rock_salt
 
 from matgen_nb.symmcd import evaluation as ev, fingerprints as fp, hull
 from matgen_nb.symmetry.crystal import Crystal
 
-SALT = Crystal(
-    5.64 * np.eye(3),
-    [11] * 4 + [17] * 4,
-    [
-        [0, 0, 0],
-        [0, 0.5, 0.5],
-        [0.5, 0, 0.5],
-        [0.5, 0.5, 0],
-        [0.5, 0, 0],
-        [0, 0.5, 0],
-        [0, 0, 0.5],
-        [0.5, 0.5, 0.5],
-    ],
-)
+SALT = rock_salt()
 VAL = (
     Path(os.environ.get("MATGEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     / "crystals"

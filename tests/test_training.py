@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import rock_salt
 import torch
 from torch import nn
 
@@ -436,23 +437,8 @@ def test_half_precision_keeps_the_geometry():
     from matgen_nb.symmcd.dataset import from_units, prepare_one
     from matgen_nb.symmcd import stages  # noqa: F401  (the loss of staged models)
     from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
-    import numpy as np
-    from matgen_nb.symmetry.crystal import Crystal
 
-    salt = Crystal(
-        5.64 * np.eye(3),
-        [11] * 4 + [17] * 4,
-        [
-            [0, 0, 0],
-            [0, 0.5, 0.5],
-            [0.5, 0, 0.5],
-            [0.5, 0.5, 0],
-            [0.5, 0, 0],
-            [0, 0.5, 0],
-            [0, 0, 0.5],
-            [0.5, 0.5, 0.5],
-        ],
-    )
+    salt = rock_salt()
     data = from_units([prepare_one(salt)] * 20)
     torch.manual_seed(0)
     model, batch = SymmCD(SymmCDConfig.preset("tiny"), statistics(data)), data.select(torch.arange(20))

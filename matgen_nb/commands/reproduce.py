@@ -14,7 +14,7 @@ import json
 import math
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 from collections.abc import Callable
@@ -45,6 +45,7 @@ from matgen_nb.scale.benchmark import (
     read_benchmark,
     run_benchmark,
 )
+from ..scale.full_training import FullOptions
 from matgen_nb.scale.crystal_runs import (
     TRAINING,
     FitOptions,
@@ -82,16 +83,7 @@ SETTINGS = {
     "symmcd-mp20-small": dict(
         preset="small", steps=50_000, batch_size=128, lr=1.5e-3, n=10_000, sample_steps=25, reference=10_000
     ),
-    "symmcd-mp20-full": dict(
-        width=384,
-        layers=5,
-        batch_size=1024,
-        lr=8e-4,
-        precision="bf16-mixed",
-        max_seconds=360.0,
-        matched=260,
-        n=1000,
-    ),
+    "symmcd-mp20-full": asdict(FullOptions()),
     "blocks-small": dict(
         preset="small",
         steps=1600,
@@ -413,7 +405,6 @@ def reproduce_full(job: Job) -> tuple:
     "Train by the clock, keep the averaged weights, measure."
     import torch
     from matgen_nb.scale.full_training import (
-        FullOptions,
         cost_figures,
         match_figures,
         seconds_per_1000,

@@ -23,7 +23,7 @@ from .nets import framework_key
 from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
 from .network import IMAGES, Beads
 from ..symmetry.crystal import element_table
-from ..utils import MatgenError, progress_bar
+from ..utils import batch_seed, MatgenError, progress_bar
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #f756efeb
 @torch.no_grad()
@@ -544,7 +544,7 @@ def which_on_nets(n, share, seed, first):
     """Which of n samples are put onto nets, (n,) bool.
 
     A stream of its own, so that the samples do not depend on it."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + first + 500_001) % 2**63)
+    generator = torch.Generator().manual_seed(batch_seed(seed, first, salt=500_001))
     return torch.rand(n, generator=generator) < share
 
 # %% ../../nbs/4_mofdiff/19_sampling.ipynb #941aa423
@@ -587,7 +587,7 @@ def sample(
     ):
         for first in range(0, n, group):
             size = min(group, n - first)
-            g = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
+            g = torch.Generator().manual_seed(batch_seed(seed, first))
             if z is not None:
                 codes = torch.as_tensor(z, dtype=torch.float32, device=self.device)[first : first + size]
             else:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 import matgen_nb
-from ..utils import MatgenError
+from ..utils import batch_seed, MatgenError
 
 # %% ../../nbs/5_scale/28_ablations.ipynb #66c7af3a
 def nearest_to_centre(data, chunk=2000):
@@ -162,7 +162,7 @@ def held_out_loss(model, data, seed=0, batch_size=256, repeats=2):
     generator, total = torch.Generator(model.device), defaultdict(float)
     for r in range(repeats):
         for b, rows in enumerate(torch.arange(len(data)).split(batch_size)):
-            generator.manual_seed(seed * 1_000_003 + 1009 * r + b)
+            generator.manual_seed(batch_seed(seed, 1009 * r + b))
             for key, value in model.loss(data.select(rows).to(model.device), generator).items():
                 total[key] += float(value) * len(rows) / len(data) / repeats
     return {f"loss_{key}": round(value, 4) for key, value in total.items() if key != "loss"}

@@ -19,7 +19,7 @@ from .requests import Conditions, check_whole, plan, refuse_forced
 from .reverse import RESAMPLE, Sample, SamplingOptions, sample_requests
 from .stages import Times
 from ..symmetry.asymmetric_unit import AsymmetricUnit
-from ..utils import MatgenError, patch, progress_bar
+from ..utils import batch_seed, MatgenError, patch, progress_bar
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #n12dbt2
 def _cell_error(model, batch, t, generator):
@@ -122,7 +122,7 @@ def _in_batches(model, requests, seed, options, advance):
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, len(order), options.batch_size):
         rows = order[first : first + options.batch_size]
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
+        generator = torch.Generator().manual_seed(batch_seed(seed, first))
         found = _with_retries(model, [requests[i] for i in rows], generator, options, advance)
         for i, s in zip(rows, found):
             samples[i] = s

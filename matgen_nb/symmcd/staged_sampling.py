@@ -38,7 +38,7 @@ from .templates import draw_index, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.projection import Projection
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import MatgenError, patch, progress_bar
+from ..utils import batch_seed, MatgenError, patch, progress_bar
 
 # %% ../../nbs/3_symmcd/12b_staged_sampling.ipynb #sg120005
 def before_geometry(model, requests: Sequence[Request], generator) -> tuple[Noisy, Known]:
@@ -336,7 +336,7 @@ def predict(
     with progress_bar("predicting", total, show=options.progress) as advance, reproducible(self.device):
         for first in range(0, len(order), options.batch_size):
             rows = order[first : first + options.batch_size]
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + first) % 2**63)
+            generator = torch.Generator().manual_seed(batch_seed(seed, first))
             given = [requests[i] for i in rows]
             candidate = lambda: geometry_of(self, given, generator, options, advance)
             found = likeliest(self, candidate, options.candidates, generator)
