@@ -97,7 +97,7 @@ def test_one_node_turned_over_is_found():
 
 @pytest.mark.parametrize("name", ["IRMOF-1", "UiO-66"])
 def test_bonds_are_those_of_the_bond_rule(name):
-    "The bonds that `assemble` lists are the bonds that lesson 14 finds in its crystal."
+    "The bonds that `assemble` lists are the bonds that lesson 4.1 finds in its crystal."
     built = assemble(shuffled(textbook(name)[1], seed=3))
     found = {
         frozenset(((a, 0, 0, 0), (b, *s))) if a != b else (a, *map(abs, s))

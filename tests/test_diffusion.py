@@ -1,4 +1,4 @@
-"Diffusion: closed forms, exact posteriors, devices and dtypes; what the lessons 06-08 show, over more cases."
+"Diffusion: closed forms, exact posteriors, devices and dtypes; what the lessons 2.1-2.3 show, over more cases."
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Lesson 16b: nets, nodes, linkers, the solver, and the frameworks that come out. What is built is taken apart again by the decomposition of lesson 14."""
+"""Lessons 4.8 to 4.13: nets, nodes, linkers, the solver, and the frameworks that come out. What is built is taken apart again by the decomposition of lesson 4.1."""
 
 from collections import Counter
 from dataclasses import replace

@@ -23,7 +23,7 @@ from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.utils import MatgenError
 
 PUBLISHED = {"IRMOF-1": "pcu", "IRMOF-10": "pcu", "HKUST-1": "tbo", "UiO-66": "fcu", "ZIF-8": "sod"}
-CLOSED_FORM = dict(pcu=(4, 2), bcu=(6, 2), fcu=(10, 2), sod=(2, 2))  # a k^2 + b; sources in lesson 16c
+CLOSED_FORM = dict(pcu=(4, 2), bcu=(6, 2), fcu=(10, 2), sod=(2, 2))  # a k^2 + b; sources in lesson 4.14
 
 
 @lru_cache(None)

@@ -111,7 +111,7 @@ def model(request):
 
 @pytest.fixture(scope="module", params=["common", "paper_small"])
 def one_time(request):
-    "Models with one noise time for all parts, whose reverse process is that of lesson 12."
+    "Models with one noise time for all parts, whose reverse process is that of lesson 3.12."
     return untrained(request.param)
 
 

@@ -1,4 +1,4 @@
-"""A noise time for each part (lessons 11b and 12b), structure prediction, fine-tuning, the front door."""
+"""A noise time for each part (lessons 3.6 and 3.13), structure prediction, fine-tuning, the front door."""
 
 import csv
 import subprocess

@@ -31,7 +31,7 @@ def _cell_error(model, batch, t, generator):
     zero = torch.zeros_like(t)
     state, targets = model.noisy_in_stages(batch, Times(t, zero, zero, zero), generator)
     v = model.network(state)[0]
-    return (model.lattice_noise.signal(t, v) * (v - targets.v)) ** 2  # lesson 11b, eq. (4)
+    return (model.lattice_noise.signal(t, v) * (v - targets.v)) ** 2  # lesson 3.6, eq. (4)
 
 
 @torch.no_grad()

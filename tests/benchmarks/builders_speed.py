@@ -2,7 +2,7 @@
 
     python tests/benchmarks/builders_speed.py [--beside pormake|autografs|none] [--plans 50]
 
-Plans are drawn at random as in lesson 16b; kept are those with carboxylates alone and one linker at most. For the others' builders the carboxylate goes to the
+Plans are drawn at random as in lesson 4.13; kept are those with carboxylates alone and one linker at most. For the others' builders the carboxylate goes to the
 node (C-O 1.27 A), as in PORMAKE's library, and the net comes from their own collection. All results pass the same tests: gaps up to 0.3 A (there: the length of
 the new C-C bond against 1.5 A), density, contacts of atoms more than three bonds apart. Seconds are CPU seconds of this process, without reading nets."""
 
@@ -220,7 +220,7 @@ class Autografs:
 
 
 def verdict(numbers, cart, cell, bonds, owner):
-    "The tests of lesson 16b on a framework; owner: the block of each atom."
+    "The tests of lesson 4.13 on a framework; owner: the block of each atom."
     from scipy.spatial import cKDTree
 
     frac, atoms = cart @ np.linalg.inv(cell), range(len(numbers))

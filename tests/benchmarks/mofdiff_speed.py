@@ -2,7 +2,7 @@
 
     python tests/benchmarks/mofdiff_speed.py [--data prepared.safetensors] [--presets tiny small] [--repeats 3]
 
---data: what `matgen prepare mofs` writes; a file without embeddings gets them from the weights `blocks-small`. Without --data: the eight textbook frameworks of lesson 14
+--data: what `matgen prepare mofs` writes; a file without embeddings gets them from the weights `blocks-small`. Without --data: the eight textbook frameworks of lesson 4.1
 (K = 6 to 24, 11.5 blocks on average, more than in BW-DB) with random embeddings of size 32; times do not depend on what the embeddings say. The released figures (5.8 MOFs/s
 in training, 109 CPU s a sample) were measured once on one CPU thread of another machine of this kind, unmodified. Seconds are CPU seconds of this process: medians, with the
 slowest and the fastest repeat; the last column is the ratio."""

@@ -30,7 +30,7 @@ RELEASED = {
 
 
 def training_step(model, data, batch_size, half=False):
-    "One step as the trainer of lesson 24 makes it; half: products in bfloat16, as with --precision bf16-mixed."
+    "One step as the trainer of lesson 5.3 makes it; half: products in bfloat16, as with --precision bf16-mixed."
     optimizer, generator = make_optimizer(model, TrainConfig()), torch.Generator().manual_seed(0)
 
     def step():
