@@ -86,8 +86,8 @@ def draw_stick(canvas: Canvas, start: np.ndarray, end: np.ndarray, radius: float
 
 # %% ../nbs/0_utilities/06_drawing.ipynb #drwg0009
 def camera(lattice: np.ndarray, azimuth: float = 25.0, elevation: float = 14.0) -> np.ndarray:
-    """Rotation (3, 3) into the view of a lattice (3, 3), A: cart @ camera.T = (to the right, up, towards the viewer); c stands
-    upright. Angles in degrees."""
+    """Rotation (3, 3) into the view of a lattice (3, 3), A: cart @ camera.T = (to the right, up, towards the
+    viewer); c stands upright. Angles in degrees."""
     up = lattice[2] / np.linalg.norm(lattice[2])
     front = lattice[0] - lattice[0] @ up * up
     front /= np.linalg.norm(front)
@@ -122,8 +122,8 @@ LETTER = 0.1
 
 
 def label_points(lattice: np.ndarray, view: np.ndarray, extent: float, gap: float) -> dict[str, np.ndarray]:
-    """Where the letters a, b, c stand in the view (2,), A: beyond the ends of the edges by a gap (A) and half a
-    letter. extent: size of the scene, A."""
+    """Where the letters a, b, c stand in the view (2,), A: beyond the ends of the edges by a gap (A) and
+    half a letter. extent: size of the scene, A."""
     points = {}
     for start, end, name in cell_edges(lattice):
         if name:
@@ -163,7 +163,7 @@ def _draw_cell(canvas, lattice, view):
             canvas, start @ view.T, end @ view.T, (2.2 if name else 1.2) * canvas.step, edge_color(name)
         )
 
-
+# %% ../nbs/0_utilities/06_drawing.ipynb #drwg0s01
 def render_scene(
     spheres: list,
     sticks: list,
@@ -227,7 +227,7 @@ def why_no_live_view() -> str:
         )
     return ""
 
-
+# %% ../nbs/0_utilities/06_drawing.ipynb #drwg0s02
 def pdb_text(symbols: list[str], positions: np.ndarray, pairs: list) -> str:
     """Atoms and bonds in the format of the Protein Data Bank, which nglview reads.
 
@@ -244,7 +244,8 @@ def pdb_text(symbols: list[str], positions: np.ndarray, pairs: list) -> str:
 def live_scene(
     symbols: list[str], positions: np.ndarray, pairs: list, view: np.ndarray, lattice: np.ndarray
 ) -> Any:
-    """Atoms, bonds and the edges a, b, c of the cell as a widget that the mouse turns. Ask `why_no_live_view` first.
+    """Atoms, bonds and the edges a, b, c of the cell as a widget that the mouse turns; ask
+    `why_no_live_view` first.
 
     symbols (N,), positions (N, 3) A, pairs [(i, j)]: as for `pdb_text`. view (3, 3): how it is seen first."""
     import nglview
@@ -272,7 +273,7 @@ LARGEST_PICTURE = 2000
 
 
 def picture_of(structure: Any) -> bytes | None:
-    "PNG of what `structure.plot(ax)` draws, for the last line of a cell; None where there is nothing to show."
+    "PNG of what `structure.plot(ax)` draws; None where there is nothing to show."
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

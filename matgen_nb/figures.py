@@ -26,7 +26,7 @@ COLORS = {
     "black": "#000000",
     "yellow": "#F0E442",
 }
-"Colours that stay apart for colour-blind readers, by name. Source: Okabe and Ito, Color Universal Design (2008)."
+"Colours that stay apart for colour-blind readers, by name (Okabe and Ito, 2008)."
 
 AXIS_COLORS = {"a": COLORS["vermilion"], "b": COLORS["green"], "c": COLORS["blue"]}
 "The three edges of a unit cell, in every drawing of the course."

@@ -445,7 +445,7 @@ def plot_mof(
     pixels: int = 300,
     legend: bool = True,
 ) -> Any:
-    "Draw the atoms, bonds and cell of a framework with matplotlib, on `ax` or a new figure; returns the axes."
+    "Draw atoms, bonds and cell of a framework with matplotlib, on `ax` or a new figure; returns the axes."
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -458,10 +458,10 @@ def plot_mof(
         element_legend(ax, mof.crystal.elements, columns=99, loc="upper center", bbox_to_anchor=(0.5, 0.02))
     return ax
 
-
+# %% ../../nbs/4_mofdiff/01_bonds.ipynb #bshw0002
 def show_mof(mof: Mof, azimuth: float = 25.0, elevation: float = 14.0) -> Any:
-    """A view that the mouse turns, in a live notebook (nglview), without the bonds that leave the cell; where that
-    cannot work, the still picture of `plot` and a line that says why."""
+    """A view that the mouse turns, in a live notebook (nglview), without the bonds that leave the cell;
+    where that cannot work, the still picture of `plot` and a line that says why."""
     if reason := why_no_live_view():
         print(f"no interactive view, here is a still: {reason}")
         return plot_mof(mof, azimuth=azimuth, elevation=elevation)
