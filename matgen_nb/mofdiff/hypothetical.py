@@ -253,8 +253,8 @@ def void_fraction(grid: np.ndarray, probe: float = HELIUM) -> float:
 def largest_sphere(crystal: Crystal, grid: np.ndarray, spacing: float, starts: int = 1) -> float:
     """Diameter, A, of the largest sphere that fits between the atoms, 0 where none does.
 
-    From each of the best `starts` points of a grid of the clearance (`clearance_grid`, about `spacing` A) a climb
-    to the summit beside it, in smaller and smaller steps: to a few hundredths of an A."""
+    From each of the best `starts` points of a grid of the clearance (`clearance_grid`, about `spacing` A)
+    a climb to the summit beside it, in smaller and smaller steps: to a few hundredths of an A."""
     surface = surface_of(crystal, grid.max() + vdw_radii(crystal.elements).max() + 3 * spacing)
     inverse, around = np.linalg.inv(crystal.lattice), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
     points, best = grid_points(crystal, spacing).reshape(-1, 3), 0.0
@@ -438,7 +438,7 @@ def many_mofs(
 ) -> MofData:
     """`n` different frameworks: those that ship, and where these are too few others built on this machine.
 
-    n=None: those that ship. Others are built with the seed, `PORTION` at a time, and kept in the user's cache.
+    n=None: those that ship. Others are built with the seed, `PORTION` at a time, and kept in the user cache.
     No name occurs twice; the first frameworks do not depend on n."""
     shipped = embedded_mofs()
     if n is None or n <= len(shipped):
