@@ -22,6 +22,7 @@ from ..scale.crystal_runs import choose_training
 from ..scale.optimization import TrainConfig
 from ..scale.runs import check_out, run_record, say, typed_command, write_json
 from ..folders import OwnFiles
+from ..pages import page_link
 from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/07_options.ipynb #0450dc77
@@ -212,14 +213,12 @@ def report_training(model, history: list, out, seed: int, seconds: float, follow
     training that was told to stop ends as Ctrl-C does, with exit code 130."""
     if model is None:
         return
-    write_json(
-        OwnFiles(out).claim("run.json")[0],
-        run_record(typed_command(), seed, seconds, last=history[-1] if history else None),
-    )
-    say(
-        f"weights: {out}/weights.safetensors   curve: {out}/loss.png"
-        + (f"\nnext: {follow}" if not model.stopped else "")
-    )
+    last, ending = history[-1] if history else None, getattr(model, "ending", {})
+    record = run_record(typed_command(), seed, seconds, last=last, ending=ending)
+    write_json(OwnFiles(out).claim("run.json")[0], record)
+    say(f"weights: {out}/weights.safetensors   curve: {page_link(Path(out) / 'loss.png')}")
+    if not model.stopped:
+        say(f"next: {follow}")
     if model.stopped:
         raise KeyboardInterrupt
 
