@@ -5,7 +5,6 @@ __all__ = ['NEXT', 'GROUP_MODULES', 'demo', 'main']
 
 # %% ../../nbs/5_scale/16_main.ipynb #n3000003
 import sys
-import time
 from pathlib import Path
 
 import typer

@@ -8,7 +8,7 @@ __all__ = ['DemoOptions', 'Crystals', 'DemoState', 'measured', 'sampled', 'show_
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
