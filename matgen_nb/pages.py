@@ -93,7 +93,7 @@ class PageOptions:
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <style>body{{font-family:system-ui,sans-serif;margin:2em;color:#222}}
-.g{{display:flex;flex-wrap:wrap;gap:10px}}
+.g{{display:flex;flex-wrap:wrap;gap:10px;margin-top:2em}}
 figure{{margin:0;border:1px solid #ddd;border-radius:6px;padding:4px;width:190px}}figure img{{width:100%}}
 figure.w{{width:560px;max-width:100%}}figcaption{{font-size:12px;text-align:center}}
 table{{border-collapse:collapse;font-size:12px;margin-top:2em}}.t{{overflow-x:auto}}

@@ -6,6 +6,7 @@ __all__ = ['DemoOptions', 'Crystals', 'DemoState', 'measured', 'sampled', 'show_
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem03
 import io
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -193,7 +194,7 @@ def side_by_side(sets: Sequence[Crystals], most: int = 8) -> Any:
     figure = Figure(figsize=(3.5 * len(sets), 1.9 * lines + 0.5), dpi=90)
     FigureCanvasAgg(figure)
     for part, made in zip(figure.subfigures(1, len(sets), squeeze=False).ravel(), sets):
-        part.suptitle(f"{made.model}: {made.told}"[:68], fontsize=7)
+        part.suptitle(textwrap.fill(f"{made.model}: {made.told}", 48), fontsize=8)
         axes = part.subplots(lines, 2, squeeze=False).ravel()
         for ax in axes:
             ax.axis("off")
@@ -201,7 +202,7 @@ def side_by_side(sets: Sequence[Crystals], most: int = 8) -> Any:
             ax.imshow(imread(io.BytesIO(crystal_png(unit))))
             rules = "valid" if row["valid"] else "not valid"
             ax.set_title(f"{row['formula']} · group {row['space_group']} · {rules}", fontsize=6)
-        part.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.02, 0.14)
+        part.subplots_adjust(0.01, 0.01, 0.99, 0.88, 0.02, 0.14)
     return figure
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem17

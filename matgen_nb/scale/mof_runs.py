@@ -22,7 +22,14 @@ from ..mofdiff.bonds import Mof
 from ..mofdiff.coarse_graining import CoarseMof
 from ..mofdiff.data import MofData
 from ..mofdiff.evaluation import MofEvaluation, funnel
-from ..mofdiff.pictures import best_framework, cell_figure, mof_pair, mof_sheet, sample_until_formed
+from matgen_nb.mofdiff.pictures import (
+    best_framework,
+    calm_cell,
+    cell_figure,
+    mof_pair,
+    mof_sheet,
+    sample_until_formed,
+)
 from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
     Results,
@@ -404,7 +411,7 @@ def _write_demo(folder, rows, shown, text):
     size = f"{len(shown.coarse)} blocks, {row['num_atoms']} atoms"
     title = f"{row['formula']}: {size}, {row['stage']}, {passes} all checks\n{text}"
     with atomic_write(cif) as f:
-        f.write(shown.mof.crystal.to_cif())
+        f.write(calm_cell(shown.mof).crystal.to_cif())
     for path, figure in (
         (cell, cell_figure(shown.mof, title)),
         (pair, mof_pair(shown.coarse, shown.mof, title)),

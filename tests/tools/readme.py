@@ -56,7 +56,7 @@ def make_readme():
     text, resources = MarkdownExporter().from_notebook_node(
         nb, resources={"output_files_dir": "nbs/images", "unique_key": "readme"}
     )
-    text = re.sub(r"```python\n\s*```\n", "", text)
+    text = re.sub(r"(?ms)^```[^\n]*\n(.*?)^```\n", lambda block: block[0] if block[1].strip() else "", text)
     text = re.sub(
         r"\[((?:!\[[^]\n]*\]\([^)]*\))|[^]\n!]+)\]\((?!https?:|#|/|nbs/)([^)]+)\)", point_home, text
     )
