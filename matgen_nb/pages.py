@@ -17,7 +17,7 @@ from .utils import atomic_write, option
 
 # %% ../nbs/0_utilities/05_pages.ipynb #u0pg0006
 UNITS = {
-    "Å": "min_distance moved moved_mean moved_max projection_mean projection_max pushed_max cp_error lcd pld match",
+    "Å": "min_distance moved projection_mean projection_max pushed_max cp_error lcd pld match",
     "Å³": "volume",
     "g/cm³": "density",
     "eV": "energy",
@@ -29,8 +29,8 @@ UNITS = {
 }
 _UNIT = {name: unit for unit, names in UNITS.items() for name in names.split()}
 NOTES = {
-    "contact_ratio": "shortest contact / sum of the covalent radii; pairs farther apart than 0.8 of it are not "
-    "looked for, so the value is capped at 0.8: read 0.8 as 'at least 0.8'",
+    "contact_ratio": "shortest contact / sum of the covalent radii; pairs farther apart than 0.8 of "
+    "it are not looked for, so the value is capped at 0.8: read 0.8 as 'at least 0.8'",
     "higher_symmetry": "spglib finds a group of higher order than the one that was requested",
     "denoising_loss": "the model's own doubt about the crystal (lesson 3.11): lower is better",
     "void_fraction": "share of the cell that a helium probe can enter",
@@ -98,7 +98,8 @@ figure{{margin:0;border:1px solid #ddd;border-radius:6px;padding:4px;width:190px
 figure.w{{width:560px;max-width:100%}}figcaption{{font-size:12px;text-align:center}}
 table{{border-collapse:collapse;font-size:12px;margin-top:2em}}.t{{overflow-x:auto}}
 td,th{{border:1px solid #ddd;padding:3px 7px;text-align:right}}th{{background:#f3f3f3}}
-.s th{{cursor:pointer}}.f td:last-child,.f td:first-child{{text-align:left}}.n{{font-size:12px;color:#555}}</style>
+.s th{{cursor:pointer}}.f td:last-child,.f td:first-child{{text-align:left}}
+.n{{font-size:12px;color:#555}}</style>
 <h1>{title}</h1><p>{intro}</p>{summary}<div class="g">{figures}</div>{table}
 <script>document.querySelectorAll(".s th").forEach((h,i)=>{{let up=1;h.onclick=()=>{{
 const b=document.querySelector(".s tbody"),v=r=>r.cells[i].textContent,n=s=>s!==""&&!isNaN(s);
@@ -130,11 +131,12 @@ def summary_html(summary: dict | None) -> str:
         entry = entry if isinstance(entry, dict) else dict(value=entry)
         low, high = _number(entry.get("low")), _number(entry.get("high"))
         interval = f"{low} to {high}" if low and high and low != high else ""
-        cells = (show(heading(name)), _number(entry.get("value")), interval)
-        cells += (_number(entry.get("n")), show(entry.get("protocol", "")))
+        cells = [show(heading(name)), _number(entry.get("value")), interval]
+        cells += [_number(entry.get("n")), show(entry.get("protocol", ""))]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("measure", "value", "95 % interval", "n", "protocol"))
-    return f'<div class="t"><table class="f"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="t"><table class="f">{body}</table></div>'
 
 
 def table_html(rows: list[dict]) -> str:
@@ -149,7 +151,7 @@ def table_html(rows: list[dict]) -> str:
     table = f'<table class="s"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<p class="n">Click a heading to sort.{notes}</p><div class="t">{table}</div>'
 
-
+# %% ../nbs/0_utilities/05_pages.ipynb #u0pg0016
 def write_page(
     path: str | Path, title: str, figures: list[str], rows: list[dict], options: PageOptions = PageOptions()
 ) -> None:

@@ -17,8 +17,8 @@ from ..scale.runs import close_folders, fresh_folder, say
 
 # %% ../../nbs/5_scale/16_main.ipynb #n3000006
 NEXT = (
-    "Next: your own crystals (matgen prepare crystals my_cifs/ --out mine.safetensors, then matgen train symmcd "
-    "--help), or more of the shipped model's (matgen sample symmcd --help)"
+    "Next: your own crystals (matgen prepare crystals my_cifs/ --out mine.safetensors, then matgen train "
+    "symmcd --help), or more of the shipped model's (matgen sample symmcd --help)"
 )
 
 

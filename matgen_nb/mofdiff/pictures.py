@@ -130,8 +130,9 @@ def mof_pair(coarse: CoarseMof, mof: Mof, title: str = ""):
 
 # %% ../../nbs/4_mofdiff/32_pictures.ipynb #22ccelco
 def _calm_cut(start: np.ndarray, end: np.ndarray, places: np.ndarray) -> float:
-    """Where to cut one axis so that few bonds are cut; start, end (b,): fractional coordinates of the ends of
-    the bonds along it, places (N,): of the atoms, sorted. Between two atoms, in the widest of the best gaps."""
+    """Where to cut one axis so that few bonds are cut: between two atoms, in the widest of the best gaps.
+
+    start, end (b,): fractional coordinates of the ends of the bonds; places (N,): of the atoms, sorted."""
     gaps = np.diff(np.append(places, places[0] + 1))
     cuts = (places + gaps / 2)[gaps > 1e-6]
     crossed = np.abs(np.floor(end[None] - cuts[:, None]) - np.floor(start[None] - cuts[:, None])).sum(1)
@@ -148,7 +149,7 @@ def calm_cell(mof: Mof) -> Mof:
     moved = Crystal(mof.crystal.lattice, mof.crystal.elements, frac - origin - step)
     return replace(mof, crystal=moved, images=mof.images + step[b] - step[a])
 
-
+# %% ../../nbs/4_mofdiff/32_pictures.ipynb #22ccelc2
 def unit_cell(mof: Mof) -> Drawing:
     """The atoms of one cell, in their order, and after them the images outside to which bonds across its
     faces lead; with all bonds that begin inside."""

@@ -501,7 +501,7 @@ def _known(training: Path | None):
     prepared = training.suffix == ".safetensors"
     return training_reference(load_data(training)) if prepared else reference_crystals(training)
 
-
+# %% ../../nbs/5_scale/06_crystal_runs.ipynb #n24ev003
 def cut_off(rows: list[dict]) -> list[str]:
     "Steps of an evaluation that a time limit ended, in words for the record; empty where there was none."
     late = [row for row in rows if any(word in str(row.get("failure", "")) for word in LATE)]

@@ -47,8 +47,8 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class Crystals:
-    """Crystals of one model: what it is in words, how it was trained, asymmetric units, and a row of the table
-    for each."""
+    """Crystals of one model: its name, how it was trained, asymmetric units, and a row of the table for
+    each."""
 
     model: str
     told: str
@@ -110,7 +110,7 @@ def write_stage(out: RunFolder, name: str, made: Crystals, record: dict) -> None
     write_results(out / name, made.units, made.rows, f"matgen demo: {name}", record)
     say(f"  {len(made.units)} crystals: look at {page_link(out / name / 'gallery.html')}")
 
-
+# %% ../../nbs/5_scale/15_demo.ipynb #n31dem24
 def show_framework(out: RunFolder, options: DemoOptions, state: DemoState) -> None:
     "Stage 2: a framework of the weights that ship, in the folder mof/, assembled on all cores."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
@@ -164,9 +164,9 @@ def difference(shipped: Crystals, trained: Crystals) -> str:
     (many, low), (few, high) = _counts(shipped), _counts(trained)
     n, ours = len(shipped.rows), len(trained.rows)
     return (
-        f"The difference: of the shipped model ({shipped.told}) {many} of {n} crystals pass both validity rules and "
-        f"the median denoising loss is {low:.2f}; of the model just {trained.told} {few} of {ours} pass and it is "
-        f"{high:.2f} (judged by the shipped model, lower is likelier; {n} crystals each are few)."
+        f"The difference: of the shipped model ({shipped.told}) {many} of {n} crystals pass both validity rules "
+        f"and the median denoising loss is {low:.2f}; of the model just {trained.told} {few} of {ours} pass and "
+        f"it is {high:.2f} (judged by the shipped model, lower is likelier; {n} crystals each are few)."
     )
 
 
@@ -183,7 +183,7 @@ def demo_summary(state: DemoState) -> dict:
         found[f"denoising loss, {made.model}"] = dict(value=_counts(made)[1], n=len(made.rows), protocol=text)
     return found
 
-
+# %% ../../nbs/5_scale/15_demo.ipynb #n31dem25
 def side_by_side(sets: Sequence[Crystals], most: int = 8) -> Any:
     "Figure: crystals of each set in two columns, the sets side by side."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -230,8 +230,8 @@ def _pictures(out: RunFolder, state: DemoState) -> list[tuple[bytes, str]]:
 def write_demo(out: RunFolder, options: DemoOptions, state: DemoState, seconds: float) -> str:
     """gallery.html, table.csv, summary.json and run.json of what there is. The sentence on the difference, or
     nothing while one of the two sets is missing."""
-    both = state.shipped is not None and state.trained is not None
-    words = difference(state.shipped, state.trained) if both else ""
+    shipped, trained = state.shipped, state.trained
+    words = difference(shipped, trained) if shipped and trained else ""
     summary, framework = demo_summary(state), state.framework.row if state.framework else None
     told = dict(summary=summary, difference=words, framework=framework, cut_off=state.cut_off, **state.record)
     record = run_record(typed_command(), options.seed, seconds, **told)
@@ -248,7 +248,7 @@ def write_demo(out: RunFolder, options: DemoOptions, state: DemoState, seconds: 
     write_json(told_as, record)
     return words
 
-
+# %% ../../nbs/5_scale/15_demo.ipynb #n31dem26
 def run_demo(out: RunFolder, options: DemoOptions = DemoOptions()) -> DemoState:
     "All stages, each announced with its place on the disk; the page is written anew after every one."
     start, state = time.monotonic(), DemoState()

@@ -194,7 +194,7 @@ def advice(table: list[dict], weights: str = "", nets: NetOptions = NetOptions()
         tries.append("a longer training, or --weights mofdiff-small, which ship")
     return f"none of the {len(table)} frameworks forms all its bonds ({why}). Try: {'; '.join(tries)}"
 
-
+# %% ../../nbs/5_scale/05_mof_runs.ipynb #24cfinc2
 def finish_run(
     results: FolderResults,
     samples: list[MofSample],
@@ -287,7 +287,7 @@ def cut_off_stages(results: Results, names: list[str]) -> list[str]:
             found.append(f"{late} of {len(names)} were not {stage} to the end ({flag})")
     return found
 
-
+# %% ../../nbs/5_scale/05_mof_runs.ipynb #24cmakcc
 def make_mofs(
     model,
     n: int,
@@ -315,7 +315,7 @@ def make_mofs(
         evaluation = evaluate_results(rows, results, options.relax, *known_of(model, known))
         seconds = time.monotonic() - start
         late = cut_off_stages(results, [r["name"] for r in rows])
-        told = dict(request=request, relax=options.relax, cut_off=late)
+        told: dict = dict(request=request, relax=options.relax, cut_off=late)
         told |= {"weights": run.known_weights} if run.known_weights else {}
         record = run_record(command, seed, seconds, **told)
         finish_run(results, samples, evaluation, record)
@@ -429,8 +429,8 @@ def demo_mof(
     rounds: int = 4,
     n_jobs: int = 1,
 ) -> Demo:
-    """mof.cif, framework.png, beads_and_atoms.png and table.csv (all samples) in `out`. rounds: of sampling, at
-    most; it ends with the first valid framework."""
+    """mof.cif, framework.png, beads_and_atoms.png and table.csv (all samples) in `out`. rounds: of sampling,
+    at most; it ends with the first valid framework."""
     results, seeds, found = Results(), [chunk_seed(seed, i) for i in range(rounds)], []
     options = replace(options, relax_limit=20.0)
 

@@ -486,7 +486,7 @@ def input_identity(source) -> str | None:
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24wght1
 def weights_header(path: str | Path) -> dict:
-    "Format and `info` (data, structures, steps and how the training ended, as far as known) of a weights file."
+    "Format and `info` of a weights file: data, structures, steps, how the training ended, as far as known."
     from safetensors import safe_open
 
     with safe_open(str(path), "numpy") as file:
@@ -511,8 +511,8 @@ def _trained_on(info: dict) -> str:
 
 
 def describe_weights(path: str | Path) -> dict:
-    """Of a weights file: name, hash, trained_on, ships (with the package), and `text`, all of it in a line for
-    a person."""
+    """Of a weights file: name, hash, trained_on, ships (with the package), and `text`, all of it in one
+    line."""
     path = Path(path)
     info, digest = weights_header(path)["info"], file_hash(path)
     ships = path.resolve().parent == (Path(matgen_nb.__file__).parent / "data" / "weights").resolve()
@@ -521,10 +521,10 @@ def describe_weights(path: str | Path) -> dict:
     known = dict(hash=digest, trained_on=_trained_on(info), ships=ships, text=text)
     return dict(name=path.stem if ships else str(path), **known)
 
-
+# %% ../../nbs/5_scale/04_runs.ipynb #r24wght3
 def trained_beside(path: str | Path, *folders: str | Path) -> list[Path]:
-    """Weights of the same kind as `path` that trainings left in folders inside `folders` (weights.safetensors),
-    the newest first; none where `path` is one of them."""
+    """Weights of the same kind as `path` that trainings left (weights.safetensors in folders inside
+    `folders`), the newest first; none where `path` is one of them."""
     kind, here = weights_header(path)["format"], Path(path).resolve()
     places = {
         found.resolve(): found for folder in folders for found in Path(folder).glob("*/weights.safetensors")

@@ -382,7 +382,7 @@ def _bar(self: Trainer):
 
         yield advance
 
-
+# %% ../../nbs/5_scale/03_training.ipynb #n24end03
 @patch
 def ending(self: Trainer) -> dict:
     """How the training ended, JSON-able: steps, ended_by (steps, time budget or interruption), and whether
@@ -404,8 +404,8 @@ def _told_end(self: Trainer) -> str:
         told.append(f"--max-seconds {c.max_seconds:g} ended the training after {self.step}{planned} steps")
     if not end["warm_up_over"]:
         told.append(
-            f"the training ended within its warm-up ({self.step} of {c.warmup_steps} steps): the weights have "
-            "hardly learned; give more --steps or --max-seconds"
+            f"the training ended within its warm-up ({self.step} of {c.warmup_steps} steps): the weights "
+            "have hardly learned; give more --steps or --max-seconds"
         )
     return "\n".join(told)
 
