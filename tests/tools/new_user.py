@@ -112,8 +112,7 @@ def build_and_install(way):
     "The wheel, built from a copy of the tree, in an environment of its own."
     tree, wheels = way.folder / "tree", way.folder / "wheels"
     shutil.copytree(ROOT, tree, ignore=LEAVE)
-    isolation = ["--no-build-isolation"] if way.short else []
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *isolation]
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     way.run("wheel", *pip, "--wheel-dir", wheels, tree, cwd=way.folder)
     wheel = next(wheels.glob("matgen_nb-*.whl"))
     shutil.rmtree(tree)
