@@ -254,12 +254,14 @@ def check_out(out: str | Path, inputs: dict) -> None:
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0024
 _FILES = (
     r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary).json|"
-    r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms).png|reference.npz|mof.cif|"
+    r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms|framework|side_by_side).png|"
+    r"reference.npz|mof.cif|"
     r"(last|best|weights|train|val|mofs|crystals).safetensors|"
     r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
     r"(random/|selected/|optimised/)?(assembled|relaxed|evaluated|judged)/mof_\d{5,}.(cif|json)"
 )
-_OURS = re.compile(f"((training|samples|runs|mof)/)*({_FILES.replace('.', '[.]')})")  # names that runs write
+_FOLDERS = "training|trained|shipped|samples|runs|mof"
+_OURS = re.compile(f"(({_FOLDERS})/)*({_FILES.replace('.', '[.]')})")  # names that runs write
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0056
 _open = weakref.WeakSet()
