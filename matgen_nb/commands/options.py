@@ -4,7 +4,7 @@
 __all__ = ['app', 'GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'FLAGS', 'Seed', 'On', 'Out', 'Overwrite',
            'Resume', 'Jobs', 'InitFrom', 'Precision', 'Compile', 'TRAIN_OPTIONS', 'PRESETS', 'training_options',
            'our_error', 'help_of', 'default_of', 'parameter', 'option_fields', 'with_options', 'Device',
-           'given_training', 'report_training', 'with_flags']
+           'given_training', 'report_training', 'flags_of_commands', 'with_flags']
 
 # %% ../../nbs/5_scale/07_options.ipynb #a072008c
 import inspect
@@ -223,15 +223,21 @@ def report_training(model, history: list, out, seed: int, seconds: float, follow
         raise KeyboardInterrupt
 
 # %% ../../nbs/5_scale/07_options.ipynb #n25flag1
-def with_flags(text: str) -> str:
-    "A message in which the names of arguments that a command has as options are written as options."
+def flags_of_commands() -> dict[str, str]:
+    "Name of an argument of a command -> its flag, of all that are options: {'num_atoms': '--num-atoms'}."
     groups = [app, *(group.typer_instance for group in app.registered_groups)]
     functions = [command.callback for group in groups for command in group.registered_commands]
-    names = {
-        name for f in functions for name in inspect.signature(f).parameters if "_" in name.strip("_")
-    } - {"compare_with"}
-    return re.sub(
-        rf"(?<![-\w./'\"])({'|'.join(sorted(names))})(?![\w./(=])",
-        lambda m: "--" + m[0].replace("_", "-"),
-        text,
-    )
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    positional = {p.name for p in parameters if "ArgumentInfo" in repr(p.annotation)}
+    names = {p.name for p in parameters} - positional - {"compare_with"}
+    return {name: ("-" if len(name) == 1 else "--") + name.replace("_", "-") for name in names}
+
+
+def with_flags(text: str) -> str:
+    """A message in which the names of arguments that a command has as options are written as options: names of
+    two words everywhere, those of one word, which may be words of a sentence, before "must"."""
+    flags = flags_of_commands()
+    several, one = (sorted(n for n in flags if ("_" in n.strip("_")) == many) for many in (True, False))
+    flag = lambda found: flags[found[1]]
+    text = re.sub(rf"(?<![-\w./'\"])({'|'.join(several)})(?![\w./(=])", flag, text)
+    return re.sub(rf"(?<![-\w./'\"])(?<!the )({'|'.join(one)})(?= must )", flag, text)

@@ -305,7 +305,7 @@ def make_mofs(
     the record."""
     start = time.monotonic()
     if n < 1:
-        raise MatgenError(f"the number of frameworks must be at least 1, got {n}")
+        raise MatgenError(f"n must be at least 1 framework, got {n}")
     request = request_of(model, n, seed, options, run)
     with open_run(out, request, run.resume, run.overwrite, run.inputs) as folder:
         results = FolderResults(folder, request=request)
@@ -347,7 +347,12 @@ def design_run(
     with open_run(out, request, run.resume, run.overwrite, run.inputs) as folder:
         store = lambda strategy: FolderResults(folder, f"{strategy}/", request)
         made = design(model, goal, n, seed, options, run.n_jobs, store)
-        record = run_record(command, seed, time.monotonic() - start, tolerance=made.goal.tolerance)
+        told: dict = dict(tolerance=made.goal.tolerance)
+        told["summary"] = {
+            f"{k}, {strategy}": e for strategy, s in made.summary.items() for k, e in s.items()
+        }
+        told |= {"weights": run.known_weights} if run.known_weights else {}
+        record = run_record(command, seed, time.monotonic() - start, **told)
         title = f"Design: {goal.property} = {goal.target:g}"
         write_results(folder, made.crystals, made.rows, title, record)
         write_json(folder.path("summary.json"), made.summary)

@@ -63,7 +63,7 @@ def _need(good: bool, text: str) -> None:
 
 def check_config(config: TrainConfig) -> None:
     "Raise MatgenError that names the first field of a TrainConfig that makes no sense."
-    _need(config.steps is not None or config.epochs is not None, "give steps or epochs")
+    _need(config.steps is not None or config.epochs is not None, "give --steps or --epochs")
     for name in POSITIVE:
         value = getattr(config, name)
         _need(value is None or value > 0, f"{name} must be positive, not {value!r}")
