@@ -223,14 +223,23 @@ def report_training(model, history: list, out, seed: int, seconds: float, follow
         raise KeyboardInterrupt
 
 # %% ../../nbs/5_scale/07_options.ipynb #n25flag1
+def _flag_of(parameter: inspect.Parameter) -> str:
+    "The flag of a parameter of a command; nothing for an argument."
+    found = getattr(parameter.annotation, "__metadata__", ())
+    if any(isinstance(one, typer.models.ArgumentInfo) for one in found):
+        return ""
+    told = [d for one in found for d in getattr(one, "param_decls", None) or ()]
+    written = next((d.split("/")[0] for d in told if d.startswith("-")), "")
+    return written or ("-" if len(parameter.name) == 1 else "--") + parameter.name.replace("_", "-")
+
+
 def flags_of_commands() -> dict[str, str]:
-    "Name of an argument of a command -> its flag, of all that are options: {'num_atoms': '--num-atoms'}."
+    "Name of an argument of a command -> its flag, of all that are options: {'num_nodes': '--nodes'}."
     groups = [app, *(group.typer_instance for group in app.registered_groups)]
     functions = [command.callback for group in groups for command in group.registered_commands]
-    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
-    positional = {p.name for p in parameters if "ArgumentInfo" in repr(p.annotation)}
-    names = {p.name for p in parameters} - positional - {"compare_with"}
-    return {name: ("-" if len(name) == 1 else "--") + name.replace("_", "-") for name in names}
+    parameters = [p for f in functions for p in inspect.signature(f, eval_str=True).parameters.values()]
+    positional = {p.name for p in parameters if not _flag_of(p)}
+    return {p.name: _flag_of(p) for p in parameters if p.name not in positional | {"compare_with"}}
 
 
 def with_flags(text: str) -> str:
