@@ -228,8 +228,10 @@ def _flag_of(parameter: inspect.Parameter) -> str:
     found = getattr(parameter.annotation, "__metadata__", ())
     if any(isinstance(one, typer.models.ArgumentInfo) for one in found):
         return ""
-    told = [d for one in found for d in getattr(one, "param_decls", None) or ()]
-    written = next((d.split("/")[0] for d in told if d.startswith("-")), "")
+    told = [
+        d for one in found for d in (one.default, *(one.param_decls or ()))
+    ]  # typer keeps the first there
+    written = next((d.split("/")[0] for d in told if isinstance(d, str) and d.startswith("-")), "")
     return written or ("-" if len(parameter.name) == 1 else "--") + parameter.name.replace("_", "-")
 
 
