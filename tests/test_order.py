@@ -15,6 +15,7 @@ PARTS = {
     "folders": 0,
     "parallel": 0,
     "pages": 0,
+    "course": 0,
     "symmetry": 1,
     "diffusion": 2,
     "symmcd": 3,
