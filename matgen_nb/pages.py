@@ -39,11 +39,9 @@ NOTES = {
 
 
 def unit_of(name: str) -> str:
-    "The unit of a column of a table or an entry of a summary; nothing where it has none."
-    bare = name.removeprefix("real ").split("@")[0]
-    return _UNIT.get(
-        bare, _UNIT.get(bare.split("<")[0].split(">")[0], "") if not set("<>") & set(bare) else ""
-    )
+    "The unit of a column of a table or an entry of a summary; nothing where it has none, as a share."
+    bare = name.removeprefix("real ").removeprefix("wasserstein_").split("@")[0].split(",")[0]
+    return _UNIT.get(bare, "")
 
 
 def heading(name: str) -> str:

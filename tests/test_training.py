@@ -359,7 +359,7 @@ def test_a_slow_machine_makes_fewer_steps_and_leaves_its_warm_up(tmp_path, slow_
     assert len(rates) == 40 and rates[0] < 0.01 and max(rates) > 0.95 and rates.index(max(rates)) == 4
     assert trainer.ending() == dict(steps=40, ended_by="time budget", warm_up_over=True)
     said = capsys.readouterr().out
-    assert "--max-seconds 40 ended the training after 40 steps" in said and "warm-up" not in said
+    assert "the time budget of 40 s ended the training after 40 steps" in said and "warm-up" not in said
 
 
 def test_a_budget_too_small_for_a_warm_up_is_called_that(tmp_path, slow_machine, capsys):

@@ -32,6 +32,7 @@ from matgen_nb.scale.runs import (
     written_now,
 )
 from ..parallel import describe_failures
+from ..pages import heading
 from ..utils import MatgenError, atomic_write, option
 
 # %% ../../nbs/5_scale/06_crystal_runs.ipynb #8c7462d4
@@ -353,7 +354,7 @@ def training_reference(data):
 
 
 def summary_text(summary):
-    """One aligned line per number of a summary; a dict shows its value and, if it has one, its interval
+    """One aligned line per number of a summary, with its unit; a dict shows its value and, if it has one, its interval
     low to high."""
 
     def show(v):
@@ -363,8 +364,9 @@ def summary_text(summary):
             )
         return f"{v:.4g}" if isinstance(v, float) else str(v)
 
-    width = max(map(len, summary), default=0)
-    return "\n".join(f"{key:{width}}  {show(value)}" for key, value in summary.items())
+    names = [heading(key) for key in summary]
+    width = max(map(len, names), default=0)
+    return "\n".join(f"{name:{width}}  {show(value)}" for name, value in zip(names, summary.values()))
 
 # %% ../../nbs/5_scale/06_crystal_runs.ipynb #f52619a3
 def described_beside(reference):

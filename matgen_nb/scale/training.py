@@ -401,7 +401,9 @@ def _told_end(self: Trainer) -> str:
     told = []
     if end["ended_by"] == "time budget":
         planned = "" if self.steps >= UNLIMITED else f" of {self.steps}"
-        told.append(f"--max-seconds {c.max_seconds:g} ended the training after {self.step}{planned} steps")
+        told.append(
+            f"the time budget of {c.max_seconds:g} s ended the training after {self.step}{planned} steps"
+        )
     if not end["warm_up_over"]:
         told.append(
             f"the training ended within its warm-up ({self.step} of {c.warmup_steps} steps): the weights "
