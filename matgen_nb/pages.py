@@ -8,6 +8,7 @@ __all__ = ['UNITS', 'NOTES', 'unit_of', 'heading', 'show', 'made_by', 'page_link
 import base64
 import html
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,13 @@ def made_by(record: dict, what: str) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def page_link(path: str | Path) -> str:
-    "The address of a file that a terminal makes clickable: file:///home/me/run/gallery.html."
-    return Path(path).resolve().as_uri()
+def page_link(path: str | Path, stream: Any = None) -> str:
+    """A path as text, which a terminal makes clickable (OSC 8, its address is file://...); the bare path where
+    `stream` (default: stdout) is no terminal."""
+    stream = sys.stdout if stream is None else stream
+    if not stream.isatty():
+        return str(path)
+    return f"\x1b]8;;{Path(path).resolve().as_uri()}\x1b\\{path}\x1b]8;;\x1b\\"
 
 # %% ../nbs/0_utilities/05_pages.ipynb #u0pg0012
 @dataclass(frozen=True)

@@ -674,7 +674,7 @@ def test_demo_from_beginning_to_end(tmp_path, capsys):
     )
     assert set(wanted.split()) <= made
     for stage in ("shipped/gallery.html", "mof/framework.png", "training/loss.png", "trained/gallery.html"):
-        assert (home / stage).resolve().as_uri() in shown, f"{stage} is announced, as a link"
+        assert str(home / stage) in shown, f"{stage} is announced"
     record = json.loads((home / "run.json").read_text())
     page, framework = (home / "gallery.html").read_text(encoding="utf-8"), record["framework"]
     assert page.count('class="w"') == 3 and framework["formula"] in shown
@@ -729,7 +729,7 @@ def test_sample_says_which_weights_it_uses(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "weights: symmcd-mp20-small (ships with matgen_nb), trained on" in said and "15,471" in said
     assert "run/weights.safetensors was trained here and is not used" in said.replace("\\", "/")
-    assert f"look at {(tmp_path / 'a' / 'gallery.html').as_uri()}" in said
+    assert f"look at {Path("a") / "gallery.html"}" in said
     assert run("sample", "symmcd", *quick, "--weights", "run/weights.safetensors", "--out", "b") == 0
     said = capsys.readouterr().out
     digest = runs.file_hash(tmp_path / "run" / "weights.safetensors")

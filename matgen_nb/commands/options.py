@@ -245,8 +245,8 @@ def flags_of_commands() -> dict[str, str]:
 
 
 def with_flags(text: str) -> str:
-    """A message in which the names of arguments that a command has as options are written as options: names of
-    two words everywhere, those of one word, which may be words of a sentence, before "must"."""
+    """A message in which the names of arguments that a command has as options are written as options: names
+    of two words everywhere, those of one word, which may be words of a sentence, before "must"."""
     flags = flags_of_commands()
     several, one = (sorted(n for n in flags if ("_" in n.strip("_")) == many) for many in (True, False))
     flag = lambda found: flags[found[1]]

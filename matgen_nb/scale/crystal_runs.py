@@ -354,8 +354,8 @@ def training_reference(data):
 
 
 def summary_text(summary):
-    """One aligned line per number of a summary, with its unit; a dict shows its value and, if it has one, its interval
-    low to high."""
+    """One aligned line per number of a summary, with its unit; a dict shows its value and, if it has one,
+    its interval low to high."""
 
     def show(v):
         if isinstance(v, dict):

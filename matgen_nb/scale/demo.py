@@ -163,11 +163,11 @@ def difference(shipped: Crystals, trained: Crystals) -> str:
     "One sentence on what parts two sets of crystals."
     (many, low), (few, high) = _counts(shipped), _counts(trained)
     n, ours = len(shipped.rows), len(trained.rows)
-    return (
-        f"The difference: of the shipped model ({shipped.told}) {many} of {n} crystals pass both validity rules "
-        f"and the median denoising loss is {low:.2f}; of the model just {trained.told} {few} of {ours} pass and "
-        f"it is {high:.2f} (judged by the shipped model, lower is likelier; {n} crystals each are few)."
-    )
+    rule = "crystals pass both validity rules and the median denoising loss is"
+    first = f"of the shipped model ({shipped.told}) {many} of {n} {rule} {low:.2f}"
+    second = f"of the model just {trained.told} {few} of {ours} pass and it is {high:.2f}"
+    few_words = f"judged by the shipped model, lower is likelier; {n} crystals each are few"
+    return f"The difference: {first}; {second} ({few_words})."
 
 
 def demo_summary(state: DemoState) -> dict:
