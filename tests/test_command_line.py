@@ -729,7 +729,7 @@ def test_sample_says_which_weights_it_uses(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "weights: symmcd-mp20-small (ships with matgen_nb), trained on" in said and "15,471" in said
     assert "run/weights.safetensors was trained here and is not used" in said.replace("\\", "/")
-    assert f"look at {Path("a") / "gallery.html"}" in said
+    assert "look at a/gallery.html" in said.replace("\\", "/")
     assert run("sample", "symmcd", *quick, "--weights", "run/weights.safetensors", "--out", "b") == 0
     said = capsys.readouterr().out
     digest = runs.file_hash(tmp_path / "run" / "weights.safetensors")
