@@ -75,8 +75,8 @@ def made_by(record: dict, what: str) -> str:
 
 
 def page_link(path: str | Path, stream: Any = None) -> str:
-    """A path as text, which a terminal makes clickable (OSC 8, its address is file://...); the bare path where
-    `stream` (default: stdout) is no terminal."""
+    """A path as text, which a terminal makes clickable (OSC 8, its address is file://...); the bare path
+    where `stream` (default: stdout) is no terminal."""
     stream = sys.stdout if stream is None else stream
     if not stream.isatty():
         return str(path)

@@ -179,9 +179,9 @@ def plot_cell(mof: Mof, ax, pixels: int = 420) -> None:
     sizes = np.where(out, 0.22, 0.45) * table.radius[drawing.elements]
     ends = [(i, j) for pair in drawing.bonds.tolist() for i, j in (pair, pair[::-1])]
     sticks = [(at[i], (at[i] + at[j]) / 2, 0.13, colors[i]) for i, j in ends]
-    sticks += cell_sticks(mof.crystal.lattice)
     view = camera(mof.crystal.lattice, 25.0, 14.0)
-    ax.imshow(render_scene(list(zip(at, sizes, colors)), sticks, view, pixels), interpolation="bilinear")
+    picture = render_scene(list(zip(at, sizes, colors)), sticks, view, pixels, mof.crystal.lattice)
+    ax.imshow(picture, interpolation="bilinear")
     ax.axis("off")
 
 
