@@ -1,6 +1,5 @@
 """Pages in a real browser without a window: Debian's chromium, skipped with a reason where there is none."""
 
-import shutil
 import subprocess
 
 import numpy as np
@@ -9,8 +8,9 @@ from conftest import ROOT
 from matgen_nb import pages
 from matgen_nb.scale import runs
 from matgen_nb.symmetry.crystal import Crystal
+from tools.browser import find
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = find()
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no chromium here: apt-get install chromium (or google-chrome) to test the pages"
 )

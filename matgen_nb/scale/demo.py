@@ -63,6 +63,7 @@ class DemoState:
     shipped: Crystals | None = None
     trained: Crystals | None = None
     framework: Demo | None = None
+    data: Any = None  # the prepared crystals
     record: dict = field(default_factory=dict)
     cut_off: list[str] = field(default_factory=list)
 
@@ -134,7 +135,10 @@ def show_training(out: RunFolder, options: DemoOptions, state: DemoState, judge:
 
     start = time.monotonic()
     path, *_ = out.claim("crystals.safetensors", "training/")
-    data, _ = prepare("embedded", out=path)
+    if state.data is None:
+        state.data, _ = prepare("embedded")
+    data = state.data
+    data.save(path)
     choices = dict(max_seconds=options.seconds, seed=options.seed, device=options.device)
     config = choose_training(TRAINING, "tiny", val_fraction=0.05, val_every=10**6, **choices)
     model, _ = fit_symmcd(data, "tiny", config, out / "training")
