@@ -248,7 +248,9 @@ def with_flags(text: str) -> str:
     """A message in which the names of arguments that a command has as options are written as options: names
     of two words everywhere, those of one word, which may be words of a sentence, before "must"."""
     flags = flags_of_commands()
-    several, one = (sorted(n for n in flags if ("_" in n.strip("_")) == many) for many in (True, False))
-    flag = lambda found: flags[found[1]]
-    text = re.sub(rf"(?<![-\w./'\"])({'|'.join(several)})(?![\w./(=])", flag, text)
-    return re.sub(rf"(?<![-\w./'\"])(?<!the )({'|'.join(one)})(?= must )", flag, text)
+    several, one = ([re.escape(n) for n in flags if ("_" in n.strip("_")) == many] for many in (True, False))
+    for names, follows in ((several, r"(?![\w./(=])"), (one, r"(?= must )")):
+        if names:
+            name = rf"(?<![-\w./'\"])(?<!the )({'|'.join(sorted(names))}){follows}"
+            text = re.sub(name, lambda found: flags[found[1]], text)
+    return text
