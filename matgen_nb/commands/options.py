@@ -249,8 +249,8 @@ def with_flags(text: str) -> str:
     of two words everywhere, those of one word, which may be words of a sentence, before "must"."""
     flags = flags_of_commands()
     several, one = ([re.escape(n) for n in flags if ("_" in n.strip("_")) == many] for many in (True, False))
-    for names, follows in ((several, r"(?![\w./(=])"), (one, r"(?= must )")):
+    for names, before, after in ((several, "", r"(?![\w./(=])"), (one, "(?<!the )", r"(?= must )")):
         if names:
-            name = rf"(?<![-\w./'\"])(?<!the )({'|'.join(sorted(names))}){follows}"
+            name = rf"(?<![-\w./'\"]){before}({'|'.join(sorted(names))}){after}"
             text = re.sub(name, lambda found: flags[found[1]], text)
     return text
