@@ -246,10 +246,13 @@ def flags_of_commands() -> dict[str, str]:
 
 def with_flags(text: str) -> str:
     """A message in which the names of arguments that a command has as options are written as options: names
-    of two words everywhere, those of one word, which may be words of a sentence, before "must"."""
+    of two words everywhere, those of one word, which may be words of a sentence, where it says what they must be or were."""
     flags = flags_of_commands()
     several, one = ([re.escape(n) for n in flags if ("_" in n.strip("_")) == many] for many in (True, False))
-    for names, before, after in ((several, "", r"(?![\w./(=])"), (one, "(?<!the )", r"(?= must )")):
+    for names, before, after in (
+        (several, "", r"(?![\w./(=])"),
+        (one, "(?<!the )", r"(?= must | was \S+ and is now)"),
+    ):
         if names:
             name = rf"(?<![-\w./'\"]){before}({'|'.join(sorted(names))}){after}"
             text = re.sub(name, lambda found: flags[found[1]], text)
