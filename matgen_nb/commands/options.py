@@ -243,10 +243,12 @@ def flags_of_commands() -> dict[str, str]:
     positional = {p.name for p in parameters if not _flag_of(p)}
     return {p.name: _flag_of(p) for p in parameters if p.name not in positional | {"compare_with"}}
 
-
+# %% ../../nbs/5_scale/07_options.ipynb #n25flag3
 def with_flags(text: str) -> str:
-    """A message in which the names of arguments that a command has as options are written as options: names
-    of two words everywhere, those of one word, which may be words of a sentence, where it says what they must be or were."""
+    """A message in which names of arguments that a command has as options are written as options.
+
+    Names of two words everywhere; those of one word, which may be words of a sentence, where it says what they
+    must be or were."""
     flags = flags_of_commands()
     several, one = ([re.escape(n) for n in flags if ("_" in n.strip("_")) == many] for many in (True, False))
     for names, before, after in (
