@@ -17,7 +17,7 @@ from matgen_nb.course import (
     expect,
     is_solution,
     must_fail,
-    number,
+    numeric,
     student_copy,
     teacher_copy,
     write_course,
@@ -106,7 +106,7 @@ def test_choices_and_numbers():
     assert question("B ") and question("a").message == "wrong: no: one" and not question(2)
     with pytest.raises(ValueError, match="at least three"):
         choice("a", a="right", b="wrong")
-    angle = number(120.0, rtol=0.01, unit="degrees", slips={60.0: "the other angle"})
+    angle = numeric(120.0, rtol=0.01, unit="degrees", slips={60.0: "the other angle"})
     assert angle(120.5) and "too large" in angle(130).message and "other angle" in angle(60).message
     assert "a number" in angle("wide").message and not angle(None) and not angle(float("nan"))
     for check, right in ((question, "b"), (angle, 120)):
