@@ -8,6 +8,7 @@ __all__ = ['SOLUTION', 'RECORD', 'FOR_TEACHERS', 'NotSolved', 'Verdict', 'shown'
 import hashlib
 import json
 import numbers
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -256,9 +257,26 @@ def is_solution(cell: dict[str, Any]) -> bool:
     return "solution" in cell.get("metadata", {}).get("tags", [])
 
 
+_FOLDED = re.compile(r"<details>\s*<summary>\s*Solution.*?</details>\n?", re.DOTALL)
+
+
+def _without_solution(cell: dict[str, Any]) -> dict[str, Any] | None:
+    """A cell as a student gets it, None where nothing is left: lessons in the old form fold the solution in
+    text and run it in a hidden cell."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "code":
+        hidden = source.startswith("#| hide") and re.search(r"^(assert )?check_\w+\(", source, re.MULTILINE)
+        return None if is_solution(cell) or hidden else cell
+    left = _FOLDED.sub("", source)
+    if left == source:
+        return cell
+    return {**cell, "source": left.splitlines(True)} if left.strip() else None
+
+
 def student_copy(notebook: dict[str, Any]) -> dict[str, Any]:
     "A notebook (as JSON) without the cells that hold solutions, and so without their outputs."
-    return {**notebook, "cells": [cell for cell in notebook["cells"] if not is_solution(cell)]}
+    cells = [_without_solution(cell) for cell in notebook["cells"]]
+    return {**notebook, "cells": [cell for cell in cells if cell is not None]}
 
 
 def _opened(cell: dict[str, Any]) -> dict[str, Any]:

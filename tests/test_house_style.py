@@ -8,9 +8,8 @@ import subprocess
 
 import pytest
 from conftest import ROOT
-from tools import house_debts as debts
+from tools import house_debts as debts, lesson_form
 from tools.house_debts import code_of, directives, is_exported
-from tools.lesson_form import lacking
 
 from matgen_nb.course import is_solution
 
@@ -123,10 +122,10 @@ def test_lesson_shows_pictures(path):
     assert pictures(path), "no saved picture: run tests/tools/execute.py"
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+@pytest.mark.parametrize("path", lesson_form.lessons(), ids=name_of)
 def test_lesson_has_the_form(path):
     "Aims, minutes, exercises that check themselves, quiz, references (tools/lesson_form.py)."
-    found = lacking(path)
+    found = lesson_form.lacking(path)
     assert len(found) <= DEBTS["form"].get(path.stem, 0), f"the lesson lacks {found}"
 
 
