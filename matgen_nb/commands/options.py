@@ -247,8 +247,8 @@ def flags_of_commands() -> dict[str, str]:
 def with_flags(text: str) -> str:
     """A message in which names of arguments that a command has as options are written as options.
 
-    Names of two words everywhere; those of one word, which may be words of a sentence, where it says what they
-    must be or were."""
+    Names of two words everywhere; those of one word, which may be words of a sentence, where it says what
+    they must be or were."""
     flags = flags_of_commands()
     several, one = ([re.escape(n) for n in flags if ("_" in n.strip("_")) == many] for many in (True, False))
     for names, before, after in (
