@@ -17,7 +17,6 @@ import numpy as np
 
 from ..pages import PageOptions, made_by, page_link
 from .crystal_runs import TRAINING, choose_training, fit_symmcd, sample_rows
-from .mof_runs import Demo, demo_mof
 from matgen_nb.scale.runs import (
     RunFolder,
     crystal_png,
@@ -62,7 +61,7 @@ class DemoState:
 
     shipped: Crystals | None = None
     trained: Crystals | None = None
-    framework: Demo | None = None
+    framework: Any = None  # a Demo of lesson 5.5
     data: Any = None  # the prepared crystals
     record: dict = field(default_factory=dict)
     cut_off: list[str] = field(default_factory=list)
@@ -117,6 +116,7 @@ def show_framework(out: RunFolder, options: DemoOptions, state: DemoState) -> No
     from matgen_nb.mofdiff.assembly import AssemblyOptions
     from matgen_nb.mofdiff.pipeline import PipelineOptions
     from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.scale.mof_runs import demo_mof
 
     out.claim("mof/")
     model = MofDiff.from_pretrained("mofdiff-small", options.device)
