@@ -285,16 +285,19 @@ def relaxing(model, potential):
 def _read_one(text, framework=False):
     "A crystal to evaluate: atoms that overlap are for the evaluation to find (lesson 1.6)."
     from matgen_nb.symmetry.cif import read_cif
+    from matgen_nb.symmetry.structure_files import Frame
 
+    if isinstance(text, Frame):
+        return text.read(min_contact=0.01).crystal
     return read_cif(f"{text}\n", framework, min_contact=0.01).crystal
 
 
 def read_crystals(source, n_jobs=-1, framework=False):
-    """(crystals, names, failures) of a folder of CIF files (or one that holds a folder `cif`), or of a CSV
-    (.gz too) with a column `cif`. None where reading failed. Files in a folder that this process is
+    """(crystals, names, failures) of a folder of structures (or one that holds a folder `cif`), of a file in
+    a format of lesson 1.12, or of a CSV (.gz too) with a column `cif`. None where reading failed. Files in a folder that this process is
     writing are passed over. framework: solvent and counter-ions may be missing (lesson 1.6)."""
     from functools import partial
-    from matgen_nb.symmcd.dataset import read_csv, read_folder
+    from matgen_nb.symmcd.dataset import read_file, read_folder
     from matgen_nb.parallel import parallel_map
 
     source = Path(source)
@@ -303,12 +306,12 @@ def read_crystals(source, n_jobs=-1, framework=False):
         own = written_now(source)  # a recipe reads what it has just made
         items = [(name, text) for name, text in read_folder(source) if own or not written_now(source / name)]
     elif source.is_file():
-        items = read_csv(source)
+        items = read_file(source)
     else:
         raise MatgenError(f"there is no folder or file {source}")
     if not items:
         raise MatgenError(
-            f"{source} holds no structures: a folder needs *.cif files, a CSV rows with a column 'cif'"
+            f"{source} holds no structures: a folder needs *.cif files (or others that are read), a CSV rows with a column 'cif'"
         )
     names = [name for name, _ in items]
     read = partial(_read_one, framework=framework)

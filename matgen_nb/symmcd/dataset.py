@@ -7,7 +7,7 @@ __all__ = ['OXIDATION_STATES', 'STRICT', 'NOBLE', 'FORMAT', 'COLUMN', 'ENERGY_CO
            'can_balance', 'embedded', 'Prepared', 'prepare_noted', 'prepare_one', 'Batch', 'CrystalData', 'from_units',
            'select', 'subset', 'column', 'same_column', 'multiplicity', 'element_counts', 'atomic_volumes',
            'substituted', 'save', 'load', 'read_folder', 'read_csv', 'read_columns', 'to_number', 'download',
-           'read_source', 'Report', 'source_columns', 'prepare']
+           'is_table', 'read_file', 'read_source', 'Report', 'source_columns', 'prepare']
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #22a61cc7
 import itertools
@@ -25,9 +25,10 @@ from ..diffusion.categorical import draw_categories
 from ..diffusion.gaussian import random_uniform
 from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
 from ..symmetry.cif import read_cif
-from ..symmetry.cif_text import cif_folder, describe_notes
+from ..symmetry.cif_text import CIF_ENDINGS, cif_folder, describe_notes
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.lattice import k_to_lattice
+from ..symmetry.structure_files import LEMAT_COLUMN, Frame, file_frames, named_format, structure_files
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
 from ..utils import MatgenError, atomic_write, fetch, read_csv_table
 from ..parallel import Failure, parallel_map
@@ -171,8 +172,10 @@ STRICT = 0.01  # A: the tolerance at which a structure shows the group that its 
 
 
 def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400):
-    "One CIF text or Crystal -> `Prepared`; CrystalError with the reason where that cannot be. symprec: A."
-    reading = None if isinstance(item, Crystal) else read_cif(f"{item}\n")
+    "One CIF text, `Frame` or Crystal -> `Prepared`; CrystalError with the reason where that cannot be. symprec: A."
+    reading = None
+    if not isinstance(item, Crystal):
+        reading = item.read() if isinstance(item, Frame) else read_cif(f"{item}\n")
     crystal = item if reading is None else reading.crystal
     unit = AsymmetricUnit.from_crystal(crystal, symprec)
     if len(unit) > max_orbits or unit.num_atoms > max_atoms:
@@ -454,8 +457,9 @@ CrystalData.save, CrystalData.load = save, staticmethod(load)
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #042c4c51
 def read_folder(path):
-    "(name, CIF text) of every .cif, .cif.gz and .mcif file under a folder, sorted. MatgenError where there is none."
-    folder = cif_folder(path)
+    """(name, item) of every structure under a folder, sorted: the text of a CIF, a `Frame` of another format
+    that is read (lesson 1.12). MatgenError where there is none."""
+    folder = structure_files(path)
     if not folder.files:
         other = (
             f" (but {len(folder.skipped)} in other formats, such as {folder.skipped[0]})"
@@ -463,9 +467,20 @@ def read_folder(path):
             else ""
         )
         raise MatgenError(
-            f"no .cif file in {path}{other}; give a folder of CIF files, a CSV with a 'cif' "
-            f"column, or one of {', '.join(['embedded', *PUBLIC])}"
+            f"no structure in {path}{other}; give a folder of CIF, POSCAR, extended XYZ or OPTIMADE files, a CSV "
+            f"with a 'cif' column, or one of {', '.join(['embedded', *PUBLIC])}"
         )
+    return _cifs(path) + [
+        (frame.name, frame)
+        for file in folder.files
+        if named_format(file) != "cif"
+        for frame in file_frames(file, str(file.relative_to(path)))
+    ]
+
+
+def _cifs(path):
+    "(name, text) of the CIF files under a folder, .gz too."
+    folder = cif_folder(path)
     return [(str(p.relative_to(path)), text) for p, text in zip(folder.files, folder.texts())]
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #a3715f80
@@ -476,8 +491,11 @@ def _title(i: int, row: dict[str, str]) -> str:
 
 def read_csv(path, column="cif"):
     """(name, CIF text) of every row of a CSV file (.gz too) with a column of CIF texts; the name is material_id,
-    name, or the row number."""
-    rows = read_csv_table(path, column).rows
+    name, or the row number. Where "cif" is missing, "cif_string" (that of LeMat-GenBench) counts as it."""
+    table = read_csv_table(path)
+    if column == "cif" and column not in table.columns and LEMAT_COLUMN in table.columns:
+        column = LEMAT_COLUMN
+    rows = table.rows if column in table.columns else read_csv_table(path, column).rows
     return [(_title(i, row), row[column] or "") for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #n09ene01
@@ -550,8 +568,23 @@ def _check_rows(path, expected):
         )
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #c1c20189
+def is_table(path):
+    "Whether a file is read as a table: it is called .csv, or it is in none of the formats of lesson 1.12."
+    called = str(path).lower().removesuffix(".gz").endswith(".csv")
+    return called or (named_format(path) is None and bool(file_frames(path)[0].problem))
+
+
+def read_file(path, column="cif"):
+    "(name, item) of everything in a file: a CSV, or structures in a format of lesson 1.12."
+    path = Path(path)
+    if is_table(path):
+        return read_csv(path, column)
+    return [(frame.name, frame) for frame in file_frames(path, path.name)]
+
+
 def read_source(source, split="train", column="cif"):
-    "(name, CIF text or Crystal) of everything in a source: 'embedded', a public name, a folder, or a CSV."
+    """(name, CIF text, `Frame` or Crystal) of everything in a source: 'embedded', a public name, a folder, a
+    CSV, or a file of structures."""
     if source == "embedded":
         return embedded()
     if source in PUBLIC:
@@ -560,7 +593,7 @@ def read_source(source, split="train", column="cif"):
     if path.is_dir():
         return read_folder(path)
     if path.is_file():
-        return read_csv(path, column)
+        return read_file(path, column)
     raise MatgenError(
         f"{str(source)!r} is no folder, no file and no known set; known are {', '.join(['embedded', *PUBLIC])}"
     )
@@ -588,7 +621,7 @@ class Report:
         ]
         if self.skipped:
             names = ", ".join(self.skipped[:3])
-            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {names}")
+            lines.append(f"not read, in other formats: {len(self.skipped)} file(s), such as {names}")
         return "\n".join(filter(None, lines))
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #n09ene03
@@ -599,7 +632,7 @@ def source_columns(source, names, split="train", wanted=ENERGY_COLUMNS):
     Only columns with at least one number; a name that stands in two rows is nobody's. {} for sources that
     are no CSV."""
     path = Path(download(source, split)) if source in PUBLIC else Path(source)
-    if not path.is_file():
+    if not path.is_file() or not is_table(path):
         return {}
     rows = read_columns(path, wanted)
     twice = {name for name, count in Counter(name for name, _ in rows).items() if count > 1}
@@ -650,5 +683,5 @@ def prepare(
     if out is not None:
         data.save(out)
     notes = {name: list(one.notes) for name, one in kept if one.notes}
-    skipped = cif_folder(source).skipped if Path(source).is_dir() and source not in PUBLIC else []
+    skipped = structure_files(source).skipped if Path(source).is_dir() and source not in PUBLIC else []
     return data, Report(len(items), len(kept), failures, time.time() - start, notes, skipped)
