@@ -12,7 +12,7 @@ from tools import house_debts as debts
 from tools.house_debts import code_of, directives, is_exported
 
 NOTEBOOKS = debts.notebooks()
-LESSONS = [p for p in NOTEBOOKS if re.match(r"[1-9]_", p.parent.name)]
+LESSONS = [p for p in NOTEBOOKS if re.match(r"[1-9]_", p.parent.name) or p.stem == "00_overview"]
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|tmp|home|opt|Users|var/folders)/[\w.]")
 name_of = lambda path: path.stem
 

@@ -14,6 +14,7 @@ PARTS = {
     "utils": 0,
     "folders": 0,
     "parallel": 0,
+    "course": 0,
     "symmetry": 1,
     "diffusion": 2,
     "symmcd": 3,
