@@ -213,7 +213,7 @@ def test_what_a_file_does_not_say_is_not_guessed(case):
 
 
 def test_scales_of_a_poscar():
-    cartesian = f"x\n2.0\n1 0 0\n0 2 0\n0 0 3\nNa_pv Cl/a1b2\n1 1\nCartesian\n0 0 0\n0.5 1.0 1.5\n"
+    cartesian = "x\n2.0\n1 0 0\n0 2 0\n0 0 3\nNa_pv Cl/a1b2\n1 1\nCartesian\n0 0 0\n0.5 1.0 1.5\n"
     crystal = read_poscar(cartesian).crystal
     assert np.allclose(np.diag(crystal.lattice), [2, 4, 6]) and np.allclose(crystal.frac_coords[1], 0.5)
     assert crystal.elements.tolist() == [11, 17], "suffixes of potentials are no part of the element"

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RELAX_HELP', 'prepare_crystals', 'train_symmcd', 'parse_groups', 'given', 'sample_symmcd',
-           'evaluate_crystals_command', 'export_command', 'write_each']
+           'evaluate_crystals_command', 'write_each', 'export_command', 'merge_command']
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25c0003
 import time
@@ -63,6 +63,7 @@ from matgen_nb.scale.runs import (
     typed_command,
     write_json,
 )
+from ..scale.shards import Shard, merge, sample_shard, shard_folders
 from ..parallel import describe_failures
 from ..utils import MatgenError, atomic_write
 
@@ -251,6 +252,9 @@ def sample_symmcd(
         int,
         _option("Crystals drawn together; more is faster on a GPU. Another number, other crystals.", min=1),
     ] = CHUNK,
+    shard: Annotated[
+        str | None, _option("Only this part of the run, such as 3/16; see matgen merge.", "all of it")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -283,6 +287,7 @@ def sample_symmcd(
         doubt=doubt,
         resample_higher=resample_higher,
     )
+    part = None if shard is None else Shard.parse(shard)
     potential = relaxing_potential(relax)
     request = dict(
         model="symmcd",
@@ -301,7 +306,11 @@ def sample_symmcd(
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     inputs = {"--weights": find_weights(weights)}
     start_of = RunOptions(resume, overwrite, inputs)
-    drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", start_of)
+    model = relaxing(model, potential)
+    if part is None:
+        drawn = sample_stream(model, request, asked, out, "SymmCD samples", start_of)
+    else:
+        drawn = sample_shard(model, request, asked, out, part, start_of)
     seconds = time.monotonic() - start
     say(f"{drawn} crystals in {seconds:.0f} s: {out}{higher_note(out)}\nlook at {out / 'gallery.html'}")
 
@@ -338,6 +347,17 @@ def evaluate_crystals_command(
     with folder:
         summary = evaluate_to(folder, inputs, options, EnergyChoices(**energies))
     say(summary_text(summary) + f"\nresults: {folder}")
+
+# %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25exp03
+def write_each(out: Path, crystals: dict, format: str, overwrite: bool) -> None:
+    "Crystals by name into a folder, a file for each: format 'cif' or 'poscar'."
+    from matgen_nb.symmetry.structure_files import export_text, file_stems
+
+    with fresh_folder(out, overwrite) as folder:
+        for stem, crystal in zip(file_stems(crystals), crystals.values()):
+            ending, text = export_text(crystal, format)
+            with atomic_write(folder.path(stem + ending), sync=False) as file:
+                file.write(text)
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25exp01
 @app.command("export", epilog="Example: `matgen export samples --format lemat --out samples.csv`")
@@ -377,13 +397,15 @@ def export_command(
         write_each(out, kept, format, overwrite)
     say(f"{len(kept)} structures written: {out}")
 
-
-def write_each(out: Path, crystals: dict, format: str, overwrite: bool) -> None:
-    "Crystals by name into a folder, a file for each: format 'cif' or 'poscar'."
-    from matgen_nb.symmetry.structure_files import export_text, file_stems
-
-    with fresh_folder(out, overwrite) as folder:
-        for stem, crystal in zip(file_stems(crystals), crystals.values()):
-            ending, text = export_text(crystal, format)
-            with atomic_write(folder.path(stem + ending), sync=False) as file:
-                file.write(text)
+# %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25mrg01
+@app.command("merge", epilog="Example: `matgen merge shards/ --out samples`")
+def merge_command(
+    shards: Annotated[
+        list[Path], typer.Argument(help="Folders of all shards of a run, or a folder that holds them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the whole run.")],
+    overwrite: Overwrite = False,
+) -> None:
+    "Put the shards of a run together; stale, changed and unfinished ones are refused."
+    n = merge(shard_folders(shards), out, overwrite=overwrite)
+    say(f"{n} samples: {out}\nlook at {out / 'gallery.html'}")

@@ -43,7 +43,8 @@ def hub_errors(name: str, instead: str) -> Iterator[Any]:
         yield huggingface_hub
     except errors.LocalEntryNotFoundError:  # before EntryNotFoundError, of which it is one
         raise MatgenError(
-            f"{name} cannot be reached, and is not in the cache from an earlier time. Without a network, {instead}"
+            f"{name} cannot be reached, and is not in the cache from an earlier time. "
+            f"Without a network, {instead}"
         ) from None
     except errors.GatedRepoError:
         raise MatgenError(

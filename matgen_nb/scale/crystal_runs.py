@@ -284,18 +284,15 @@ def relaxing(model, potential):
 # %% ../../nbs/5_scale/06_crystal_runs.ipynb #68702a24
 def _read_one(text, framework=False):
     "A crystal to evaluate: atoms that overlap are for the evaluation to find (lesson 1.6)."
-    from matgen_nb.symmetry.cif import read_cif
-    from matgen_nb.symmetry.structure_files import Frame
+    from matgen_nb.symmetry.structure_files import read_item
 
-    if isinstance(text, Frame):
-        return text.read(min_contact=0.01).crystal
-    return read_cif(f"{text}\n", framework, min_contact=0.01).crystal
+    return read_item(text, framework, min_contact=0.01).crystal
 
 
 def read_crystals(source, n_jobs=-1, framework=False):
-    """(crystals, names, failures) of a folder of structures (or one that holds a folder `cif`), of a file in
-    a format of lesson 1.12, or of a CSV (.gz too) with a column `cif`. None where reading failed. Files in a folder that this process is
-    writing are passed over. framework: solvent and counter-ions may be missing (lesson 1.6)."""
+    """(crystals, names, failures) of a folder of structures (or one that holds a folder `cif`), of a file, or
+    of a CSV (.gz too) with a column `cif`, see lesson 1.12. None where reading failed. Files in a folder that this
+    process is writing are passed over. framework: solvent and counter-ions may be missing (lesson 1.6)."""
     from functools import partial
     from matgen_nb.symmcd.dataset import read_file, read_folder
     from matgen_nb.parallel import parallel_map
@@ -311,7 +308,7 @@ def read_crystals(source, n_jobs=-1, framework=False):
         raise MatgenError(f"there is no folder or file {source}")
     if not items:
         raise MatgenError(
-            f"{source} holds no structures: a folder needs *.cif files (or others that are read), a CSV rows with a column 'cif'"
+            f"{source} holds no structures: a folder needs *.cif files, a CSV rows with a column 'cif'"
         )
     names = [name for name, _ in items]
     read = partial(_read_one, framework=framework)

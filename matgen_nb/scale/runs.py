@@ -294,7 +294,7 @@ def check_out(out: str | Path, inputs: dict) -> None:
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0024
 _FILES = (
-    r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary).json|"
+    r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary|shard).json|"
     r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms).png|reference.npz|mof.cif|"
     r"(last|best|weights|train|val|mofs|crystals).safetensors|"
     r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
@@ -574,13 +574,13 @@ def is_finished(out, i: int, n: int | None = None) -> bool:
     return len(rows) == (n or len(rows)) and all(file.exists() and file.stat().st_size for file in files)
 
 
-def stream(out, request: dict, draw) -> int:
+def stream(out, request: dict, draw, parts: list | None = None) -> int:
     """Draw the `n` structures of a request in chunks of `chunk`: `draw(number, how many)` -> (crystals,
     rows).
 
-    Finished chunks are passed over. Returns how many were drawn now. An interruption loses at most the
-    chunk in work."""
-    folder, parts = as_folder(out), chunks(request["n"], request["chunk"])
+    Finished chunks are passed over. parts: only these chunks (lesson 5.16). Returns how many were drawn
+    now. An interruption loses at most the chunk in work."""
+    folder, parts = as_folder(out), parts or chunks(request["n"], request["chunk"])
     todo = [(i, first, n) for i, first, n in parts if folder.clear_first or not is_finished(folder, i, n)]
     for at, (i, first, n) in enumerate(todo):
         try:
@@ -596,7 +596,7 @@ def stream(out, request: dict, draw) -> int:
     return sum(n for *_, n in todo)
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0044
-def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows: int = 1000) -> None:
+def finish_stream(out, title: str, record: dict, read, rows: int = 1000, parts: list | None = None) -> None:
     """One table of all chunks, a gallery of the first structures (`read(path)` -> crystal), the record.
     The chunks stay: they are what --resume looks at."""
 
@@ -608,15 +608,14 @@ def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows:
             return None
 
     folder, request = as_folder(out), record["request"]
-    parts = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in chunks(request["n"], request["chunk"])]
+    parts = parts or chunks(request["n"], request["chunk"])
+    tables = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in parts]
     joined, page, sheet, told = folder.claim("table.csv", "gallery.html", "gallery.png", "run.json")
-    join_tables(parts, joined)
+    join_tables(tables, joined)
     table = read_table(joined, rows)
-    shown = [picture(row) for row in table[:pictures]]
-    note = (
-        f"{request['n']} structures, made by: {record['command']}; "
-        f"the page shows at most {rows}, table.csv all"
-    )
+    shown = [picture(row) for row in table[:60]]
+    made = f"{sum(n for *_, n in parts)} structures, made by: {record['command']}"
+    note = f"{made}; the page shows at most {rows}, table.csv all"
     write_gallery(page, title, shown + [None] * (len(table) - len(shown)), table, intro=note)
     gallery_png(sheet, shown, table)
     write_json(told, record)

@@ -65,7 +65,9 @@ def to_extxyz(self: Crystal, path: str | Path | None = None, info: dict | None =
     return _save("\n".join([str(len(self)), comment, *atoms]) + "\n", path)
 
 # %% ../../nbs/1_symmetry/11_formats.ipynb #fm-reading
-def checked_reading(lattice, elements, frac, name, notes=(), min_contact: float = CONTACT) -> Reading:
+def checked_reading(
+    lattice: Any, elements: Any, frac: Any, name: str, notes: Iterable[str] = (), min_contact: float = CONTACT
+) -> Reading:
     "The checked crystal with its notes; every CrystalError names the source. min_contact: A."
     try:
         crystal = Crystal(lattice, elements, frac)
@@ -80,7 +82,7 @@ def checked_reading(lattice, elements, frac, name, notes=(), min_contact: float 
     return Reading(crystal, tuple(notes), name)
 
 
-def fractional(cart, lattice, name: str) -> np.ndarray:
+def fractional(cart: Any, lattice: Any, name: str) -> np.ndarray:
     "Fractional from Cartesian coordinates; CrystalError where the cell has no volume."
     cart, lattice = np.asarray(cart, dtype=float), np.asarray(lattice, dtype=float)
     size = abs(np.linalg.det(lattice)) if lattice.shape == (3, 3) and np.isfinite(lattice).all() else 0.0
@@ -196,7 +198,8 @@ def read_poscar(text: str, name: str = "POSCAR", min_contact: float = CONTACT) -
     Scale (one, three, or the volume), Cartesian coordinates and VASP 5 species are understood. Flags of
     selective dynamics and velocities are left out with a note. CrystalError for a file that does not
     state its elements, is cut short, or holds several structures. min_contact: A."""
-    lines, notes = _Lines(text, name), ()
+    lines = _Lines(text, name)
+    notes: tuple[str, ...] = ()
     lines.take("the comment")
     lattice, factor = _poscar_cell(lines)
     species, counts = _poscar_species(lines)

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'LEMAT_COLUMN', 'EXPORTS', 'read_optimade', 'split_optimade', 'named_format', 'content_format', 'format_of',
-           'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'from_file', 'lemat_rows',
-           'export_file', 'file_stems', 'export_text']
+           'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'from_file', 'folder_items',
+           'is_table', 'read_item', 'lemat_rows', 'export_file', 'file_stems', 'export_text']
 
 # %% ../../nbs/1_symmetry/12_structure_files.ipynb #sf-imports
 import csv
@@ -107,7 +107,8 @@ def _documents(text: str, name: str) -> list[Any]:
 def split_optimade(text: str, name: str = "OPTIMADE") -> tuple[list[dict], tuple[str, ...]]:
     """(structure entries, notes) of an answer of an OPTIMADE server, of one entry, a list of them, or JSON
     lines. A note says where the server had more pages than this one."""
-    found, notes = [], ()
+    found: list[dict] = []
+    notes: tuple[str, ...] = ()
     for one in _documents(text, name):
         data = one.get("data", one) if isinstance(one, dict) else one
         entries = [e for e in (data if isinstance(data, list) else [data]) if isinstance(e, dict)]
@@ -200,7 +201,7 @@ def frames_of(text: str, name: str = "", kind: str | None = None) -> list[Frame]
     if kind is None:
         known = ", ".join(ENDINGS)
         raise CrystalError(f"{name or 'this text'} is in none of the formats that are read ({known})")
-    texts, notes = [text], ()
+    texts, notes = [text], tuple[str, ...]()
     if kind == "extxyz":
         texts = split_extxyz(text, name)
     elif kind == "optimade":
@@ -259,6 +260,29 @@ def from_file(path: str | Path, index: int | None = None) -> Crystal:
 
 
 Crystal.from_file = staticmethod(from_file)
+
+# %% ../../nbs/1_symmetry/12_structure_files.ipynb #sf-items1
+def folder_items(path: str | Path) -> list[tuple[str, str | Frame]]:
+    "(name, item) of every structure under a folder: the text of a CIF (.gz too), a `Frame` of other formats."
+    cifs = cif_folder(path)
+    items: list = [(str(p.relative_to(path)), text) for p, text in zip(cifs.files, cifs.texts())]
+    for file in structure_files(path).files:
+        if named_format(file) != "cif":
+            items += [(frame.name, frame) for frame in file_frames(file, str(file.relative_to(path)))]
+    return items
+
+
+def is_table(path: str | Path) -> bool:
+    "Whether a file is read as a table: it is called .csv, or it is in none of the formats of this lesson."
+    called = str(path).lower().removesuffix(".gz").endswith(".csv")
+    return called or (named_format(path) is None and bool(file_frames(path)[0].problem))
+
+
+def read_item(item: str | Frame, framework: bool = False, min_contact: float = CONTACT) -> Reading:
+    "The `Reading` of the text of a CIF, or of a `Frame`. framework, min_contact: see `read_cif`."
+    if isinstance(item, Frame):
+        return item.read(min_contact)
+    return read_cif(f"{item}\n", framework, min_contact=min_contact)
 
 # %% ../../nbs/1_symmetry/12_structure_files.ipynb #fm-export-code
 LEMAT_COLUMN = "cif_string"
