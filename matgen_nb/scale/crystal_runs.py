@@ -291,8 +291,8 @@ def _read_one(text, framework=False):
 
 def read_crystals(source, n_jobs=-1, framework=False):
     """(crystals, names, failures) of a folder of structures (or one that holds a folder `cif`), of a file, or
-    of a CSV (.gz too) with a column `cif`, see lesson 1.12. None where reading failed. Files in a folder that this
-    process is writing are passed over. framework: solvent and counter-ions may be missing (lesson 1.6)."""
+    of a CSV with a column `cif` (lesson 1.12). None where reading failed. Files in a folder that this process
+    writes are passed over. framework: solvent and counter-ions may be missing."""
     from functools import partial
     from matgen_nb.symmcd.dataset import read_file, read_folder
     from matgen_nb.parallel import parallel_map
