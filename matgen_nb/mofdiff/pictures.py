@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .bonds import Mof, cell_sticks, connected, is_metal, render_scene
+from ..drawing import camera, render_scene
+from .bonds import Mof, connected, is_metal
 from .coarse_graining import CoarseMof
 from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
@@ -26,7 +27,7 @@ from matgen_nb.mofdiff.pipeline import (
     verdict,
 )
 from .sampling import MofSample
-from ..symmetry.crystal import Crystal, camera, element_legend, element_table
+from ..symmetry.crystal import Crystal, element_legend, element_table
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/32_pictures.ipynb #22cownco
@@ -98,9 +99,8 @@ def plot_whole(mof: Mof, owner: np.ndarray, beads: np.ndarray, ax, pixels: int =
     sizes = 0.45 * table.radius[drawing.elements]
     ends = [(i, j) for pair in drawing.bonds.tolist() for i, j in (pair, pair[::-1])]
     sticks = [(at[i], (at[i] + at[j]) / 2, 0.13, colors[i]) for i, j in ends]
-    sticks += cell_sticks(mof.crystal.lattice)
     view = camera(mof.crystal.lattice, 25.0, 14.0)
-    picture = render_scene(list(zip(at, sizes, colors)), sticks, view, pixels)
+    picture = render_scene(list(zip(at, sizes, colors)), sticks, view, pixels, mof.crystal.lattice)
     ax.imshow(picture, interpolation="bilinear")
     ax.axis("off")
 
