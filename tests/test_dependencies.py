@@ -13,7 +13,8 @@ from tools.house_debts import modules, notebooks
 PARSER = configparser.ConfigParser(delimiters=["="])
 PARSER.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = PARSER["DEFAULT"]
-DISTRIBUTIONS = {"PIL": "pillow"}
+DISTRIBUTIONS = {"PIL": "pillow", "jupyter_core": "jupyterlab"}
+"What is imported under another name, or comes with a package that is required."
 NOT_ON_PYPI = {"sevenn"}
 "A second potential that a user may bring; the extra `stability` has the first."
 TOOLS = {"jupyterlab"}
