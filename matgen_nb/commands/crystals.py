@@ -57,9 +57,11 @@ from matgen_nb.scale.runs import (
     record_of,
     run_record,
     say,
+    say_weights,
     typed_command,
     write_json,
 )
+from ..pages import page_link
 from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #bd0f2df6
@@ -295,10 +297,11 @@ def sample_symmcd(
     asked = dict(conditions, options=SamplingOptions(**asked))
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     inputs = {"--weights": find_weights(weights)}
-    start_of = RunOptions(resume, overwrite, inputs)
+    start_of = RunOptions(resume, overwrite, inputs, say_weights(find_weights(weights), out))
     drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", start_of)
     seconds = time.monotonic() - start
-    say(f"{drawn} crystals in {seconds:.0f} s: {out}{higher_note(out)}\nlook at {out / 'gallery.html'}")
+    say(f"{drawn} crystals in {seconds:.0f} s: {out}{higher_note(out)}")
+    say(f"look at {page_link(out / 'gallery.html')}")
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25c0013
 @evaluate_app.command(
@@ -329,4 +332,4 @@ def evaluate_crystals_command(
     options, inputs = JudgeOptions(seed=seed, **chosen), EvaluationInputs(source, reference, training)
     with folder:
         summary = evaluate_to(folder, inputs, options, EnergyChoices(**energies))
-    say(summary_text(summary) + f"\nresults: {folder}")
+    say(f"{summary_text(summary)}\nresults: {folder}\nlook at {page_link(folder / 'gallery.html')}")
