@@ -13,9 +13,9 @@ NUMBER = re.compile(r"(\d)_\w+/(\d\d)_\w+\.ipynb$")
 
 
 def number_of(path):
-    "'3.4' for nbs/3_symmcd/04_network.ipynb, '' for a page outside of the parts."
+    "'3.4' for nbs/3_symmcd/04_network.ipynb, '00' for the opening lesson, '' for any other page outside of the parts."
     found = NUMBER.search(path.as_posix())
-    return f"{found[1]}.{int(found[2])}" if found else ""
+    return f"{found[1]}.{int(found[2])}" if found else "00" * (path.stem == "00_overview")
 
 
 NUMBERS = {number_of(p) for p in notebooks()} - {""}
@@ -26,7 +26,7 @@ def sources(path):
 
 
 def test_numbers_of_a_part_have_no_gap_and_no_twin():
-    seen = [number_of(p) for p in notebooks() if number_of(p)]
+    seen = [number_of(p) for p in notebooks() if "." in number_of(p)]
     assert len(seen) == len(set(seen)), "two notebooks of one part have the same number"
     for part in sorted({n[0] for n in seen}):
         inside = sorted(int(n.split(".")[1]) for n in seen if n[0] == part)
@@ -58,13 +58,11 @@ def test_lessons_that_are_named_exist(path):
         for found in chain.finditer(text):
             bare = re.sub(r"\([^()]*\)", "", found[1])
             for number in re.findall(r"\d+(?:\.\d+)?", bare):
-                assert number in NUMBERS | {"00"}, f"'{found[0]}' names no lesson"
+                assert number in NUMBERS, f"'{found[0]}' names no lesson"
 
 
 def test_first_page_links_every_lesson():
     text = "\n".join(sources(ROOT / "nbs" / "index.ipynb"))
     linked = {os.path.normpath(t) for t in re.findall(r"\]\(([^)\s#]+\.ipynb)", text)}
-    missing = {
-        p.relative_to(ROOT / "nbs").as_posix() for p in notebooks() if NUMBER.search(p.as_posix())
-    } - linked
+    missing = {p.relative_to(ROOT / "nbs").as_posix() for p in notebooks() if number_of(p)} - linked
     assert not {m for m in missing if not m.startswith("0_")}, f"not on the first page: {sorted(missing)}"

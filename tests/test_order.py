@@ -12,8 +12,12 @@ from tools.house_debts import FILE, module_name, modules, notebooks
 
 PARTS = {
     "utils": 0,
+    "figures": 0,
+    "drawing": 0,
     "folders": 0,
     "parallel": 0,
+    "pages": 0,
+    "course": 0,
     "symmetry": 1,
     "diffusion": 2,
     "symmcd": 3,

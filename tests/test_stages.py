@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from matgen_nb.commands.main import app, main
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
 from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
-from matgen_nb.symmcd.reverse import SamplingOptions
+from matgen_nb.symmcd.requests import Conditions, plan
+from matgen_nb.symmcd.reverse import Sample, SamplingOptions
 from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
 from matgen_nb.symmcd.counting import generic_unit
+from matgen_nb.symmcd.templates import due, unpack_templates
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.normalizers import augment
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -27,6 +30,11 @@ from matgen_nb.utils import MatgenError
 def data():
     units = [prepare_one(crystal) for _, crystal in embedded(copies=1, max_atoms=10)[:60]]
     return from_units(units)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return SymmCD.from_pretrained("symmcd-mp20-small").eval()
 
 
 def untrained(data, **changes):
@@ -292,3 +300,36 @@ def test_augmentation_is_part_of_the_configuration(data, staged):
     assert torch.equal(on.loss(batch, seeded())["loss"], off.loss(other, generator)["loss"])
     same = [m.eval().loss(batch, seeded())["loss"] for m in (on, off)]
     assert torch.equal(*same)
+
+
+def test_templates_that_are_new_come_at_the_rate_at_which_they_are_due(shipped):
+    "Counted up to the normaliser; without the second tries of `choose_sites` about half as many come."
+    templates = unpack_templates(shipped.stat_templates)
+    expected = np.average(
+        [due(counts, group) for (group, _), counts in templates.items()],
+        weights=[sum(counts.values()) for counts in templates.values()],
+    )
+    rng, generator = np.random.default_rng(3), torch.Generator().manual_seed(3)
+    draw = plan(shipped, Conditions())
+    requests = [draw(rng) for _ in range(1500)]
+    assert 0.04 < np.mean([r.unseen for r in requests]) < 0.12
+    open_ = [r for r in requests if r.unseen]
+    with torch.no_grad():
+        sited = ss.choose_sites(shipped, open_, generator, 6)
+    new = [not ss.is_known_template(templates, r.space_group, r.positions) for r in sited]
+    rate = sum(new) / len(requests)
+    assert 0.5 * expected < rate < 1.5 * expected, f"{rate:.3f} new templates, {expected:.3f} are due"
+
+
+def test_a_candidate_at_the_minimum_distance_is_the_last_choice(shipped):
+    "`likeliest` takes a crowded candidate only where all are crowded, however likely the model finds it."
+    units = [s.unit for s in shipped.sample(4, seed=1, options=SamplingOptions(candidates=1, progress=False))]
+    made = [
+        [Sample(u.to_crystal(), u, dict(crowded=c), np.zeros(1)) for u, c in zip(units, crowded)]
+        for crowded in ((True, False, True, False), (False, False, True, True))
+    ]
+    rounds = iter(made)
+    losses = iter([np.zeros(4), np.ones(4)])
+    model = SimpleNamespace(denoising_loss=lambda units, generator: next(losses))
+    found = ss.likeliest(model, lambda: next(rounds), 2, torch.Generator())
+    assert [s is made[k][i] for i, (s, k) in enumerate(zip(found, (1, 0, 0, 0)))] == [True] * 4

@@ -4,7 +4,8 @@
 __all__ = ['TEXTBOOK', 'PADDLEWHEEL', 'LONGEST_METAL_BOND', 'STRETCHED_METAL_BOND', 'BOND_TOLERANCE', 'COVALENT_TOLERANCE',
            'LONE_PAIR_SLACK', 'site_images', 'textbook_crystal', 'shell', 'neighbours', 'integer_basis',
            'primitive_cell', 'drop_duplicates', 'is_metal', 'may_join_metals', 'longest_bond', 'find_bonds', 'Mof',
-           'from_crystal', 'from_cif', 'textbook_mof', 'textbook_mofs', 'connected', 'render_scene', 'cell_sticks']
+           'from_crystal', 'from_cif', 'textbook_mof', 'textbook_mofs', 'connected', 'mof_scene', 'plot_mof',
+           'show_mof']
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #e90899af
 import csv
@@ -12,19 +13,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..drawing import camera, html_of, live_scene, picture_of, render_scene, why_no_live_view
 from ..symmetry.cif import read_cif
 from ..symmetry.cif_text import cif_stem
-from matgen_nb.symmetry.crystal import (
-    Canvas,
-    Crystal,
-    atomic_number,
-    draw_sphere,
-    draw_stick,
-    element_table,
-)
+from ..symmetry.crystal import Crystal, atomic_number, element_legend, element_table
 from ..symmetry.lattice import lattice_from_parameters
 from ..symmetry.space_groups import SpaceGroup
 from ..utils import MatgenError
@@ -363,6 +359,10 @@ class Mof:
     def __len__(self) -> int:
         return len(self.crystal)
 
+    def __repr__(self) -> str:
+        formula = f"{self.name or 'unnamed'}, {self.crystal.formula}"
+        return f"Mof({formula}, {len(self)} atoms, {len(self.bonds)} bonds)"
+
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #a6486326
 def from_crystal(crystal: Crystal, name: str = "", tolerance: float = BOND_TOLERANCE) -> Mof:
     "The framework of a crystal: primitive reduced cell and bonds."
@@ -424,38 +424,52 @@ def connected(
     return np.array(label, dtype=int), np.array(cell, dtype=int).reshape(n, 3), loops
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #b14672b1
-def render_scene(
-    spheres: list, sticks: list, view: np.ndarray | None = None, pixels: int = 300
-) -> np.ndarray:
-    """A picture (height, width, 3) in 0..1: spheres [(centre, radius, color)] and sticks [(start, end,
-    radius, color)], A.
+def mof_scene(mof: Mof) -> tuple[list, list]:
+    """Spheres and sticks of the atoms of one cell for `drawing.render_scene`; each bond in two halves, in the
+    colours of its atoms. A, Cartesian."""
+    table, z = element_table(), mof.crystal.elements
+    at, colors, lattice = mof.crystal.cart_coords, 0.92 * table.color[z], mof.crystal.lattice
+    spheres = list(zip(at, 0.45 * table.radius[z], colors))
+    sticks = []
+    for (i, j), image in zip(mof.bonds, mof.images):
+        step = at[j] + image @ lattice - at[i]
+        sticks += [(at[i], at[i] + step / 2, 0.13, colors[i]), (at[j], at[j] - step / 2, 0.13, colors[j])]
+    return spheres, sticks
 
-    view (3, 3): rows to the right, up, towards the viewer; without it the longest extent lies across."""
-    points = np.array([s[0] for s in spheres] + [end for s in sticks for end in s[:2]])
-    if view is None:
-        axes = np.linalg.svd(points - points.mean(0), full_matrices=True)[2]
-        tilt = np.array([[1, 0, 0.18], [0, 1, 0.3], [-0.18, -0.3, 1]])
-        view = np.linalg.qr((tilt @ axes).T)[0].T
-        view *= np.sign(np.linalg.det(view))
-    turn = lambda x: np.asarray(x) @ view.T
-    margin = max(s[1] for s in spheres) + 0.1
-    flat = turn(points)[:, :2]
-    canvas = Canvas(flat.min(0) - margin, flat.max(0) + margin, 2 * pixels)
-    for start, end, radius, color in sticks:
-        draw_stick(canvas, turn(start), turn(end), radius, np.asarray(color))
-    for center, radius, color in spheres:
-        draw_sphere(canvas, turn(center), radius, np.asarray(color))
-    picture = canvas.color[: len(canvas.color) // 2 * 2, : canvas.color.shape[1] // 2 * 2]
-    return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[::-1]
 
-# %% ../../nbs/4_mofdiff/01_bonds.ipynb #9b3f0808
-def cell_sticks(lattice: np.ndarray) -> list:
-    "The twelve edges of a cell (3, 3), A, as thin grey sticks for `render_scene`."
-    import itertools
+def plot_mof(
+    mof: Mof,
+    ax: Any = None,
+    azimuth: float = 25.0,
+    elevation: float = 14.0,
+    pixels: int = 300,
+    legend: bool = True,
+) -> Any:
+    "Draw atoms, bonds and cell of a framework with matplotlib, on `ax` or a new figure; returns the axes."
+    if ax is None:
+        import matplotlib.pyplot as plt
 
-    corners = np.array(list(itertools.product((0, 1), repeat=3)))
-    return [
-        (a @ lattice, b @ lattice, 0.07, (0.45, 0.45, 0.45))
-        for a, b in itertools.combinations(corners, 2)
-        if np.abs(a - b).sum() == 1
-    ]
+        ax = plt.figure(figsize=(3.4, 3.4)).add_subplot()
+    lattice = mof.crystal.lattice
+    picture = render_scene(*mof_scene(mof), camera(lattice, azimuth, elevation), pixels, lattice)
+    ax.imshow(picture, interpolation="bilinear")
+    ax.axis("off")
+    if legend:
+        element_legend(ax, mof.crystal.elements, columns=99, loc="upper center", bbox_to_anchor=(0.5, 0.02))
+    return ax
+
+# %% ../../nbs/4_mofdiff/01_bonds.ipynb #bshw0002
+def show_mof(mof: Mof, azimuth: float = 25.0, elevation: float = 14.0) -> Any:
+    """A view that the mouse turns, in a live notebook (nglview), without the bonds that leave the cell;
+    where that cannot work, the still picture of `plot` and a line that says why."""
+    if reason := why_no_live_view():
+        print(f"no interactive view, here is a still: {reason}")
+        return plot_mof(mof, azimuth=azimuth, elevation=elevation)
+    symbols = [element_table().symbol[z] for z in mof.crystal.elements]
+    inside = mof.bonds[(mof.images == 0).all(1)].tolist()
+    view = camera(mof.crystal.lattice, azimuth, elevation)
+    return live_scene(symbols, mof.crystal.cart_coords, inside, view, mof.crystal.lattice)
+
+
+Mof.plot, Mof.show = plot_mof, show_mof
+Mof._repr_png_, Mof._repr_html_ = picture_of, html_of

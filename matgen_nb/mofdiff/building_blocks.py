@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .bonds import render_scene
+from ..drawing import render_scene
 from ..symmetry.crystal import element_table
 from ..utils import MatgenError
 

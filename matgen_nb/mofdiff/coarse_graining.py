@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .bonds import Mof, cell_sticks, neighbours, render_scene
+from ..drawing import camera, html_of, picture_of, render_scene
+from .bonds import Mof, neighbours
 from .building_blocks import BuildingBlock
 from .decomposition import Decomposition, decompose
-from ..symmetry.crystal import Crystal, camera, min_distance
+from ..symmetry.crystal import Crystal, min_distance
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #186ae1bb
@@ -99,16 +100,14 @@ def plot_coarse(
     ]
     sticks = [(at(m), at(o, s), 0.22, (0.8, 0.8, 0.78)) for m, o, s in joints]
     spheres += [(at(o, s), 0.9, BEAD_COLORS[False]) for m, o, s in joints if s.any()]
-    sticks += cell_sticks(coarse.lattice)
-    ax.imshow(
-        render_scene(spheres, sticks, camera(coarse.lattice, azimuth, elevation), pixels),
-        interpolation="bilinear",
-    )
+    view = camera(coarse.lattice, azimuth, elevation)
+    ax.imshow(render_scene(spheres, sticks, view, pixels, coarse.lattice), interpolation="bilinear")
     ax.axis("off")
     return ax
 
 
 CoarseMof.plot = plot_coarse
+CoarseMof._repr_png_, CoarseMof._repr_html_ = picture_of, html_of
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #cd1397b5
 def join(coarse: CoarseMof, tolerance: float = 0.1) -> Decomposition:

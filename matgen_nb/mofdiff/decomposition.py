@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .bonds import Mof, connected, integer_basis, is_metal, render_scene
+from ..drawing import camera, render_scene
+from .bonds import Mof, connected, integer_basis, is_metal
 from .building_blocks import BuildingBlock, block_scene, hill_formula
-from ..symmetry.crystal import Crystal, camera
+from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, patch
 
 # %% ../../nbs/4_mofdiff/03_decomposition.ipynb #95cbda0a

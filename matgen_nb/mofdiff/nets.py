@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from .bonds import cell_sticks, render_scene
+from ..drawing import camera, render_scene
 from .coarse_graining import BEAD_COLORS, CoarseMof, contacts
 from .decomposition import Decomposition
 from .net_catalogue import load_net, net_facts
-from ..symmetry.crystal import camera
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/14_nets.ipynb #n16c0006
@@ -341,7 +340,7 @@ def plot_net(
                     pale = (0.82, 0.86, 0.93) if graph.labels[k][0] else (0.85, 0.85, 0.83)
                     spheres.append((at(k, t), 0.7 * size(k), pale))
     view = camera(lattice, 25.0, 14.0)
-    ax.imshow(render_scene(spheres, sticks + cell_sticks(lattice), view, pixels), interpolation="bilinear")
+    ax.imshow(render_scene(spheres, sticks, view, pixels, lattice), interpolation="bilinear")
     ax.axis("off")
     return ax
 

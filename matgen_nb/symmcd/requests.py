@@ -33,7 +33,8 @@ class Request:
     """One crystal to be made. space_group and num_orbits are always set; sites (M,) classes and elements
     (M,) atomic numbers are set where the request fixes them, positions (M,) Wyckoff indices where it
     fixes even those (then sites are their classes); allowed: atomic numbers that may be used, each at
-    least once, or None; balance: whether the charges should be able to balance."""
+    least once, or None; balance: whether the charges should be able to balance; unseen: the sites, which
+    are open, should make a template that the training set does not have."""
 
     space_group: int
     num_orbits: int
@@ -42,6 +43,7 @@ class Request:
     allowed: tuple[int, ...] | None = None
     balance: bool = False
     positions: tuple[int, ...] | None = None
+    unseen: bool = False
 
 # %% ../../nbs/3_symmcd/08_requests.ipynb #b8a30403
 class Prior:
@@ -336,7 +338,10 @@ def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
     M = num_orbits or draw_index(prior.orbits(number, least=len(allowed or ())), rng)
     asked = templates == 1 or (templates and rng.random() < templates)  # 0 and 1 use up no random number
     positions = draw_template(prior.templates, number, M, rng) if asked else None
-    return Request(number, M, positions and _classes(number, positions), allowed=allowed, positions=positions)
+    sites = positions and _classes(number, positions)
+    return Request(
+        number, M, sites, allowed=allowed, positions=positions, unseen=bool(asked and positions is None)
+    )
 
 
 def _classes(number, positions):

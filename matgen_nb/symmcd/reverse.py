@@ -18,7 +18,14 @@ from ..diffusion.sampler import time_grid
 from ..diffusion.torus import SHARPEN, wrap_difference
 from .model import SymmCD, _shifted
 from .network import Noisy, pairs_of
-from .refinements import balanced_elements, fit_sites, keep_apart, settle_elements, told
+from matgen_nb.symmcd.refinements import (
+    at_threshold,
+    balanced_elements,
+    fit_sites,
+    keep_apart,
+    settle_elements,
+    told,
+)
 from .requests import Request, check_whole
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, element_table, min_distance
@@ -317,6 +324,7 @@ def finish(
         n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch, known.positions.cpu()
     )
     placed, pushed = keep_apart(n, placed, elements, apart)
+    crowded = at_threshold(n, placed, elements, apart)
     T = wyckoff_tables()
     first = T.member_offset[T.wyckoff_offset[n.space_group[n.batch]] + placed.wyckoff]
     points = (T.A[first] @ placed.free[..., None])[..., 0] + T.t[first]
@@ -332,6 +340,7 @@ def finish(
             sites_changed=int(sites_changed[b]),
             elements_changed=int(elements_changed[b]),
             cell_clipped=bool(clipped[b]),
+            crowded=bool(crowded[b]),
         )
         for b, g in enumerate(n.space_group)
     ]

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['element_table', 'atomic_number', 'CrystalError', 'Crystal', 'formula_of', 'min_distance', 'check_overlap',
-           'from_pymatgen', 'to_pymatgen', 'to_cif', 'camera', 'visible_atoms', 'bonds', 'Canvas', 'draw_sphere',
-           'draw_stick', 'render', 'element_legend', 'plot', 'plot_gallery', 'show']
+           'from_pymatgen', 'to_pymatgen', 'to_cif', 'visible_atoms', 'bonds', 'crystal_scene', 'render',
+           'element_legend', 'plot', 'plot_gallery', 'show']
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #03b42abe
 import csv
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from ..drawing import camera, html_of, live_scene, picture_of, render_scene, why_no_live_view
 from .lattice import lattice_from_parameters, lattice_parameters
 from ..utils import atomic_write
 
@@ -272,18 +274,6 @@ def to_cif(crystal, path=None):
 
 Crystal.to_cif = to_cif
 
-# %% ../../nbs/1_symmetry/02_crystal.ipynb #feb27872
-def camera(lattice, azimuth=25.0, elevation=14.0):
-    """Rotation (3, 3) into the view: cart @ camera.T = (to the right, up, towards the viewer); c stands
-    upright. Angles in degrees."""
-    up = lattice[2] / np.linalg.norm(lattice[2])
-    front = lattice[0] - lattice[0] @ up * up
-    front /= np.linalg.norm(front)
-    right = np.cross(up, front)
-    a, e = np.deg2rad([azimuth, elevation])
-    front, right = np.cos(a) * front + np.sin(a) * right, np.cos(a) * right - np.sin(a) * front
-    return np.stack([right, np.cos(e) * up - np.sin(e) * front, np.cos(e) * front + np.sin(e) * up])
-
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #abd6cecd
 def visible_atoms(crystal, edge=0.02):
     """What a picture of one cell shows: (elements, frac_coords) with the images of atoms on faces, edges
@@ -307,93 +297,31 @@ def bonds(elements, cart_coords, stretch=1.15, most=1500):
     pairs = np.argwhere(near & (polar | covalent) if (near & (polar | covalent)).any() else near)
     return pairs[np.argsort(distance[tuple(pairs.T)], kind="stable")[:most]] if len(pairs) > most else pairs
 
-# %% ../../nbs/1_symmetry/02_crystal.ipynb #0e46463b
-class Canvas:
-    """A picture with a depth for every pixel: what is drawn appears only where it lies in front. Lengths
-    in Angstrom, light from the upper left."""
-
-    def __init__(self, low, high, pixels):
-        self.low, self.step = low, (high - low).max() / pixels
-        shape = np.ceil((high - low)[::-1] / self.step).astype(int)
-        self.color, self.depth = np.ones((*shape, 3)), np.full(shape, -np.inf)
-
-    def window(self, low, high):
-        "The part of the picture between two points: (slices, x, y of its pixel centres)."
-        first = np.floor((low - self.low) / self.step).astype(int).clip(0)
-        last = np.ceil((high - self.low) / self.step).astype(int).clip(0, self.depth.shape[::-1])
-        part = np.s_[first[1] : last[1], first[0] : last[0]]
-        i, j = np.mgrid[part]
-        return part, self.low[0] + (j + 0.5) * self.step, self.low[1] + (i + 0.5) * self.step
-
-    def paint(self, part, hit, z, normal, color):
-        "Colour the pixels that were hit and lie in front, brighter where the surface faces the light."
-        light, half = np.array([-0.45, 0.55, 0.7]), np.array([-0.24, 0.3, 0.92])
-        front = hit & (z > self.depth[part])
-        bright = 0.45 + 0.6 * (normal @ light).clip(0)[..., None]
-        shiny = 0.35 * (normal @ half).clip(0)[..., None] ** 30
-        self.color[part] = np.where(front[..., None], (color * bright + shiny).clip(0, 1), self.color[part])
-        self.depth[part] = np.where(front, z, self.depth[part])
-
-# %% ../../nbs/1_symmetry/02_crystal.ipynb #37f7877b
-def draw_sphere(canvas, center, radius, color):
-    "A sphere: at the pixel (x, y) its surface lies at z = z0 + sqrt(r^2 - (x-x0)^2 - (y-y0)^2)."
-    part, x, y = canvas.window(center[:2] - radius, center[:2] + radius)
-    dx, dy = x - center[0], y - center[1]
-    square = radius**2 - dx**2 - dy**2
-    dz = np.sqrt(square.clip(0))
-    canvas.paint(part, square > 0, center[2] + dz, np.stack([dx, dy, dz], -1) / radius, color)
-
-
-def draw_stick(canvas, start, end, radius, color):
-    """A cylinder: the points at distance r from the axis, found for each pixel by solving a quadratic
-    equation."""
-    length = np.linalg.norm(end - start)
-    axis = (end - start) / length
-    part, x, y = canvas.window(np.minimum(start, end)[:2] - radius, np.maximum(start, end)[:2] + radius)
-    d = np.stack([x - start[0], y - start[1], np.zeros_like(x)], -1)
-    w, e = d - (d @ axis)[..., None] * axis, np.array([0, 0, 1.0]) - axis[2] * axis
-    if e @ e < 1e-6:  # seen end on
-        return
-    root = (w @ e) ** 2 - (e @ e) * ((w**2).sum(-1) - radius**2)
-    s = (np.sqrt(root.clip(0)) - w @ e) / (e @ e)
-    along = d @ axis + s * axis[2]
-    canvas.paint(
-        part,
-        (root > 0) & (along > 0) & (along < length),
-        start[2] + s,
-        (w + s[..., None] * e) / radius,
-        color,
-    )
-
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #cadae992
-def render(crystal, pixels=300, azimuth=25.0, elevation=14.0, scale=0.45):
-    """A picture (height, width, 3) in 0..1 of one cell: atoms of `scale` x covalent radius, bonds, cell
-    edges. `pixels`: the longer side."""
-    view, table = camera(crystal.lattice, azimuth, elevation).T, element_table()
+def crystal_scene(crystal: Crystal, scale: float = 0.45) -> tuple[list, list]:
+    """Spheres and sticks of one cell for `drawing.render_scene`: atoms of `scale` x covalent radius, and each
+    bond in the two colours of its atoms. A, Cartesian."""
+    table = element_table()
     elements, frac = visible_atoms(crystal)
-    atoms, radius, colors = (
-        frac @ crystal.lattice @ view,
-        scale * table.radius[elements],
-        0.92 * table.color[elements],
-    )
-    corners = np.array(list(itertools.product((0, 1), repeat=3)))
-    box = corners @ crystal.lattice @ view
-    margin = radius.max() + 0.1
-    points = np.concatenate([atoms, box])[:, :2]
-    canvas = Canvas(points.min(0) - margin, points.max(0) + margin, 2 * pixels)
-    for i, j in itertools.combinations(range(8), 2):
-        if np.abs(corners[i] - corners[j]).sum() == 1:
-            draw_stick(canvas, box[i], box[j], 1.2 * canvas.step, np.full(3, 0.45))
-    for i, j in bonds(elements, atoms):
-        middle = (atoms[i] + atoms[j]) / 2
-        for k in (i, j):
-            draw_stick(canvas, atoms[k], middle, 0.12, colors[k])
-    for center, r, color in zip(atoms, radius, colors):
-        draw_sphere(canvas, center, r, color)
-    picture = canvas.color[: len(canvas.color) // 2 * 2, : canvas.color.shape[1] // 2 * 2]
-    return picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean((1, 3))[
-        ::-1
-    ]  # four pixels into one: smooth outlines
+    atoms, colors = frac @ crystal.lattice, 0.92 * table.color[elements]
+    pairs = [(i, j) for pair in bonds(elements, atoms).tolist() for i, j in (pair, pair[::-1])]
+    sticks = [(atoms[i], (atoms[i] + atoms[j]) / 2, 0.12, colors[i]) for i, j in pairs]
+    return list(zip(atoms, scale * table.radius[elements], colors)), sticks
+
+
+def render(
+    crystal: Crystal,
+    pixels: int = 300,
+    azimuth: float = 25.0,
+    elevation: float = 14.0,
+    scale: float = 0.45,
+    axes: bool = True,
+) -> np.ndarray:
+    """A picture (height, width, 3) in 0..1 of one cell: atoms of `scale` x covalent radius, bonds, and (with
+    `axes`) the cell edges a, b, c with their names. `pixels`: the longer side; angles in degrees."""
+    view = camera(crystal.lattice, azimuth, elevation)
+    lattice = crystal.lattice if axes else None
+    return render_scene(*crystal_scene(crystal, scale), view, pixels, lattice)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #new1
 def element_legend(on, elements, columns=8, **where):
@@ -459,16 +387,18 @@ def plot_gallery(crystals, titles=None, columns=4, size=1.7, pixels=170):
 Crystal.plot = plot
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #d72c0660
-def show(crystal):
-    """An interactive view in a live notebook (nglview); a saved notebook keeps nothing of it: see `plot`
-    for a still."""
-    import nglview
-
-    view = nglview.show_pymatgen(to_pymatgen(crystal))
-    view.clear_representations()
-    view.add_representation("ball+stick", aspectRatio=4)
-    view.add_unitcell()
-    return view
+def show(crystal: Crystal, azimuth: float = 25.0, elevation: float = 14.0) -> Any:
+    """A view that the mouse turns, in a live notebook (nglview); where that cannot work, the still picture of
+    `plot` and a line that says why. A saved notebook keeps nothing of the view."""
+    if reason := why_no_live_view():
+        print(f"no interactive view, here is a still: {reason}")
+        return plot(crystal, azimuth=azimuth, elevation=elevation)
+    elements, frac = visible_atoms(crystal)
+    symbols, positions = [element_table().symbol[z] for z in elements], frac @ crystal.lattice
+    pairs = bonds(elements, positions).tolist()
+    return live_scene(symbols, positions, pairs, camera(crystal.lattice, azimuth, elevation), crystal.lattice)
 
 
 Crystal.show = show
+Crystal._repr_png_ = picture_of
+Crystal._repr_html_ = html_of

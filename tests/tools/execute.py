@@ -75,7 +75,8 @@ def run_notebook(path, flags, save, timeout):
     if save:
         nbformat.write(nb, path)
         cleaned = read_nb(path)
-        clean_nb(cleaned, clean_ids=False)
+        kept = get_config(path=ROOT).get("allowed_cell_metadata_keys").split()
+        clean_nb(cleaned, allowed_cell_metadata_keys=kept, clean_ids=False)
         write_nb(cleaned, path)
     return path, time.time() - start, None
 

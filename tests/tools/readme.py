@@ -44,14 +44,23 @@ def point_home(match):
     return f"[{name}]({path.relative_to(ROOT).as_posix()})"
 
 
+def point_home_picture(match):
+    "A picture of the notebook (a GIF in nbs/images, say) as one of the README."
+    path = (ROOT / "nbs" / match[2]).resolve()
+    return f"![{match[1]}]({path.relative_to(ROOT).as_posix()})"
+
+
 def make_readme():
     "(text of README.md, {path: bytes of a picture})."
     nb = visible(nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4))
     text, resources = MarkdownExporter().from_notebook_node(
         nb, resources={"output_files_dir": "nbs/images", "unique_key": "readme"}
     )
-    text = re.sub(r"```(?:python)?\n\s*```\n", "", text)
-    text = re.sub(r"(?<!!)\[([^]\n]+)\]\((?!https?:|#|/)([^)]+)\)", point_home, text)
+    text = re.sub(r"(?ms)^```[^\n]*\n(.*?)^```\n", lambda block: block[0] if block[1].strip() else "", text)
+    text = re.sub(
+        r"\[((?:!\[[^]\n]*\]\([^)]*\))|[^]\n!]+)\]\((?!https?:|#|/|nbs/)([^)]+)\)", point_home, text
+    )
+    text = re.sub(r"!\[([^]\n]*)\]\((?!https?:|#|/|nbs/)([^)]+)\)", point_home_picture, text)
     return NOTE + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
 
