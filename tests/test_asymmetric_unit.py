@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgen_nb.symmcd import counting
-from matgen_nb.symmcd.counting import forced_group, generic_unit
+from matgen_nb.symmcd.counting import forced_group
 from matgen_nb.symmetry import asymmetric_unit as module
 from matgen_nb.symmetry.asymmetric_unit import (
     AsymmetricUnit,
@@ -28,6 +28,7 @@ from matgen_nb.symmetry.asymmetric_unit import (
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 from matgen_nb.symmetry.lattice import constrain_k, lattice_from_parameters, lattice_to_k
+from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmetry.space_groups import SpaceGroup
 
 DATA = Path(os.environ.get("MATGEN_TEST_DATA", ROOT.parent / "shared" / "data" / "crystals"))

@@ -41,7 +41,7 @@ from matgen_nb.symmcd.counting import (
 from matgen_nb.symmcd.sampling import cell_doubt
 from matgen_nb.symmcd.refinements import crowding, force_higher, group_columns, keep_apart, redraw
 from matgen_nb.symmetry import asymmetric_unit
-from matgen_nb.symmcd.counting import generic_unit
+from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, symmetry_dataset
 from matgen_nb.symmetry.crystal import element_table, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k

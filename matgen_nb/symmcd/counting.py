@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'MOST_TRIED', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
-           'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'generic_unit', 'forced_group',
-           'arrangements', 'Exactness', 'try_arrangements']
+           'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'forced_group', 'arrangements',
+           'Exactness', 'try_arrangements']
 
 # %% ../../nbs/3_symmcd/07_counting.ipynb #cnt00003
 import itertools
@@ -17,9 +17,8 @@ from functools import lru_cache
 import numpy as np
 
 from .templates import draw_index
-from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import CrystalError, atomic_number
-from ..symmetry.lattice import constrain_k
+from ..symmetry.normalizers import generic_unit
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
 from ..utils import MatgenError
 
@@ -199,17 +198,6 @@ def draw_sites(
     return tuple(plan[::-1])
 
 # %% ../../nbs/3_symmcd/07_counting.ipynb #n04grp08
-def generic_unit(space_group, wyckoff, elements, seed=0):
-    """A unit with these Wyckoff positions (M,) and elements (M,) whose free parameters, of cell and
-    coordinates, are random."""
-    rng, positions = np.random.default_rng(seed), SpaceGroup(space_group).wyckoff_positions
-    atoms = sum(positions[w].multiplicity for w in wyckoff)
-    edge = 5 + 3 * atoms ** (1 / 3)
-    k = constrain_k(np.append(rng.normal(0, 0.15, 5), math.log(edge)), space_group).numpy()
-    points = [positions[w].A[0] @ rng.random(3) + positions[w].t[0] for w in wyckoff]
-    return AsymmetricUnit(space_group, k, elements, np.stack(points) % 1.0, wyckoff)
-
-
 @lru_cache(4096)
 def _forced(space_group, shared, tries):
     "See `forced_group`; shared: for each element the sorted tuple of its positions."
