@@ -10,13 +10,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from .templates import draw_index
+from ..symmetry.asymmetric_unit import FoundGroup
 from ..symmetry.crystal import CrystalError, atomic_number
 from ..symmetry.normalizers import generic_unit
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -215,7 +216,9 @@ def _forced(space_group, shared, tries):
     return lowest
 
 
-def forced_group(space_group, wyckoff, elements, tries=3):
+def forced_group(
+    space_group: int, wyckoff: Sequence[int], elements: Sequence[int], tries: int = 3
+) -> FoundGroup | None:
     """The higher `FoundGroup` that every crystal of a space group with these Wyckoff positions (M,) and
     elements (M,) has, whatever its free parameters; None where it can have exactly the group that is named
     (or where spglib is not installed). Only which orbits share an element matters."""

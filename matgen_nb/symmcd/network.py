@@ -43,12 +43,16 @@ class NetworkConfig:
 # %% ../../nbs/3_symmcd/04_network.ipynb #ba7e3ea0
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The pairs of orbits of a batch and the symmetry images that they see: all that stays while atoms and cells
+    """The pairs of orbits of a batch and the symmetry images that they see: all that stays while atoms
+    and cells
     move, so that a reverse process finds it once, not in every step.
 
-    Pairs: i, j (E,) and their crystal (E,). Atoms of the orbits, (m,): source, the orbit of each, and operation,
-    its row of R and w in `wyckoff_tables`. Images, (n,), pair after pair: pair of each; atom (of j) that is seen;
-    target, the orbit i that sees it; count, how many images its pair has; itself (s,): those that are an orbit's
+    Pairs: i, j (E,) and their crystal (E,). Atoms of the orbits, (m,): source, the orbit of each, and
+    operation,
+    its row of R and w in `wyckoff_tables`. Images, (n,), pair after pair: pair of each; atom (of j) that
+    is seen;
+    target, the orbit i that sees it; count, how many images its pair has; itself (s,): those that are an
+    orbit's
     own representative. parts: first and last pair, first and last image of shares of bounded memory."""
 
     i: torch.Tensor
@@ -73,7 +77,8 @@ def pairs_of(
     keep: torch.Tensor | None = None,
     chunk: int = 2_000_000,
 ) -> Pairs:
-    """The `Pairs` of crystals with num_orbits (B,) and space_group (B,); keep (B,) bool: only of these. chunk:
+    """The `Pairs` of crystals with num_orbits (B,) and space_group (B,); keep (B,) bool: only of these.
+    chunk:
     images that are looked at together."""
     i, j = all_pairs(num_orbits)
     crystal, _ = _spread(num_orbits)
@@ -105,13 +110,15 @@ def pairs_of(
 
 
 def _spread(sizes):
-    "Owner (n,), 0..C-1, of rows of which the owners have sizes (C,), and the place (n,) of each row among its owner's."
+    """Owner (n,), 0..C-1, of rows of which the owners have sizes (C,), and the place (n,) of each row
+    among its owner's."""
     owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
     return owner, torch.arange(len(owner), device=owner.device) - (torch.cumsum(sizes, 0) - sizes)[owner]
 
 
 def _shares(counts, total, chunk):
-    "Shares of the pairs with counts (E,) images, `total` in all, each with about `chunk` of them: see `Pairs`."
+    """Shares of the pairs with counts (E,) images, `total` in all, each with about `chunk` of them: see
+    `Pairs`."""
     if total <= chunk:
         return ((0, len(counts), 0, total),)
     ends, shares, low, start = torch.cumsum(counts, 0).tolist(), [], 0, 0
@@ -138,7 +145,8 @@ def atom_images(x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
 def image_vectors(
     x: torch.Tensor, atoms: torch.Tensor, lattice: torch.Tensor, pairs: Pairs, part: tuple[int, int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors from orbit i to every symmetry image of orbit j, the shortest by rounding: fractional (n, 3), and
+    """Vectors from orbit i to every symmetry image of orbit j, the shortest by rounding: fractional (n,
+    3), and
     their lengths (n,) in A. x (M, 3), atoms (m, 3): see `atom_images`; lattice (B, 3, 3); part: one of
     `pairs.parts`."""
     low, _, start, end = part
@@ -153,10 +161,13 @@ def image_features(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What orbit i sees of all symmetry images g x_j of orbit j under the current lattice.
 
-    x (M, 3), lattice (B, 3, 3). Returns radial counts (E, size), and the fractional vectors towards the images
-    weighted by the same functions (E, size, 3), both means over the operations of the group; without `vectors`
+    x (M, 3), lattice (B, 3, 3). Returns radial counts (E, size), and the fractional vectors towards the
+    images
+    weighted by the same functions (E, size, 3), both means over the operations of the group; without
+    `vectors`
     the counts alone. Each atom of the cell is seen once, at the translate that rounding of the fractional
-    difference chooses. With right angles the counts do not depend on which atom of each orbit represents it; in
+    difference chooses. With right angles the counts do not depend on which atom of each orbit represents
+    it; in
     hexagonal and centred oblique cells they do."""
     atoms = atom_images(x, pairs)
     other = torch.ones(len(pairs.pair), 1, device=x.device, dtype=x.dtype).index_fill_(0, pairs.itself, 0)
@@ -197,7 +208,8 @@ class Noisy:
     (B,), sigma (B,) of the coordinates. Per orbit: x (M, 3), elements (M,) 0-based, site (M,) class
     index or (M, 15) elements of the axes, batch (M,). Staged models only (lesson 3.6): t is then the
     time of cell and coordinates; t_elements and t_site (B,) are those of the elements and of the sites,
-    and content (B,) is the logarithm of the volume, in A^3, that the atoms of the cell add up to. pairs: the `Pairs` of the batch, where they are
+    and content (B,) is the logarithm of the volume, in A^3, that the atoms of the cell add up to. pairs:
+    the `Pairs` of the batch, where they are
     known already."""
 
     t: torch.Tensor
@@ -368,7 +380,8 @@ PARTS = ("k", "x", "elements", "site")  # the predictions of `OrbitNetwork`
 
 
 def forward(self, n, parts=PARTS):
-    """The four predictions for a `Noisy` batch, see `OrbitNetwork`; None for those that are not among `parts`,
+    """The four predictions for a `Noisy` batch, see `OrbitNetwork`; None for those that are not among
+    `parts`,
     for which nothing is computed."""
     pairs = n.pairs or pairs_of(n.num_orbits, n.space_group)
     i, j = pairs.i, pairs.j

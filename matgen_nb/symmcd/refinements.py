@@ -169,7 +169,9 @@ def at_threshold(n: Noisy, placed: Projection, elements: torch.Tensor, apart: fl
     There the rule of lesson 3.9 decides how far atoms are apart, and not the model; 0: nowhere."""
     held = torch.zeros(len(n.t), dtype=torch.bool)
     if apart:
-        _, near = crowding(n, placed.frac_coords, elements, all_pairs(n.num_orbits), CROWDED * apart)
+        _, near = crowding(
+            n, placed.frac_coords, elements, pairs_of(n.num_orbits, n.space_group), CROWDED * apart
+        )
         held[n.batch[near]] = True
     return held
 

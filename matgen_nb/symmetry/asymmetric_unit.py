@@ -273,7 +273,8 @@ def _primitive_frame(number):
 
 
 def _new_rotations(lattice, number, reach):
-    """One rotation (n, 3, 3) of each coset of the group that the lattice (3, 3) allows to within `reach` (A), on
+    """One rotation (n, 3, 3) of each coset of the group that the lattice (3, 3) allows to within `reach`
+    (A), on
     fractional coordinates from the right; first the identity, for the group's own."""
     basis, own, _ = _primitive_frame(number)
     left = {N.tobytes(): N for N in lattice_rotations(basis @ lattice, reach)}
@@ -287,7 +288,7 @@ def _new_rotations(lattice, number, reach):
         coset = chosen[-1] @ own
 
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #sp08ops3
-def more_operations(crystal, number, reach):
+def more_operations(crystal: Crystal, number: int, reach: float) -> bool:
     """Whether a crystal that has a space group, in its standard setting, may be mapped onto itself by an
     operation beyond those of the group, each atom to within `reach` (A)."""
     frac, elements = crystal.frac_coords, crystal.elements
@@ -311,8 +312,9 @@ def more_operations(crystal, number, reach):
     return len(shifts) > 0
 
 
-def only_group(crystal, number, symprec):
-    """Whether it is certain that spglib, at `symprec` (A), finds just this group in a crystal that has it in the
+def only_group(crystal: Crystal, number: int, symprec: float) -> bool:
+    """Whether it is certain that spglib, at `symprec` (A), finds just this group in a crystal that has
+    it in the
     standard setting: there is no further operation within 3 `symprec`, and no atoms are within 5 of each
     other. False: spglib must be asked."""
     spacing = 1 / np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)

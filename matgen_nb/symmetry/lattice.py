@@ -133,9 +133,10 @@ def crystal_family(number):
 _STEPS = np.array([step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)])
 
 
-def shortest_basis(lattice):
+def shortest_basis(lattice: np.ndarray) -> np.ndarray:
     """Integer matrix U (3, 3) whose U @ lattice are the three shortest vectors that are a basis of the same
-    lattice (3, 3). They are among the seven sums of the vectors a, b, c and d = -(a + b + c) of a basis in which
+    lattice (3, 3). They are among the seven sums of the vectors a, b, c and d = -(a + b + c) of a basis
+    in which
     no two of these four meet at an acute angle (Selling, J. Reine Angew. Math. 77, 143, 1874)."""
     four = np.vstack([np.eye(3, dtype=int), [-1, -1, -1]])
     for _ in range(1000):  # a few rounds; more only for cells that are very skewed
@@ -152,8 +153,9 @@ def shortest_basis(lattice):
     return seven[[0, 1, third]]
 
 
-def lattice_rotations(lattice, reach=0.01):
-    """Rotations and reflections N (n, 3, 3), integer, that map a lattice (3, 3) onto itself: N @ lattice is the
+def lattice_rotations(lattice: np.ndarray, reach: float = 0.01) -> np.ndarray:
+    """Rotations and reflections N (n, 3, 3), integer, that map a lattice (3, 3) onto itself: N @ lattice
+    is the
     rotated basis. Lengths may differ by `reach` (A), scalar products by as much as that allows."""
     U = shortest_basis(lattice)
     vectors, basis = _STEPS @ U @ lattice, U @ lattice

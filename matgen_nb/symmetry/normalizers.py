@@ -439,7 +439,9 @@ def augment(batch, generator=None, permute_axes: bool = True):
     return transformed(batch, random_settings(batch.space_group, generator, permute_axes))
 
 # %% ../../nbs/1_symmetry/09_normalizers.ipynb #n04gen08
-def generic_unit(space_group, wyckoff, elements, seed=0):
+def generic_unit(
+    space_group: int, wyckoff: Sequence[int], elements: Sequence[int], seed: int | Sequence[int] = 0
+) -> AsymmetricUnit:
     """A unit with these Wyckoff positions (M,) and elements (M,) whose free parameters, of cell and
     coordinates, are random."""
     rng, positions = np.random.default_rng(seed), SpaceGroup(space_group).wyckoff_positions
