@@ -55,10 +55,15 @@ def run_setup():
         include_package_data=False,  # package_data says it all
         install_requires=cfg["requirements"].split(),
         extras_require={
-            "dev": cfg["dev_requirements"].split(),
-            "stability": cfg["stability_requirements"].split(),
-            "gcmc": cfg["gcmc_requirements"].split(),
-            "cluster": cfg["cluster_requirements"].split(),
+            name.removesuffix("_requirements"): value.split()
+            for name, value in cfg.items()
+            if name.endswith("_requirements")
+        },
+        project_urls={
+            "Documentation": cfg["doc_host"] + cfg["doc_baseurl"],
+            "Source": cfg["git_url"],
+            "Issues": cfg["git_url"] + "/issues",
+            "Citation": cfg["git_url"] + "#citation",
         },
         entry_points={"console_scripts": cfg["console_scripts"].split()},
         zip_safe=False,

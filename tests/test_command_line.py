@@ -235,7 +235,7 @@ def test_read_crystals(tmp_path, cifs):
         (tmp_path / "b.csv", "no column 'cif'"),
         (tmp_path / "none", "there is no"),
         (tmp_path / "c.csv", "holds no structures"),
-        (tmp_path / "empty", "no .cif file"),
+        (tmp_path / "empty", "no structure in"),
     ):
         with pytest.raises(MatgenError, match=text):
             crystal_runs.read_crystals(source)

@@ -297,17 +297,17 @@ def relaxing(model, potential):
 # %% ../../nbs/5_scale/06_crystal_runs.ipynb #68702a24
 def _read_one(text, framework=False):
     "A crystal to evaluate: atoms that overlap are for the evaluation to find (lesson 1.6)."
-    from matgen_nb.symmetry.cif import read_cif
+    from matgen_nb.symmetry.structure_files import read_item
 
-    return read_cif(f"{text}\n", framework, min_contact=0.01).crystal
+    return read_item(text, framework, min_contact=0.01).crystal
 
 
 def read_crystals(source, n_jobs=-1, framework=False):
-    """(crystals, names, failures) of a folder of CIF files (or one that holds a folder `cif`), or of a CSV
-    (.gz too) with a column `cif`. None where reading failed. Files in a folder that this process is
-    writing are passed over. framework: solvent and counter-ions may be missing (lesson 1.6)."""
+    """(crystals, names, failures) of a folder of structures (or one that holds a folder `cif`), of a file, or
+    of a CSV with a column `cif` (lesson 1.12). None where reading failed. Files in a folder that this process
+    writes are passed over. framework: solvent and counter-ions may be missing."""
     from functools import partial
-    from matgen_nb.symmcd.dataset import read_csv, read_folder
+    from matgen_nb.symmcd.dataset import read_file, read_folder
     from matgen_nb.parallel import parallel_map
 
     source = Path(source)
@@ -316,7 +316,7 @@ def read_crystals(source, n_jobs=-1, framework=False):
         own = written_now(source)  # a recipe reads what it has just made
         items = [(name, text) for name, text in read_folder(source) if own or not written_now(source / name)]
     elif source.is_file():
-        items = read_csv(source)
+        items = read_file(source)
     else:
         raise MatgenError(f"there is no folder or file {source}")
     if not items:

@@ -253,7 +253,7 @@ def check_out(out: str | Path, inputs: dict) -> None:
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0024
 _FILES = (
-    r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary).json|"
+    r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary|shard).json|"
     r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms|framework|side_by_side).png|"
     r"reference.npz|mof.cif|"
     r"(last|best|weights|train|val|mofs|crystals).safetensors|"
@@ -608,13 +608,13 @@ def is_finished(out, i: int, n: int | None = None) -> bool:
     return len(rows) == (n or len(rows)) and all(file.exists() and file.stat().st_size for file in files)
 
 
-def stream(out, request: dict, draw) -> int:
+def stream(out, request: dict, draw, parts: list | None = None) -> int:
     """Draw the `n` structures of a request in chunks of `chunk`: `draw(number, how many)` -> (crystals,
     rows).
 
-    Finished chunks are passed over. Returns how many were drawn now. An interruption loses at most the
-    chunk in work."""
-    folder, parts = as_folder(out), chunks(request["n"], request["chunk"])
+    Finished chunks are passed over. parts: only these chunks (lesson 5.17). Returns how many were drawn
+    now. An interruption loses at most the chunk in work."""
+    folder, parts = as_folder(out), parts or chunks(request["n"], request["chunk"])
     todo = [(i, first, n) for i, first, n in parts if folder.clear_first or not is_finished(folder, i, n)]
     for at, (i, first, n) in enumerate(todo):
         try:
@@ -630,7 +630,7 @@ def stream(out, request: dict, draw) -> int:
     return sum(n for *_, n in todo)
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0044
-def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows: int = 1000) -> None:
+def finish_stream(out, title: str, record: dict, read, rows: int = 1000, parts: list | None = None) -> None:
     """One table of all chunks, a gallery of the first structures (`read(path)` -> crystal), the record.
     The chunks stay: they are what --resume looks at."""
 
@@ -642,13 +642,15 @@ def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows:
             return None
 
     folder, request = as_folder(out), record["request"]
-    parts = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in chunks(request["n"], request["chunk"])]
+    parts = parts or chunks(request["n"], request["chunk"])
+    tables = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in parts]
     joined, page, sheet, told = folder.claim("table.csv", "gallery.html", "gallery.png", "run.json")
-    join_tables(parts, joined)
+    join_tables(tables, joined)
     table = read_table(joined, rows)
-    shown = [picture(row) for row in table[:pictures]]
-    part = "" if len(table) == request["n"] else f" (this page shows {len(table)}, table.csv all)"
-    options = PageOptions(made_by(record, f"{request['n']} structures{part}"), limit=pictures)
+    shown = [picture(row) for row in table[:60]]
+    drawn = sum(n for *_, n in parts)
+    part = "" if len(table) == drawn else f" (this page shows {len(table)}, table.csv all)"
+    options = PageOptions(made_by(record, f"{drawn} structures{part}"), limit=60)
     write_gallery(page, title, shown + [None] * (len(table) - len(shown)), table, options)
     gallery_png(sheet, shown, table)
     write_json(told, record)
