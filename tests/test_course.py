@@ -1,6 +1,7 @@
 """Checks of exercises, copies for students and teachers, and what nbdev's clean-up leaves of a collapsed cell."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from matgen_nb.course import (
     expect,
     is_solution,
     must_fail,
-    number,
+    numeric,
     student_copy,
     teacher_copy,
     write_course,
@@ -106,7 +107,7 @@ def test_choices_and_numbers():
     assert question("B ") and question("a").message == "wrong: no: one" and not question(2)
     with pytest.raises(ValueError, match="at least three"):
         choice("a", a="right", b="wrong")
-    angle = number(120.0, rtol=0.01, unit="degrees", slips={60.0: "the other angle"})
+    angle = numeric(120.0, rtol=0.01, unit="degrees", slips={60.0: "the other angle"})
     assert angle(120.5) and "too large" in angle(130).message and "other angle" in angle(60).message
     assert "a number" in angle("wide").message and not angle(None) and not angle(float("nan"))
     for check, right in ((question, "b"), (angle, 120)):
@@ -145,6 +146,17 @@ def test_copies_for_students_hold_no_solution(small_course, tmp_path):
     text = made[0].read_text()
     assert "answer = None" in text and "solved" not in text
     assert (tmp_path / "out/images/a.png").read_bytes() == b"picture"
+
+
+def test_solutions_in_the_old_form_are_removed_as_well():
+    folded = "<details><summary>Hint</summary>look</details>\n<details><summary>Solution</summary>\n\n```python\nx = 1\n```\n</details>"
+    text = dict(cell_type="markdown", id="a", metadata={}, source=[folded])
+    only = dict(text, source=["<details><summary>Solution</summary>x = 1</details>"])
+    hidden = cell("#| hide\ndef f(): return 1\n\n\ncheck_f(f)")
+    shown = cell("def f():\n    return None\n\n\ncheck_f(f)")
+    left = student_copy(dict(cells=[text, only, hidden, shown, cell("#| hide\nimport math")]))["cells"]
+    assert [c["cell_type"] for c in left] == ["markdown", "code", "code"] and left[1] == shown
+    assert "look" in left[0]["source"][0] and "x = 1" not in "".join(left[0]["source"])
 
 
 def test_copies_for_teachers_show_the_solutions(small_course, tmp_path):
@@ -213,19 +225,32 @@ def test_the_whole_course_can_be_copied(tmp_path):
     students = write_course(tmp_path / "students")
     teachers = write_course(tmp_path / "teachers", teacher=True)
     assert len(teachers) == len(notebooks())
-    solutions = 0
     for path in students:
-        cells = json.loads(path.read_text())["cells"]
+        text = path.read_text(encoding="utf-8")
+        cells = json.loads(text)["cells"]
         assert not any(is_solution(c) for c in cells), path.name
+        assert "<summary>Solution" not in text, path.name
         whole = json.loads((tmp_path / "teachers" / path.relative_to(tmp_path / "students")).read_text())[
             "cells"
         ]
-        kept = [c["id"] for c in whole if not is_solution(c)]
-        assert [c["id"] for c in cells] == kept, "stubs and lesson stay"
-        solutions += len(whole) - len(kept)
-    assert solutions == sum(
-        is_solution(c) for p in notebooks() for c in json.loads(p.read_text(encoding="utf-8"))["cells"]
-    )
+        stubs = [c["id"] for c in whole if "your code here" in "".join(c["source"]) and not is_solution(c)]
+        assert set(stubs) <= {c["id"] for c in cells}, "stubs stay"
+
+
+def printed(cell):
+    return "".join("".join(o.get("text", "")) for o in cell["outputs"])
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_saved_exercises_ran(path):
+    "Stubs say 'not solved yet', solutions are right and show that naive answers fail, as the saved outputs say."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for c in cells if any(map(is_solution, cells)) else ():
+        source = "".join(c["source"])
+        if is_solution(c):
+            assert "right: " in printed(c) and "naive answers are rejected" in printed(c), source
+        elif c["cell_type"] == "code" and re.search(r"^ +# your code here$|^answer\w* = None", source, re.M):
+            assert "not solved yet" in printed(c), source
 
 
 def test_nbdev_clean_keeps_what_collapses_a_cell(tmp_path):

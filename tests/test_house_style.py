@@ -8,8 +8,10 @@ import subprocess
 
 import pytest
 from conftest import ROOT
-from tools import house_debts as debts
+from tools import house_debts as debts, lesson_form
 from tools.house_debts import code_of, directives, is_exported
+
+from matgen_nb.course import is_solution
 
 NOTEBOOKS = debts.notebooks()
 LESSONS = [p for p in NOTEBOOKS if re.match(r"[1-9]_", p.parent.name) or p.stem == "00_overview"]
@@ -120,12 +122,22 @@ def test_lesson_shows_pictures(path):
     assert pictures(path), "no saved picture: run tests/tools/execute.py"
 
 
+@pytest.mark.parametrize("path", lesson_form.lessons(), ids=name_of)
+def test_lesson_has_the_form(path):
+    "Aims, minutes, exercises that check themselves, quiz, references (tools/lesson_form.py)."
+    found = lesson_form.lacking(path)
+    assert len(found) <= DEBTS["form"].get(path.stem, 0), f"the lesson lacks {found}"
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
 def test_lesson_has_exercises_and_an_end(path):
-    text = "\n".join(source for source, _ in cells_of(path, "markdown"))
-    hidden = "\n".join(source for source, _ in cells_of(path) if "hide" in directives(source))
-    assert "## Exercise" in text and text.count("<details>") >= 2, "exercises with a folded hint and solution"
-    assert "check_" in hidden, "a hidden cell must run the solutions through their checks"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    hidden = [s for s, _ in cells_of(path) if "hide" in directives(s) and "check_" in s]
+    solutions = [c for c in cells if is_solution(c)]
+    assert "## Exercise" in text, "a lesson has exercises"
+    assert len(hidden) + len(solutions) >= 1, "a cell must run the solutions through their checks"
+    assert not solutions or "<summary>Solution" not in text, "a solution stands in plain sight"
     assert re.search(r"## What you have now", text, re.I), "the lesson must end with what the reader has now"
 
 

@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['HELIUM', 'PORTION', 'blocks_by_ends', 'two_colouring', 'roles_of', 'edge_classes', 'is_straight', 'draw_linker',
            'edge_kinds', 'like_vertices', 'fitting', 'designs', 'draw_plan', 'surface_of', 'clearance', 'grid_points',
-           'clearance_grid', 'void_fraction', 'pore_labels', 'build_random', 'hypothetical', 'short_hash', 'cache_path',
-           'HypotheticalOptions', 'make_hypothetical', 'pack_mofs', 'unpack_mofs', 'embedded_mofs', 'many_mofs']
+           'clearance_grid', 'void_fraction', 'largest_sphere', 'pore_labels', 'build_random', 'hypothetical',
+           'short_hash', 'cache_path', 'HypotheticalOptions', 'make_hypothetical', 'pack_mofs', 'unpack_mofs',
+           'embedded_mofs', 'many_mofs']
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #22abb8ec
 import functools
@@ -249,20 +250,30 @@ def void_fraction(grid: np.ndarray, probe: float = HELIUM) -> float:
     return float((grid > probe).mean())
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #1989fa2e
+def largest_sphere(crystal: Crystal, grid: np.ndarray, spacing: float, starts: int = 1) -> float:
+    """Diameter, A, of the largest sphere that fits between the atoms, 0 where none does.
+
+    From each of the best `starts` points of a grid of the clearance (`clearance_grid`, about `spacing` A)
+    a climb to the summit beside it, in smaller and smaller steps: to a few hundredths of an A."""
+    surface = surface_of(crystal, grid.max() + vdw_radii(crystal.elements).max() + 3 * spacing)
+    inverse, around = np.linalg.inv(crystal.lattice), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    points, best = grid_points(crystal, spacing).reshape(-1, 3), 0.0
+    for start in np.argsort(-grid, axis=None, kind="stable")[:starts]:
+        centre, step = points[start], spacing
+        for _ in range(8):
+            near = centre + step * around @ inverse
+            centre, step = near[surface(near).argmax()], step / 1.7
+        best = max(best, 2 * float(surface(centre[None])[0]))
+    return best
+
+
 def pore_labels(crystal: Crystal, points: int = 6000, probe: float = HELIUM) -> dict[str, float]:
     """The labels of a framework: dict of density (g/cm3), void_fraction (see there) and lcd, A.
 
-    The grid has about so many `points`, 0.6 A apart or more. lcd: diameter of the largest sphere that fits,
-    found by a climb from the best point of the grid."""
+    The grid has about so many `points`, 0.6 A apart or more; lcd: see `largest_sphere`."""
     spacing = max(0.6, (crystal.volume / points) ** (1 / 3))
-    places, grid = grid_points(crystal, spacing), clearance_grid(crystal, spacing)
-    surface = surface_of(crystal, grid.max() + vdw_radii(crystal.elements).max() + 3 * spacing)
-    inverse, around = np.linalg.inv(crystal.lattice), np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-    centre, step = places.reshape(-1, 3)[grid.argmax()], spacing
-    for _ in range(8):
-        near = centre + step * around @ inverse
-        centre, step = near[surface(near).argmax()], step / 1.7
-    largest = max(0.0, 2 * float(surface(centre[None])[0]))
+    grid = clearance_grid(crystal, spacing)
+    largest = largest_sphere(crystal, grid, spacing)
     return dict(density=crystal.density, void_fraction=void_fraction(grid, probe), lcd=largest)
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #3c734720
@@ -427,7 +438,7 @@ def many_mofs(
 ) -> MofData:
     """`n` different frameworks: those that ship, and where these are too few others built on this machine.
 
-    n=None: those that ship. Others are built with the seed, `PORTION` at a time, and kept in the user's cache.
+    n=None: those that ship. Others are built with the seed, `PORTION` at a time, and kept in the user cache.
     No name occurs twice; the first frameworks do not depend on n."""
     shipped = embedded_mofs()
     if n is None or n <= len(shipped):

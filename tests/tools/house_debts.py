@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "tests" / "house_debts.json"
 CELL_LINES, FUNCTION_LINES, LINE_WIDTH, MODULE_LINES, PARAMETERS = 45, 40, 110, 500, 6
-STRICT = ["wide_lines", "many_parameters", "lint", "arrows", "untyped"]
+STRICT = ["wide_lines", "many_parameters", "lint", "arrows", "untyped", "form"]
 "Rules whose sum must never grow; breaking a wide line may lengthen a function, cell or module."
 OPTIONS = {"options", "config", "self", "cls"}
 "Parameters that do not count: an options object, and what a method belongs to."
@@ -129,6 +129,14 @@ def upward_arrows():
     return arrows()
 
 
+def lesson_form():
+    "Lesson -> how much it lacks of the form of all lessons (tools/lesson_form.py)."
+    sys.path.insert(0, str(ROOT / "tests"))
+    from tools.lesson_form import lacking, lessons
+
+    return {path.stem: len(lacking(path)) for path in lessons()}
+
+
 def count():
     "Rule -> {notebook, module or file: how much is over the limit}, without zeros."
     by_cell = dict(
@@ -139,7 +147,9 @@ def count():
     )
     found = {rule: {p.stem: len(of(p)) for p in notebooks()} for rule, of in by_cell.items()}
     found |= dict(long_modules=long_modules(), lint=lint(), arrows=dict.fromkeys(upward_arrows(), 1))
-    found |= dict(untyped={module_name(p): len(untyped(p)) for p in modules()}, types=types())
+    found |= dict(
+        form=lesson_form(), untyped={module_name(p): len(untyped(p)) for p in modules()}, types=types()
+    )
     return {rule: {name: n for name, n in sorted(by.items()) if n} for rule, by in found.items()}
 
 
