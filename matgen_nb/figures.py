@@ -63,7 +63,7 @@ def _same_size(images):
         sheet.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return sheets
 
-
+# %% ../nbs/0_utilities/05_figures.ipynb #figrcap1
 def _with_caption(image, text):
     "The image on a sheet with a line of text below it."
     import matplotlib
@@ -96,7 +96,7 @@ class Animation:
         with atomic_write(path, "wb") as f:
             f.write(self.data)
 
-
+# %% ../nbs/0_utilities/05_figures.ipynb #figranm1
 def animation(
     frames: Sequence,
     captions: Sequence[str] = (),

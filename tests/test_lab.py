@@ -107,7 +107,10 @@ def page(tmp_path_factory):
             if b.wait("!!window.jupyterapp", 3):
                 break
         assert b.wait("!!document.querySelector('.jp-Notebook .jp-Cell')", 60), "the notebook did not open"
-        b.value("window.jupyterapp.commands.execute('notebook:run-all-cells'), 1")
+        idle = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'"
+        assert b.wait(idle, 120), "the kernel did not start"
+        b.wait("false", 2)
+        b.value("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => 1)")
         assert b.wait("document.body.innerText.includes('all done')", 120), "the cells did not run to the end"
         yield b
 
