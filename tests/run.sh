@@ -6,3 +6,4 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 python tests/tools/execute.py --check -j 2
 python tests/tools/readme.py --check
 python -m pytest -q -n 2 tests
+python tests/tools/new_user.py --short

@@ -223,7 +223,7 @@ def test_nothing_to_prepare(tmp_path, n_jobs):
     (tmp_path / "no_rows.csv").write_text("cif\n")
     bad = write_folder(tmp_path / "bad", **BAD)
     for source, text in [
-        ("empty", "no .cif file"),
+        ("empty", "no structure in"),
         ("no_column.csv", "no column 'cif'.*'structure'"),
         ("no_rows.csv", "none of the 0"),
         ("not_there", "no folder"),
@@ -245,10 +245,10 @@ def test_what_was_changed_or_not_read_is_in_the_report(tmp_path):
     folder = write_folder(tmp_path / "mixed", good=cif(*GOOD, length_c=5.05), twice=twice)
     (folder / "packed.cif.gz").write_bytes(gzip.compress(cif(*GOOD).encode()))
     (folder / "cut.cif.gz").write_bytes(gzip.compress(cif(*GOOD).encode())[:-12])
-    for name in ("POSCAR", "si.extxyz", "notes.txt", "x.vasp"):
+    for name in ("a.xsf", "si.res", "notes.txt", "x.pdb", "POSCAR"):
         (folder / name).write_text("Si")
     data, report = prepare(folder, n_jobs=1, progress=None)
-    assert report.skipped == ["POSCAR", "si.extxyz", "x.vasp"] and sorted(data.names) == [
+    assert report.skipped == ["a.xsf", "si.res", "x.pdb"] and sorted(data.names) == [
         "good.cif",
         "packed.cif.gz",
         "twice.cif",
@@ -259,10 +259,10 @@ def test_what_was_changed_or_not_read_is_in_the_report(tmp_path):
         and "data_two" in said
         and "raised from 123" in "; ".join(report.notes["good.cif"])
     )
-    assert [f.name for f in report.failures] == ["cut.cif.gz"] and "cannot be read" not in report.failures[
-        0
-    ].reason.split(":")[0]
-    assert "si.extxyz" in str(report) and "notes on" in str(report)
+    assert [f.name for f in report.failures] == ["cut.cif.gz", "POSCAR"]
+    assert "cannot be read" not in report.failures[0].reason.split(":")[0]
+    assert "POSCAR, line 2: the file ends" in report.failures[1].reason, "a format that is read, damaged"
+    assert "si.res" in str(report) and "notes on" in str(report)
     strict, report = prepare(folder, n_jobs=1, progress=None, symprec=0.01)
     assert strict.space_group.tolist()[0] == 123 != data.space_group.tolist()[0] and "raised" not in str(
         report
@@ -288,7 +288,7 @@ def test_the_commands_write_the_notes(tmp_path):
     from matgen_nb.commands import main as entry
 
     folder = write_folder(tmp_path / "in", good=cif(*GOOD, length_c=5.05))
-    (folder / "POSCAR").write_text("Si")
+    (folder / "a.xsf").write_text("Si")
     for options, raised in (([], True), (["--symprec", "0.01"], False)):
         with pytest.raises(SystemExit) as stop:
             entry.main(
@@ -305,7 +305,7 @@ def test_the_commands_write_the_notes(tmp_path):
                 ]
             )
         record = json.loads((tmp_path / "o.run.json").read_text())
-        assert stop.value.code == 0 and record["skipped"] == ["POSCAR"]
+        assert stop.value.code == 0 and record["skipped"] == ["a.xsf"]
         assert ("raised" in "; ".join(record["notes"]["good.cif"])) == raised and "no symmetry" in record[
             "notes"
         ]["good.cif"][0]

@@ -235,7 +235,7 @@ def test_read_crystals(tmp_path, cifs):
         (tmp_path / "b.csv", "no column 'cif'"),
         (tmp_path / "none", "there is no"),
         (tmp_path / "c.csv", "holds no structures"),
-        (tmp_path / "empty", "no .cif file"),
+        (tmp_path / "empty", "no structure in"),
     ):
         with pytest.raises(MatgenError, match=text):
             crystal_runs.read_crystals(source)
@@ -661,52 +661,84 @@ def test_templates_on_request(tmp_path, capsys):
 
 
 def test_demo_from_beginning_to_end(tmp_path, capsys):
-    "A small one: crystals and a framework, with a picture of both its forms in the gallery; again only with --overwrite."
-    line = [
-        "demo",
-        "--seconds",
-        2,
-        "-n",
-        2,
-        "--known",
-        4,
-        "--mofs",
-        4,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "demo",
-    ]
+    "A small one: crystals of both models side by side, a valid framework in one cell; again only with --overwrite."
+    line = ["demo", "--seconds", 4, "-n", 2, "--mofs", 4, "--device", "cpu", "--out", tmp_path / "demo"]
     assert run(*line) == 0
-    shown, made = (
-        capsys.readouterr().out,
-        {str(p.relative_to(tmp_path / "demo")) for p in (tmp_path / "demo").rglob("*.*")},
+    shown, home = capsys.readouterr().out, tmp_path / "demo"
+    made = {p.relative_to(home).as_posix() for p in home.rglob("*.*")}
+    wanted = (
+        "shipped/cif/00001.cif trained/cif/00001.cif gallery.html table.csv summary.json side_by_side.png"
     )
-    assert {
-        "cif/00001.cif",
-        "gallery.html",
-        "table.csv",
-        "summary.json",
-        "training/weights.safetensors",
-        "mof/mof.cif",
-        "mof/beads_and_atoms.png",
-        "mof/table.csv",
-    } <= made
-    record, page = (
-        json.loads((tmp_path / "demo" / "run.json").read_text())["framework"],
-        (tmp_path / "demo" / "gallery.html").read_text(),
+    wanted += (
+        " training/weights.safetensors mof/mof.cif mof/framework.png mof/beads_and_atoms.png mof/table.csv"
     )
-    assert (
-        page.count('class="w"') == 1
-        and f"{record['formed']} of {record['sampled']} sampled frameworks form all their bonds" in page
-        and record["formula"] in shown
-    )
-    assert (
-        record["sampled"] % 4 == 0
-        and (record["formed"] > 0) == (record["bond_success"] == 1)
-        and Crystal.from_cif(tmp_path / "demo" / "mof" / "mof.cif").formula == record["formula"]
-    )
+    assert set(wanted.split()) <= made
+    for stage in ("shipped/gallery.html", "mof/framework.png", "training/loss.png", "trained/gallery.html"):
+        assert str(home / stage) in shown, f"{stage} is announced"
+    record = json.loads((home / "run.json").read_text())
+    page, framework = (home / "gallery.html").read_text(encoding="utf-8"), record["framework"]
+    assert page.count('class="w"') == 3 and framework["formula"] in shown
+    assert f"{framework['formed']} of {framework['sampled']} sampled frameworks form all their bonds" in page
+    assert framework["sampled"] % 4 == 0 and framework["relaxation"]
+    assert framework["valid"] and framework["bond_success"] == 1, "of four rounds of four one is valid"
+    mof = Crystal.from_cif(home / "mof" / "mof.cif")
+    assert mof.formula == framework["formula"] and len(mof) == framework["num_atoms"]
+    assert record["ending"]["warm_up_over"] and record["ending"]["ended_by"] == "time budget"
+    assert record["difference"] in shown and "2 of 2" in record["difference"].replace("1 of 2", "2 of 2")
+    table = runs.read_table(home / "table.csv")
+    assert [row["model"] for row in table] == ["shipped"] * 2 + ["trained"] * 2
+    assert all((home / row["file"]).exists() for row in table)
     assert run(*line) == 2
+
+
+def test_a_demo_whose_training_learned_nothing_shows_no_crystals_of_it(tmp_path, capsys):
+    from matgen_nb.scale import demo
+
+    with runs.fresh_folder(tmp_path / "demo") as out:
+        state = demo.DemoState()
+        demo.show_training(out, demo.DemoOptions(n=2, seconds=1e-3), state, judge=None)
+        assert state.trained is None and "within its warm-up" in state.cut_off[0]
+        demo.write_demo(out, demo.DemoOptions(), state, 1.0)
+    record = json.loads((tmp_path / "demo" / "run.json").read_text())
+    assert not record["ending"]["warm_up_over"] and record["cut_off"] == state.cut_off
+    assert "within its warm-up" in (tmp_path / "demo" / "gallery.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "demo" / "trained").exists()
+    from matgen_nb.scale.runs import describe_weights
+
+    weights = describe_weights(tmp_path / "demo" / "training" / "weights.safetensors")
+    assert "within its warm-up" in weights["text"], "whoever samples these is told"
+
+
+def test_sample_says_which_weights_it_uses(tmp_path, capsys, monkeypatch):
+    "Name, what they were trained on, hash; and that a training beside them is not used."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifs").mkdir()
+    for i in range(6):
+        size = 4 + i / 10
+        Crystal(size * np.eye(3), [55, 17], CESIUM_CHLORIDE.frac_coords).to_cif(
+            tmp_path / "cifs" / f"{i}.cif"
+        )
+    assert run("prepare", "crystals", "cifs", "--out", "mine.safetensors", "--n-jobs", 1) == 0
+    assert run("train", "symmcd", "mine.safetensors", "--preset", "tiny", "--steps", 2, "--out", "run") == 0
+    said = capsys.readouterr().out
+    assert "within its warm-up" in said and "--steps" in said, "two steps teach nothing, and that is said"
+    ending = json.loads((tmp_path / "run" / "run.json").read_text())["ending"]
+    assert ending == dict(steps=2, ended_by="steps", warm_up_over=False)
+    quick = ["-n", 1, "--steps", 3, "--device", "cpu"]
+    assert run("sample", "symmcd", *quick, "--candidates", 1, "--out", "a") == 0
+    said = capsys.readouterr().out
+    assert "weights: symmcd-mp20-small (ships with matgen_nb), trained on" in said and "15,471" in said
+    assert "run/weights.safetensors was trained here and is not used" in said.replace("\\", "/")
+    assert "look at a/gallery.html" in said.replace("\\", "/")
+    assert run("sample", "symmcd", *quick, "--weights", "run/weights.safetensors", "--out", "b") == 0
+    said = capsys.readouterr().out
+    digest = runs.file_hash(tmp_path / "run" / "weights.safetensors")
+    assert "trained on cifs (" in said and f"hash {digest}" in said and "not used" not in said
+    record = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert record["weights"]["hash"] == digest == record["request"]["weights"]
+    page = (tmp_path / "b" / "gallery.html").read_text(encoding="utf-8")
+    for words in ("1 structures", "made by: matgen", "seed 0", digest, "python 3", "volume (Å³)"):
+        assert words in page, words
 
 
 def test_help_of_an_option_is_that_of_its_field():

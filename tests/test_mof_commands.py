@@ -673,8 +673,59 @@ def test_the_demo_samples_until_one_is_formed(tmp_path, data):
     )
     assert model.rounds == 2
     files = {p.name for p in (tmp_path / "mof").iterdir() if p.name[0] != "."}
-    assert files == {"mof.cif", "table.csv", "beads_and_atoms.png"}
+    assert files == {"mof.cif", "table.csv", "framework.png", "beads_and_atoms.png"}
     assert len(runs.read_table(tmp_path / "mof" / "table.csv")) == 2
+
+
+def test_a_run_in_which_nothing_closes_says_what_to_try(tmp_path):
+    row = dict(assembled=False, reason="connection points do not match")
+    from matgen_nb.mofdiff.sampling import NetOptions
+
+    told = mof_runs.advice(
+        [row, row, dict(row, reason="x")], "run/weights.safetensors", NetOptions(share=0.0), 2
+    )
+    for words in (
+        "none of the 3",
+        "2 x connection points",
+        "--net-share 1",
+        "--draws 16",
+        "--weights mofdiff-small",
+    ):
+        assert words in told, words
+    assert "--weights" not in mof_runs.advice(
+        [row], "mofdiff-small"
+    ) and "--net-share" not in mof_runs.advice([row])
+    assert mof_runs.advice([row, dict(assembled=True)]) == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_cell_shows_every_atom_once_with_all_its_bonds(name):
+    mof = textbook_mofs()[name]
+    calm = pictures.calm_cell(mof)
+    frac = calm.crystal.frac_coords
+    assert ((frac >= 0) & (frac < 1)).all()
+    assert (calm.images != 0).any(1).sum() <= (mof.images != 0).any(1).sum()
+    cell = pictures.unit_cell(calm)
+    length = np.linalg.norm(cell.positions[cell.bonds[:, 0]] - cell.positions[cell.bonds[:, 1]], axis=1)
+    np.testing.assert_allclose(cell.positions[: len(mof)], calm.crystal.cart_coords, atol=1e-9)
+    assert length.max() < 3.0 and (cell.bonds[:, 0] < len(mof)).all()
+    inside = cell.bonds[cell.bonds < len(mof)]
+    assert (
+        np.bincount(inside, minlength=len(mof)) == np.bincount(mof.bonds.ravel(), minlength=len(mof))
+    ).all()
+
+
+def test_a_stage_that_was_cut_off_is_in_the_record():
+    results = pipeline.Results()
+    results.save("relaxed", "a", pipeline.StageResult(dict(stopped="time limit")))
+    results.save(
+        "evaluated", "b", pipeline.StageResult(dict(assembled=dict(failure="pores: took longer than 1 s")))
+    )
+    told = mof_runs.cut_off_stages(results, ["a", "b", "c"])
+    assert told == [
+        "1 of 3 were not relaxed to the end (--relax-limit)",
+        "1 of 3 were not evaluated to the end (its time limit)",
+    ]
 
 
 def test_blocks_are_drawn_whole():

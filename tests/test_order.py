@@ -16,6 +16,7 @@ PARTS = {
     "drawing": 0,
     "folders": 0,
     "parallel": 0,
+    "pages": 0,
     "course": 0,
     "symmetry": 1,
     "diffusion": 2,

@@ -309,7 +309,7 @@ def commands(place, out):
             "--device",
             "cpu",
         ],
-        "demo": ["demo", "-n", 2, "--seconds", 1, "--mofs", 0, "--known", 3, "--device", "cpu"],
+        "demo": ["demo", "-n", 2, "--seconds", 1, "--mofs", 0, "--device", "cpu"],
     }
 
 

@@ -331,6 +331,58 @@ def test_time_budget_ends_with_a_small_rate(tmp_path):
     )
 
 
+@pytest.fixture
+def slow_machine(monkeypatch):
+    "A clock that a step of training moves on by so many seconds: slow_machine(seconds) -> Model."
+    from types import SimpleNamespace
+
+    now = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def model(seconds):
+        class Slow(Model):
+            def loss(self, batch, generator):
+                now[0] += seconds if self.training else 0.0
+                return super().loss(batch, generator)
+
+        return Slow()
+
+    return model
+
+
+def test_a_slow_machine_makes_fewer_steps_and_leaves_its_warm_up(tmp_path, slow_machine, capsys):
+    "Forty steps fit into the budget, the warm-up is 500: it takes a tenth of the time."
+    budget = dict(steps=optimization.UNLIMITED, max_seconds=40.0, warmup_steps=500, log_every=1)
+    trainer = make(tmp_path, model=slow_machine(1.0), checkpoint_every=None, **budget)
+    history = trainer.fit()
+    rates = [row["lr"] / trainer.config.lr for row in history]
+    assert len(rates) == 40 and rates[0] < 0.01 and max(rates) > 0.95 and rates.index(max(rates)) == 4
+    assert trainer.ending() == dict(steps=40, ended_by="time budget", warm_up_over=True)
+    said = capsys.readouterr().out
+    assert "the time budget of 40 s ended the training after 40 steps" in said and "warm-up" not in said
+
+
+def test_a_budget_too_small_for_a_warm_up_is_called_that(tmp_path, slow_machine, capsys):
+    budget = dict(steps=100, max_seconds=40.0, warmup_steps=500)
+    trainer = make(tmp_path / "one", model=slow_machine(60.0), checkpoint_every=None, **budget)
+    trainer.fit()
+    assert trainer.ending() == dict(steps=1, ended_by="time budget", warm_up_over=False)
+    said = capsys.readouterr().out
+    assert "after 1 of 100 steps" in said and "within its warm-up" in said and "--max-seconds" in said
+    again = make(tmp_path / "one", model=slow_machine(60.0), checkpoint_every=None, **budget)
+    again.fit(resume=True)
+    assert again.ending()["ended_by"] == "time budget" and again.step == 1
+    by_steps = make(tmp_path / "steps", steps=4, warmup_steps=5)
+    by_steps.fit()
+    assert by_steps.ending() == dict(steps=4, ended_by="steps", warm_up_over=False)
+
+
+def test_the_warm_up_of_a_run_without_a_budget_is_as_before():
+    config = TrainConfig(steps=100, warmup_steps=50)
+    rates = [optimization.warmed_up(config, step, step / 100) for step in range(100)]
+    assert rates == [min(1.0, (step + 1) / 50) for step in range(100)]
+
+
 def test_validates_twenty_times_in_a_run_by_steps_or_by_time(tmp_path):
     "Also where the steps would never end and the time does it; and every step of a run of fewer than twenty."
     looks = lambda history: [row["step"] for row in history if "val_loss" in row]

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RELAX_HELP', 'prepare_crystals', 'train_symmcd', 'parse_groups', 'given', 'sample_symmcd',
-           'evaluate_crystals_command']
+           'evaluate_crystals_command', 'write_each', 'export_command', 'merge_command']
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25c0003
 import time
@@ -21,6 +21,7 @@ from matgen_nb.commands.options import (
     Resume,
     Seed,
     _option,
+    app,
     evaluate_app,
     given_training,
     prepare_app,
@@ -44,6 +45,7 @@ from matgen_nb.scale.crystal_runs import (
     load_data,
     pick_device,
     quality_callbacks,
+    read_crystals,
     relaxing,
     relaxing_potential,
     sample_stream,
@@ -51,16 +53,21 @@ from matgen_nb.scale.crystal_runs import (
 )
 from matgen_nb.scale.runs import (
     CHUNK,
+    check_out,
     file_hash,
     fresh_file,
     fresh_folder,
     record_of,
     run_record,
     say,
+    say_weights,
     typed_command,
     write_json,
 )
-from ..utils import MatgenError
+from ..scale.shards import Shard, merge, sample_shard, shard_folders
+from ..parallel import describe_failures
+from ..utils import MatgenError, atomic_write
+from ..pages import page_link
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #bd0f2df6
 @prepare_app.command(
@@ -70,7 +77,8 @@ def prepare_crystals(
     source: Annotated[
         str,
         typer.Argument(
-            help="embedded, mp-20, mpts-52, perov-5, carbon-24, a folder of CIF files, or a CSV with a cif column."
+            help="embedded, mp-20, mpts-52, perov-5, carbon-24, a folder or file of structures (CIF, POSCAR, "
+            "extended XYZ, OPTIMADE JSON), or a CSV with a cif column."
         ),
     ],
     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
@@ -246,6 +254,9 @@ def sample_symmcd(
         int,
         _option("Crystals drawn together; more is faster on a GPU. Another number, other crystals.", min=1),
     ] = CHUNK,
+    shard: Annotated[
+        str | None, _option("Only this part of the run, such as 3/16; see matgen merge.", "all of it")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -278,6 +289,7 @@ def sample_symmcd(
         doubt=doubt,
         resample_higher=resample_higher,
     )
+    part = None if shard is None else Shard.parse(shard)
     potential = relaxing_potential(relax)
     request = dict(
         model="symmcd",
@@ -295,10 +307,15 @@ def sample_symmcd(
     asked = dict(conditions, options=SamplingOptions(**asked))
     model, start = SymmCD.from_pretrained(weights, pick_device(device, float64=True)), time.monotonic()
     inputs = {"--weights": find_weights(weights)}
-    start_of = RunOptions(resume, overwrite, inputs)
-    drawn = sample_stream(relaxing(model, potential), request, asked, out, "SymmCD samples", start_of)
+    start_of = RunOptions(resume, overwrite, inputs, say_weights(find_weights(weights), out))
+    model = relaxing(model, potential)
+    if part is None:
+        drawn = sample_stream(model, request, asked, out, "SymmCD samples", start_of)
+    else:
+        drawn = sample_shard(model, request, asked, out, part, start_of)
     seconds = time.monotonic() - start
-    say(f"{drawn} crystals in {seconds:.0f} s: {out}{higher_note(out)}\nlook at {out / 'gallery.html'}")
+    say(f"{drawn} crystals in {seconds:.0f} s: {out}{higher_note(out)}")
+    say(f"look at {page_link(out / 'gallery.html')}")
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25c0013
 @evaluate_app.command(
@@ -311,7 +328,10 @@ def sample_symmcd(
 def evaluate_crystals_command(
     chosen: dict,
     energies: dict,
-    source: Annotated[Path, typer.Argument(help="Folder of CIF files, or a CSV with a cif column.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of samples, folder or file of structures, or a CSV with a cif column."),
+    ],
     out: Out,
     reference: Annotated[
         Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")
@@ -329,4 +349,66 @@ def evaluate_crystals_command(
     options, inputs = JudgeOptions(seed=seed, **chosen), EvaluationInputs(source, reference, training)
     with folder:
         summary = evaluate_to(folder, inputs, options, EnergyChoices(**energies))
-    say(summary_text(summary) + f"\nresults: {folder}")
+    say(f"{summary_text(summary)}\nresults: {folder}\nlook at {page_link(folder / 'gallery.html')}")
+
+# %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25exp03
+def write_each(out: Path, crystals: dict, format: str, overwrite: bool) -> None:
+    "Crystals by name into a folder, a file for each: format 'cif' or 'poscar'."
+    from matgen_nb.symmetry.structure_files import export_text, file_stems
+
+    with fresh_folder(out, overwrite) as folder:
+        for stem, crystal in zip(file_stems(crystals), crystals.values()):
+            ending, text = export_text(crystal, format)
+            with atomic_write(folder.path(stem + ending), sync=False) as file:
+                file.write(text)
+
+# %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25exp01
+@app.command("export", epilog="Example: `matgen export samples --format lemat --out samples.csv`")
+def export_command(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of samples, folder or file of structures, or a CSV with a cif column."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder (cif, poscar) or file (extxyz, lemat) to write.")],
+    format: Annotated[
+        str,
+        _option(
+            "cif or poscar: a file for each structure; extxyz: one file with a frame for each; "
+            "lemat: the CSV that LeMat-GenBench reads."
+        ),
+    ] = "extxyz",
+    n_jobs: Jobs = -1,
+    overwrite: Overwrite = False,
+) -> None:
+    "Write structures in the format of another program."
+    from matgen_nb.symmetry.structure_files import EXPORTS, export_file
+
+    if format not in EXPORTS:
+        raise MatgenError(f"--format must be one of {', '.join(EXPORTS)}, not {format!r}")
+    check_out(out, {"SOURCE": source})
+    if format in ("extxyz", "lemat") and out.exists():
+        raise MatgenError(f"{out} exists and is left as it is: choose another --out")
+    found, names, failures = read_crystals(source, n_jobs)
+    kept = {name: crystal for name, crystal in zip(names, found) if crystal is not None}
+    if failures:
+        say(describe_failures(failures, len(names)))
+    if not kept:
+        raise MatgenError(f"none of the {len(names)} structures in {source} could be read")
+    if format in ("extxyz", "lemat"):
+        export_file(kept.values(), kept, out, format)
+    else:
+        write_each(out, kept, format, overwrite)
+    say(f"{len(kept)} structures written: {out}")
+
+# %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25mrg01
+@app.command("merge", epilog="Example: `matgen merge shards/ --out samples`")
+def merge_command(
+    shards: Annotated[
+        list[Path], typer.Argument(help="Folders of all shards of a run, or a folder that holds them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the whole run.")],
+    overwrite: Overwrite = False,
+) -> None:
+    "Put the shards of a run together; stale, changed and unfinished ones are refused."
+    n = merge(shard_folders(shards), out, overwrite=overwrite)
+    say(f"{n} samples: {out}\nlook at {out / 'gallery.html'}")

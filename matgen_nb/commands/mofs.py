@@ -36,6 +36,8 @@ from matgen_nb.commands.options import (
 )
 from matgen_nb.scale.crystal_runs import (
     FitOptions,
+    cut_off,
+    figure_png,
     fit_model,
     pick_device,
     read_crystals,
@@ -44,18 +46,19 @@ from matgen_nb.scale.crystal_runs import (
 )
 from matgen_nb.scale.runs import (
     CHUNK,
-    file_hash,
     fresh_file,
     fresh_folder,
     record_of,
     run_record,
     say,
+    say_weights,
     typed_command,
     write_json,
     write_results,
 )
 from ..parallel import Failure, describe_failures, parallel_map
-from ..utils import MatgenError, atomic_write
+from ..pages import page_link
+from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #fb3843c2
 def prepare_sources(sources, n_jobs=-1, **options):
@@ -163,7 +166,10 @@ def fit_blocks(data, preset: str, config, out, init_from: str | None = None, opt
         encoder = BlockEncoder.from_pretrained(init_from).train()
     else:
         encoder = BlockEncoder(BlockConfig.preset(preset))
-    return fit_model(encoder, BlockData(data.library), config, out, options)
+    info = options.info or (
+        lambda: dict(data=f"the {len(data.library)} blocks of {data.info.get('source', 'MOFs')}")
+    )
+    return fit_model(encoder, BlockData(data.library), config, out, replace(options, info=info))
 
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #58c3c64d
 @train_app.command(
@@ -333,7 +339,7 @@ def sample_mofdiff_command(
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.mofdiff.sampling import NetOptions
-    from matgen_nb.scale.mof_runs import MofRunOptions, make_mofs
+    from matgen_nb.scale.mof_runs import MofRunOptions, advice, make_mofs
 
     start, known = time.monotonic(), reference_identities(reference) if reference else None
     path, nets = find_weights(weights), NetOptions(net_share, net_candidates, coherent)
@@ -342,12 +348,14 @@ def sample_mofdiff_command(
     limits = assemble_limit, relax_limit
     options = pipeline_options(relax, draws, limits, starts, generations, sampling)
     inputs = {"--weights": path, "--reference": reference}
-    run = MofRunOptions(chunk, n_jobs, resume, overwrite, file_hash(path), inputs)
+    told = say_weights(path, out)
+    run = MofRunOptions(chunk, n_jobs, resume, overwrite, told["hash"], inputs, told)
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
     found = make_mofs(model, n, out, seed, options, run, known, typed_command())
     valid = sum(r["valid"] for r in found.table)
     done = f"{valid} valid frameworks of {len(found.table)} in {time.monotonic() - start:.0f} s: {out}"
-    say(f"{summary_text(found.summary)}\n{done}\nlook at {out / 'gallery.html'}")
+    tried = advice(found.table, weights, nets, draws)
+    say(f"{tried or summary_text(found.summary)}\n{done}\nlook at {page_link(out / 'gallery.html')}")
 
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #919c3289
 def parse_target(text):
@@ -455,18 +463,14 @@ def evaluate_mofs_command(
     result = evaluate_mofs(found.mofs, known, found.rows, n_jobs, timeout)
     for row in result.table:
         row["failure"] = row.pop("unread", None) or row["failure"]
-    write_results(
-        out,
-        [getattr(m, "crystal", m) for m in found.mofs],
-        result.table,
-        "Evaluation of frameworks",
-        run_record(typed_command(), None, time.monotonic() - start),
-    )
+    told = dict(summary=result.summary, cut_off=cut_off(result.table))
+    record = run_record(typed_command(), None, time.monotonic() - start, **told)
+    picture = figure_png(plot_summary(result).figure, out.path("summary.png"))
+    crystals, wide = [getattr(m, "crystal", m) for m in found.mofs], [(picture, "shares, 95 % intervals")]
+    write_results(out, crystals, result.table, "Evaluation of frameworks", record, wide)
     write_json(out.path("summary.json"), result.summary)
-    with atomic_write(out.path("summary.png"), "wb") as f:
-        plot_summary(result).figure.savefig(f, format="png", dpi=90, bbox_inches="tight")
     out.close()
-    say(summary_text(result.summary) + f"\nresults: {out}")
+    say(f"{summary_text(result.summary)}\nresults: {out}\nlook at {page_link(out / 'gallery.html')}")
 
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #8635a4ec
 @app.command(
@@ -513,8 +517,9 @@ def design_command(
         pipeline=PipelineOptions(draws=draws, relax=relax),
     )
     inputs = {"--weights": path}
-    run = MofRunOptions(n, n_jobs, resume, overwrite, file_hash(path), inputs)
+    told = say_weights(path, out)
+    run = MofRunOptions(n, n_jobs, resume, overwrite, told["hash"], inputs, told)
     made = design_run(model, goal, n, out, seed, options, run, typed_command())
     for strategy, summary in made.summary.items():
         say(f"{strategy}\n{summary_text(summary)}")
-    say(f"results: {out}")
+    say(f"results: {out}\nlook at {page_link(out / 'gallery.html')}")

@@ -4,7 +4,7 @@
 __all__ = ['app', 'GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'FLAGS', 'Seed', 'On', 'Out', 'Overwrite',
            'Resume', 'Jobs', 'InitFrom', 'Precision', 'Compile', 'TRAIN_OPTIONS', 'PRESETS', 'training_options',
            'our_error', 'help_of', 'default_of', 'parameter', 'option_fields', 'with_options', 'Device',
-           'given_training', 'report_training', 'with_flags']
+           'given_training', 'report_training', 'flags_of_commands', 'with_flags']
 
 # %% ../../nbs/5_scale/07_options.ipynb #a072008c
 import inspect
@@ -22,6 +22,7 @@ from ..scale.crystal_runs import choose_training
 from ..scale.optimization import TrainConfig
 from ..scale.runs import check_out, run_record, say, typed_command, write_json
 from ..folders import OwnFiles
+from ..pages import page_link
 from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/07_options.ipynb #0450dc77
@@ -212,27 +213,49 @@ def report_training(model, history: list, out, seed: int, seconds: float, follow
     training that was told to stop ends as Ctrl-C does, with exit code 130."""
     if model is None:
         return
-    write_json(
-        OwnFiles(out).claim("run.json")[0],
-        run_record(typed_command(), seed, seconds, last=history[-1] if history else None),
-    )
-    say(
-        f"weights: {out}/weights.safetensors   curve: {out}/loss.png"
-        + (f"\nnext: {follow}" if not model.stopped else "")
-    )
+    last, ending = history[-1] if history else None, getattr(model, "ending", {})
+    record = run_record(typed_command(), seed, seconds, last=last, ending=ending)
+    write_json(OwnFiles(out).claim("run.json")[0], record)
+    say(f"weights: {out}/weights.safetensors   curve: {page_link(Path(out) / 'loss.png')}")
+    if not model.stopped:
+        say(f"next: {follow}")
     if model.stopped:
         raise KeyboardInterrupt
 
 # %% ../../nbs/5_scale/07_options.ipynb #n25flag1
-def with_flags(text: str) -> str:
-    "A message in which the names of arguments that a command has as options are written as options."
+def _flag_of(parameter: inspect.Parameter) -> str:
+    "The flag of a parameter of a command; nothing for an argument."
+    found = getattr(parameter.annotation, "__metadata__", ())
+    if any(isinstance(one, typer.models.ArgumentInfo) for one in found):
+        return ""
+    told = [
+        d for one in found for d in (one.default, *(one.param_decls or ()))
+    ]  # typer keeps the first there
+    written = next((d.split("/")[0] for d in told if isinstance(d, str) and d.startswith("-")), "")
+    return written or ("-" if len(parameter.name) == 1 else "--") + parameter.name.replace("_", "-")
+
+
+def flags_of_commands() -> dict[str, str]:
+    "Name of an argument of a command -> its flag, of all that are options: {'num_nodes': '--nodes'}."
     groups = [app, *(group.typer_instance for group in app.registered_groups)]
     functions = [command.callback for group in groups for command in group.registered_commands]
-    names = {
-        name for f in functions for name in inspect.signature(f).parameters if "_" in name.strip("_")
-    } - {"compare_with"}
-    return re.sub(
-        rf"(?<![-\w./'\"])({'|'.join(sorted(names))})(?![\w./(=])",
-        lambda m: "--" + m[0].replace("_", "-"),
-        text,
-    )
+    parameters = [p for f in functions for p in inspect.signature(f, eval_str=True).parameters.values()]
+    positional = {p.name for p in parameters if not _flag_of(p)}
+    return {p.name: _flag_of(p) for p in parameters if p.name not in positional | {"compare_with"}}
+
+# %% ../../nbs/5_scale/07_options.ipynb #n25flag3
+def with_flags(text: str) -> str:
+    """A message in which names of arguments that a command has as options are written as options.
+
+    Names of two words everywhere; those of one word, which may be words of a sentence, where it says what
+    they must be or were."""
+    flags = flags_of_commands()
+    several, one = ([re.escape(n) for n in flags if ("_" in n.strip("_")) == many] for many in (True, False))
+    for names, before, after in (
+        (several, "", r"(?![\w./(=])"),
+        (one, "(?<!the )", r"(?= must | was \S+ and is now)"),
+    ):
+        if names:
+            name = rf"(?<![-\w./'\"]){before}({'|'.join(sorted(names))}){after}"
+            text = re.sub(name, lambda found: flags[found[1]], text)
+    return text

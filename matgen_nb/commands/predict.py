@@ -15,8 +15,17 @@ import typer
 
 from .options import Device, On, Out, Overwrite, Seed, _option, app
 from ..scale.crystal_runs import load_data, pick_device, read_crystals, summary_text
-from ..scale.runs import fresh_folder, run_record, say, typed_command, write_json, write_results
+from matgen_nb.scale.runs import (
+    fresh_folder,
+    run_record,
+    say,
+    say_weights,
+    typed_command,
+    write_json,
+    write_results,
+)
 from ..parallel import describe_failures
+from ..pages import page_link
 from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/08_predict_commands.ipynb #pc250005
@@ -99,7 +108,7 @@ def predict_command(
     units, names, failures = given_units(source, symprec)
     model = SymmCD.from_pretrained(weights, pick_device(device, float64=True))
     out = fresh_folder(out, overwrite, {"SOURCE": source, "--weights": find_weights(weights)})
-    start = time.monotonic()
+    start, known = time.monotonic(), say_weights(find_weights(weights), str(out))
     samples = model.predict(units, n=n, seed=seed, options=SamplingOptions(steps=steps))
     rows = [{"given": names[s.row["unit"]], **s.row} for s in samples]
     rows, summary = compared(samples, units, rows) if compare else (rows, {})
@@ -110,10 +119,10 @@ def predict_command(
         summary,
         seed=seed,
         seconds=time.monotonic() - start,
-        weights=str(weights),
+        weights=known,
         failures=[str(f) for f in failures],
     )
     if failures:
         say(describe_failures(failures, len(units) + len(failures)))
     say(summary_text(summary) + f"\n{len(samples)} structures of {len(units)} crystals: {out}")
-    say(f"look at {out / 'gallery.html'}")
+    say(f"look at {page_link(out / 'gallery.html')}")

@@ -4,14 +4,17 @@
 __all__ = ['CHUNK', 'run_record', 'typed_command', 'say', 'write_table', 'read_table', 'join_tables', 'write_json', 'read_json',
            'crystal_png', 'caption', 'write_gallery', 'save_small_png', 'gallery_png', 'check_out', 'RunFolder',
            'as_folder', 'close_folders', 'fresh_folder', 'written_now', 'record_of', 'fresh_file', 'write_cifs',
-           'write_results', 'chunks', 'chunk_seed', 'file_hash', 'input_identity', 'open_run', 'is_finished', 'stream',
-           'finish_stream']
+           'write_results', 'chunks', 'chunk_seed', 'file_hash', 'input_identity', 'weights_header', 'describe_weights',
+           'trained_beside', 'say_weights', 'open_run', 'is_finished', 'stream', 'finish_stream']
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0003
-import base64, csv, html, io, itertools, json, os, platform, re, subprocess, sys, weakref
+import csv, io, itertools, json, os, platform, re, subprocess, sys, weakref
+from collections.abc import Sequence
 from pathlib import Path
 
+import matgen_nb
 from ..utils import MatgenError, atomic_write, content_hash
+from ..pages import PageOptions, figure_html, made_by, write_page
 from ..folders import LOCK, RECORD, FolderLock, OwnFiles
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0006
@@ -167,37 +170,6 @@ def crystal_png(crystal, size: float = 2.2) -> bytes:
     return buffer.getvalue()
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0016
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font-family:system-ui,sans-serif;margin:2em;color:#222}}
-.g{{display:flex;flex-wrap:wrap;gap:10px}}
-figure{{margin:0;border:1px solid #ddd;border-radius:6px;padding:4px;width:190px}}figure img{{width:100%}}
-figure.w{{width:560px;max-width:100%}}figcaption{{font-size:12px;text-align:center}}
-table{{border-collapse:collapse;font-size:12px;margin-top:2em}}
-td,th{{border:1px solid #ddd;padding:3px 7px;text-align:right}}th{{cursor:pointer;background:#f3f3f3}}</style>
-<h1>{title}</h1><p>{intro}</p><div class="g">{figures}</div><p>Click a heading to sort.</p>
-<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
-<script>document.querySelectorAll("th").forEach((h,i)=>{{let up=1;h.onclick=()=>{{
-const b=document.querySelector("tbody"),v=r=>r.cells[i].textContent,n=s=>s!==""&&!isNaN(s);
-[...b.rows].sort((p,q)=>{{const s=v(p),t=v(q);return up*(n(s)&&n(t)?s-t:s.localeCompare(t))}})
-.forEach(r=>b.append(r));up=-up}}}})</script></html>
-"""
-
-
-def _show(value) -> str:
-    "A value as text for a page."
-    if value is None:
-        return ""
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
-
-
-def _picture(png, text, kind="") -> str:
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure{kind}><img src="data:image/png;base64,{data}" alt="{_show(text)}">'
-        f"<figcaption>{_show(text)}</figcaption></figure>"
-    )
-
-
 def caption(row: dict) -> str:
     """Text under a picture: name, formula, space group, as far as the row has them; and the group that
     was found, where it is higher than the one that was requested."""
@@ -207,25 +179,12 @@ def caption(row: dict) -> str:
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0054
 def write_gallery(
-    path, title: str, crystals: list, rows: list[dict], intro: str = "", limit: int = 60, wide=()
+    path: str | Path, title: str, crystals: list, rows: list[dict], options: PageOptions = PageOptions()
 ) -> None:
-    """One self-contained HTML page: pictures of the first `limit` crystals (base64 PNG; None is left out)
-    and a sortable table of all `rows`. wide: further pictures, list of (PNG bytes, caption), shown
-    first and larger."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [(c, row) for c, row in zip(crystals, rows) if c is not None][:limit]
-    figures = "".join(_picture(png, text, ' class="w"') for png, text in wide)
-    figures += "".join(_picture(crystal_png(c), caption(row)) for c, row in shown)
-    cells = ("".join(f"<td>{_show(row.get(key))}</td>" for key in columns) for row in rows)
-    page = _PAGE.format(
-        title=html.escape(title),
-        intro=html.escape(intro),
-        figures=figures,
-        head="".join(f"<th>{_show(c)}</th>" for c in columns),
-        body="".join(f"<tr>{line}</tr>" for line in cells),
-    )
-    with atomic_write(path) as f:
-        f.write(page)
+    """One self-contained HTML page (lesson 0.7): pictures of the first `options.limit` crystals (base64 PNG;
+    None is left out) and a sortable table of all `rows`."""
+    shown = [(c, row) for c, row in zip(crystals, rows) if c is not None][: options.limit]
+    write_page(path, title, [figure_html(crystal_png(c), caption(row)) for c, row in shown], rows, options)
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0019
 def save_small_png(figure, file) -> None:
@@ -294,13 +253,15 @@ def check_out(out: str | Path, inputs: dict) -> None:
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0024
 _FILES = (
-    r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary).json|"
-    r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms).png|reference.npz|mof.cif|"
+    r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary|shard).json|"
+    r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms|framework|side_by_side).png|"
+    r"reference.npz|mof.cif|"
     r"(last|best|weights|train|val|mofs|crystals).safetensors|"
     r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
     r"(random/|selected/|optimised/)?(assembled|relaxed|evaluated|judged)/mof_\d{5,}.(cif|json)"
 )
-_OURS = re.compile(f"((training|samples|runs|mof)/)*({_FILES.replace('.', '[.]')})")  # names that runs write
+_FOLDERS = "training|trained|shipped|samples|runs|mof"
+_OURS = re.compile(f"(({_FOLDERS})/)*({_FILES.replace('.', '[.]')})")  # names that runs write
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0056
 _open = weakref.WeakSet()
@@ -469,16 +430,22 @@ def write_cifs(out, crystals: list, rows: list[dict], first: int = 0) -> list[di
     return rows
 
 
-def write_results(out, crystals: list, rows: list[dict], title: str, record: dict, wide=()) -> list[dict]:
-    """CIF files, table.csv, gallery.html, gallery.png and run.json in the folder `out` (a path or a
-    RunFolder). Returns the rows with their file names. wide: see `write_gallery`."""
+def write_results(
+    out: str | Path | RunFolder,
+    crystals: list,
+    rows: list[dict],
+    title: str,
+    record: dict,
+    wide: Sequence = (),
+) -> list[dict]:
+    """CIF files, table.csv, gallery.html, gallery.png and run.json in the folder `out`. Returns the rows with
+    their file names. The page shows the figures of record["summary"]; wide: see `PageOptions`."""
     folder = as_folder(out)
     rows = write_cifs(folder, crystals, rows)
     table, page, sheet, told = folder.claim("table.csv", "gallery.html", "gallery.png", "run.json")
     write_table(table, rows)
-    write_gallery(
-        page, title, crystals, rows, intro=f"{len(rows)} structures, made by: {record['command']}", wide=wide
-    )
+    intro, summary = made_by(record, f"{len(rows)} structures"), record.get("summary")
+    write_gallery(page, title, crystals, rows, PageOptions(intro, wide=wide, summary=summary))
     gallery_png(sheet, crystals, rows)
     write_json(told, record)
     return rows
@@ -518,6 +485,73 @@ def input_identity(source) -> str | None:
     for path in files:
         told.update(f"{path.relative_to(source).as_posix()}\0{content_hash(path)}\n".encode())
     return f"{len(files)} files {told.hexdigest()[:16]}"
+
+# %% ../../nbs/5_scale/04_runs.ipynb #r24wght1
+def weights_header(path: str | Path) -> dict:
+    "Format and `info` of a weights file: data, structures, steps, how the training ended, as far as known."
+    from safetensors import safe_open
+
+    with safe_open(str(path), "numpy") as file:
+        texts = file.metadata() or {}
+    info = json.loads(texts.get("info", "{}"))
+    known = {key: value for key, value in info.items() if isinstance(value, (str, int, float, bool))}
+    return dict(format=texts.get("format", ""), info=known)
+
+
+def _trained_on(info: dict) -> str:
+    "What weights were trained on, in words."
+    where = info.get("data") or info.get("source") or "data that the file does not name"
+    counts = [
+        f"{info[key]:,} {key}"
+        for key in ("frameworks", "structures", "steps")
+        if isinstance(info.get(key), int)
+    ]
+    text = f"trained on {where}" + (f" ({', '.join(counts)})" if counts else "")
+    if info.get("warm_up_over") is False:
+        text += "; that training ended within its warm-up, so expect noise"
+    return text
+
+
+def describe_weights(path: str | Path) -> dict:
+    """Of a weights file: name, hash, trained_on, ships (with the package), and `text`, all of it in one
+    line."""
+    path = Path(path)
+    info, digest = weights_header(path)["info"], file_hash(path)
+    ships = path.resolve().parent == (Path(matgen_nb.__file__).parent / "data" / "weights").resolve()
+    name = f"{path.stem} (ships with matgen_nb)" if ships else str(path)
+    text = f"weights: {name}, {_trained_on(info)}, hash {digest}"
+    known = dict(hash=digest, trained_on=_trained_on(info), ships=ships, text=text)
+    return dict(name=path.stem if ships else str(path), **known)
+
+# %% ../../nbs/5_scale/04_runs.ipynb #r24wght3
+def trained_beside(path: str | Path, *folders: str | Path) -> list[Path]:
+    """Weights of the same kind as `path` that trainings left (weights.safetensors in folders inside
+    `folders`), the newest first; none where `path` is one of them."""
+    kind, here = weights_header(path)["format"], Path(path).resolve()
+    places = {
+        found.resolve(): found for folder in folders for found in Path(folder).glob("*/weights.safetensors")
+    }
+    if here in places:
+        return []
+
+    def same(found: Path) -> bool:
+        try:
+            return weights_header(found)["format"] == kind
+        except Exception:  # somebody else's file of that name: safetensors has no error of its own
+            return False
+
+    return sorted(filter(same, places.values()), key=lambda p: -p.stat().st_mtime)
+
+
+def say_weights(path: str | Path, out: str | Path) -> dict:
+    """Tell which weights are used (see `describe_weights`, which is returned), and warn where a training run
+    lies in the working folder or beside `out` and is not used."""
+    known = describe_weights(path)
+    say(known["text"])
+    beside = trained_beside(path, Path.cwd(), Path(out).resolve().parent) if known["ships"] else []
+    if beside:
+        say(f"note: {beside[0]} was trained here and is not used; for it add --weights {beside[0]}")
+    return known
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0041
 def open_run(
@@ -574,13 +608,13 @@ def is_finished(out, i: int, n: int | None = None) -> bool:
     return len(rows) == (n or len(rows)) and all(file.exists() and file.stat().st_size for file in files)
 
 
-def stream(out, request: dict, draw) -> int:
+def stream(out, request: dict, draw, parts: list | None = None) -> int:
     """Draw the `n` structures of a request in chunks of `chunk`: `draw(number, how many)` -> (crystals,
     rows).
 
-    Finished chunks are passed over. Returns how many were drawn now. An interruption loses at most the
-    chunk in work."""
-    folder, parts = as_folder(out), chunks(request["n"], request["chunk"])
+    Finished chunks are passed over. parts: only these chunks (lesson 5.17). Returns how many were drawn
+    now. An interruption loses at most the chunk in work."""
+    folder, parts = as_folder(out), parts or chunks(request["n"], request["chunk"])
     todo = [(i, first, n) for i, first, n in parts if folder.clear_first or not is_finished(folder, i, n)]
     for at, (i, first, n) in enumerate(todo):
         try:
@@ -596,7 +630,7 @@ def stream(out, request: dict, draw) -> int:
     return sum(n for *_, n in todo)
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0044
-def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows: int = 1000) -> None:
+def finish_stream(out, title: str, record: dict, read, rows: int = 1000, parts: list | None = None) -> None:
     """One table of all chunks, a gallery of the first structures (`read(path)` -> crystal), the record.
     The chunks stay: they are what --resume looks at."""
 
@@ -608,15 +642,15 @@ def finish_stream(out, title: str, record: dict, read, pictures: int = 60, rows:
             return None
 
     folder, request = as_folder(out), record["request"]
-    parts = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in chunks(request["n"], request["chunk"])]
+    parts = parts or chunks(request["n"], request["chunk"])
+    tables = [folder / "chunks" / f"{i:05d}.csv" for i, *_ in parts]
     joined, page, sheet, told = folder.claim("table.csv", "gallery.html", "gallery.png", "run.json")
-    join_tables(parts, joined)
+    join_tables(tables, joined)
     table = read_table(joined, rows)
-    shown = [picture(row) for row in table[:pictures]]
-    note = (
-        f"{request['n']} structures, made by: {record['command']}; "
-        f"the page shows at most {rows}, table.csv all"
-    )
-    write_gallery(page, title, shown + [None] * (len(table) - len(shown)), table, intro=note)
+    shown = [picture(row) for row in table[:60]]
+    drawn = sum(n for *_, n in parts)
+    part = "" if len(table) == drawn else f" (this page shows {len(table)}, table.csv all)"
+    options = PageOptions(made_by(record, f"{drawn} structures{part}"), limit=60)
+    write_gallery(page, title, shown + [None] * (len(table) - len(shown)), table, options)
     gallery_png(sheet, shown, table)
     write_json(told, record)

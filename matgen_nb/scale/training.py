@@ -36,6 +36,7 @@ from matgen_nb.scale.checkpoints import (
     write_history,
 )
 from matgen_nb.scale.optimization import (
+    UNLIMITED,
     Sampler,
     TrainConfig,
     check_config,
@@ -46,6 +47,7 @@ from matgen_nb.scale.optimization import (
     held_out,
     learning_rate,
     make_optimizer,
+    warmed_up,
 )
 from ..utils import mix_seed
 from ..utils import MatgenError, atomic_write, patch, progress_bar
@@ -150,7 +152,7 @@ def _place(self: Trainer) -> None:
     self.steps = c.steps or math.ceil(c.epochs * self.sampler.steps_per_epoch)
     self.generator = torch.Generator(self.device)
     self.step, self.seconds, self.best, self.skipped = 0, 0.0, math.inf, 0
-    self.window, self.names, self.history = None, [], []
+    self.window, self.names, self.history, self.warm_progress = None, [], [], 0.0
 
 
 @patch
@@ -199,7 +201,8 @@ def _loss_arguments(self: Trainer) -> tuple:
 def _train_step(self: Trainer) -> None:
     "Rate, batch, noise, loss, gradient, clip, step, average."
     c, fabric = self.config, self.fabric
-    self.lr = learning_rate(c, self.step, self._progress())
+    self.warm_progress = self._progress()
+    self.lr = learning_rate(c, self.step, self.warm_progress)
     for group in self.optimizer.param_groups:
         group["lr"] = self.lr
     arguments = self._loss_arguments()
@@ -324,6 +327,7 @@ def _restore(self: Trainer) -> None:
     self.step, self.seconds = info["step"], info["seconds"]
     self.skipped, self.names = info["skipped"], info["names"]
     self.best = math.inf if info["best"] is None else info["best"]
+    self.warm_progress = self._progress()
     path = self.out_dir / "history.csv"
     rows = read_history(path) if path.exists() else []
     self.history = [row for row in rows if row["step"] <= self.step]
@@ -378,6 +382,35 @@ def _bar(self: Trainer):
 
         yield advance
 
+# %% ../../nbs/5_scale/03_training.ipynb #n24end03
+@patch
+def ending(self: Trainer) -> dict:
+    """How the training ended, JSON-able: steps, ended_by (steps, time budget or interruption), and whether
+    the warm-up was over by then (`warmed_up`)."""
+    c, last = self.config, max(self.step - 1, 0)
+    by_steps = "steps" if self.step >= self.steps else "interruption"
+    timed = c.max_seconds is not None and self.seconds >= c.max_seconds
+    done = warmed_up(c, last, self.warm_progress)
+    return dict(steps=self.step, ended_by="time budget" if timed else by_steps, warm_up_over=done >= 1)
+
+
+@patch
+def _told_end(self: Trainer) -> str:
+    "What a person has to know of how the training ended; nothing where it did all its steps."
+    end, c = self.ending(), self.config
+    told = []
+    if end["ended_by"] == "time budget":
+        planned = "" if self.steps >= UNLIMITED else f" of {self.steps}"
+        told.append(
+            f"the time budget of {c.max_seconds:g} s ended the training after {self.step}{planned} steps"
+        )
+    if not end["warm_up_over"]:
+        told.append(
+            f"the training ended within its warm-up ({self.step} of {c.warmup_steps} steps): the weights "
+            "have hardly learned; give more --steps or --max-seconds"
+        )
+    return "\n".join(told)
+
 
 @patch
 def _finish(self: Trainer, stopped: bool) -> None:
@@ -392,6 +425,8 @@ def _finish(self: Trainer, stopped: bool) -> None:
             f"stopped at step {self.step} of {self.steps}; the run is saved in {self.out_dir.name}, "
             "continue it with --resume"
         )
+    if told := self._told_end():
+        print(told)
     if self.skipped:
         bad = self._bad_structures()
         print(f"{self.skipped} steps were skipped because their gradient was not finite{bad}")

@@ -7,7 +7,7 @@ __all__ = ['OXIDATION_STATES', 'STRICT', 'NOBLE', 'FORMAT', 'COLUMN', 'ENERGY_CO
            'can_balance', 'embedded', 'Prepared', 'prepare_noted', 'prepare_one', 'Batch', 'CrystalData', 'from_units',
            'select', 'subset', 'column', 'same_column', 'multiplicity', 'element_counts', 'atomic_volumes',
            'substituted', 'save', 'load', 'read_folder', 'read_csv', 'read_columns', 'to_number', 'download',
-           'read_source', 'Report', 'source_columns', 'prepare']
+           'read_file', 'read_source', 'Report', 'source_columns', 'prepare']
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #22a61cc7
 import itertools
@@ -24,11 +24,18 @@ import torch
 from ..diffusion.categorical import draw_categories
 from ..diffusion.gaussian import random_uniform
 from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
-from ..symmetry.cif import read_cif
-from ..symmetry.cif_text import cif_folder, describe_notes
+from ..symmetry.cif_text import describe_notes
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.lattice import k_to_lattice
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
+from matgen_nb.symmetry.structure_files import (
+    LEMAT_COLUMN,
+    file_frames,
+    folder_items,
+    is_table,
+    read_item,
+    structure_files,
+)
 from ..utils import MatgenError, atomic_write, fetch, read_csv_table
 from ..parallel import Failure, parallel_map
 
@@ -49,73 +56,15 @@ def prototypes():
     return out
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #66d18985
-OXIDATION_STATES = {
-    "H": (1,),
-    "Li": (1,),
-    "Na": (1,),
-    "K": (1,),
-    "Rb": (1,),
-    "Cs": (1,),
-    "Be": (2,),
-    "Mg": (2,),
-    "Ca": (2,),
-    "Sr": (2,),
-    "Ba": (2,),
-    "Al": (3,),
-    "Ga": (3,),
-    "In": (3,),
-    "Tl": (1, 3),
-    "Sc": (3,),
-    "Y": (3,),
-    "La": (3,),
-    "Ce": (3, 4),
-    "Nd": (3,),
-    "Sm": (3,),
-    "Eu": (2,),
-    "Gd": (3,),
-    "Dy": (3,),
-    "Er": (3,),
-    "Yb": (2, 3),
-    "Lu": (3,),
-    "Ti": (3, 4),
-    "Zr": (4,),
-    "Hf": (4,),
-    "V": (3, 4, 5),
-    "Nb": (5,),
-    "Ta": (5,),
-    "Cr": (3,),
-    "Mo": (4, 6),
-    "W": (4, 6),
-    "Mn": (2, 3, 4),
-    "Fe": (2, 3),
-    "Co": (2, 3),
-    "Ni": (2,),
-    "Cu": (1, 2),
-    "Zn": (2,),
-    "Cd": (2,),
-    "Ag": (1,),
-    "Si": (4,),
-    "Ge": (4,),
-    "Sn": (2, 4),
-    "Pb": (2, 4),
-    "P": (5, -3),
-    "As": (3, 5, -3),
-    "Sb": (3, 5, -3),
-    "Bi": (3, -3),
-    "C": (4, -4),
-    "N": (-3,),
-    "B": (3,),
-    "O": (-2,),
-    "S": (-2, 6),
-    "Se": (-2,),
-    "Te": (-2,),
-    "F": (-1,),
-    "Cl": (-1,),
-    "Br": (-1,),
-    "I": (-1,),
-    "Th": (4,),
-    "U": (4, 6),
-}
+# element:usual oxidation states
+_STATES = """
+    H:1 Li:1 Na:1 K:1 Rb:1 Cs:1 Be:2 Mg:2 Ca:2 Sr:2 Ba:2 Al:3 Ga:3 In:3 Tl:1,3 Sc:3 Y:3 La:3 Ce:3,4 Nd:3
+    Sm:3 Eu:2 Gd:3 Dy:3 Er:3 Yb:2,3 Lu:3 Ti:3,4 Zr:4 Hf:4 V:3,4,5 Nb:5 Ta:5 Cr:3 Mo:4,6 W:4,6 Mn:2,3,4
+    Fe:2,3 Co:2,3 Ni:2 Cu:1,2 Zn:2 Cd:2 Ag:1 Si:4 Ge:4 Sn:2,4 Pb:2,4 P:5,-3 As:3,5,-3 Sb:3,5,-3 Bi:3,-3
+    C:4,-4 N:-3 B:3 O:-2 S:-2,6 Se:-2 Te:-2 F:-1 Cl:-1 Br:-1 I:-1 Th:4 U:4,6
+"""
+_pairs = (word.split(":") for word in _STATES.split())
+OXIDATION_STATES = {element: tuple(int(state) for state in states.split(",")) for element, states in _pairs}
 
 
 def can_balance(symbols, counts):
@@ -171,8 +120,8 @@ STRICT = 0.01  # A: the tolerance at which a structure shows the group that its 
 
 
 def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400):
-    "One CIF text or Crystal -> `Prepared`; CrystalError with the reason where that cannot be. symprec: A."
-    reading = None if isinstance(item, Crystal) else read_cif(f"{item}\n")
+    "One CIF text, `Frame` or Crystal -> `Prepared`; CrystalError with the reason if it cannot be. symprec: A."
+    reading = None if isinstance(item, Crystal) else read_item(item)
     crystal = item if reading is None else reading.crystal
     unit = AsymmetricUnit.from_crystal(crystal, symprec)
     if len(unit) > max_orbits or unit.num_atoms > max_atoms:
@@ -454,19 +403,16 @@ CrystalData.save, CrystalData.load = save, staticmethod(load)
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #042c4c51
 def read_folder(path):
-    "(name, CIF text) of every .cif, .cif.gz and .mcif file under a folder, sorted. MatgenError where there is none."
-    folder = cif_folder(path)
-    if not folder.files:
-        other = (
-            f" (but {len(folder.skipped)} in other formats, such as {folder.skipped[0]})"
-            if folder.skipped
-            else ""
-        )
+    """(name, item) of every structure under a folder: the text of a CIF, a `Frame` of another format that is
+    read (lesson 1.12). MatgenError where there is none."""
+    if not (items := folder_items(path)):
+        skipped = structure_files(path).skipped
+        other = f" (but {len(skipped)} in other formats, such as {skipped[0]})" if skipped else ""
         raise MatgenError(
-            f"no .cif file in {path}{other}; give a folder of CIF files, a CSV with a 'cif' "
-            f"column, or one of {', '.join(['embedded', *PUBLIC])}"
+            f"no structure in {path}{other}; give a folder of CIF, POSCAR, extended XYZ or OPTIMADE files, "
+            f"a CSV with a 'cif' column, or one of {', '.join(['embedded', *PUBLIC])}"
         )
-    return [(str(p.relative_to(path)), text) for p, text in zip(folder.files, folder.texts())]
+    return items
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #a3715f80
 def _title(i: int, row: dict[str, str]) -> str:
@@ -476,8 +422,11 @@ def _title(i: int, row: dict[str, str]) -> str:
 
 def read_csv(path, column="cif"):
     """(name, CIF text) of every row of a CSV file (.gz too) with a column of CIF texts; the name is material_id,
-    name, or the row number."""
-    rows = read_csv_table(path, column).rows
+    name, or the row number. Where "cif" is missing, "cif_string" (that of LeMat-GenBench) counts as it."""
+    table = read_csv_table(path)
+    if column == "cif" and column not in table.columns and LEMAT_COLUMN in table.columns:
+        column = LEMAT_COLUMN
+    rows = table.rows if column in table.columns else read_csv_table(path, column).rows
     return [(_title(i, row), row[column] or "") for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #n09ene01
@@ -550,8 +499,17 @@ def _check_rows(path, expected):
         )
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #c1c20189
+def read_file(path: str | Path, column: str = "cif") -> list:
+    "(name, item) of everything in a file: a CSV, or structures in a format of lesson 1.12."
+    path = Path(path)
+    if is_table(path):
+        return read_csv(path, column)
+    return [(frame.name, frame) for frame in file_frames(path, path.name)]
+
+
 def read_source(source, split="train", column="cif"):
-    "(name, CIF text or Crystal) of everything in a source: 'embedded', a public name, a folder, or a CSV."
+    """(name, CIF text, `Frame` or Crystal) of everything in a source: 'embedded', a public name, a folder, a
+    CSV, or a file of structures."""
     if source == "embedded":
         return embedded()
     if source in PUBLIC:
@@ -560,7 +518,7 @@ def read_source(source, split="train", column="cif"):
     if path.is_dir():
         return read_folder(path)
     if path.is_file():
-        return read_csv(path, column)
+        return read_file(path, column)
     raise MatgenError(
         f"{str(source)!r} is no folder, no file and no known set; known are {', '.join(['embedded', *PUBLIC])}"
     )
@@ -588,7 +546,7 @@ class Report:
         ]
         if self.skipped:
             names = ", ".join(self.skipped[:3])
-            lines.append(f"not read, no CIF: {len(self.skipped)} file(s), such as {names}")
+            lines.append(f"not read, in other formats: {len(self.skipped)} file(s), such as {names}")
         return "\n".join(filter(None, lines))
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #n09ene03
@@ -599,7 +557,7 @@ def source_columns(source, names, split="train", wanted=ENERGY_COLUMNS):
     Only columns with at least one number; a name that stands in two rows is nobody's. {} for sources that
     are no CSV."""
     path = Path(download(source, split)) if source in PUBLIC else Path(source)
-    if not path.is_file():
+    if not path.is_file() or not is_table(path):
         return {}
     rows = read_columns(path, wanted)
     twice = {name for name, count in Counter(name for name, _ in rows).items() if count > 1}
@@ -650,5 +608,5 @@ def prepare(
     if out is not None:
         data.save(out)
     notes = {name: list(one.notes) for name, one in kept if one.notes}
-    skipped = cif_folder(source).skipped if Path(source).is_dir() and source not in PUBLIC else []
+    skipped = structure_files(source).skipped if Path(source).is_dir() and source not in PUBLIC else []
     return data, Report(len(items), len(kept), failures, time.time() - start, notes, skipped)
