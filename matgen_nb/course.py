@@ -87,8 +87,8 @@ class _Watched:
         return answer
 
     def different(self) -> int:
-        "On how many different inputs the function was run; objects count by themselves."
-        opaque = lambda value: shown(value).startswith("a ")
+        "On how many different inputs it was run; what is not shown in full counts by itself."
+        opaque = lambda value: shown(value).startswith("a ") or "..." in shown(value)
         keys = [(call, *(id(v) for v in given if opaque(v))) for call, given in zip(self.calls, self.inputs)]
         return len(set(keys))
 

@@ -95,3 +95,15 @@ def test_links_into_the_glossary_lead_to_an_entry():
             assert word or target in ("words", "notation"), f"{path.name} links to #{target}: no such entry"
     assert "glossary.ipynb" in "\n".join(cells(NBS / "index.ipynb")), "the first page must link the glossary"
     assert found >= 20, "first uses in lessons link to the entry"
+
+
+def test_lessons_use_the_words_that_they_introduce():
+    plain = lambda text: text.lower().replace("-", " ")
+    texts = {}
+    missing = []
+    for word, entry in ENTRIES.items():
+        ((_, target),) = lesson_links(entry)
+        texts[target] = texts.get(target) or plain("\n".join(cells(NBS / target)))
+        if plain(word) not in texts[target]:
+            missing.append(word)
+    assert len(missing) <= 0.2 * len(ENTRIES), f"not used in the lesson that is named: {missing}"

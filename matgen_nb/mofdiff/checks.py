@@ -268,7 +268,7 @@ PORES = ("lcd", "pld", "void_fraction", "surface_m2_g", "density", "channel_dime
 def pore_properties(crystal: Crystal, spacing: float = 0.3, seed: int = 0) -> dict:
     """dict of lcd, pld (A), void_fraction (helium), surface_m2_g (nitrogen, accessible), density
     (g/cm3), channel_dimension (for a probe that just passes, 0 to 3). Grid of `spacing` A; at 0.3 A the
-    cavity is found to 0.05 A, and the bottleneck to about 0.3 A (`tests/test_pores.py` compares with Zeo++)."""
+    cavity is found to 0.05 A, and the bottleneck to about 0.3 A (compared with Zeo++ in the tests)."""
     grid = clearance_grid(crystal, spacing)
     radius, area = free_sphere_radius(grid), surface_area(crystal, grid, seed=seed)
     dimension = max(void_regions(grid > max(radius - 0.01, 0.0))[1].values(), default=0) if radius else 0

@@ -343,7 +343,8 @@ def supervised_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature:
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #88e4ed84
 def release_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """The loss of the released MOFDiff: positives with self above the line, negatives alone below.
-    Unbounded below; -inf where the batch has one identity only."""
+    May be negative: bounded below where the batch has a negative (-2 / temperature for identities
+    [0, 0, 1, 1]), -inf where it has one identity only."""
     s = p @ p.T / temperature
     same = identity[:, None] == identity
     return (

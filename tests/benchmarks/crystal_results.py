@@ -4,8 +4,10 @@
     matgen prepare crystals train.csv.gz --out train.safetensors         # and val.csv.gz -> val.safetensors
     matgen sample symmcd -n 1000 --seed 0 --device cpu --out default
     matgen sample symmcd -n 1000 --seed 0 --balance 0 --templates 0 --candidates 1 --device cpu --out alone
+    matgen sample symmcd -n 1000 --seed 0 --candidates 1 --device cpu --out one
+    matgen sample symmcd -n 400 --seed 0 --candidates 8 --device cpu --out eight
     python tests/benchmarks/crystal_results.py --training train.safetensors --held-out val.safetensors \\
-        --energies train.csv.gz --samples default alone
+        --energies train.csv.gz --samples default alone one eight
 
 crystal_results.csv has one line a figure (model, figure, value, low, high, n, protocol), with 95 % intervals; crystal_groups.csv
 one line a space group, with the number of crystals of each set. --energies: the CSV with the columns formation_energy_per_atom
@@ -137,7 +139,7 @@ def measured(args):
         progress=False,
     )
     folders = {Path(f).name: read_crystals(f, 1)[:2] for f in args.samples}
-    draws = min(map(len, (c for c, _ in folders.values())))
+    draws = len(next(iter(folders.values()))[0])
     summaries["held-out"] = kept("held-out", lambda: dict(real_rows(held, training, counts, draws)))
     for name, (crystals, names) in folders.items():
         found = kept(name, lambda: summary_of(crystals, names, reference, known, counts))

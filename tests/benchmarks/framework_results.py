@@ -1,0 +1,199 @@
+#!/usr/bin/env python
+"""Write matgen_nb/data/framework_results.csv and framework_properties.csv: the measurements behind lesson 4.35.
+
+    matgen sample mofdiff -n 200 --seed 0 --no-relax --starts 32 --generations 2 --device cpu --out nets
+    matgen sample mofdiff -n 200 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
+    python tests/benchmarks/framework_results.py --runs nets alone --real FOLDER_OF_CIF_FILES --relax 20 --gcmc 4
+
+framework_results.csv has one line a figure (model, relaxed, blocks, figure, value, low, high, n, protocol): shares of all samples
+with 95 % Wilson intervals, before relaxation and, of the first --relax samples, after it. framework_properties.csv has one line a
+framework: density, pores, and CO2 working capacities in mol/kg, without charges of the framework. co2_henry: Henry's law with
+Widom insertion, of the first --uptake valid frameworks of a run and of every real one that passes the checks. co2_gcmc:
+grand-canonical Monte Carlo (the extra gcmc) of the --gcmc with the highest co2_henry of each set. Properties of the training
+data are not repeated here: they are those of `embedded_mofs`. About half an hour of one CPU thread; what has been measured is
+kept in --work, so that a run that was stopped goes on.
+"""
+
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+
+from matgen_nb import MofDiff
+from matgen_nb.mofdiff.bonds import TEXTBOOK, Mof, textbook_crystal
+from matgen_nb.mofdiff.evaluation import describe_mof, funnel
+from matgen_nb.mofdiff.gas_uptake import GcmcOptions, co2_working_capacity, henry_coefficient
+from matgen_nb.mofdiff.pipeline import (
+    PipelineOptions,
+    evaluate_results,
+    evaluate_stage,
+    known_of,
+    relax_stage,
+)
+from matgen_nb.scale.mof_runs import FolderResults
+from matgen_nb.utils import MatgenError, atomic_write
+
+DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
+RESULTS = ("model", "relaxed", "blocks", "figure", "value", "low", "high", "n", "protocol")
+CO2 = ("co2_henry", "co2_henry_error", "co2_gcmc", "co2_gcmc_error")
+PROPERTIES = ("set", "name", "num_blocks", "valid", "novel", "density", "void_fraction", "lcd", "pld", *CO2)
+FROM_EVALUATION = ("name", "valid", "novel", "density", "void_fraction", "lcd", "pld")
+IN_REAL = ("checks_passed", "num_blocks", "density", "void_fraction", "lcd", "pld")
+BAR = 1e5  # Pa
+
+
+class Kept:
+    "Rows that are kept in a folder as JSON, one file a framework: computed once, read afterwards."
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name, step):
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            found = step()
+            with atomic_write(path) as file:
+                json.dump(found, file)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def relaxed_results(run, work, names):
+    "FolderResults in `work` with the assembled frameworks of a run, relaxed and evaluated."
+    results = FolderResults(work)
+    for name in names:
+        if not results.done("assembled", name):
+            results.begin("assembled", [name])
+            results.save("assembled", name, run.load("assembled", name))
+    options = PipelineOptions(relax_limit=120.0)
+    relax_stage(names, results, options)
+    evaluate_stage(names, results, options)
+    return results
+
+
+def tables_of(folder, work, relax):
+    "{False: table before relaxation, True: table of the first `relax` after it} and summaries, of a run."
+    run, (known, nets) = FolderResults(folder), known_of(MofDiff.from_pretrained("mofdiff-small"))
+    rows = [s.row for s in run.all_samples()]
+    found = {False: evaluate_results(rows, run, False, known, nets)}
+    if relax:
+        after = relaxed_results(run, work, [row["name"] for row in rows[:relax]])
+        found[True] = evaluate_results(rows[:relax], after, True, known, nets)
+    return run, found
+
+
+def result_rows(model, evaluations):
+    "Lines of framework_results.csv: the funnel by number of blocks, and every share of the summary."
+    for relaxed, evaluation in evaluations.items():
+        lines = [row | dict(figure=row["stage"]) for row in funnel(evaluation.table)]
+        done = {line["figure"] for line in lines}
+        lines += [
+            entry | dict(figure=name, blocks="all")
+            for name, entry in evaluation.summary.items()
+            if name not in done
+        ]
+        for line in lines:
+            numbers = {k: f"{line[k]:.4g}" for k in ("value", "low", "high")}
+            about = {k: line[k] for k in ("blocks", "figure", "n", "protocol")}
+            yield dict(model=model, relaxed=relaxed) | about | numbers
+
+
+def capacity_by_henry(crystal, n=2000):
+    "(mol/kg, standard error): 0.15 bar at 298 K minus 0.1 bar at 363 K, both by Henry's law."
+    up, left = henry_coefficient(crystal, n=n), henry_coefficient(crystal, temperature=363.0, n=n)
+    value = 0.15 * BAR * up.value - 0.1 * BAR * left.value
+    return value, math.hypot(0.15 * BAR * up.error, 0.1 * BAR * left.error)
+
+
+def henry_row(crystal):
+    "The working capacity of a framework by Henry's law, as columns."
+    return dict(zip(("co2_henry", "co2_henry_error"), capacity_by_henry(crystal)))
+
+
+def generated_rows(model, run, evaluation, kept, most):
+    "(row, crystal) of the frameworks of a run whose bonds are all formed; uptake of the first `most` valid ones."
+    valid = [row["name"] for row in evaluation.table if row["valid"]][:most]
+    for row in evaluation.table:
+        if row["assembled"]:
+            crystal = run.load("assembled", row["name"]).mof.crystal
+            about = dict(set=model, num_blocks=row["drawn_blocks"]) | {k: row[k] for k in FROM_EVALUATION}
+            if row["name"] in valid:
+                about |= kept(f"henry-{model}-{row['name']}", lambda: henry_row(crystal))
+            yield about, crystal
+
+
+def real_crystals(folder):
+    "(name, Crystal) of the textbook frameworks and of the CIF files of a folder that can be read."
+    yield from ((name, textbook_crystal(name)) for name in TEXTBOOK)
+    for path in sorted(Path(folder).glob("*.cif")) if folder else ():
+        try:
+            yield path.stem, Mof.from_cif(path).crystal
+        except (MatgenError, ValueError) as error:
+            print(f"{path.name}: {error}")
+
+
+def real_rows(folder, kept):
+    "(row, crystal) of real frameworks that pass all checks."
+    for name, crystal in real_crystals(folder):
+        found = kept(f"real-{name}", lambda: {k: v for k, v in describe_mof(crystal).items() if k in IN_REAL})
+        if found["checks_passed"]:
+            row = dict(set="real", name=name, valid=True, **found)
+            yield row | kept(f"henry-real-{name}", lambda: henry_row(crystal)), crystal
+
+
+def add_gcmc(pairs, most, kept):
+    "GCMC capacities of the `most` valid frameworks with the highest capacity by Henry's law."
+    pairs = [pair for pair in pairs if pair[0].get("co2_henry") is not None]
+    for row, crystal in sorted(pairs, key=lambda pair: -pair[0]["co2_henry"])[:most]:
+        options = GcmcOptions(cycles=1000, start_cycles=300)
+        try:
+            found = kept(
+                f"gcmc-{row['set']}-{row['name']}", lambda: co2_working_capacity(crystal, None, options)
+            )
+        except MatgenError as error:
+            print(f"{row['name']}: {error}")
+            continue
+        row |= dict(co2_gcmc=found["working_capacity"], co2_gcmc_error=found["working_capacity_error"])
+
+
+def write_rows(path, columns, rows):
+    plain = lambda v: f"{v:.4g}" if isinstance(v, float) else v
+    with atomic_write(path) as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        table.writeheader()
+        table.writerows({k: plain(v) for k, v in row.items()} for row in rows)
+    print(path, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", nargs="+", required=True, help="folders of matgen sample mofdiff --no-relax"
+    )
+    parser.add_argument("--real", help="folder of CIF files of real frameworks")
+    parser.add_argument("--relax", type=int, default=20, help="how many of each run are relaxed")
+    parser.add_argument(
+        "--uptake", type=int, default=80, help="of how many valid ones of each run CO2 is computed"
+    )
+    parser.add_argument("--gcmc", type=int, default=0, help="how many of each set are simulated")
+    parser.add_argument("--work", default="framework-results", help="folder for what has been measured")
+    parser.add_argument("--out", default=DATA)
+    args = parser.parse_args()
+    kept, results, sets = Kept(Path(args.work) / "kept"), [], []
+    for folder in args.runs:
+        model = Path(folder).name
+        run, evaluations = tables_of(folder, Path(args.work) / f"relaxed-{model}", args.relax)
+        results += result_rows(model, evaluations)
+        sets.append(list(generated_rows(model, run, evaluations[False], kept, args.uptake)))
+    sets.append(list(real_rows(args.real, kept)))
+    for pairs in sets if args.gcmc else ():
+        add_gcmc(pairs, args.gcmc, kept)
+    write_rows(Path(args.out) / "framework_results.csv", RESULTS, results)
+    write_rows(Path(args.out) / "framework_properties.csv", PROPERTIES, [row for s in sets for row, _ in s])
+
+
+if __name__ == "__main__":
+    main()
