@@ -69,8 +69,6 @@ def animations():
     return found
 
 
-=======
->>>>>>> main
 def make_readme():
     "(text of README.md, {path: bytes of a picture})."
     nb = visible(nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4))
