@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['other_engine', 'HEXAGONAL_METRIC', 'spglib_errors', 'check_symprec', 'symmetry_dataset', 'standard_orbits',
            'first_member_projectors', 'nearest_first_members', 'place_orbit', 'free_parameters', 'AsymmetricUnit',
-           'to_crystal', 'plot_unit', 'from_crystal', 'has_spglib', 'FoundGroup', 'found_group', 'more_translations',
-           'unit_group', 'generic_unit', 'forced_group', 'unit_to_cif']
+           'to_crystal', 'plot_unit', 'more_operations', 'only_group', 'from_crystal', 'has_spglib', 'FoundGroup',
+           'found_group', 'unit_group', 'unit_to_cif']
 
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #81ddbe53
 import contextlib
@@ -25,6 +25,7 @@ from matgen_nb.symmetry.lattice import (
     k_to_lattice,
     lattice_from_parameters,
     lattice_parameters,
+    lattice_rotations,
     lattice_to_k,
 )
 from .space_groups import SpaceGroup, check_space_group
@@ -143,18 +144,20 @@ def place_orbit(frac_coords, number, lattice):
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #85112ea3
 def free_parameters(frac_coords, space_group, wyckoff):
     "Parameters u (M, 3) of points (M, 3) that lie on the first members of positions `wyckoff` (M,)."
-    positions = SpaceGroup(space_group).wyckoff_positions
-    return np.stack(
-        [
-            np.linalg.pinv(positions[w].A[0]) @ _reduced(x - positions[w].t[0], positions[w].A[0])
-            for x, w in zip(frac_coords, wyckoff)
-        ]
-    )
+    first = [_first_member(space_group, int(w)) for w in wyckoff]
+    return np.stack([A_plus @ _reduced(x - t, normal) for x, (A_plus, normal, t) in zip(frac_coords, first)])
 
 
-def _reduced(delta, A):
-    "delta minus the integer shift that brings it into the column space of A."
-    normal = np.eye(3) - A @ np.linalg.pinv(A)
+@functools.lru_cache(None)
+def _first_member(number, index):
+    "A+ (3, 3), what removes the column space of A (3, 3), and t (3,) of the first member of a position."
+    position = SpaceGroup(number).wyckoff_positions[index]
+    A_plus = np.linalg.pinv(position.A[0])
+    return A_plus, np.eye(3) - position.A[0] @ A_plus, position.t[0]
+
+
+def _reduced(delta, normal):
+    "delta minus the integer shift that brings it into the column space whose complement is `normal`."
     shifts = np.round(delta) + _SHIFTS
     return delta - shifts[np.abs((delta - shifts) @ normal.T).sum(1).argmin()]
 
@@ -263,6 +266,74 @@ def _standardise(crystal, symprec):
     unit = AsymmetricUnit(number, k, elements, np.stack(points), wyckoff)
     return unit, max(p[2] for p in placed)
 
+# %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #sp08ops2
+@functools.lru_cache(None)
+def _primitive_frame(number):
+    """Of a group in its standard setting: a primitive basis (3, 3), rows, in units of the conventional cell;
+    the rotations (r, 3, 3), integer, in that basis; centring translations (c, 3)."""
+    rotations, shifts = SpaceGroup(number).operations
+    centring = shifts[(rotations == np.eye(3)).all((1, 2))]
+    vectors = np.vstack([np.eye(3), *(centring - corner for corner in itertools.product((0, 1), repeat=3))])
+    volume = 1 / len(centring)
+    bases = map(np.array, itertools.combinations(vectors, 3))
+    basis = next(b for b in bases if abs(abs(np.linalg.det(b)) - volume) < 1e-6)
+    own = basis @ np.swapaxes(rotations, 1, 2) @ np.linalg.inv(basis)
+    return basis, np.unique(np.rint(own).astype(int), axis=0), centring
+
+
+def _new_rotations(lattice, number, reach):
+    """One rotation (n, 3, 3) of each coset of the group that the lattice (3, 3) allows to within `reach`
+    (A), on
+    fractional coordinates from the right; first the identity, for the group's own."""
+    basis, own, _ = _primitive_frame(number)
+    left = {N.tobytes(): N for N in lattice_rotations(basis @ lattice, reach)}
+    chosen, coset = [np.eye(3, dtype=int)], own
+    while True:
+        for N in coset:
+            left.pop(N.tobytes(), None)
+        if not left:
+            return np.linalg.inv(basis) @ np.stack(chosen) @ basis
+        chosen.append(next(iter(left.values())))
+        coset = chosen[-1] @ own
+
+# %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #sp08ops3
+def more_operations(crystal: Crystal, number: int, reach: float) -> bool:
+    """Whether a crystal that has a space group, in its standard setting, may be mapped onto itself by an
+    operation beyond those of the group, each atom to within `reach` (A)."""
+    frac, elements = crystal.frac_coords, crystal.elements
+    kinds, counts = np.unique(elements, return_counts=True)
+    rarest_first = kinds[np.argsort(counts, kind="stable")]
+    rare, centring = frac[elements == rarest_first[0]], _primitive_frame(number)[2]
+    rotations = _new_rotations(crystal.lattice, number, reach)
+    shifts = rare - (rare[0] @ rotations)[:, None]
+    known = shifts[0][:, None] - centring
+    new = np.ones(shifts.shape[:2], dtype=bool)
+    new[0] = ~(np.abs(known - np.round(known)) < 1e-6).all(-1).any(1)
+    rotations, shifts = rotations[np.nonzero(new)[0]], shifts[new]
+    for z in rarest_first:
+        alike = frac[elements == z]
+        for point in alike:
+            if not len(shifts):
+                return False
+            delta = (point @ rotations + shifts)[:, None] - alike
+            fits = (((delta - np.round(delta)) @ crystal.lattice) ** 2).sum(-1).min(1) < reach**2
+            rotations, shifts = rotations[fits], shifts[fits]
+    return len(shifts) > 0
+
+
+def only_group(crystal: Crystal, number: int, symprec: float) -> bool:
+    """Whether it is certain that spglib, at `symprec` (A), finds just this group in a crystal that has
+    it in the
+    standard setting: there is no further operation within 3 `symprec`, and no atoms are within 5 of each
+    other. False: spglib must be asked."""
+    spacing = 1 / np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
+    delta = crystal.frac_coords[:, None] - crystal.frac_coords
+    distance = np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    if spacing.min() < 10 * symprec or distance.min() < 5 * symprec:
+        return False
+    return not more_operations(crystal, number, 3 * symprec)
+
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #cfc5304a
 def from_crystal(crystal, symprec=0.1, strict_symprec=0.01):
     """The asymmetric unit of a crystal, found with spglib at `symprec` (A), idealised, in the standard
@@ -279,9 +350,9 @@ def from_crystal(crystal, symprec=0.1, strict_symprec=0.01):
     reasons = []
     for tolerance in (symprec, symprec / 3, symprec / 10, symprec / 100, 1e-5):
         try:
-            unit = _settled(crystal, tolerance, strict_symprec)
-            if unit is not None and _same_volume(unit, crystal):
-                return unit
+            settled = _settled(crystal, tolerance, strict_symprec)
+            if settled is not None and _same_volume(settled[1], crystal):
+                return settled[0]
             reasons.append(f"{tolerance:g} A: the idealised cell is another structure")
         except ValueError as error:
             reasons.append(f"{tolerance:g} A: {error}")
@@ -291,21 +362,23 @@ def from_crystal(crystal, symprec=0.1, strict_symprec=0.01):
 AsymmetricUnit.from_crystal = staticmethod(from_crystal)
 
 
-def _same_volume(unit, crystal, tolerance=1e-3):
-    "Whether unit and crystal have the same volume per atom, to a relative tolerance."
-    ratio = np.linalg.det(unit.lattice) / unit.num_atoms / (crystal.volume / len(crystal))
+def _same_volume(whole, crystal, tolerance=1e-3):
+    "Whether two crystals have the same volume per atom, to a relative tolerance."
+    ratio = whole.volume / len(whole) / (crystal.volume / len(crystal))
     return abs(ratio - 1) < tolerance
 
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #d8987235
 def _settled(crystal, tolerance, strict):
-    "Standardise until spglib finds in the result the group that the result claims; None where that fails."
+    """Standardise until the result has the group that it claims, and no higher one: (unit, its crystal); None
+    where that fails."""
     for _ in range(4):
         unit, moved = _standardise(crystal, tolerance)
         if moved > max(2 * tolerance, 1e-3):
             return None
         whole = unit.to_crystal()
-        if symmetry_dataset(whole, strict).number == unit.space_group:
-            return unit
+        certain = only_group(whole, unit.space_group, strict)
+        if certain or symmetry_dataset(whole, strict).number == unit.space_group:
+            return unit, whole
         crystal, tolerance = whole, strict
     return None
 
@@ -349,73 +422,16 @@ def found_group(crystal, symprec):
     return FoundGroup(group.number, rotations * lattice_points)
 
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #n04grp05
-def more_translations(unit, reach):
-    """Whether a translation beyond those of the unit's group maps the crystal onto itself, each atom within
-    `reach` (A)."""
-    crystal, (R, w) = unit.to_crystal(), SpaceGroup(unit.space_group).operations
-    frac, elements, centring = crystal.frac_coords, crystal.elements, w[(R == np.eye(3)).all((1, 2))]
-    kinds, counts = np.unique(elements, return_counts=True)
-    rare = frac[elements == kinds[counts.argmin()]]
-    shifts = rare - rare[0]
-    known = shifts[:, None] - centring
-    shifts = shifts[~(np.abs(known - np.round(known)) < 1e-6).all(-1).any(1)]
-    for point, z in zip(frac, elements):
-        if not len(shifts):
-            return False
-        delta = (point + shifts)[:, None] - frac[elements == z]
-        distance = np.linalg.norm((delta - np.round(delta)) @ crystal.lattice, axis=-1).min(1)
-        shifts = shifts[distance < reach]
-    return len(shifts) > 0
-
-
 def unit_group(unit, symprec):
-    """The `FoundGroup` of a unit written out, as `found_group` gives it. Where the group of the unit (221
-    to 230) can only be exceeded by more translations, and there are none within 3 `symprec`, the answer is
-    that group and spglib is not asked."""
+    """The `FoundGroup` of a unit written out, as `found_group` gives it. Where it is certain that there is no
+    operation beyond those of the group (see `only_group`) spglib is not asked."""
     crystal = unit.to_crystal()
-    if unit.space_group >= 221 and min_distance(crystal) > 5 * symprec and has_spglib():
-        if not more_translations(unit, 3 * symprec):
-            return FoundGroup(unit.space_group, SpaceGroup(unit.space_group).order)
+    if has_spglib() and only_group(crystal, unit.space_group, symprec):
+        return FoundGroup(unit.space_group, SpaceGroup(unit.space_group).order)
     return found_group(crystal, symprec)
 
 
 AsymmetricUnit.found_group = unit_group
-
-# %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #n04grp08
-def generic_unit(space_group, wyckoff, elements, seed=0):
-    """A unit with these Wyckoff positions (M,) and elements (M,) whose free parameters, of cell and
-    coordinates, are random."""
-    rng, positions = np.random.default_rng(seed), SpaceGroup(space_group).wyckoff_positions
-    atoms = sum(positions[w].multiplicity for w in wyckoff)
-    edge = 5 + 3 * atoms ** (1 / 3)
-    k = constrain_k(np.append(rng.normal(0, 0.15, 5), math.log(edge)), space_group).numpy()
-    points = [positions[w].A[0] @ rng.random(3) + positions[w].t[0] for w in wyckoff]
-    return AsymmetricUnit(space_group, k, elements, np.stack(points) % 1.0, wyckoff)
-
-
-@functools.lru_cache(4096)
-def _forced(space_group, shared, tries):
-    "See `forced_group`; shared: for each element the sorted tuple of its positions."
-    wyckoff = [w for of_one in shared for w in of_one]
-    elements = [i % 94 + 1 for i, of_one in enumerate(shared) for _ in of_one]
-    lowest = None
-    for seed in range(tries):
-        found = generic_unit(space_group, wyckoff, elements, seed).found_group(1e-4)
-        if found is None:
-            continue
-        if found.operations <= SpaceGroup(space_group).order:
-            return None
-        if lowest is None or found.operations < lowest.operations:
-            lowest = found
-    return lowest
-
-
-def forced_group(space_group, wyckoff, elements, tries=3):
-    """The higher `FoundGroup` that every crystal of a space group with these Wyckoff positions (M,) and
-    elements (M,) has, whatever its free parameters; None where it can have exactly the group that is named
-    (or where spglib is not installed). Only which orbits share an element matters."""
-    shared = [tuple(sorted(w for w, e in zip(wyckoff, elements) if e == z)) for z in dict.fromkeys(elements)]
-    return _forced(int(space_group), tuple(sorted(shared)), tries)
 
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #n04cif02
 @functools.lru_cache(None)
@@ -458,14 +474,7 @@ def _cif_content(unit):
 
 # %% ../../nbs/1_symmetry/08_asymmetric_unit.ipynb #n04cif03
 _SITE_COLUMNS = (
-    "type_symbol",
-    "label",
-    "symmetry_multiplicity",
-    "Wyckoff_symbol",
-    "fract_x",
-    "fract_y",
-    "fract_z",
-    "occupancy",
+    "type_symbol label symmetry_multiplicity Wyckoff_symbol fract_x fract_y fract_z occupancy".split()
 )
 
 
