@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSEEN_TRIES', 'LAST', 'before_geometry', 'sized', 'choose_letters', 'is_known_template', 'choose_sites',
-           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'sample_in_stages', 'request_of', 'predict']
+           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'sample_in_stages', 'request_of', 'predict',
+           'geometry_path']
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120003
 import itertools
@@ -36,6 +37,8 @@ from ..diffusion.sampler import time_grid
 from .stages import position_axes
 from .templates import draw_index, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit
+from ..symmetry.crystal import Crystal
+from ..symmetry.lattice import lattice_to_k
 from ..symmetry.normalizers import canonical_template
 from ..symmetry.projection import Projection
 from ..symmetry.space_groups import SpaceGroup
@@ -388,3 +391,17 @@ def predict(
 
 
 SymmCD.predict = predict
+
+# %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg12pth1
+@torch.no_grad()
+def geometry_path(model: SymmCD, unit: AsymmetricUnit, steps: int = 50, seed: int = 0) -> dict[int, Crystal]:
+    """Cell and coordinates of one crystal on their way from noise, for the sites and elements of a unit:
+    {noise time: crystal}, from the largest to 0. steps: network calls. The same seed gives the same path."""
+    geometry = Geometry(model, [request_of(unit)], torch.Generator().manual_seed(seed))
+    options, path = SamplingOptions(steps=steps), {}
+    for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
+        geometry.reverse(t, s, options)
+        k = lattice_to_k(geometry.state.lattice[0].double()).cpu().numpy()
+        x = geometry.state.x.double().cpu().numpy() % 1
+        path[s] = AsymmetricUnit(unit.space_group, k, unit.elements, x, unit.wyckoff).to_crystal()
+    return path
