@@ -63,6 +63,19 @@ def _same_size(images):
         sheet.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return sheets
 
+# %% ../nbs/0_utilities/05_figures.ipynb #figrcap1
+def _with_caption(image, text):
+    "The image on a sheet with a line of text below it."
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    face = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    sheet = Image.new("RGB", (image.width, image.height + 26), "white")
+    sheet.paste(image, (0, 0))
+    middle = (image.width // 2, image.height + 12)
+    ImageDraw.Draw(sheet).text(middle, text, "black", ImageFont.truetype(str(face), 15), "mm")
+    return sheet
+
 # %% ../nbs/0_utilities/05_figures.ipynb #figr0011
 class Animation:
     """An animated GIF that a notebook shows and keeps: let it be the last line of a cell.
@@ -83,17 +96,27 @@ class Animation:
         with atomic_write(path, "wb") as f:
             f.write(self.data)
 
-
-def animation(frames: Sequence, seconds: float = 0.12, hold: float = 1.5, colors: int = 64) -> Animation:
+# %% ../nbs/0_utilities/05_figures.ipynb #figranm1
+def animation(
+    frames: Sequence,
+    captions: Sequence[str] = (),
+    seconds: float = 0.12,
+    hold: float = 1.5,
+    colors: int = 32,
+) -> Animation:
     """An animation of frames that follow each other.
 
-    frames: pictures (height, width, 3) in 0..1 or matplotlib figures (closed afterwards). seconds: how long
-    a frame stays; hold: the last one. colors: size of the palette that all frames share, 2 to 256."""
+    frames: pictures (height, width, 3) in 0..1 or matplotlib figures (closed afterwards). captions: a line
+    below each. seconds: how long a frame stays; hold: the last one. colors: size of the palette that all
+    frames share, 2 to 256."""
     from PIL import Image
 
     if not len(frames):
         raise MatgenError("an animation needs at least one frame")
+    if len(captions) not in (0, len(frames)):
+        raise MatgenError(f"{len(captions)} captions for {len(frames)} frames: give one for each, or none")
     sheets = _same_size([_as_image(frame) for frame in frames])
+    sheets = [_with_caption(*pair) for pair in zip(sheets, captions)] or sheets
     strip = Image.new("RGB", (sheets[0].width, sum(s.height for s in sheets[:: max(1, len(sheets) // 8)])))
     for k, sheet in enumerate(sheets[:: max(1, len(sheets) // 8)]):
         strip.paste(sheet, (0, k * sheet.height))

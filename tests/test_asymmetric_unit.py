@@ -13,20 +13,22 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matgen_nb.symmcd import counting
+from matgen_nb.symmcd.counting import forced_group
 from matgen_nb.symmetry import asymmetric_unit as module
 from matgen_nb.symmetry.asymmetric_unit import (
     AsymmetricUnit,
     FoundGroup,
-    forced_group,
     found_group,
     free_parameters,
-    generic_unit,
-    more_translations,
+    more_operations,
+    only_group,
     symmetry_dataset,
 )
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
-from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
+from matgen_nb.symmetry.lattice import constrain_k, lattice_from_parameters, lattice_to_k
+from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmetry.space_groups import SpaceGroup
 
 DATA = Path(os.environ.get("MATGEN_TEST_DATA", ROOT.parent / "shared" / "data" / "crystals"))
@@ -311,23 +313,44 @@ def test_spglib_is_asked_without_a_warning_and_left_as_it_was():
             spglib.error.OLD_ERROR_HANDLING = True
 
 
+def near_special(unit, rng, symprec):
+    "The unit with a cell that nearly has more symmetry than its group asks for (equal lengths, right angles)."
+    shape = np.array([0, 0, 0, 0, 0, unit.k[5]]) + rng.normal(
+        0, rng.choice([0, 0.1, 1, 10]) * symprec / 50, 6
+    )
+    k = constrain_k(shape, unit.space_group).numpy()
+    return AsymmetricUnit(unit.space_group, k, unit.elements, unit.frac_coords, unit.wyckoff)
+
+
 @pytest.mark.parametrize("symprec", [0.1, 0.01])
-def test_group_of_a_cubic_unit_is_what_spglib_finds(symprec):
-    "Units of 221 to 230 are decided by their translations; elements alike, so that many have more."
-    rng, higher = np.random.default_rng(3), 0
-    for number in range(221, 231):
-        fixed = [w.index for w in SpaceGroup(number).wyckoff_positions if w.dof == 0]
-        for wyckoff in (some_positions(number, rng, 2), some_positions(number, rng, 3), fixed[:1], fixed[:2]):
-            unit = generic_unit(number, wyckoff, [29] * len(wyckoff), seed=int(rng.integers(10**6)))
-            found, asked = unit.found_group(symprec), found_group(unit.to_crystal(), symprec)
-            assert found == asked, unit
-            higher += bool(asked) and asked.operations > SpaceGroup(number).order
-            assert (
-                more_translations(unit, 3 * symprec)
-                or not asked
-                or asked.operations == SpaceGroup(number).order
-            )
-    assert higher > 5
+@pytest.mark.parametrize("start", range(1, 231, 46))
+def test_group_of_a_unit_is_what_spglib_finds(start, symprec):
+    "All groups; elements alike and cells near special shapes, so that many have more operations, or nearly."
+    rng, higher, certain, units = np.random.default_rng(start), 0, 0, 0
+    for number in range(start, min(start + 46, 231)):
+        positions, order = SpaceGroup(number).wyckoff_positions, SpaceGroup(number).order
+        fixed = [w.index for w in positions if w.dof == 0]
+        ways = some_positions(number, rng, 2), some_positions(number, rng, 3), fixed[:1], fixed[:2]
+        for wyckoff in filter(None, ways):
+            elements = rng.choice([[29] * 3, [29, 8, 8]])[: len(wyckoff)]
+            unit = generic_unit(number, wyckoff, elements, seed=int(rng.integers(10**6)))
+            unit = near_special(unit, rng, symprec) if rng.random() < 0.7 else unit
+            whole, asked = unit.to_crystal(), found_group(unit.to_crystal(), symprec)
+            assert unit.found_group(symprec) == asked, unit
+            if only_group(whole, number, symprec):
+                assert asked == FoundGroup(number, order), unit
+                certain += 1
+            higher += bool(asked) and asked.operations > order
+            units += 1
+    assert higher > units / 20 and certain > units / 4
+
+
+def test_an_operation_is_found_that_was_left_out():
+    "A crystal of each of many groups, described in a subgroup that has the same standard cell, has more operations."
+    for number, subgroup in ((225, 216), (221, 200), (123, 83), (191, 162), (47, 25), (136, 94), (2, 1)):
+        crystal = generic_unit(number, [len(SpaceGroup(number).wyckoff_positions) - 1], [14]).to_crystal()
+        assert more_operations(crystal, subgroup, 0.01) and not more_operations(crystal, number, 0.01)
+        assert not only_group(crystal, subgroup, 0.01)
 
 
 FORCED = [
@@ -376,7 +399,7 @@ def test_forced_means_every_crystal(number, kinds, seed):
 def test_without_spglib_it_is_said_once(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     module.has_spglib.cache_clear()
-    module._forced.cache_clear()
+    counting._forced.cache_clear()
     unit = generic_unit(225, [0, 1], [29, 29])
     try:
         with pytest.warns(UserWarning, match="pip install spglib") as seen:
@@ -386,4 +409,4 @@ def test_without_spglib_it_is_said_once(monkeypatch):
     finally:
         monkeypatch.undo()
         module.has_spglib.cache_clear()
-        module._forced.cache_clear()
+        counting._forced.cache_clear()

@@ -693,9 +693,10 @@ def test_demo_from_beginning_to_end(tmp_path, capsys):
 
 def test_a_demo_whose_training_learned_nothing_shows_no_crystals_of_it(tmp_path, capsys):
     from matgen_nb.scale import demo
+    from matgen_nb.symmcd.dataset import from_units, prepare_one
 
     with runs.fresh_folder(tmp_path / "demo") as out:
-        state = demo.DemoState()
+        state = demo.DemoState(data=from_units([prepare_one(CESIUM_CHLORIDE, 0.1)] * 30))
         demo.show_training(out, demo.DemoOptions(n=2, seconds=1e-3), state, judge=None)
         assert state.trained is None and "within its warm-up" in state.cut_off[0]
         demo.write_demo(out, demo.DemoOptions(), state, 1.0)

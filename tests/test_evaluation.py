@@ -206,3 +206,65 @@ def test_rock_salt_from_the_other_origin_is_not_new():
     shifted = Crystal(SALT.lattice, SALT.elements[::-1], SALT.frac_coords)
     result = ev.evaluate_crystals([shifted], [SALT], metrics=("templates",), n_jobs=1, progress=False)
     assert result.summary["new_templates"]["value"] == 0 and result.table[0]["new_template"] is False
+
+
+@pytest.fixture
+def training_csv(tmp_path):
+    "A CSV of three crystals, a function that writes it again with others, and what is described from then on."
+    from matgen_nb.symmetry.crystal import Crystal
+
+    corners = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    crystals = [Crystal(a * np.eye(3), [z, 17], corners) for a, z in ((4.1, 55), (3.9, 81), (3.8, 37))]
+    path = tmp_path / "training.csv"
+
+    def write(some):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerows([["material_id", "cif"], *([str(i), c.to_cif()] for i, c in enumerate(some))])
+
+    write(crystals)
+    return path, crystals, write
+
+
+def test_training_crystals_are_described_once(training_csv, monkeypatch):
+    "Kept beside the CSV, found by content: nothing is trusted of a source that changed, or of a damaged file."
+    from matgen_nb.scale import crystal_runs as runs
+    from matgen_nb.symmcd import evaluation
+    from matgen_nb.symmetry.crystal import Crystal
+
+    path, crystals, write = training_csv
+    options, described, real = runs.JudgeOptions(n_jobs=1), [], evaluation._describe_all
+    monkeypatch.setattr(
+        evaluation, "_describe_all", lambda some, *rest: described.append(len(some)) or real(some, *rest)
+    )
+    first = runs._known(path, options)
+    kept = runs.described_beside(path)
+    again = runs._known(path, options)
+    assert described == [3, 0] and kept.name == "training.csv.described.npz" and kept.exists()
+    assert [r["template"] for r in again.rows] == [r["template"] for r in first.rows] == ["221:a,b"] * 3
+    stretched = Crystal(np.diag([4.1, 4.1, 4.4]), crystals[0].elements, crystals[0].frac_coords)
+    write([stretched, *crystals[1:]])  # the same names, another crystal
+    assert [r["template"] for r in runs._known(path, options).rows] == ["123:a,d", "221:a,b", "221:a,b"]
+    assert described[2:] == [1]
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert len(runs._known(path, options).rows) == 3 and described[3:] == [3]
+    assert runs._known(path, runs.JudgeOptions(n_jobs=1, symprec=0.01)).symprecs == (0.01,)
+    assert described[4:] == [3], "another tolerance, other descriptions"
+
+
+def test_descriptions_of_a_read_only_folder_go_to_the_users_cache(training_csv, tmp_path, monkeypatch):
+    import pooch
+
+    from matgen_nb.scale import crystal_runs as runs
+
+    path, options = training_csv[0], runs.JudgeOptions(n_jobs=1)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    closed = {path.parent}
+    monkeypatch.setattr(runs.os, "access", lambda folder, mode: Path(folder) not in closed)
+    kept = runs.described_beside(path)
+    assert kept.parent == tmp_path / "cache" / "described" and kept.name.startswith("training.csv.")
+    assert kept != runs.described_beside(path.with_name("other.csv"))
+    assert len(runs._known(path, options).rows) == 3 and kept.exists()
+    assert not path.with_name("training.csv.described.npz").exists()
+    closed.add(kept.parent)
+    assert runs.described_beside(path) is None and len(runs._known(path, options).rows) == 3

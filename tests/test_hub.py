@@ -28,7 +28,7 @@ def hub(tmp_path):
             )
             env |= dict(no_proxy="127.0.0.1", NO_PROXY="127.0.0.1", HF_HUB_ETAG_TIMEOUT="5") | more
             done = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120
+                [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT, timeout=600
             )
             return done.stdout.strip(), done.stderr
 

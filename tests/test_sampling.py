@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
 from matgen_nb.symmcd.model import Statistics, SymmCD, SymmCDConfig
-from matgen_nb.symmcd.network import all_pairs
+from matgen_nb.symmcd.network import pairs_of
 from matgen_nb.symmcd.requests import Conditions, Prior, Request, make_request, plan, refuse_forced
 from matgen_nb.symmcd.reverse import (
     SamplingOptions,
@@ -41,7 +41,8 @@ from matgen_nb.symmcd.counting import (
 from matgen_nb.symmcd.sampling import cell_doubt
 from matgen_nb.symmcd.refinements import crowding, force_higher, group_columns, keep_apart, redraw
 from matgen_nb.symmetry import asymmetric_unit
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, generic_unit, symmetry_dataset
+from matgen_nb.symmetry.normalizers import generic_unit
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, symmetry_dataset
 from matgen_nb.symmetry.crystal import element_table, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.projection import assign_wyckoff, project
@@ -433,7 +434,10 @@ def test_kept_apart_along_the_sites():
     lies = assign_wyckoff(state.x, group, known.classes, lattice, state.batch)
     moved, went = keep_apart(state, lies, state.elements, 0.75)
     again = project(moved.frac_coords, group, moved.wyckoff, lattice)
-    dof, pairs = wyckoff_tables().class_dof[group, known.classes], all_pairs(state.num_orbits)
+    dof, pairs = (
+        wyckoff_tables().class_dof[group, known.classes],
+        pairs_of(state.num_orbits, state.space_group),
+    )
     assert again.distance.max() < 1e-6 and went[dof == 0].max() < 1e-9
     before, after = (crowding(state, p.frac_coords, state.elements, pairs, 0.75)[1] for p in (lies, moved))
     assert after.sum() < before.sum() and torch.equal(moved.wyckoff, lies.wyckoff)
@@ -469,9 +473,9 @@ def test_no_point_is_crowded_by_itself():
         at = T.member_offset[first + w]
         points = (T.A[at] @ free)[..., 0] + T.t[at]
         state, placed = lone_orbits(group, w, points, 40 * torch.eye(3, dtype=torch.float64))
-        assert not crowding(state, placed.frac_coords, state.elements, all_pairs(state.num_orbits), 0.02)[
-            1
-        ].any(), group
+        assert not crowding(
+            state, placed.frac_coords, state.elements, pairs_of(state.num_orbits, state.space_group), 0.02
+        )[1].any(), group
 
 
 @pytest.mark.parametrize("hair", [1e-2, 1e-3, 1e-4])  # A

@@ -18,8 +18,9 @@ from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
 from matgen_nb.symmcd.requests import Conditions, plan
 from matgen_nb.symmcd.reverse import Sample, SamplingOptions
 from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
+from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmcd.templates import due, unpack_templates
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, generic_unit
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.normalizers import augment
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
 from matgen_nb.utils import MatgenError

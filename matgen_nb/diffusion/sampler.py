@@ -27,17 +27,17 @@ def reverse_process(
     step: Callable[[State, int, int], State],
     correct: Callable[[State, int], State] | None = None,
     corrector: int = 0,
-    advance: Callable[[], None] = lambda: None,
+    watch: Callable[[State, int], object] = lambda state, s: None,
 ) -> State:
     """Run a reverse process along `times`, T first and 0 last: the state at the last of them.
 
     step(state, t, s): the state at s < t. correct(state, s): one corrector step at noise level s, made
-    `corrector` times after each step except the last one. advance(): called after each step, for a
-    progress bar."""
+    `corrector` times after each step except the last one. watch(state, s): called after each step,
+    for a progress bar or to keep what is on the way."""
     for t, s in itertools.pairwise(times):
         state = step(state, t, s)
         if correct is not None and s > 0:
             for _ in range(corrector):
                 state = correct(state, s)
-        advance()
+        watch(state, s)
     return state

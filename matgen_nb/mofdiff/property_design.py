@@ -11,10 +11,12 @@ __all__ = ['STRATEGIES', 'check_property', 'property_objective', 'TrustRegion', 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..figures import COLORS
 from .bonds import Mof
 from .checks import PORES
 from .model import MofDiff, squash
@@ -330,24 +332,28 @@ def summarise_strategy(table: list[dict], summary: dict, goal: Goal, relaxed: bo
     return shares
 
 # %% ../../nbs/4_mofdiff/33_property_design.ipynb #dda67f0d
-def plot_design(result: Design, ax=None, bins: int = 24):
-    """Histogram of the measured property for each strategy of a `Design`: outlines for all that was made,
-    filled for what is valid; target and tolerance marked. Returns the axes."""
+def plot_design(result: Design, ax: Any = None) -> Any:
+    """The measured property of every framework of a `Design`, a row for each strategy: filled dots passed all
+    checks, open ones did not; the target with its tolerance is shaded. Returns the axes."""
     import matplotlib.pyplot as plt
 
     if ax is None:
-        ax = plt.figure(figsize=(5, 2.6)).add_subplot()
-    goal, measured = result.goal, lambda rows: [r["measured"] for r in rows if np.isfinite(r["measured"])]
-    values = np.array([goal.target, *measured(result.rows)])
-    edges = np.linspace(values.min() - goal.tolerance, values.max() + goal.tolerance, bins + 1)
-    for strategy, color in zip(result.summary, ("0.5", "tab:orange", "tab:green")):
+        ax = plt.figure(figsize=(6, 0.8 + 0.7 * len(result.summary))).add_subplot()
+    goal, rng = result.goal, np.random.default_rng(0)
+    low, high = goal.target - goal.tolerance, goal.target + goal.tolerance
+    ax.axvspan(low, high, color=COLORS["sky"], alpha=0.3, lw=0, label="target")
+    labels = []
+    for line, strategy in enumerate(result.summary):
         rows = [r for r in result.rows if r["strategy"] == strategy]
-        label = f"{strategy}: {sum(r['success'] for r in rows)} successes of {len(rows)}"
-        ax.hist(measured(rows), edges, histtype="step", lw=1.5, color=color, label=label)
-        valid = measured([r for r in rows if r["valid"]])
-        ax.hist(valid, edges, histtype="stepfilled", alpha=0.4, color=color)
-    ax.axvspan(goal.target - goal.tolerance, goal.target + goal.tolerance, color="tab:blue", alpha=0.15)
-    ax.axvline(goal.target, color="k", lw=1)
-    ax.set(xlabel=f"{goal.property}, measured", ylabel="frameworks")
-    ax.legend(fontsize=7)
+        shown = [r for r in rows if np.isfinite(r["measured"])]
+        valid = np.array([bool(r["valid"]) for r in shown], dtype=bool)
+        x, y = np.array([r["measured"] for r in shown]), line + rng.uniform(-0.22, 0.22, len(shown))
+        ax.scatter(x[~valid], y[~valid], s=28, facecolor="w", edgecolor=COLORS["blue"], zorder=3)
+        ax.scatter(x[valid], y[valid], s=28, color=COLORS["blue"], zorder=4)
+        labels.append(f"{strategy}: {sum(r['success'] for r in rows)} of {len(rows)}")
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=f"{goal.property}, measured")
+    ax.scatter([], [], s=28, color=COLORS["blue"], label="passed all checks")
+    ax.scatter([], [], s=28, facecolor="w", edgecolor=COLORS["blue"], label="did not")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax

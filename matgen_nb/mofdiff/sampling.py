@@ -95,10 +95,11 @@ def denoise(
     corrector=0,
     snr=0.2,
     advance=lambda n=1: None,
+    watch=lambda b, s: None,
 ):
     """The whole reverse process for codes z (B, latent). K (B,) and standardised k (B, 6) come from the
     heads unless given. Returns clean `Beads`. corrector: how many `corrector_step`s of size snr
-    follow each step."""
+    follow each step. watch(b, s): called with the `Beads` at each time s on the way."""
     if num_blocks is None:
         num_blocks = model.decode_num_blocks(z).argmax(1)
     if k is None:
@@ -109,7 +110,7 @@ def denoise(
         lambda b, t, s: reverse_step(model, b, t, s, generator, eta, sharpen),
         lambda b, s: corrector_step(model, b, s, generator, snr),
         corrector,
-        lambda: advance(len(z)),
+        lambda b, s: (advance(len(z)), watch(b, s)),
     )
 
 # %% ../../nbs/4_mofdiff/21_sampling.ipynb #c5ef838f

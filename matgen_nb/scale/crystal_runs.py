@@ -9,6 +9,7 @@ __all__ = ['TRAINING', 'REAL', 'LATE', 'pick_device', 'choose_training', 'load_d
            'figure_png', 'evaluate_to']
 
 # %% ../../nbs/5_scale/06_crystal_runs.ipynb #n24d0003
+import hashlib
 import io
 import os
 import time
@@ -369,11 +370,22 @@ def summary_text(summary):
     return "\n".join(f"{name:{width}}  {show(value)}" for name, value in zip(names, summary.values()))
 
 # %% ../../nbs/5_scale/06_crystal_runs.ipynb #f52619a3
-def described_beside(reference):
-    """Where the descriptions of a reference are kept: a file beside it, or None where its folder cannot
-    be written."""
-    path = Path(reference).resolve()
-    return path.with_name(f"{path.name}.described.npz") if os.access(path.parent, os.W_OK) else None
+def described_beside(source):
+    """Where the descriptions of crystals of a source (file or folder) are kept: a file beside it, or in the
+    user's cache where its folder cannot be written. Rows are found by the crystal, cell and atoms, so that a
+    source that changed is described anew; None where neither place can be written."""
+    path = Path(source).resolve()
+    if os.access(path.parent, os.W_OK):
+        return path.with_name(f"{path.name}.described.npz")
+    import pooch
+
+    folder = Path(pooch.os_cache("matgen_nb")) / "described"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    where = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    return folder / f"{path.name}.{where}.npz" if os.access(folder, os.W_OK) else None
 
 
 @dataclass(frozen=True)
@@ -496,12 +508,17 @@ class EvaluationInputs:
     training: Path | None = None
 
 
-def _known(training: Path | None):
-    "What novelty is measured against: nothing, a Reference of prepared data, or crystals."
+def _known(training: Path | None, options: JudgeOptions):
+    """What novelty is measured against: nothing, or a Reference; of prepared data nothing is computed, other
+    crystals are described once and kept (`described_beside`)."""
     if training is None:
         return None
-    prepared = training.suffix == ".safetensors"
-    return training_reference(load_data(training)) if prepared else reference_crystals(training)
+    if training.suffix == ".safetensors":
+        return training_reference(load_data(training))
+    from matgen_nb.symmcd.evaluation import prepare_reference
+
+    kept, work = described_beside(training), dict(n_jobs=options.n_jobs, timeout=options.timeout)
+    return prepare_reference(reference_crystals(training), options.symprec, kept, False, **work)
 
 # %% ../../nbs/5_scale/06_crystal_runs.ipynb #n24ev003
 def cut_off(rows: list[dict]) -> list[str]:
@@ -535,7 +552,7 @@ def evaluate_to(
     needed = energy_inputs(inputs.source, inputs.reference, inputs.training) if energies.energy else None
     if failures:
         say(describe_failures(failures, len(crystals)))
-    beside, old = described_beside(inputs.reference), _known(inputs.training)
+    beside, old = described_beside(inputs.reference), _known(inputs.training, options)
     result = judge(crystals, known, beside, old, names, options)
     why = {f.name: f.reason for f in failures}
     rows = [{**row, "failure": why.get(row["name"], row.get("failure", ""))} for row in result.table]

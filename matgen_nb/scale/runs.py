@@ -550,7 +550,9 @@ def say_weights(path: str | Path, out: str | Path) -> dict:
     say(known["text"])
     beside = trained_beside(path, Path.cwd(), Path(out).resolve().parent) if known["ships"] else []
     if beside:
-        say(f"note: {beside[0]} was trained here and is not used; for it add --weights {beside[0]}")
+        here, found = Path.cwd(), beside[0]
+        found = found.relative_to(here) if found.is_relative_to(here) else found
+        say(f"note: {found} was trained here and is not used; for it add --weights {found}")
     return known
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0041

@@ -2,23 +2,24 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'MOST_TRIED', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
-           'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'arrangements', 'Exactness',
-           'try_arrangements']
+           'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'forced_group', 'arrangements',
+           'Exactness', 'try_arrangements']
 
 # %% ../../nbs/3_symmcd/07_counting.ipynb #cnt00003
 import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from .templates import draw_index
-from ..symmetry.asymmetric_unit import forced_group
+from ..symmetry.asymmetric_unit import FoundGroup
 from ..symmetry.crystal import CrystalError, atomic_number
+from ..symmetry.normalizers import generic_unit
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
 from ..utils import MatgenError
 
@@ -196,6 +197,33 @@ def draw_sites(
         plan.append(_draw_classes(number, shares, n, size, steps[i][0], j, rng))
         used, k = steps[i][1], k - j
     return tuple(plan[::-1])
+
+# %% ../../nbs/3_symmcd/07_counting.ipynb #n04grp08
+@lru_cache(4096)
+def _forced(space_group, shared, tries):
+    "See `forced_group`; shared: for each element the sorted tuple of its positions."
+    wyckoff = [w for of_one in shared for w in of_one]
+    elements = [i % 94 + 1 for i, of_one in enumerate(shared) for _ in of_one]
+    lowest = None
+    for seed in range(tries):
+        found = generic_unit(space_group, wyckoff, elements, seed).found_group(1e-4)
+        if found is None:
+            continue
+        if found.operations <= SpaceGroup(space_group).order:
+            return None
+        if lowest is None or found.operations < lowest.operations:
+            lowest = found
+    return lowest
+
+
+def forced_group(
+    space_group: int, wyckoff: Sequence[int], elements: Sequence[int], tries: int = 3
+) -> FoundGroup | None:
+    """The higher `FoundGroup` that every crystal of a space group with these Wyckoff positions (M,) and
+    elements (M,) has, whatever its free parameters; None where it can have exactly the group that is named
+    (or where spglib is not installed). Only which orbits share an element matters."""
+    shared = [tuple(sorted(w for w, e in zip(wyckoff, elements) if e == z)) for z in dict.fromkeys(elements)]
+    return _forced(int(space_group), tuple(sorted(shared)), tries)
 
 # %% ../../nbs/3_symmcd/07_counting.ipynb #n12grp05
 def arrangements(

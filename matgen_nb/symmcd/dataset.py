@@ -25,6 +25,7 @@ from ..diffusion.categorical import draw_categories
 from ..diffusion.gaussian import random_uniform
 from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
 from ..symmetry.cif_text import describe_notes
+from ..symmetry.formats import symmetry_engine
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.lattice import k_to_lattice
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -119,17 +120,17 @@ class Prepared:
 STRICT = 0.01  # A: the tolerance at which a structure shows the group that its coordinates have
 
 
-def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400):
+def prepare_noted(item, symprec=0.1, max_orbits=64, max_atoms=400, engine="spglib"):
     "One CIF text, `Frame` or Crystal -> `Prepared`; CrystalError with the reason if it cannot be. symprec: A."
     reading = None if isinstance(item, Crystal) else read_item(item)
     crystal = item if reading is None else reading.crystal
-    unit = AsymmetricUnit.from_crystal(crystal, symprec)
+    with symmetry_engine(engine):
+        unit = AsymmetricUnit.from_crystal(crystal, symprec)
+        raised = _raised(crystal, unit, symprec)
     if len(unit) > max_orbits or unit.num_atoms > max_atoms:
-        raise CrystalError(
-            f"{unit.formula} has {len(unit)} orbits and {unit.num_atoms} atoms; the limits "
-            f"are {max_orbits} and {max_atoms}, raise them to keep it"
-        )
-    return Prepared(unit, (reading.notes if reading else ()) + _raised(crystal, unit, symprec))
+        size = f"{unit.formula} has {len(unit)} orbits and {unit.num_atoms} atoms"
+        raise CrystalError(f"{size}; the limits are {max_orbits} and {max_atoms}, raise them to keep it")
+    return Prepared(unit, (reading.notes if reading else ()) + raised)
 
 
 def _raised(crystal, unit, symprec):
@@ -481,9 +482,7 @@ def download(name, split="train"):
     The first download is checked against the published number of rows and its SHA-256 is kept beside the file; every later use
     is checked against that. MatgenError when offline or when the content is not what was announced."""
     if (name, split) not in PUBLIC_ROWS:
-        raise MatgenError(
-            f"there is no public set {name!r} with a split {split!r}; splits are train, val, test"
-        )
+        raise MatgenError(f"no public set {name!r} has a split {split!r}; splits are train, val, test")
     return fetch(
         f"{PUBLIC[name]}{split}.csv",
         f"{name}-{split}.csv",
@@ -581,28 +580,29 @@ def prepare(
     max_atoms=400,
     timeout=60,
     progress="preparing",
+    engine="spglib",
 ):
     """Read crystals and turn them into a prepared data set. Returns (CrystalData, Report); `out` also saves it.
 
-    source: see `read_source`. limit: only the first so many. symprec: A, the tolerance at which symmetry is
-    found; 0.1 finds what noise hides and idealises it, which raises the group of half of the crystals in
-    near-symmetric sets (perov-5, carbon-24); 0.01 keeps nearly all. A crystal that cannot be prepared is reported
-    with its name and reason and skipped; what was changed on the way is in the notes of the report. MatgenError
-    where nothing is left or the source does not exist."""
+    source: see `read_source`. engine: see `symmetry_engine`. limit: only the first so many. symprec: A,
+    the tolerance at which symmetry is found; 0.1 finds what noise hides and idealises it, which raises
+    the group of half of the crystals in near-symmetric sets (perov-5, carbon-24); 0.01 keeps nearly all.
+    A crystal that cannot be prepared is reported with its name and reason and skipped; what was changed
+    on the way is in the notes of the report. MatgenError where nothing is left or the source does not
+    exist."""
     start = time.time()
     if not 0 < symprec <= 1:
         raise MatgenError(f"--symprec must be a length in A above 0 and at most 1, not {symprec:g}")
     items = read_source(source, split, column)[:limit]
-    work = partial(prepare_noted, symprec=symprec, max_orbits=max_orbits, max_atoms=max_atoms)
+    work = partial(prepare_noted, symprec=symprec, max_orbits=max_orbits, max_atoms=max_atoms, engine=engine)
     names, texts = [name for name, _ in items], [item for _, item in items]
     done, failures = parallel_map(work, texts, names, n_jobs=n_jobs, timeout=timeout, progress=progress)
     kept = [(name, one) for (name, _), one in zip(items, done) if one is not None]
     if not kept:
-        reason = failures[0] if failures else "the source is empty"
-        raise MatgenError(
-            f"none of the {len(items)} structures in {source} could be prepared; the first failure: {reason}"
-        )
+        reason = f"the first failure: {failures[0]}" if failures else "the source is empty"
+        raise MatgenError(f"none of the {len(items)} structures in {source} could be prepared; {reason}")
     info = dict(source=str(source), split=split, symprec=symprec)
+    info |= {} if engine == "spglib" else dict(engine=engine)
     data = from_units([one.unit for _, one in kept], [name for name, _ in kept], info)
     data.columns = source_columns(source, data.names, split)
     if out is not None:

@@ -5,6 +5,7 @@ __all__ = ['CROWDED', 'SYMPRECS', 'told', 'balanced_elements', 'fit_sites', 'set
            'at_threshold', 'group_columns', 'force_higher', 'redraw']
 
 # %% ../../nbs/3_symmcd/09_refinements.ipynb #rfn00003
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -15,10 +16,11 @@ import torch
 
 from ..diffusion.categorical import draw_categories, masked_logits
 from .composition import charges_balance
+from .counting import forced_group
 from .dataset import element_counts
-from .network import Noisy, all_pairs, image_vectors
+from .network import Noisy, Pairs, atom_images, image_vectors, pairs_of
 from .requests import Request
-from ..symmetry.asymmetric_unit import AsymmetricUnit, forced_group
+from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import element_table
 from ..symmetry.projection import Projection, metric_pseudoinverse
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -99,48 +101,61 @@ def settle_elements(
 
 # %% ../../nbs/3_symmcd/09_refinements.ipynb #d8b0fdad
 def crowding(
-    n: Noisy, x: torch.Tensor, elements: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor], apart: float
+    n: Noisy, x: torch.Tensor, elements: torch.Tensor, pairs: Pairs, apart: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where points x (M, 3), which lie on their sites, want to go to get out of the images that crowd
-    them: mean wish (M, 3), fractional; crowded (M,) bool. pairs: (i, j) of `all_pairs` or some of
-    them; elements (M,) 0-based; apart: in sums of covalent radii."""
-    (i, j), radius = pairs, torch.as_tensor(element_table().radius).to(x)[elements + 1]
-    crystal, tables = n.batch[i], wyckoff_tables(str(x.device))
-    wish, count = torch.zeros_like(x), torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for rows in torch.arange(len(i), device=x.device).split(
-        10_000
-    ):  # bounds the memory: up to 192 images a pair
-        pair, delta, _ = image_vectors(x, tables, n.space_group[crystal[rows]], i[rows], j[rows])
-        pair = rows[pair]
-        v = (delta[:, None] @ n.lattice[crystal[pair]].to(x))[:, 0]
-        d = v.norm(dim=-1)
-        itself = (i == j)[pair] & (d < 1e-5)  # a point on its site is its own image to the last digit
-        short = (apart * (radius[i] + radius[j])[pair] - d).masked_fill(itself, 0).clamp(min=0)
-        hit = short > 0
-        away = -(short / d.clamp(min=1e-5))[hit, None] * delta[hit]
-        wish.index_add_(0, i[pair[hit]], away)
-        count.index_add_(0, i[pair[hit]], torch.ones_like(d[hit]))
+    them: mean wish (M, 3), fractional; crowded (M,) bool. pairs: those of the batch or of some of its
+    crystals; elements (M,) 0-based; apart: in sums of covalent radii."""
+    radius, lattice = _radii(str(x.device), x.dtype)[elements + 1], n.lattice.to(x)
+    reach = apart * (radius[pairs.i] + radius[pairs.j])
+    own = pairs.i == pairs.j
+    wish, count = torch.zeros_like(x), torch.zeros_like(x[:, 0])
+    atoms = atom_images(x, pairs)
+    for part in pairs.parts:
+        images = slice(*part[2:])
+        pair, target = pairs.pair[images], pairs.target[images]
+        delta, d = image_vectors(x, atoms, lattice, pairs, part)
+        itself = own[pair] & (d < 1e-5)  # a point on its site is its own image to the last digit
+        short = (reach[pair] - d).masked_fill(itself, 0).clamp(min=0)
+        wish.index_add_(0, target, -(short / d.clamp(min=1e-5))[:, None] * delta)
+        count.index_add_(0, target, (short > 0).to(x.dtype))
     return wish / count.clamp(min=1)[:, None], count > 0
+
+
+@functools.lru_cache(8)
+def _radii(device, dtype):
+    "Covalent radii (95,) of the elements in A, by atomic number."
+    return torch.as_tensor(element_table().radius, dtype=dtype, device=device)
 
 # %% ../../nbs/3_symmcd/09_refinements.ipynb #0259bb0a
 def keep_apart(
-    n: Noisy, placed: Projection, elements: torch.Tensor, apart: float, rounds: int = 60
+    n: Noisy,
+    placed: Projection,
+    elements: torch.Tensor,
+    apart: float,
+    rounds: int = 60,
+    pairs: Pairs | None = None,
 ) -> tuple[Projection, torch.Tensor]:
     """Move the points of a `Projection` along their Wyckoff positions, out of images nearer than `apart`
     x the sum of the covalent radii (0: not at all). Returns the new `Projection` and how far each
-    point went, A (M,). Points on fixed sites stay; crystals that are not crowded are not touched."""
+    point went, A (M,). Points on fixed sites stay; crystals that are not crowded are not touched.
+
+    pairs: of the batch, from a reverse process: then all rounds are made for all crystals, and the host does
+    not wait for the device to learn who is still crowded. The result is the same."""
     T, group, lattice = wyckoff_tables(str(n.x.device)), n.space_group[n.batch], n.lattice.double()[n.batch]
     at = T.member_offset[T.wyckoff_offset[group] + placed.wyckoff] + placed.member
     A, t, u = T.A[at], T.t[at], placed.free.clone()
-    A_plus, pairs = metric_pseudoinverse(A, lattice @ lattice.mT), all_pairs(n.num_orbits)
+    A_plus, look = metric_pseudoinverse(A, lattice @ lattice.mT), pairs is None
+    pairs = pairs_of(n.num_orbits, n.space_group) if look and apart else pairs
     point = lambda u: (A @ u[..., None])[..., 0] + t
     for _ in range(rounds if apart else 0):
         wish, crowded = crowding(n, point(u), elements, pairs, apart)
-        if not crowded.any():
+        if look and not crowded.any():
             break
         u = u + 0.5 * (A_plus @ wish[..., None])[..., 0]
-        busy = torch.zeros(len(n.t), dtype=torch.bool, device=u.device).index_fill_(0, n.batch[crowded], True)
-        pairs = tuple(p[busy[n.batch[pairs[0]]]] for p in pairs)
+        if look:
+            busy = torch.zeros(len(n.t), dtype=torch.bool, device=u.device)
+            pairs = pairs_of(n.num_orbits, n.space_group, busy.index_fill_(0, n.batch[crowded], True))
     went = ((point(u) - point(placed.free))[:, None] @ lattice)[:, 0].norm(dim=-1)
     return replace(placed, frac_coords=point(u) - point(u).floor(), free=u), went
 
@@ -154,7 +169,9 @@ def at_threshold(n: Noisy, placed: Projection, elements: torch.Tensor, apart: fl
     There the rule of lesson 3.9 decides how far atoms are apart, and not the model; 0: nowhere."""
     held = torch.zeros(len(n.t), dtype=torch.bool)
     if apart:
-        _, near = crowding(n, placed.frac_coords, elements, all_pairs(n.num_orbits), CROWDED * apart)
+        _, near = crowding(
+            n, placed.frac_coords, elements, pairs_of(n.num_orbits, n.space_group), CROWDED * apart
+        )
         held[n.batch[near]] = True
     return held
 

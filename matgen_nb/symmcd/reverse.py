@@ -17,7 +17,7 @@ from ..diffusion.categorical import masked_logits
 from ..diffusion.sampler import time_grid
 from ..diffusion.torus import SHARPEN, wrap_difference
 from .model import SymmCD, _shifted
-from .network import Noisy
+from .network import Noisy, pairs_of
 from matgen_nb.symmcd.refinements import (
     at_threshold,
     balanced_elements,
@@ -49,6 +49,9 @@ class Known:
     prior: torch.Tensor
     balance: torch.Tensor
     held: torch.Tensor
+
+    def __post_init__(self):
+        self.some_balance = bool(self.balance.any())  # looked at once, not in every step
 
 
 def known_of(model: SymmCD, requests: list[Request]) -> Known:
@@ -101,6 +104,7 @@ def start_state(model: SymmCD, requests: list[Request], generator: torch.Generat
         sites,
         batch,
         torch.full((len(requests),), model.config.sigma_max, device=device),
+        pairs=pairs_of(orbits, group),
     )
     return state, known
 
@@ -166,7 +170,7 @@ def element_aims(
     """Logits (M, 94) with all that is known of the elements put in: told ones, and one balanced draw
     where charges are asked to balance."""
     logits = told(logits, known.elements)
-    if not known.balance.any():
+    if not known.some_balance:
         return logits
     drawn, _ = balanced_elements(
         masked_logits(logits, known.prior), model.network.multiplicity(n), n.batch, known.balance, generator
@@ -236,7 +240,7 @@ def reverse_step(
         x=x,
         elements=model.element_noise.step(n.elements, aims, t, s, known.prior, generator),
         site=_next_sites(model, n, told(site, known.sites), t, s, generator),
-        sigma=torch.full_like(n.sigma, float(model.coordinate_noise.sigma(max(s, 1)))),
+        sigma=model.coordinate_noise.sigma(max(s, 1), n.sigma[:1]).expand_as(n.sigma),
     )
     return new, out
 
@@ -377,7 +381,7 @@ def guided_score(model: SymmCD, n: Noisy, known: Known, out: tuple, t: int, apar
     placed = assign_wyckoff(
         clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch, known.positions
     )
-    placed, _ = keep_apart(n, placed, n.elements, apart, rounds=3)
+    placed, _ = keep_apart(n, placed, n.elements, apart, 3, n.pairs)
     goal = clean + wrap_difference(placed.frac_coords.to(clean) - clean)
     sure = likely.gather(1, classes[:, None]).exp() > 0.5
     return torch.where(sure, (goal - n.x) / per_score, out[1])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSEEN_TRIES', 'LAST', 'before_geometry', 'sized', 'choose_letters', 'is_known_template', 'choose_sites',
-           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'sample_in_stages', 'request_of', 'predict']
+           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'sample_in_stages', 'request_of', 'predict',
+           'geometry_path']
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120003
 import itertools
@@ -20,7 +21,7 @@ from ..diffusion.torus import wrap
 from . import sampling, stages  # noqa: F401  (give SymmCD its sample, and the noise in stages)
 from .consistency import choose_candidates
 from .model import SymmCD
-from .network import Noisy
+from .network import Noisy, pairs_of
 from .refinements import fit_sites, keep_apart, settle_elements
 from .requests import Request
 from matgen_nb.symmcd.reverse import (
@@ -36,6 +37,8 @@ from ..diffusion.sampler import time_grid
 from .stages import position_axes
 from .templates import draw_index, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit
+from ..symmetry.crystal import Crystal
+from ..symmetry.lattice import lattice_to_k
 from ..symmetry.normalizers import canonical_template
 from ..symmetry.projection import Projection
 from ..symmetry.space_groups import SpaceGroup
@@ -74,6 +77,7 @@ def before_geometry(model, requests: Sequence[Request], generator) -> tuple[Nois
         model.config.sigma_max * one,
         one,
         one,
+        pairs=pairs_of(orbits, group),
     )
     return sized(model, state), known
 
@@ -119,7 +123,7 @@ def _generated_sites(model, requests, generator, steps):
     state, known = before_geometry(model, requests, generator)
     T, prior = model.config.T, model.site_prior(state.space_group[state.batch])
     for t, s in itertools.pairwise(time_grid(T, steps)):
-        logits = model.network(state)[3]
+        logits = model.network(state, ("site",))[3]
         sites = model.site_noise.step(state.site, logits, t, s, prior, generator)
         state = sized(model, replace(state, site=sites, t_site=torch.full_like(state.t, s / T)))
     likely = torch.where(prior > 0, logits, -torch.inf).log_softmax(-1)
@@ -181,7 +185,7 @@ def choose_elements(model, requests: Sequence[Request], generator, steps=16) -> 
     state, known = before_geometry(model, asked, generator)
     state, T = replace(state, t_site=torch.zeros_like(state.t)), model.config.T
     for t, s in itertools.pairwise(time_grid(T, steps)):
-        logits = model.network(state)[2]
+        logits = model.network(state, ("elements",))[2]
         aims = element_aims(model, state, known, logits, generator)
         elements = model.element_noise.step(state.elements, aims, t, s, known.prior, generator)
         state = sized(model, replace(state, elements=elements, t_elements=torch.full_like(state.t, s / T)))
@@ -212,7 +216,7 @@ class Geometry:
         x = wrap((self.axes @ self.u[..., None])[..., 0] + self.origin)  # lesson 3.6, eq. (1)
         k = self.k if t < model.config.T else torch.zeros_like(self.k)  # pure noise is not shown
         lattice = model.lattice(k, n.space_group, n.content)
-        sigma = max(float(model.coordinate_noise.sigma(t)), model.config.sigma_min)
+        sigma = model.coordinate_noise.sigma(t, n.sigma[:1]).clamp(min=model.config.sigma_min)
         zero = torch.zeros_like(n.t)
         self.state = replace(
             n,
@@ -220,7 +224,7 @@ class Geometry:
             k=k,
             lattice=lattice,
             x=x,
-            sigma=torch.full_like(n.sigma, sigma),
+            sigma=sigma.expand_as(n.sigma),
             t_elements=zero,
             t_site=zero,
         )
@@ -230,7 +234,7 @@ class Geometry:
 def reverse(self: Geometry, t: int, s: int, options: SamplingOptions):
     "One step of k and u from time t to s < t, from one call of the network."
     model, noise = self.model, self.model.lattice_noise
-    v, score, _, _ = model.network(self.state)
+    v, score, _, _ = model.network(self.state, ("k", "x"))
     eps = (noise.noise(t, self.k) * self.k + noise.signal(t, self.k) * v) * self.mask  # lesson 3.6, eq. (4)
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free  # lesson 3.6, eq. (2)
     if options.apart and 0 < s and t <= options.guide * model.config.T:
@@ -252,14 +256,14 @@ def uncrowded(self: Geometry, along, t: int, apart: float):
     x = (self.axes @ clean[..., None])[..., 0] + self.origin
     first = torch.zeros_like(n.batch)
     placed = Projection(x.double(), first.double(), clean.double(), first, self.known.positions)
-    placed, _ = keep_apart(n, placed, n.elements, apart, rounds=3)
+    placed, _ = keep_apart(n, placed, n.elements, apart, 3, n.pairs)
     return along + (placed.free.to(clean) - clean) / per_score * self.free
 
 
 @patch
 def correct(self: Geometry, s: int, options: SamplingOptions):
     "One Langevin step of u at noise time s >= 1, from one more call of the network; the cell stays."
-    score = self.model.network(self.state)[1]
+    score = self.model.network(self.state, ("x",))[1]
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free
     self.u = self.model.coordinate_noise.correct(self.u, along, s, self.generator, options.snr) * self.free
     self.at(s)
@@ -387,3 +391,17 @@ def predict(
 
 
 SymmCD.predict = predict
+
+# %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg12pth1
+@torch.no_grad()
+def geometry_path(model: SymmCD, unit: AsymmetricUnit, steps: int = 50, seed: int = 0) -> dict[int, Crystal]:
+    """Cell and coordinates of one crystal on their way from noise, for the sites and elements of a unit:
+    {noise time: crystal}, from the largest to 0. steps: network calls. The same seed gives the same path."""
+    geometry = Geometry(model, [request_of(unit)], torch.Generator().manual_seed(seed))
+    options, path = SamplingOptions(steps=steps), {}
+    for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
+        geometry.reverse(t, s, options)
+        k = lattice_to_k(geometry.state.lattice[0].double()).cpu().numpy()
+        x = geometry.state.x.double().cpu().numpy() % 1
+        path[s] = AsymmetricUnit(unit.space_group, k, unit.elements, x, unit.wyckoff).to_crystal()
+    return path

@@ -3,13 +3,14 @@
 # %% auto #0
 __all__ = ['element_table', 'atomic_number', 'CrystalError', 'Crystal', 'formula_of', 'min_distance', 'check_overlap',
            'from_pymatgen', 'to_pymatgen', 'to_cif', 'visible_atoms', 'bonds', 'crystal_scene', 'render',
-           'element_legend', 'plot', 'plot_gallery', 'show']
+           'element_legend', 'plot', 'plot_gallery', 'show', 'animate']
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #03b42abe
 import csv
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..drawing import camera, html_of, live_scene, picture_of, render_scene, why_no_live_view
+from ..figures import Animation, animation
 from .lattice import lattice_from_parameters, lattice_parameters
 from ..utils import atomic_write
 
@@ -402,3 +404,19 @@ def show(crystal: Crystal, azimuth: float = 25.0, elevation: float = 14.0) -> An
 Crystal.show = show
 Crystal._repr_png_ = picture_of
 Crystal._repr_html_ = html_of
+
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #anm00002
+def animate(
+    crystals: Sequence[Crystal], captions: Sequence[str] = (), angstrom: float = 17, seconds: float = 0.12
+) -> Animation:
+    """An animated GIF of crystals that follow each other, with a line of text below each.
+
+    angstrom: pixels of one Å, the same in all frames. seconds: how long a frame stays, see
+    `figures.animation`."""
+
+    def frame(crystal):
+        corners = np.array(list(itertools.product((0, 1), repeat=3))) @ crystal.lattice
+        extent = np.ptp(corners @ camera(crystal.lattice)[:2].T, 0).max() + 3  # room for atoms and letters
+        return render(crystal, pixels=max(40, round(angstrom * extent)))
+
+    return animation([frame(crystal) for crystal in crystals], captions, seconds)

@@ -2,10 +2,12 @@
 
 # %% auto #0
 __all__ = ['K_BASIS', 'FAMILIES', 'lattice_from_parameters', 'lattice_parameters', 'metric_tensor', 'volume', 'lattice_to_k',
-           'k_to_lattice', 'crystal_family', 'device_float', 'k_mask', 'k_offset', 'constrain_k']
+           'k_to_lattice', 'crystal_family', 'shortest_basis', 'lattice_rotations', 'device_float', 'k_mask',
+           'k_offset', 'constrain_k']
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #b85b9d3c
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -38,13 +40,9 @@ def lattice_from_parameters(lengths, angles):
             "lengths must be positive and each angle smaller than the sum of the other two, "
             "all three below 360"
         )
-    zero = torch.zeros_like(ca)
-    rows = [
-        torch.stack([torch.ones_like(ca), zero, zero], -1),
-        torch.stack([cg, sg, zero], -1),
-        torch.stack([cb, (ca - cb * cg) / sg, square.sqrt() / sg], -1),
-    ]
-    return torch.stack(rows, -2) * lengths[..., None]
+    one, zero = torch.ones_like(ca), torch.zeros_like(ca)
+    rows = [one, zero, zero, cg, sg, zero, cb, (ca - cb * cg) / sg, square.sqrt() / sg]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3)) * lengths[..., None]
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #da5b9767
 def lattice_parameters(lattice):
@@ -78,6 +76,7 @@ K_BASIS = torch.tensor(
     ],
     dtype=torch.float64,
 )
+_K_SQUARES = (K_BASIS**2).sum((1, 2))
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #c78877c1
 def lattice_to_k(lattice):
@@ -86,16 +85,16 @@ def lattice_to_k(lattice):
     lattice (..., 3, 3), rows in Angstrom. Returns (..., 6) in the dtype of `lattice`; the work is done
     in float64. Raises ValueError where a lattice has no volume or is not finite."""
     lattice = _floating(lattice)
-    G = metric_tensor(lattice.cpu().double())
-    size = volume(lattice.cpu().double()) / lattice.cpu().double().norm(dim=-1).prod(-1)
+    exact = lattice.cpu().double()
+    size = volume(exact) / exact.norm(dim=-1).prod(-1)
     if not (size > 1e-9).all():
         at = tuple((~(size > 1e-9)).nonzero()[0].tolist())
         raise ValueError(
             f"lattice {list(at)} is flat or not finite, so it has no logarithm: {lattice[at].tolist()}"
         )
-    w, V = torch.linalg.eigh(G)
+    w, V = torch.linalg.eigh(metric_tensor(exact))
     S = (V * (0.5 * w.log())[..., None, :]) @ V.mT
-    k = torch.einsum("...ij,kij->...k", S, K_BASIS) / (K_BASIS**2).sum((1, 2))
+    k = torch.einsum("...ij,kij->...k", S, K_BASIS) / _K_SQUARES
     return k.to(lattice)
 
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #81ce13e7
@@ -130,6 +129,47 @@ def crystal_family(number):
             return name
     raise ValueError(f"there is no space group {number}: numbers go from 1 to 230")
 
+# %% ../../nbs/1_symmetry/01_lattice.ipynb #sp01rot2
+_STEPS = np.array([step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)])
+
+
+def shortest_basis(lattice: np.ndarray) -> np.ndarray:
+    """Integer matrix U (3, 3) whose U @ lattice are the three shortest vectors that are a basis of the same
+    lattice (3, 3). They are among the seven sums of the vectors a, b, c and d = -(a + b + c) of a basis
+    in which
+    no two of these four meet at an acute angle (Selling, J. Reine Angew. Math. 77, 143, 1874)."""
+    four = np.vstack([np.eye(3, dtype=int), [-1, -1, -1]])
+    for _ in range(1000):  # a few rounds; more only for cells that are very skewed
+        vectors = four @ lattice
+        dots = np.triu(vectors @ vectors.T, 1)
+        i, j = divmod(int(dots.argmax()), 4)
+        if dots[i, j] <= 1e-9 * (vectors[0] @ vectors[0]):
+            break
+        k, m = (x for x in range(4) if x not in (i, j))
+        four = np.stack([-four[i], four[j], four[k] + four[i], four[m] + four[i]])
+    seven = np.vstack([four, four[0] + four[1:]])
+    seven = seven[np.argsort(((seven @ lattice) ** 2).sum(1), kind="stable")]
+    third = np.abs(np.cross(seven[0], seven[1]) @ seven.T).argmax()  # the first with determinant 1 or -1
+    return seven[[0, 1, third]]
+
+
+def lattice_rotations(lattice: np.ndarray, reach: float = 0.01) -> np.ndarray:
+    """Rotations and reflections N (n, 3, 3), integer, that map a lattice (3, 3) onto itself: N @ lattice
+    is the
+    rotated basis. Lengths may differ by `reach` (A), scalar products by as much as that allows."""
+    U = shortest_basis(lattice)
+    vectors, basis = _STEPS @ U @ lattice, U @ lattice
+    dots, G = vectors @ vectors.T, basis @ basis.T
+    length, own = np.sqrt(dots.diagonal()), np.sqrt(G.diagonal())
+    alike = [np.flatnonzero(np.abs(length - x) < reach) for x in own]
+    images = np.stack([x.ravel() for x in np.meshgrid(*alike, indexing="ij")], 1)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        off = np.abs(dots[images[:, i], images[:, j]] - G[i, j])
+        images = images[off < reach * (own[i] + own[j])]
+    found = _STEPS[images]
+    found = found[np.abs(np.abs(np.linalg.det(found)) - 1) < 0.5]
+    return np.rint(np.linalg.inv(U)).astype(int) @ found @ U
+
 # %% ../../nbs/1_symmetry/01_lattice.ipynb #ec882437
 _FREE = {
     "triclinic": "123456",
@@ -159,15 +199,12 @@ def _on(device, name):
 
 def _rows(name, number):
     number = torch.as_tensor(number, dtype=torch.long)
-    if (
-        number.device.type == "cpu"
-        and number.numel()
-        and not (0 <= int(number.min()) and int(number.max()) <= 230)
-    ):  # elsewhere looking would mean waiting
-        raise ValueError(
-            f"space-group numbers go from 1 to 230 (0: none), not {int(number.min())} to {int(number.max())}"
-        )
-    return _on(str(number.device), name)[number]
+    table = _on(str(number.device), name)
+    try:  # the look-up itself finds numbers that are none: on a GPU another look would mean waiting for it
+        return table.index_select(0, number.reshape(-1)).reshape(*number.shape, 6)
+    except (IndexError, RuntimeError):
+        low, high = int(number.min()), int(number.max())
+        raise ValueError(f"space-group numbers go from 1 to 230 (0: none), not {low} to {high}") from None
 
 
 def k_mask(number):

@@ -7,11 +7,12 @@ __all__ = ['NORMALIZER_PATH', 'axis_maps', 'group_operations', 'polar_axes', 'no
            'on_first_member', 'rename', 'self_maps', 'build_normalizers', 'load_normalizers', 'Normalizer',
            'normalizer', 'equivalent_templates', 'canonical_template', 'canonical_label', 'k_maps', 'NormalizerTables',
            'normalizer_tables', 'transform_orbits', 'transform_unit', 'canonical_setting', 'random_settings',
-           'transformed', 'augment']
+           'transformed', 'augment', 'generic_unit']
 
 # %% ../../nbs/1_symmetry/09_normalizers.ipynb #n04b0003
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 
 import matgen_nb
 from .asymmetric_unit import AsymmetricUnit
-from .lattice import K_BASIS, crystal_family, device_float
+from .lattice import K_BASIS, constrain_k, crystal_family, device_float
 from .space_groups import DENOMINATOR, SpaceGroup, wyckoff_tables
 
 # %% ../../nbs/1_symmetry/09_normalizers.ipynb #n04b0008
@@ -436,3 +437,16 @@ def transformed(batch, setting: torch.Tensor):
 def augment(batch, generator=None, permute_axes: bool = True):
     "A batch in which every crystal is in a random one of its settings; see `random_settings`, `transformed`."
     return transformed(batch, random_settings(batch.space_group, generator, permute_axes))
+
+# %% ../../nbs/1_symmetry/09_normalizers.ipynb #n04gen08
+def generic_unit(
+    space_group: int, wyckoff: Sequence[int], elements: Sequence[int], seed: int | Sequence[int] = 0
+) -> AsymmetricUnit:
+    """A unit with these Wyckoff positions (M,) and elements (M,) whose free parameters, of cell and
+    coordinates, are random."""
+    rng, positions = np.random.default_rng(seed), SpaceGroup(space_group).wyckoff_positions
+    atoms = sum(positions[w].multiplicity for w in wyckoff)
+    edge = 5 + 3 * atoms ** (1 / 3)
+    k = constrain_k(np.append(rng.normal(0, 0.15, 5), math.log(edge)), space_group).numpy()
+    points = [positions[w].A[0] @ rng.random(3) + positions[w].t[0] for w in wyckoff]
+    return AsymmetricUnit(space_group, k, elements, np.stack(points) % 1.0, wyckoff)

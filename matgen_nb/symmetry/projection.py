@@ -21,9 +21,9 @@ def metric_pseudoinverse(A, metric):
     inverse serves."""
     dependent = torch.eye(3, dtype=A.dtype, device=A.device) - torch.diag_embed((A != 0).any(-2).to(A.dtype))
     gram = A.mT @ metric @ A + dependent
-    return (torch.eye(3, dtype=A.dtype, device=A.device) - dependent) @ torch.linalg.solve(
+    return (torch.eye(3, dtype=A.dtype, device=A.device) - dependent) @ torch.linalg.solve_ex(
         gram, A.mT @ metric
-    )
+    ).result  # never singular: no look at it, for which a GPU would have to be waited for
 
 # %% ../../nbs/1_symmetry/10_projection.ipynb #b4d809cb
 def _shifts(window, device):

@@ -55,7 +55,7 @@ class Browser:
 
         with urlopen(f"http://127.0.0.1:{port}/json", timeout=20) as answer:
             page = next(p for p in json.load(answer) if p["type"] == "page")
-        self.socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=60)
+        self.socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=300)
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -112,9 +112,17 @@ class Browser:
                 found.append(" ".join(str(a.get("description", a.get("value"))) for a in m["params"]["args"]))
         return found
 
-    def picture(self, path=None):
-        "A screenshot as PNG bytes; written to `path` if given."
-        data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+    def picture(self, path=None, selector=None):
+        "A screenshot, or one of the first element that a selector finds, as PNG bytes; written to `path` if given."
+        given = {"format": "png"}
+        if selector:
+            found = f"document.querySelector({json.dumps(selector)})"
+            self.value(f"{found}.scrollIntoView({{block: 'center'}})")
+            x, y, width, height = self.value(
+                f"(r => [r.x, r.y, r.width, r.height])({found}.getBoundingClientRect())"
+            )
+            given["clip"] = dict(x=x, y=y, width=width, height=height, scale=1)
+        data = base64.b64decode(self.call("Page.captureScreenshot", **given)["data"])
         if path:
             Path(path).write_bytes(data)
         return data

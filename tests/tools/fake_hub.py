@@ -68,7 +68,10 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
             self.server.repos.setdefault(repo, {})
-            self.server.private[repo] = asked.get("private")
+            hidden = (
+                asked.get("private") or asked.get("visibility") == "private"
+            )  # the older and the newer word
+            self.server.private[repo] = bool(hidden)
             return self._json(dict(url=f"{self.server.address}/{repo}", id=repo))
         repo = "/".join(parts[2:4])
         if parts[4:5] == ["preupload"]:

@@ -7,7 +7,7 @@
 What counts as a word: everything between spaces in the markdown cells, a formula as one word; not code between ``` lines,
 not folded solutions and answers (<details>). What counts as a line of code: a logical line of Python (a statement; one that
 the formatter breaks over several lines counts once) of a code cell that a reader sees; imports and docstrings are not counted,
-nor are cells marked `#| hide`, solutions and exercise stubs. What stands below the heading "Details for the library", and
+nor are cells marked `#| hide`, and nothing of the exercises. What stands below the heading "Details for the library", and
 the sections that the syllabus leaves out ("without ..."), are for those who use the library, and count for neither. Hours: 200 words and 8 lines of code a minute, the pace at which the first
 edition of the course (56,000 words, 17,300 lines) took 40 hours; exercises come on top.
 """
@@ -100,7 +100,7 @@ def length_of(path, without=()):
     for heading, cells in sections(path):
         if heading.lower() == FOR_THE_LIBRARY:
             break
-        if heading in without:
+        if heading in without or heading.startswith("Exercise"):
             continue
         for cell in cells:
             source = "".join(cell["source"])

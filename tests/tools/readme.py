@@ -4,6 +4,7 @@
 Cells marked `#| hide` are left out, of cells marked `#| echo: false` only the output is kept. Pictures go to nbs/images."""
 
 import argparse
+import base64
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,24 @@ def point_home_picture(match):
     return f"![{match[1]}]({path.relative_to(ROOT).as_posix()})"
 
 
+ANIMATIONS = {
+    "nbs/images/crystal.gif": ("nbs/3_symmcd/13_staged_sampling.ipynb", "sg12pth2"),
+    "nbs/images/framework.gif": ("nbs/4_mofdiff/32_pictures.ipynb", "22cdenc3"),
+}
+"Animations of the first page: the saved output of a cell of a lesson."
+
+
+def animations():
+    "{path: bytes} of the animations, as their lessons saved them."
+    found = {}
+    for path, (lesson, cell) in ANIMATIONS.items():
+        cells = nbformat.read(ROOT / lesson, as_version=4).cells
+        outputs = next(c.outputs for c in cells if c.id == cell)
+        gif = next(o.data["image/gif"] for o in outputs if "image/gif" in o.get("data", {}))
+        found[path] = base64.b64decode(gif)
+    return found
+
+
 def make_readme():
     "(text of README.md, {path: bytes of a picture})."
     nb = visible(nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4))
@@ -69,7 +88,7 @@ def main():
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     text, pictures = make_readme()
-    wanted = {"README.md": text.encode(), **pictures}
+    wanted = {"README.md": text.encode(), **pictures, **animations()}
     stale = [
         name
         for name, data in wanted.items()

@@ -1,0 +1,116 @@
+"""The results lessons: every figure comes from a data file with its interval, number and protocol; none is typed in."""
+
+import csv
+import json
+import math
+import re
+
+import pytest
+from conftest import ROOT
+
+DATA = ROOT / "matgen_nb" / "data"
+LESSONS = [ROOT / "nbs" / p for p in ("3_symmcd/20_results.ipynb", "4_mofdiff/35_results.ipynb")]
+FILES = ("crystal_results.csv", "framework_results.csv")
+
+
+def rows_of(name):
+    with (DATA / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(path):
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(c["source"]) for c in found if c["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_figure_has_interval_number_and_protocol(name):
+    rows = rows_of(name)
+    assert len(rows) > 60
+    for row in rows:
+        value, low, high, n = (float(row[k]) for k in ("value", "low", "high", "n"))
+        if n and not math.isnan(value):
+            slack = 1e-3 * max(1, abs(value))
+            assert low - slack <= value <= high + slack, row
+        assert row["protocol"], row
+
+
+def test_shares_of_crystals_agree_with_each_other():
+    found = {(r["model"], r["figure"]): float(r["value"]) for r in rows_of("crystal_results.csv")}
+    for model in ("held-out", "default", "alone"):
+        seen = sum(v for (m, f), v in found.items() if m == model and f.startswith("template seen"))
+        assert abs(seen - 1) < 2e-3, f"{model}: the bins of the templates add up to {seen}"
+        assert abs(found[model, "template seen 0"] - found[model, "new_template_share"]) < 2e-3
+
+
+def test_space_groups_are_counted_once():
+    rows, results = rows_of("crystal_groups.csv"), rows_of("crystal_results.csv")
+    numbers = [int(r["space_group"]) for r in rows]
+    assert numbers == sorted(set(numbers)) and 1 <= numbers[0] and numbers[-1] <= 230
+    n = {r["model"]: int(r["n"]) for r in results if r["figure"] == "p1_share@0.1"}
+    for model in ("held-out", "default", "alone"):
+        assert sum(int(r[model]) for r in rows) == n[model]
+        one = next(int(r[model]) for r in rows if r["space_group"] == "1")
+        share = next(
+            float(r["value"]) for r in results if (r["model"], r["figure"]) == (model, "p1_share@0.1")
+        )
+        assert abs(one / n[model] - share) < 1e-3
+
+
+def test_the_funnel_only_narrows():
+    rows = rows_of("framework_results.csv")
+    found = {(r["model"], r["relaxed"], r["blocks"], r["figure"]): r for r in rows}
+    for model in ("nets", "alone"):
+        for relaxed in ("False", "True"):
+            shares = [
+                float(found[model, relaxed, "all", s]["value"])
+                for s in ("assembled", "valid", "vnu", "strict_vnu")
+                if (model, relaxed, "all", s) in found
+            ]
+            assert shares == sorted(shares, reverse=True), (model, relaxed, shares)
+        sizes = [
+            r
+            for r in rows
+            if r["model"] == model
+            and r["relaxed"] == "False"
+            and r["figure"] == "valid"
+            and r["blocks"] != "all"
+        ]
+        total = found[model, "False", "all", "valid"]
+        count = sum(float(r["value"]) * int(r["n"]) for r in sizes)
+        assert sum(int(r["n"]) for r in sizes) == int(total["n"])
+        assert abs(count - float(total["value"]) * int(total["n"])) < 0.5, "the groups by size must add up"
+
+
+def test_properties_are_those_of_frameworks():
+    rows = rows_of("framework_properties.csv")
+    assert {r["set"] for r in rows} == {"nets", "alone", "real"}
+    for row in rows:
+        assert 0 <= float(row["void_fraction"]) <= 1 and 0 < float(row["density"]) < 10
+        assert float(row["pld"]) <= float(row["lcd"]) + 0.3, (
+            "the largest cavity is at least the limiting pore"
+        )
+        if row["co2_gcmc"]:
+            assert float(row["co2_gcmc_error"]) > 0 and row["valid"] == "True"
+
+
+def test_published_rows_name_their_source():
+    rows = rows_of("published_results.csv")
+    assert {r["kind"] for r in rows} == {"crystals", "frameworks"}
+    assert all(r["source"] and float(r["value"]) >= 0 for r in rows)
+    keys = [(r["kind"], r["model"], r["figure"]) for r in rows]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_no_figure_is_typed_into_the_text(path):
+    "Percentages of results appear in outputs only; 95 % intervals and exercises apart."
+    text = markdown(path).split("## Quiz")[0]
+    typed = [m for m in re.findall(r"\d+(?:\.\d+)? ?%", text) if not m.startswith(("95", "100"))]
+    assert not typed, f"read it from the file: {typed}"
+
+
+@pytest.mark.parametrize("script", ("crystal_results", "framework_results"))
+def test_scripts_that_write_the_files_say_how(script):
+    text = (ROOT / "tests" / "benchmarks" / f"{script}.py").read_text(encoding="utf-8")
+    assert "matgen sample" in text.split('"""')[1] and f"{script}.csv" in text
