@@ -45,7 +45,7 @@ def asked(page, folder, script):
     return shown[shown.index("<title>") + 7 : shown.index("</title>")]
 
 
-PICTURES = """addEventListener("load",()=>{const all=[...document.images];
+PICTURES = """addEventListener("load",()=>{const all=[...document.images].filter(i=>i.src.startsWith("data:"));
 document.title=all.length+" "+all.filter(i=>i.naturalWidth>20&&i.getBoundingClientRect().width>20).length})"""
 SORTED = """const h=[...document.querySelectorAll(".s th")].find(h=>h.textContent.startsWith("volume"));h.click();
 document.title=[...document.querySelectorAll(".s tbody tr")].map(r=>r.cells[0].textContent).join(" ")"""

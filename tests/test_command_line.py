@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
@@ -251,8 +252,9 @@ class Model(torch.nn.Module):
     def loss(self, batch, generator):
         return {"loss": (self.w - 1).square().sum()}
 
-    def save_pretrained(self, path):
-        path.write_text("weights")
+    def save_pretrained(self, path, info=None):
+        texts = dict(format="a stand-in", info=json.dumps(info or {}))
+        path.write_bytes(safetensors.torch.save(dict(w=self.w.detach()), texts))
 
     @classmethod
     def from_pretrained(cls, path, device):
@@ -611,6 +613,8 @@ def test_neutral_crystals_on_request(tmp_path, capsys):
             12,
             "--steps",
             4,
+            "--candidates",
+            1,
             "--seed",
             2,
             "--device",

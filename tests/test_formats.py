@@ -13,6 +13,8 @@ from conftest import rock_salt
 from matgen_nb.symmetry.crystal import Crystal, CrystalError
 from matgen_nb.symmetry.formats import read_extxyz, read_poscar
 from matgen_nb.symmetry.structure_files import (
+    read_item,
+    folder_items,
     file_stems,
     format_of,
     frames_of,
@@ -333,3 +335,22 @@ def test_commands(mixed, tmp_path):
 def test_names_of_files_are_distinct():
     stems = file_stems(["a/b.cif", "a_b.cif", "A_B", "../../etc/passwd", "x.xyz#3", "é ü", ""])
     assert len({s.lower() for s in stems}) == len(stems) and not any("/" in s or ".." in s for s in stems)
+
+
+def test_no_file_of_a_folder_vanishes_without_a_word(tmp_path):
+    "Empty files, JSON that is cut off and links that lead nowhere are named; other JSON is no structure."
+    (tmp_path / "good.cif").write_text(rock_salt().to_cif())
+    (tmp_path / "zero.extxyz").write_text("")
+    (tmp_path / "cut.json").write_text('{"data": [{"type": "struct')
+    (tmp_path / "zero.json").write_text("")
+    (tmp_path / "run.json").write_text('{"seed": 0}')
+    (tmp_path / "lost.cif").symlink_to(tmp_path / "nowhere.cif")
+    folder = structure_files(tmp_path)
+    assert set(folder.skipped) == {"cut.json", "zero.json", "lost.cif"}
+    items = dict(folder_items(tmp_path))
+    assert set(items) == {"good.cif", "zero.extxyz"}
+    with pytest.raises(CrystalError, match="no structure"):
+        read_item(items["zero.extxyz"])
+    for name in ("zero.extxyz", "nope.cif"):
+        with pytest.raises(CrystalError, match=name):
+            Crystal.from_file(tmp_path / name)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matgen_nb.symmcd import counting
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
 from matgen_nb.symmcd.model import Statistics, SymmCD, SymmCDConfig
 from matgen_nb.symmcd.network import pairs_of
@@ -878,7 +879,7 @@ def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypa
     how = dict(n=6, seed=2, steps=2, space_group=16, num_orbits=2, progress=False)
     off = sample_by_name(OURS, **how, resample_higher=0)
     monkeypatch.setattr(asymmetric_unit.importlib.util, "find_spec", lambda name: None)
-    for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced):
+    for cached in (asymmetric_unit.has_spglib, counting._forced):
         cached.cache_clear()
     try:
         with pytest.warns(UserWarning, match="spglib is not installed") as seen:
@@ -898,7 +899,7 @@ def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypa
         )
     finally:
         monkeypatch.undo()
-        for cached in (asymmetric_unit.has_spglib, asymmetric_unit._forced):
+        for cached in (asymmetric_unit.has_spglib, counting._forced):
             cached.cache_clear()
 
 

@@ -404,7 +404,7 @@ def test_validates_twenty_times_in_a_run_by_steps_or_by_time(tmp_path):
 @pytest.mark.parametrize(
     "choice, text",
     [
-        (dict(steps=None), "steps or epochs"),
+        (dict(steps=None), "--steps or --epochs"),
         (dict(lr=-1.0), "positive"),
         (dict(schedule="x"), "schedule"),
         (dict(precision="16-mixed"), "bf16-mixed"),
@@ -467,7 +467,8 @@ def test_time_left_after_resume_counts_this_run_only(tmp_path, capsys, monkeypat
         log_every=5,
         progress=True,
     ).fit()
-    assert "/1000" in capsys.readouterr().out.splitlines()[-1], (
+    *_, last, said = capsys.readouterr().out.splitlines()
+    assert "time budget" in said and "/1000" in last, (
         "with a budget of time the bar counts thousandths of the run"
     )
 

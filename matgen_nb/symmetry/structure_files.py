@@ -214,24 +214,42 @@ def frames_of(text: str, name: str = "", kind: str | None = None) -> list[Frame]
 
 # %% ../../nbs/1_symmetry/12_structure_files.ipynb #fm-files
 def file_frames(path: str | Path, name: str | None = None) -> list[Frame]:
-    "The structures of a file (.gz too); one `Frame` with a problem where it cannot be read or taken apart."
+    """The structures of a file (.gz too); one `Frame` with a problem where it cannot be read, cannot be taken
+    apart, or holds none."""
     name = str(path) if name is None else name
     try:
-        return frames_of(cif_file_text(path), name)
+        frames = frames_of(cif_file_text(path), name)
+        return frames or [Frame("", "", name, "this file holds no structure")]
     except (OSError, CrystalError) as error:
         unread = f"this file cannot be read: {getattr(error, 'strerror', None) or error}"
         return [Frame("", "", name, unread if isinstance(error, OSError) else str(error))]
 
 
 def structure_files(path: str | Path) -> Folder:
-    """All files under a folder that are structures in a format that is read, and the names of those in
-    other formats. JSON counts where its content is OPTIMADE's."""
+    """All files under a folder that are structures in a format that is read, and the names of those that are
+    skipped: in other formats, JSON that is cut off, links that lead nowhere. JSON counts where its content is
+    OPTIMADE's; other JSON is no structure."""
     folder = cif_folder(path)
-    every = sorted(p for p in Path(path).rglob("*") if p.is_file() and not p.name.startswith("."))
+    found = sorted(p for p in Path(path).rglob("*") if not p.name.startswith("."))
+    every = [p for p in found if p.is_file()]
+    lost = [p for p in found if p.is_symlink() and not p.exists()]
+    lost += [p for p in every if _is_damaged_json(p)]
     named = [(p, named_format(p)) for p in every]
     ours = [p for p, kind in named if kind and (kind != "optimade" or _is_optimade(p))]
     names = {str(p.relative_to(path)) for p in ours}
-    return Folder(ours, [name for name in folder.skipped if name not in names])
+    skipped = [*folder.skipped, *(str(p.relative_to(path)) for p in lost)]
+    return Folder(ours, list(dict.fromkeys(name for name in skipped if name not in names)))
+
+
+def _is_damaged_json(path: Path) -> bool:
+    "Whether a .json file cannot be taken apart, so that nobody knows what it held."
+    if named_format(path) != "optimade":
+        return False
+    try:
+        json.loads(cif_file_text(path))
+    except (OSError, ValueError, CrystalError):
+        return True
+    return False
 
 
 def _is_optimade(path: Path) -> bool:
@@ -248,6 +266,8 @@ def read_structure(path: str | Path, index: int | None = None) -> Reading:
     frames = file_frames(path)
     if index is None and len(frames) > 1:
         raise CrystalError(f"{path} holds {len(frames)} structures: choose one of them with index, from 0")
+    if len(frames) == 1 and (problem := frames[0].problem) and str(path) not in problem:
+        raise CrystalError(f"{path}: {problem}")
     try:
         return frames[index or 0].read()
     except IndexError:
