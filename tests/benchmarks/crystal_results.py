@@ -18,11 +18,11 @@ measured is kept in --work, so that a run that was stopped goes on.
 
 import argparse
 import csv
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from kept import Kept
 from matgen_nb import SymmCD
 from matgen_nb.scale.crystal_runs import load_data, read_crystals, training_reference
 from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies, match_rates
@@ -95,23 +95,6 @@ def matches(model, units):
     "Summary of `match_rates` of predictions for units."
     found = model.predict(units, options=SamplingOptions(progress=False))
     return match_rates([s.crystal for s in found], units, progress=None).summary
-
-
-class Kept:
-    "Steps whose results are kept in a folder as JSON: done once, read afterwards."
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, name, step):
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            found = step()
-            with atomic_write(path) as file:
-                json.dump(found, file, default=lambda x: x.item() if hasattr(x, "item") else x.tolist())
-        print(f"{name}: {path}", flush=True)
-        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def energies_of(crystals, table, n):

@@ -16,10 +16,10 @@ kept in --work, so that a run that was stopped goes on.
 
 import argparse
 import csv
-import json
 import math
 from pathlib import Path
 
+from kept import Kept
 from matgen_nb import MofDiff
 from matgen_nb.mofdiff.bonds import TEXTBOOK, Mof, textbook_crystal
 from matgen_nb.mofdiff.evaluation import describe_mof, funnel
@@ -41,22 +41,6 @@ PROPERTIES = ("set", "name", "num_blocks", "valid", "novel", "density", "void_fr
 FROM_EVALUATION = ("name", "valid", "novel", "density", "void_fraction", "lcd", "pld")
 IN_REAL = ("checks_passed", "num_blocks", "density", "void_fraction", "lcd", "pld")
 BAR = 1e5  # Pa
-
-
-class Kept:
-    "Rows that are kept in a folder as JSON, one file a framework: computed once, read afterwards."
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, name, step):
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            found = step()
-            with atomic_write(path) as file:
-                json.dump(found, file)
-        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def relaxed_results(run, work, names):

@@ -1,0 +1,27 @@
+"""Steps of a long measurement whose results are kept on the disk, so that a run that was stopped goes on."""
+
+import json
+from pathlib import Path
+
+from matgen_nb.utils import atomic_write
+
+
+def plain(value):
+    "NumPy's numbers and arrays as Python's, for JSON."
+    return value.item() if getattr(value, "size", 0) == 1 else value.tolist()
+
+
+class Kept:
+    "Results by name, a JSON file each in a folder: `kept(name, step)` calls step() once, then reads it."
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name, step):
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            found = step()
+            with atomic_write(path) as file:
+                json.dump(found, file, default=plain)
+        return json.loads(path.read_text(encoding="utf-8"))
