@@ -19,7 +19,7 @@ NOT_ON_PYPI = {"sevenn"}
 "A second potential that a user may bring; the extra `stability` has the first."
 TOOLS = {"jupyterlab"}
 "Where the lessons are read; nothing imports it."
-BOUNDED = {"bibtexparser"}
+BOUNDED = {"bibtexparser", "setuptools"}
 "What a package that is required needs in an older version than it says itself."
 
 
