@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['MOST_IMAGES', 'MOST_ATOMS', 'MOTIFS', 'MOTIF_START', 'compact', 'neighbours', 'shortest_distance', 'contact_ratio',
-           'structure_validity', 'voronoi_faces', 'cut_cell', 'bond_weights', 'site_fingerprint',
-           'structure_fingerprint', 'composition_fingerprint', 'nearest', 'crystal_key']
+           'structure_validity', 'Angles', 'neighbour_angles', 'order_parameters', 'voronoi_faces', 'cut_cell',
+           'bond_weights', 'site_fingerprint', 'structure_fingerprint', 'composition_fingerprint', 'nearest',
+           'crystal_key']
 
 # %% ../../nbs/3_symmcd/14_fingerprints.ipynb #fin00004
 import functools
@@ -11,7 +12,8 @@ import hashlib
 import itertools
 import math
 import warnings
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -105,30 +107,198 @@ def structure_validity(crystal, cutoff=0.5, min_volume=0.1):
     volume >= `min_volume` A^3."""
     return bool(crystal.volume >= min_volume and shortest_distance(crystal) >= cutoff)
 
+# %% ../../nbs/3_symmcd/14_fingerprints.ipynb #fopt0002
+@dataclass(frozen=True)
+class Angles:
+    """Angles between the neighbours of a site: theta (n, n), from neighbour j at the north pole to k; phi
+    (n, n, n), azimuth of m from the meridian of k about j; beside (n, n, n): whether m is a third neighbour
+    and k defines a meridian; turned: and m is at no pole, so that it has an azimuth."""
+
+    theta: np.ndarray
+    phi: np.ndarray
+    beside: np.ndarray
+    turned: np.ndarray
+
+    def first(self, n: int) -> "Angles":
+        "Those of the first n neighbours alone."
+        return Angles(self.theta[:n, :n], *(x[:n, :n, :n] for x in (self.phi, self.beside, self.turned)))
+
+
+def neighbour_angles(vectors: np.ndarray) -> Angles:
+    "`Angles` of bond vectors (n, 3)."
+    r = vectors / np.linalg.norm(vectors, axis=1)[:, None]
+    cosine = r @ r.T
+    across = r[None] - (cosine / (r * r).sum(1)[:, None])[..., None] * r[:, None]  # of k, orthogonal to j
+    length = np.linalg.norm(across, axis=-1)
+    flat = length < 1e-12
+    across /= np.where(flat, 1.0, length)[..., None]
+    phi = np.arccos(np.clip(across @ across.mT, -1, 1))
+    other = ~np.eye(len(r), dtype=bool)
+    third = other[:, :, None] & other[:, None, :] & other[None]
+    beside = third & ~flat[:, :, None]
+    return Angles(np.arccos(np.clip(cosine, -1, 1)), phi, beside, beside & ~flat[:, None, :])
+
+# %% ../../nbs/3_symmcd/14_fingerprints.ipynb #fopt0005
+def _gauss(x: np.ndarray) -> np.ndarray:
+    return np.exp(-0.5 * x * x)
+
+
+def _best(q: np.ndarray, norm: np.ndarray) -> float:
+    "The best pair of neighbours: largest q / norm (n, n) beside the diagonal."
+    ratio = np.where(norm > 1e-12, q / np.where(norm > 1e-12, norm, 1), 0.0)
+    np.fill_diagonal(ratio, -np.inf)
+    return float(ratio.max())
+
+
+def _cone(a: Angles, angle, width, fold, pole=np.inf, pole_width=0.0, sector=np.inf, polar=None) -> float:
+    """Order parameter of neighbours on a cone about the north pole, and at the south pole beyond the polar
+    angle `pole`. angle: of the cone, in units of pi; polar: weight by the polar angle, if it is no cone;
+    sector: azimuths beyond it do not count."""
+    x = a.theta / np.pi
+    weight, near = _gauss(width * (x - angle)) if polar is None else polar(x), a.theta < pole
+    turned = a.turned & near[:, None, :] & near[:, :, None] & (a.phi < sector)
+    south = a.beside & ~near[:, None, :]
+    around = weight[:, None, :] * np.cos(fold * a.phi) ** 2
+    at_pole = np.broadcast_to(_gauss(pole_width * (x - 1))[:, None, :], south.shape)
+    q = np.where(near, weight, 0) + (around * turned).sum(2) + (at_pole * south).sum(2)
+    return _best(q, near + turned.sum(2) + south.sum(2))
+
+# %% ../../nbs/3_symmcd/14_fingerprints.ipynb #fopt0007
+def _pentagon(a: Angles, angle: float, width: float) -> float:
+    polar = lambda x: _gauss(width * (x - np.where(a.theta <= angle * np.pi, 0.4, 0.8)))
+    return _cone(a, angle, width, 1, polar=polar)
+
+
+def _hexagon(a: Angles, angle: float, width: float, pole: float, pole_width: float) -> float:
+    polar = lambda x: _gauss(width * (np.abs(x - 0.5) - angle))
+    return _cone(a, angle, width, 1, pole, pole_width, polar=polar)
+
+
+def _bent(a: Angles, angle: float, width: float) -> float:
+    weight = _gauss(width * (a.theta / np.pi - angle))
+    return float(weight[~np.eye(len(weight), dtype=bool)].mean())
+
+
+def _body_centred(a: Angles, pole: float, pole_width: float, share: float) -> float:
+    "Of a cube: opposite neighbours, and three others on either side of the equator; each pair counts once."
+    n, upper = len(a.theta), np.triu(np.ones_like(a.theta, dtype=bool), 1)
+    near, height = a.theta < pole, (a.theta - np.pi / 2) / np.arcsin(1 / 3)
+    side = np.where(a.theta > np.pi / 2, 1, -1)
+    around = np.cos(3 * a.phi) * (height * _gauss(height))[:, None, :] / np.exp(-0.5)
+    q = np.where(near, side * (around * a.turned).sum(2), share * _gauss(pole_width * (a.theta / np.pi - 1)))
+    return float(q[upper].sum() / (0.5 * n * (6 + (n - 2) * (n - 3))))
+
+# %% ../../nbs/3_symmcd/14_fingerprints.ipynb #fopt0008
+def _cuboctahedron(a: Angles, pole: float, low: float, high: float, options: dict[str, float]) -> float:
+    "Of a cuboctahedron: neighbours at 60, 90, 120 and 180 degrees; k is one of those on the equator."
+    x, wide = a.theta / np.pi, a.theta[:, None, :]
+    equator = (a.theta > low) & (a.theta < high)
+    turned = a.turned & (wide < pole) & equator[:, :, None]
+    on_equator = np.cos(a.phi) ** 2 * _gauss(options["width"] * (x - 0.5))[:, None, :]
+    tilt = _gauss(0.0556 * (np.cos(a.phi - np.pi / 2) - 0.81649658))
+    upper = tilt * _gauss(options["outer_width"] * (x - 1 / 3))[:, None, :]
+    lower = tilt * _gauss(options["outer_width"] * (x - 2 / 3))[:, None, :]
+    cases = [(wide > low) & (wide < high), wide < low, wide > high]
+    counted = turned & (cases[0] | cases[1] | cases[2])
+    around = np.select(np.broadcast_arrays(*cases), [on_equator, upper, lower], 0.0)
+    south = np.where(a.theta >= pole, options["share"], 0.0)
+    q = south * _gauss(options["pole_width"] * (x - 1)) + (around * counted).sum(2)
+    return _best(q, south + counted.sum(2))
+
+
+def _steinhardt(a: Angles, degree: int) -> float:
+    from numpy.polynomial import legendre
+
+    values = legendre.legval(np.cos(a.theta), [0] * degree + [1])
+    return float(np.sqrt(max(values.mean(), 0.0)))
+
 # %% ../../nbs/3_symmcd/14_fingerprints.ipynb #b89b6f7c
-MOTIFS = {
-    1: ["sgl_bd"],
-    2: ["L-shaped", "water-like", "bent 120 degrees", "bent 150 degrees", "linear"],
-    3: ["trigonal planar", "trigonal non-coplanar", "T-shaped"],
-    4: ["square co-planar", "tetrahedral", "rectangular see-saw-like", "see-saw-like", "trigonal pyramidal"],
-    5: ["pentagonal planar", "square pyramidal", "trigonal bipyramidal"],
-    6: ["hexagonal planar", "octahedral", "pentagonal pyramidal"],
-    7: ["hexagonal pyramidal", "pentagonal bipyramidal"],
-    8: ["body-centered cubic", "hexagonal bipyramidal"],
-    9: ["q2", "q4", "q6"],
-    10: ["q2", "q4", "q6"],
-    11: ["q2", "q4", "q6"],
-    12: ["cuboctahedral", "q2", "q4", "q6"],
+_POLE = 2.356194490192345  # 135 degrees: a neighbour beyond it is at the south pole
+_STEINHARDT: dict = {f"q{degree}": ("steinhardt", dict(degree=degree)) for degree in (2, 4, 6)}
+MOTIFS: dict[int, dict[str, tuple[str, dict]]] = {
+    1: {"sgl_bd": ("single", {})},
+    2: {
+        "L-shaped": ("bent", dict(angle=0.5, width=15.15)),
+        "water-like": ("bent", dict(angle=0.5802777777777778, width=13.95)),
+        "bent 120 degrees": ("bent", dict(angle=0.666666666667, width=13.25)),
+        "bent 150 degrees": ("bent", dict(angle=0.833333333333333, width=12.45)),
+        "linear": ("bent", dict(angle=1.0, width=8.667)),
+    },
+    3: {
+        "trigonal planar": ("cone", dict(angle=0.66666666667, width=17.5, fold=1)),
+        "trigonal non-coplanar": ("cone", dict(angle=0.6081734479693927, width=18.33, fold=1.5)),
+        "T-shaped": ("cone", dict(angle=0.5, width=15.5, fold=1)),
+    },
+    4: {
+        "square co-planar": ("cone", dict(angle=0.5, width=17.7, fold=1, pole=_POLE, pole_width=13.5)),
+        "tetrahedral": ("cone", dict(angle=0.6081734479693927, width=18.5, fold=1.5)),
+        "rectangular see-saw-like": (
+            "cone",
+            dict(angle=0.5, width=27, fold=2, pole=_POLE, pole_width=11.5, sector=0.75 * np.pi),
+        ),
+        "see-saw-like": ("cone", dict(angle=0.5, width=15.75, fold=1.5, pole=_POLE, pole_width=12.75)),
+        "trigonal pyramidal": ("cone", dict(angle=0.5, width=15.5, fold=1.5)),
+    },
+    5: {
+        "pentagonal planar": ("pentagon", dict(angle=0.6, width=19.333)),
+        "square pyramidal": ("cone", dict(angle=0.5, width=14.9, fold=2)),
+        "trigonal bipyramidal": ("cone", dict(angle=0.5, width=16.6, fold=1.5, pole=_POLE, pole_width=12)),
+    },
+    6: {
+        "hexagonal planar": (
+            "hexagon",
+            dict(angle=0.16666667, width=25, pole=2.6179938779914944, pole_width=7.5),
+        ),
+        "octahedral": ("cone", dict(angle=0.5, width=18, fold=2, pole=_POLE, pole_width=15)),
+        "pentagonal pyramidal": ("cone", dict(angle=0.5, width=13.8, fold=2.5)),
+    },
+    7: {
+        "hexagonal pyramidal": ("cone", dict(angle=0.5, width=12.5, fold=3)),
+        "pentagonal bipyramidal": (
+            "cone",
+            dict(angle=0.5, width=14.75, fold=2.5, pole=_POLE, pole_width=12.5),
+        ),
+    },
+    8: {
+        "body-centered cubic": ("body_centred", dict(pole=2.5261129449194057, pole_width=15, share=6)),
+        "hexagonal bipyramidal": ("cone", dict(angle=0.5, width=13.6, fold=3, pole=_POLE, pole_width=14.1)),
+    },
+    9: _STEINHARDT,
+    10: _STEINHARDT,
+    11: _STEINHARDT,
+    12: {
+        "cuboctahedral": (
+            "cuboctahedron",
+            dict(
+                pole=2.792526803190927,
+                low=1.3089969389957472,
+                high=1.8325957145940461,
+                options=dict(pole_width=28.75, share=1.8, width=25.5, outer_width=31.25),
+            ),
+        ),
+        **_STEINHARDT,
+    },
 }
-MOTIF_START = np.cumsum([0] + [1 + len(MOTIFS.get(cn, [])) for cn in range(1, 25)])
+
+# %% ../../nbs/3_symmcd/14_fingerprints.ipynb #fopt0010
+MOTIF_START = np.cumsum([0] + [1 + len(MOTIFS.get(cn, {})) for cn in range(1, 25)])
+_FORMULAS: dict[str, Callable[..., float]] = dict(
+    single=lambda a: 1.0,
+    bent=_bent,
+    cone=_cone,
+    pentagon=_pentagon,
+    hexagon=_hexagon,
+    body_centred=_body_centred,
+    cuboctahedron=_cuboctahedron,
+    steinhardt=_steinhardt,
+)
 
 
-@functools.lru_cache(None)
-def _order_parameters(cn):
-    from pymatgen.core.local_env import CN_OPT_PARAMS, LocalStructOrderParams
-
-    found = [CN_OPT_PARAMS.get(cn, {}).get(name, [name]) for name in MOTIFS.get(cn, [])]
-    return [LocalStructOrderParams([f[0]], parameters=[f[1] if len(f) > 1 else None]) for f in found]
+def order_parameters(a: Angles, cn: int) -> list[float]:
+    """Order parameters of the motifs of coordination number cn, for the first cn of the neighbours; none above
+    12. Those of Zimmermann and Jain, RSC Adv. 10, 6063 (2020), as pymatgen's LocalStructOrderParams has them."""
+    part = a.first(cn)
+    return [_FORMULAS[kind](part, **values) for kind, values in MOTIFS.get(cn, {}).values()]
 
 # %% ../../nbs/3_symmcd/14_fingerprints.ipynb #4b23147b
 def voronoi_faces(points):
@@ -247,21 +417,16 @@ def site_fingerprint(crystal, site):
     "CrystalNN 'ops' fingerprint (61,) of a site, the numbers of matminer's CrystalNNFingerprint."
     out = np.zeros(MOTIF_START[-1])
     weights, vectors = bond_weights(crystal, site)
+    angles = neighbour_angles(vectors[: max(MOTIFS)])
     levels = np.append(np.unique(weights)[::-1], 0.0)
     part = -np.diff(_semicircle(np.minimum(levels, 1)))
     for level, wt in zip(levels, part):
         cn = int((weights >= level).sum())
         if cn > 24:
             continue
-        start, sites = (
-            MOTIF_START[cn - 1],
-            [SimpleNamespace(coords=x) for x in np.vstack([np.zeros(3), vectors[:cn]])],
-        )
-        out[start] = wt
-        for j, op in enumerate(_order_parameters(cn), 1):
-            out[start + j] = wt * (
-                op.get_order_parameters(sites, 0, indices_neighs=list(range(1, cn + 1)))[0] or 0
-            )
+        values = [1.0, *order_parameters(angles, cn)]
+        start = MOTIF_START[cn - 1]
+        out[start : start + len(values)] = wt * np.array(values)
     return out
 
 # %% ../../nbs/3_symmcd/14_fingerprints.ipynb #93d9cf00

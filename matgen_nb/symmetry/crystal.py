@@ -22,7 +22,7 @@ import numpy as np
 from ..drawing import camera, html_of, live_scene, picture_of, render_scene, why_no_live_view
 from ..figures import Animation, animation
 from .lattice import lattice_from_parameters, lattice_parameters
-from ..utils import atomic_write
+from ..utils import MatgenError, atomic_write
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f584a5e3
 @lru_cache
@@ -53,7 +53,7 @@ def atomic_number(symbol):
     return int(found[0])
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #4233a6c4
-class CrystalError(ValueError):
+class CrystalError(MatgenError, ValueError):
     "A structure that is no crystal for us. The message says what is wrong, where, and what to do instead."
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #82fc0cc6
@@ -210,6 +210,8 @@ def check_overlap(crystal, name="crystal", tolerance=0.01):
 def from_pymatgen(structure):
     """The crystal of an ordered pymatgen Structure. Raises CrystalError for disorder, dummy atoms,
     elements beyond 94, duplicate atoms."""
+    if not hasattr(structure, "is_ordered"):
+        raise CrystalError(f"from_pymatgen takes a pymatgen Structure, not {type(structure).__name__}")
     if not structure.is_ordered:
         i = next(i for i, site in enumerate(structure) if not site.is_ordered)
         raise CrystalError(

@@ -350,6 +350,8 @@ def from_ase(atoms: Any) -> Crystal:
 
     CrystalError where it is not periodic in three directions, has no cell, dummy atoms, elements beyond 94,
     partly occupied sites (`info["occupancy"]`) or two atoms in one place."""
+    if not hasattr(atoms, "get_chemical_formula"):
+        raise CrystalError(f"from_ase takes an ase.Atoms, not {type(atoms).__name__}")
     name = atoms.get_chemical_formula()
     if not np.all(atoms.pbc):
         told = " ".join("FT"[int(flag)] for flag in atoms.pbc)
