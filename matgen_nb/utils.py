@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MatgenError', 'option', 'option_help', 'described', 'check_limits', 'patch', 'batch_seed', 'mix_seed', 'atomic_write',
-           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'CsvTable', 'read_csv_table', 'fetch',
-           'wilson', 'share']
+           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'CsvTable', 'reason', 'read_csv_table',
+           'fetch', 'wilson', 'share']
 
 # %% ../nbs/0_utilities/01_utils.ipynb #1e5db884
 import csv
@@ -282,6 +282,11 @@ class CsvTable:
     rows: list[dict[str, str]]
 
 
+def reason(error: BaseException) -> str:
+    "Why something failed, in words; of an error of the disk without its number, which says nothing."
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+
+
 def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
     """All rows of a CSV file (.gz too). MatgenError where it is no readable CSV file, or lacks the
     column of CIF texts that is named."""
@@ -292,7 +297,7 @@ def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
             reader = csv.DictReader(file)
             columns, rows = reader.fieldnames or [], list(reader)
     except (OSError, EOFError, csv.Error) as error:
-        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
+        raise MatgenError(f"{path} is not a readable CSV file: {reason(error)}") from None
     if column is not None and column not in columns:
         there = ", ".join(map(repr, columns[:20])) or "no columns"
         raise MatgenError(

@@ -369,8 +369,8 @@ def write_each(out: Path, crystals: dict, format: str, overwrite: bool) -> None:
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25exp01
 def check_file(out: Path, overwrite: bool) -> None:
-    """MatgenError where a file that is about to be written is there: without --overwrite any, with it one that
-    matgen did not write (files that it wrote are on the record of their folder)."""
+    """MatgenError where a file that is about to be written is there: without --overwrite any, with it one
+    that matgen did not write (files that it wrote are on the record of their folder)."""
     if out.is_dir():
         raise MatgenError(f"{out} is a folder: give a file for --out")
     if os.path.lexists(out) and not overwrite:

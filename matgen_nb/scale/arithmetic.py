@@ -168,11 +168,11 @@ WAITING = {
 }
 "Operators whose result, or its size, the host must know before it can go on."
 ON_CPU_ONLY = {"aten::linalg_lu_solve", "aten::_fused_adamw_"}
-"Operators that look into their arguments where these lie in the host's own memory, and only there: pivots, counts of steps."
+"Operators that look into their arguments (pivots, counts of steps), but only in the host's own memory."
 
 
 def _waits(event: Any) -> bool:
-    "Whether an event of a profile is an operator that waits, and not part of another one or of one of ON_CPU_ONLY."
+    "Whether an event of a profile is an operator that waits, and no part of another one or of ON_CPU_ONLY."
     if event.name not in WAITING:
         return False
     while event := event.cpu_parent:

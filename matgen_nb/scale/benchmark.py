@@ -21,7 +21,7 @@ from typing import Any
 
 from ..parallel import time_limit
 from .runs import read_table
-from ..utils import MatgenError, check_limits, described, option
+from ..utils import MatgenError, check_limits, described, option, reason
 
 # %% ../../nbs/5_scale/10_benchmark.ipynb #58e3aea2
 def wait_for(device: str) -> None:
@@ -255,14 +255,14 @@ def _check_speeds(row: dict, path: str | Path) -> None:
 
 
 def read_benchmark(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a table.csv that `matgen benchmark` wrote, without those that have no speed because they failed;
+    """Rows of a table.csv that `matgen benchmark` wrote, without those that failed before they had a speed;
     MatgenError for another file, or one whose speeds are no positive numbers."""
     try:
         rows = read_table(path)
         with open(path, newline="", encoding="utf-8") as file:
             ragged = any(None in row for row in csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
-        raise MatgenError(f"{path} cannot be read: {error}") from None
+        raise MatgenError(f"{path} cannot be read: {reason(error)}") from None
     if ragged:
         raise MatgenError(f"{path} cannot be read: a row has more fields than there are columns")
     kept = [row for row in rows if "per_second" in row or "failure" not in row]

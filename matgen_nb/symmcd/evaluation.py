@@ -198,8 +198,8 @@ def prepare_reference(
     fingerprints: bool = True,
     **work: Any,
 ) -> Reference:
-    """Reference of a list of Crystal. `cache`: an .npz file that keeps rows by structure hash, so that a second
-    run is quick. work: n_jobs, timeout and progress, see `EvaluationOptions`."""
+    """Reference of a list of Crystal. `cache`: an .npz file that keeps rows by structure hash, so that a
+    second run is quick. work: n_jobs, timeout and progress, see `EvaluationOptions`."""
     options, given = EvaluationOptions(symprec=symprec, **work), _crystals(crystals, "the reference")
     symprecs = options.symprecs
     keys = [crystal_key(c, symprecs, fingerprints) for c in given]
@@ -216,6 +216,14 @@ def prepare_reference(
 # %% ../../nbs/3_symmcd/15_evaluation.ipynb #14229072
 Summary = dict[str, dict[str, Any]]
 "Name of a metric -> its value, interval, number of crystals and protocol."
+
+
+def _check_metrics(metrics: Sequence[str]) -> None:
+    "MatgenError for a metric that does not exist."
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    if isinstance(metrics, str) or set(names) - set(METRICS):
+        unknown = sorted(set(names) - set(METRICS)) or names
+        raise MatgenError(f"unknown metrics {unknown}; give a list of some of {', '.join(METRICS)}")
 
 
 def _entry(value: float, low: float, high: float, n: int, protocol: str) -> dict[str, Any]:
@@ -327,8 +335,8 @@ def summarise_templates(table: list, known: list) -> dict:
 # %% ../../nbs/3_symmcd/15_evaluation.ipynb #684f6ecf
 @dataclass
 class Evaluation:
-    """`table`: one dict per input crystal, in order; `summary`: metric -> dict(value, low, high, n, protocol);
-    `reference`: the Reference."""
+    """`table`: one dict per input crystal, in order; `summary`: metric -> dict(value, low, high, n,
+    protocol); `reference`: the Reference."""
 
     table: list[Row]
     summary: Summary
@@ -370,8 +378,8 @@ def _histogram(ax: Any, key: str, label: str, both: list[list], bins: np.ndarray
 
 @patch
 def plot(self: Evaluation) -> Any:
-    """Figure with four histograms, sample against reference: density, number of elements, space group, atoms in
-    the cell."""
+    """Figure with four histograms, sample against reference: density, number of elements, space group,
+    atoms in the cell."""
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(6, 4.2), dpi=90, layout="constrained")
@@ -392,14 +400,6 @@ def plot(self: Evaluation) -> Any:
 Evaluation.show = Evaluation.plot
 
 # %% ../../nbs/3_symmcd/15_evaluation.ipynb #5581ecab
-def _check_metrics(metrics: Sequence[str]) -> None:
-    "MatgenError for a metric that does not exist."
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    if isinstance(metrics, str) or set(names) - set(METRICS):
-        unknown = sorted(set(names) - set(METRICS)) or names
-        raise MatgenError(f"unknown metrics {unknown}; give a list of some of {', '.join(METRICS)}")
-
-
 def evaluate_crystals(
     crystals: Iterable[Crystal | None],
     reference: Iterable[Crystal] | Reference,
@@ -409,12 +409,12 @@ def evaluate_crystals(
     options: EvaluationOptions = EvaluationOptions(),
     **changes: Any,
 ) -> Evaluation:
-    """Evaluate crystals against a reference. Returns an Evaluation; no crystal is ever fatal (see `failure` in
-    the table).
+    """Evaluate crystals against a reference. Returns an Evaluation; no crystal is ever fatal (see `failure`
+    in the table).
 
     crystals: list of Crystal (None counts as failed). reference: list of Crystal or Reference (coverage and
-    distributions); training: list of Crystal for novelty and templates (default: the reference); names: one for
-    each crystal. metrics: some of METRICS. changes: of the options, as n_jobs=1, see `EvaluationOptions`.
+    distributions); training: list of Crystal for novelty and templates (default: the reference); names: one
+    for each crystal. metrics: some of METRICS. changes: of the options, as n_jobs=1, see `EvaluationOptions`.
     MatgenError for an unknown metric, and for what is no list of crystals."""
     _check_metrics(metrics)
     options, crystals = replace(options, **changes), _crystals(crystals, "crystals", none=True)
@@ -435,7 +435,7 @@ def evaluate_crystals(
         r.pop("composition", None)
     return Evaluation(table, summary, reference)
 
-# %% ../../nbs/3_symmcd/15_evaluation.ipynb #182a2f97
+# %% ../../nbs/3_symmcd/15_evaluation.ipynb #ev000007
 def _known_crystals(training: Any, reference: Reference, described: bool, work: dict) -> Reference:
     "What novelty and templates are compared with; described: whether the templates are needed."
     if training is None or isinstance(training, Reference):
@@ -444,7 +444,7 @@ def _known_crystals(training: Any, reference: Reference, described: bool, work: 
         return prepare_reference(training, reference.symprecs, fingerprints=False, **work)
     return Reference(_crystals(training, "the training set"), [])
 
-
+# %% ../../nbs/3_symmcd/15_evaluation.ipynb #182a2f97
 def _summarise_matching(
     table: list[Row], crystals: list, known: list, metrics: Sequence, work: dict
 ) -> Summary:
@@ -458,8 +458,8 @@ def _summarise_matching(
         if why and why not in r["failure"]:
             r["failure"] = "; ".join(filter(None, [r["failure"], why]))
     matcher = (
-        "StructureMatcher.fit, default tolerances, either order, within a reduced formula; failed crystals count "
-        "as no; all inputs"
+        "StructureMatcher.fit, default tolerances, either order, within a reduced formula; failed crystals "
+        "count as no; all inputs"
     )
     named = dict(
         uniqueness=("unique", "first of its kind in the sample; "),
