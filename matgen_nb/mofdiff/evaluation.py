@@ -75,8 +75,9 @@ def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: floa
     """Everything about one framework that needs no other: checks, pores, formula, number of atoms and
     blocks, identity.
 
-    made: a Crystal; or a Mof, whose listed bonds are those it was built with: then `connectivity_preserved` says
-    whether the bonds that the atoms show make the same blocks and net. None: nothing was made.
+    made: a Crystal; or a Mof, whose listed bonds are those it was built with: then
+    `connectivity_preserved` says whether the bonds that the atoms show make the same blocks and net.
+    None: nothing was made.
     timeout: s; min_pld: A."""
     row = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None)
     if made is None:
