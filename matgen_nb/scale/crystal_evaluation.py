@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
