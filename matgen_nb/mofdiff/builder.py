@@ -109,8 +109,8 @@ def _within_three_bonds(n, pairs, cells):
 
 # %% ../../nbs/4_mofdiff/12_builder.ipynb #a7785f6c
 def closest_contact(d: Decomposition) -> float:
-    """The smallest distance between atoms more than three bonds from each other, over the sum of their van der
-    Waals radii; inf where none is within 3 A."""
+    """The smallest distance between atoms more than three bonds from each other, over the sum of their van
+    der Waals radii; inf where none is within 3 A."""
     from scipy.spatial import cKDTree
 
     elements = np.concatenate([b.elements for b in d.blocks])
