@@ -15,21 +15,20 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd import counting
 from matgen_nb.symmcd.counting import forced_group
-from matgen_nb.symmetry import asymmetric_unit as module
-from matgen_nb.symmetry.asymmetric_unit import (
-    AsymmetricUnit,
-    FoundGroup,
-    found_group,
-    free_parameters,
-    more_operations,
-    only_group,
-    symmetry_dataset,
-)
+from matgen_nb.symmetry import symmetry_search as module
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, free_parameters
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 from matgen_nb.symmetry.lattice import constrain_k, lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmetry.space_groups import SpaceGroup
+from matgen_nb.symmetry.symmetry_search import (
+    FoundGroup,
+    found_group,
+    more_operations,
+    only_group,
+    symmetry_dataset,
+)
 
 DATA = Path(os.environ.get("MATGEN_TEST_DATA", ROOT.parent / "shared" / "data" / "crystals"))
 # pymatgen's matcher reduces both cells to primitive ones, and for these two its reduction differs between equal cells;

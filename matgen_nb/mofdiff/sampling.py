@@ -16,7 +16,7 @@ import torch
 
 from ..diffusion.gaussian import random_normal, reproducible
 from ..diffusion.sampler import reverse_process, time_grid
-from ..diffusion.torus import SHARPEN
+from ..diffusion.torus import SHARPEN, StepOptions
 from .coarse_graining import CoarseMof
 from .model import Library, MofDiff
 from .nets import framework_key
@@ -69,7 +69,7 @@ def reverse_step(model, b, t, s, generator=None, eta=1.0, sharpen=1.0):
     f = model.feature_noise.step(
         b.features, model.feature_eps(prediction, b.features, t), t, s, generator, eta
     )
-    x = model.coordinate_noise.step(b.x, score, t, s, generator, eta, sharpen)
+    x = model.coordinate_noise.step(b.x, score, t, s, generator, StepOptions(eta, sharpen))
     now = torch.full_like(b.num_blocks, max(s, 1))
     return replace(
         b, features=f, x=x, t=model.network_time(now), sigma=model.coordinate_noise.sigma(now, b.k[:, 0])

@@ -308,7 +308,7 @@ def read_crystals(source, n_jobs=-1, framework=False):
     of a CSV with a column `cif` (lesson 1.12). None where reading failed. Files in a folder that this process
     writes are passed over. framework: solvent and counter-ions may be missing."""
     from functools import partial
-    from matgen_nb.symmcd.dataset import read_file, read_folder
+    from matgen_nb.symmcd.preparing import read_file, read_folder
     from matgen_nb.parallel import parallel_map
 
     source = Path(source)
