@@ -82,7 +82,7 @@ class Potential:
 
 # %% ../../nbs/3_symmcd/16_potential.ipynb #e13b0111
 class PairPotential(Potential):
-    """A potential for learning and for tests: every pair wants to stand at the sum of its covalent radii
+    """A potential for learning and for tests: every pair is lowest in energy at the sum of its covalent radii
     (Morse curves, 1 eV deep).
 
     It needs nothing installed, and knows no chemistry: no charges, no angles, no d electrons."""
