@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -409,3 +410,22 @@ def test_without_spglib_it_is_said_once(monkeypatch):
         monkeypatch.undo()
         module.has_spglib.cache_clear()
         counting._forced.cache_clear()
+
+
+def test_a_unit_shows_its_crystal_and_a_table_of_its_orbits(monkeypatch):
+    "The last line of a cell: a picture, and a row for each orbit; never an error."
+    k = lattice_to_k(np.diag([4.594, 4.594, 2.959])).numpy()
+    rutile = AsymmetricUnit(136, k, [22, 8], [[0, 0, 0], [0.305, 0.305, 0]], [0, 5])
+    html = rutile._repr_html_()
+    assert rutile._repr_png_()[1:4] == b"PNG" and "data:image/png" in html
+    rows = re.findall(r"<tr><td>(.*?)</td></tr>", html)
+    assert [row.split("</td><td>") for row in rows] == [
+        ["Ti", "2a", "m.mm", "0.0000", "0.0000", "0.0000"],
+        ["O", "4f", "m.2m", "0.3050", "0.3050", "0.0000"],
+    ]
+    assert "AsymmetricUnit(TiO2, space group 136, orbits 2a 4f)" in html
+    monkeypatch.setattr("matgen_nb.drawing.LARGEST_PICTURE", 5)
+    assert rutile._repr_png_() is None, "six atoms are too many for a picture now"
+    assert rutile._repr_html_().startswith("<table>"), "the table is shown without it"
+    broken = AsymmetricUnit(136, np.full(6, np.nan), [22], [[0, 0, 0]], [0])
+    assert broken._repr_png_() is None and broken._repr_html_() is None
