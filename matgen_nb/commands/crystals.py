@@ -31,39 +31,30 @@ from matgen_nb.commands.options import (
     training_options,
     with_options,
 )
-from matgen_nb.scale.crystal_runs import (
-    TRAINING,
+from matgen_nb.scale.crystal_evaluation import (
     EnergyChoices,
     EvaluationInputs,
+    EvaluationOptions,
+    evaluate_to,
+    read_crystals,
+    summary_text,
+)
+from matgen_nb.scale.crystal_runs import (
     FitOptions,
-    JudgeOptions,
     QualityChoices,
     RunOptions,
-    evaluate_to,
+    TRAINING,
     fit_symmcd,
     higher_note,
     load_data,
     pick_device,
     quality_callbacks,
-    read_crystals,
     relaxing,
     relaxing_potential,
     sample_stream,
-    summary_text,
 )
-from matgen_nb.scale.runs import (
-    CHUNK,
-    check_out,
-    file_hash,
-    fresh_file,
-    fresh_folder,
-    record_of,
-    run_record,
-    say,
-    say_weights,
-    typed_command,
-    write_json,
-)
+from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
+from ..scale.runs import check_out, CHUNK, fresh_file, fresh_folder, record_of
 from ..scale.shards import Shard, merge, sample_shard, shard_folders
 from ..parallel import describe_failures
 from ..utils import MatgenError, atomic_write
@@ -326,7 +317,7 @@ def sample_symmcd(
     epilog="Example: `matgen evaluate crystals samples/ --reference test.safetensors "
     "--training train.safetensors --out judged`",
 )
-@with_options(JudgeOptions, into="chosen", leave=("symprec", "seed"))
+@with_options(EvaluationOptions, into="chosen", leave=("symprec", "seed"))
 @with_options(EnergyChoices, into="energies")
 def evaluate_crystals_command(
     chosen: dict,
@@ -349,7 +340,7 @@ def evaluate_crystals_command(
     folder = fresh_folder(
         out, overwrite, {"SOURCE": source, "--reference": reference, "--training": training}
     )
-    options, inputs = JudgeOptions(seed=seed, **chosen), EvaluationInputs(source, reference, training)
+    options, inputs = EvaluationOptions(seed=seed, **chosen), EvaluationInputs(source, reference, training)
     with folder:
         summary = evaluate_to(folder, inputs, options, EnergyChoices(**energies))
     say(f"{summary_text(summary)}\nresults: {folder}\nlook at {page_link(folder / 'gallery.html')}")

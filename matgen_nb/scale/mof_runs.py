@@ -49,21 +49,15 @@ from ..mofdiff.decoding import MofSample
 from ..mofdiff.sampling import MofSamplingOptions, NetOptions
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cimpo2
-from matgen_nb.scale.runs import (
-    CHUNK,
-    RunFolder,
-    as_folder,
-    chunk_seed,
-    chunks,
-    open_run,
+from matgen_nb.scale.records import (
     read_table,
     run_record,
     save_small_png,
     write_gallery,
     write_json,
-    write_results,
     write_table,
 )
+from .runs import as_folder, CHUNK, chunk_seed, chunks, open_run, RunFolder, write_results
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, atomic_write, check_limits, described, option, patch
