@@ -29,6 +29,7 @@ from matgen_nb.mofdiff.pipeline import (
     formed,
     numbered,
     relax_stage,
+    sample_best,
     verdict,
 )
 from .assembly import assemble_first
