@@ -550,10 +550,11 @@ def _run_options(job, folder, weights, steps, **sampling):
     "(`PipelineOptions`, `RunOptions`) of a recipe: not relaxed, coordinates as the model gives them."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
     from matgen_nb.mofdiff.pipeline import PipelineOptions
-    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
     from matgen_nb.scale.mof_runs import MofRunOptions
 
-    s, sampling = job.settings, sampling | dict(steps=steps, nets=NetOptions(share=0), progress=False)
+    s, nets = job.settings, NetOptions(net_share=0)
+    sampling = MofSamplingOptions(steps=steps, nets=nets, progress=False, **sampling)
     assembly = AssemblyOptions(starts=s["starts"], generations=s["generations"])
     options = PipelineOptions(assembly=assembly, relax=False, sampling=sampling)
     resume = (folder / "request.json").exists()
