@@ -8,7 +8,7 @@ import torch
 
 from matgen_nb.commands import main as entry
 from matgen_nb.commands import benchmark as command
-from matgen_nb.scale import arithmetic as ar, benchmark as bm, benchmark_tasks as bt, runs
+from matgen_nb.scale import arithmetic as ar, benchmark as bm, benchmark_tasks as bt, records, runs
 from matgen_nb.scale.arithmetic import Setting
 from matgen_nb.utils import MatgenError
 
@@ -59,7 +59,7 @@ def test_command_and_comparison(tmp_path, quick, capsys):
         )
         == 0
     )
-    first, second = (runs.read_table(tmp_path / name / "table.csv") for name in "ab")
+    first, second = (records.read_table(tmp_path / name / "table.csv") for name in "ab")
     assert [r["task"] for r in first] == ["sleep", "sum"] and {
         "torch",
         "hardware",
@@ -76,7 +76,7 @@ def test_command_and_comparison(tmp_path, quick, capsys):
 
 
 def test_mistakes_are_named(tmp_path, quick, capsys):
-    runs.write_table(tmp_path / "x.csv", [{"cif": "data_"}])
+    records.write_table(tmp_path / "x.csv", [{"cif": "data_"}])
     (tmp_path / "empty.csv").write_text("")
     for wrong in ("x.csv", "empty.csv", "none.csv"):
         assert run("benchmark", "--compare", tmp_path / wrong, "--out", tmp_path / "o") == 2
@@ -91,7 +91,7 @@ def test_a_table_to_compare_with_is_read_before_anything_is_measured(
     tmp_path, quick, monkeypatch, capsys, column, value
 ):
     monkeypatch.setattr(bm, "measure", lambda *a, **k: pytest.fail("measured"))
-    runs.write_table(
+    records.write_table(
         tmp_path / "x.csv",
         [
             dict(task="sum", unit="sums", per_second=3.0, low=2.0, high=4.0, per_cpu_second=3.0)
@@ -146,7 +146,7 @@ def test_names_may_have_spaces_around_them(tmp_path, quick):
         )
         == 0
     )
-    assert [r["task"] for r in runs.read_table(tmp_path / "a" / "table.csv")] == ["sum", "sleep"]
+    assert [r["task"] for r in records.read_table(tmp_path / "a" / "table.csv")] == ["sum", "sleep"]
 
 
 def test_products_are_counted_forward_and_backward():
@@ -259,7 +259,7 @@ def test_settings_have_rows_of_their_own(tmp_path, capsys):
         )
         == 0
     )
-    (row,) = runs.read_table(tmp_path / "a" / "table.csv")
+    (row,) = records.read_table(tmp_path / "a" / "table.csv")
     assert row["task"] == "training tiny 4 32-true" and 0 < row["utilisation"] == pytest.approx(
         row["gflop_per_second"] / row["peak_gflop_per_second"]
     )
@@ -396,7 +396,7 @@ def test_the_network_suite_on_a_cpu(tmp_path, short_sampling, capsys):
     "All rows of the suite in small; those that need a compiler fail here, and the others are complete."
     line = "--suite network --preset tiny --batch-size 4 --samples 2 --seconds 0.5 --device cpu".split()
     assert run("benchmark", *line, "--out", tmp_path / "a") == 0
-    rows = {row["task"]: row for row in runs.read_table(tmp_path / "a" / "table.csv")}
+    rows = {row["task"]: row for row in records.read_table(tmp_path / "a" / "table.csv")}
     compiled = [row for name, row in rows.items() if "compiled" in name]
     plain = [row for name, row in rows.items() if name.startswith("training") and row not in compiled]
     assert len(rows) == 8 and all(row["failure"] == "RuntimeError: no C++ compiler" for row in compiled)
@@ -407,7 +407,7 @@ def test_the_network_suite_on_a_cpu(tmp_path, short_sampling, capsys):
     assert all(row["seconds_per_1000"] == pytest.approx(1000 / row["per_cpu_second"]) for row in sampled)
     steps = {name.split(" ")[2].strip(","): row for name, row in rows.items() if name.startswith("step of")}
     assert steps["sampling"]["waiting_calls"] == 0 < steps["sampling"]["calls"] < 5000
-    operators = runs.read_table(tmp_path / "a" / "profile.csv")
+    operators = records.read_table(tmp_path / "a" / "profile.csv")
     assert {row["step"].split(" ")[2].strip(",") for row in operators} == {"training", "sampling"}
     said = (tmp_path / "a" / "log.txt").read_text()
     assert all(name in said for name in rows) and "no C++ compiler" in capsys.readouterr().out
@@ -417,7 +417,7 @@ def test_the_network_suite_on_a_cpu(tmp_path, short_sampling, capsys):
 def test_rows_are_on_disk_as_soon_as_they_are_measured(tmp_path, capsys):
     seen = []
     there = lambda: (
-        runs.read_table(tmp_path / "a" / "table.csv") if (tmp_path / "a" / "table.csv").exists() else []
+        records.read_table(tmp_path / "a" / "table.csv") if (tmp_path / "a" / "table.csv").exists() else []
     )
     look = lambda device, seed: (lambda: seen.append([row["task"] for row in there()]), 1)
     plan = lambda keep: [bm.Task(name, "looks", look) for name in ("one", "two", "three")]
@@ -431,7 +431,7 @@ def test_nothing_measured_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "planned", lambda *_: [bm.Task("x", "y", lambda device, seed: 1 / 0)])
     assert run("benchmark", "--device", "cpu", "--out", tmp_path / "a") == 2
     assert "table.csv" in capsys.readouterr().err
-    assert "ZeroDivisionError" in runs.read_table(tmp_path / "a" / "table.csv")[0]["failure"]
+    assert "ZeroDivisionError" in records.read_table(tmp_path / "a" / "table.csv")[0]["failure"]
 
 
 @pytest.mark.parametrize(

@@ -46,15 +46,8 @@ from matgen_nb.scale.benchmark_tasks import (
     symmcd_presets,
 )
 from ..scale.crystal_runs import pick_device
-from matgen_nb.scale.runs import (
-    RunFolder,
-    fresh_folder,
-    run_record,
-    say,
-    typed_command,
-    write_json,
-    write_table,
-)
+from ..scale.records import run_record, say, typed_command, write_json, write_table
+from ..scale.runs import RunFolder, fresh_folder
 from ..utils import MatgenError, atomic_write, check_limits, described, option
 
 # %% ../../nbs/5_scale/10d_device_benchmark.ipynb #b1d00006

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..parallel import time_limit
-from .runs import read_table
+from .records import read_table
 from ..utils import MatgenError, check_limits, described, option, reason
 
 # %% ../../nbs/5_scale/10_benchmark.ipynb #58e3aea2

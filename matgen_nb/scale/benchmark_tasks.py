@@ -162,11 +162,12 @@ def make_mof_training(device: str, seed: int, batch_size: int = 64, setting: Set
 @task("mof sampling", "frameworks", needs="matgen_nb.mofdiff.sampling")
 def make_mof_sampling(device: str, seed: int, n: int = 16, steps: int = 100) -> Work:
     "Coarse frameworks of MOFDiff, preset small, 100 steps, choice of the blocks included."
-    import matgen_nb.mofdiff.sampling  # noqa: F401
+    from matgen_nb.mofdiff.sampling import MofSamplingOptions
 
     model, _ = _mofdiff(device, seed)
     model.eval()
-    return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
+    options = MofSamplingOptions(steps=steps, progress=False)
+    return lambda: model.sample(n, seed=seed, options=options), n
 
 # %% ../../nbs/5_scale/10c_benchmark_tasks.ipynb #b1c00022
 @task("assembly", "frameworks", needs="matgen_nb.mofdiff.assembly")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from matgen_nb import evaluate_crystals
-from matgen_nb.scale.crystal_runs import read_crystals, reference_crystals
+from matgen_nb.scale.crystal_evaluation import read_crystals, reference_crystals
 from matgen_nb.symmcd.composition import element_data
 from matgen_nb.symmcd.evaluation import describe
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from matgen_nb.scale.crystal_runs import load_data, read_crystals, training_reference
+from matgen_nb.scale.crystal_evaluation import read_crystals, training_reference
+from matgen_nb.scale.crystal_runs import load_data
 from matgen_nb.symmcd.matching import match_all, same_structure
 
 
