@@ -210,13 +210,13 @@ def _checksum(data: Any) -> str:
     "SHA-256 of the content of a safetensors file given as bytes."
     header, start = _sections(data)
     texts = {k: v for k, v in header.pop("__metadata__", {}).items() if k != "checksum"}
-    told = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for name in sorted(header):
         entry = header[name]
         first, last = entry["data_offsets"]
-        told.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        told.update(data[start + first : start + last])
-    return told.hexdigest()
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        digest.update(data[start + first : start + last])
+    return digest.hexdigest()
 
 
 def content_hash(path: str | Path) -> str:
@@ -305,7 +305,7 @@ def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
         )
     return CsvTable(columns, rows)
 
-# %% ../nbs/0_utilities/01_utils.ipynb #2855cd71
+# %% ../nbs/0_utilities/01_utils.ipynb #u0ret001
 def _retrieve(url: str, name: str, folder: Path, expected: str | None, kept: bool, instead: str) -> Path:
     "A file of an address in a folder, by pooch; MatgenError in place of its errors."
     import pooch
@@ -322,7 +322,7 @@ def _retrieve(url: str, name: str, folder: Path, expected: str | None, kept: boo
             f"could not fetch {name} from {url}: {type(error).__name__}. Without a network, {instead}"
         ) from None
 
-
+# %% ../nbs/0_utilities/01_utils.ipynb #2855cd71
 def fetch(
     url: str,
     name: str,

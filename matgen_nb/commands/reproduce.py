@@ -60,7 +60,7 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from ..scale.runs import as_folder, check_out, CHUNK, fresh_folder, open_run
+from ..scale.runs import as_folder, check_out, CHUNK, open_run
 from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/14_reproduce_commands.ipynb #ae290005

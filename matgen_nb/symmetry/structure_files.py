@@ -46,8 +46,8 @@ def _species(listed: list[dict], where: str) -> dict[str, int]:
     for one in listed:
         symbols, shares = one.get("chemical_symbols") or [], one.get("concentration") or []
         if len(symbols) != 1 or len(shares) != 1 or abs(shares[0] - 1) > 1e-6 or one.get("attached"):
-            told = ", ".join(f"{s} {c:g}" for s, c in zip(symbols, shares)) or "nothing"
-            problem = f"the species {one.get('name')!r} is {told}: the structure is disordered"
+            shown = ", ".join(f"{s} {c:g}" for s, c in zip(symbols, shares)) or "nothing"
+            problem = f"the species {one.get('name')!r} is {shown}: the structure is disordered"
             raise CrystalError(f"{where}: {problem}")
         if symbols[0] not in atomic_numbers():
             raise CrystalError(f"{where}: {symbols[0]!r} is not one of the elements 1 (H) to 94 (Pu)")
@@ -209,8 +209,8 @@ def frames_of(text: str, name: str = "", kind: str | None = None) -> list[Frame]
         texts = [json.dumps(entry) for entry in entries]
     several = len(texts) > 1
     names = [f"{name}#{i}" if several else name for i in range(len(texts))]
-    told = lambda i: (*notes, f"frame {i} of the {len(texts)} of its file") if several else notes
-    return [Frame(one, kind, names[i], notes=told(i)) for i, one in enumerate(texts)]
+    noted = lambda i: (*notes, f"frame {i} of the {len(texts)} of its file") if several else notes
+    return [Frame(one, kind, names[i], notes=noted(i)) for i, one in enumerate(texts)]
 
 # %% ../../nbs/1_symmetry/12_structure_files.ipynb #fm-files
 def file_frames(path: str | Path, name: str | None = None) -> list[Frame]:
