@@ -313,7 +313,10 @@ def summarise_templates(table: list, known: list) -> dict:
     Also writes new_template and new_template_raw into the rows, None where a crystal has no template.
     Failed crystals count as no."""
     where = "no elements; absent from the training (else reference) set"
-    names = {"": (canonical_label, "up to the choice of origin and axes"), "_raw": (str, "letter by letter")}
+    names: dict[str, tuple[Callable, str]] = {
+        "": (canonical_label, "up to the choice of origin and axes"),
+        "_raw": (str, "letter by letter"),
+    }
     out = {}
     for suffix, (name, how) in names.items():
         old = {name(r["template"]) for r in known if r.get("template")}

@@ -456,13 +456,12 @@ def site_fingerprint(crystal: Crystal, site: int) -> np.ndarray:
 def structure_fingerprint(crystal: Crystal, symprec: float | None = 0.01) -> np.ndarray:
     """Mean site fingerprint (61,) over all atoms; computed once per spglib orbit at `symprec` A, weighted by
     multiplicity (None: every atom)."""
-    if symprec is None:
-        sites, counts = np.arange(len(crystal)), np.ones(len(crystal))
-    else:
+    sites, counts = np.arange(len(crystal)), np.ones(len(crystal), dtype=int)
+    if symprec is not None:
         _, sites, counts = np.unique(
             symmetry_dataset(crystal, symprec).equivalent_atoms, return_index=True, return_counts=True
         )
-    return np.average([site_fingerprint(crystal, s) for s in sites], axis=0, weights=counts)
+    return np.average([site_fingerprint(crystal, s) for s in sites.tolist()], axis=0, weights=counts)
 
 # %% ../../nbs/3_symmcd/14_fingerprints.ipynb #bb26348d
 def composition_fingerprint(elements: np.ndarray) -> np.ndarray:
