@@ -62,7 +62,7 @@ GROUP_MODULES = (benchmark, crystals, mofs, predict, reproduce)
 
 
 def error_text(error: BaseException) -> str:
-    "An error of ours, or of the disk: the path that cannot be used, and why, without the number of the error."
+    "An error of ours, or of the disk: the path that cannot be used, and why, without a number."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename} cannot be read or written: {error.strerror.lower()}"
     return options.with_flags(str(error))

@@ -470,7 +470,7 @@ def _summarise_matching(
         if metric in metrics
     }
 
-
+# %% ../../nbs/3_symmcd/15_evaluation.ipynb #ev000010
 def _summarise(
     table: list[Row], crystals: list, reference: Reference, known: Reference, metrics: Sequence, how: tuple
 ) -> Summary:
