@@ -31,7 +31,7 @@ MIDDLE = 0.35, 0.95  # shares of T: sigma from 0.025 to 0.4 cells
 
 
 @patch
-def draw_times(self: MofDiff, n: int, generator: torch.Generator | None = None) -> Tensor:
+def sample_times(self: MofDiff, n: int, generator: torch.Generator | None = None) -> Tensor:
     """Training times 1..T of n MOFs, int64 (n,): the share `middle` of the configuration from the
     `MIDDLE` of the diffusion, the others from all of it."""
     (low, high), (which, where) = MIDDLE, random_uniform((2, n), generator, self.device)
@@ -58,17 +58,17 @@ class Noise:
 
 # %% ../../nbs/4_mofdiff/20b_loss.ipynb #n18noisp
 @patch
-def draw_noise(
+def sample_noise(
     self: MofDiff,
     b: Beads,
     generator: torch.Generator | None = None,
     t: Tensor | None = None,
     draws: int = 8,
 ) -> Noise:
-    """The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `draw_times`. draws:
+    """The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `sample_times`. draws:
     times of the latent prior for each MOF."""
     n, size, device = len(b.num_blocks), self.config.latent, b.x.device
-    z, t = random_normal((n, size), generator, device), self.draw_times(n, generator) if t is None else t
+    z, t = random_normal((n, size), generator, device), self.sample_times(n, generator) if t is None else t
     u, shake = random_uniform((n, 1), generator, device), random_normal((n, 6), generator, device)
     f, eps = self.feature_noise.add_noise(b.features, t[b.batch], generator)
     x, score = self.coordinate_noise.add_noise(b.x, t[b.batch], generator)
@@ -147,7 +147,7 @@ def loss(
     kl is per MOF and in nats. share: (rank, world), the loss of one process's MOFs alone; its mean over
     the processes is the loss of the batch, when world divides it."""
     b, y = self.beads(batch), batch.properties
-    noise, each = self.draw_noise(b, generator), y.isfinite().sum() / len(y)
+    noise, each = self.sample_noise(b, generator), y.isfinite().sum() / len(y)
     if share:
         (b, noise), y = share_of(b, noise, *share), y[share[0] :: share[1]]
     mu, log_var = self.encoder(b)

@@ -35,7 +35,7 @@ class MofDiffConfig(Presets):
     their spread per "dimension", or divided by their mean "norm" (the release). true_cell: share of
     training MOFs whose denoiser sees the true lattice; the others see the predicted one or a perturbed
     one, half and half. middle: share of the training times that are sampled from the middle of the
-    diffusion, see `draw_times` (lesson 4.20b)."""
+    diffusion, see `sample_times` (lesson 4.20b)."""
 
     width: int = 128
     layers: int = 4
