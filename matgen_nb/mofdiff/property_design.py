@@ -378,8 +378,8 @@ def plot_design(result: Design, ax: Any = None) -> Any:
 # %% ../../nbs/4_mofdiff/33_property_design.ipynb #n33enum1
 @dataclass(frozen=True)
 class Screening:
-    """Outcome of `enumerate_and_screen`. trials: combinations of net and blocks that were tried; built: those
-    that became a framework; seconds: CPU time; design: what passed the screen, with the strategy
+    """Outcome of `enumerate_and_screen`. trials: combinations of net and blocks that were tried; built:
+    those that became a framework; seconds: CPU time; design: what passed the screen, with the strategy
     "enumerated"."""
 
     trials: int
