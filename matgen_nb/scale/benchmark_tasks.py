@@ -133,7 +133,8 @@ def _mofdiff(device: str, seed: int, n: int = 200, size: str = "small") -> tuple
     "An untrained MofDiff of a preset, and n embedded frameworks to train it on, both on the device."
     import torch
     from matgen_nb.mofdiff.hypothetical import embedded_mofs
-    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+    from matgen_nb.mofdiff.loss import MofDiff
+    from matgen_nb.mofdiff.model import MofDiffConfig, statistics
     from matgen_nb.mofdiff.embedding import BlockEncoder
 
     data = embedded_mofs()
@@ -151,7 +152,7 @@ def _mofdiff_presets() -> dict:
     return MofDiffConfig.PRESETS
 
 
-@task("mof training", "frameworks", needs="matgen_nb.mofdiff.model", presets=_mofdiff_presets)
+@task("mof training", "frameworks", needs="matgen_nb.mofdiff.loss", presets=_mofdiff_presets)
 def make_mof_training(device: str, seed: int, batch_size: int = 64, setting: Setting | None = None) -> Work:
     "One optimizer step of MOFDiff, preset small or that of the `Setting`, on embedded frameworks."
     batch_size = (setting and setting.batch_size) or batch_size
