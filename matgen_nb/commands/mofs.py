@@ -331,9 +331,9 @@ def sample_mofdiff_command(
     options = pipeline_options(relax, draws, limits, starts, generations, sampling)
     inputs = {"--weights": path, "--reference": reference}
     told = say_weights(path, out)
-    run = MofRunOptions(chunk, n_jobs, resume, overwrite, told["hash"], inputs, told)
+    run = MofRunOptions(chunk, n_jobs, resume, overwrite, told["hash"], inputs, told, known, typed_command())
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
-    found = make_mofs(model, n, out, seed, options, run, known, typed_command())
+    found = make_mofs(model, n, out, seed, options, run)
     valid = sum(r["valid"] for r in found.table)
     done = f"{valid} valid frameworks of {len(found.table)} in {time.monotonic() - start:.0f} s: {out}"
     tried = advice(found.table, weights, nets, draws)
@@ -500,8 +500,8 @@ def design_command(
     )
     inputs = {"--weights": path}
     told = say_weights(path, out)
-    run = MofRunOptions(n, n_jobs, resume, overwrite, told["hash"], inputs, told)
-    made = design_run(model, goal, n, out, seed, options, run, typed_command())
+    run = MofRunOptions(n, n_jobs, resume, overwrite, told["hash"], inputs, told, command=typed_command())
+    made = design_run(model, goal, n, out, seed, options, run)
     for strategy, summary in made.summary.items():
         say(f"{strategy}\n{summary_text(summary)}")
     say(f"results: {out}\nlook at {page_link(out / 'gallery.html')}")
