@@ -188,8 +188,8 @@ def crystal_work(
     source: str | Path, symprec: float = 0.1, engine: str = "spglib", chunk: int = PREPARE_CHUNK
 ) -> PreparingWork:
     "The work of preparing the crystals of a source, see `prepare` of lesson 3.1."
-    from matgen_nb.symmcd.dataset import from_units
-    from matgen_nb.symmcd.preparing import PUBLIC, prepare_noted, read_source, source_columns
+    from matgen_nb.symmcd.dataset import from_units, prepare_noted
+    from matgen_nb.symmcd.preparing import PUBLIC, read_source, source_columns
     from matgen_nb.symmetry.structure_files import structure_files
 
     if not 0 < symprec <= 1:
