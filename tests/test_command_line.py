@@ -503,7 +503,7 @@ def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_p
         and (tmp_path / "a" / "gallery.html").read_text().count("base64,") == 1
     )
     crystals, _, failures = crystal_evaluation.read_crystals(tmp_path / "a")
-    assert crystals[1] is None and "same place" in failures[0].reason
+    assert crystals[1] is None and "overlap" in failures[0].reason
 
 
 def test_overwriting_leaves_no_old_results(tmp_path):

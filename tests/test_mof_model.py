@@ -432,7 +432,7 @@ def test_training_times(share):
     model = MofDiff(
         MofDiffConfig.preset("tiny", width=32, layers=1, latent=8, middle=share), statistics(toy_data())
     )
-    t = model.draw_times(40_000, torch.Generator().manual_seed(0))
+    t = model.sample_times(40_000, torch.Generator().manual_seed(0))
     inside = ((t > MIDDLE[0] * 1000) & (t <= MIDDLE[1] * 1000)).float().mean()
     assert (
         t.dtype == torch.int64

@@ -84,11 +84,11 @@ def prepare_crystals(
     overwrite: Overwrite = False,
 ) -> None:
     "Standardise crystals, find their symmetry, and write one training file."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import PrepareOptions, prepare
 
     fresh_file(out, overwrite, {"SOURCE": source})
     start = time.monotonic()
-    data, report = prepare(source, out=out, n_jobs=n_jobs, symprec=symprec, engine=engine)
+    data, report = prepare(source, out, n_jobs, options=PrepareOptions(symprec=symprec, engine=engine))
     failures = [str(failure) for failure in report.failures]
     found = dict(structures=len(data), failures=failures, notes=report.notes, skipped=report.skipped)
     write_json(record_of(out), run_record(typed_command(), None, time.monotonic() - start, **found))

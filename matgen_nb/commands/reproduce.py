@@ -196,7 +196,7 @@ def _claimed(path):
 
 def prepared_crystals(source, path, split="train", n_jobs=1):
     "CrystalData of a prepared file, or of a source that is prepared now and kept at `path`."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     if Path(source).suffix == ".safetensors":
         return load_data(source)
@@ -207,7 +207,7 @@ def prepared_crystals(source, path, split="train", n_jobs=1):
 
 def crystals_of(job):
     "(CrystalData to train on, CrystalData held out) of a job: held out is --val, the validation part of a public set, or a random tenth."
-    from matgen_nb.symmcd.dataset import PUBLIC
+    from matgen_nb.symmcd.preparing import PUBLIC
 
     source = job.data or "mp-20"
     data = prepared_crystals(source, job.out / "train.safetensors", n_jobs=job.n_jobs)
@@ -823,7 +823,7 @@ def open_recipe(out, request, resume=False, overwrite=False, inputs=None):
 def check_inputs(kind, data, val):
     "MatgenError where --data or --val cannot be had, before anything is overwritten: a prepared file is read, another source must be there."
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.symmcd.dataset import PUBLIC
+    from matgen_nb.symmcd.preparing import PUBLIC
 
     known = ("embedded", "bw-db", "core-mof") if kind == "mofs" else ("embedded", *PUBLIC)
     for flag, path in (("--data", data), ("--val", val)):

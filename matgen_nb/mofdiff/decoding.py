@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..diffusion.gaussian import random_normal
 from ..diffusion.sampler import reverse_process, time_grid
-from ..diffusion.torus import SHARPEN
+from ..diffusion.torus import SHARPEN, StepOptions
 from .coarse_graining import CoarseMof
 from .model import Library, MofDiff, squash
 from .network import IMAGES, Beads
@@ -109,7 +109,7 @@ def reverse_step(
     prediction, score = model.denoiser(b)
     eps, eta = model.feature_eps(prediction, b.features, t), options.eta
     f = model.feature_noise.step(b.features, eps, t, s, generator, eta)
-    x = model.coordinate_noise.step(b.x, score, t, s, generator, eta, options.sharpen)
+    x = model.coordinate_noise.step(b.x, score, t, s, generator, StepOptions(eta, options.sharpen))
     now = torch.full_like(b.num_blocks, max(s, 1))
     time, sigma = model.network_time(now), model.coordinate_noise.sigma(now, b.k[:, 0])
     return replace(b, features=f, x=x, t=time, sigma=sigma)

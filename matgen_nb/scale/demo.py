@@ -130,7 +130,7 @@ def show_framework(out: RunFolder, options: DemoOptions, state: DemoState) -> No
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem13
 def show_training(out: RunFolder, options: DemoOptions, state: DemoState, judge: Any) -> None:
     "Stage 3: prepare the embedded crystals, train a tiny SymmCD, sample it, in training/ and trained/."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     start = time.monotonic()
     path, *_ = out.claim("crystals.safetensors", "training/")
