@@ -541,7 +541,8 @@ def symmcd(data, **changes):
 def mofdiff():
     "A small model on toy frameworks, and its data."
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+    from matgen_nb.mofdiff.loss import MofDiff
+    from matgen_nb.mofdiff.model import MofDiffConfig, statistics
     from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 
     data = MofData.from_coarse(toy_mofs(40))

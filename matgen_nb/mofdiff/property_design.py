@@ -5,28 +5,37 @@
 # %% auto #0
 __all__ = ['STRATEGIES', 'check_property', 'property_objective', 'TrustRegion', 'trust_region', 'Goal', 'Optimised',
            'optimise_latents', 'check_strategies', 'DesignOptions', 'choose_latents', 'measure_all', 'add_measured',
-           'Design', 'design', 'summarise_strategy', 'plot_design']
+           'Design', 'design', 'summarise_strategy', 'plot_design', 'Screening', 'build_trial', 'passes_screen',
+           'enumerate_and_screen']
 
 # %% ../../nbs/4_mofdiff/33_property_design.ipynb #c5e9af2b
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..figures import COLORS
 from .bonds import Mof
+from .builder import Rejected, bonds_of
 from .checks import PORES
+from .decomposition import recompose
+from .hypothetical import build_random, pore_labels
 from .model import MofDiff, squash
 from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
     Results,
+    StageResult,
     atoms,
     best_fitting,
     evaluate_results,
+    evaluate_stage,
     numbered,
+    relax_stage,
     run_stages,
 )
 from .decoding import latents_for_target, sample_latents
@@ -47,15 +56,15 @@ def property_objective(model: MofDiff, property: str, target: float | str) -> Ca
     """A function of latent vectors z (B, latent): what to minimise (B,), in units of the training set's
     spread. target: a value, 'max' or 'min'."""
     check_property(model, property)
-    c = model.property_names.index(property)
+    c, head = model.property_names.index(property), model.to_properties or nn.Identity()
     if target in ("max", "min"):
         sign = -1.0 if target == "max" else 1.0
-        return lambda z: sign * model.to_properties(z)[:, c]
+        return lambda z: sign * head(z)[:, c]
     if isinstance(target, str) or not math.isfinite(target):
         raise MatgenError(f"a target is a number, 'max' or 'min', not {target!r}")
     mean, std = (stat[c].cpu() for stat in (model.stat_property_mean, model.stat_property_std))
     goal = (squash(torch.tensor(float(target))) - mean) / std
-    return lambda z: (model.to_properties(z)[:, c] - goal.to(z)) ** 2
+    return lambda z: (head(z)[:, c] - goal.to(z)) ** 2
 
 # %% ../../nbs/4_mofdiff/33_property_design.ipynb #608ad40f
 @dataclass(frozen=True)
@@ -120,6 +129,11 @@ class Goal:
             )
         return replace(self, target=float(self.target), tolerance=tolerance)
 
+    def interval(self) -> tuple[float, float]:
+        "The values of a `checked` goal that count as hit: from, to."
+        target, tolerance = float(self.target), float(self.tolerance or 0)
+        return target - tolerance, target + tolerance
+
 # %% ../../nbs/4_mofdiff/33_property_design.ipynb #9ea6bb71
 @dataclass(frozen=True)
 class Optimised:
@@ -163,7 +177,7 @@ def optimise_latents(
 STRATEGIES = ("random", "selected", "optimised")
 
 
-def check_strategies(strategies) -> None:
+def check_strategies(strategies: Iterable[str]) -> None:
     "MatgenError where one of them is none of `STRATEGIES`."
     if wrong := sorted(set(strategies) - set(STRATEGIES)):
         raise MatgenError(f"strategies: {', '.join(wrong)} is none of {', '.join(STRATEGIES)}")
@@ -192,7 +206,7 @@ class DesignOptions:
         check_limits(self)
         check_strategies(self.strategies)
 
-
+# %% ../../nbs/4_mofdiff/33_property_design.ipynb #8a887fab
 def choose_latents(
     model: MofDiff, strategy: str, n: int, goal: Goal, seed: int = 0, options: DesignOptions = DesignOptions()
 ) -> torch.Tensor:
@@ -204,7 +218,7 @@ def choose_latents(
     if strategy == "random":
         return sample_latents(model, n, generator)
     if strategy == "selected":
-        return latents_for_target(model, n, {goal.property: goal.target}, generator)
+        return latents_for_target(model, n, {goal.property: float(goal.target)}, generator)
     start = options.start
     cloud = sample_latents(model, max(512, n), generator) if start is None else start.to(model.device)
     if len(cloud) < n:
@@ -217,7 +231,10 @@ def choose_latents(
 
 # %% ../../nbs/4_mofdiff/33_property_design.ipynb #30a5f9d3
 def measure_all(
-    crystals: list[Crystal | None], measure: Callable[[Crystal], float], names=None, n_jobs: int = 1
+    crystals: list[Crystal | None],
+    measure: Callable[[Crystal], float],
+    names: list[str] | None = None,
+    n_jobs: int = 1,
 ) -> tuple[np.ndarray, list]:
     """measure(crystal) for each crystal, nan where there is none or it fails: values (n,), and the list of
     failures. Each may take ten minutes."""
@@ -239,7 +256,7 @@ def measure_all(
 def add_measured(table: list[dict], mofs: list[Mof | None], goal: Goal, n_jobs: int = 1) -> list:
     """Add to the rows `measured`, `hit` (within the tolerance, finite) and `success` (hit and valid).
     Returns the list of failures. goal: `checked`; mofs: what the rows are about, None: nothing was made."""
-    crystals = [m and m.crystal for m in mofs]
+    crystals = [None if m is None else m.crystal for m in mofs]
     if goal.measure is None:
         found = [None if c is None else row.get(goal.property) for c, row in zip(crystals, table)]
         values, failures = np.array([math.nan if v is None else v for v in found], dtype=float), []
@@ -267,7 +284,7 @@ class Design:
     @property
     def crystals(self) -> list[Crystal | None]:
         "The crystals, in the order of the rows."
-        return [m and m.crystal for m in self.mofs]
+        return [None if m is None else m.crystal for m in self.mofs]
 
     def best(self, n: int = 5) -> list[dict]:
         "The rows of the n successes nearest to the target that are not random; with `mof`."
@@ -304,9 +321,9 @@ def design(
     out, known = Design(goal), options.reference or None
     for strategy in dict.fromkeys(("random", *options.strategies)):
         results = store(strategy)
-        if (samples := results.samples()) is None:
+        if results.samples() is None:
             results.save_samples(_samples(model, strategy, n, goal, seed, options))
-            samples = results.samples()
+        samples = results.samples() or []  # a run that is continued and one that is not see the same numbers
         run_stages(samples, results, seed, pipeline, n_jobs)
         found = evaluate_results([s.row for s in samples], results, pipeline.relax, known)
         mofs = [atoms(row["name"], results) for row in found.table]
@@ -340,7 +357,7 @@ def plot_design(result: Design, ax: Any = None) -> Any:
     if ax is None:
         ax = plt.figure(figsize=(6, 0.8 + 0.7 * len(result.summary))).add_subplot()
     goal, rng = result.goal, np.random.default_rng(0)
-    low, high = goal.target - goal.tolerance, goal.target + goal.tolerance
+    low, high = goal.interval()
     ax.axvspan(low, high, color=COLORS["sky"], alpha=0.3, lw=0, label="target")
     labels = []
     for line, strategy in enumerate(result.summary):
@@ -357,3 +374,70 @@ def plot_design(result: Design, ax: Any = None) -> Any:
     ax.scatter([], [], s=28, facecolor="w", edgecolor=COLORS["blue"], label="did not")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
+
+# %% ../../nbs/4_mofdiff/33_property_design.ipynb #n33enum1
+@dataclass(frozen=True)
+class Screening:
+    """Outcome of `enumerate_and_screen`. trials: combinations of net and blocks that were tried; built:
+    those that became a framework; seconds: CPU time; design: what passed the screen, with the strategy
+    "enumerated"."""
+
+    trials: int
+    built: int
+    seconds: float
+    design: Design
+
+
+def build_trial(trial: tuple[int, int], name: str = "") -> Mof | None:
+    """The framework of one trial (seed, k) of the random builder, with the bonds it was built with; None
+    where the trial is rejected."""
+    try:
+        found = build_random(trial)[1]
+    except Rejected:
+        return None
+    return Mof(recompose(found), *bonds_of(found), name)
+
+
+def passes_screen(crystal: Crystal, goal: Goal) -> bool:
+    """Whether a property on a coarse grid (`pore_labels`), or by `goal.measure`, lies in the interval of a
+    `checked` goal."""
+    labels = pore_labels(crystal) if goal.measure is None else {goal.property: goal.measure(crystal)}
+    if goal.property not in labels:
+        raise MatgenError(f"{goal.property} is not among {', '.join(labels)}: give the goal a measure=")
+    low, high = goal.interval()
+    return low <= labels[goal.property] <= high
+
+# %% ../../nbs/4_mofdiff/33_property_design.ipynb #n33enum3
+def _take(mof, results, pipeline):
+    "One framework that passed the screen, through relaxation (where the options say so) and evaluation."
+    crystal, row = mof.crystal, dict(name=mof.name, bond_success=1, assembled=True, clashes=0)
+    results.save("assembled", mof.name, StageResult(row, mof))
+    if pipeline.relax:
+        relax_stage([mof.name], results, pipeline)
+    evaluate_stage([mof.name], results, pipeline)
+    return dict(name=mof.name, matched=True, reason="", num_atoms=len(crystal))
+
+
+def enumerate_and_screen(
+    goal: Goal, seconds: float, seed: int = 0, options: DesignOptions = DesignOptions()
+) -> Screening:
+    """Frameworks for a `checked` goal without a model: nets and blocks at random, screened by the property,
+    for so many `seconds` of CPU time (what is begun is finished).
+
+    Of `options` the stages of `pipeline` and the `reference` are used. Same seed: the same sequence of
+    trials."""
+    start, trials, built, rows, results = time.process_time(), 0, 0, [], Results()
+    while time.process_time() - start < seconds:
+        mof = build_trial((seed, trials), f"built_{trials:06d}")
+        trials += 1
+        if mof is not None:
+            built += 1
+            if passes_screen(mof.crystal, goal):
+                rows.append(_take(mof, results, options.pipeline))
+    found = evaluate_results(rows, results, options.pipeline.relax, options.reference or None)
+    mofs = [atoms(row["name"], results) for row in found.table]
+    failures = add_measured(found.table, mofs, goal)
+    shares = summarise_strategy(found.table, found.summary, goal, options.pipeline.relax)
+    table = [dict(strategy="enumerated", **row) for row in found.table]
+    made = Design(goal, table, mofs, {"enumerated": shares}, failures)
+    return Screening(trials, built, time.process_time() - start, made)
