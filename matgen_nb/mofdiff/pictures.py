@@ -152,7 +152,8 @@ def mof_pair(coarse: CoarseMof, mof: Mof, title: str = "") -> Any:
 def _calm_cut(start: np.ndarray, end: np.ndarray, positions: np.ndarray) -> float:
     """Where to cut one axis so that few bonds are cut: between two atoms, in the widest of the best gaps.
 
-    start, end (b,): fractional coordinates of the ends of the bonds; positions (N,): fractional ones of the atoms, sorted."""
+    start, end (b,): fractional coordinates of the ends of the bonds; positions (N,): those of the atoms,
+    sorted."""
     gaps = np.diff(np.append(positions, positions[0] + 1))
     cuts = (positions + gaps / 2)[gaps > 1e-6]
     crossed = np.abs(np.floor(end[None] - cuts[:, None]) - np.floor(start[None] - cuts[:, None])).sum(1)
