@@ -337,8 +337,8 @@ def _check_archive(path):
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #6d226553
 def read_archive(path: str | Path, suffix: str = ".cif") -> Iterator[tuple[str, str]]:
-    "(stem, text) of the files with a suffix in a .tar.gz archive, one after another, without unpacking it."
-    with tarfile.open(path, "r|gz") as archive:
+    "(stem, text) of the files with a suffix in an archive (.tar.gz, .tar.xz), one after another, without unpacking it."
+    with tarfile.open(path, "r|*") as archive:
         for member in archive:
             if (
                 member.isfile()
@@ -392,5 +392,5 @@ def read_source(
     if path.is_file():
         return read_csv(path, column, notes)
     raise MatgenError(
-        f"{str(source)!r} is no folder, no file and no known set; known are 'embedded' and 'bw-db'"
+        f"{str(source)!r} is no folder, no file and no known set; known are 'embedded', 'core-mof' and 'bw-db'"
     )
