@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from matgen_nb.symmcd.dataset import CrystalData, from_units, prepare
+from matgen_nb.symmcd.dataset import CrystalData, from_units
+from matgen_nb.symmcd.preparing import prepare
 from matgen_nb.symmcd.potential import (
     EnergyCache,
     PairPotential,
@@ -566,7 +567,7 @@ def test_relaxed_samples_say_what_happened():
         )
         assert row["volume"] == pytest.approx(s.crystal.volume) and s.unit.space_group == unit.space_group
         assert row["relax_volume_change"] == pytest.approx(s.crystal.volume / unit.to_crystal().volume - 1)
-        json.dumps({k: v for k, v in row.items()})
+        json.dumps(dict(row.items()))
     refused = relax_samples([_sample(cube(3.9))], Failing(), progress=None)[0]
     assert refused.row["relax_reason"] == "no graph for Ti" and refused.row["energy_after"] is None
 
@@ -584,7 +585,7 @@ def test_relaxed_samples_keep_how_far_projection_moved_the_orbits(moved, potenti
 def command(monkeypatch, tmp_path):
     "The command line with the pair potential under the name `pairs`, a cache of its own, and an evaluation that costs nothing."
     from matgen_nb.commands import main as entry
-    from matgen_nb.scale import crystal_runs
+    from matgen_nb.scale import crystal_evaluation
     from matgen_nb.symmcd import potential as energy
     from matgen_nb.symmcd.evaluation import Evaluation
 
@@ -597,8 +598,8 @@ def command(monkeypatch, tmp_path):
         lambda self: __import__("matplotlib.figure", fromlist=["Figure"]).Figure(figsize=(1, 1)),
     )
     monkeypatch.setattr(
-        crystal_runs,
-        "judge",
+        crystal_evaluation,
+        "evaluate_against",
         lambda crystals, reference, cache, training, names, *_: Evaluation([dict(name=n) for n in names], {}),
     )
 

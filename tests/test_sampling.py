@@ -31,7 +31,7 @@ from matgen_nb.symmcd.counting import (
     MOST_ORBITS,
     arrangements,
     count_ways,
-    draw_sites,
+    sample_sites,
     evidence,
     parse_formula,
     parse_system,
@@ -41,9 +41,10 @@ from matgen_nb.symmcd.counting import (
 )
 from matgen_nb.symmcd.sampling import cell_doubt
 from matgen_nb.symmcd.refinements import crowding, force_higher, group_columns, keep_apart, redraw
-from matgen_nb.symmetry import asymmetric_unit
+from matgen_nb.symmetry import symmetry_search
 from matgen_nb.symmetry.normalizers import generic_unit
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, symmetry_dataset
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
+from matgen_nb.symmetry.symmetry_search import found_group, symmetry_dataset
 from matgen_nb.symmetry.crystal import element_table, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.projection import assign_wyckoff, project
@@ -216,7 +217,7 @@ def test_counting_agrees_with_trying(number, counts, seed):
             )
         last = count_ways(number, tuple(counts), shares)[-1]
         assert np.isclose(sum(w.sum() for w in last.values()), total, rtol=1e-9, atol=0)
-    sites = draw_sites(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1), np.random.default_rng(seed))
+    sites = sample_sites(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1), np.random.default_rng(seed))
     mass = evidence(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1))[1].sum()
     assert (sites is None) == (mass == 0)
     if sites is not None:
@@ -878,8 +879,8 @@ def test_requests_that_force_a_higher_group_are_drawn_again():
 def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypatch):
     how = dict(n=6, seed=2, steps=2, space_group=16, num_orbits=2, progress=False)
     off = sample_by_name(OURS, **how, resample_higher=0)
-    monkeypatch.setattr(asymmetric_unit.importlib.util, "find_spec", lambda name: None)
-    for cached in (asymmetric_unit.has_spglib, counting._forced):
+    monkeypatch.setattr(symmetry_search.importlib.util, "find_spec", lambda name: None)
+    for cached in (symmetry_search.has_spglib, counting._forced):
         cached.cache_clear()
     try:
         with pytest.warns(UserWarning, match="spglib is not installed") as seen:
@@ -899,7 +900,7 @@ def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypa
         )
     finally:
         monkeypatch.undo()
-        for cached in (asymmetric_unit.has_spglib, counting._forced):
+        for cached in (symmetry_search.has_spglib, counting._forced):
             cached.cache_clear()
 
 

@@ -31,39 +31,30 @@ from matgen_nb.commands.options import (
     training_options,
     with_options,
 )
-from matgen_nb.scale.crystal_runs import (
-    TRAINING,
+from matgen_nb.scale.crystal_evaluation import (
     EnergyChoices,
     EvaluationInputs,
+    EvaluationOptions,
+    evaluate_to,
+    read_crystals,
+    summary_text,
+)
+from matgen_nb.scale.crystal_runs import (
     FitOptions,
-    JudgeOptions,
     QualityChoices,
     RunOptions,
-    evaluate_to,
+    TRAINING,
     fit_symmcd,
     higher_note,
     load_data,
     pick_device,
     quality_callbacks,
-    read_crystals,
     relaxing,
     relaxing_potential,
     sample_stream,
-    summary_text,
 )
-from matgen_nb.scale.runs import (
-    CHUNK,
-    check_out,
-    file_hash,
-    fresh_file,
-    fresh_folder,
-    record_of,
-    run_record,
-    say,
-    say_weights,
-    typed_command,
-    write_json,
-)
+from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
+from ..scale.runs import check_out, CHUNK, fresh_file, fresh_folder, record_of
 from ..scale.shards import Shard, merge, sample_shard, shard_folders
 from ..parallel import describe_failures
 from ..utils import MatgenError, atomic_write
@@ -93,11 +84,11 @@ def prepare_crystals(
     overwrite: Overwrite = False,
 ) -> None:
     "Standardise crystals, find their symmetry, and write one training file."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import PrepareOptions, prepare
 
     fresh_file(out, overwrite, {"SOURCE": source})
     start = time.monotonic()
-    data, report = prepare(source, out=out, n_jobs=n_jobs, symprec=symprec, engine=engine)
+    data, report = prepare(source, out, n_jobs, options=PrepareOptions(symprec=symprec, engine=engine))
     failures = [str(failure) for failure in report.failures]
     found = dict(structures=len(data), failures=failures, notes=report.notes, skipped=report.skipped)
     write_json(record_of(out), run_record(typed_command(), None, time.monotonic() - start, **found))
@@ -326,7 +317,7 @@ def sample_symmcd(
     epilog="Example: `matgen evaluate crystals samples/ --reference test.safetensors "
     "--training train.safetensors --out judged`",
 )
-@with_options(JudgeOptions, into="chosen", leave=("symprec", "seed"))
+@with_options(EvaluationOptions, into="chosen", leave=("symprec", "seed"))
 @with_options(EnergyChoices, into="energies")
 def evaluate_crystals_command(
     chosen: dict,
@@ -349,7 +340,7 @@ def evaluate_crystals_command(
     folder = fresh_folder(
         out, overwrite, {"SOURCE": source, "--reference": reference, "--training": training}
     )
-    options, inputs = JudgeOptions(seed=seed, **chosen), EvaluationInputs(source, reference, training)
+    options, inputs = EvaluationOptions(seed=seed, **chosen), EvaluationInputs(source, reference, training)
     with folder:
         summary = evaluate_to(folder, inputs, options, EnergyChoices(**energies))
     say(f"{summary_text(summary)}\nresults: {folder}\nlook at {page_link(folder / 'gallery.html')}")

@@ -34,28 +34,10 @@ from matgen_nb.commands.options import (
     train_app,
     training_options,
 )
-from matgen_nb.scale.crystal_runs import (
-    FitOptions,
-    cut_off,
-    figure_png,
-    fit_model,
-    pick_device,
-    read_crystals,
-    summary_text,
-    without_nan,
-)
-from matgen_nb.scale.runs import (
-    CHUNK,
-    fresh_file,
-    fresh_folder,
-    record_of,
-    run_record,
-    say,
-    say_weights,
-    typed_command,
-    write_json,
-    write_results,
-)
+from ..scale.crystal_evaluation import cut_off, figure_png, read_crystals, summary_text
+from ..scale.crystal_runs import fit_model, FitOptions, pick_device, without_nan
+from ..scale.records import run_record, say, say_weights, typed_command, write_json
+from ..scale.runs import CHUNK, fresh_file, fresh_folder, record_of, write_results
 from ..parallel import Failure, describe_failures, parallel_map
 from ..pages import page_link
 from ..utils import MatgenError
@@ -292,9 +274,9 @@ def train_mofdiff_command(
 
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #56ee1fae
 HELP = dict(  # that of the fields of the options, which is tested
-    share="Share of the samples that are put onto a net of the training set; "
+    net_share="Share of the samples that are put onto a net of the training set; "
     "0: coordinates as the model gives them.",
-    candidates="Nets tried for each sample; the first that closes without a clash is kept.",
+    net_candidates="Nets tried for each sample; the first that closes without a clash is kept.",
     coherent="One block for each node class of the net, or blocks as sampled.",
     draws="Sample so many for each framework and keep the one whose blocks fit best.",
     relax="Relax with UFF before the evaluation.",
@@ -302,25 +284,27 @@ HELP = dict(  # that of the fields of the options, which is tested
     relax_limit="Time that one relaxation may take. (in s)",
     chunk="Frameworks sampled together. Another number, other frameworks.",
 )
-NetShare = Annotated[float, _option(HELP["share"], min=0, max=1)]
-NetCandidates = Annotated[int, _option(HELP["candidates"], min=1)]
+NetShare = Annotated[float, _option(HELP["net_share"], min=0, max=1)]
+NetCandidates = Annotated[int, _option(HELP["net_candidates"], min=1)]
 Coherent = Annotated[bool, _option(HELP["coherent"], None, "--coherent/--blocks-as-sampled")]
 Draws = Annotated[int, _option(HELP["draws"], min=1)]
 Relax = Annotated[bool, _option(HELP["relax"])]
 
 
-def pipeline_options(relax, draws, limits, starts, generations, sampling):
-    "`PipelineOptions` of a command; limits: seconds for (assembly, relaxation)."
+def pipeline_options(relax, limits, starts, generations, sampling, **conditions):
+    "`PipelineOptions` of a command; limits: seconds for (assembly, relaxation); sampling: given options."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
     from matgen_nb.mofdiff.pipeline import PipelineOptions
+    from matgen_nb.mofdiff.sampling import MofSamplingOptions
 
+    given = {key: value for key, value in sampling.items() if value is not None}
     return PipelineOptions(
-        draws=draws,
         assembly=AssemblyOptions(starts=starts, generations=generations),
         relax=relax,
         assemble_limit=limits[0],
         relax_limit=limits[1],
-        sampling={key: value for key, value in sampling.items() if value is not None},
+        sampling=MofSamplingOptions(**given),
+        **conditions,
     )
 
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #27sample
@@ -378,9 +362,10 @@ def sample_mofdiff_command(
     start, known = time.monotonic(), reference_identities(reference) if reference else None
     path, nets = find_weights(weights), NetOptions(net_share, net_candidates, coherent)
     sampling = dict(steps=steps, eta=eta, corrector=corrector, sharpen=sharpen, prior=prior)
-    sampling |= dict(num_blocks=num_blocks, target=parse_target(target), nets=nets)
+    sampling |= dict(draws=draws, nets=nets)
+    conditions = dict(num_blocks=num_blocks, target=parse_target(target))
     limits = assemble_limit, relax_limit
-    options = pipeline_options(relax, draws, limits, starts, generations, sampling)
+    options = pipeline_options(relax, limits, starts, generations, sampling, **conditions)
     inputs = {"--weights": path, "--reference": reference}
     told = say_weights(path, out)
     run = MofRunOptions(chunk, n_jobs, resume, overwrite, told["hash"], inputs, told)
@@ -541,6 +526,7 @@ def design_command(
     from matgen_nb.mofdiff.model import MofDiff
     from matgen_nb.mofdiff.pipeline import PipelineOptions
     from matgen_nb.mofdiff.property_design import DesignOptions, Goal
+    from matgen_nb.mofdiff.sampling import MofSamplingOptions
     from matgen_nb.scale.mof_runs import MofRunOptions, design_run
 
     path, goal = find_weights(weights), Goal(property, target, tolerance)
@@ -548,7 +534,7 @@ def design_command(
     options = DesignOptions(
         strategies=tuple(s.strip() for s in strategies.split(",") if s.strip()),
         reference=tuple(getattr(model, "info", {}).get("identities", ())),
-        pipeline=PipelineOptions(draws=draws, relax=relax),
+        pipeline=PipelineOptions(MofSamplingOptions(draws=draws), relax=relax),
     )
     inputs = {"--weights": path}
     told = say_weights(path, out)

@@ -20,7 +20,8 @@ import typer
 
 from ..scale.crystal_runs import choose_training
 from ..scale.optimization import TrainConfig
-from ..scale.runs import check_out, run_record, say, typed_command, write_json
+from ..scale.records import run_record, say, typed_command, write_json
+from ..scale.runs import check_out
 from ..folders import OwnFiles
 from ..pages import page_link
 from ..utils import MatgenError

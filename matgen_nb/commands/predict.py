@@ -14,16 +14,10 @@ from typing import Annotated
 import typer
 
 from .options import Device, On, Out, Overwrite, Seed, _option, app
-from ..scale.crystal_runs import load_data, pick_device, read_crystals, summary_text
-from matgen_nb.scale.runs import (
-    fresh_folder,
-    run_record,
-    say,
-    say_weights,
-    typed_command,
-    write_json,
-    write_results,
-)
+from ..scale.crystal_evaluation import read_crystals, summary_text
+from ..scale.crystal_runs import load_data, pick_device
+from ..scale.records import run_record, say, say_weights, typed_command, write_json
+from ..scale.runs import fresh_folder, write_results
 from ..parallel import describe_failures
 from ..pages import page_link
 from ..utils import MatgenError

@@ -47,29 +47,26 @@ from matgen_nb.scale.benchmark import (
     run_benchmark,
 )
 from ..scale.full_training import FullOptions
+from matgen_nb.scale.crystal_evaluation import (
+    EvaluationOptions,
+    evaluate_against,
+    read_crystals,
+    training_reference,
+)
 from matgen_nb.scale.crystal_runs import (
-    TRAINING,
     FitOptions,
-    JudgeOptions,
     RunOptions,
+    TRAINING,
     choose_training,
     fit_model,
     fit_symmcd,
-    judge,
     load_data,
     pick_device,
-    read_crystals,
     sample_stream,
-    training_reference,
 )
-from matgen_nb.scale.runs import (
-    CHUNK,
-    as_folder,
-    check_out,
+from matgen_nb.scale.records import (
     file_hash,
-    fresh_folder,
     input_identity,
-    open_run,
     read_table,
     run_record,
     say,
@@ -77,6 +74,7 @@ from matgen_nb.scale.runs import (
     write_json,
     write_table,
 )
+from ..scale.runs import as_folder, check_out, CHUNK, fresh_folder, open_run
 from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/14_reproduce_commands.ipynb #ae290005
@@ -198,7 +196,7 @@ def _claimed(path):
 
 def prepared_crystals(source, path, split="train", n_jobs=1):
     "CrystalData of a prepared file, or of a source that is prepared now and kept at `path`."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     if Path(source).suffix == ".safetensors":
         return load_data(source)
@@ -209,7 +207,7 @@ def prepared_crystals(source, path, split="train", n_jobs=1):
 
 def crystals_of(job):
     "(CrystalData to train on, CrystalData held out) of a job: held out is --val, the validation part of a public set, or a random tenth."
-    from matgen_nb.symmcd.dataset import PUBLIC
+    from matgen_nb.symmcd.preparing import PUBLIC
 
     source = job.data or "mp-20"
     data = prepared_crystals(source, job.out / "train.safetensors", n_jobs=job.n_jobs)
@@ -370,13 +368,13 @@ def reproduce_symmcd(job):
     load_weights(model, job.out / "training" / "best.safetensors")
     model.eval().save_pretrained(_claimed(job.out / "weights.safetensors"))
     crystals, names = sampled_crystals(model, job.out / "weights.safetensors", job)
-    result = judge(
+    result = evaluate_against(
         crystals,
         some(val, s["reference"]),
         _claimed(job.out / "reference.npz"),
         training_reference(data),
         names,
-        JudgeOptions(seed=job.seed, n_jobs=job.n_jobs),
+        EvaluationOptions(seed=job.seed, n_jobs=job.n_jobs),
     )
     write_table(_claimed(job.out / "table.csv"), result.table)
     result.to_json(_claimed(job.out / "summary.json"))
@@ -552,10 +550,11 @@ def _run_options(job, folder, weights, steps, **sampling):
     "(`PipelineOptions`, `RunOptions`) of a recipe: not relaxed, coordinates as the model gives them."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
     from matgen_nb.mofdiff.pipeline import PipelineOptions
-    from matgen_nb.mofdiff.sampling import NetOptions
+    from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
     from matgen_nb.scale.mof_runs import MofRunOptions
 
-    s, sampling = job.settings, sampling | dict(steps=steps, nets=NetOptions(share=0), progress=False)
+    s, nets = job.settings, NetOptions(net_share=0)
+    sampling = MofSamplingOptions(steps=steps, nets=nets, progress=False, **sampling)
     assembly = AssemblyOptions(starts=s["starts"], generations=s["generations"])
     options = PipelineOptions(assembly=assembly, relax=False, sampling=sampling)
     resume = (folder / "request.json").exists()
@@ -824,7 +823,7 @@ def open_recipe(out, request, resume=False, overwrite=False, inputs=None):
 def check_inputs(kind, data, val):
     "MatgenError where --data or --val cannot be had, before anything is overwritten: a prepared file is read, another source must be there."
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.symmcd.dataset import PUBLIC
+    from matgen_nb.symmcd.preparing import PUBLIC
 
     known = ("embedded", "bw-db", "core-mof") if kind == "mofs" else ("embedded", *PUBLIC)
     for flag, path in (("--data", data), ("--val", val)):

@@ -6,7 +6,7 @@
 __all__ = ['MIDDLE', 'MofDiffConfig', 'Library', 'typical', 'thin_library', 'Statistics', 'per_bead', 'squash', 'unsquash',
            'statistics', 'mlp', 'LatentPrior', 'MofDiff', 'standard_k', 'raw_k', 'cells', 'standard_features',
            'raw_features', 'beads', 'encode', 'decode_num_blocks', 'decode_k', 'decode_properties', 'feature_target',
-           'feature_eps', 'network_time', 'training_cells', 'draw_times', 'Noise', 'draw_noise', 'share_of', 'noisy',
+           'feature_eps', 'network_time', 'training_cells', 'sample_times', 'Noise', 'draw_noise', 'share_of', 'noisy',
            'loss', 'pack_library', 'unpack_library', 'fine_tuned']
 
 # %% ../../nbs/4_mofdiff/20_model.ipynb #34c25a2d
@@ -36,7 +36,7 @@ class MofDiffConfig(Presets):
     their spread per "dimension", or divided by their mean "norm" (the release). true_cell: share of
     training MOFs whose denoiser sees the true lattice; the others see the predicted one or a perturbed
     one, half and half. middle: share of the training times that are drawn from the middle of the way,
-    see `draw_times`."""
+    see `sample_times`."""
 
     width: int = 128
     layers: int = 4
@@ -391,7 +391,7 @@ MofDiff.training_cells = training_cells
 MIDDLE = 0.35, 0.95  # of the way from clean to noise: sigma from 0.025 to 0.4 cells
 
 
-def draw_times(self, n, generator=None):
+def sample_times(self, n, generator=None):
     """Training times 1..T of n MOFs, int64 (n,): the share `middle` of the configuration from the
     `MIDDLE` of the way, the others from all of it."""
     (low, high), (which, where) = MIDDLE, random_uniform((2, n), generator, self.device)
@@ -399,7 +399,7 @@ def draw_times(self, n, generator=None):
     return (share * self.config.T).long().clamp(max=self.config.T - 1) + 1
 
 
-MofDiff.draw_times = draw_times
+MofDiff.sample_times = sample_times
 
 # %% ../../nbs/4_mofdiff/20_model.ipynb #n18noise2
 @dataclass(frozen=True)
@@ -421,9 +421,9 @@ class Noise:
 
 # %% ../../nbs/4_mofdiff/20_model.ipynb #n18noisp
 def draw_noise(self, b, generator=None, t=None, draws=8):
-    "The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `draw_times`."
+    "The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `sample_times`."
     n, size, device = len(b.num_blocks), self.config.latent, b.x.device
-    z, t = random_normal((n, size), generator, device), self.draw_times(n, generator) if t is None else t
+    z, t = random_normal((n, size), generator, device), self.sample_times(n, generator) if t is None else t
     u, shake = random_uniform((n, 1), generator, device), random_normal((n, 6), generator, device)
     f, eps = self.feature_noise.add_noise(b.features, t[b.batch], generator)
     x, score = self.coordinate_noise.add_noise(b.x, t[b.batch], generator)

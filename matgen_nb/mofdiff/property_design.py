@@ -29,7 +29,8 @@ from matgen_nb.mofdiff.pipeline import (
     numbered,
     run_stages,
 )
-from .sampling import codes_for_target, sample_codes
+from .decoding import latents_for_target, sample_latents
+from .sampling import MofSamplingOptions
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
 from ..utils import MatgenError, check_limits, described, option, share
@@ -201,11 +202,11 @@ def choose_latents(
     check_strategies([strategy])
     generator = torch.Generator().manual_seed(seed % 2**63)
     if strategy == "random":
-        return sample_codes(model, n, generator)
+        return sample_latents(model, n, generator)
     if strategy == "selected":
-        return codes_for_target(model, n, {goal.property: goal.target}, generator)
+        return latents_for_target(model, n, {goal.property: goal.target}, generator)
     start = options.start
-    cloud = sample_codes(model, max(512, n), generator) if start is None else start.to(model.device)
+    cloud = sample_latents(model, max(512, n), generator) if start is None else start.to(model.device)
     if len(cloud) < n:
         chosen = torch.randint(len(cloud), (n,), generator=generator)
     else:
@@ -278,9 +279,8 @@ class Design:
 def _samples(model, strategy, n, goal, seed, options):
     "Samples of one strategy: of each latent vector the best fitting one."
     z = choose_latents(model, strategy, n, goal, seed, options)
-    draws = options.pipeline.draws
-    how = dict(steps=options.sampling_steps, z=z, draws=draws, progress=options.progress)
-    return numbered(best_fitting(model.sample(n, seed=seed, **how), draws))
+    how = replace(options.pipeline.sampling, steps=options.sampling_steps, progress=options.progress)
+    return numbered(best_fitting(model.sample(n, seed=seed, z=z, options=how), how.draws))
 
 
 def design(
@@ -322,7 +322,7 @@ def summarise_strategy(table: list[dict], summary: dict, goal: Goal, relaxed: bo
     when = "after" if relaxed else "without"
     near = f"within {goal.tolerance:g} of {goal.target:g}"
     what = f"{goal.property} measured {when} relaxation {near}; all inputs"
-    names = ("matched", "assembled", "converged", "volume_kept", "as_drawn", "valid")
+    names = ("matched", "assembled", "converged", "volume_kept", "connectivity_preserved", "valid")
     shares = {name: summary[name] for name in names if name in summary}
     if "assembled" in shares:
         flags = [bool(r["assembled"]) and r["hit"] for r in table]

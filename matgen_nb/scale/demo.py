@@ -17,8 +17,7 @@ import numpy as np
 
 from ..pages import PageOptions, made_by, page_link
 from .crystal_runs import TRAINING, choose_training, fit_symmcd, sample_rows
-from matgen_nb.scale.runs import (
-    RunFolder,
+from matgen_nb.scale.records import (
     crystal_png,
     describe_weights,
     run_record,
@@ -27,9 +26,9 @@ from matgen_nb.scale.runs import (
     typed_command,
     write_gallery,
     write_json,
-    write_results,
     write_table,
 )
+from .runs import RunFolder, write_results
 from ..utils import atomic_write, option, share
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem06
@@ -115,12 +114,12 @@ def show_framework(out: RunFolder, options: DemoOptions, state: DemoState) -> No
     "Stage 2: a framework of the weights that ship, in the folder mof/, assembled on all cores."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
     from matgen_nb.mofdiff.pipeline import PipelineOptions
-    from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.mofdiff.sampling import MofDiff, MofSamplingOptions
     from matgen_nb.scale.mof_runs import demo_mof
 
     out.claim("mof/")
     model = MofDiff.from_pretrained("mofdiff-small", options.device)
-    quick = PipelineOptions(assembly=AssemblyOptions(starts=32, generations=2), sampling=dict(progress=True))
+    quick = PipelineOptions(MofSamplingOptions(), assembly=AssemblyOptions(starts=32, generations=2))
     state.framework = demo_mof(model, out / "mof", options.mofs, options.seed, quick, n_jobs=-1)
     state.cut_off += state.framework.cut_off
     row = state.framework.row
@@ -131,7 +130,7 @@ def show_framework(out: RunFolder, options: DemoOptions, state: DemoState) -> No
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem13
 def show_training(out: RunFolder, options: DemoOptions, state: DemoState, judge: Any) -> None:
     "Stage 3: prepare the embedded crystals, train a tiny SymmCD, sample it, in training/ and trained/."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     start = time.monotonic()
     path, *_ = out.claim("crystals.safetensors", "training/")
