@@ -33,7 +33,7 @@ def data_folder() -> Path:
     spec = find_spec("CoRE_MOF")
     if spec is None or not spec.submodule_search_locations:
         raise MatgenError(
-            "the frameworks of CoRE MOF come with the package core-mof (45 MB, afterwards no network is needed), "
+            "the frameworks of CoRE MOF come with the package core-mof (45 MB; then no network is needed), "
             "which is not installed: pip install 'matgen_nb[core-mof]'"
         )
     return Path(next(iter(spec.submodule_search_locations))) / "data"
@@ -49,7 +49,7 @@ COLUMNS = dict(
 )  # of the table of 2019: property
 
 
-def reference_code(name: str, matched: str = "") -> str:
+def reference_code(name: str, matched: str | None = "") -> str:
     """The six letters under which the Cambridge Structural Database files a compound: those at the start of
     `name`, or of `matched`, the entry that the table found for a file with another name. Redeterminations
     (two digits) and other treatments of one structure share them. Without such letters: the name."""
