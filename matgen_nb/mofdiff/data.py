@@ -264,9 +264,9 @@ def save(self: MofData, path: str | Path) -> None:
 @patch(cls_method=True)
 def load(cls: type[MofData], path: str | Path) -> MofData:
     "Read a prepared set. MatgenError where the file is missing, damaged or of another kind."
-    columns, told = [f.name for f in fields(MofData)[:5]], ("names", "property_names", "identities", "info")
-    texts, tensors = read_prepared(path, FORMAT, "matgen prepare mofs", [*told, *columns])
-    read = {name: json.loads(texts[name]) for name in told}
+    columns, stored = [f.name for f in fields(MofData)[:5]], ("names", "property_names", "identities", "info")
+    texts, tensors = read_prepared(path, FORMAT, "matgen prepare mofs", [*stored, *columns])
+    read = {name: json.loads(texts[name]) for name in stored}
     library = unpack_blocks(tensors, read.pop("identities"))
     kept = {name: tensors[name] for name in columns}
     return cls(**kept, **read, library=library, embeddings=tensors.get("embeddings"))

@@ -160,8 +160,8 @@ class _Files:
 def _merge(rows):
     "Values that several rows (list of dict) agree on, and the columns in which they do not."
     columns = dict.fromkeys(column for row in rows for column in row)
-    told = {column: {row[column] for row in rows if column in row} for column in columns}
-    agreed = {column: next(iter(values)) for column, values in told.items() if len(values) == 1}
+    given = {column: {row[column] for row in rows if column in row} for column in columns}
+    agreed = {column: next(iter(values)) for column, values in given.items() if len(values) == 1}
     return agreed, [column for column in columns if column not in agreed]
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #d33ddac3
@@ -184,9 +184,9 @@ def match_rows(table: PropertyTable, paths: dict[str, str]) -> Labels:
         rows.setdefault(name, []).append(values)
         if other_case:
             odd["case"].append(f"{word} for {name}")
-    merged = {name: _merge(told) for name, told in rows.items()}
+    merged = {name: _merge(given) for name, given in rows.items()}
     differ = lambda name: ", they differ in " + ", ".join(merged[name][1]) if merged[name][1] else ""
-    twice = [f"{name} ({len(told)} rows{differ(name)})" for name, told in rows.items() if len(told) > 1]
+    twice = [f"{name} ({len(given)} rows{differ(name)})" for name, given in rows.items() if len(given) > 1]
     without = [name for name in paths if name not in rows]
     said = [
         (odd["none"], "row(s) name no file"),
@@ -361,7 +361,7 @@ def read_source(
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #e86b2980
 def stated_checksum(name: str, timeout: float = 30) -> str | None:
     """The checksum 'md5:...' that the archive of BW-DB states for a file of that name; None where it
-    cannot be asked or states none."""
+    does not answer or states none."""
     from urllib.request import urlopen
 
     try:
@@ -375,7 +375,7 @@ def stated_checksum(name: str, timeout: float = 30) -> str | None:
 def download(kind: str) -> Path:
     """Fetch a file of BW-DB ('structures' or 'properties') into the user's cache; returns its path.
 
-    What arrives is checked against the MD5 that the archive states, where it can be asked, and must be a
+    What arrives is checked against the MD5 that the archive states, where it answers, and must be a
     complete archive with the published content (see `read_bw_db`); its SHA-256 is then kept beside it,
     and every later use is checked against that. MatgenError says what went wrong."""
     name = BW_DB_FILES[kind]
