@@ -106,7 +106,7 @@ def lattice_of(number):
 
 
 def random_crystal(number, positions, rng):
-    "One orbit on each position, free parameters at random, drawn again where atoms come close."
+    "One orbit on each position, free parameters at random, sampled again where atoms come close."
     while True:
         points = [p.points(rng.uniform(size=3)) for p in positions]
         crystal = Crystal(

@@ -286,7 +286,7 @@ def test_methods_of_later_lessons_name_their_import():
 
 @pytest.mark.parametrize("staged", [True, False])
 def test_augmentation_is_part_of_the_configuration(data, staged):
-    "Off unless asked for; on, the loss is that of the batch in other settings, in training alone."
+    "Off unless requested; on, the loss is that of the batch in other settings, in training alone."
     size = dict(width=16, layers=1, staged=staged)
     torch.manual_seed(0)
     off = SymmCD(SymmCDConfig(**size), statistics(data)).train()

@@ -35,9 +35,10 @@ from matgen_nb.commands.options import (
     training_options,
 )
 from ..scale.crystal_evaluation import cut_off, figure_png, read_crystals, summary_text
-from ..scale.crystal_runs import fit_model, FitOptions, pick_device, without_nan
+from ..scale.crystal_runs import FitOptions, RunOptions, fit_model, pick_device, without_nan
 from ..scale.records import run_record, say, say_weights, typed_command, write_json
 from ..scale.runs import CHUNK, fresh_file, fresh_folder, record_of, write_results
+from ..scale.shards import Shard
 from ..parallel import Failure, describe_failures, parallel_map
 from ..pages import page_link
 from ..utils import MatgenError
@@ -126,13 +127,36 @@ def prepare_mofs_command(
         bool,
         _option("Compute the labels that embedded has: density, void_fraction, lcd (0.04 s a framework)."),
     ] = False,
+    shard: Annotated[
+        str | None,
+        _option("Only this part of the source, such as 3/16; --out is then a folder.", "all of it"),
+    ] = None,
+    chunk: Annotated[
+        int | None, _option("With --shard: frameworks prepared between two writes.", "1000", min=1)
+    ] = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     "Take frameworks apart into building blocks and write one training file."
     from matgen_nb.mofdiff.coarse_graining import Limits
+    from matgen_nb.mofdiff.preparing import PrepareOptions
+    from matgen_nb.scale.shard_kinds import PREPARE_CHUNK, framework_work, prepare_shard
 
-    fresh_file(out, overwrite, {f"SOURCE {s}": s for s in source} | {"--properties": properties})
+    inputs = {f"SOURCE {s}": s for s in source} | {"--properties": properties}
+    if shard is not None:
+        if len(source) > 1 or source[0] == "core-mof":
+            raise MatgenError("--shard prepares a part of one source, not core-mof: leave out --shard")
+        if subset or label or measure or max_blocks:
+            raise MatgenError("--subset, --label, --measure and --max-blocks do not go with --shard")
+        how = PrepareOptions(properties=properties, limit=limit, timeout=timeout, disorder=disorder)
+        start_of = RunOptions(resume, overwrite, inputs)
+        work = framework_work(source[0], how, chunk or PREPARE_CHUNK)
+        made = prepare_shard(work, out, Shard.parse(shard), start_of, n_jobs)
+        return say(f"{made} frameworks prepared: {out}\nwhen all shards are there: matgen merge")
+    if resume or chunk is not None:
+        raise MatgenError("--resume and --chunk go with --shard, which prepares a part of the source")
+    fresh_file(out, overwrite, inputs)
     start = time.monotonic()
     if subset and "core-mof" not in source:
         raise MatgenError(f"--subset {subset} is a part of core-mof, which is not among the sources")
@@ -223,7 +247,8 @@ def fit_mofdiff(
     `init_from`, which the encoder must belong to. Returns (averaged model, history)."""
     import torch
     from matgen_nb.mofdiff.evaluation import known_identities
-    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, fine_tuned, statistics
+    from matgen_nb.mofdiff.loss import MofDiff
+    from matgen_nb.mofdiff.model import MofDiffConfig, fine_tuned, statistics
     from matgen_nb.mofdiff.net_fitting import net_table
 
     data = data.with_embeddings(encoder.encode(data.library).cpu())
@@ -348,6 +373,9 @@ def sample_mofdiff_command(
         ),
     ] = None,
     n_jobs: Jobs = -1,
+    shard: Annotated[
+        str | None, _option("Only this part of the run, such as 3/16; see matgen merge.", "all of it")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -368,9 +396,14 @@ def sample_mofdiff_command(
     options = pipeline_options(relax, limits, starts, generations, sampling, **conditions)
     inputs = {"--weights": path, "--reference": reference}
     told = say_weights(path, out)
-    run = MofRunOptions(chunk, n_jobs, resume, overwrite, told["hash"], inputs, told)
+    run = MofRunOptions(chunk, n_jobs, resume, overwrite, told["hash"], inputs, told, known, typed_command())
     model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
-    found = make_mofs(model, n, out, seed, options, run, known, typed_command())
+    if shard is None:
+        found = make_mofs(model, n, out, seed, options, run)
+    else:
+        from matgen_nb.scale.shard_kinds import sample_framework_shard
+
+        found = sample_framework_shard(model, n, out, Shard.parse(shard), seed, options, run)
     valid = sum(r["valid"] for r in found.table)
     done = f"{valid} valid frameworks of {len(found.table)} in {time.monotonic() - start:.0f} s: {out}"
     tried = advice(found.table, weights, nets, draws)
@@ -538,8 +571,8 @@ def design_command(
     )
     inputs = {"--weights": path}
     told = say_weights(path, out)
-    run = MofRunOptions(n, n_jobs, resume, overwrite, told["hash"], inputs, told)
-    made = design_run(model, goal, n, out, seed, options, run, typed_command())
+    run = MofRunOptions(n, n_jobs, resume, overwrite, told["hash"], inputs, told, command=typed_command())
+    made = design_run(model, goal, n, out, seed, options, run)
     for strategy, summary in made.summary.items():
         say(f"{strategy}\n{summary_text(summary)}")
     say(f"results: {out}\nlook at {page_link(out / 'gallery.html')}")
