@@ -742,7 +742,7 @@ def test_weights_can_be_trained_on_larger_frameworks_than_they_have_seen():
 
     model, batch = tiny(), toy_data().select(torch.arange(4))
     big = from_decomposition(decompose(textbook_mof("MOF-177")))  # 24 blocks, the weights end at 20
-    big = replace(big, properties={name: 1.0 for name in model.property_names})
+    big = replace(big, properties=dict.fromkeys(model.property_names, 1.0))
     large = MofData.from_coarse([toy_data()[0], big])
     large = large.with_embeddings(torch.zeros(len(large.library), len(model.stat_feature_mean)))
     tuned = fine_tuned(model, large)
