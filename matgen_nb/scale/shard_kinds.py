@@ -93,7 +93,7 @@ def known_here(results: FolderResults, names: list[str], known: tuple) -> dict:
     rows = [row for n in names for row in results.load("evaluated", n).row.values() if isinstance(row, dict)]
     found = {}
     for key, column, among in zip(("identities", "nets"), ("identity", "net_key"), known):
-        here = {row.get(column) for row in rows}
+        here = {str(row[column]) for row in rows if row.get(column) is not None}
         found[key] = None if among is None else sorted(here & set(among))
     return found
 
@@ -209,7 +209,9 @@ def crystal_work(
         return data, failures, {names[i]: list(done[i].notes) for i in kept if done[i].notes}
 
     folder = Path(source).is_dir() and source not in PUBLIC
-    request = dict(prepare="crystals", source=str(source), content=input_identity(source), n=len(items))
+    request: dict[str, Any] = dict(
+        prepare="crystals", source=str(source), content=input_identity(source), n=len(items)
+    )
     request |= dict(chunk=chunk, symprec=symprec, engine=engine)
     return PreparingWork(request, items, prepare, structure_files(source).skipped if folder else [])
 
@@ -242,7 +244,9 @@ def framework_work(
         # tolerance 0: every block is kept as it is, and merged once, over all shards
         return from_coarse([c for c, _ in kept], None, 0.0) if kept else None, failures, notes
 
-    request = dict(prepare="mofs", source=str(source), content=input_identity(source), n=len(items))
+    request: dict[str, Any] = dict(
+        prepare="mofs", source=str(source), content=input_identity(source), n=len(items)
+    )
     request |= dict(chunk=chunk, limits=asdict(options.limits), disorder=options.disorder)
     request |= dict(tolerance=options.tolerance, properties=input_identity(options.properties))
     skipped = cif_folder(source).skipped if Path(source).is_dir() else []
