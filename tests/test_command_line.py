@@ -704,7 +704,7 @@ def test_a_demo_whose_training_learned_nothing_shows_no_crystals_of_it(tmp_path,
 
     with runs.fresh_folder(tmp_path / "demo") as out:
         state = demo.DemoState(data=from_units([prepare_one(CESIUM_CHLORIDE, 0.1)] * 30))
-        demo.show_training(out, demo.DemoOptions(n=2, seconds=1e-3), state, judge=None)
+        demo.show_training(out, demo.DemoOptions(n=2, seconds=1e-3), state, evaluator=None)
         assert state.trained is None and "within its warm-up" in state.cut_off[0]
         demo.write_demo(out, demo.DemoOptions(), state, 1.0)
     record = json.loads((tmp_path / "demo" / "run.json").read_text())

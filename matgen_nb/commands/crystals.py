@@ -55,7 +55,7 @@ from matgen_nb.scale.crystal_runs import (
 )
 from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
 from ..scale.runs import check_out, CHUNK, fresh_file, fresh_folder, record_of
-from ..scale.shards import Shard, merge, sample_shard, shard_folders
+from ..scale.shards import Shard, sample_shard
 from ..parallel import describe_failures
 from ..utils import MatgenError, atomic_write
 from ..pages import page_link
@@ -81,11 +81,28 @@ def prepare_crystals(
     engine: Annotated[
         str, _option("What finds the symmetry: spglib, or moyopy (the extra fast; four times as quick).")
     ] = "spglib",
+    shard: Annotated[
+        str | None,
+        _option("Only this part of the source, such as 3/16; --out is then a folder.", "all of it"),
+    ] = None,
+    chunk: Annotated[
+        int | None, _option("With --shard: structures prepared between two writes.", "1000", min=1)
+    ] = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     "Standardise crystals, find their symmetry, and write one training file."
     from matgen_nb.symmcd.preparing import PrepareOptions, prepare
 
+    if shard is not None:
+        from matgen_nb.scale.shard_kinds import PREPARE_CHUNK, crystal_work, prepare_shard
+
+        work = crystal_work(source, symprec, engine, chunk or PREPARE_CHUNK)
+        start_of = RunOptions(resume, overwrite, {"SOURCE": source})
+        made = prepare_shard(work, out, Shard.parse(shard), start_of, n_jobs)
+        return say(f"{made} structures prepared: {out}\nwhen all shards are there: matgen merge")
+    if resume or chunk is not None:
+        raise MatgenError("--resume and --chunk go with --shard, which prepares a part of the source")
     fresh_file(out, overwrite, {"SOURCE": source})
     start = time.monotonic()
     data, report = prepare(source, out, n_jobs, options=PrepareOptions(symprec=symprec, engine=engine))
@@ -400,9 +417,15 @@ def merge_command(
     shards: Annotated[
         list[Path], typer.Argument(help="Folders of all shards of a run, or a folder that holds them.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the whole run.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the whole run; for shards of matgen prepare, a file (.safetensors)."),
+    ],
     overwrite: Overwrite = False,
 ) -> None:
-    "Put the shards of a run together; stale, changed and unfinished ones are refused."
-    n = merge(shard_folders(shards), out, overwrite=overwrite)
-    say(f"{n} samples: {out}\nlook at {out / 'gallery.html'}")
+    "Put the shards of a run, or of a prepared set, together; stale, changed and unfinished ones are refused."
+    from matgen_nb.scale.shard_kinds import merge_any
+
+    made = merge_any(shards, out, overwrite=overwrite)
+    page = out / "gallery.html"
+    say(f"{made}: {out}" + (f"\nlook at {page_link(page)}" if page.exists() else ""))

@@ -55,7 +55,7 @@ def framework_identity(decomposition: Decomposition) -> str:
 # %% ../../nbs/4_mofdiff/30_evaluation.ipynb #22netid0
 def net_identity(coarse: CoarseMof, slack: float = 1.05) -> str | None:
     """`framework_identity` of beads: metal and organic blocks nearer than `slack` x the sum of the
-    distances of their connection points are joined. None where it cannot be told."""
+    distances of their connection points are joined. None where it cannot be read."""
     pairs = contacts(coarse, slack)
     if not pairs:
         return None

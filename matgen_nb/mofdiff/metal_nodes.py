@@ -183,7 +183,8 @@ def hydroxo_cube(metal: str, edge: float, to_linker: float, bite: float = 1.38) 
 
 # %% ../../nbs/4_mofdiff/09_metal_nodes.ipynb #1091fe33
 # fmt: off
-_LENGTHS = {  # A, rounded: metal to oxo (or metal to metal, or radius), metal to linker
+# A, rounded: metal to oxo (or metal to metal, or radius), metal to linker
+_LENGTHS: dict[str, tuple[Callable[..., BuildingBlock], list[tuple]]] = {
     "{}4O": (oxo_tetrahedron, [("Zn", 1.94, 1.94), ("Co", 1.95, 1.96), ("Be", 1.66, 1.63)]),
     "{}4O(az)": (oxo_tetrahedron, [("Zn", 1.95, 1.98, 1.38), ("Co", 1.96, 1.99, 1.38)]),
     "{}2": (paddlewheel, [("Cu", 2.63, 1.95), ("Zn", 2.95, 2.03), ("Co", 2.70, 2.02), ("Ni", 2.65, 2.00),
@@ -204,7 +205,6 @@ _LENGTHS = {  # A, rounded: metal to oxo (or metal to metal, or radius), metal t
 def metal_nodes() -> dict[str, BuildingBlock]:
     "The metal nodes of the builder: name -> BuildingBlock."
     nodes: dict[str, BuildingBlock] = {}
-    make: Callable[..., BuildingBlock]
     for name, (make, rows) in _LENGTHS.items():
         for m, *d in rows:
             nodes[name.format(m, d[0])] = make(m, *d)

@@ -55,7 +55,7 @@ def owner_of(coarse: CoarseMof) -> np.ndarray:
 # %% ../../nbs/4_mofdiff/32_pictures.ipynb #22cwhoco
 @dataclass(frozen=True)
 class Drawing:
-    "Atoms and bonds to draw: positions (n, 3) A, elements (n,), bonds (m, 2)."
+    "Atoms and bonds of a picture: positions (n, 3) A, elements (n,), bonds (m, 2)."
 
     positions: np.ndarray
     elements: np.ndarray
@@ -73,7 +73,7 @@ def _whole_cells(mof, owner, beads):
 
 
 def _copies(mof, owner, step, num_blocks):
-    """Blocks to draw, sorted (block, i, j, k): all of this cell, and organic ones joined to a metal
+    """Blocks of a picture, sorted (block, i, j, k): all of this cell, and organic ones joined to a metal
     block of it."""
     a, b = mof.bonds.T
     metal = is_metal(mof.crystal.elements)
@@ -88,8 +88,8 @@ def _copies(mof, owner, step, num_blocks):
 def whole_blocks(mof: Mof, owner: np.ndarray, beads: np.ndarray) -> Drawing:
     """Atoms and bonds of a framework, block by block.
 
-    owner (N,): block of each atom; beads (K, 3) fractional: each block is drawn near its bead; organic
-    blocks joined to a metal block are drawn there as well."""
+    owner (N,): block of each atom; beads (K, 3) fractional: each block is shown near its bead; organic
+    blocks joined to a metal block are shown there as well."""
     a, b = mof.bonds.T
     frac, cell = mof.crystal.frac_coords, _whole_cells(mof, owner, beads)
     step = mof.images + cell[a] - cell[b]
@@ -149,12 +149,13 @@ def mof_pair(coarse: CoarseMof, mof: Mof, title: str = "") -> Any:
     return figure
 
 # %% ../../nbs/4_mofdiff/32_pictures.ipynb #22ccelco
-def _calm_cut(start: np.ndarray, end: np.ndarray, places: np.ndarray) -> float:
+def _calm_cut(start: np.ndarray, end: np.ndarray, positions: np.ndarray) -> float:
     """Where to cut one axis so that few bonds are cut: between two atoms, in the widest of the best gaps.
 
-    start, end (b,): fractional coordinates of the ends of the bonds; places (N,): of the atoms, sorted."""
-    gaps = np.diff(np.append(places, places[0] + 1))
-    cuts = (places + gaps / 2)[gaps > 1e-6]
+    start, end (b,): fractional coordinates of the ends of the bonds; positions (N,): those of the atoms,
+    sorted."""
+    gaps = np.diff(np.append(positions, positions[0] + 1))
+    cuts = (positions + gaps / 2)[gaps > 1e-6]
     crossed = np.abs(np.floor(end[None] - cuts[:, None]) - np.floor(start[None] - cuts[:, None])).sum(1)
     best = np.flatnonzero(crossed == crossed.min())
     return float(cuts[best[np.argmax(gaps[gaps > 1e-6][best])]])
@@ -181,8 +182,8 @@ def unit_cell(mof: Mof) -> Drawing:
             bonds.append((a, b))
             continue
         for start, end, step in ((a, b, image), (b, a, [-x for x in image])):
-            place = outside.setdefault((end, *step), inside + len(outside))
-            bonds.append((start, place))
+            index = outside.setdefault((end, *step), inside + len(outside))
+            bonds.append((start, index))
     atoms = np.array([atom for atom, *_ in outside], dtype=int)
     steps = np.array([step for _, *step in outside], dtype=float).reshape(-1, 3)
     positions = np.concatenate([frac, frac[atoms] + steps]) @ mof.crystal.lattice
