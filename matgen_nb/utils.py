@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MatgenError', 'option', 'option_help', 'described', 'check_limits', 'patch', 'batch_seed', 'mix_seed', 'atomic_write',
-           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'CsvTable', 'read_csv_table', 'fetch',
-           'wilson', 'share']
+           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'read_prepared', 'CsvTable',
+           'read_csv_table', 'fetch', 'wilson', 'share']
 
 # %% ../nbs/0_utilities/01_utils.ipynb #1e5db884
 import csv
@@ -272,6 +272,27 @@ def load_tensors(
                 f"{wrong} of the {tensor.numel()} numbers of the tensor {name!r} are NaN or infinite"
             )
     return metadata, tensors
+
+# %% ../nbs/0_utilities/01_utils.ipynb #u0prp002
+def read_prepared(path: str | Path, format: str, command: str, needed: Sequence[str]) -> tuple[dict, dict]:
+    """(texts of the header, {name: tensor}) of a prepared data set. MatgenError where the file is missing,
+    damaged, not of this `format`, or lacks one of the tensors or texts `needed`.
+
+    command: what makes such a file, for the message."""
+    if not Path(path).exists():
+        raise MatgenError(f"{path} does not exist; make it with: {command} SOURCE --out {path}")
+    try:
+        texts, tensors = load_tensors(path, finite=lambda name: False)
+    except Exception as error:
+        raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
+    if texts.get("format") != format:
+        kind = repr(texts.get("format", "something else"))
+        raise MatgenError(f"{path} holds {kind}, not {format!r}; make it with: {command}")
+    if missing := [name for name in needed if name not in texts and name not in tensors]:
+        raise MatgenError(
+            f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again"
+        )
+    return texts, tensors
 
 # %% ../nbs/0_utilities/01_utils.ipynb #u0csv002
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ def test_frameworks_of_two_workers_one_of_them_killed(frameworks, tmp_path):
     assert 0 < sum(row["unique"] for row in rows) < 5, "a framework repeats one of the other shard"
     assert {row["novel"] for row in rows if row["identity"]} == {True, False}, "novel as in the training set"
     files = [p.relative_to(frameworks / "one") for p in (frameworks / "one").glob("*/mof_*.*")]
-    assert len(files) == 20
+    assert len(files) == 15, "two files of an assembled framework, one of an evaluated"
     for name in files:
         assert without_seconds(tmp_path / "out" / name) == without_seconds(frameworks / "one" / name), name
     summary = lambda folder: read_json(folder / "summary.json")

@@ -341,7 +341,7 @@ def design_request(
 ) -> dict:
     "The request of a design, as it is stored."
     goal, pipeline = goal.checked(model), options.pipeline
-    wanted = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
+    wanted: dict[str, Any] = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
     wanted |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
     wanted |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.sampling.draws)
     wanted |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)

@@ -93,7 +93,7 @@ def known_here(results: FolderResults, names: list[str], known: tuple) -> dict:
     rows = [row for n in names for row in results.load("evaluated", n).row.values() if isinstance(row, dict)]
     found = {}
     for key, column, among in zip(("identities", "nets"), ("identity", "net_key"), known):
-        here = {row.get(column) for row in rows}
+        here = {str(row[column]) for row in rows if row.get(column) is not None}
         found[key] = None if among is None else sorted(here & set(among))
     return found
 
@@ -209,7 +209,9 @@ def crystal_work(
         return data, failures, {names[i]: list(done[i].notes) for i in kept if done[i].notes}
 
     folder = Path(source).is_dir() and source not in PUBLIC
-    request = dict(prepare="crystals", source=str(source), content=input_identity(source), n=len(items))
+    request: dict[str, Any] = dict(
+        prepare="crystals", source=str(source), content=input_identity(source), n=len(items)
+    )
     request |= dict(chunk=chunk, symprec=symprec, engine=engine)
     return PreparingWork(request, items, prepare, structure_files(source).skipped if folder else [])
 
@@ -220,7 +222,7 @@ def framework_work(
     """The work of preparing the frameworks of a source, see `prepare_mofs` of lesson 4.17; not of the
     embedded set, which is prepared already."""
     from matgen_nb.mofdiff.coarse_graining import coarse_grain
-    from matgen_nb.mofdiff.data import from_coarse
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.preparing import PrepareOptions
     from matgen_nb.mofdiff.sources import read_source
     from matgen_nb.symmetry.cif_text import cif_folder
@@ -240,9 +242,11 @@ def framework_work(
         kept = [found for found in done if found is not None]
         notes = {coarse.name: report for coarse, report in kept if report}
         # tolerance 0: every block is kept as it is, and merged once, over all shards
-        return from_coarse([c for c, _ in kept], None, 0.0) if kept else None, failures, notes
+        return MofData.from_coarse([c for c, _ in kept], None, 0.0) if kept else None, failures, notes
 
-    request = dict(prepare="mofs", source=str(source), content=input_identity(source), n=len(items))
+    request: dict[str, Any] = dict(
+        prepare="mofs", source=str(source), content=input_identity(source), n=len(items)
+    )
     request |= dict(chunk=chunk, limits=asdict(options.limits), disorder=options.disorder)
     request |= dict(tolerance=options.tolerance, properties=input_identity(options.properties))
     skipped = cif_folder(source).skipped if Path(source).is_dir() else []
@@ -306,11 +310,11 @@ def _joined_crystals(parts: list, request: dict) -> Any:
 def _joined_frameworks(parts: list, request: dict) -> Any:
     "One `MofData` of those of all chunks, with one library."
     import torch
-    from matgen_nb.mofdiff.data import from_coarse
+    from matgen_nb.mofdiff.data import MofData
 
     coarse = [p[i] for p in parts for i in range(len(p))]
     info = dict(source=request["source"], limits=request["limits"])
-    data = from_coarse(coarse, info, request["tolerance"])
+    data = MofData.from_coarse(coarse, info, request["tolerance"])
     data.property_names = list(dict.fromkeys(name for p in parts for name in p.property_names))
     data.properties = torch.full((len(data), len(data.property_names)), float("nan"))
     at = 0

@@ -266,7 +266,9 @@ def _identity(self: Trainer) -> dict:
     model: Any = getattr(self.model, "config", None)
     known = {
         "model": type(self.model).__name__,
-        "model_config": json.loads(json.dumps(asdict(model))) if is_dataclass(model) else None,
+        "model_config": json.loads(json.dumps(asdict(model)))
+        if is_dataclass(model) and not isinstance(model, type)
+        else None,
         "structures": len(self.index),
         "data": self.fingerprint,
     }
