@@ -328,3 +328,10 @@ def test_descriptions_of_a_read_only_folder_go_to_the_users_cache(training_csv, 
     assert not path.with_name("training.csv.described.npz").exists()
     closed.add(kept.parent)
     assert runs.described_beside(path) is None and len(runs._known(path, options).rows) == 3
+
+
+def test_the_matcher_never_fits_crystals_of_other_formulas():
+    "What `match_all` leaves out: the same positions and cell, another reduced formula."
+    other = Crystal(SALT.lattice, [11] * 5 + [17] * 3, SALT.frac_coords)
+    assert SALT.formula != other.formula and matching.same_structure(SALT.to_pymatgen(), SALT.to_pymatgen())
+    assert not matching.same_structure(SALT.to_pymatgen(), other.to_pymatgen())
