@@ -44,19 +44,30 @@ from ..pages import page_link
 from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #fb3843c2
+def ___labelled(data, source: str, labels: tuple):
+    "A prepared set with these properties only (none given: all); MatgenError where it lacks one."
+    try:
+        return data.with_properties(labels) if labels else data
+    except MatgenError as error:
+        raise MatgenError(f"{source}: {error}") from None
+
+
 def prepare_sources(sources, n_jobs=-1, **options):
     """`prepare_mofs` of each source, or the `MofData` of a file that is prepared already; all in one.
     Returns (MofData, text, failures, notes)."""
+    from matgen_nb.mofdiff.coarse_graining import Limits
+    from matgen_nb.mofdiff.core_mof import MAX_BLOCKS
     from matgen_nb.mofdiff.data import MofData, merged
     from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
 
-    sets, told, failures, notes = [], [], [], {}
+    sets, told, failures, notes, limits = [], [], [], {}, options.pop("limits", None)
     for source in sources:
         if source.endswith(".safetensors"):
-            sets.append(MofData.load(source))
+            sets.append(___labelled(MofData.load(source), source, options.get("labels")))
             told.append(f"{source}: {len(sets[-1])} frameworks, prepared before")
             continue
-        data, report = prepare_mofs(source, n_jobs=n_jobs, options=PrepareOptions(**options))
+        own = limits or (Limits(max_blocks=MAX_BLOCKS) if source == "core-mof" else Limits())
+        data, report = prepare_mofs(source, n_jobs=n_jobs, options=PrepareOptions(limits=own, **options))
         sets.append(data)
         told.append(f"{source}: {report}" if len(sources) > 1 else str(report))
         failures, notes = failures + report.failures, notes | report.notes
@@ -67,13 +78,15 @@ def prepare_sources(sources, n_jobs=-1, **options):
 # %% ../../nbs/5_scale/12_mof_commands.ipynb #27c00004
 @prepare_app.command(
     "mofs",
-    epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded my_cifs/ --limit 5000 --out many.safetensors`",
+    epilog="Examples: `matgen prepare mofs my_cifs/ --out mofs.safetensors`; `matgen prepare mofs embedded my_cifs/ --limit 5000 --out many.safetensors`; "
+    "`matgen prepare mofs core-mof --measure --out real.safetensors`",
 )
 def prepare_mofs_command(
     source: Annotated[
         list[str],
         typer.Argument(
-            help="embedded, bw-db, a folder of CIF files, a CSV with a cif column, or a prepared file; several are put together."
+            help="embedded, core-mof (real frameworks; the extra core-mof), bw-db, a folder of CIF files, a CSV with "
+            "a cif column, or a prepared file; several are put together."
         ),
     ],
     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
@@ -99,6 +112,21 @@ def prepare_mofs_command(
             "and drop partly occupied guests, with a note."
         ),
     ] = "refuse",
+    subset: Annotated[
+        str | None, _option("Part of core-mof: 2019-ASR, 2019-FSR, 2014, or all.", "2019-ASR")
+    ] = None,
+    max_blocks: Annotated[
+        int | None,
+        _option("Building blocks that a primitive cell may have.", "20; of core-mof 40", min=2),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        _option("Property to keep as a label; repeat it for several.", "all that are known"),
+    ] = None,
+    measure: Annotated[
+        bool,
+        _option("Compute the labels that embedded has: density, void_fraction, lcd (0.04 s a framework)."),
+    ] = False,
     shard: Annotated[
         str | None,
         _option("Only this part of the source, such as 3/16; --out is then a folder.", "all of it"),
@@ -111,13 +139,16 @@ def prepare_mofs_command(
     seed: Seed = 0,
 ) -> None:
     "Take frameworks apart into building blocks and write one training file."
+    from matgen_nb.mofdiff.coarse_graining import Limits
     from matgen_nb.mofdiff.preparing import PrepareOptions
     from matgen_nb.scale.shard_kinds import PREPARE_CHUNK, framework_work, prepare_shard
 
     inputs = {f"SOURCE {s}": s for s in source} | {"--properties": properties}
     if shard is not None:
-        if len(source) > 1:
-            raise MatgenError("--shard prepares a part of one source: give one, or leave out --shard")
+        if len(source) > 1 or source[0] == "core-mof":
+            raise MatgenError("--shard prepares a part of one source, not core-mof: leave out --shard")
+        if subset or label or measure or max_blocks:
+            raise MatgenError("--subset, --label, --measure and --max-blocks do not go with --shard")
         how = PrepareOptions(properties=properties, limit=limit, timeout=timeout, disorder=disorder)
         start_of = RunOptions(resume, overwrite, inputs)
         work = framework_work(source[0], how, chunk or PREPARE_CHUNK)
@@ -127,7 +158,11 @@ def prepare_mofs_command(
         raise MatgenError("--resume and --chunk go with --shard, which prepares a part of the source")
     fresh_file(out, overwrite, inputs)
     start = time.monotonic()
+    if subset and "core-mof" not in source:
+        raise MatgenError(f"--subset {subset} is a part of core-mof, which is not among the sources")
     options = dict(n_jobs=n_jobs, properties=properties, limit=limit, timeout=timeout, seed=seed)
+    options |= dict(subset=subset or "2019-ASR", labels=tuple(label or ()), measure=measure)
+    options |= dict(limits=max_blocks and Limits(max_blocks=max_blocks))
     data, told, failures, notes = prepare_sources(source, disorder=disorder, **options)
     data.save(out)
     write_json(

@@ -6,8 +6,7 @@ __all__ = ['SETTINGS', 'SCALED', 'RECIPES', 'LESS_IS_BETTER', 'SHOWN', 'settings
            'sampled_crystals', 'reproduce_symmcd', 'reproduce_full', 'split_blocks', 'mofs_of', 'finds',
            'reproduce_blocks', 'reproduce_mofdiff', 'ablation_rows', 'reproduce_ablations', 'fewest_steps',
            'setting_rows', 'crystal_steps', 'framework_steps', 'plot_steps', 'published_steps', 'step_rows',
-           'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce', 'comparison_text',
-           'benchmark']
+           'reproduce_steps', 'open_recipe', 'check_inputs', 'run_recipe', 'list_text', 'reproduce']
 
 # %% ../../nbs/5_scale/14_reproduce_commands.ipynb #ae290002
 import csv
@@ -25,26 +24,13 @@ import typer
 
 from .mofs import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
 from matgen_nb.commands.options import (
-    Compile,
     Device,
     On,
-    Out,
     Overwrite,
-    Precision,
     Resume,
     Seed,
     _option,
     app,
-)
-from matgen_nb.scale.benchmark import (
-    Setting,
-    compare,
-    environment,
-    in_words,
-    planned,
-    plot_benchmark,
-    read_benchmark,
-    run_benchmark,
 )
 from ..scale.full_training import FullOptions
 from matgen_nb.scale.crystal_evaluation import (
@@ -74,7 +60,7 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from ..scale.runs import as_folder, check_out, CHUNK, fresh_folder, open_run
+from ..scale.runs import as_folder, check_out, CHUNK, open_run
 from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/14_reproduce_commands.ipynb #ae290005
@@ -929,62 +915,3 @@ def reproduce(
             f"\nmade at a scale of {scale:g}: fewer steps and samples than published, so the figures are not expected to agree"
         )
     say(f"\nresults: {out}")
-
-# %% ../../nbs/5_scale/14_reproduce_commands.ipynb #18726936
-def comparison_text(row: dict, other) -> str:
-    "A task of this table beside the same task of another, in words."
-    if "ratio" not in row:
-        return f"{row['task']:14s} not in {other}"
-    note = "" if row["clear"] == "yes" else "   (the ranges overlap)"
-    return f"{row['task']:14s} {row['ratio']:8.2f} times {other}{note}"
-
-
-@app.command(
-    epilog="Example: `matgen benchmark --out here`, then on another machine "
-    "`matgen benchmark --compare here/table.csv`"
-)
-def benchmark(
-    out: Out = Path("matgen-benchmark"),
-    seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
-    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
-    only: Annotated[str | None, _option("Tasks, separated by commas.", "all")] = None,
-    preset: Annotated[str | None, _option("Train this preset.", "small")] = None,
-    batch_size: Annotated[
-        int | None, _option("Items in a training step.", "128 crystals, 64 frameworks")
-    ] = None,
-    precision: Precision = "32-true",
-    compile: Compile = False,
-    threads: Annotated[int, _option("CPU threads.")] = 1,
-    overwrite: Overwrite = False,
-    seed: Seed = 0,
-    device: On = Device.auto,
-) -> None:
-    """Measure this machine: preparing, training, sampling, projection and evaluation of crystals; preparing,
-    training (both networks), sampling, assembly, relaxation and evaluation of frameworks. A table and a
-    plot, compared with a table of another run. A preset, batch size, precision or --compile asks for
-    training alone (or what --only names), in a row of its own name."""
-    import torch
-
-    others = read_benchmark(compare_with) if compare_with else []
-    asked = Setting(preset or "small", batch_size, precision, compile)
-    setting = None if preset is None and asked == Setting() else asked
-    if threads < 1:
-        raise MatgenError(f"--threads must be at least 1, not {threads}")
-    if not (0 < seconds < math.inf):
-        raise MatgenError(f"--seconds must be a positive number, not {seconds}")
-    planned(only, setting)
-    place, start = pick_device(device, float64=True), time.monotonic()
-    folder = fresh_folder(out, overwrite, {"--compare": compare_with})
-    torch.set_num_threads(threads)
-    rows = run_benchmark(place, seconds, seed, only, lambda row: say(in_words(row)), setting)
-    if others:
-        rows = compare(rows, others)
-        say("\n".join(comparison_text(row, compare_with) for row in rows))
-    write_table(folder.path("table.csv"), rows)
-    with atomic_write(folder.path("benchmark.png"), "wb") as f:
-        labels = ("this run", str(compare_with))
-        plot_benchmark(rows, others, labels).savefig(f, format="png")
-    seconds, machine = time.monotonic() - start, environment(place)
-    write_json(folder.path("run.json"), run_record(typed_command(), seed, seconds, environment=machine))
-    folder.close()
-    say(f"results: {out}")
