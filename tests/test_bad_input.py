@@ -511,3 +511,12 @@ def test_each_prepared_file_has_its_own_record(tmp_path):
             main(["prepare", "crystals", str(cifs), "--out", str(tmp_path / name), "--n-jobs", "1"])
         assert not stop.value.code
     assert (tmp_path / "db.1.run.json").exists() and (tmp_path / "db.2.run.json").exists()
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_an_error(tmp_path):
+    from matgen_nb.scale.crystal_evaluation import read_crystals
+    from matgen_nb.utils import MatgenError
+
+    (tmp_path / "a.cif").write_text("data_x\nnonsense\n")
+    with pytest.raises(MatgenError, match=r"none of the 1 structures.*a\.cif: CIF: no atoms"):
+        read_crystals(tmp_path)

@@ -59,6 +59,8 @@ def read_crystals(
     texts, jobs = [text for _, text in items], n_jobs if len(items) > 500 else 1
     read = partial(_read_one, framework=framework)
     crystals, failures = parallel_map(read, texts, names, progress="reading", timeout=60, n_jobs=jobs)
+    if len(failures) == len(items):
+        raise MatgenError(f"none of the {len(items)} structures in {source} could be read; {failures[0]}")
     return crystals, names, failures
 
 # %% ../../nbs/5_scale/06b_crystal_evaluation.ipynb #4db3c9fb
