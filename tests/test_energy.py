@@ -652,7 +652,7 @@ def test_commands_sample_relaxed_crystals_and_evaluate_energies(command, tmp_pat
     )
     assert json.loads((tmp_path / "s" / "request.json").read_text())["relax"] == "pairs"
     (tmp_path / "s" / "cif" / "torn.cif").write_text("data_x")
-    options = ["--reference", known, "--n-jobs", 1, "--energy", "--potential", "pairs"]
+    options = ["--reference", known, "--n-jobs", 1, "--energy", "--potential", "pairs", "--relaxations", 2]
     assert command("evaluate", "crystals", tmp_path / "s", *options, "--out", tmp_path / "e") == 0
     summary = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert (
@@ -673,8 +673,13 @@ def test_commands_say_what_is_missing(command, tmp_path, capsys, monkeypatch):
     (tmp_path / "one").mkdir()
     SALT.to_cif(tmp_path / "one" / "a.cif")
     options = [tmp_path / "one", "--reference", plain, "--n-jobs", 1, "--energy"]
-    assert command("evaluate", "crystals", *options, "--potential", "pairs", "--out", tmp_path / "e") == 2
-    assert "has no energies" in capsys.readouterr().err
+    assert command("evaluate", "crystals", *options, "--potential", "pairs", "--out", tmp_path / "e") == 0
+    said = "".join(capsys.readouterr())
+    assert "no energies, the rest of the evaluation goes on" in said and "has no energies" in said
+    head = (tmp_path / "e" / "table.csv").read_text().splitlines()[0]
+    assert head.startswith("file,name,failure") and "max_force" not in head
+    assert command("evaluate", "crystals", *options, "--potential", "magic", "--out", tmp_path / "e0") == 2
+    assert "choose one of" in capsys.readouterr().err and not (tmp_path / "e0" / "table.csv").exists()
     known = reference_csv(tmp_path / "known.csv")
     assert (
         command(
@@ -692,7 +697,13 @@ def test_commands_say_what_is_missing(command, tmp_path, capsys, monkeypatch):
     )
     for module in [m for m in sys.modules if m.split(".")[0] == "chgnet"] + ["chgnet", "chgnet.model"]:
         monkeypatch.setitem(sys.modules, module, None)
+    get_potential.cache_clear()
+    given = [tmp_path / "one", "--reference", known, "--n-jobs", 1, "--energy"]
     capsys.readouterr()
+    assert command("evaluate", "crystals", *given, "--out", tmp_path / "e3") == 0
+    said = "".join(capsys.readouterr())
+    assert "the rest of the evaluation goes on" in said and "pip install 'matgen_nb[stability]'" in said
+    assert (tmp_path / "e3" / "summary.json").exists()
     assert command("sample", "symmcd", "-n", 1, "--relax", "chgnet", "--out", tmp_path / "s") == 2
     assert (
         "pip install 'matgen_nb[stability]'" in capsys.readouterr().err

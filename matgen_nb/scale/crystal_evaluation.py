@@ -155,6 +155,11 @@ class EnergyChoices:
         "--training or --reference must be a file with energies.",
     )
     potential: str = option("chgnet", "For --energy: chgnet (the extra stability) or sevenn.")
+    relaxations: int = option(
+        0,
+        "For --energy: so many crystals, the first, are also relaxed within their space groups, for the energy "
+        "lost and the change of volume (1 to 3 s each).",
+    )
     stability: bool = option(False, "Relax and evaluate with CHGNet (needs the extra).")
 
 
@@ -201,13 +206,31 @@ def figure_png(figure: Any, path: Path) -> bytes:
     return buffer.getvalue()
 
 # %% ../../nbs/5_scale/06b_crystal_evaluation.ipynb #c6b00015
+def _energies_possible(inputs: EvaluationInputs, energies: EnergyChoices) -> tuple[tuple, Any] | None:
+    """(what `add_energies` needs, potential), or None: not requested, or the potential or the energies of the
+    reference are missing, which is said before anything is computed; the rest of the evaluation goes on.
+    MatgenError for a potential of another name."""
+    from matgen_nb.symmcd.potential import POTENTIALS, get_potential
+
+    if not energies.energy:
+        return None
+    try:
+        potential = get_potential(energies.potential)
+        return energy_inputs(inputs.source, inputs.reference, inputs.training), potential
+    except MatgenError as error:
+        if energies.potential not in POTENTIALS:
+            raise
+        say(f"no energies, the rest of the evaluation goes on: {error}")
+        return None
+
+
 def _evaluated(
     inputs: EvaluationInputs, options: EvaluationOptions, energies: EnergyChoices
 ) -> tuple[list, Any, list[dict], dict]:
     "(crystals, Evaluation, rows, summary) of what is to be evaluated."
     crystals, names, failures = read_crystals(inputs.source, options.n_jobs)
     known = reference_crystals(inputs.reference)
-    needed = energy_inputs(inputs.source, inputs.reference, inputs.training) if energies.energy else None
+    needed = _energies_possible(inputs, energies)
     if failures:
         say(describe_failures(failures, len(crystals)))
     beside, old = described_beside(inputs.reference), _known(inputs.training, options)
@@ -216,7 +239,7 @@ def _evaluated(
     rows = [{**row, "failure": why.get(row["name"], row.get("failure", ""))} for row in result.table]
     summary = dict(result.summary)
     if needed is not None:
-        rows, summary = add_energies(crystals, rows, summary, needed, energies.potential)
+        rows, summary = add_energies(crystals, rows, summary, *needed, energies.relaxations)
     if energies.stability:
         rows, summary = add_stability(crystals, known, rows, summary)
     return crystals, result, rows, summary
@@ -286,12 +309,13 @@ def energy_inputs(
 
 # %% ../../nbs/5_scale/06b_crystal_evaluation.ipynb #n25ene05
 def add_energies(
-    crystals: list, rows: list[dict], summary: dict, inputs: tuple, name: Any = "chgnet"
+    crystals: list, rows: list[dict], summary: dict, inputs: tuple, name: Any = "chgnet", relaxations: int = 0
 ) -> tuple[list[dict], dict]:
     """Rows and summary with the energies of lesson 3.19, of the crystals and, under names that begin with
     "real ", of real ones.
 
-    inputs: of `energy_inputs`; name: of a potential, or a Potential. Energies are kept in the user's
+    inputs: of `energy_inputs`; name: of a potential, or a Potential; relaxations: how many of the crystals, and
+    of the real ones, are also relaxed. Energies are kept in the user's
     cache: the second time costs nothing."""
     from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential
     from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
@@ -301,10 +325,10 @@ def add_energies(
     potential = get_potential(name)
     cache = EnergyCache(default_cache(potential))
     scale = energy_scale(hull, potential, cache=cache)
-    mine = evaluate_energies(
-        crystals, scale, potential, cache=cache, options=EnergyOptions(relaxed_with=relaxed)
-    )
-    theirs = evaluate_energies(real, scale, potential, cache=cache)
+    options = EnergyOptions(relaxed_with=relaxed, relaxations=relaxations)
+    mine = evaluate_energies(crystals, scale, potential, cache=cache, options=options)
+    options = EnergyOptions(relaxations=relaxations)
+    theirs = evaluate_energies(real, scale, potential, cache=cache, options=options)
     found = [
         {f"energy_{k}" if k == "failure" else k: v for k, v in row.items() if k != "formula"}
         for row in mine.table
