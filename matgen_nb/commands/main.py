@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from ..course import write_course
-from . import crystals, mofs, options, predict, reproduce
-from .options import Device, On, Out, Overwrite, Seed, _option, app, with_options
+from . import crystals, mofs, options, reproduce
+from .options import Device, On, Out, Overwrite, Seed, app, own_option, with_options
 from ..scale.crystal_runs import pick_device
 from ..scale.demo import DemoOptions, run_demo
 from ..scale.runs import close_folders, fresh_folder, say
@@ -44,9 +44,9 @@ def demo(
 @app.command(epilog="Example: `matgen course my-course`, and `matgen course solutions --teacher`")
 def course(
     out: Annotated[Path, typer.Argument(help="New folder for the notebooks.")],
-    teacher: Annotated[bool, _option("With the solutions, in sight.", False, "--teacher")] = False,
+    teacher: Annotated[bool, own_option("With the solutions, in sight.", False, "--teacher")] = False,
     notebooks: Annotated[
-        Path | None, _option("The folder nbs of the course.", "that of this installation")
+        Path | None, own_option("The folder nbs of the course.", "that of this installation")
     ] = None,
 ) -> None:
     """Write copies of the notebooks of the course: for students, without solutions, or for teachers. What
@@ -56,7 +56,7 @@ def course(
     say(f"{len(made)} notebooks for {who}: {out}\nopen them with: jupyter lab {out}")
 
 # %% ../../nbs/5_scale/16_main.ipynb #n3000009
-GROUP_MODULES = (crystals, mofs, predict, reproduce)
+GROUP_MODULES = (crystals, mofs, reproduce)
 "Modules that hang their commands on the groups of `options` when they are imported."
 
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(error, "format_message"):  # typer's own: a wrong option and the like
             error.show()
             code = error.exit_code
-        elif options.our_error(error) and not options._state["debug"]:
+        elif options.our_error(error) and not options.debugging():
             typer.secho(f"matgen: {options.with_flags(str(error))}", fg="red", err=True)
             code = 2
         else:

@@ -24,7 +24,7 @@ from matgen_nb.commands.options import (
     Overwrite,
     Resume,
     Seed,
-    _option,
+    own_option,
     app,
     evaluate_app,
     given_training,
@@ -96,11 +96,11 @@ def prepare_mofs_command(
     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
     properties: Annotated[
         Path | None,
-        _option("CSV of numbers; its rows are matched by the names of the structures.", "none"),
+        own_option("CSV of numbers; its rows are matched by the names of the structures.", "none"),
     ] = None,
     limit: Annotated[
         int | None,
-        _option(
+        own_option(
             "Only the first so many of each source. With embedded, 1,632 ship; of a larger number the rest is built "
             "here from --seed and kept in the cache (5,000 more: 8 minutes on two cores).",
             "all",
@@ -108,10 +108,10 @@ def prepare_mofs_command(
         ),
     ] = None,
     n_jobs: Jobs = -1,
-    timeout: Annotated[float, _option("Seconds one framework may take.", min=0.1)] = 60.0,
+    timeout: Annotated[float, own_option("Seconds one framework may take.", min=0.1)] = 60.0,
     disorder: Annotated[
         str,
-        _option(
+        own_option(
             "Alternative positions: refuse the structure, or keep the first (most occupied) "
             "and drop partly occupied guests, with a note."
         ),
@@ -180,7 +180,7 @@ def train_blocks_command(
     choices: dict,
     data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")],
     out: Out = Path("blocks"),
-    preset: Annotated[str, _option("tiny, small or full.")] = "small",
+    preset: Annotated[str, own_option("tiny, small or full.")] = "small",
     init_from: InitFrom = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -232,9 +232,9 @@ def train_mofdiff_command(
     data: Annotated[Path, typer.Argument(help="File made by matgen prepare mofs.")],
     out: Out = Path("mofdiff"),
     blocks: Annotated[
-        str, _option("Weights of a block encoder, or the name of weights that ship.")
+        str, own_option("Weights of a block encoder, or the name of weights that ship.")
     ] = "blocks-small",
-    preset: Annotated[str, _option("tiny, small, full, or release (as published).")] = "small",
+    preset: Annotated[str, own_option("tiny, small, full, or release (as published).")] = "small",
     init_from: InitFrom = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -268,11 +268,11 @@ HELP = dict(  # that of the fields of the options, which is tested
     relax_limit="Time that one relaxation may take. (in s)",
     chunk="Frameworks sampled together. Another number, other frameworks.",
 )
-NetShare = Annotated[float, _option(HELP["share"], min=0, max=1)]
-NetCandidates = Annotated[int, _option(HELP["candidates"], min=1)]
-Coherent = Annotated[bool, _option(HELP["coherent"], None, "--coherent/--blocks-as-sampled")]
-Draws = Annotated[int, _option(HELP["draws"], min=1)]
-Relax = Annotated[bool, _option(HELP["relax"])]
+NetShare = Annotated[float, own_option(HELP["share"], min=0, max=1)]
+NetCandidates = Annotated[int, own_option(HELP["candidates"], min=1)]
+Coherent = Annotated[bool, own_option(HELP["coherent"], None, "--coherent/--blocks-as-sampled")]
+Draws = Annotated[int, own_option(HELP["draws"], min=1)]
+Relax = Annotated[bool, own_option(HELP["relax"])]
 
 
 def pipeline_options(relax, draws, limits, starts, generations, sampling):
@@ -297,34 +297,38 @@ def pipeline_options(relax, draws, limits, starts, generations, sampling):
 )
 def sample_mofdiff_command(
     out: Out = Path("mofdiff-samples"),
-    n: Annotated[int, _option("How many frameworks.", None, "-n")] = 20,
-    weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
-    steps: Annotated[int, _option("Denoising steps.")] = 50,
+    n: Annotated[int, own_option("How many frameworks.", None, "-n")] = 20,
+    weights: Annotated[
+        str, own_option("File of weights, or the name of weights that ship.")
+    ] = "mofdiff-small",
+    steps: Annotated[int, own_option("Denoising steps.")] = 50,
     eta: Annotated[
-        float | None, _option("1: stochastic; 0: deterministic given the start.", "1", min=0, max=1)
+        float | None, own_option("1: stochastic; 0: deterministic given the start.", "1", min=0, max=1)
     ] = None,
     corrector: Annotated[
-        int | None, _option("Langevin steps of the coordinates after each step.", "0")
+        int | None, own_option("Langevin steps of the coordinates after each step.", "0")
     ] = None,
-    sharpen: Annotated[float | None, _option("Score scale of the coordinates; 1: as learned.", "3")] = None,
+    sharpen: Annotated[
+        float | None, own_option("Score scale of the coordinates; 1: as learned.", "3")
+    ] = None,
     prior: Annotated[
-        str | None, _option("Where latent vectors come from: learned, or normal.", "learned")
+        str | None, own_option("Where latent vectors come from: learned, or normal.", "learned")
     ] = None,
-    num_blocks: Annotated[int | None, _option("Blocks in the cell.", "as the latent vector says")] = None,
-    target: Annotated[str | None, _option("Property to aim at: name=value.", "none")] = None,
+    num_blocks: Annotated[int | None, own_option("Blocks in the cell.", "as the latent vector says")] = None,
+    target: Annotated[str | None, own_option("Property to aim at: name=value.", "none")] = None,
     net_share: NetShare = 1.0,
     net_candidates: NetCandidates = 3,
     coherent: Coherent = True,
     draws: Draws = 1,
-    starts: Annotated[int, _option("Joint choices of orientations that compete in assembly.", min=1)] = 64,
-    generations: Annotated[int, _option("Rounds of search in assembly, at most.", min=1)] = 3,
-    chunk: Annotated[int, _option(HELP["chunk"])] = CHUNK,
+    starts: Annotated[int, own_option("Joint choices of orientations that compete in assembly.", min=1)] = 64,
+    generations: Annotated[int, own_option("Rounds of search in assembly, at most.", min=1)] = 3,
+    chunk: Annotated[int, own_option(HELP["chunk"])] = CHUNK,
     relax: Relax = True,
-    relax_limit: Annotated[float, _option(HELP["relax_limit"], min=0.1)] = 120.0,
-    assemble_limit: Annotated[float, _option(HELP["assemble_limit"], min=0.1)] = 60.0,
+    relax_limit: Annotated[float, own_option(HELP["relax_limit"], min=0.1)] = 120.0,
+    assemble_limit: Annotated[float, own_option(HELP["assemble_limit"], min=0.1)] = 60.0,
     reference: Annotated[
         Path | None,
-        _option(
+        own_option(
             "What novelty compares with (prepared file, weights, folder of CIF files or CSV).",
             "the training set",
         ),
@@ -446,10 +450,10 @@ def evaluate_mofs_command(
     out: Out,
     reference: Annotated[
         Path | None,
-        _option("For novelty: prepared file, weights (file or name), folder of CIF files or CSV.", "none"),
+        own_option("For novelty: prepared file, weights (file or name), folder of CIF files or CSV.", "none"),
     ] = None,
     n_jobs: Jobs = -1,
-    timeout: Annotated[float, _option("Seconds one framework may take.", min=0.1)] = 120.0,
+    timeout: Annotated[float, own_option("Seconds one framework may take.", min=0.1)] = 120.0,
     overwrite: Overwrite = False,
 ) -> None:
     "Named checks, pores, uniqueness and novelty of frameworks: per structure and in total."
@@ -479,17 +483,19 @@ def evaluate_mofs_command(
 def design_command(
     out: Out,
     property: Annotated[
-        str, _option("One that the model was trained with, such as density or void_fraction.")
+        str, own_option("One that the model was trained with, such as density or void_fraction.")
     ],
     target: Annotated[
-        float, _option("The value aimed at, in the unit of the training set (density: g/cm3, lcd: A).")
+        float, own_option("The value aimed at, in the unit of the training set (density: g/cm3, lcd: A).")
     ],
-    tolerance: Annotated[float | None, _option("How near counts as hit.", "a tenth of the target")] = None,
-    n: Annotated[int, _option("Frameworks of each strategy.", None, "-n", min=1)] = 16,
-    weights: Annotated[str, _option("File of weights, or the name of weights that ship.")] = "mofdiff-small",
+    tolerance: Annotated[float | None, own_option("How near counts as hit.", "a tenth of the target")] = None,
+    n: Annotated[int, own_option("Frameworks of each strategy.", None, "-n", min=1)] = 16,
+    weights: Annotated[
+        str, own_option("File of weights, or the name of weights that ship.")
+    ] = "mofdiff-small",
     strategies: Annotated[
         str,
-        _option(
+        own_option(
             "Ways to choose latent vectors, with commas: optimised (gradient, trust region), selected "
             "(best of many samples). Random ones always stand beside them."
         ),

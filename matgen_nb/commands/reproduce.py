@@ -33,7 +33,7 @@ from matgen_nb.commands.options import (
     Precision,
     Resume,
     Seed,
-    _option,
+    own_option,
     app,
 )
 from matgen_nb.scale.benchmark import (
@@ -897,18 +897,18 @@ def list_text():
 )
 def reproduce(
     name: Annotated[str | None, typer.Argument(help="A recipe; see --list.")] = None,
-    list_: Annotated[bool, _option("What each recipe is, needs and costs.", False, "--list")] = False,
-    out: Annotated[Path | None, _option("Folder for the results.", "reproduce-NAME")] = None,
+    list_: Annotated[bool, own_option("What each recipe is, needs and costs.", False, "--list")] = False,
+    out: Annotated[Path | None, own_option("Folder for the results.", "reproduce-NAME")] = None,
     data: Annotated[
-        str | None, _option("Prepared file, or a source that matgen prepare knows.", "see --list")
+        str | None, own_option("Prepared file, or a source that matgen prepare knows.", "see --list")
     ] = None,
-    val: Annotated[str | None, _option("The same, of crystals held out.", "see --list")] = None,
+    val: Annotated[str | None, own_option("The same, of crystals held out.", "see --list")] = None,
     scale: Annotated[
-        float, _option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
+        float, own_option("A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
     ] = 1.0,
-    n_jobs: Annotated[int, _option("Processes; -1: one for each core.")] = 1,
+    n_jobs: Annotated[int, own_option("Processes; -1: one for each core.")] = 1,
     max_seconds: Annotated[
-        float | None, _option("Seconds of the training, in recipes that go by the clock.", "see --list")
+        float | None, own_option("Seconds of the training, in recipes that go by the clock.", "see --list")
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -946,16 +946,16 @@ def comparison_text(row: dict, other) -> str:
 )
 def benchmark(
     out: Out = Path("matgen-benchmark"),
-    seconds: Annotated[float, _option("Seconds for all measurements.")] = 120.0,
-    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
-    only: Annotated[str | None, _option("Tasks, separated by commas.", "all")] = None,
-    preset: Annotated[str | None, _option("Train this preset.", "small")] = None,
+    seconds: Annotated[float, own_option("Seconds for all measurements.")] = 120.0,
+    compare_with: Annotated[Path | None, own_option("table.csv of another run.", "none", "--compare")] = None,
+    only: Annotated[str | None, own_option("Tasks, separated by commas.", "all")] = None,
+    preset: Annotated[str | None, own_option("Train this preset.", "small")] = None,
     batch_size: Annotated[
-        int | None, _option("Items in a training step.", "128 crystals, 64 frameworks")
+        int | None, own_option("Items in a training step.", "128 crystals, 64 frameworks")
     ] = None,
     precision: Precision = "32-true",
     compile: Compile = False,
-    threads: Annotated[int, _option("CPU threads.")] = 1,
+    threads: Annotated[int, own_option("CPU threads.")] = 1,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: On = Device.auto,
