@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from matgen_nb import pages
-from matgen_nb.scale import runs
+from matgen_nb.scale import records, runs
 from matgen_nb.symmetry.crystal import Crystal
 from tools.browser import find
 
@@ -59,7 +59,7 @@ def halides():
 @pytest.fixture
 def gallery(tmp_path):
     rows = [dict(name=name, formula="CsCl", volume=c.volume) for name, c in zip("abc", halides())]
-    record = runs.run_record(
+    record = records.run_record(
         "test", 3, 1.0, summary=dict(valid=dict(value=1.0, low=0.4, high=1.0, n=3, protocol="all"))
     )
     runs.write_results(tmp_path / "out", halides(), rows, "Three halides", record)

@@ -18,7 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from matgen_nb.commands import main as entry, options
-from matgen_nb.scale import crystal_runs, runs
+from matgen_nb.scale import crystal_evaluation, crystal_runs, records, runs
 from matgen_nb.symmcd.composition import composition_validity
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
@@ -213,23 +213,26 @@ def test_prepare_folder_and_its_failures(tmp_path, cifs, capsys):
     record = json.loads((tmp_path / "p.run.json").read_text())
     assert record["structures"] == 4 and "broken" in record["failures"][0]
     assert run("prepare", "crystals", cifs, "--out", tmp_path / "p.safetensors") == 2
-    assert crystal_runs.reference_crystals(tmp_path / "p.safetensors")[0].formula == CESIUM_CHLORIDE.formula
+    assert (
+        crystal_evaluation.reference_crystals(tmp_path / "p.safetensors")[0].formula
+        == CESIUM_CHLORIDE.formula
+    )
 
 
 def test_read_crystals(tmp_path, cifs):
-    assert crystal_runs.read_crystals(cifs)[1] == ["0.cif", "1.cif", "2.cif", "3.cif"]
-    runs.write_table(tmp_path / "a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
+    assert crystal_evaluation.read_crystals(cifs)[1] == ["0.cif", "1.cif", "2.cif", "3.cif"]
+    records.write_table(tmp_path / "a.csv", [{"cif": CESIUM_CHLORIDE.to_cif()}, {"cif": "nonsense"}])
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
     for name in ("a.csv", "a.csv.gz"):
-        crystals, names, failures = crystal_runs.read_crystals(tmp_path / name)
+        crystals, names, failures = crystal_evaluation.read_crystals(tmp_path / name)
         assert (
             crystals[0].formula == "CsCl"
             and crystals[1] is None
             and names == ["row 1", "row 2"]
             and failures[0].name == "row 2"
         )
-    assert len(crystal_runs.reference_crystals(tmp_path / "a.csv")) == 1
-    runs.write_table(tmp_path / "b.csv", [{"structure": "x"}])
+    assert len(crystal_evaluation.reference_crystals(tmp_path / "a.csv")) == 1
+    records.write_table(tmp_path / "b.csv", [{"structure": "x"}])
     (tmp_path / "c.csv").write_text("name,cif\n")
     (tmp_path / "empty").mkdir()
     for source, text in (
@@ -239,7 +242,7 @@ def test_read_crystals(tmp_path, cifs):
         (tmp_path / "empty", "no structure in"),
     ):
         with pytest.raises(MatgenError, match=text):
-            crystal_runs.read_crystals(source)
+            crystal_evaluation.read_crystals(source)
 
 
 class Model(torch.nn.Module):
@@ -383,7 +386,7 @@ def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
         == 0
     )
     assert json.loads((tmp_path / "e" / "summary.json").read_text())["n"] == 4, "what cannot be read counts"
-    judged = runs.read_table(tmp_path / "e" / "table.csv")
+    judged = records.read_table(tmp_path / "e" / "table.csv")
     assert (
         [row["file"] for row in judged[:3]] == ["00000.cif", "00001.cif", "00002.cif"]
         and "file" not in judged[3]
@@ -397,7 +400,7 @@ def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
 
 def test_gallery_is_self_contained_and_escaped(tmp_path):
     rows = [{"name": "<script>", "formula": "CsCl", "value": float("nan")}]
-    runs.write_gallery(tmp_path / "g.html", "T & T", [CESIUM_CHLORIDE], rows)
+    records.write_gallery(tmp_path / "g.html", "T & T", [CESIUM_CHLORIDE], rows)
     page = (tmp_path / "g.html").read_text()
     assert (
         "<script>," not in page
@@ -422,7 +425,7 @@ def draw(i, n, log=None):
 def stream_whole(out, **choices):
     with runs.open_run(out, REQUEST, **choices) as folder:
         drawn = runs.stream(folder, REQUEST, draw)
-    runs.finish_stream(out, "T", runs.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
+    runs.finish_stream(out, "T", records.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
     return drawn
 
 
@@ -493,13 +496,13 @@ def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_p
             lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]),
         )
     runs.finish_stream(
-        tmp_path / "a", "T", runs.run_record("test", 5, 0.0, request=request), Crystal.from_cif
+        tmp_path / "a", "T", records.run_record("test", 5, 0.0, request=request), Crystal.from_cif
     )
     assert (
-        len(runs.read_table(tmp_path / "a" / "table.csv")) == 2
+        len(records.read_table(tmp_path / "a" / "table.csv")) == 2
         and (tmp_path / "a" / "gallery.html").read_text().count("base64,") == 1
     )
-    crystals, _, failures = crystal_runs.read_crystals(tmp_path / "a")
+    crystals, _, failures = crystal_evaluation.read_crystals(tmp_path / "a")
     assert crystals[1] is None and "same place" in failures[0].reason
 
 
@@ -564,7 +567,7 @@ def test_killed_sampling_resumes_with_identical_results(tmp_path):
     a, b = (
         {name: data for name, data in contents(tmp_path / x).items() if name != "gallery.html"} for x in "ab"
     )  # the page names the command
-    assert a == b and len(runs.read_table(tmp_path / "a" / "table.csv")) == 7
+    assert a == b and len(records.read_table(tmp_path / "a" / "table.csv")) == 7
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, capsys, monkeypatch):
@@ -624,7 +627,7 @@ def test_neutral_crystals_on_request(tmp_path, capsys):
             *more,
         ]
         assert run(*line) == 0
-        rows[name] = runs.read_table(tmp_path / name / "table.csv")
+        rows[name] = records.read_table(tmp_path / name / "table.csv")
     good = {name: [composition_validity(r["formula"]) for r in table] for name, table in rows.items()}
     assert sum(good["plain"]) < sum(good["neutral"]) and all(
         r["attempts"] == 1 for r, ok in zip(rows["plain"], good["plain"])
@@ -643,7 +646,7 @@ def test_templates_on_request(tmp_path, capsys):
     line, rows = ["sample", "symmcd", "-n", 40, "--steps", 4, "--seed", 2, "--device", "cpu", "--out"], {}
     for name, more in (("as-shipped", []), ("all", ["--templates", 1]), ("none", ["--templates", 0])):
         assert run(*line, tmp_path / name, *more) == 0
-        rows[name] = runs.read_table(tmp_path / name / "table.csv")
+        rows[name] = records.read_table(tmp_path / name / "table.csv")
     sites = lambda name: [
         (r["space_group"], " ".join(sorted(part.split(":")[1] for part in r["wyckoff"].split())))
         for r in rows[name]
@@ -689,7 +692,7 @@ def test_demo_from_beginning_to_end(tmp_path, capsys):
     assert mof.formula == framework["formula"] and len(mof) == framework["num_atoms"]
     assert record["ending"]["warm_up_over"] and record["ending"]["ended_by"] == "time budget"
     assert record["difference"] in shown and "2 of 2" in record["difference"].replace("1 of 2", "2 of 2")
-    table = runs.read_table(home / "table.csv")
+    table = records.read_table(home / "table.csv")
     assert [row["model"] for row in table] == ["shipped"] * 2 + ["trained"] * 2
     assert all((home / row["file"]).exists() for row in table)
     assert run(*line) == 2
@@ -708,7 +711,7 @@ def test_a_demo_whose_training_learned_nothing_shows_no_crystals_of_it(tmp_path,
     assert not record["ending"]["warm_up_over"] and record["cut_off"] == state.cut_off
     assert "within its warm-up" in (tmp_path / "demo" / "gallery.html").read_text(encoding="utf-8")
     assert not (tmp_path / "demo" / "trained").exists()
-    from matgen_nb.scale.runs import describe_weights
+    from matgen_nb.scale.records import describe_weights
 
     weights = describe_weights(tmp_path / "demo" / "training" / "weights.safetensors")
     assert "within its warm-up" in weights["text"], "whoever samples these is told"
@@ -737,7 +740,7 @@ def test_sample_says_which_weights_it_uses(tmp_path, capsys, monkeypatch):
     assert "look at a/gallery.html" in said.replace("\\", "/")
     assert run("sample", "symmcd", *quick, "--weights", "run/weights.safetensors", "--out", "b") == 0
     said = capsys.readouterr().out
-    digest = runs.file_hash(tmp_path / "run" / "weights.safetensors")
+    digest = records.file_hash(tmp_path / "run" / "weights.safetensors")
     assert "trained on cifs (" in said and f"hash {digest}" in said and "not used" not in said
     record = json.loads((tmp_path / "b" / "run.json").read_text())
     assert record["weights"]["hash"] == digest == record["request"]["weights"]
@@ -837,7 +840,7 @@ def sampled(out, *more):
     )
     return (
         [p.read_text() for p in sorted((out / "cif").iterdir())],
-        runs.read_table(out / "table.csv"),
+        records.read_table(out / "table.csv"),
         json.loads((out / "request.json").read_text()),
     )
 
@@ -891,7 +894,7 @@ def test_resampling_stands_in_the_request_and_what_is_left_is_said(tmp_path, cap
     assert "2 of 2 crystals have a higher symmetry" in capsys.readouterr().out
     assert all(
         row["higher_symmetry"] is True and row["space_group@0.01"] == 47
-        for row in runs.read_table(tmp_path / "b" / "table.csv")
+        for row in records.read_table(tmp_path / "b" / "table.csv")
     )
     assert (
         run(

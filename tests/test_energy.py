@@ -584,7 +584,7 @@ def test_relaxed_samples_keep_how_far_projection_moved_the_orbits(moved, potenti
 def command(monkeypatch, tmp_path):
     "The command line with the pair potential under the name `pairs`, a cache of its own, and an evaluation that costs nothing."
     from matgen_nb.commands import main as entry
-    from matgen_nb.scale import crystal_runs
+    from matgen_nb.scale import crystal_evaluation
     from matgen_nb.symmcd import potential as energy
     from matgen_nb.symmcd.evaluation import Evaluation
 
@@ -597,8 +597,8 @@ def command(monkeypatch, tmp_path):
         lambda self: __import__("matplotlib.figure", fromlist=["Figure"]).Figure(figsize=(1, 1)),
     )
     monkeypatch.setattr(
-        crystal_runs,
-        "judge",
+        crystal_evaluation,
+        "evaluate_against",
         lambda crystals, reference, cache, training, names, *_: Evaluation([dict(name=n) for n in names], {}),
     )
 

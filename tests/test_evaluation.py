@@ -228,12 +228,12 @@ def training_csv(tmp_path):
 
 def test_training_crystals_are_described_once(training_csv, monkeypatch):
     "Kept beside the CSV, found by content: nothing is trusted of a source that changed, or of a damaged file."
-    from matgen_nb.scale import crystal_runs as runs
+    from matgen_nb.scale import crystal_evaluation as runs
     from matgen_nb.symmcd import evaluation
     from matgen_nb.symmetry.crystal import Crystal
 
     path, crystals, write = training_csv
-    options, described, real = runs.JudgeOptions(n_jobs=1), [], evaluation._describe_all
+    options, described, real = runs.EvaluationOptions(n_jobs=1), [], evaluation._describe_all
     monkeypatch.setattr(
         evaluation, "_describe_all", lambda some, *rest: described.append(len(some)) or real(some, *rest)
     )
@@ -248,16 +248,16 @@ def test_training_crystals_are_described_once(training_csv, monkeypatch):
     assert described[2:] == [1]
     kept.write_bytes(kept.read_bytes()[:100])
     assert len(runs._known(path, options).rows) == 3 and described[3:] == [3]
-    assert runs._known(path, runs.JudgeOptions(n_jobs=1, symprec=0.01)).symprecs == (0.01,)
+    assert runs._known(path, runs.EvaluationOptions(n_jobs=1, symprec=0.01)).symprecs == (0.01,)
     assert described[4:] == [3], "another tolerance, other descriptions"
 
 
 def test_descriptions_of_a_read_only_folder_go_to_the_users_cache(training_csv, tmp_path, monkeypatch):
     import pooch
 
-    from matgen_nb.scale import crystal_runs as runs
+    from matgen_nb.scale import crystal_evaluation as runs
 
-    path, options = training_csv[0], runs.JudgeOptions(n_jobs=1)
+    path, options = training_csv[0], runs.EvaluationOptions(n_jobs=1)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     closed = {path.parent}
     monkeypatch.setattr(runs.os, "access", lambda folder, mode: Path(folder) not in closed)

@@ -440,11 +440,11 @@ def test_what_came_together_while_relaxing_is_not_valid(tmp_path, data):
     )
     assert (
         table[0]["checks_passed"]
-        and table[0]["as_drawn"] is False
-        and table[0]["reason"].startswith("not as drawn")
+        and table[0]["connectivity_preserved"] is False
+        and table[0]["reason"].startswith("connectivity not preserved")
     )
     assert (
-        summary["as_drawn"]["value"] == summary["valid"]["value"] == 2 / 3
+        summary["connectivity_preserved"]["value"] == summary["valid"]["value"] == 2 / 3
         and summary["valid_before"]["value"] == summary["vnu_before"]["value"] == 1
     )
     assert all(r["novel"] is None and r["vnu"] is None for r in collect(tmp_path).table), (
@@ -620,7 +620,7 @@ def test_a_verdict_that_never_came_is_a_failure_and_no_crash(tmp_path, data):
     assert (
         len(table) == len(NAMES)
         and summary["valid"]["value"] == 0
-        and all(r["assembled"] and r["reason"] == "judging: took longer than 120 s" for r in table)
+        and all(r["assembled"] and r["reason"] == "evaluation: took longer than 120 s" for r in table)
     )
 
 
@@ -794,7 +794,7 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
     mof_runs.finish_run(results, samples, found, dict(command="test"))
     assert (
         table[0]["candidate"] == 1
-        and table[0]["drawn_blocks"] == len(named[0].coarse)
+        and table[0]["sampled_blocks"] == len(named[0].coarse)
         and table[0]["volume"] > 0
     )
     funnel = runs.read_table(tmp_path / "funnel.csv")

@@ -145,15 +145,15 @@ def test_relaxation_hands_on_the_change_of_volume():
     mof = textbook_mof("IRMOF-1")
     found = pipeline.verdict(*put(mof, mof, converged=True, volume_change=-0.7))
     assert found.row["volume_change"] == -0.7 and found.row["volume_kept"] is False
-    assert found.row["as_drawn"] is True and not found.valid and "volume" in found.reason
+    assert found.row["connectivity_preserved"] is True and not found.valid and "volume" in found.reason
 
 
-def test_what_is_not_as_drawn_is_no_success():
+def test_lost_connectivity_is_no_success():
     mof = textbook_mof("IRMOF-1")
     torn = Mof(mof.crystal, mof.bonds[:-1], mof.images[:-1])  # built with one bond less than the atoms show
     table = [pipeline.verdict(*put(torn), relaxed=False).row]
     pd.add_measured(table, [torn], pd.Goal("density", mof.crystal.density, 0.1))
-    assert table[0]["checks_passed"] and table[0]["hit"] and table[0]["as_drawn"] is False
+    assert table[0]["checks_passed"] and table[0]["hit"] and table[0]["connectivity_preserved"] is False
     assert not table[0]["valid"] and not table[0]["success"]
 
 

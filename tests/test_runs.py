@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from matgen_nb.mofdiff.bonds import textbook_mofs
 from matgen_nb.commands import main as entry
-from matgen_nb.scale import runs
+from matgen_nb.scale import records, runs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError, content_hash, load_tensors, tensor_bytes
 from matgen_nb.diffusion.pretrained import WEIGHTS
@@ -179,7 +179,7 @@ def test_inputs_are_never_the_folder_of_results(tmp_path):
     for out in (tmp_path / "mine", tmp_path, tmp_path / "link", tmp_path / "mine" / "cif" / ".."):
         with pytest.raises(MatgenError, match="--out .* (is|contains) --reference"):
             runs.fresh_folder(out, True, {"--reference": tmp_path / "mine"})
-    runs.fresh_folder(tmp_path / "mine" / "judged", True, {"--reference": tmp_path / "mine"}).close()
+    runs.fresh_folder(tmp_path / "mine" / "evaluated", True, {"--reference": tmp_path / "mine"}).close()
     (tmp_path / "mine" / "theirs").mkdir()
     (tmp_path / "mine" / "theirs" / "b.cif").write_text("x")
     with pytest.raises(MatgenError, match="lies inside --reference .* holds b.cif"):
@@ -187,7 +187,7 @@ def test_inputs_are_never_the_folder_of_results(tmp_path):
     assert contents(tmp_path / "mine").keys() == {"cif/a.cif", "theirs/b.cif"}
 
 
-def test_results_of_the_first_edition_are_not_overwritten(tmp_path):
+def test_results_of_an_earlier_version_are_not_overwritten(tmp_path):
     for name in ("table.csv", "cif/00000.cif", "notes.txt"):
         (tmp_path / "old" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "old" / name).write_text(name)
@@ -195,7 +195,7 @@ def test_results_of_the_first_edition_are_not_overwritten(tmp_path):
     with pytest.raises(MatgenError, match="no record .* choose another --out"):
         runs.fresh_folder(tmp_path / "old", overwrite=True)
     (tmp_path / "old" / "request.json").write_text('{"n": 1}')
-    with pytest.raises(MatgenError, match="first edition"):
+    with pytest.raises(MatgenError, match="earlier version"):
         runs.open_run(tmp_path / "old", {"n": 1}, resume=True)
     (tmp_path / "old" / "request.json").unlink()
     assert contents(tmp_path / "old") == before
@@ -367,7 +367,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_mistake_costs_no_results(place, tmp_path, name, capsys):
     out = tmp_path / "out"
-    runs.write_results(out, [SALT], [{"formula": "CsCl"}], "T", runs.run_record("test", 0, 0.0))
+    runs.write_results(out, [SALT], [{"formula": "CsCl"}], "T", records.run_record("test", 0, 0.0))
     OwnFiles(out).claim("weights.safetensors")[0].write_bytes(
         (WEIGHTS / "symmcd-mp20-small.safetensors").read_bytes()
     )
@@ -409,8 +409,8 @@ def test_a_folder_of_results_inside_the_inputs_is_not_read(place, tmp_path):
         1,
     ]
     for more in ([], ["--overwrite"]):
-        assert run(*line, "--out", tmp_path / "mine" / "judged", *more) == 0
-        assert len(runs.read_table(tmp_path / "mine" / "judged" / "table.csv")) == 4
+        assert run(*line, "--out", tmp_path / "mine" / "evaluated", *more) == 0
+        assert len(records.read_table(tmp_path / "mine" / "evaluated" / "table.csv")) == 4
 
 
 # ---- tables
@@ -427,7 +427,7 @@ def test_a_folder_of_results_inside_the_inputs_is_not_read(place, tmp_path):
 @settings(max_examples=60, deadline=None)
 def test_cells_that_a_spreadsheet_would_run_are_escaped_and_come_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("t") / "t.csv"
-    runs.write_table(path, rows)
+    records.write_table(path, rows)
     import csv
 
     for row in csv.DictReader(path.read_text().splitlines(keepends=True)):
@@ -437,8 +437,8 @@ def test_cells_that_a_spreadsheet_would_run_are_escaped_and_come_back(tmp_path_f
             and (row["a"][0] not in "+-" or math.isfinite(float(row["a"])))
         )
     back, wanted = (
-        runs.read_table(path),
-        [runs._number(r["a"]) if isinstance(r["a"], str) else r["a"] for r in rows],
+        records.read_table(path),
+        [records._number(r["a"]) if isinstance(r["a"], str) else r["a"] for r in rows],
     )
     assert [r.get("a") for r in back] == wanted
     assert [isinstance(r.get("a"), bool) for r in back] == [isinstance(a, bool) for a in wanted]

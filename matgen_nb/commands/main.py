@@ -15,7 +15,8 @@ from . import crystals, mofs, options, reproduce
 from .options import Device, On, Out, Overwrite, Seed, app, own_option, with_options
 from ..scale.crystal_runs import pick_device
 from ..scale.demo import DemoOptions, run_demo
-from ..scale.runs import close_folders, fresh_folder, say
+from ..scale.records import say
+from ..scale.runs import close_folders, fresh_folder
 
 # %% ../../nbs/5_scale/16_main.ipynb #n3000006
 NEXT = (

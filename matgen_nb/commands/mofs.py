@@ -34,28 +34,10 @@ from matgen_nb.commands.options import (
     train_app,
     training_options,
 )
-from matgen_nb.scale.crystal_runs import (
-    FitOptions,
-    cut_off,
-    figure_png,
-    fit_model,
-    pick_device,
-    read_crystals,
-    summary_text,
-    without_nan,
-)
-from matgen_nb.scale.runs import (
-    CHUNK,
-    fresh_file,
-    fresh_folder,
-    record_of,
-    run_record,
-    say,
-    say_weights,
-    typed_command,
-    write_json,
-    write_results,
-)
+from ..scale.crystal_evaluation import cut_off, figure_png, read_crystals, summary_text
+from ..scale.crystal_runs import fit_model, FitOptions, pick_device, without_nan
+from ..scale.records import run_record, say, say_weights, typed_command, write_json
+from ..scale.runs import CHUNK, fresh_file, fresh_folder, record_of, write_results
 from ..parallel import Failure, describe_failures, parallel_map
 from ..pages import page_link
 from ..utils import MatgenError

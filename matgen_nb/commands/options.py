@@ -26,9 +26,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 import typer.core
 
-from ..scale.crystal_runs import JudgeOptions, RunOptions, choose_training
+from ..scale.crystal_evaluation import EvaluationOptions
+from ..scale.crystal_runs import RunOptions, choose_training
 from ..scale.optimization import TrainConfig
-from ..scale.runs import check_out, run_record, say, typed_command, write_json
+from ..scale.records import run_record, say, typed_command, write_json
+from ..scale.runs import check_out
 from ..folders import OwnFiles
 from ..pages import page_link
 from ..utils import MatgenError, patch
@@ -151,7 +153,8 @@ def parameter(one: Field, kind: Any, name: str = "", shown: str | None = None) -
         min=one.metadata.get("min"),
         max=one.metadata.get("max"),
     )
-    annotation = Annotated[kind if required else kind | None, made]
+    on_the_line: Any = kind if required else kind | None
+    annotation = Annotated[on_the_line, made]
     default = inspect.Parameter.empty if required else None
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -180,7 +183,7 @@ class FromFields:
 
     def dataclass(self) -> type:
         "The dataclass."
-        return self.options() if self.late else self.options
+        return self.options if isinstance(self.options, type) else self.options()
 
     def offers(self, name: str) -> bool:
         "Whether the command has an option for this field."
@@ -334,7 +337,7 @@ class Device(StrEnum):
     mps = "mps"
 
 
-_HELP = {f.name: help_of(f) for one in (JudgeOptions, RunOptions, TrainConfig) for f in fields(one)}
+_HELP = {f.name: help_of(f) for one in (EvaluationOptions, RunOptions, TrainConfig) for f in fields(one)}
 Seed = Annotated[int, own_option(_HELP["seed"], min=0)]
 On = Annotated[Device, own_option(_HELP["device"])]
 Out = Annotated[Path, own_option("Folder for the results.")]
@@ -416,7 +419,7 @@ def _flag_of(parameter: inspect.Parameter) -> str:
 def flags_of_commands() -> dict[str, str]:
     """Name of an argument of a command -> its flag, of all that are options: {'num_nodes': '--nodes'}. A
     command with late options counts once it has been chosen."""
-    groups = [app, *(group.typer_instance for group in app.registered_groups)]
+    groups = [app, prepare_app, train_app, sample_app, evaluate_app]
     functions: list[Any] = [command.callback for group in groups for command in group.registered_commands]
     chosen = lambda f: hasattr(f, "build") and f.build.cache_info().currsize
     functions = [f.build() if chosen(f) else f for f in functions]

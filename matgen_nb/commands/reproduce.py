@@ -47,29 +47,26 @@ from matgen_nb.scale.benchmark import (
     run_benchmark,
 )
 from ..scale.full_training import FullOptions
+from matgen_nb.scale.crystal_evaluation import (
+    EvaluationOptions,
+    evaluate_against,
+    read_crystals,
+    training_reference,
+)
 from matgen_nb.scale.crystal_runs import (
-    TRAINING,
     FitOptions,
-    JudgeOptions,
     RunOptions,
+    TRAINING,
     choose_training,
     fit_model,
     fit_symmcd,
-    judge,
     load_data,
     pick_device,
-    read_crystals,
     sample_stream,
-    training_reference,
 )
-from matgen_nb.scale.runs import (
-    CHUNK,
-    as_folder,
-    check_out,
+from matgen_nb.scale.records import (
     file_hash,
-    fresh_folder,
     input_identity,
-    open_run,
     read_table,
     run_record,
     say,
@@ -77,6 +74,7 @@ from matgen_nb.scale.runs import (
     write_json,
     write_table,
 )
+from ..scale.runs import as_folder, check_out, CHUNK, fresh_folder, open_run
 from ..utils import MatgenError, atomic_write, share
 
 # %% ../../nbs/5_scale/14_reproduce_commands.ipynb #ae290005
@@ -370,13 +368,13 @@ def reproduce_symmcd(job):
     load_weights(model, job.out / "training" / "best.safetensors")
     model.eval().save_pretrained(_claimed(job.out / "weights.safetensors"))
     crystals, names = sampled_crystals(model, job.out / "weights.safetensors", job)
-    result = judge(
+    result = evaluate_against(
         crystals,
         some(val, s["reference"]),
         _claimed(job.out / "reference.npz"),
         training_reference(data),
         names,
-        JudgeOptions(seed=job.seed, n_jobs=job.n_jobs),
+        EvaluationOptions(seed=job.seed, n_jobs=job.n_jobs),
     )
     write_table(_claimed(job.out / "table.csv"), result.table)
     result.to_json(_claimed(job.out / "summary.json"))

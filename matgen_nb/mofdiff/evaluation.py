@@ -75,8 +75,9 @@ def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: floa
     """Everything about one framework that needs no other: checks, pores, formula, number of atoms and
     blocks, identity.
 
-    made: a Crystal; or a Mof, whose listed bonds are those it was built with: then `as_drawn` says
-    whether the bonds that the atoms show make the same blocks and net. None: nothing was made.
+    made: a Crystal; or a Mof, whose listed bonds are those it was built with: then
+    `connectivity_preserved` says whether the bonds that the atoms show make the same blocks and net.
+    None: nothing was made.
     timeout: s; min_pld: A."""
     row = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None)
     if made is None:
@@ -88,7 +89,9 @@ def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: floa
         row |= check_mof(crystal, min_pld)
         row["num_blocks"], row["identity"], failure, row["net_key"] = _identity(crystal)
         if made is not crystal:
-            row["as_drawn"] = row["identity"] is not None and row["identity"] == _identity(made)[1]
+            row["connectivity_preserved"] = (
+                row["identity"] is not None and row["identity"] == _identity(made)[1]
+            )
     row["failure"] = "; ".join(filter(None, [row["failure"], failure]))
     return row | {"checks_passed": all(row[name] for name in [*CHECKS, "porous"])}
 
@@ -145,7 +148,7 @@ def add_novelty(table: list[dict], known: set[str] | None = None, known_nets=Non
 
 # %% ../../nbs/4_mofdiff/30_evaluation.ipynb #c9dd232d
 # what a framework has to pass before the checks count
-STAGES = ("matched", "assembled", "converged", "volume_kept", "as_drawn")
+STAGES = ("matched", "assembled", "converged", "volume_kept", "connectivity_preserved")
 
 
 def is_valid(row: dict) -> bool:
@@ -242,7 +245,7 @@ def funnel(table: list[dict]) -> list[dict]:
     out."""
     flags = {s: [r.get(s) for r in table] for s in FUNNEL}
     flags["clash_free"] = [r.get("clashes") == 0 and bool(r.get("assembled")) for r in table]
-    sizes = np.array([r.get("drawn_blocks") or r.get("num_blocks") or 0 for r in table], dtype=int)
+    sizes = np.array([r.get("sampled_blocks") or r.get("num_blocks") or 0 for r in table], dtype=int)
     groups = {"all": sizes >= 0}
     for low, high in SIZES:
         name = f"{low} to {high}" if high < 1000 else f"{low} and more"

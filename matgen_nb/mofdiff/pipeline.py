@@ -294,12 +294,12 @@ def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> 
     if volume_kept(relaxed) is False:
         return f"relaxation: the volume changed by {relaxed['volume_change']:+.0%}"
     if "checks_passed" not in evaluated:
-        return f"judging: {evaluated.get('reason', 'has not been done')}"
+        return f"evaluation: {evaluated.get('reason', 'has not been done')}"
     if evaluated["failure"]:
         return evaluated["failure"]
-    if not evaluated["as_drawn"]:
+    if not evaluated["connectivity_preserved"]:
         return (
-            "not as drawn: by their distances the atoms form other blocks, "
+            "connectivity not preserved: by their distances the atoms form other blocks, "
             "or another net, than were put together"
         )
     missed = [name for name in (*CHECKS, "porous") if not evaluated[name]]
@@ -321,7 +321,7 @@ def _assembled_row(row, assembled):
     if "net" in row:
         row |= {k: assembled[k] for k in _OF_NETS if k in assembled}
     blocks = row.get("num_blocks")
-    return row | dict(drawn_blocks=int(blocks) if blocks else None)
+    return row | dict(sampled_blocks=int(blocks) if blocks else None)
 
 
 def verdict(row: dict, results: Results, relaxed: bool = True) -> Verdict:

@@ -322,7 +322,7 @@ def summarise_strategy(table: list[dict], summary: dict, goal: Goal, relaxed: bo
     when = "after" if relaxed else "without"
     near = f"within {goal.tolerance:g} of {goal.target:g}"
     what = f"{goal.property} measured {when} relaxation {near}; all inputs"
-    names = ("matched", "assembled", "converged", "volume_kept", "as_drawn", "valid")
+    names = ("matched", "assembled", "converged", "volume_kept", "connectivity_preserved", "valid")
     shares = {name: summary[name] for name in names if name in summary}
     if "assembled" in shares:
         flags = [bool(r["assembled"]) and r["hit"] for r in table]

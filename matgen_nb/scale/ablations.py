@@ -258,7 +258,7 @@ def run_variant(
 # %% ../../nbs/5_scale/13_ablations.ipynb #aae22fdd
 def kept(path, make):
     "The rows (list of dicts) of a JSON file; `make()` is called, and its answer kept, if the file is not there."
-    from matgen_nb.scale.runs import write_json
+    from matgen_nb.scale.records import write_json
 
     if not path.exists():
         write_json(path, make())
@@ -288,7 +288,7 @@ def run_ablations(data, val, reference, out, runs, report=lambda text: None, **h
 # %% ../../nbs/5_scale/13_ablations.ipynb #7fb30ad4
 def published_ablations():
     "The rows of our own measurement that ships with the package: one for each run, weights and sampler."
-    from matgen_nb.scale.runs import read_table
+    from matgen_nb.scale.records import read_table
 
     return read_table(Path(matgen_nb.__file__).parent / "data" / "ablations.csv")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from collections.abc import Callable
 from typing import Any
 
-from .runs import read_table
+from .records import read_table
 from ..utils import MatgenError
 
 # %% ../../nbs/5_scale/10_benchmark.ipynb #58e3aea2

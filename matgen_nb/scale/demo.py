@@ -17,8 +17,7 @@ import numpy as np
 
 from ..pages import PageOptions, made_by, page_link
 from .crystal_runs import TRAINING, choose_training, fit_symmcd, sample_rows
-from matgen_nb.scale.runs import (
-    RunFolder,
+from matgen_nb.scale.records import (
     crystal_png,
     describe_weights,
     run_record,
@@ -27,9 +26,9 @@ from matgen_nb.scale.runs import (
     typed_command,
     write_gallery,
     write_json,
-    write_results,
     write_table,
 )
+from .runs import RunFolder, write_results
 from ..utils import atomic_write, option, share
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem06

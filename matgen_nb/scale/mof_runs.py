@@ -48,21 +48,15 @@ from ..mofdiff.property_design import Design, DesignOptions, Goal, design
 from ..mofdiff.sampling import MofSample, NetOptions
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cimpo2
-from matgen_nb.scale.runs import (
-    CHUNK,
-    RunFolder,
-    as_folder,
-    chunk_seed,
-    chunks,
-    open_run,
+from matgen_nb.scale.records import (
     read_table,
     run_record,
     save_small_png,
     write_gallery,
     write_json,
-    write_results,
     write_table,
 )
+from .runs import as_folder, CHUNK, chunk_seed, chunks, open_run, RunFolder, write_results
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, atomic_write, check_limits, described, option, patch

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .crystal_runs import load_data, read_crystals
-from .runs import RunFolder, run_record, say, typed_command, write_json, write_results
+from .crystal_evaluation import read_crystals
+from .crystal_runs import load_data
+from .records import run_record, say, typed_command, write_json
+from .runs import RunFolder, write_results
 from ..parallel import Failure, parallel_map
 from ..utils import MatgenError, check_limits, option
 

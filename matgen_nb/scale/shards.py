@@ -16,19 +16,8 @@ from typing import Any
 
 import matgen_nb
 from .crystal_runs import RunOptions, sample_rows
-from matgen_nb.scale.runs import (
-    RunFolder,
-    chunk_seed,
-    chunks,
-    finish_stream,
-    is_finished,
-    open_run,
-    read_json,
-    run_record,
-    stream,
-    typed_command,
-    write_json,
-)
+from .records import read_json, run_record, typed_command, write_json
+from .runs import chunk_seed, chunks, finish_stream, is_finished, open_run, RunFolder, stream
 from ..utils import MatgenError, atomic_write, progress_bar
 
 # %% ../../nbs/5_scale/17_shards.ipynb #sh000006

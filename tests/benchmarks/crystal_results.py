@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 from kept import Kept
 from matgen_nb import SymmCD
-from matgen_nb.scale.crystal_runs import load_data, read_crystals, training_reference
+from matgen_nb.scale.crystal_evaluation import read_crystals, training_reference
+from matgen_nb.scale.crystal_runs import load_data
 from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies, match_rates
 from matgen_nb.symmcd.evaluation import evaluate_crystals, jensen_shannon, prepare_reference, resampled
 from matgen_nb.symmcd.hull import energy_reference, energy_scale

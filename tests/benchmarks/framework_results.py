@@ -101,7 +101,7 @@ def generated_rows(model, run, evaluation, kept, most):
     for row in evaluation.table:
         if row["assembled"]:
             crystal = run.load("assembled", row["name"]).mof.crystal
-            about = dict(set=model, num_blocks=row["drawn_blocks"]) | {k: row[k] for k in FROM_EVALUATION}
+            about = dict(set=model, num_blocks=row["sampled_blocks"]) | {k: row[k] for k in FROM_EVALUATION}
             if row["name"] in valid:
                 about |= kept(f"henry-{model}-{row['name']}", lambda: henry_row(crystal))
             yield about, crystal

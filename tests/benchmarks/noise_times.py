@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from matgen_nb import SymmCD, evaluate_crystals
-from matgen_nb.scale.crystal_runs import training_reference
+from matgen_nb.scale.crystal_evaluation import training_reference
 from matgen_nb.scale.training import TrainConfig, Trainer
 from matgen_nb.symmcd.dataset import CrystalData
 from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies, match_rates

@@ -162,7 +162,7 @@ def readme_commands(way, text):
             said = way.run(" ".join(command[:3]), *shortened(command))
             if command[1] == "sample":
                 trained = way.home / command[command.index("--weights") + 1]
-                digest = f"from matgen_nb.scale.runs import file_hash; print(file_hash({str(trained)!r}))"
+                digest = f"from matgen_nb.scale.records import file_hash; print(file_hash({str(trained)!r}))"
                 wanted = way.run("hash", way.bin / "python", "-c", digest).strip().splitlines()[-1]
                 out = way.home / command[command.index("--out") + 1]
                 record = json.loads((out / "run.json").read_text(encoding="utf-8"))
