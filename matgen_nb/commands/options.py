@@ -6,7 +6,7 @@
 __all__ = ['app', 'GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite', 'Resume',
            'Jobs', 'Weights', 'InitFrom', 'Precision', 'Compile', 'TRAIN_OPTIONS', 'training_options', 'our_error',
            'own_option', 'debugging', 'help_of', 'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields',
-           'class_in_source', 'help_in_source', 'declared_parameter', 'LateCommand', 'with_options',
+           'written_fields', 'fields_in_source', 'help_in_source', 'declared_parameter', 'LateCommand', 'with_options',
            'symmcd_conditions', 'symmcd_sampling', 'Device', 'given_training', 'report_training', 'flags_of_commands',
            'with_flags']
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache, wraps
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -235,14 +235,27 @@ def _completed(function: Callable, sets: tuple) -> Any:
     return _dressed(command, function, sets, [p for one in sets for p in one.parameters()])
 
 # %% ../../nbs/5_scale/07_options.ipynb #n25late1
-def class_in_source(loader: Callable[[], type]) -> ast.ClassDef:
-    "The class that a function imports and returns, as it is written in its module; nothing is imported."
+def written_fields(module: str, name: str) -> list[ast.AnnAssign]:
+    """The fields of a class of a module, and of the classes that it extends, as they are written; no module
+    is imported."""
+    where = find_spec(module)
+    lines = ast.parse(Path(where.origin).read_text(encoding="utf-8")).body if where and where.origin else []
+    for line in lines:
+        if isinstance(line, ast.ImportFrom) and name in [one.name for one in line.names]:
+            home = "." * line.level + (line.module or "")
+            return written_fields(resolve_name(home, module.rpartition(".")[0]), name)
+        if isinstance(line, ast.ClassDef) and line.name == name:
+            bases = [base.id for base in line.bases if isinstance(base, ast.Name)]
+            own = [one for one in line.body if isinstance(one, ast.AnnAssign)]
+            return [one for base in bases for one in written_fields(module, base)] + own
+    return []
+
+
+def fields_in_source(loader: Callable[[], type]) -> list[ast.AnnAssign]:
+    "The fields of the class that a function imports and returns."
     lines = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(loader))))
     imported = next(node for node in lines if isinstance(node, ast.ImportFrom))
-    where = find_spec(imported.module or "")
-    text = Path(where.origin).read_text(encoding="utf-8") if where and where.origin else ""
-    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
-    return next(node for node in classes if node.name == imported.names[0].name)
+    return written_fields(imported.module or "", imported.names[0].name)
 
 
 def help_in_source(value: ast.expr | None) -> str:
@@ -252,7 +265,7 @@ def help_in_source(value: ast.expr | None) -> str:
     found = [*value.args[1:2], *(k.value for k in value.keywords if k.arg == "help")]
     return "" if not found else getattr(found[0], "value", None) or ast.unparse(found[0])
 
-
+# %% ../../nbs/5_scale/07_options.ipynb #n25latea
 def declared_parameter(line: ast.AnnAssign, name: str) -> inspect.Parameter:
     "The parameter of a field as it is written: its flag and help, for completion."
     text, first = help_in_source(line.value), getattr(line.value, "args", [None])[:1]
@@ -268,8 +281,8 @@ def declared(self: FromFields) -> list[inspect.Parameter]:
     "The parameters for completion, without an import of the dataclass."
     if isinstance(self.options, type):
         return self.parameters()
-    written = [line for line in class_in_source(self.options).body if isinstance(line, ast.AnnAssign)]
-    names = [(line, ast.unparse(line.target)) for line in written if help_in_source(line.value)]
+    written = [line for line in fields_in_source(self.options) if help_in_source(line.value)]
+    names = [(line, ast.unparse(line.target)) for line in written]
     return [declared_parameter(line, self.names.get(n, n)) for line, n in names if self.offers(n)]
 
 # %% ../../nbs/5_scale/07_options.ipynb #n25late3
