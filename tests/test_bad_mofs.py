@@ -20,7 +20,7 @@ from matgen_nb.commands import main as entry
 from matgen_nb.mofdiff import pipeline
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
-from matgen_nb.mofdiff.sampling import MofSample
+from matgen_nb.mofdiff.decoding import MofSample
 from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError

@@ -925,7 +925,7 @@ def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsy
 
 @pytest.mark.parametrize("name", ["symmcd", "mofdiff"])
 def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
-    from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.mofdiff.sampling import MofDiff, MofSamplingOptions
     from matgen_nb import SymmCD
     from matgen_nb.symmcd.reverse import SamplingOptions
 
@@ -934,9 +934,7 @@ def test_a_model_on_mps_says_that_it_cannot_sample(monkeypatch, name):
     )
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("mps")))
     with pytest.raises(MatgenError, match="float64"):
-        model.sample(
-            2, **dict(options=SamplingOptions()) if name == "symmcd" else dict(steps=2, progress=False)
-        )
+        model.sample(2, options=(SamplingOptions if name == "symmcd" else MofSamplingOptions)())
 
 
 def sampled(out, *more):

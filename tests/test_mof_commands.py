@@ -22,7 +22,8 @@ from matgen_nb.commands import main as entry, mofs as mc, options
 from matgen_nb.mofdiff import pictures, pipeline
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
-from matgen_nb.mofdiff.sampling import MofSample
+from matgen_nb.mofdiff.decoding import MofSample
+from matgen_nb.mofdiff.sampling import MofSamplingOptions
 from matgen_nb.scale import mof_runs, runs
 from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
@@ -359,8 +360,6 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, weights, monkeypatch, capsys):
-    import matgen_nb.mofdiff.sampling  # noqa: F401
-
     asked, sample = [], MofDiff.sample
     monkeypatch.setattr(MofDiff, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
     choices = dict(eta=0.0, prior="normal")
@@ -388,7 +387,8 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, wei
         tmp_path / "s",
         *(x for k, v in choices.items() for x in (f"--{k}", v)),
     ]
-    assert run(*line) == 0 and len(asked) == 2 and asked[0] | choices == asked[0]
+    assert run(*line) == 0 and len(asked) == 2
+    assert all(getattr(asked[0]["options"], name) == value for name, value in choices.items())
     request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | choices | dict(starts=4, generations=1, chunk=1) == request
     for option, value in (("--eta", 1), ("--prior", "learned"), ("--starts", 8), ("--chunk", 2)):
@@ -574,20 +574,22 @@ def test_the_same_from_python(tmp_path, model):
         lambda: PipelineOptions(assembly=AssemblyOptions(generations=0)),
         lambda: PipelineOptions(relax_limit=0.0),
         lambda: PipelineOptions(assemble_limit=-1.0),
-        lambda: PipelineOptions(draws=0),
+        lambda: PipelineOptions(MofSamplingOptions(draws=0)),
+        lambda: PipelineOptions(num_blocks=0),
         lambda: mof_runs.MofRunOptions(chunk=0),
     ):
         with pytest.raises(MatgenError):
             make()
     for n, sampling in ((1, dict(eta=7.0)), (0, {})):
         with pytest.raises(MatgenError):
-            options = PipelineOptions(sampling=dict(steps=2, progress=False) | sampling)
+            how = MofSamplingOptions(**dict(steps=2, progress=False) | sampling)
+            options = PipelineOptions(how)
             mof_runs.make_mofs(model, n, tmp_path / "s", options=options)
     assert not (tmp_path / "s" / "request.json").exists()
 
 
 def test_in_memory_as_in_a_folder(tmp_path, model):
-    how = dict(steps=2, progress=False)
+    how = MofSamplingOptions(steps=2, progress=False)
     options = PipelineOptions(assembly=AssemblyOptions(starts=4, generations=1), relax=False, sampling=how)
     here = pipeline.generate(model, 3, options=options)
     there = mof_runs.make_mofs(model, 3, tmp_path / "s", options=options)
@@ -643,8 +645,6 @@ class Draws:
         self.data, self.good, self.rounds = data, good, 0
 
     def sample(self, n, seed, **how):
-        from matgen_nb.mofdiff.sampling import MofSample
-
         self.rounds += 1
         beads = [self.data[i % len(self.data)] for i in range(n)]
         if self.rounds not in self.good:
@@ -682,7 +682,7 @@ def test_a_run_in_which_nothing_closes_says_what_to_try(tmp_path):
     from matgen_nb.mofdiff.sampling import NetOptions
 
     told = mof_runs.advice(
-        [row, row, dict(row, reason="x")], "run/weights.safetensors", NetOptions(share=0.0), 2
+        [row, row, dict(row, reason="x")], "run/weights.safetensors", NetOptions(net_share=0.0), 2
     )
     for words in (
         "none of the 3",
@@ -758,7 +758,7 @@ def test_shipped_weights(name, data):
         assert BlockEncoder.from_pretrained(name).encode(data.library).isfinite().all()
     else:
         model = MofDiff.from_pretrained(name)
-        found = model.sample(3, seed=0, steps=10, progress=False)
+        found = model.sample(3, seed=0, options=MofSamplingOptions(steps=10, progress=False))
         assert len(model.info["identities"]) > 500 and all(
             isinstance(s.coarse, CoarseMof) and s.row["matched"] for s in found
         )
@@ -769,7 +769,7 @@ def test_help_is_that_of_the_options():
     from matgen_nb.utils import option_help
 
     told = {}
-    for chosen in (NetOptions, PipelineOptions, mof_runs.MofRunOptions):
+    for chosen in (NetOptions, MofSamplingOptions, PipelineOptions, mof_runs.MofRunOptions):
         told |= option_help(chosen, defaults=False)
     assert all(told[name] == text for name, text in mc.HELP.items())
 
@@ -817,7 +817,7 @@ def test_a_run_on_nets(tmp_path, data, model):
         options = PipelineOptions(
             assembly=AssemblyOptions(starts=4, generations=1),
             relax=False,
-            sampling=dict(steps=2, progress=False) | nets,
+            sampling=MofSamplingOptions(steps=2, progress=False, **nets),
         )
         return mof_runs.make_mofs(model, 3, out, options=options, run=mof_runs.MofRunOptions(resume=resume))
 
@@ -825,7 +825,7 @@ def test_a_run_on_nets(tmp_path, data, model):
         model.nets = net_table(data.with_embeddings(encoder.encode(data.library).cpu()))
         found = made(tmp_path / "on")
         table, summary = found.table, found.summary
-        off = made(tmp_path / "off", nets=NetOptions(share=0)).table
+        off = made(tmp_path / "off", nets=NetOptions(net_share=0)).table
     finally:
         model.nets = None
     plain = made(tmp_path / "plain").table
@@ -833,12 +833,12 @@ def test_a_run_on_nets(tmp_path, data, model):
     assert not any(r["strict_vnu"] for r in table if r["net_source"] == "training set"), (
         "a net of the training set is not new"
     )
-    assert json.loads((tmp_path / "on" / "request.json").read_text())["nets"]["share"] == 1
+    assert json.loads((tmp_path / "on" / "request.json").read_text())["nets"]["net_share"] == 1
     assert "nets" not in json.loads((tmp_path / "off" / "request.json").read_text())
     for a, b in zip(off, plain):
         assert {k: v for k, v in a.items() if k not in ("net_novel", "strict_vnu")} == b and "net" not in a
     with pytest.raises(MatgenError):
-        made(tmp_path / "on", resume=True, nets=NetOptions(share=0))
+        made(tmp_path / "on", resume=True, nets=NetOptions(net_share=0))
 
 
 def test_training_further_begins_where_the_weights_were(tmp_path, monkeypatch):

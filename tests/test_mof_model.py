@@ -38,7 +38,8 @@ from matgen_nb.mofdiff.network import (
     windowed_images,
     without_mean,
 )
-from matgen_nb.mofdiff.sampling import balance, choose_blocks, decode, denoise
+from matgen_nb.mofdiff.decoding import DenoisingOptions, balance, choose_blocks, decode, denoise
+from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
 from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
 from matgen_nb.utils import MatgenError
@@ -318,7 +319,9 @@ def test_weights_come_back_with_their_library(tmp_path, dtype):
             and a.identity == b.identity
         )
     if dtype == torch.float32:
-        a, b = (m.sample(4, seed=1, steps=5, progress=False) for m in (loaded, model))
+        a, b = (
+            m.sample(4, seed=1, options=MofSamplingOptions(steps=5, progress=False)) for m in (loaded, model)
+        )
         assert [s.row for s in a] == [s.row for s in b]
     else:
         assert (tmp_path / "m.safetensors").stat().st_size < 3e6
@@ -442,7 +445,9 @@ def test_training_times(share):
 
 def test_draws_of_one_code_share_what_the_code_says():
     model = tiny(60)
-    drawn = model.sample(4, seed=1, steps=6, draws=3, batch_size=5, progress=False)
+    drawn = model.sample(
+        4, seed=1, options=MofSamplingOptions(steps=6, draws=3, batch_size=5, progress=False)
+    )
     assert len(drawn) == 12 and [s.row["index"] for s in drawn] == list(range(12))
     for group in (drawn[i : i + 3] for i in range(0, 12, 3)):
         says = np.array(
@@ -451,13 +456,14 @@ def test_draws_of_one_code_share_what_the_code_says():
         assert np.allclose(says, says[0], rtol=1e-5)
         assert len({s.coarse.frac_coords.tobytes() for s in group}) == 3
     z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    assert len(model.sample(2, z=z, draws=5, steps=3, progress=False)) == 10
+    assert len(model.sample(2, z=z, options=MofSamplingOptions(draws=5, steps=3, progress=False))) == 10
 
 
 def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
     model = tiny(60)
     plain, sharp, again = (
-        model.sample(3, seed=2, steps=6, sharpen=v, progress=False) for v in (1.0, 3.0, 3.0)
+        model.sample(3, seed=2, options=MofSamplingOptions(steps=6, sharpen=v, progress=False))
+        for v in (1.0, 3.0, 3.0)
     )
     assert all(np.array_equal(a.coarse.frac_coords, b.coarse.frac_coords) for a, b in zip(sharp, again))
     assert all(
@@ -469,7 +475,10 @@ def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
 
 def test_samples_are_matched_reproducible_and_described():
     model = tiny(60)
-    a, b, c = (model.sample(12, seed=s, steps=8, batch_size=5, progress=False) for s in (3, 3, 4))
+    a, b, c = (
+        model.sample(12, seed=s, options=MofSamplingOptions(steps=8, batch_size=5, progress=False))
+        for s in (3, 3, 4)
+    )
     assert all(
         np.array_equal(x.coarse.frac_coords, y.coarse.frac_coords) and x.row == y.row for x, y in zip(a, b)
     )
@@ -496,13 +505,18 @@ def test_samples_are_matched_reproducible_and_described():
 def test_sampling_with_given_codes_targets_and_sizes():
     model = tiny(60)
     z = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    assert len(model.sample(3, z=z, steps=4, progress=False)) == 3
-    assert {s.row["num_blocks"] for s in model.sample(3, num_blocks=8, steps=4, progress=False)} == {8}
+    assert len(model.sample(3, z=z, options=MofSamplingOptions(steps=4, progress=False))) == 3
+    assert {
+        s.row["num_blocks"]
+        for s in model.sample(3, num_blocks=8, options=MofSamplingOptions(steps=4, progress=False))
+    } == {8}
     low, high = (
         np.mean(
             [
                 s.row["predicted_volume_per_block"]
-                for s in model.sample(6, target=dict(volume_per_block=v), steps=4, progress=False)
+                for s in model.sample(
+                    6, target=dict(volume_per_block=v), options=MofSamplingOptions(steps=4, progress=False)
+                )
             ]
         )
         for v in (100, 900)
@@ -524,8 +538,11 @@ def test_sampling_with_given_codes_targets_and_sizes():
     ],
 )
 def test_requests_that_cannot_be_met(bad, words):
+    bad = dict(bad)
     with pytest.raises(MatgenError, match=words):
-        tiny().sample(**{**dict(n=1, steps=3, progress=False), **bad})
+        how = {k: bad.pop(k) for k in ("steps", "draws", "sharpen", "prior") if k in bad}
+        options = MofSamplingOptions(**dict(steps=3, progress=False) | how)
+        tiny().sample(**dict(n=1) | bad, options=options)
 
 
 def test_libraries_that_make_no_mof():
@@ -533,18 +550,23 @@ def test_libraries_that_make_no_mof():
     rows = [i for i, b in enumerate(data.library) if not b.is_metal]
     no_metal = Library([data.library[i] for i in rows], data.embeddings[rows])
     with pytest.raises(MatgenError, match="no metal block"):
-        model.sample(2, steps=3, library=no_metal, progress=False)
+        model.sample(2, library=no_metal, options=MofSamplingOptions(steps=3, progress=False))
     with pytest.raises(MatgenError, match="no library"):
-        model.sample(2, steps=3, library=Library([], torch.zeros(0, 16)), progress=False)
+        model.sample(
+            2, library=Library([], torch.zeros(0, 16)), options=MofSamplingOptions(steps=3, progress=False)
+        )
     with pytest.raises(MatgenError, match="size 4"):
         model.sample(
-            2, steps=3, library=Library(data.library, torch.zeros(len(data.library), 4)), progress=False
+            2,
+            library=Library(data.library, torch.zeros(len(data.library), 4)),
+            options=MofSamplingOptions(steps=3, progress=False),
         )
     rows = [
         i for i, b in enumerate(data.library) if b.num_connections == (12 if b.is_metal else 2)
     ]  # 12 a node, 2 a linker: K = 2 and 4 cannot be
     z = torch.zeros(2, 8)
-    clean = denoise(model, z, torch.tensor([4, 7]), None, torch.Generator().manual_seed(0), 4)
+    how = DenoisingOptions(steps=4, sharpen=1.0)
+    clean = denoise(model, z, torch.tensor([4, 7]), None, torch.Generator().manual_seed(0), how)
     samples = decode(model, clean, Library([data.library[i] for i in rows], data.embeddings[rows]))
     assert [s.row["matched"] for s in samples] == [False, True] and "too many" in samples[0].row["reason"]
 
@@ -599,7 +621,9 @@ def test_the_trainer_drives_it(tmp_path):
     )
     model = make()
     load_weights(model, tmp_path / "best.safetensors")
-    assert all(s.row["matched"] for s in model.eval().sample(4, steps=4, progress=False))
+    assert all(
+        s.row["matched"] for s in model.eval().sample(4, options=MofSamplingOptions(steps=4, progress=False))
+    )
 
 
 def with_nets():
@@ -613,14 +637,16 @@ def with_nets():
 
 def test_no_share_of_nets_leaves_samples_as_they_were():
     "share=0, and weights without nets: bit for bit the coordinates and rows of the model."
-    from matgen_nb.mofdiff.sampling import NetOptions
-
     model = tiny()
     model.nets = None
-    plain = model.sample(6, seed=2, steps=5, progress=False)
+    plain = model.sample(6, seed=2, options=MofSamplingOptions(steps=5, progress=False))
     try:
-        off = with_nets().sample(6, seed=2, steps=5, progress=False, nets=NetOptions(share=0))
-        part = model.sample(6, seed=2, steps=5, progress=False, nets=NetOptions(share=0.5))
+        off = with_nets().sample(
+            6, seed=2, options=MofSamplingOptions(steps=5, progress=False, nets=NetOptions(net_share=0))
+        )
+        part = model.sample(
+            6, seed=2, options=MofSamplingOptions(steps=5, progress=False, nets=NetOptions(net_share=0.5))
+        )
     finally:
         model.nets = None
     assert all(
@@ -638,12 +664,16 @@ def test_no_share_of_nets_leaves_samples_as_they_were():
 
 def test_samples_on_nets_are_matched_coherent_and_reproducible():
     from matgen_nb.mofdiff.nets import bead_graph
-    from matgen_nb.mofdiff.sampling import NetOptions
 
     model = with_nets()
     try:
         a, b = (
-            model.sample(8, seed=1, steps=5, progress=False, nets=NetOptions(candidates=2)) for _ in range(2)
+            model.sample(
+                8,
+                seed=1,
+                options=MofSamplingOptions(steps=5, progress=False, nets=NetOptions(net_candidates=2)),
+            )
+            for _ in range(2)
         )
     finally:
         model.nets = None
@@ -660,13 +690,16 @@ def test_samples_on_nets_are_matched_coherent_and_reproducible():
 
 def test_a_library_that_fits_no_net_leaves_the_coordinates_and_says_so():
     "Blocks of other shapes than any vertex asks for: the sample stays, with the reason in its row."
-    from matgen_nb.mofdiff.sampling import NetOptions
-
     model = with_nets()
     wide = [replace(b, connection_points=b.connection_points * [1, 0.3, 2.0]) for b in model.library.blocks]
     odd = Library(wide, model.library.embeddings)
     try:
-        found = model.sample(4, seed=1, steps=3, progress=False, library=odd, nets=NetOptions(misfit=1e-6))
+        found = model.sample(
+            4,
+            seed=1,
+            library=odd,
+            options=MofSamplingOptions(steps=3, progress=False, nets=NetOptions(misfit=1e-6)),
+        )
     finally:
         model.nets = None
     for s in found:
@@ -674,9 +707,7 @@ def test_a_library_that_fits_no_net_leaves_the_coordinates_and_says_so():
 
 
 def test_net_options_refuse_what_cannot_be():
-    from matgen_nb.mofdiff.sampling import NetOptions
-
-    for bad in (dict(share=-1), dict(share=1.1), dict(candidates=0), dict(misfit=0)):
+    for bad in (dict(net_share=-1), dict(net_share=1.1), dict(net_candidates=0), dict(misfit=0)):
         with pytest.raises(MatgenError):
             NetOptions(**bad)
 

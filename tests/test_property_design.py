@@ -13,6 +13,7 @@ from matgen_nb.mofdiff.pipeline import PipelineOptions
 from matgen_nb.mofdiff.bonds import Mof, textbook_mof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.sampling import MofSamplingOptions
 from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 from matgen_nb.utils import MatgenError, share
 
@@ -99,7 +100,9 @@ GOAL = pd.Goal(NAME, 300.0, measure=lambda c: c.volume)
 
 
 def test_design_reports_both_strategies_and_counts_failures_as_misses(model):
-    quick = PipelineOptions(draws=2, assembly=AssemblyOptions(starts=4, generations=2), relax=False)
+    quick = PipelineOptions(
+        MofSamplingOptions(draws=2), assembly=AssemblyOptions(starts=4, generations=2), relax=False
+    )
     how = dict(strategies=("optimised",), steps=3, sampling_steps=4, pipeline=quick, progress=False)
     out = pd.design(model, GOAL, n=2, options=pd.DesignOptions(**how))
     assert [r["strategy"] for r in out.rows] == ["random"] * 2 + ["optimised"] * 2 and len(out.crystals) == 4
@@ -112,7 +115,7 @@ def test_design_reports_both_strategies_and_counts_failures_as_misses(model):
 
 
 def test_best_fitting_keeps_the_least_mismatch_of_each_group(model):
-    samples = model.sample(6, seed=0, steps=4, progress=False)
+    samples = model.sample(6, seed=0, options=MofSamplingOptions(steps=4, progress=False))
     kept = pipeline.best_fitting(samples, 3)
     assert kept == [min(samples[i : i + 3], key=lambda s: mismatch(s.coarse)) for i in (0, 3)]
     assert all("mismatch" in s.row for s in samples)

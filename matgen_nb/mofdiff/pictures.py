@@ -29,20 +29,20 @@ from matgen_nb.mofdiff.pipeline import (
     formed,
     numbered,
     relax_stage,
+    sample_best,
     verdict,
 )
 from .assembly import assemble_first
 from .model import MofDiff
-from ..diffusion.torus import SHARPEN
-from matgen_nb.mofdiff.sampling import (
+from matgen_nb.mofdiff.decoding import (
+    DenoisingOptions,
     MofSample,
     decode,
     denoise,
-    net_decoder,
     nearest_blocks,
-    put_on_nets,
-    sample_codes,
+    sample_latents,
 )
+from .sampling import net_decoder, put_on_nets
 from ..symmetry.crystal import Crystal, element_legend, element_table
 from ..utils import MatgenError
 
@@ -315,8 +315,7 @@ def sample_until_formed(
     has the first seed."""
     samples: list[MofSample] = []
     for seed in seeds:
-        asked = dict(progress=False) | options.sampling
-        more = numbered(model.sample(n, seed=seed, **asked), len(samples))
+        more = numbered(sample_best(model, n, seed, options), len(samples))
         assemble_stage(more, results, seeds[0], options, n_jobs)
         samples += more
         if enough(samples) if enough else formed([s.coarse.name for s in samples], results):
@@ -351,11 +350,11 @@ def framework_path(model: MofDiff, seed: int = 0, steps: int = 50) -> FrameworkP
     "One framework sampled from a model with a library, with all states on the way. steps: network calls."
     generator, states = torch.Generator().manual_seed(seed), []
     keep = lambda b, s: states.append((s, b))
-    latent = sample_codes(model, 1, generator)
-    clean = denoise(model, latent, generator=generator, steps=steps, sharpen=SHARPEN, watch=keep)
+    latent, how = sample_latents(model, 1, generator), DenoisingOptions(steps=steps)
+    clean = denoise(model, latent, generator=generator, options=how, watch=keep)
     [found], decoder = decode(model, clean), net_decoder(model)
     if decoder is not None:
-        [found] = put_on_nets(model, clean, [found], np.array([True]), decoder)
+        [found] = put_on_nets(clean, [found], np.array([True]), decoder)
     arrangements = [found.coarse, *found.others]
     [built] = assemble_first([arrangements], seed)
     atoms = None if built.crystal is None else Mof(built.crystal, built.bonds, built.images)

@@ -29,7 +29,8 @@ from matgen_nb.mofdiff.pipeline import (
     numbered,
     run_stages,
 )
-from .sampling import codes_for_target, sample_codes
+from .decoding import latents_for_target, sample_latents
+from .sampling import MofSamplingOptions
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
 from ..utils import MatgenError, check_limits, described, option, share
@@ -99,9 +100,11 @@ class Goal:
     tolerance: default a tenth of |target|. measure: a function of a Crystal; default the pore property of
     that name, see `PORES`."""
 
-    property: str
-    target: float | str
-    tolerance: float | None = None
+    property: str = option(help="One that the model was trained with, such as density or void_fraction.")
+    target: float | str = option(
+        help="The value aimed at, in the unit of the training set (density: g/cm3, lcd: A)."
+    )
+    tolerance: float | None = option(None, "How near counts as hit.")
     measure: Callable[[Crystal], float] | None = None
 
     def checked(self, model: MofDiff) -> "Goal":
@@ -175,7 +178,7 @@ class DesignOptions:
 
     strategies: tuple[str, ...] = option(
         ("optimised", "selected"),
-        "Ways to choose latent vectors: optimised (gradient, trust region), selected (best of many "
+        "Ways to choose latent vectors, with commas in a command: optimised (gradient, trust region), selected (best of many "
         "samples). Random ones always stand beside them.",
     )
     trust: float | None = option(0.9, "Share of the cloud that the trust region holds.", min=0, max=1)
@@ -201,11 +204,11 @@ def choose_latents(
     check_strategies([strategy])
     generator = torch.Generator().manual_seed(seed % 2**63)
     if strategy == "random":
-        return sample_codes(model, n, generator)
+        return sample_latents(model, n, generator)
     if strategy == "selected":
-        return codes_for_target(model, n, {goal.property: goal.target}, generator)
+        return latents_for_target(model, n, {goal.property: goal.target}, generator)
     start = options.start
-    cloud = sample_codes(model, max(512, n), generator) if start is None else start.to(model.device)
+    cloud = sample_latents(model, max(512, n), generator) if start is None else start.to(model.device)
     if len(cloud) < n:
         chosen = torch.randint(len(cloud), (n,), generator=generator)
     else:
@@ -278,9 +281,8 @@ class Design:
 def _samples(model, strategy, n, goal, seed, options):
     "Samples of one strategy: of each latent vector the best fitting one."
     z = choose_latents(model, strategy, n, goal, seed, options)
-    draws = options.pipeline.draws
-    how = dict(steps=options.sampling_steps, z=z, draws=draws, progress=options.progress)
-    return numbered(best_fitting(model.sample(n, seed=seed, **how), draws))
+    how = replace(options.pipeline.sampling, steps=options.sampling_steps, progress=options.progress)
+    return numbered(best_fitting(model.sample(n, seed=seed, z=z, options=how), how.draws))
 
 
 def design(

@@ -280,11 +280,12 @@ def make_mof_training(device, seed, batch_size=64, setting=None):
 @task("mof sampling", "frameworks", needs="matgen_nb.mofdiff.sampling")
 def make_mof_sampling(device, seed, n=16, steps=100):
     "Coarse frameworks of MOFDiff, preset small, 100 steps, choice of the blocks included."
-    import matgen_nb.mofdiff.sampling  # noqa: F401
+    from matgen_nb.mofdiff.sampling import MofSamplingOptions
 
     model, _ = _mofdiff(device, seed)
     model.eval()
-    return lambda: model.sample(n, seed=seed, steps=steps, progress=False), n
+    options = MofSamplingOptions(steps=steps, progress=False)
+    return lambda: model.sample(n, seed=seed, options=options), n
 
 # %% ../../nbs/5_scale/10_benchmark.ipynb #74460853
 @task("assembly", "frameworks", needs="matgen_nb.mofdiff.assembly")

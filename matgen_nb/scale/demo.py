@@ -114,12 +114,12 @@ def show_framework(out: RunFolder, options: DemoOptions, state: DemoState) -> No
     "Stage 2: a framework of the weights that ship, in the folder mof/, assembled on all cores."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
     from matgen_nb.mofdiff.pipeline import PipelineOptions
-    from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.mofdiff.sampling import MofDiff, MofSamplingOptions
     from matgen_nb.scale.mof_runs import demo_mof
 
     out.claim("mof/")
     model = MofDiff.from_pretrained("mofdiff-small", options.device)
-    quick = PipelineOptions(assembly=AssemblyOptions(starts=32, generations=2), sampling=dict(progress=True))
+    quick = PipelineOptions(MofSamplingOptions(), assembly=AssemblyOptions(starts=32, generations=2))
     state.framework = demo_mof(model, out / "mof", options.mofs, options.seed, quick, n_jobs=-1)
     state.cut_off += state.framework.cut_off
     row = state.framework.row

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +37,16 @@ from matgen_nb.mofdiff.pipeline import (
     arrangement,
     assembly_device,
     atoms,
-    best_fitting,
     evaluate_results,
     formed,
     known_of,
     numbered,
     run_stages,
+    sample_best,
 )
 from ..mofdiff.property_design import Design, DesignOptions, Goal, design
-from ..mofdiff.sampling import MofSample, NetOptions
+from ..mofdiff.decoding import MofSample
+from ..mofdiff.sampling import MofSamplingOptions, NetOptions
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cimpo2
 from matgen_nb.scale.records import (
@@ -182,7 +183,7 @@ def advice(table: list[dict], weights: str = "", nets: NetOptions = NetOptions()
         return ""
     reasons = Counter(str(row.get("reason") or "no reason given") for row in table).most_common(3)
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-    tries = ["--net-share 1, blocks on nets of the training set"] if nets.share < 1 else []
+    tries = ["--net-share 1, blocks on nets of the training set"] if nets.net_share < 1 else []
     tries += ["a larger -n", f"--draws {8 * draws}, the best fitting of so many samples"]
     if weights != "mofdiff-small":
         tries.append("a longer training, or --weights mofdiff-small, which ship")
@@ -238,13 +239,13 @@ class MofRunOptions:
 
 def request_of(model, n: int, seed: int, options: PipelineOptions, run: MofRunOptions) -> dict:
     "What a run is asked for, as it is stored: a run may only go on with the same."
-    asked = dict(steps=50, target=None) | options.sampling
-    nets = asked.pop("nets", NetOptions())
-    asked.pop("progress", None)
+    asked = {f.name: getattr(options.sampling, f.name) for f in fields(MofSamplingOptions)}
+    nets = asked.pop("nets")
+    asked = {k: v for k, v in asked.items() if k not in ("batch_size", "progress")}
     request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk, seed=seed)
     request |= dict(starts=options.assembly.starts, generations=options.assembly.generations)
-    request |= dict(draws=options.draws, **asked)
-    if getattr(model, "nets", None) is not None and nets.share > 0:
+    request |= dict(num_blocks=options.num_blocks, target=options.target, **asked)
+    if getattr(model, "nets", None) is not None and nets.net_share > 0:
         request["nets"] = asdict(nets)
     return request
 
@@ -253,15 +254,14 @@ def sample_chunks(
     model, request: dict, results: FolderResults, options: PipelineOptions
 ) -> Iterator[list[MofSample]]:
     "The samples of a run, chunk by chunk; finished chunks are read, the others sampled and kept."
-    asked = dict(steps=50, target=None) | options.sampling
+    sampling = replace(options.sampling, batch_size=request["chunk"])
     for i, first, n in chunks(request["n"], request["chunk"]):
         found = results.samples(i)
         if found is None:
-            how = dict(seed=chunk_seed(request["seed"], i), batch_size=request["chunk"])
-            drawn = model.sample(n, draws=options.draws, **how, **asked)
-            found = numbered(best_fitting(drawn, options.draws), first)
-            if options.draws > 1:
-                found = [replace(s, row=s.row | dict(draws=options.draws)) for s in found]
+            seed, how = chunk_seed(request["seed"], i), replace(options, sampling=sampling)
+            found = numbered(sample_best(model, n, seed, how), first)
+            if sampling.draws > 1:
+                found = [replace(s, row=s.row | dict(draws=sampling.draws)) for s in found]
             results.save_samples(found, i)
             found = results.samples(i)  # a run that is continued and one that is not see the same numbers
         yield found
@@ -321,7 +321,7 @@ def design_request(model, goal: Goal, n: int, seed: int, options: DesignOptions,
     goal, pipeline = goal.checked(model), options.pipeline
     asked = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
     asked |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
-    asked |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.draws)
+    asked |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.sampling.draws)
     asked |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
     return dict(model="mofdiff", weights=run.weights, n=n, seed=seed, **asked)
 

@@ -15,7 +15,8 @@ from timing import seconds
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
-from matgen_nb.mofdiff.sampling import choose_blocks
+from matgen_nb.mofdiff.decoding import choose_blocks
+from matgen_nb.mofdiff.sampling import MofSamplingOptions
 
 TRAINING, SAMPLE = 5.8, 109.0  # MOFs/s and CPU s of the release
 
@@ -88,7 +89,8 @@ def main():
             flush=True,
         )
         for steps in (50, 200):
-            middle, low, high = seconds(lambda: model.eval().sample(32, steps=steps, progress=False), 1)
+            how = MofSamplingOptions(steps=steps, progress=False)
+            middle, low, high = seconds(lambda: model.eval().sample(32, options=how), 1)
             print(
                 f"sample {name:6} {steps:3} steps {middle / 32:8.4f} CPU s a MOF                 {SAMPLE / (middle / 32):8.0f} x faster than released",
                 flush=True,
