@@ -128,10 +128,8 @@ VARIANTS = {
 "What is measured: the base, and one change each."
 
 # %% ../../nbs/5_scale/13_ablations.ipynb #abl00001
-BASE = dict(width=96, layers=3, site_power=4.0)
-"Fields of SymmCDConfig that all variants share."
-TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=0.99)
-"Fields of TrainConfig that all variants share."
+BASE = dict(width=96, layers=3, site_power=4.0)  # fields of SymmCDConfig that all variants share
+TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=0.99)  # of TrainConfig
 SAMPLERS = {
     "default": dict(),
     "no guidance": dict(guide=0.0),
