@@ -360,8 +360,8 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, weights, monkeypatch, capsys):
-    asked, sample = [], MofDiff.sample
-    monkeypatch.setattr(MofDiff, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
+    requested, sample = [], MofDiff.sample
+    monkeypatch.setattr(MofDiff, "sample", lambda self, *a, **k: requested.append(k) or sample(self, *a, **k))
     choices = dict(eta=0.0, prior="normal")
     line = [
         "sample",
@@ -387,8 +387,8 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, wei
         tmp_path / "s",
         *(x for k, v in choices.items() for x in (f"--{k}", v)),
     ]
-    assert run(*line) == 0 and len(asked) == 2
-    assert all(getattr(asked[0]["options"], name) == value for name, value in choices.items())
+    assert run(*line) == 0 and len(requested) == 2
+    assert all(getattr(requested[0]["options"], name) == value for name, value in choices.items())
     request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | choices | dict(starts=4, generations=1, chunk=1) == request
     for option, value in (("--eta", 1), ("--prior", "learned"), ("--starts", 8), ("--chunk", 2)):
@@ -639,7 +639,7 @@ def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
 
 
 class Draws:
-    "A model that draws the textbook in the rounds named, and beads in places that cannot meet in the others."
+    "A model that gives the textbook in the rounds named, and beads at coordinates that cannot meet in the others."
 
     def __init__(self, data, good):
         self.data, self.good, self.rounds = data, good, 0
@@ -681,7 +681,7 @@ def test_a_run_in_which_nothing_closes_says_what_to_try(tmp_path):
     row = dict(assembled=False, reason="connection points do not match")
     from matgen_nb.mofdiff.sampling import NetOptions
 
-    told = mof_runs.advice(
+    reported = mof_runs.advice(
         [row, row, dict(row, reason="x")], "run/weights.safetensors", NetOptions(net_share=0.0), 2
     )
     for words in (
@@ -691,7 +691,7 @@ def test_a_run_in_which_nothing_closes_says_what_to_try(tmp_path):
         "--draws 16",
         "--weights mofdiff-small",
     ):
-        assert words in told, words
+        assert words in reported, words
     assert "--weights" not in mof_runs.advice(
         [row], "mofdiff-small"
     ) and "--net-share" not in mof_runs.advice([row])
@@ -721,8 +721,8 @@ def test_a_stage_that_was_cut_off_is_in_the_record():
     results.save(
         "evaluated", "b", pipeline.StageResult(dict(assembled=dict(failure="pores: took longer than 1 s")))
     )
-    told = mof_runs.cut_off_stages(results, ["a", "b", "c"])
-    assert told == [
+    reported = mof_runs.cut_off_stages(results, ["a", "b", "c"])
+    assert reported == [
         "1 of 3 were not relaxed to the end (--relax-limit)",
         "1 of 3 were not evaluated to the end (its time limit)",
     ]

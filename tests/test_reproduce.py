@@ -1,4 +1,5 @@
-"""`matgen reproduce`: every recipe at a very small scale, resumed, refused; cards that can be read. What they find at this scale means nothing."""
+"""`matgen reproduce`: every recipe at a very small scale, resumed, rejected; cards that can be
+read. What they find at this scale means nothing."""
 
 import json
 import os

@@ -127,7 +127,7 @@ NOT_STORED = ("accept", "progress", "batch_size")
 def request_of(
     model: "SymmCD", run: dict[str, Any], conditions: dict[str, Any], options: "SamplingOptions"
 ) -> dict[str, Any]:
-    """What a run is asked to do, as it is stored: what identifies it (`run`), the conditions, and every
+    """The request of a run, as it is stored: what identifies it (`run`), the conditions, and every
     option of the sampler with the value that it has for this model."""
     from matgen_nb.symmcd.sampling import resolved
 

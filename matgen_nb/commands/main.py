@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from ..course import write_course
-from . import crystals, mofs, reproduce
-from . import options as opt
-from .options import own_option, with_options
+from . import crystals, mofs, options, reproduce
+from .options import app, own_option, with_options
 from ..scale.crystal_runs import pick_device
 from ..scale.demo import DemoOptions, run_demo
 from ..scale.records import say
@@ -28,24 +27,24 @@ NEXT = (
 )
 
 
-@opt.app.command(epilog="Example: `matgen demo --seconds 60 --out my-demo`")
+@app.command(epilog="Example: `matgen demo --seconds 60 --out my-demo`")
 @with_options(DemoOptions, into="chosen", leave=("seed", "device"))
 def demo(
     chosen: dict,
-    out: opt.Out = Path("matgen-demo"),
-    overwrite: opt.Overwrite = False,
-    seed: opt.Seed = 0,
-    device: opt.On = opt.Device.auto,
+    out: options.Out = Path("matgen-demo"),
+    overwrite: options.Overwrite = False,
+    seed: options.Seed = 0,
+    device: options.On = options.Device.auto,
 ) -> None:
     """At most four minutes: crystals of the weights that ship, a metal-organic framework, and a small model
     trained here, with its crystals beside the others. Needs no network."""
-    place = pick_device(device, float64=True)
+    where = pick_device(device, float64=True)
     with fresh_folder(out, overwrite) as folder:
-        run_demo(folder, DemoOptions(seed=seed, device=place, **chosen))
+        run_demo(folder, DemoOptions(seed=seed, device=where, **chosen))
     say(NEXT)
 
 # %% ../../nbs/5_scale/16_main.ipynb #n30crs02
-@opt.app.command(epilog="Example: `matgen course my-course`, and `matgen course solutions --teacher`")
+@app.command(epilog="Example: `matgen course my-course`, and `matgen course solutions --teacher`")
 def course(
     out: Annotated[Path, typer.Argument(help="New folder for the notebooks.")],
     teacher: Annotated[bool, own_option("With the solutions, in sight.", False, "--teacher")] = False,
@@ -71,16 +70,16 @@ def exit_code_of(error: Exception) -> int:
     if hasattr(shown, "format_message"):  # typer's own: a wrong option and the like
         shown.show()
         return shown.exit_code
-    if not opt.our_error(error) or opt.debugging():
+    if not options.our_error(error) or options.debugging():
         raise error
-    typer.secho(f"matgen: {opt.with_flags(str(error))}", fg="red", err=True)
+    typer.secho(f"matgen: {options.with_flags(str(error))}", fg="red", err=True)
     return 2
 
 
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; our own errors become one red line and exit code 2, Ctrl-C 130."
     try:
-        code = opt.app(args=arguments, prog_name="matgen", standalone_mode=False)
+        code = options.app(args=arguments, prog_name="matgen", standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except KeyboardInterrupt:

@@ -47,10 +47,10 @@ def reproduce(
     if list_ or name is None:
         return say(list_text())
     settings(name, how.get("scale", 1.0))
-    out, place = out or Path(f"reproduce-{name}"), pick_device(device, float64=True)
+    out, where = out or Path(f"reproduce-{name}"), pick_device(device, float64=True)
     if not changes.keys() <= SETTINGS[name].keys():
         raise MatgenError(f"--max-seconds: the recipe {name} goes by steps; --scale makes it shorter")
-    options = RecipeOptions(**how, seed=seed, device=place, resume=resume, overwrite=overwrite)
+    options = RecipeOptions(**how, seed=seed, device=where, resume=resume, overwrite=overwrite)
     say(show_rows(run_recipe(name, out, options, **changes)))
     if options.scale < 1:
         say(
@@ -114,15 +114,15 @@ def benchmark(
     setting = None if preset is None and own == Setting() else own
     checked_times(seconds, threads)
     planned(only, setting)
-    place = pick_device(device, float64=True)
+    where = pick_device(device, float64=True)
     with fresh_folder(out, overwrite, {"--compare": compare_with}) as folder:
         torch.set_num_threads(threads)
-        rows = run_benchmark(place, seconds, seed, only, lambda row: say(in_words(row)), setting)
+        rows = run_benchmark(where, seconds, seed, only, lambda row: say(in_words(row)), setting)
         if others:
             rows = compare(rows, others)
             say("\n".join(comparison_text(row, str(compare_with)) for row in rows))
         write_benchmark(folder, rows, others, ("this run", str(compare_with)))
-        about = dict(environment=environment(place))
+        about = dict(environment=environment(where))
         write_json(
             folder.path("run.json"), run_record(typed_command(), seed, time.monotonic() - start, **about)
         )
