@@ -200,7 +200,9 @@ def numeric(right: float, rtol: float = 0.02, unit: str = "", slips: dict[float,
         assert isinstance(answer, numbers.Real), f"answer with a number{f' in{unit}' if unit else ''}"
         for slip, reason in (slips or {}).items():
             assert near(right, slip) or not near(float(answer), slip), reason
-        assert near(float(answer), right), f"{answer:g}{unit} is too {'large' if answer > right else 'small'}"
+        assert near(float(answer), right), (
+            f"{answer:g}{unit} is too {'large' if float(answer) > right else 'small'}"
+        )
         return f"{right:.4g}{unit}"
 
     return Check(check_numeric, naive=list(slips or {}), name="")

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -15,21 +16,20 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd import counting
 from matgen_nb.symmcd.counting import forced_group
-from matgen_nb.symmetry import asymmetric_unit as module
-from matgen_nb.symmetry.asymmetric_unit import (
-    AsymmetricUnit,
-    FoundGroup,
-    found_group,
-    free_parameters,
-    more_operations,
-    only_group,
-    symmetry_dataset,
-)
+from matgen_nb.symmetry import symmetry_search as module
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, free_parameters
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 from matgen_nb.symmetry.lattice import constrain_k, lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmetry.space_groups import SpaceGroup
+from matgen_nb.symmetry.symmetry_search import (
+    FoundGroup,
+    found_group,
+    more_operations,
+    only_group,
+    symmetry_dataset,
+)
 
 DATA = Path(os.environ.get("MATGEN_TEST_DATA", ROOT.parent / "shared" / "data" / "crystals"))
 # pymatgen's matcher reduces both cells to primitive ones, and for these two its reduction differs between equal cells;
@@ -106,7 +106,7 @@ def lattice_of(number):
 
 
 def random_crystal(number, positions, rng):
-    "One orbit on each position, free parameters at random, drawn again where atoms come close."
+    "One orbit on each position, free parameters at random, sampled again where atoms come close."
     while True:
         points = [p.points(rng.uniform(size=3)) for p in positions]
         crystal = Crystal(
@@ -410,3 +410,22 @@ def test_without_spglib_it_is_said_once(monkeypatch):
         monkeypatch.undo()
         module.has_spglib.cache_clear()
         counting._forced.cache_clear()
+
+
+def test_a_unit_shows_its_crystal_and_a_table_of_its_orbits(monkeypatch):
+    "The last line of a cell: a picture, and a row for each orbit; never an error."
+    k = lattice_to_k(np.diag([4.594, 4.594, 2.959])).numpy()
+    rutile = AsymmetricUnit(136, k, [22, 8], [[0, 0, 0], [0.305, 0.305, 0]], [0, 5])
+    html = rutile._repr_html_()
+    assert rutile._repr_png_()[1:4] == b"PNG" and "data:image/png" in html
+    rows = re.findall(r"<tr><td>(.*?)</td></tr>", html)
+    assert [row.split("</td><td>") for row in rows] == [
+        ["Ti", "2a", "m.mm", "0.0000", "0.0000", "0.0000"],
+        ["O", "4f", "m.2m", "0.3050", "0.3050", "0.0000"],
+    ]
+    assert "AsymmetricUnit(TiO2, space group 136, orbits 2a 4f)" in html
+    monkeypatch.setattr("matgen_nb.drawing.LARGEST_PICTURE", 5)
+    assert rutile._repr_png_() is None, "six atoms are too many for a picture now"
+    assert rutile._repr_html_().startswith("<table>"), "the table is shown without it"
+    broken = AsymmetricUnit(136, np.full(6, np.nan), [22], [[0, 0, 0]], [0])
+    assert broken._repr_png_() is None and broken._repr_html_() is None

@@ -91,8 +91,8 @@ def test_cartesian_coordinates_only():
 
 def test_duplicate_atoms():
     assert len(Crystal.from_cif(cif(*GOOD, "Na2 Na 0.0001 0 1.0 1"))) == 2  # the same atom again, rounded
-    refused(cif(*GOOD, "Na2 Na 0.06 0 1.0 1"), "same place", "Na")  # 0.3 A away: another position of it
-    refused(cif(*GOOD, "K1 K 0.0001 0 1.0 1"), "same place", "K1")
+    refused(cif(*GOOD, "Na2 Na 0.06 0 1.0 1"), "overlap", "Na")  # 0.3 A away: another position of it
+    refused(cif(*GOOD, "K1 K 0.0001 0 1.0 1"), "overlap", "K1")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_disordered_and_odd_pymatgen_structures():
     for species in ({"Fe": 0.5, "Ni": 0.5}, DummySpecies("X"), "Am"):
         with pytest.raises(CrystalError):
             Crystal.from_pymatgen(Structure(cubic, [species], [[0, 0, 0]]))
-    with pytest.raises(CrystalError, match="same place"):
+    with pytest.raises(CrystalError, match="overlap"):
         Crystal.from_pymatgen(Structure(cubic, ["Fe", "Fe"], [[0, 0, 0], [0, 0, 1]]))
 
 
@@ -188,7 +188,7 @@ REASON = dict(
     nothing="",
     nan="coordinates",
     flat="",
-    double="same place",
+    double="overlap",
 )
 
 
@@ -204,7 +204,7 @@ def grid(n, a=3.0):
 
 
 def test_preparing_a_folder_names_every_bad_file(tmp_path):
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     folder = write_folder(tmp_path / "cifs", good=cif(*GOOD), **BAD)
     data, report = prepare(folder, n_jobs=1, progress=None)
@@ -216,7 +216,7 @@ def test_preparing_a_folder_names_every_bad_file(tmp_path):
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_nothing_to_prepare(tmp_path, n_jobs):
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "no_column.csv").write_text("structure\nx\n")
@@ -237,7 +237,7 @@ def test_nothing_to_prepare(tmp_path, n_jobs):
 def test_what_was_changed_or_not_read_is_in_the_report(tmp_path):
     import gzip
 
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import PrepareOptions, prepare
 
     twice = cif(*GOOD, "Na2 Na 0.0001 0 1.0 1").replace("data_test", "data_one") + cif(
         "Po1 Po 0 0 0 1"
@@ -263,18 +263,18 @@ def test_what_was_changed_or_not_read_is_in_the_report(tmp_path):
     assert "cannot be read" not in report.failures[0].reason.split(":")[0]
     assert "POSCAR, line 2: the file ends" in report.failures[1].reason, "a format that is read, damaged"
     assert "si.res" in str(report) and "notes on" in str(report)
-    strict, report = prepare(folder, n_jobs=1, progress=None, symprec=0.01)
+    strict, report = prepare(folder, n_jobs=1, progress=None, options=PrepareOptions(symprec=0.01))
     assert strict.space_group.tolist()[0] == 123 != data.space_group.tolist()[0] and "raised" not in str(
         report
     )
     with pytest.raises(MatgenError, match="--symprec"):
-        prepare(folder, n_jobs=1, progress=None, symprec=0)
+        prepare(folder, n_jobs=1, progress=None, options=PrepareOptions(symprec=0))
 
 
 def test_a_byte_order_mark_in_a_table(tmp_path):
     import csv
 
-    from matgen_nb.symmcd.dataset import read_csv
+    from matgen_nb.symmcd.preparing import read_csv
 
     for encoding in ("utf-8", "utf-8-sig"):
         with open(tmp_path / "t.csv", "w", newline="", encoding=encoding) as file:
@@ -312,7 +312,7 @@ def test_the_commands_write_the_notes(tmp_path):
 
 
 def test_one_atom_goes_all_the_way(tmp_path):
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
     from matgen_nb.symmcd.evaluation import evaluate_crystals
 
     folder = write_folder(
@@ -333,7 +333,7 @@ def test_one_atom_goes_all_the_way(tmp_path):
 
 
 def test_five_hundred_atoms(tmp_path):
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import PrepareOptions, prepare
     from matgen_nb.symmcd.evaluation import describe
 
     big = grid(8)
@@ -345,7 +345,9 @@ def test_five_hundred_atoms(tmp_path):
         and "512" in report.failures[0].reason
         and "limits" in report.failures[0].reason
     )
-    data, report = prepare(folder, n_jobs=1, progress=None, max_orbits=600, max_atoms=600)
+    data, report = prepare(
+        folder, n_jobs=1, progress=None, options=PrepareOptions(max_orbits=600, max_atoms=600)
+    )
     assert len(data) == 2 and sorted(data.num_orbits.tolist())[1] == 512
     row = describe(big, fingerprints=False)
     assert row["struct_valid"] and row["space_group@0.1"] == 1 and not row["failure"]

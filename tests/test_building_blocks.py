@@ -393,7 +393,7 @@ def test_stored_identity_needs_no_rdkit(monkeypatch):
     monkeypatch.setitem(sys.modules, "rdkit", None)
     assert replace(block, stored_identity="abc").identity == "abc"
     with pytest.raises(MatgenError, match="rdkit"):
-        block.identity
+        _ = block.identity
 
 
 @pytest.mark.parametrize(

@@ -599,7 +599,7 @@ def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_p
         and (tmp_path / "a" / "gallery.html").read_text().count("base64,") == 1
     )
     crystals, _, failures = crystal_evaluation.read_crystals(tmp_path / "a")
-    assert crystals[1] is None and "same place" in failures[0].reason
+    assert crystals[1] is None and "overlap" in failures[0].reason
 
 
 def test_overwriting_leaves_no_old_results(tmp_path):
@@ -819,7 +819,7 @@ def test_a_demo_whose_training_learned_nothing_shows_no_crystals_of_it(tmp_path,
 
     with runs.fresh_folder(tmp_path / "demo") as out:
         state = demo.DemoState(data=from_units([prepare_one(CESIUM_CHLORIDE, 0.1)] * 30))
-        demo.show_training(out, demo.DemoOptions(n=2, seconds=1e-3), state, judge=None)
+        demo.show_training(out, demo.DemoOptions(n=2, seconds=1e-3), state, evaluator=None)
         assert state.trained is None and "within its warm-up" in state.cut_off[0]
         demo.write_demo(out, demo.DemoOptions(), state, 1.0)
     record = json.loads((tmp_path / "demo" / "run.json").read_text())

@@ -134,7 +134,7 @@ def test_conditional_draw_has_the_right_distribution():
     total = sum(p.values())
     n = 4000
     flat = lambda x: x.repeat(n, *[1] * (x.ndim - 1))
-    drawn, open_ = balanced_elements(
+    sampled, open_ = balanced_elements(
         flat(logits),
         flat(atoms),
         torch.arange(n).repeat_interleave(2),
@@ -143,7 +143,7 @@ def test_conditional_draw_has_the_right_distribution():
         rounds=60,
     )
     assert not open_.any() and 0.1 < total < 0.9
-    pairs, counts = np.unique(drawn.reshape(-1, 2).numpy(), axis=0, return_counts=True)
+    pairs, counts = np.unique(sampled.reshape(-1, 2).numpy(), axis=0, return_counts=True)
     assert {tuple(x) for x in pairs.tolist()} == set(p)
     for pair, count in zip(pairs.tolist(), counts):
         expected = p[tuple(pair)] / total
@@ -181,7 +181,7 @@ def test_balance_leaves_requests_alone(model):
         options=SamplingOptions(steps=5, balance=1.0, progress=False),
     )
     assert all(s.row["formula"] == "NaCl2" for s in made), (
-        "a formula that was asked for is kept, balanced or not"
+        "a formula that was requested is kept, balanced or not"
     )
     system = model.sample(
         6, chemical_system="Sr-Ti-O", seed=0, options=SamplingOptions(steps=5, balance=1.0, progress=False)

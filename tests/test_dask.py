@@ -46,7 +46,7 @@ def test_order_failures_and_time_limits(cluster):
 
 
 def test_preparing_crystals(tmp_path, cluster):
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     for i in range(6):
         SALT.to_cif(tmp_path / f"{i}.cif")

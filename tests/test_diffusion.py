@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from matgen_nb.diffusion.categorical import CategoricalDiffusion, draw_categories, posterior
+from matgen_nb.diffusion.categorical import CategoricalDiffusion, sample_categories, posterior
 from matgen_nb.diffusion.gaussian import GaussianDiffusion, cosine_alpha_bar
-from matgen_nb.diffusion.torus import TorusDiffusion, score_scale, wrap, wrapped_normal_score
+from matgen_nb.diffusion.torus import StepOptions, TorusDiffusion, score_scale, wrap, wrapped_normal_score
 
 
 def generator(seed=0):
@@ -91,16 +91,18 @@ def test_a_sharpened_step_goes_farther_never_past_the_estimate(t, s, eta):
     diffusion, x0 = TorusDiffusion(1000), torch.full((5,), 0.5, dtype=torch.float64)
     x = x0 + 0.01 * torch.tensor([-3.0, -1, 0, 1, 3])
     target = -(x - x0) / diffusion.sigma(t, x) ** 2 / diffusion.scale(t, x)  # says: x_0 is at 0.5
-    noise = diffusion.step(x, 0 * target, t, s, generator(3), eta)  # what a step without a score does
+    noise = diffusion.step(
+        x, 0 * target, t, s, generator(3), StepOptions(eta)
+    )  # what a step without a score does
     way = {
-        c: (noise - diffusion.step(x, target, t, s, generator(3), eta, c) + 0.5) % 1 - 0.5
+        c: (noise - diffusion.step(x, target, t, s, generator(3), StepOptions(eta, c)) + 0.5) % 1 - 0.5
         for c in (1.0, 2.0, 1e6)
     }
     assert torch.allclose(way[1e6], x - x0, atol=1e-9), "at most to the estimate of x_0"
     farther = torch.minimum((2 * way[1.0]).abs(), (x - x0).abs())
     assert torch.allclose(way[2.0].abs(), farther, atol=1e-9) and torch.equal(
-        diffusion.step(x, target, t, s, generator(3), eta),
-        diffusion.step(x, target, t, s, generator(3), eta, 1.0),
+        diffusion.step(x, target, t, s, generator(3), StepOptions(eta)),
+        diffusion.step(x, target, t, s, generator(3), StepOptions(eta, 1.0)),
     )
 
 
@@ -120,7 +122,7 @@ def test_posterior_against_matrices_and_edges():
         p /= p.sum()
         s, t = torch.randperm(1001, generator=g)[:2].sort().values.tolist()
         Q = lambda b: b * torch.eye(K, dtype=p.dtype) + (1 - b) * prior.expand(K, K)
-        x = draw_categories(prior, g)
+        x = sample_categories(prior, g)
         truth = (p[:, None] * Q(a[s]) * Q(a[t] / a[s])[:, x] / Q(a[t])[:, x, None].clamp(min=1e-300)).sum(0)
         got = posterior(x, p, a[t], a[s], prior)
         assert (got - truth).abs().max() < 1e-6 and (got[prior == 0] == 0).all()

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from matgen_nb.symmcd.dataset import CrystalData, from_units, prepare
+from matgen_nb.symmcd.dataset import CrystalData, from_units
+from matgen_nb.symmcd.preparing import prepare
 from matgen_nb.symmcd.potential import (
     EnergyCache,
     PairPotential,
@@ -566,7 +567,7 @@ def test_relaxed_samples_say_what_happened():
         )
         assert row["volume"] == pytest.approx(s.crystal.volume) and s.unit.space_group == unit.space_group
         assert row["relax_volume_change"] == pytest.approx(s.crystal.volume / unit.to_crystal().volume - 1)
-        json.dumps({k: v for k, v in row.items()})
+        json.dumps(dict(row.items()))
     refused = relax_samples([_sample(cube(3.9))], Failing(), progress=None)[0]
     assert refused.row["relax_reason"] == "no graph for Ti" and refused.row["energy_after"] is None
 

@@ -163,12 +163,15 @@ def test_empty_sample_and_unknown_metric():
 
 def test_stability():
     pytest.importorskip("chgnet")
-    table, summary = hull.stability([SALT], hull=[SALT], relax_steps=3, progress=False)
+    table, summary = hull.stability([SALT], [SALT], hull.StabilityOptions(relax_steps=3, progress=False))
     assert table[0]["stable"] and abs(table[0]["e_above_hull"]) < 1e-5 and summary["stable"]["n"] == 1
     assert all(
         word in summary["stable"]["protocol"] for word in ("CHGNet", "0.1 eV/atom", "hull", "at most 3 steps")
     )
-    assert hull.stability([SALT], relax_steps=1, progress=False)[0][0]["stable"] is None
+    assert (
+        hull.stability([SALT], options=hull.StabilityOptions(relax_steps=1, progress=False))[0][0]["stable"]
+        is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def mixed(tmp_path):
 
 
 def test_prepare_reads_a_mixed_folder(mixed, tmp_path):
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     assert structure_files(mixed).skipped == ["other.xsf"]
     data, report = prepare(mixed, n_jobs=1, progress=None)

@@ -15,7 +15,8 @@ WANTED = """
     secondary building unit; carboxylate; net; pore-limiting diameter; working capacity; energy above hull;
     space group; wyckoff position; wyckoff template; fractional coordinates; diffusion model; message passing;
     self-consistency; score scale; guidance; minimum contact distance; charge neutrality; connection point;
-    coarse graining; relaxation; validity; novelty; uniqueness; match rate; symprec; projection; bravais lattice
+    coarse graining; relaxation; validity; novelty; uniqueness; match rate; symprec; projection; bravais lattice;
+    invariance; topology; bond order; minimum image
 """
 INSIDE = {
     "equivariance": ("invariant", "E(3)", "SE(3)"),

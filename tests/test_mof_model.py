@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from matgen_nb.diffusion.layers import fourier, radial
 from matgen_nb.mofdiff.data import MofBatch, MofData
+from matgen_nb.mofdiff.loss import MIDDLE
 from matgen_nb.mofdiff.model import (
-    MIDDLE,
     Library,
     MofDiff,
     MofDiffConfig,
@@ -395,7 +395,9 @@ def test_geometry_from_the_table_is_the_formula(bumps, reach, cutoff):
     b = random_beads(3, (1, 3, 9, 14))
     b = replace(b, lattice=b.lattice.double() * torch.tensor([1, 1, 1, 3.0])[:, None, None], x=b.x.double())
     i, j = all_pairs(b.num_blocks)
-    counts, vectors = pair_geometry(b.x, b.lattice, i, j, b.batch[i], bumps, reach, cutoff)
+    counts, vectors = pair_geometry(
+        b.x, b.lattice, i, j, b.batch[i], cutoff, NetworkConfig(bumps=bumps, reach=reach)
+    )
     u, weight = windowed_images(b.x[j] - b.x[i])
     distance = (u @ b.lattice[b.batch[i]]).norm(dim=-1)
     weight = weight * ((distance > 1e-6) & (distance < (cutoff or torch.inf)))
@@ -432,7 +434,7 @@ def test_training_times(share):
     model = MofDiff(
         MofDiffConfig.preset("tiny", width=32, layers=1, latent=8, middle=share), statistics(toy_data())
     )
-    t = model.draw_times(40_000, torch.Generator().manual_seed(0))
+    t = model.sample_times(40_000, torch.Generator().manual_seed(0))
     inside = ((t > MIDDLE[0] * 1000) & (t <= MIDDLE[1] * 1000)).float().mean()
     assert (
         t.dtype == torch.int64

@@ -317,8 +317,8 @@ def test_a_batch_is_transformed_like_single_units(data):
 
 def test_augmentation_is_uniform_and_reproducible(data):
     numbers = torch.full((4800,), 47)
-    drawn = torch.bincount(random_settings(numbers, torch.Generator().manual_seed(0)), minlength=48)
-    assert len(drawn) == 48 and (drawn - 100).abs().max() < 60
+    sampled = torch.bincount(random_settings(numbers, torch.Generator().manual_seed(0)), minlength=48)
+    assert len(sampled) == 48 and (sampled - 100).abs().max() < 60
     same_cell = random_settings(numbers, torch.Generator().manual_seed(0), permute_axes=False)
     assert set(same_cell.tolist()) == set(range(8))
     batch = data.select(range(230))

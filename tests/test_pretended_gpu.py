@@ -219,8 +219,8 @@ def losses(model, data, device):
 def test_losses_there_are_those_here(gpu):
     from matgen_nb.mofdiff.embedding import BlockData, BlockEncoder
     from matgen_nb.mofdiff.hypothetical import embedded_mofs
-    from matgen_nb.mofdiff.model import MofDiff
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.mofdiff.loss import MofDiff
+    from matgen_nb.symmcd.preparing import prepare
     from matgen_nb.symmcd.model import SymmCD
 
     frameworks, encoder = (

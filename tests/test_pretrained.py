@@ -144,6 +144,7 @@ def test_presets(config):
         ("symmcd.model", "SymmCD", "symmcd-mp20-small", "sample", "matgen_nb.symmcd."),
         ("symmcd.model", "SymmCD", "symmcd-mp20-small", "predict", "matgen_nb.symmcd."),
         ("mofdiff.model", "MofDiff", "mofdiff-small", "sample", "matgen_nb.mofdiff."),
+        ("mofdiff.model", "MofDiff", "mofdiff-small", "loss", "matgen_nb.mofdiff."),
     ],
 )
 def test_a_method_of_a_later_lesson_names_its_import(module, name, weights, method, later):

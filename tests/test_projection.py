@@ -129,7 +129,7 @@ def test_fixed_sites_are_used_once():
 
 
 def test_given_positions_are_taken_however_far():
-    "Each position of every group, given by name: the projection is that of `project`, also where several fixed sites of a class are asked for; crystals without names are placed as before."
+    "Each position of every group, given by name: the projection is that of `project`, also where several fixed sites of a class are requested; crystals without names are placed as before."
     generator = torch.Generator().manual_seed(0)
     tables = wyckoff_tables()
     for number in (2, 47, 139, 194, 221, 227):

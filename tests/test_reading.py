@@ -391,12 +391,12 @@ def test_the_same_element_twice_in_p1(apart, merged):
         reading = read_cif(text)
         assert len(reading.crystal) == 2 and "merged" in "; ".join(reading.notes)
     else:
-        refused(text, "same place", "Na2")
+        refused(text, "overlap", "Na2")
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.003, 0.05])
 def test_two_elements_at_one_place_are_refused(apart):
-    refused(cif(*SALT, f"K1 K {apart} 0 0"), "same place", "K1")
+    refused(cif(*SALT, f"K1 K {apart} 0 0"), "overlap", "K1")
 
 
 def test_generated_structures_keep_their_contacts_where_that_is_asked_for():

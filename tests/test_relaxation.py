@@ -124,7 +124,6 @@ def test_orders_of_a_quinone_and_a_porphine_bridge():
 
 
 def test_a_chain_through_the_crystal_is_no_ring():
-    frac = np.stack([np.arange(6) / 6, np.full(6, 0.5), np.full(6, 0.5)], 1)
     bonds = np.array([(i, (i + 1) % 6) for i in range(6)] + [(i, 6 + i) for i in range(6)])
     images = np.array([(int(i == 5), 0, 0) for i in range(6)] + 6 * [(0, 0, 0)])
     assert not flat_rings(BondGraph([6] * 6 + [1] * 6, bonds, images))
@@ -370,7 +369,7 @@ def test_ligands_folded_onto_each_other_part_again(degrees):
     u = d / np.linalg.norm(d, axis=1, keepdims=True)
     cosine = (u @ u.T)[np.triu_indices(6, 1)]
     assert result.converged and cosine.max() < (0.7 if degrees < 20 else 0.1), (
-        "no two ligands in one place; an octahedron, except from nearly on top of each other"
+        "no two ligands at one position; an octahedron, except from nearly on top of each other"
     )
 
 

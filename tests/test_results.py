@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import sys
 
 import pytest
 from conftest import ROOT
@@ -11,6 +12,7 @@ from conftest import ROOT
 DATA = ROOT / "matgen_nb" / "data"
 LESSONS = [ROOT / "nbs" / p for p in ("3_symmcd/20_results.ipynb", "4_mofdiff/35_results.ipynb")]
 FILES = ("crystal_results.csv", "framework_results.csv")
+DESIGN = ROOT / "nbs" / "4_mofdiff" / "33_property_design.ipynb"
 
 
 def rows_of(name):
@@ -114,3 +116,21 @@ def test_no_figure_is_typed_into_the_text(path):
 def test_scripts_that_write_the_files_say_how(script):
     text = (ROOT / "tests" / "benchmarks" / f"{script}.py").read_text(encoding="utf-8")
     assert "matgen sample" in text.split('"""')[1] and f"{script}.csv" in text
+
+
+def test_card_and_lesson_say_what_the_design_file_says():
+    "Every share of the relaxed design in the card's sentence and in the lesson's table is that of the file."
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    import design_results as dr
+
+    rows, lesson = dr.read(), markdown(DESIGN)
+    assert dr.sentence(rows) in (DATA / "weights" / "mofdiff-small.md").read_text(encoding="utf-8")
+    table = [line for line in lesson.splitlines() if line.startswith("|")]
+    for figure, words in (("assembled", "all bonds"), ("valid", "`valid`"), ("success", "`success`")):
+        line = next(line for line in table if words in line)
+        for strategy in ("random", "optimised", "selected"):
+            text = dr.shown(rows, "relaxed", strategy, figure, "{k}: {p:.0f}% ({low:.1f} to {high:.1f})")
+            assert text in line, (figure, strategy, text)
+    for row in rows:
+        value, low, high = (float(row[name] or "nan") for name in ("value", "low", "high"))
+        assert row["protocol"] and (math.isnan(low) or low <= value * 1.001 and value <= high * 1.001), row

@@ -31,7 +31,7 @@ from matgen_nb.symmcd.counting import (
     MOST_ORBITS,
     arrangements,
     count_ways,
-    draw_sites,
+    sample_sites,
     evidence,
     parse_formula,
     parse_system,
@@ -41,9 +41,10 @@ from matgen_nb.symmcd.counting import (
 )
 from matgen_nb.symmcd.sampling import cell_doubt
 from matgen_nb.symmcd.refinements import crowding, force_higher, group_columns, keep_apart, redraw
-from matgen_nb.symmetry import asymmetric_unit
+from matgen_nb.symmetry import symmetry_search
 from matgen_nb.symmetry.normalizers import generic_unit
-from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, found_group, symmetry_dataset
+from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
+from matgen_nb.symmetry.symmetry_search import found_group, symmetry_dataset
 from matgen_nb.symmetry.crystal import element_table, min_distance
 from matgen_nb.symmetry.lattice import lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.projection import assign_wyckoff, project
@@ -175,7 +176,7 @@ def test_every_group_holds_exactly(model):
 
 
 def test_spglib_finds_no_less():
-    "spglib's group holds all that was asked for: its number of operations per lattice point is a multiple of ours."
+    "spglib's group holds all that was requested: its number of operations per lattice point is a multiple of ours."
     seen = 0
     for s in OURS.sample(60, seed=1, options=SamplingOptions(steps=2, num_orbits=4, progress=False)):
         if s.row["min_distance"] < 0.3:
@@ -216,7 +217,7 @@ def test_counting_agrees_with_trying(number, counts, seed):
             )
         last = count_ways(number, tuple(counts), shares)[-1]
         assert np.isclose(sum(w.sum() for w in last.values()), total, rtol=1e-9, atol=0)
-    sites = draw_sites(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1), np.random.default_rng(seed))
+    sites = sample_sites(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1), np.random.default_rng(seed))
     mass = evidence(number, tuple(counts), shares, np.ones(MOST_ORBITS + 1))[1].sum()
     assert (sites is None) == (mass == 0)
     if sites is not None:
@@ -276,7 +277,7 @@ def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
     assert orbits is None or made.row["num_orbits"] == orbits
     assert group is None or made.row["space_group"] == group
     assert made.row["sites_changed"] == made.row["elements_changed"] == 0, (
-        "what is asked for is not changed afterwards"
+        "what is requested is not changed afterwards"
     )
 
 
@@ -518,7 +519,7 @@ def test_retries_are_counted():
     )
 
 
-def test_doubted_crystals_are_drawn_again_and_the_least_doubted_is_kept(monkeypatch):
+def test_doubted_crystals_are_sampled_again_and_the_least_doubted_is_kept(monkeypatch):
     "Scripted doubts: the first draw that is not doubted stops, else the least of DRAWS is kept; what was accepted is what one draw gives."
     import matgen_nb.symmcd.sampling as module
 
@@ -665,10 +666,10 @@ def test_request_draws_follow_the_training_set():
     shipped = SymmCD.from_pretrained("symmcd-mp20-small")
     prior, rng = Prior(shipped), np.random.default_rng(0)
     draw = plan(shipped)
-    drawn = np.bincount([draw(rng).space_group for _ in range(3000)], minlength=231)
+    sampled = np.bincount([draw(rng).space_group for _ in range(3000)], minlength=231)
     top = np.argsort(-prior.groups)[:5]
     expected = 3000 * prior.groups[top] / prior.groups.sum()
-    assert (np.abs(drawn[top] - expected) < 5 * expected**0.5).all()
+    assert (np.abs(sampled[top] - expected) < 5 * expected**0.5).all()
     likely = Counter(plan(shipped, Conditions(formula="SrTiO3"))(rng).space_group for _ in range(5))
     assert sum(likely.values()) == 5
 
@@ -859,7 +860,7 @@ def test_refused_means_that_no_crystal_has_just_the_group(number, n, distinct, s
         assert group is None or group.operations > SpaceGroup(number).order
 
 
-def test_requests_that_force_a_higher_group_are_drawn_again():
+def test_requests_that_force_a_higher_group_are_sampled_again():
     rng = np.random.default_rng(0)
     sites = lambda letters: dict(
         sites=tuple(SpaceGroup(16)[w].site_class for w in letters), num_orbits=len(letters)
@@ -878,8 +879,8 @@ def test_requests_that_force_a_higher_group_are_drawn_again():
 def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypatch):
     how = dict(n=6, seed=2, steps=2, space_group=16, num_orbits=2, progress=False)
     off = sample_by_name(OURS, **how, resample_higher=0)
-    monkeypatch.setattr(asymmetric_unit.importlib.util, "find_spec", lambda name: None)
-    for cached in (asymmetric_unit.has_spglib, counting._forced):
+    monkeypatch.setattr(symmetry_search.importlib.util, "find_spec", lambda name: None)
+    for cached in (symmetry_search.has_spglib, counting._forced):
         cached.cache_clear()
     try:
         with pytest.warns(UserWarning, match="spglib is not installed") as seen:
@@ -899,7 +900,7 @@ def test_without_spglib_the_columns_are_empty_and_the_crystals_the_same(monkeypa
         )
     finally:
         monkeypatch.undo()
-        for cached in (asymmetric_unit.has_spglib, counting._forced):
+        for cached in (symmetry_search.has_spglib, counting._forced):
             cached.cache_clear()
 
 

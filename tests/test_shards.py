@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from matgen_nb.scale.shards import Shard, lineage, merge, read_shard, shard_folders
+from matgen_nb.scale.shards import SEAL, Shard, lineage, merge, read_shard, shard_folders
 from matgen_nb.utils import MatgenError
 
 CODE = """
@@ -43,7 +43,7 @@ else:
 
 
 def start(out, shard="", pause=0.0, weights="w", n=17, seed=3):
-    "A worker process that draws a shard of a run of toys, or the whole run."
+    "A worker process that makes a shard of a run of toys, or the whole run."
     code = CODE.format(out=str(out), shard=shard, pause=pause, weights=weights, n=n, seed=seed)
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -101,6 +101,27 @@ def test_the_union_of_the_shards_is_the_run_that_was_not_cut(cluster, tmp_path):
         merge(shard_folders([cluster / "shards"]), cluster / "shards" / "1")
 
 
+def test_which_folders_are_given(cluster, tmp_path, capsys):
+    "In any order; an earlier merge beside the shards is passed over; the same shard by another name is not."
+    one, two = cluster / "shards" / "1", cluster / "shards" / "2"
+    assert merge([two, one], tmp_path / "out") == 17
+    assert files(tmp_path / "out") == files(cluster / "whole")
+    shutil.copytree(cluster / "shards", tmp_path / "shards")
+    shutil.copytree(tmp_path / "out", tmp_path / "shards" / "merged")
+    assert merge(shard_folders([tmp_path / "shards"]), tmp_path / "again") == 17
+    assert "passed over" in capsys.readouterr().out
+    (tmp_path / "link").symlink_to(one)
+    for given, why in (
+        ([], "no shard"),
+        ([one, two, tmp_path / "link"], "shard 1/2 is given twice"),
+        ([one, cluster / "whole"], "is no shard of a run"),
+        ([one, tmp_path / "nowhere"], "holds no shard"),
+    ):
+        with pytest.raises(MatgenError, match=why):
+            merge(given, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
 @pytest.mark.parametrize("change", [dict(weights="other"), dict(seed=4), dict(n=18)], ids=str)
 def test_shards_of_another_run_are_refused(cluster, change, tmp_path):
     finish(start(tmp_path / "stale", "2/2", **change))
@@ -110,7 +131,7 @@ def test_shards_of_another_run_are_refused(cluster, change, tmp_path):
 
 def test_changed_and_lost_files_are_found(cluster, tmp_path):
     shards = tmp_path / "shards"
-    for harm in ("edit", "swap", "lose", "request", "restart"):
+    for harm in ("edit", "swap", "lose", "request", "restart", "half_table", "half_seal", "foreign_seal"):
         shutil.copytree(cluster / "shards", shards)
         first = shards / "1"
         if harm in ("edit", "restart"):
@@ -119,12 +140,19 @@ def test_changed_and_lost_files_are_found(cluster, tmp_path):
             (first / "cif" / "00000.cif").write_bytes((first / "cif" / "00001.cif").read_bytes())
         elif harm == "lose":
             (first / "cif" / "00000.cif").unlink()
+        elif harm == "half_table":
+            table = first / "chunks" / "00000.csv"
+            table.write_bytes(table.read_bytes()[:20])
+        elif harm == "half_seal":
+            (first / SEAL).write_text((first / SEAL).read_text()[:30])
+        elif harm == "foreign_seal":
+            (first / SEAL).write_text((shards / "2" / SEAL).read_text())
         else:
             text = (first / "request.json").read_text()
             (first / "request.json").write_text(text.replace('"seed": 3', '"seed": 5'))
         if harm == "restart":  # a new start does not seal what was changed in between
             finish(start(first, "1/2"))
-        with pytest.raises(MatgenError, match="sealed|not finished|was changed"):
+        with pytest.raises(MatgenError, match="sealed|not finished|was changed|damaged|not the seal"):
             merge(shard_folders([shards]), tmp_path / "out")
         shutil.rmtree(shards)
 

@@ -17,7 +17,7 @@ from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
 from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
 from matgen_nb.symmcd.requests import Conditions, plan
 from matgen_nb.symmcd.reverse import Sample, SamplingOptions
-from matgen_nb.symmcd.stages import SHARES, STAGES, Times, draw_times, position_axes
+from matgen_nb.symmcd.stages import SHARES, STAGES, Times, sample_times, position_axes
 from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmcd.templates import due, unpack_templates
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
@@ -80,7 +80,7 @@ def test_noise_keeps_to_the_position_and_is_periodic(data):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_times_of_the_stages(seed):
-    times = draw_times(4000, 1000, torch.Generator().manual_seed(seed))
+    times = sample_times(4000, 1000, torch.Generator().manual_seed(seed))
     for i, name in enumerate(STAGES):
         rows = times.stage == i
         assert abs(rows.float().mean() - SHARES[i]) < 0.04
@@ -286,7 +286,7 @@ def test_methods_of_later_lessons_name_their_import():
 
 @pytest.mark.parametrize("staged", [True, False])
 def test_augmentation_is_part_of_the_configuration(data, staged):
-    "Off unless asked for; on, the loss is that of the batch in other settings, in training alone."
+    "Off unless requested; on, the loss is that of the batch in other settings, in training alone."
     size = dict(width=16, layers=1, staged=staged)
     torch.manual_seed(0)
     off = SymmCD(SymmCDConfig(**size), statistics(data)).train()

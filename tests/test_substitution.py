@@ -5,16 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from matgen_nb.symmcd.dataset import (
-    atomic_volumes,
-    column,
-    from_units,
-    multiplicity,
-    prepare_one,
-    prototypes,
-    same_column,
-    substituted,
-)
+from matgen_nb.symmcd.dataset import from_units, multiplicity, prepare_one, prototypes
+from matgen_nb.symmcd.substitution import atomic_volumes, column, same_column, substituted
 from matgen_nb.symmetry.lattice import k_to_lattice
 
 

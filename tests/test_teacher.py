@@ -151,6 +151,13 @@ def test_slides_convert(path):
     assert any("image/png" in o.get("data", {}) for c in cells(path) for o in c.get("outputs", []))
 
 
+def test_a_professor_needs_ninety_minutes_to_decide():
+    page = (
+        text_of(TEACHER / "02_for_teachers.ipynb").split("## Ninety minutes to decide")[1].split("\n## ")[0]
+    )
+    assert sum(int(m) for m in re.findall(r"^\| (\d+) \|", page, re.M)) == 90
+
+
 def test_rubric_adds_up():
     rubric = text_of(TEACHER / "03_project.ipynb").split("## Rubric")[1].split("\n## ")[0]
     points = [int(p) for p in re.findall(r"^\| [A-Z][^|]*\| (\d+) \|", rubric, re.M)]

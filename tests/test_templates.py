@@ -1,4 +1,4 @@
-"Templates: counted, packed, estimated and drawn as they should be; what a request gives comes out."
+"Templates: counted, packed, estimated and sampled as they should be; what a request gives comes out."
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ from matgen_nb.symmcd.counting import parse_formula
 from matgen_nb.symmcd.templates import (
     count_templates,
     deal,
-    draw_template,
+    sample_template,
     due,
     merge_settings,
     pack_templates,
@@ -88,17 +88,17 @@ def test_what_is_due_is_right_on_average():
     assert due(Counter()) == 1
 
 
-def test_templates_are_drawn_as_often_as_they_occur():
+def test_templates_are_sampled_as_often_as_they_occur():
     table, rng = {(230, 2): Counter({(0, 0): 6, (0, 1): 3, (1, 2): 1})}, np.random.default_rng(0)
-    drawn = Counter(draw_template(table, 230, 2, rng) for _ in range(6000))
+    sampled = Counter(sample_template(table, 230, 2, rng) for _ in range(6000))
     for key, p in (
         {None: 0.1, (0, 0): 0.54}
         | dict.fromkeys(((0, 1), (1, 0)), 0.27 / 2)
         | dict.fromkeys(((1, 2), (2, 1)), 0.09 / 2)
     ).items():
-        assert abs(drawn[key] / 6000 - p) < 5 * (p / 6000) ** 0.5, key
-    assert draw_template(table, 230, 3, rng) is None and draw_template({}, 1, 1, rng) is None
-    one = [draw_template(table, 230, 2, np.random.default_rng(4)) for _ in range(2)]
+        assert abs(sampled[key] / 6000 - p) < 5 * (p / 6000) ** 0.5, key
+    assert sample_template(table, 230, 3, rng) is None and sample_template({}, 1, 1, rng) is None
+    one = [sample_template(table, 230, 2, np.random.default_rng(4)) for _ in range(2)]
     assert one[0] == one[1], "the generator alone decides"
 
 
@@ -107,8 +107,8 @@ def test_equivalent_templates_are_one_where_they_are_counted():
     table, rng = {(194, 2): Counter({(2, 7): 1, (3, 7): 1})}, np.random.default_rng(0)
     assert merge_settings(table) == {(194, 2): Counter({(2, 7): 2})}
     assert due(table[194, 2]) == 1 and due(table[194, 2], 194) == 0
-    drawn = Counter(tuple(sorted(draw_template(table, 194, 2, rng))) for _ in range(400))
-    assert set(drawn) == {(2, 7), (3, 7)} and abs(drawn[2, 7] - 200) < 50
+    sampled = Counter(tuple(sorted(sample_template(table, 194, 2, rng))) for _ in range(400))
+    assert set(sampled) == {(2, 7), (3, 7)} and abs(sampled[2, 7] - 200) < 50
 
 
 def test_counts_do_not_depend_on_the_settings_of_the_data(data):
@@ -194,7 +194,7 @@ def test_held_scores_point_to_the_first_member_of_every_position(data, t):
 
 @pytest.mark.parametrize("name", ["tiny", "paper_small"])
 def test_a_template_that_is_given_comes_out(data, name):
-    "An untrained network, which would never find them: every crystal has the positions it was asked for."
+    "An untrained network, which would never find them: every crystal has the positions it was requested."
     model, rng = untrained(data, name), np.random.default_rng(0)
     units = [data[i] for i in rng.permutation(len(data))[:40] if len(data[i]) <= 8]
     requests = [request_of(u.space_group, rng.permutation(u.wyckoff).tolist()) for u in units]
@@ -249,7 +249,7 @@ def test_templates_are_an_option_of_sample_and_old_weights_have_none(data, tmp_p
     with safe_open(tmp_path / "new.safetensors", "pt") as file:
         metadata, tensors = (
             file.metadata(),
-            {n: file.get_tensor(n) for n in file.keys() if n != "stat_templates"},
+            {n: file.get_tensor(n) for n in file.keys() if n != "stat_templates"},  # noqa: SIM118
         )
     metadata.pop("checksum")  # the first edition wrote none
     save_file(tensors, tmp_path / "old.safetensors", metadata)
@@ -357,7 +357,7 @@ def test_templates_take_nothing_away(formula):
 
 
 def test_what_is_left_free_counts_equivalent_templates_as_one():
-    "As `draw_template` does: the share that is due is that of the classes up to the normaliser."
+    "As `sample_template` does: the share that is due is that of the classes up to the normaliser."
     prior, plain = Prior(SHIPPED), 0
     for number in (2, 62, 139, 194, 225):
         free = prior.left_free(number, 1.0)

@@ -208,11 +208,11 @@ def test_resume_without_a_checkpoint_does_not_overwrite_weights(tmp_path):
 
 @pytest.mark.parametrize("name", ["last.safetensors", "weights.safetensors", "history.csv"])
 def test_a_training_that_is_not_on_the_record_is_not_overwritten(tmp_path, name):
-    (tmp_path / name).write_text("of the first edition")
+    (tmp_path / name).write_text("of an earlier version")
     for choices in (dict(), dict(overwrite=True)):
         with pytest.raises(MatgenError, match="choose another --out"):
             make(tmp_path, steps=2).fit(**choices)
-    assert (tmp_path / name).read_text() == "of the first edition"
+    assert (tmp_path / name).read_text() == "of an earlier version"
 
 
 def test_a_checkpoint_of_the_first_edition_is_continued(tmp_path):
@@ -541,7 +541,8 @@ def symmcd(data, **changes):
 def mofdiff():
     "A small model on toy frameworks, and its data."
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+    from matgen_nb.mofdiff.loss import MofDiff
+    from matgen_nb.mofdiff.model import MofDiffConfig, statistics
     from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 
     data = MofData.from_coarse(toy_mofs(40))

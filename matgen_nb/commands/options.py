@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite', 'Resume',
-           'Jobs', 'Weights', 'InitFrom', 'Precision', 'Compile', 'TRAIN_OPTIONS', 'training_options', 'our_error',
-           'own_option', 'debugging', 'help_of', 'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields',
-           'written_fields', 'fields_in_source', 'help_in_source', 'declared_parameter', 'LateCommand', 'with_options',
-           'symmcd_conditions', 'symmcd_sampling', 'Device', 'given_training', 'report_training', 'flags_of_commands',
-           'with_flags']
+           'Jobs', 'Weights', 'InitFrom', 'Precision', 'Compile', 'InShards', 'TRAIN_OPTIONS', 'training_options',
+           'SourceShard', 'SourceChunk', 'our_error', 'own_option', 'debugging', 'help_of', 'default_of', 'flag_of',
+           'default_in_words', 'parameter', 'FromFields', 'written_fields', 'fields_in_source', 'help_in_source',
+           'declared_parameter', 'LateCommand', 'with_options', 'symmcd_conditions', 'symmcd_sampling', 'Device',
+           'given_training', 'part_of_source', 'report_training', 'flags_of_commands', 'with_flags']
 
 # %% ../../nbs/5_scale/07_options.ipynb #a072008c
 import ast
@@ -31,6 +31,7 @@ from ..scale.crystal_runs import RunOptions, choose_training
 from ..scale.optimization import TrainConfig
 from ..scale.records import run_record, say, typed_command, write_json
 from ..scale.runs import check_out
+from ..scale.shards import Shard
 from ..folders import OwnFiles
 from ..pages import page_link
 from ..utils import MatgenError, patch
@@ -368,6 +369,9 @@ InitFrom = Annotated[
 ]
 Precision = Annotated[str, own_option(_HELP["precision"])]
 Compile = Annotated[bool, own_option(_HELP["compile"], False, "--compile")]
+InShards = Annotated[
+    str | None, own_option("Only this part of the run, such as 3/16; see matgen merge.", "all of it")
+]
 
 # %% ../../nbs/5_scale/07_options.ipynb #n25opt6b
 TRAIN_OPTIONS = (
@@ -399,6 +403,23 @@ def given_training(
     its inputs ({flag: path})."""
     check_out(out, inputs)
     return choose_training(table, preset, **choices)
+
+# %% ../../nbs/5_scale/07_options.ipynb #n25opt6d
+SourceShard = Annotated[
+    str | None,
+    own_option("Only this part of the source, such as 3/16; --out is then a folder.", "all of it"),
+]
+SourceChunk = Annotated[
+    int | None, own_option("With --shard: structures prepared between two writes.", "1000", min=1)
+]
+
+
+def part_of_source(shard: str | None, chunk: int | None, resume: bool) -> Shard | None:
+    """The part of a source that is prepared; None: all of it. MatgenError for options that belong to a part
+    and stand alone."""
+    if shard is None and (resume or chunk is not None):
+        raise MatgenError("--resume and --chunk go with --shard, which prepares a part of the source")
+    return None if shard is None else Shard.parse(shard)
 
 # %% ../../nbs/5_scale/07_options.ipynb #n25rep01
 def report_training(

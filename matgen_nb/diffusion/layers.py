@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 # %% ../../nbs/2_diffusion/05_layers.ipynb #f5d1eb7b
-def all_pairs(counts):
+def all_pairs(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Every ordered pair (i, j) of parts of the same structure, self pairs included: two flat index
     tensors (E,). counts (B,): parts of each structure."""
     start = torch.cumsum(counts, 0) - counts
@@ -24,7 +24,7 @@ def all_pairs(counts):
     return i, torch.repeat_interleave(start, counts)[i] + offset
 
 # %% ../../nbs/2_diffusion/05_layers.ipynb #d4cf2942
-def rows_of(counts, chosen):
+def rows_of(counts: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (n,) that the structures `chosen` (C,) have in a flat tensor with counts (B,) rows each, and
     owner (n,): whose each is, 0..C-1. A structure may be chosen twice."""
     n = counts[chosen]
@@ -33,7 +33,7 @@ def rows_of(counts, chosen):
     return first[owner] + torch.arange(len(owner), device=n.device), owner
 
 # %% ../../nbs/2_diffusion/05_layers.ipynb #32ca90a4
-def fourier(delta, frequencies):
+def fourier(delta: torch.Tensor, frequencies: int) -> torch.Tensor:
     """sin and cos of 2 pi n delta for n = 1..frequencies: (E, 3) -> (E, 6 frequencies); the same for
     delta and delta + 1."""
     n = 2 * math.pi * torch.arange(1, frequencies + 1, device=delta.device, dtype=delta.dtype)
@@ -41,13 +41,13 @@ def fourier(delta, frequencies):
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def time_features(t, size=32):
+def time_features(t: torch.Tensor, size: int = 32) -> torch.Tensor:
     "Sine and cosine features of t in [0, 1]: (B,) -> (B, 2 size)."
     rate = torch.exp(torch.linspace(0, math.log(1000.0), size, device=t.device))
     return torch.cat([(t[:, None] * rate).sin(), (t[:, None] * rate).cos()], 1)
 
 # %% ../../nbs/2_diffusion/05_layers.ipynb #fba2e65b
-def radial(distance, size, cutoff=8.0):
+def radial(distance: torch.Tensor, size: int, cutoff: float = 8.0) -> torch.Tensor:
     "Gaussian bumps on 0..cutoff, A: (...) -> (..., size)."
     centres = torch.linspace(0, cutoff, size, device=distance.device, dtype=distance.dtype)
     return torch.exp(-0.5 * ((distance[..., None] - centres) * ((size - 1) / cutoff)) ** 2)
@@ -72,7 +72,10 @@ class MessageLayer(nn.Module):
         self.node = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, h, edge, i, j, degree):
+    def forward(
+        self, h: torch.Tensor, edge: torch.Tensor, i: torch.Tensor, j: torch.Tensor, degree: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        "New h (M, width) and the messages (E, width), see the class."
         x = self.norm(h)
         inner = self.to_i(x).index_select(0, i) + self.to_j(x).index_select(0, j) + self.edge(edge)
         message = nn.functional.silu(self.out(nn.functional.silu(inner)))
@@ -80,7 +83,7 @@ class MessageLayer(nn.Module):
         return h + self.drop(self.node(torch.cat([x, mean], 1))), message
 
 # %% ../../nbs/2_diffusion/05_layers.ipynb #2df79516
-def structure_mean(values, batch, n):
+def structure_mean(values: torch.Tensor, batch: torch.Tensor, n: int) -> torch.Tensor:
     """Mean over the parts of each structure, then over the n structures: values (M,), batch (M,) the
     structure of each part -> scalar."""
     total = torch.zeros(n, device=values.device, dtype=values.dtype).index_add_(0, batch, values)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from .bonds import Mof
 from .coarse_graining import CoarseMof
 from matgen_nb.mofdiff.joining import (
     Joints,
-    Matched,
     Solution,
     as_given,
     collate,
@@ -394,7 +394,7 @@ def assemble(
     device: str | torch.device = "cpu",
     n_jobs: int = 1,
     progress: str | None = None,
-):
+) -> Any:
     """Put coarse frameworks together: an `Assembled` for a CoarseMof, a list of them for a list, in order.
 
     How the given blocks are turned does not matter. seed: same seed, same result bit for bit on the same

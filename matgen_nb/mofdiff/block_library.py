@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'GROUPS', 'SCAFFOLDS', 'WHOLE', 'FLAT_BOND', 'LIBRARY_FIELDS', 'fill_scaffold', 'read_linker', 'conformers',
-           'dock_directions', 'make_linker', 'linker_names', 'make_library', 'pack_library', 'unpack_library',
-           'load_library']
+           'dock_directions', 'make_linker', 'linker_names', 'unpack_library', 'load_library', 'make_library',
+           'pack_library']
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #28b984fe
 import functools
@@ -42,12 +42,12 @@ GROUPS = {
 }
 
 
-def fill_scaffold(scaffold: str, end: str = "", group: str = "", places: int = 1) -> str:
-    """SMILES of a scaffold: every X becomes the end, the first `places` Y the functional group, the
+def fill_scaffold(scaffold: str, end: str = "", group: str = "", groups: int = 1) -> str:
+    """SMILES of a scaffold: every X becomes the end, the first `groups` Y the functional group, the
     other Y hydrogen. Atoms that bind a metal alone carry :1."""
     text = scaffold.replace("X", ENDS[end])
     for k in range(text.count("Y")):
-        text = text.replace("Y", GROUPS[group if k < places else ""], 1)
+        text = text.replace("Y", GROUPS[group if k < groups else ""], 1)
     return text
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #466b63fb
@@ -212,7 +212,7 @@ def dock_directions(mol: Any, docks: list[int], coords: np.ndarray) -> np.ndarra
     for i in docks:
         mate = [j for j in docks if j != i and (j in near(i) or (oxygen(i) and set(near(i)) & set(near(j))))]
         if not mate:
-            out.append(-unit(sum(unit(coords[j] - coords[i]) for j in near(i))))
+            out.append(-unit(np.sum([unit(coords[j] - coords[i]) for j in near(i)], axis=0)))
             continue
         behind = [k for a in (i, mate[0]) for k in near(a) if k not in (i, mate[0])]
         y = unit(coords[i] - coords[mate[0]])
@@ -226,7 +226,8 @@ def make_linker(smiles: str, seed: int = 0, most: int = 3, half_bond: float = 1.
     """Organic `BuildingBlock`s of a SMILES: up to `most` conformers whose connection points differ by
     more than 0.2 A after the best superposition."""
     mol, docks = read_linker(smiles)
-    bonds = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in mol.GetBonds()]
+    elements = np.array([a.GetAtomicNum() for a in mol.GetAtoms()])
+    bonds = np.array([(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in mol.GetBonds()])
     blocks = []
     for x in conformers(mol, seed=seed):
         p = x[docks] + half_bond * dock_directions(mol, docks, x)
@@ -238,9 +239,7 @@ def make_linker(smiles: str, seed: int = 0, most: int = 3, half_bond: float = 1.
             for b in blocks
         ):
             continue
-        blocks.append(
-            BuildingBlock([a.GetAtomicNum() for a in mol.GetAtoms()], x - centre, bonds, p, docks, False)
-        )
+        blocks.append(BuildingBlock(elements, x - centre, bonds, p, np.array(docks), False))
         if len(blocks) == most:
             break
     if not blocks:
@@ -263,45 +262,17 @@ def linker_names() -> dict[str, str]:
             }
     for name, s in SCAFFOLDS.items():
         few = [g for g in GROUPS if g] if name in ("bdc", "ipa") else ["NH2", "CH3", "F", "Br", "NO2"]
-        for group, places in itertools.product(few if "Y" in s else (), (1, 2) if s.count("Y") > 1 else (1,)):
-            if places == 1 or group in ("F", "CH3", "Br", "OH"):
-                out[f"{name}-{group}{places if places > 1 else ''}"] = fill_scaffold(s, "", group, places)
+        for group, groups in itertools.product(few if "Y" in s else (), (1, 2) if s.count("Y") > 1 else (1,)):
+            if groups == 1 or group in ("F", "CH3", "Br", "OH"):
+                out[f"{name}-{group}{groups if groups > 1 else ''}"] = fill_scaffold(s, "", group, groups)
     for name, s in WHOLE.items():
         for group in ("", "CH3", "Cl", "Br", "NO2", "CN") if "Y" in s else ("",):
             if name + group != "im2":
                 out[f"{name}-{group}".rstrip("-")] = s.replace("Y", GROUPS[group], 1).replace("Y", "[H]")
     return out
 
-
-def make_library(n_jobs: int = -1) -> tuple[dict, list]:
-    "Make all linkers anew with rdkit (minutes): dict name -> list of BuildingBlocks, and the failures."
-    names = linker_names()
-    blocks, failures = parallel_map(
-        make_linker, names.values(), names, n_jobs=n_jobs, timeout=300, progress="making linkers"
-    )
-    return {name: b for name, b in zip(names, blocks) if b}, failures
-
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #acce9b79
 LIBRARY_FIELDS = dict(elements=(), cart_coords=(3,), bonds=(2,), connection_points=(3,), connection_atoms=())
-
-
-def pack_library(library: dict[str, list]) -> dict[str, np.ndarray]:
-    """A library (name -> BuildingBlocks) as a dict of small arrays for `np.savez_compressed`:
-    coordinates in float32, indices in int16."""
-    blocks = [b for group in library.values() for b in group]
-    small = lambda x: x.astype(np.float32 if x.dtype.kind == "f" else np.int16)
-    out = {
-        f: small(np.concatenate([getattr(b, f).reshape(-1, *width) for b in blocks]))
-        for f, width in LIBRARY_FIELDS.items()
-    }
-    out |= {
-        f"num_{f}": np.array([len(getattr(b, f)) for b in blocks], np.int16)
-        for f in ("elements", "bonds", "connection_atoms")
-    }
-    return out | dict(
-        block_name=np.array([n for n, group in library.items() for _ in group]),
-        identity=np.array([b.identity for b in blocks]),
-    )
 
 
 def unpack_library(stored: Any) -> dict[str, list]:
@@ -330,5 +301,33 @@ def unpack_library(stored: Any) -> dict[str, list]:
 def load_library() -> dict[str, list]:
     """The building blocks that ship with the package, metal nodes and linkers: name -> list of
     BuildingBlocks (conformers)."""
-    with np.load(files("matgen_nb") / "data" / "hypothetical_blocks.npz") as stored:
-        return unpack_library(stored)
+    with (files("matgen_nb") / "data" / "hypothetical_blocks.npz").open("rb") as file:
+        return unpack_library(np.load(file))
+
+# %% ../../nbs/4_mofdiff/10_block_library.ipynb #a5902b01
+def make_library(n_jobs: int = -1) -> tuple[dict, list]:
+    "Make all linkers anew with rdkit (minutes): dict name -> list of BuildingBlocks, and the failures."
+    names = linker_names()
+    blocks, failures = parallel_map(
+        make_linker, names.values(), names, n_jobs=n_jobs, timeout=300, progress="making linkers"
+    )
+    return {name: b for name, b in zip(names, blocks) if b}, failures
+
+# %% ../../nbs/4_mofdiff/10_block_library.ipynb #acce9b7a
+def pack_library(library: dict[str, list]) -> dict[str, np.ndarray]:
+    """A library (name -> BuildingBlocks) as a dict of small arrays for `np.savez_compressed`:
+    coordinates in float32, indices in int16."""
+    blocks = [b for group in library.values() for b in group]
+    small = lambda x: x.astype(np.float32 if x.dtype.kind == "f" else np.int16)
+    out = {
+        f: small(np.concatenate([getattr(b, f).reshape(-1, *width) for b in blocks]))
+        for f, width in LIBRARY_FIELDS.items()
+    }
+    out |= {
+        f"num_{f}": np.array([len(getattr(b, f)) for b in blocks], np.int16)
+        for f in ("elements", "bonds", "connection_atoms")
+    }
+    return out | dict(
+        block_name=np.array([n for n, group in library.items() for _ in group]),
+        identity=np.array([b.identity for b in blocks]),
+    )

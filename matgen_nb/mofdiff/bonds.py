@@ -4,8 +4,7 @@
 __all__ = ['TEXTBOOK', 'PADDLEWHEEL', 'LONGEST_METAL_BOND', 'STRETCHED_METAL_BOND', 'BOND_TOLERANCE', 'COVALENT_TOLERANCE',
            'LONE_PAIR_SLACK', 'site_images', 'textbook_crystal', 'shell', 'neighbours', 'integer_basis',
            'primitive_cell', 'drop_duplicates', 'is_metal', 'may_join_metals', 'longest_bond', 'find_bonds', 'Mof',
-           'from_crystal', 'from_cif', 'textbook_mof', 'textbook_mofs', 'connected', 'mof_scene', 'plot_mof',
-           'show_mof']
+           'textbook_mof', 'textbook_mofs', 'connected', 'mof_scene']
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #e90899af
 import csv
@@ -23,7 +22,7 @@ from ..symmetry.cif_text import cif_stem
 from ..symmetry.crystal import Crystal, atomic_number, element_legend, element_table
 from ..symmetry.lattice import lattice_from_parameters
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import MatgenError
+from ..utils import MatgenError, patch
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #ccdaffce
 # fmt: off
@@ -364,16 +363,22 @@ class Mof:
         return f"Mof({formula}, {len(self)} atoms, {len(self.bonds)} bonds)"
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #a6486326
-def from_crystal(crystal: Crystal, name: str = "", tolerance: float = BOND_TOLERANCE) -> Mof:
+@patch(cls_method=True)
+def from_crystal(cls: type[Mof], crystal: Crystal, name: str = "", tolerance: float = BOND_TOLERANCE) -> Mof:
     "The framework of a crystal: primitive reduced cell and bonds."
     single = drop_duplicates(crystal)
     notes = (f"dropped {len(crystal) - len(single)} duplicate atoms",) if len(single) < len(crystal) else ()
     single = primitive_cell(single)
-    return Mof(single, *find_bonds(single, tolerance), name, notes)
+    return cls(single, *find_bonds(single, tolerance), name, notes)
 
 
+@patch(cls_method=True)
 def from_cif(
-    text_or_path: str | Path, name: str = "", tolerance: float = BOND_TOLERANCE, disorder: str = "refuse"
+    cls: type[Mof],
+    text_or_path: str | Path,
+    name: str = "",
+    tolerance: float = BOND_TOLERANCE,
+    disorder: str = "refuse",
 ) -> Mof:
     """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one
     of the alternatives, see `read_cif` (lesson 1.6). What reading changed is in the notes."""
@@ -381,17 +386,14 @@ def from_cif(
     if not name and "\n" not in text:
         name = cif_stem(text)
     reading = read_cif(text_or_path, framework=True, disorder=disorder)
-    mof = from_crystal(reading.crystal, name, tolerance)
+    mof = cls.from_crystal(reading.crystal, name, tolerance)
     return replace(mof, notes=reading.notes + mof.notes)
-
-
-Mof.from_crystal, Mof.from_cif = staticmethod(from_crystal), staticmethod(from_cif)
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #efdbee69
 @lru_cache(None)
 def textbook_mof(name: str) -> Mof:
     "A well-known framework as a `Mof`: primitive cell and bonds."
-    return from_crystal(textbook_crystal(name), name)
+    return Mof.from_crystal(textbook_crystal(name), name)
 
 
 def textbook_mofs() -> dict[str, Mof]:
@@ -404,7 +406,7 @@ def connected(
 ) -> tuple[np.ndarray, np.ndarray, dict]:
     """Connected pieces of n atoms: label (n,), cell (n, 3), loops.
 
-    Atom i is drawn in the cell cell[i] so that no bond of a finite piece is torn; loops[label] lists the
+    Atom i belongs to cell[i], chosen so that no bond of a finite piece is torn; loops[label] lists the
     lattice vectors by which a piece meets its own image; finite pieces are not in it."""
     around = _adjacency(n, np.asarray(bonds).reshape(-1, 2), np.asarray(images).reshape(-1, 3))
     label, cell, loops = [-1] * n, [(0, 0, 0)] * n, {}
@@ -437,8 +439,9 @@ def mof_scene(mof: Mof) -> tuple[list, list]:
     return spheres, sticks
 
 
-def plot_mof(
-    mof: Mof,
+@patch
+def plot(
+    self: Mof,
     ax: Any = None,
     azimuth: float = 25.0,
     elevation: float = 14.0,
@@ -450,26 +453,33 @@ def plot_mof(
         import matplotlib.pyplot as plt
 
         ax = plt.figure(figsize=(3.4, 3.4)).add_subplot()
-    lattice = mof.crystal.lattice
-    picture = render_scene(*mof_scene(mof), camera(lattice, azimuth, elevation), pixels, lattice)
+    lattice = self.crystal.lattice
+    picture = render_scene(*mof_scene(self), camera(lattice, azimuth, elevation), pixels, lattice)
     ax.imshow(picture, interpolation="bilinear")
     ax.axis("off")
     if legend:
-        element_legend(ax, mof.crystal.elements, columns=99, loc="upper center", bbox_to_anchor=(0.5, 0.02))
+        element_legend(ax, self.crystal.elements, columns=99, loc="upper center", bbox_to_anchor=(0.5, 0.02))
     return ax
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #bshw0002
-def show_mof(mof: Mof, azimuth: float = 25.0, elevation: float = 14.0) -> Any:
+@patch
+def show(self: Mof, azimuth: float = 25.0, elevation: float = 14.0) -> Any:
     """A view that the mouse turns, in a live notebook (nglview), without the bonds that leave the cell;
     where that cannot work, the still picture of `plot` and a line that says why."""
     if reason := why_no_live_view():
         print(f"no interactive view, here is a still: {reason}")
-        return plot_mof(mof, azimuth=azimuth, elevation=elevation)
-    symbols = [element_table().symbol[z] for z in mof.crystal.elements]
-    inside = mof.bonds[(mof.images == 0).all(1)].tolist()
-    view = camera(mof.crystal.lattice, azimuth, elevation)
-    return live_scene(symbols, mof.crystal.cart_coords, inside, view, mof.crystal.lattice)
+        return self.plot(azimuth=azimuth, elevation=elevation)
+    symbols = [element_table().symbol[z] for z in self.crystal.elements]
+    inside = self.bonds[(self.images == 0).all(1)].tolist()
+    view = camera(self.crystal.lattice, azimuth, elevation)
+    return live_scene(symbols, self.crystal.cart_coords, inside, view, self.crystal.lattice)
 
 
-Mof.plot, Mof.show = plot_mof, show_mof
-Mof._repr_png_, Mof._repr_html_ = picture_of, html_of
+@patch
+def _repr_png_(self: Mof) -> bytes | None:
+    return picture_of(self)
+
+
+@patch
+def _repr_html_(self: Mof) -> str | None:
+    return html_of(self)

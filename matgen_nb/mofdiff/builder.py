@@ -93,7 +93,7 @@ def vdw_radii(elements: list | np.ndarray) -> np.ndarray:
 
 
 def _within_three_bonds(n, pairs, cells):
-    "The set of (i, j, cell of j) that are at most three bonds apart."
+    "The set of (i, j, cell of j) with at most three bonds from i to j."
     near = [[] for _ in range(n)]
     for (i, j), s in zip(pairs.tolist(), cells.tolist()):
         near[i].append((j, s))
@@ -109,8 +109,8 @@ def _within_three_bonds(n, pairs, cells):
 
 # %% ../../nbs/4_mofdiff/12_builder.ipynb #a7785f6c
 def closest_contact(d: Decomposition) -> float:
-    """The smallest distance between atoms more than three bonds apart, over the sum of their van der
-    Waals radii; inf where none is within 3 A."""
+    """The smallest distance between atoms more than three bonds from each other, over the sum of their van
+    der Waals radii; inf where none is within 3 A."""
     from scipy.spatial import cKDTree
 
     elements = np.concatenate([b.elements for b in d.blocks])
@@ -181,7 +181,7 @@ def _placed(plan, rng, limits):
         raise Rejected("twist", f"the planes of neighbouring ends differ, sin^2 = {mismatch:.2f} on average")
     pose = solve_pose(pose)
     if gaps(pose).max() > limits.gap:
-        raise Rejected("gap", f"connection points stay {gaps(pose).max():.2f} A apart")
+        raise Rejected("gap", f"connection points stay {gaps(pose).max():.2f} A from each other")
     return to_decomposition(pose, plan.name)
 
 
@@ -192,14 +192,14 @@ def build(
 
     Raises `Rejected` with the stage: 'size', 'fit', 'twist', 'gap', 'density', 'contact'."""
     if len(plan) > limits.blocks:
-        raise Rejected("size", f"{len(plan)} blocks, at most {limits.blocks} wanted")
+        raise Rejected("size", f"{len(plan)} blocks, the limit is {limits.blocks}")
     for _ in range(tries):
         d = _placed(plan, rng, limits)
         density, (least, most) = recompose(d).density, limits.density
         if not least < density < most:
             raise Rejected("density", f"{density:.2f} g/cm3")
         if closest_bead(d) < limits.bead:
-            raise Rejected("contact", f"two beads are {closest_bead(d):.2f} A apart")
+            raise Rejected("contact", f"two beads are {closest_bead(d):.2f} A from each other")
         contact = closest_contact(d)
         if contact > limits.contact:
             return d

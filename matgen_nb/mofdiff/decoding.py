@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..diffusion.gaussian import random_normal
 from ..diffusion.sampler import reverse_process, time_grid
-from ..diffusion.torus import SHARPEN
+from ..diffusion.torus import SHARPEN, StepOptions
 from .coarse_graining import CoarseMof
-from .model import Library, MofDiff, squash
+from .loss import MofDiff
+from .model import Library, squash
 from .network import IMAGES, Beads
 from ..symmetry.crystal import element_table
 from ..utils import MatgenError, check_limits, described, option
@@ -109,7 +110,7 @@ def reverse_step(
     prediction, score = model.denoiser(b)
     eps, eta = model.feature_eps(prediction, b.features, t), options.eta
     f = model.feature_noise.step(b.features, eps, t, s, generator, eta)
-    x = model.coordinate_noise.step(b.x, score, t, s, generator, eta, options.sharpen)
+    x = model.coordinate_noise.step(b.x, score, t, s, generator, StepOptions(eta, options.sharpen))
     now = torch.full_like(b.num_blocks, max(s, 1))
     time, sigma = model.network_time(now), model.coordinate_noise.sigma(now, b.k[:, 0])
     return replace(b, features=f, x=x, t=time, sigma=sigma)
@@ -241,8 +242,8 @@ def choose_blocks(
     return index, distance, surplus == 0
 
 # %% ../../nbs/4_mofdiff/21_decoding.ipynb #bd3b3794
-def check_library(library: Library | None, size: int) -> None:
-    "MatgenError where a `Library` cannot make any MOF, or belongs to another model."
+def check_library(library: Library | None, size: int) -> Library:
+    "The library; MatgenError where it cannot make any MOF, or belongs to another model."
     if library is None or not len(library):
         raise MatgenError(
             "there is no library of building blocks to decode with: give one with library=..., or use "
@@ -260,6 +261,7 @@ def check_library(library: Library | None, size: int) -> None:
             f"the library's embeddings have size {library.embeddings.shape[1]}, the model was made for "
             f"{size}: encode the blocks with the model's block encoder"
         )
+    return library
 
 # %% ../../nbs/4_mofdiff/21_decoding.ipynb #9dd0dbe2
 @dataclass
@@ -291,8 +293,8 @@ def describe(coarse: CoarseMof) -> dict:
 # %% ../../nbs/4_mofdiff/21_decoding.ipynb #897dff08
 def decode(model: MofDiff, b: Beads, library: Library | None = None, joint: bool = True) -> list[MofSample]:
     "Clean `Beads` to a list of `MofSample`: real blocks of the library for every bead."
-    library = model.library if library is None else library
-    check_library(library, len(model.stat_feature_mean))
+    given = model.library if library is None else library
+    library = check_library(given, len(model.stat_feature_mean))
     embeddings = model.standard_features(library.embeddings.to(model.device))
     index, distance, _ = choose_blocks(b.features, b.num_blocks, embeddings, library.charges, joint)
     sizes = b.num_blocks.tolist()

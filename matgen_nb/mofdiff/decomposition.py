@@ -54,8 +54,8 @@ def _bridging(mof, metal, piece, cell, rods, label):
 class _Groups:
     """Atoms sorted into groups, each a block to be.
 
-    owner (N,): label of the group of each atom, -1 where it was removed; cell (N, 3): the cell in which it
-    is drawn, so that no group is torn; metals: the labels of the metal groups."""
+    owner (N,): label of the group of each atom, -1 where it was removed; cell (N, 3): the cell to which
+    it belongs, so that no group is torn; metals: the labels of the metal groups."""
 
     owner: np.ndarray
     cell: np.ndarray
@@ -109,7 +109,7 @@ class _Cuts:
     """The cut bonds, metal side first.
 
     atoms (e, 2); images (e, 3) of the second atom; groups (e, 2): labels; steps (e, 3): the cell of the
-    organic group relative to the metal group, each as it is drawn."""
+    organic group relative to the metal group, each in its own cell."""
 
     atoms: np.ndarray
     images: np.ndarray
@@ -172,7 +172,8 @@ def _clean(mof, groups, report):
 # %% ../../nbs/4_mofdiff/03_decomposition.ipynb #cb671510
 @dataclass(frozen=True)
 class NetCount:
-    "How many nets interpenetrate in a crystal, and their highest dimension (3: a framework, 2: layers, 1: chains)."
+    """How many nets interpenetrate in a crystal, and their highest dimension (3: a framework, 2: layers,
+    1: chains)."""
 
     nets: int
     dimension: int
@@ -255,7 +256,7 @@ def _make_blocks(mof, groups, cuts, labels):
     "The `_Blocks` of the groups with these labels, each with the middles of its cut bonds."
     frac, (a, b) = mof.crystal.frac_coords, cuts.atoms.T
     middle = (frac[a] + frac[b] + cuts.images) / 2
-    # as drawn with the metal, as drawn with the organic atom
+    # in the cell of the metal atom, in the cell of the organic atom
     points = [middle + groups.cell[a], middle - cuts.images + groups.cell[b]]
     blocks, centres, members, numbers = [], [], [], np.zeros((len(a), 2), dtype=int)
     for g in labels:
@@ -283,7 +284,7 @@ def _describe_nets(found, name):
 
 
 def _assemble(mof, groups, report):
-    "The `Decomposition` of cut groups: blocks with their connection points, and the connections between them."
+    "The `Decomposition` of cut groups: blocks with their connection points, and how they are joined."
     cuts = _cuts(mof, groups)
     labels = sorted(set(groups.owner[groups.owner >= 0].tolist()), key=lambda g: (g not in groups.metals, g))
     made = _make_blocks(mof, groups, cuts, labels)

@@ -2,9 +2,8 @@
 
 # %% auto #0
 __all__ = ['MAX_ELEMENT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'BlockData', 'disguised', 'nearest', 'block_pairs',
-           'envelope', 'BlockLayer', 'BlockConfig', 'BlockEncoder', 'sizes', 'embed', 'encode',
-           'supervised_contrastive', 'release_contrastive', 'views', 'of_all', 'loss', 'retrieval', 'principal',
-           'embedding_map']
+           'envelope', 'BlockLayer', 'BlockConfig', 'BlockEncoder', 'sizes', 'supervised_contrastive',
+           'release_contrastive', 'views', 'retrieval', 'principal', 'embedding_map', 'of_all']
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #288ca95c
 from dataclasses import dataclass, fields, replace
@@ -86,7 +85,7 @@ MAX_ELEMENT = 118
 
 
 def make_batch(blocks: list, identity: Any = None) -> BlockBatch:
-    "The `BlockBatch` of a list of `BuildingBlock`; identity (B,) integers, None where nobody asks (-1)."
+    "The `BlockBatch` of a list of `BuildingBlock`; identity (B,) integers, None: all -1."
     elements, coords, bonds = zip(*map(_nodes, blocks))
     sizes, num_bonds = (torch.tensor([len(x) for x in xs]) for xs in (elements, bonds))
     identity = torch.full((len(sizes),), -1) if identity is None else torch.as_tensor(identity)
@@ -289,15 +288,14 @@ def sizes(batch: BlockBatch, diameter: torch.Tensor) -> torch.Tensor:
     return torch.stack([batch.num_nodes - points, points, diameter], 1).float().log1p()
 
 
-def embed(self, batch: BlockBatch) -> tuple[torch.Tensor, torch.Tensor]:
+@patch
+def embed(self: BlockEncoder, batch: BlockBatch) -> tuple[torch.Tensor, torch.Tensor]:
     "The embedding z (B, dim) of a `BlockBatch`, and its `sizes` (B, 3)."
     c, n = self.config, len(batch)
     i, j, distance, bonded, diameter = block_pairs(batch, c.cutoff)
     fade = envelope(distance, c.cutoff)
-    edge, known = (
-        torch.cat([radial(distance, c.radial, c.cutoff), bonded[:, None]], 1),
-        sizes(batch, diameter),
-    )
+    edge = torch.cat([radial(distance, c.radial, c.cutoff), bonded[:, None]], 1)
+    known = sizes(batch, diameter)
     h = self.element(batch.elements)
     for layer in self.layers:
         h = layer(h, edge, fade, i, j)
@@ -308,12 +306,10 @@ def embed(self, batch: BlockBatch) -> tuple[torch.Tensor, torch.Tensor]:
     )
     return self.readout(torch.cat([total / 30, total / batch.num_nodes[:, None], highest, known], 1)), known
 
-
-BlockEncoder.embed = embed
-
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #7d1a4d43
+@patch
 @torch.no_grad()
-def encode(self, blocks: list, pairs: int = 1_000_000) -> torch.Tensor:
+def encode(self: BlockEncoder, blocks: list, pairs: int = 1_000_000) -> torch.Tensor:
     """Embeddings (n, dim) float32 of a list of `BuildingBlock`, on the device of the model; at most
     about `pairs` pairs of nodes at a time."""
     blocks = list(blocks)
@@ -324,9 +320,6 @@ def encode(self, blocks: list, pairs: int = 1_000_000) -> torch.Tensor:
     parts = [self.embed(make_batch(chunk).to(self.device))[0].float() for chunk in chunks]
     self.train(training)
     return torch.cat(parts) if parts else torch.zeros(0, self.config.dim, device=self.device)
-
-
-BlockEncoder.encode = encode
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #410df333
 def supervised_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
@@ -353,7 +346,7 @@ def release_contrastive(p: torch.Tensor, identity: torch.Tensor, temperature: fl
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #73604e2f
 def views(batch: BlockBatch, n: int, rattle: float, generator: torch.Generator | None = None) -> BlockBatch:
-    """n copies of every block of a batch (B n blocks), nodes displaced by a Gaussian of a width drawn
+    """n copies of every block of a batch (B n blocks), nodes displaced by a Gaussian of a width sampled
     for each copy from 0..rattle (A)."""
     device = generator.device if generator is not None else batch.coords.device
     out = take(batch, torch.arange(len(batch), device=batch.batch.device).repeat(n))
@@ -361,34 +354,24 @@ def views(batch: BlockBatch, n: int, rattle: float, generator: torch.Generator |
     noise = torch.randn(out.coords.shape, generator=generator, device=device).to(out.coords)
     return replace(out, coords=out.coords + width[out.batch] * noise)
 
-# %% ../../nbs/4_mofdiff/05_embedding.ipynb #985e44f3
-def of_all(z: torch.Tensor, rank: int, world: int, part: Any) -> torch.Tensor:
-    """Embeddings (n world, d) of a whole batch on each of `world` processes, z (n, d) being those of
-    every world-th block from `rank` on. The others' come from their processes, without gradient;
-    where no such processes run, from part(r), the embeddings of rank r. Gradients through z are
-    multiplied by `world`."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [torch.empty_like(z) for _ in range(world)]
-        torch.distributed.all_gather(parts, z.detach().contiguous())
-    else:
-        with torch.no_grad():
-            parts = [None if r == rank else part(r).float() for r in range(world)]
-    parts[rank] = world * z - ((world - 1) * z).detach()
-    return torch.stack(parts, 1).flatten(0, 1)
-
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #985e44f4
+@patch
 def loss(
-    self, batch: BlockBatch, generator: torch.Generator | None = None, share: tuple[int, int] | None = None
+    self: BlockEncoder,
+    batch: BlockBatch,
+    generator: torch.Generator | None = None,
+    share: tuple[int, int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Training loss of a `BlockBatch`: {'loss', 'contrastive', 'atoms', 'connections', 'diameter'}
     scalars. share: (rank, world), for one of several processes: it embeds every world-th view, see
     `of_all`; the mean over the processes is the loss of the batch, when world divides its views."""
     c = self.config
     seen = views(batch, c.views, c.rattle, generator)
-    part = lambda rank: self.embed(take(seen, torch.arange(rank, len(seen), share[1])))
-    z, known = self.embed(seen) if share is None else part(share[0])
+    rank, world = share or (0, 1)
+    part = lambda r: self.embed(seen if world == 1 else take(seen, torch.arange(r, len(seen), world)))
+    z, known = part(rank)
     errors = (self.heads(z).float() - known).square().mean(0)
-    whole = z.float() if share is None else of_all(z.float(), *share, lambda rank: part(rank)[0])
+    whole = z.float() if share is None else of_all(z.float(), rank, world, lambda r: part(r)[0])
     contrastive = supervised_contrastive if c.contrastive == "supervised" else release_contrastive
     with torch.autocast(z.device.type, enabled=False):
         p = nn.functional.normalize(self.project(whole), dim=1)
@@ -399,9 +382,6 @@ def loss(
             diameter=errors[2],
         )
     return dict(loss=sum(getattr(c, f"weight_{name}") * value for name, value in parts.items()), **parts)
-
-
-BlockEncoder.loss = loss
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #50b86c32
 def retrieval(encoder: Any, queries: list, library: list) -> dict[str, float]:
@@ -431,7 +411,8 @@ def principal(z: torch.Tensor, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #f65fa35e
 def _scatter_blocks(ax, xy, blocks):
-    "Blocks as dots on an axis: circles are metal nodes, triangles linkers; their colours go to a bar beside it."
+    """Blocks as dots on an axis: circles are metal nodes, triangles linkers; a bar beside it names the
+    colours."""
     points = np.array([b.num_connections for b in blocks])
     levels = np.unique(points)
     style = dict(s=22, cmap="viridis", edgecolors="w", linewidths=0.4, vmin=0, vmax=max(len(levels) - 1, 1))
@@ -475,6 +456,21 @@ def embedding_map(encoder: Any, blocks: list, draw: int = 8, ax: Any = None) -> 
     across, up = f"first direction ({share[0]:.0%} of the variance)", f"second ({share[1]:.0%})"
     ax.set(xlabel=across, ylabel=up, aspect="equal")
     return ax.figure
+
+# %% ../../nbs/4_mofdiff/05_embedding.ipynb #985e44f3
+def of_all(z: torch.Tensor, rank: int, world: int, part: Any) -> torch.Tensor:
+    """Embeddings (n world, d) of a whole batch on each of `world` processes, z (n, d) being those of
+    every world-th block from `rank` on. The others' come from their processes, without gradient;
+    where no such processes run, from part(r), the embeddings of rank r. Gradients through z are
+    multiplied by `world`."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [torch.empty_like(z) for _ in range(world)]
+        torch.distributed.all_gather(parts, z.detach().contiguous())
+    else:
+        with torch.no_grad():
+            parts = [None if r == rank else part(r).float() for r in range(world)]
+    parts[rank] = world * z - ((world - 1) * z).detach()
+    return torch.stack(parts, 1).flatten(0, 1)
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #480fc857
 @patch(cls_method=True)

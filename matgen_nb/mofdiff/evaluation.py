@@ -7,8 +7,10 @@ __all__ = ['MAX_VOLUME_CHANGE', 'STAGES', 'FUNNEL', 'SIZES', 'coordination_seque
 
 # %% ../../nbs/4_mofdiff/30_evaluation.ipynb #7d66ccdb
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from .nets import decomposition_graph, framework_key
 from .net_fitting import topology_key
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, share
-from ..parallel import parallel_map, time_limit
+from ..parallel import Failure, parallel_map, time_limit
 
 # %% ../../nbs/4_mofdiff/30_evaluation.ipynb #74282924
 def coordination_sequences(
@@ -53,7 +55,7 @@ def framework_identity(decomposition: Decomposition) -> str:
 # %% ../../nbs/4_mofdiff/30_evaluation.ipynb #22netid0
 def net_identity(coarse: CoarseMof, slack: float = 1.05) -> str | None:
     """`framework_identity` of beads: metal and organic blocks nearer than `slack` x the sum of the
-    distances of their connection points are joined. None where it cannot be told."""
+    distances of their connection points are joined. None where it cannot be read."""
     pairs = contacts(coarse, slack)
     if not pairs:
         return None
@@ -79,11 +81,11 @@ def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: floa
     `connectivity_preserved` says whether the bonds that the atoms show make the same blocks and net.
     None: nothing was made.
     timeout: s; min_pld: A."""
-    row = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None)
+    row: dict = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None)
     if made is None:
         not_passed = dict.fromkeys([*CHECKS, "porous"], False)
         return row | not_passed | {"failure": "no crystal", "checks_passed": False}
-    crystal = getattr(made, "crystal", made)
+    crystal = made.crystal if isinstance(made, Mof) else made
     row |= dict(formula=crystal.formula, num_atoms=len(crystal))
     with time_limit(timeout):
         row |= check_mof(crystal, min_pld)
@@ -125,10 +127,12 @@ class MofEvaluation:
 
     table: list[dict]
     summary: dict[str, dict]
-    failures: list = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
 
-def add_novelty(table: list[dict], known: set[str] | None = None, known_nets=None) -> None:
+def add_novelty(
+    table: list[dict], known: set[str] | None = None, known_nets: Collection[str] | None = None
+) -> None:
     """Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as
     neither. known: identities; None, nothing to compare with: novel and vnu are None.
 
@@ -172,8 +176,8 @@ def _known(reference, n_jobs, timeout, progress):
 
 # %% ../../nbs/4_mofdiff/30_evaluation.ipynb #af1cc1f9
 def evaluate_mofs(
-    mofs: list,
-    reference=None,
+    mofs: Sequence[Crystal | Mof | None],
+    reference: Collection[str | Crystal] | None = None,
     rows: list[dict] | None = None,
     n_jobs: int = -1,
     timeout: float = 120,
@@ -188,7 +192,7 @@ def evaluate_mofs(
     one of its identity; vnu: valid, novel, unique."""
     if rows is not None and len(rows) != len(mofs):
         raise MatgenError(f"{len(rows)} rows for {len(mofs)} frameworks: give one row for each")
-    given = [r or {} for r in rows or [None] * len(mofs)]
+    given: list[dict] = [r or {} for r in rows] if rows else [{} for _ in mofs]
     known = _known(reference, n_jobs, timeout, progress)
     found, failures = parallel_map(
         partial(describe_mof, timeout=timeout),
@@ -260,8 +264,11 @@ def funnel(table: list[dict]) -> list[dict]:
 
 # %% ../../nbs/4_mofdiff/30_evaluation.ipynb #f654a519
 def plot_summary(
-    evaluation: MofEvaluation, other: MofEvaluation | None = None, labels=("these", "others"), ax=None
-):
+    evaluation: MofEvaluation,
+    other: MofEvaluation | None = None,
+    labels: tuple[str, str] = ("these", "others"),
+    ax: Any = None,
+) -> Any:
     "Horizontal bars of the shares of one or two `MofEvaluation`s with their intervals; returns the axes."
     import matplotlib.pyplot as plt
 

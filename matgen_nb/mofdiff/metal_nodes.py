@@ -7,6 +7,7 @@ __all__ = ['TETRAHEDRON', 'OCTAHEDRON', 'CUBE', 'BELT', 'HALF', 'unit', 'bridge'
 # %% ../../nbs/4_mofdiff/09_metal_nodes.ipynb #1363d76b
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def unit(v: list | np.ndarray) -> np.ndarray:
 
 def bridge(a: np.ndarray, b: np.ndarray, outward: np.ndarray, length: float, bite: float = 2.2) -> np.ndarray:
     """Connection points (2, 3) of a group that bridges metals at a and b (3,): its two atoms are `bite`
-    A apart, each `length` A from its metal, on the side of `outward` (3,)."""
+    A from each other, each `length` A from its metal, on the side of `outward` (3,)."""
     along = unit(b - a)
     slide = (np.linalg.norm(b - a) - bite) / 2
     up = unit(outward - (outward @ along) * along) * np.sqrt(length**2 - slide**2)
@@ -41,8 +42,8 @@ def metal_node(
     direction, length[, bite]) as in `bridge`; single: rows (metal, direction, length) of single bonds
     to a linker; metal_bonds: pairs. Other bonds inside are found by distance."""
     coords, elements = np.array(coords, float), np.array([atomic_number(s) for s in symbols])
-    points = [bridge(coords[a], coords[b], np.array(out, float), *rest) for a, b, out, *rest in bridges]
-    points = np.concatenate(points + [[coords[a] + unit(d) * length / 2] for a, d, length in single])
+    pairs = [bridge(coords[a], coords[b], np.array(out, float), *rest) for a, b, out, *rest in bridges]
+    points = np.concatenate(pairs + [[coords[a] + unit(d) * length / 2] for a, d, length in single])
     docks = [i for a, b, *_ in bridges for i in (a, b)] + [a for a, *_ in single]
     i, j = np.triu_indices(len(elements), 1)
     near = (
@@ -51,7 +52,12 @@ def metal_node(
     bonds = np.stack([i, j], 1)[near & ~(is_metal(elements)[i] & is_metal(elements)[j])]
     centre = points.mean(0)
     return BuildingBlock(
-        elements, coords - centre, [*bonds.tolist(), *metal_bonds], points - centre, docks, True
+        elements,
+        coords - centre,
+        np.array([*bonds.tolist(), *metal_bonds]),
+        points - centre,
+        np.array(docks),
+        True,
     )
 
 # %% ../../nbs/4_mofdiff/09_metal_nodes.ipynb #bcc8c33d
@@ -70,13 +76,13 @@ def oxo_tetrahedron(metal: str, to_oxo: float, to_linker: float, bite: float = 2
     )
 
 
-def paddlewheel(metal: str, apart: float, to_linker: float, axial: float = 0.0) -> BuildingBlock:
+def paddlewheel(metal: str, spacing: float, to_linker: float, axial: float = 0.0) -> BuildingBlock:
     """M2 with four carboxylates (HKUST-1); `axial`: length of a metal-nitrogen bond to a pillar at
     either end, 0 for none."""
     pillars = [(0, [0, 0, 1], axial), (1, [0, 0, -1], axial)] if axial else ()
     return metal_node(
         [metal] * 2,
-        [[0, 0, apart / 2], [0, 0, -apart / 2]],
+        [[0, 0, spacing / 2], [0, 0, -spacing / 2]],
         [(0, 1, d, to_linker) for d in OCTAHEDRON[:4]],
         pillars,
         [[0, 1]],
@@ -97,9 +103,10 @@ def oxo_triangle(metal: str, to_oxo: float, to_linker: float) -> BuildingBlock:
     )
 
 # %% ../../nbs/4_mofdiff/09_metal_nodes.ipynb #866c9fa7
-def _terminal(m, a, b, length, symbols, coords):
-    """Put OH on metal a and OH2 on metal b, where a bridging carboxylate is missing; appends to symbols
-    and coords."""
+def _terminal(m, edge, length, symbols, coords):
+    """Put OH on the first metal of an edge (a, b) and OH2 on the second, where a bridging carboxylate is
+    missing; appends to symbols and coords."""
+    a, b = edge
     normal = unit(np.cross(m[a], m[b]))
     for x, point, tilts in zip((a, b), bridge(m[a], m[b], m[a] + m[b], length, 2.6), ((0.9,), (0.82, -0.82))):
         oxygen = 2 * point - m[x]
@@ -119,7 +126,7 @@ def oxo_octahedron(
     caps = unit(CUBE) * (out + 0.08 * odd[:, None])
     symbols, coords = [metal] * 6 + ["O"] * 8 + ["H"] * 4, [*m, *caps, *(caps + 0.97 * unit(CUBE))[odd]]
     for k in missing:
-        _terminal(m, *edges[k], to_linker, symbols, coords)
+        _terminal(m, edges[k], to_linker, symbols, coords)
     return metal_node(
         symbols,
         coords,
@@ -127,15 +134,15 @@ def oxo_octahedron(
     )
 
 
-BELT, HALF = (
-    (0, 1, 4, 5),
-    (1, 3, 4, 6, 9, 10),
-)  # edges to leave out for 8 linkers in a box (NU-1000) and 6 (MOF-808)
+BELT = (0, 1, 4, 5)
+"Edges of the octahedron without a linker where a node holds eight (NU-1000)."
+HALF = (1, 3, 4, 6, 9, 10)
+"Edges of the octahedron without a linker where a node holds six (MOF-808)."
 
 # %% ../../nbs/4_mofdiff/09_metal_nodes.ipynb #21941c0a
-def hourglass(metal: str, apart: float, to_linker: float) -> BuildingBlock:
+def hourglass(metal: str, spacing: float, to_linker: float) -> BuildingBlock:
     "M3 in a row; three carboxylates bridge the upper pair and three, turned by 60 degrees, the lower pair."
-    m = np.array([[0, 0, apart], [0, 0, 0], [0, 0, -apart]])
+    m = np.array([[0, 0, spacing], [0, 0, 0], [0, 0, -spacing]])
     ring = lambda turn: [[np.cos(t + turn), np.sin(t + turn), 0] for t in np.radians([0, 120, 240])]
     return metal_node(
         [metal] * 3,
@@ -176,7 +183,8 @@ def hydroxo_cube(metal: str, edge: float, to_linker: float, bite: float = 1.38) 
 
 # %% ../../nbs/4_mofdiff/09_metal_nodes.ipynb #1091fe33
 # fmt: off
-_LENGTHS = {  # A, rounded from well-known structures: metal to oxo (or metal to metal, or radius), metal to linker
+# A, rounded: metal to oxo (or metal to metal, or radius), metal to linker
+_LENGTHS: dict[str, tuple[Callable[..., BuildingBlock], list[tuple]]] = {
     "{}4O": (oxo_tetrahedron, [("Zn", 1.94, 1.94), ("Co", 1.95, 1.96), ("Be", 1.66, 1.63)]),
     "{}4O(az)": (oxo_tetrahedron, [("Zn", 1.95, 1.98, 1.38), ("Co", 1.96, 1.99, 1.38)]),
     "{}2": (paddlewheel, [("Cu", 2.63, 1.95), ("Zn", 2.95, 2.03), ("Co", 2.70, 2.02), ("Ni", 2.65, 2.00),
@@ -196,11 +204,11 @@ _LENGTHS = {  # A, rounded from well-known structures: metal to oxo (or metal to
 @functools.lru_cache(None)
 def metal_nodes() -> dict[str, BuildingBlock]:
     "The metal nodes of the builder: name -> BuildingBlock."
-    nodes = {}
+    nodes: dict[str, BuildingBlock] = {}
     for name, (make, rows) in _LENGTHS.items():
         for m, *d in rows:
             nodes[name.format(m, d[0])] = make(m, *d)
-            if make is oxo_octahedron:
+            if name == "{}6":
                 nodes |= {f"{m}6(8)": make(m, *d, BELT), f"{m}6(6)": make(m, *d, HALF)}
     tetrahedral = lambda m, d: metal_node([m], [[0, 0, 0]], single=[(0, v, d) for v in TETRAHEDRON])
     return nodes | {m: tetrahedral(m, d) for m, d in [("Zn", 1.99), ("Co", 2.00), ("Cd", 2.20), ("Fe", 2.04)]}

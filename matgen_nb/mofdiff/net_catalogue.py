@@ -19,7 +19,7 @@ from ..utils import MatgenError
 # %% ../../nbs/4_mofdiff/08_net_catalogue.ipynb #99b17b3d
 @dataclass(frozen=True, eq=False)
 class Net:
-    """A periodic graph drawn in space, in a primitive cell.
+    """A periodic graph with coordinates, in a primitive cell.
 
     lattice (3, 3) rows, unit: about one edge; vertices (V, 3) fractional; edges (E, 2) int64: from
     vertex i in cell 0 to vertex j in cell `shifts` (E, 3) int64; vertex_kind (V,), edge_kind (E,): equal
@@ -116,7 +116,7 @@ def read_cgd(text: str) -> dict:
     import gemmi
 
     rows = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    value = lambda key: next((row[1:] for row in rows if row[0].upper() == key), None)
+    value = lambda key: next((row[1:] for row in rows if row[0].upper() == key), [])
     if not value("GROUP") or not value("CELL"):
         raise MatgenError("a .cgd text needs the lines GROUP and CELL")
     group = gemmi.find_spacegroup_by_name(value("GROUP")[0])

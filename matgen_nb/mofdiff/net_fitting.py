@@ -40,20 +40,19 @@ def point_set_shape(points: np.ndarray, bonds: np.ndarray) -> np.ndarray:
     """Numbers that two sets of c connection points of one shape share, in any orientation and size.
 
     points (c, 3), A, from the centre of the block; bonds (c, 3) unit vectors, outward. Distances of pairs
-    over the
-    mean radius, cosines between bonds, cosines between point and bond; each sorted, and weighted so that a
-    difference is a root mean square."""
+    over the mean radius, cosines between bonds, cosines between point and bond; each sorted, and weighted
+    so that a difference is a root mean square."""
     radius = max(np.linalg.norm(points, axis=1).mean(), 1e-9)
     i, j = np.triu_indices(len(points), 1)
-    apart = np.linalg.norm(points[i] - points[j], axis=1) / radius
+    distance = np.linalg.norm(points[i] - points[j], axis=1) / radius
     turn = (bonds[i] * bonds[j]).sum(1)
     lean = (points * bonds).sum(1) / radius
-    return np.concatenate([np.sort(x) / math.sqrt(max(len(x), 1)) for x in (apart, turn, lean)])
+    return np.concatenate([np.sort(x) / math.sqrt(max(len(x), 1)) for x in (distance, turn, lean)])
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0034a
 @dataclass(frozen=True, eq=False)
 class Site:
-    """What a net asks of the block on a vertex.
+    """What a net requires of the block on a vertex.
 
     is_metal; points (c, 3): connection points from the centre, A; bonds (c, 3): outward unit vectors;
     embedding (d,): of the block that stood there, empty where it is not known."""
@@ -90,21 +89,15 @@ def misfit(blocks: list, sites: list) -> np.ndarray:
     """How badly blocks fit sites (both lists of `Site`), (n, m): 0 for the same shape and size.
 
     inf where kind or number of points differ. Else the distance of the shapes, and a tenth of the
-    logarithm of the
-    ratio of radii: size is what a net can adapt to."""
+    logarithm of the ratio of radii: size is what a net can adapt to."""
     out = np.full((len(blocks), len(sites)), np.inf)
     for kind in {s.kind for s in sites}:
         rows = [n for n, b in enumerate(blocks) if b.kind == kind]
         columns = [m for m, s in enumerate(sites) if s.kind == kind]
         if rows:
-            a, b = (
-                np.stack([s.shape for s in part])
-                for part in ([blocks[n] for n in rows], [sites[m] for m in columns])
-            )
-            r, q = (
-                np.log([s.radius for s in part])
-                for part in ([blocks[n] for n in rows], [sites[m] for m in columns])
-            )
+            mine, theirs = [blocks[n] for n in rows], [sites[m] for m in columns]
+            a, b = (np.stack([s.shape for s in part]) for part in (mine, theirs))
+            r, q = (np.log([s.radius for s in part]) for part in (mine, theirs))
             shape = np.sqrt(((a[:, None] - b) ** 2).sum(-1))
             out[np.ix_(rows, columns)] = shape + 0.1 * np.abs(r[:, None] - q)
     return out
@@ -135,7 +128,7 @@ class PlacedNet:
 
     @property
     def graph(self) -> QuotientGraph:
-        return QuotientGraph(self.kinds, self.edges, self.shifts, [id(s) for s in self.sites])
+        return QuotientGraph(tuple(self.kinds), self.edges, self.shifts, tuple(id(s) for s in self.sites))
 
     @property
     def classes(self) -> list[np.ndarray]:
@@ -150,7 +143,7 @@ def signature(kinds: list) -> tuple:
 def placed_net(coarse: CoarseMof, site: Callable = site_of_block, named: bool = True) -> PlacedNet:
     """The `PlacedNet` of a framework.
 
-    site: gives the `Site` of a block, asked once for each block object; named: look for its name."""
+    site: gives the `Site` of a block, called once for each block object; named: look for its name."""
     graph = bead_graph(coarse)
     known = {id(b): site(b) for b in {id(b): b for b in coarse.blocks}.values()}
     sites = [known[id(b)] for b in coarse.blocks]
@@ -221,8 +214,7 @@ def fit_net(
     """Cell (3, 3), A, and fractional positions (K, 3) of a net that carries other blocks.
 
     radii (K,): their mean radii, A. Edges get the lengths of `edge_goals` as nearly as beads and a
-    symmetric strain
-    of the cell allow."""
+    symmetric strain of the cell allow."""
     goal, old = edge_goals(net, radii, options.shortest), edge_goals(net, [s.radius for s in net.sites])
     lattice, frac = net.lattice * (goal @ old) / (old @ old), net.frac_coords
     damping = options.damping**2 * np.eye(3 * len(net) + 6)
@@ -236,7 +228,7 @@ def fit_net(
 
 
 def carry(net: PlacedNet, blocks: list, name: str = "") -> CoarseMof:
-    "The `CoarseMof` of blocks (list of K) on the vertices of a net, beads and cell fitted to their arms."
+    "The `CoarseMof` of blocks (list of K) on the vertices of a net, beads and cell fitted to their size."
     radii = [np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks]
     return CoarseMof(*fit_net(net, radii), blocks, name)
 
@@ -259,7 +251,7 @@ def shape_groups(sites: list, tolerance: float = 0.1) -> list:
 
 @dataclass(frozen=True, eq=False)
 class NetTable:
-    """The different placed nets of a set of frameworks, the most frequent first.
+    """The different nets with positions and sites of a set of frameworks, the most frequent first.
 
     nets: list of `PlacedNet`; keys: the `net_key`s of all frameworks, labelled metal or organic; info:
     source, frameworks, failures."""
@@ -278,10 +270,10 @@ class NetTable:
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047a
 def topology_key(graph: QuotientGraph) -> str:
     "`net_key` of the net alone: vertices are metal or organic, nothing else."
-    return net_key(QuotientGraph([label[0] for label in graph.labels], graph.edges, graph.shifts))
+    return net_key(QuotientGraph(tuple(label[0] for label in graph.labels), graph.edges, graph.shifts))
 
 
-def net_table(data: Any, tolerance: float = 0.1, info: dict = None) -> NetTable:
+def net_table(data: Any, tolerance: float = 0.1, info: dict | None = None) -> NetTable:
     """The `NetTable` of a `MofData`; with embeddings, sites know those of their blocks.
 
     Frameworks whose beads show no net are left out.
@@ -302,11 +294,8 @@ def net_table(data: Any, tolerance: float = 0.1, info: dict = None) -> NetTable:
         except MatgenError as error:
             failures.append(str(error))
             continue
-        _count(
-            found,
-            net,
-            QuotientGraph([(s.kind, group[s]) for s in net.sites], net.edges, net.shifts, net.graph.classes),
-        )
+        labels = tuple((s.kind, group[s]) for s in net.sites)
+        _count(found, net, QuotientGraph(labels, net.edges, net.shifts, net.graph.classes))
     nets = [
         replace(net, name=rcsr_name(net.graph), count=n) for groups in found.values() for net, _, n in groups
     ]
@@ -363,7 +352,7 @@ def pack_nets(table: NetTable) -> tuple[dict, str]:
 def unpack_nets(tensors: dict, text: str) -> NetTable:
     "The inverse of `pack_nets`, to single precision."
     t = {k.removeprefix("nets."): v.numpy() for k, v in tensors.items()}
-    told = json.loads(text)
+    stored = json.loads(text)
     cut = lambda name, sizes: np.split(
         t[name].astype(np.float64 if t[name].dtype.kind == "f" else np.int64), np.cumsum(t[sizes])[:-1]
     )
@@ -382,10 +371,10 @@ def unpack_nets(tensors: dict, text: str) -> NetTable:
         cut("edges", "num_edges"),
         cut("shifts", "num_edges"),
         cut("site", "size"),
-        told["names"],
+        stored["names"],
         t["count"].tolist(),
     )
     nets = [
         PlacedNet(L, x, e, s, [sites[k] for k in site], name, count) for L, x, e, s, site, name, count in rows
     ]
-    return NetTable(nets, frozenset(told["keys"]), told["info"])
+    return NetTable(nets, frozenset(stored["keys"]), stored["info"])

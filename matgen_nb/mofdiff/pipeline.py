@@ -9,7 +9,7 @@ __all__ = ['Save', 'PROGRESS', 'PipelineOptions', 'StageResult', 'Results', 'Par
            'known_of', 'generate']
 
 # %% ../../nbs/4_mofdiff/31_pipeline.ipynb #22bimpor
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -356,7 +356,11 @@ def verdict(row: dict, results: Results, relaxed: bool = True) -> Verdict:
 
 # %% ../../nbs/4_mofdiff/31_pipeline.ipynb #22btabco
 def evaluate_results(
-    rows: list[dict], results: Results, relaxed: bool = True, known=None, known_nets=None
+    rows: list[dict],
+    results: Results,
+    relaxed: bool = True,
+    known: Collection[str] | None = None,
+    known_nets: Collection[str] | None = None,
 ) -> MofEvaluation:
     """The table of a run, with valid, unique, novel, vnu, and its summary.
 
@@ -423,12 +427,12 @@ def atoms(name: str, results: Results) -> Mof | None:
     return results.load("relaxed", name).mof or results.load("assembled", name).mof
 
 
-def assembly_device(model) -> str:
+def assembly_device(model: MofDiff) -> str:
     "Where the frameworks of a model are assembled: on its GPU where it has one."
     return "cuda" if model.device.type == "cuda" else "cpu"
 
 
-def known_of(model, known: list[str] | None = None) -> tuple:
+def known_of(model: MofDiff, known: list[str] | None = None) -> tuple:
     "Identities (given, or of the training set) and keys of nets that count as known to a model."
     if known is None:
         known = getattr(model, "info", {}).get("identities")
@@ -437,7 +441,7 @@ def known_of(model, known: list[str] | None = None) -> tuple:
 
 # %% ../../nbs/4_mofdiff/31_pipeline.ipynb #22bgenc3
 def generate(
-    model,
+    model: MofDiff,
     n: int,
     seed: int = 0,
     options: PipelineOptions = PipelineOptions(),

@@ -25,7 +25,8 @@ from matgen_nb.mofdiff.decoding import (
     latents_for_target,
     sample_latents,
 )
-from .model import Library, MofDiff
+from .loss import MofDiff
+from .model import Library
 from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
 from .nets import framework_key
 from .network import Beads
@@ -77,12 +78,14 @@ class NetDecoder:
     model: a `MofDiff` with `nets`; library: the blocks that may be used; options: `NetOptions`."""
 
     def __init__(self, model: MofDiff, library: Library, options: NetOptions = NetOptions()):
-        self.library, self.options = library, options
+        self.library, self.options, nets = library, options, model.nets
+        if nets is None:
+            raise MatgenError("the model carries no nets: train it with them, or sample with net_share=0")
         tensor = lambda x: torch.as_tensor(x).float().to(model.device)
         standard = lambda x: model.standard_features(tensor(x)).cpu().numpy()
         self.features = standard(library.embeddings)
         self.known = set(getattr(model, "info", {}).get("identities", ()))
-        sites = model.nets.sites
+        sites = nets.sites
         self.by_size: dict[int, list[PlacedNet]] = {}
         self.by_signature: dict[tuple, list[PlacedNet]] = {}
         self.number = {site: k for k, site in enumerate(sites)}
@@ -90,7 +93,7 @@ class NetDecoder:
         self.misfit = misfit([site_of_block(b) for b in library.blocks], sites)
         embedded = all(len(s.embedding) == self.features.shape[1] for s in sites)
         self.site_features = standard(np.array([s.embedding for s in sites])) if embedded else None
-        for net in model.nets.nets:
+        for net in nets.nets:
             self.by_size.setdefault(len(net), []).append(net)
             self.by_signature.setdefault(signature(net.kinds), []).append(net)
 
@@ -260,7 +263,8 @@ def net_decoder(
     "The `NetDecoder` of a model, None where it carries no nets or the share of samples on nets is 0."
     if getattr(model, "nets", None) is None or options.net_share == 0:
         return None
-    return NetDecoder(model, model.library if library is None else library, options)
+    given = model.library if library is None else library
+    return NetDecoder(model, check_library(given, len(model.stat_feature_mean)), options)
 
 
 def which_on_nets(n: int, share: float, seed: int, first: int) -> Tensor:

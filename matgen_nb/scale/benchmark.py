@@ -245,7 +245,8 @@ def make_block_training(device, seed, batch_size=64):
 def _mofdiff(device, seed, n=200, size="small"):
     import torch
     from matgen_nb.mofdiff.hypothetical import embedded_mofs
-    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+    from matgen_nb.mofdiff.loss import MofDiff
+    from matgen_nb.mofdiff.model import MofDiffConfig, statistics
     from matgen_nb.mofdiff.embedding import BlockEncoder
 
     data = embedded_mofs()
@@ -264,7 +265,7 @@ def _mofdiff_presets() -> dict:
     return MofDiffConfig.PRESETS
 
 
-@task("mof training", "frameworks", needs="matgen_nb.mofdiff.model", presets=_mofdiff_presets)
+@task("mof training", "frameworks", needs="matgen_nb.mofdiff.loss", presets=_mofdiff_presets)
 def make_mof_training(device, seed, batch_size=64, setting=None):
     "One optimizer step of MOFDiff, preset small or that of the `Setting`, on embedded frameworks."
     batch_size = setting and setting.batch_size or batch_size

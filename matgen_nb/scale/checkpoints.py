@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'TRAINING_FILES', 'save_checkpoint', 'load_checkpoint', 'pack_state', 'unpack_state', 'load_weights',
            'write_history', 'read_history', 'plot_history', 'fingerprint', 'alike', 'not_finite', 'name_structures',
-           'check_identity', 'may_continue', 'polite_stop']
+           'check_identity', 'polite_stop', 'may_continue']
 
 # %% ../../nbs/5_scale/02_checkpoints.ipynb #n23l0003
 import csv
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def save_checkpoint(path: str | Path, tensors: dict[str, torch.Tensor], info: di
     except OSError as error:
         raise MatgenError(
             f"could not write {Path(path).name}: {error.strerror or error}; an earlier file of "
-            f"that name is untouched"
+            "that name is untouched"
         ) from error
 
 # %% ../../nbs/5_scale/02_checkpoints.ipynb #0b08bacb
@@ -61,7 +62,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 # %% ../../nbs/5_scale/02_checkpoints.ipynb #a63e7b41
 def pack_state(
-    model: nn.Module, average: nn.Module | None, optimizer, window: torch.Tensor | None
+    model: nn.Module, average: nn.Module | None, optimizer: Any, window: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     "All tensors of a run as one flat dictionary."
     out = {f"model/{k}": v for k, v in model.state_dict().items()}
@@ -74,7 +75,7 @@ def pack_state(
 
 
 def unpack_state(
-    tensors: dict[str, torch.Tensor], model: nn.Module, average: nn.Module | None, optimizer, device
+    tensors: dict[str, torch.Tensor], model: nn.Module, average: nn.Module | None, optimizer: Any, device: Any
 ) -> torch.Tensor | None:
     "Inverse of `pack_state`, in place; returns the window. MatgenError for the tensors of another model."
     _load_part(tensors, "model/", model)
@@ -89,7 +90,7 @@ def unpack_state(
     return tensors["window"].to(device) if "window" in tensors else None
 
 # %% ../../nbs/5_scale/02_checkpoints.ipynb #b30f1296
-def _load_part(tensors, start, module):
+def _load_part(tensors: dict[str, torch.Tensor], start: str, module: nn.Module) -> None:
     "Load the tensors named `start`... into `module`, after comparing names and shapes."
     have = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     want = module.state_dict()
@@ -131,7 +132,7 @@ def read_history(path: str | Path) -> list[dict]:
     """Rows written by `write_history`, numbers as int or float. Lines that were cut off or damaged are
     left out, and counted on the screen."""
     rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").replace("\0", "?").split("\n")
-    damaged = bool(lines.pop())  # every whole line has an end
+    damaged = int(bool(lines.pop()))  # every whole line has an end
     for found in csv.DictReader(lines):
         try:
             row = {k: _number(v) for k, v in found.items() if v != ""}
@@ -149,7 +150,7 @@ def _column(history: list[dict], name: str) -> tuple[list, list]:
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def plot_history(history, ax=None):
+def plot_history(history: Any, ax: Any = None) -> Any:
     """Loss (and validation loss) against steps, with the learning rate behind; returns the figure.
 
     history: rows, a CSV file or a run's folder."""
@@ -178,7 +179,7 @@ def plot_history(history, ax=None):
     return ax.figure
 
 # %% ../../nbs/5_scale/02_checkpoints.ipynb #n24prnt1
-def _tensors(value, depth=2):
+def _tensors(value: Any, depth: int = 2) -> Iterator[tuple[str, torch.Tensor]]:
     "(name, tensor) of every tensor in a batch."
     for name, part in vars(value).items() if depth and hasattr(value, "__dict__") else ():
         if isinstance(part, torch.Tensor):
@@ -187,22 +188,22 @@ def _tensors(value, depth=2):
             yield from _tensors(part, depth - 1)
 
 
-def fingerprint(data, n: int = 64) -> list[float]:
-    """What tells one data set from another of the same size: mean and mean square of every tensor of n
+def fingerprint(data: Any, n: int = 64) -> list[float]:
+    """What distinguishes data sets of the same size: mean and mean square of every tensor of n
     structures, evenly spread. A list of floats; rounding does not matter to `alike`."""
     batch = data.select(torch.linspace(0, len(data) - 1, min(n, len(data))).long())
     found = [t.double().nan_to_num() for _, t in _tensors(batch) if t.numel()]
     return [x for t in found for x in (t.mean().item(), t.square().mean().item())]
 
 
-def alike(a, b) -> bool:
+def alike(a: Any, b: Any) -> bool:
     "Equal, or lists of floats that agree to four digits."
     if not (isinstance(a, list) and isinstance(b, list) and len(a) == len(b)):
         return a == b
     return all(math.isclose(x, y, rel_tol=1e-4, abs_tol=1e-6) for x, y in zip(a, b))
 
 
-def not_finite(data, missing=("properties",), size: int = 1024) -> list[int]:
+def not_finite(data: Any, missing: tuple[str, ...] = ("properties",), size: int = 1024) -> list[int]:
     """Indices of the structures of a data set that hold NaN or infinity, a list. Tensors named in
     `missing` may: a property that was not measured is NaN."""
 
@@ -214,11 +215,11 @@ def not_finite(data, missing=("properties",), size: int = 1024) -> list[int]:
     return [int(i) for part in wrong for i in part if bad(i[None])]
 
 
-def name_structures(data, indices, limit: int = 5) -> str:
+def name_structures(data: Any, indices: list[int], limit: int = 5) -> str:
     "Structures of a data set by name (else by number), as text."
     names = getattr(data, "names", None)
-    told = [repr(str(names[i])) if names is not None else f"number {i}" for i in indices[:limit]]
-    return ", ".join(told) + (f" and {len(indices) - limit} more" if len(indices) > limit else "")
+    shown = [repr(str(names[i])) if names is not None else f"number {i}" for i in indices[:limit]]
+    return ", ".join(shown) + (f" and {len(indices) - limit} more" if len(indices) > limit else "")
 
 # %% ../../nbs/5_scale/02_checkpoints.ipynb #n23l0007
 def check_identity(found: dict, mine: dict, name: str) -> None:
@@ -230,6 +231,27 @@ def check_identity(found: dict, mine: dict, name: str) -> None:
         changed = f"{key} was {found.get(key)} and is now {value}"
         what = "the data are not those of the run" if key == "data" else changed
         raise MatgenError(f"cannot resume in {name}: {what}")
+
+# %% ../../nbs/5_scale/02_checkpoints.ipynb #9dc7dec2
+@contextmanager
+def polite_stop() -> Iterator[threading.Event]:
+    "Yields a threading.Event that the first SIGINT or SIGTERM sets; a second one raises KeyboardInterrupt."
+    stop = threading.Event()
+
+    def handler(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for s, old in before.items():
+            signal.signal(s, old)
 
 # %% ../../nbs/5_scale/02_checkpoints.ipynb #n23l0010
 TRAINING_FILES = (
@@ -262,28 +284,8 @@ def may_continue(out: Path, files: OwnFiles, resume: bool, overwrite: bool) -> b
         )
     if foreign := [name for name in there if name not in files.names]:
         raise MatgenError(
-            f"{out / foreign[0]} is not on the record of what matgen made there (a training of the first "
-            "edition, or somebody's own file) and is not overwritten: choose another --out, or move it away"
+            f"{out / foreign[0]} is not on the record of what matgen made there (a training of an "
+            "earlier version, or somebody's own file) and is not overwritten: choose another --out, "
+            "or move it away"
         )
     return False
-
-# %% ../../nbs/5_scale/02_checkpoints.ipynb #9dc7dec2
-@contextmanager
-def polite_stop() -> Iterator[threading.Event]:
-    "Yields a threading.Event that the first SIGINT or SIGTERM sets; a second one raises KeyboardInterrupt."
-    stop = threading.Event()
-
-    def handler(signum, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for s, old in before.items():
-            signal.signal(s, old)

@@ -40,7 +40,7 @@ def read_crystals(
     """(crystals, names, failures) of a folder of structures (or one that holds a folder `cif`), of a file, or
     of a CSV with a column `cif` (lesson 1.12). None where reading failed. Files in a folder that this process
     writes are passed over. framework: solvent and counter-ions may be missing."""
-    from matgen_nb.symmcd.dataset import read_file, read_folder
+    from matgen_nb.symmcd.preparing import read_file, read_folder
 
     source = Path(source)
     if source.is_dir():

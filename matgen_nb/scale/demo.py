@@ -49,7 +49,7 @@ class Crystals:
     each."""
 
     model: str
-    told: str
+    origin: str
     units: list
     rows: list[dict]
 
@@ -66,27 +66,27 @@ class DemoState:
     cut_off: list[str] = field(default_factory=list)
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem08
-def measured(units: list, judge: Any, seed: int = 0) -> list[dict]:
+def measured(units: list, evaluator: Any, seed: int = 0) -> list[dict]:
     """For each asymmetric unit: struct_valid, contact_ratio, comp_valid, valid (lesson 3.15), and
-    shipped_denoising_loss, that of the SymmCD `judge` (lesson 3.11)."""
+    shipped_denoising_loss, that of the SymmCD `evaluator` (lesson 3.11)."""
     import torch
     from matgen_nb.symmcd.evaluation import Reference, evaluate_crystals
 
     crystals, nothing = [unit.to_crystal() for unit in units], Reference([], [])
     found = evaluate_crystals(crystals, nothing, ("validity",), n_jobs=1, progress=False)
-    losses = judge.denoising_loss(units, torch.Generator(judge.device).manual_seed(seed), draws=4)
+    losses = evaluator.denoising_loss(units, torch.Generator(evaluator.device).manual_seed(seed), draws=4)
     names = ("struct_valid", "contact_ratio", "comp_valid", "valid", "failure")
     rows = [{name: row.get(name) for name in names} for row in found.table]
     return [row | dict(shipped_denoising_loss=float(loss)) for row, loss in zip(rows, losses)]
 
 
-def sampled(model: Any, judge: Any, told: str, options: DemoOptions, name: str) -> Crystals:
+def sampled(model: Any, evaluator: Any, origin: str, options: DemoOptions, name: str) -> Crystals:
     "Crystals of a model with a progress bar, measured."
     from matgen_nb.symmcd.reverse import SamplingOptions
 
     units, rows = sample_rows(model.sample(options.n, seed=options.seed, options=SamplingOptions()))
-    found = measured(units, judge, options.seed)
-    return Crystals(name, told, units, [dict(model=name, **(row | more)) for row, more in zip(rows, found)])
+    found = measured(units, evaluator, options.seed)
+    return Crystals(name, origin, units, [dict(model=name, **(row | more)) for row, more in zip(rows, found)])
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem11
 def show_shipped(out: RunFolder, options: DemoOptions, state: DemoState) -> Any:
@@ -128,9 +128,9 @@ def show_framework(out: RunFolder, options: DemoOptions, state: DemoState) -> No
     say(f"  look at {page_link(out / 'mof' / 'framework.png')}")
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem13
-def show_training(out: RunFolder, options: DemoOptions, state: DemoState, judge: Any) -> None:
+def show_training(out: RunFolder, options: DemoOptions, state: DemoState, evaluator: Any) -> None:
     "Stage 3: prepare the embedded crystals, train a tiny SymmCD, sample it, in training/ and trained/."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     start = time.monotonic()
     path, *_ = out.claim("crystals.safetensors", "training/")
@@ -143,14 +143,14 @@ def show_training(out: RunFolder, options: DemoOptions, state: DemoState, judge:
     model, _ = fit_symmcd(data, "tiny", config, out / "training")
     say(f"  weights and loss curve: {page_link(out / 'training' / 'loss.png')}")
     steps, over = model.ending["steps"], model.ending["warm_up_over"]
-    told = f"trained for {options.seconds:g} s ({steps:,} steps on {len(data):,} prototype crystals)"
+    origin = f"trained for {options.seconds:g} s ({steps:,} steps on {len(data):,} prototype crystals)"
     state.record["ending"] = model.ending
     if not over:
         text = f"the training ended within its warm-up, after {steps} steps: it has no crystals to show"
         state.cut_off.append(f"{text}; give more --seconds")
         say(f"  {text}; give more --seconds")
         return
-    state.trained = sampled(model, judge, told, options, "trained")
+    state.trained = sampled(model, evaluator, origin, options, "trained")
     weights = describe_weights(out / "training" / "weights.safetensors")
     record = run_record(typed_command(), options.seed, time.monotonic() - start, weights=weights)
     write_stage(out, "trained", state.trained, record | dict(ending=model.ending))
@@ -167,9 +167,9 @@ def difference(shipped: Crystals, trained: Crystals) -> str:
     (many, low), (few, high) = _counts(shipped), _counts(trained)
     n, ours = len(shipped.rows), len(trained.rows)
     rule = "crystals pass both validity rules and the median denoising loss is"
-    first = f"of the shipped model ({shipped.told}) {many} of {n} {rule} {low:.2f}"
-    second = f"of the model just {trained.told} {few} of {ours} pass and it is {high:.2f}"
-    few_words = f"judged by the shipped model, lower is likelier; {n} crystals each are few"
+    first = f"of the shipped model ({shipped.origin}) {many} of {n} {rule} {low:.2f}"
+    second = f"of the model just {trained.origin} {few} of {ours} pass and it is {high:.2f}"
+    few_words = f"computed by the shipped model, lower is likelier; {n} crystals each are few"
     return f"The difference: {first}; {second} ({few_words})."
 
 
@@ -197,7 +197,7 @@ def side_by_side(sets: Sequence[Crystals], most: int = 8) -> Any:
     figure = Figure(figsize=(3.5 * len(sets), 1.9 * lines + 0.5), dpi=90)
     FigureCanvasAgg(figure)
     for part, made in zip(figure.subfigures(1, len(sets), squeeze=False).ravel(), sets):
-        part.suptitle(textwrap.fill(f"{made.model}: {made.told}", 48), fontsize=8)
+        part.suptitle(textwrap.fill(f"{made.model}: {made.origin}", 48), fontsize=8)
         axes = part.subplots(lines, 2, squeeze=False).ravel()
         for ax in axes:
             ax.axis("off")
@@ -215,8 +215,8 @@ def _pictures(out: RunFolder, state: DemoState) -> list[tuple[bytes, str]]:
     if sets:
         with atomic_write(out.path("side_by_side.png"), "wb") as f:
             save_small_png(side_by_side(sets), f)
-        told = "crystals in a row, nothing picked: " + " | ".join(f"{m.model}: {m.told}" for m in sets)
-        wide.append(((out / "side_by_side.png").read_bytes(), told))
+        text = "crystals in a row, nothing picked: " + " | ".join(f"{m.model}: {m.origin}" for m in sets)
+        wide.append(((out / "side_by_side.png").read_bytes(), text))
     if state.framework:
         row = state.framework.row
         text = f"mof/mof.cif · {row['formula']} · {row['num_atoms']} atoms · {row['stage']}, relaxation: "
@@ -236,28 +236,30 @@ def write_demo(out: RunFolder, options: DemoOptions, state: DemoState, seconds: 
     shipped, trained = state.shipped, state.trained
     words = difference(shipped, trained) if shipped and trained else ""
     summary, framework = demo_summary(state), state.framework.row if state.framework else None
-    told = dict(summary=summary, difference=words, framework=framework, cut_off=state.cut_off, **state.record)
-    record = run_record(typed_command(), options.seed, seconds, **told)
+    facts = dict(
+        summary=summary, difference=words, framework=framework, cut_off=state.cut_off, **state.record
+    )
+    record = run_record(typed_command(), options.seed, seconds, **facts)
     sets = [made for made in (state.shipped, state.trained) if made]
     units = [unit for made in sets for unit in made.units]
     rows = [dict(file=f"{m.model}/cif/{i:05d}.cif", **row) for m in sets for i, row in enumerate(m.rows)]
-    page, table, figures, told_as = out.claim("gallery.html", "table.csv", "summary.json", "run.json")
+    page, table, figures, run = out.claim("gallery.html", "table.csv", "summary.json", "run.json")
     intro = " ".join(filter(None, [words, made_by(record, f"{len(units)} crystals")]))
     write_gallery(
         page, "matgen demo", units, rows, PageOptions(intro, wide=_pictures(out, state), summary=summary)
     )
     write_table(table, rows)
     write_json(figures, summary)
-    write_json(told_as, record)
+    write_json(run, record)
     return words
 
 # %% ../../nbs/5_scale/15_demo.ipynb #n31dem26
 def run_demo(out: RunFolder, options: DemoOptions = DemoOptions()) -> DemoState:
-    "All stages, each announced with its place on the disk; the page is written anew after every one."
+    "All stages, each announced with its path on the disk; the page is written anew after every one."
     start, state = time.monotonic(), DemoState()
     stages = 1 + bool(options.mofs) + bool(options.seconds)
     say(f"1/{stages} {options.n} crystals of the weights that ship (symmcd-mp20-small)")
-    judge = show_shipped(out, options, state)
+    evaluator = show_shipped(out, options, state)
     write_demo(out, options, state, time.monotonic() - start)
     if options.mofs:
         say(f"2/{stages} a metal-organic framework of the weights that ship (mofdiff-small)")
@@ -266,7 +268,7 @@ def run_demo(out: RunFolder, options: DemoOptions = DemoOptions()) -> DemoState:
     words = ""
     if options.seconds:
         say(f"{stages}/{stages} a small model, trained here for {options.seconds:g} s, and its crystals")
-        show_training(out, options, state, judge)
+        show_training(out, options, state, evaluator)
         words = write_demo(out, options, state, time.monotonic() - start)
     say(f"\n{words}\n" if words else "")
     say(f"done in {time.monotonic() - start:.0f} s: look at {page_link(out / 'gallery.html')}")

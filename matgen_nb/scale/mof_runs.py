@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FolderResults', 'write_sheet', 'advice', 'finish_run', 'atoms_shown', 'MofRunOptions', 'request_of', 'sample_chunks',
-           'cut_off_stages', 'make_mofs', 'design_request', 'design_run', 'is_run', 'Frameworks', 'run_frameworks',
-           'Demo', 'demo_mof']
+           'cut_off_stages', 'make_mofs', 'run_facts', 'design_request', 'design_run', 'is_run', 'Frameworks',
+           'run_frameworks', 'Demo', 'demo_mof']
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cimpor
 import json
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,6 +63,9 @@ from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, atomic_write, check_limits, described, option, patch
 
+if TYPE_CHECKING:
+    from matgen_nb.mofdiff.model import MofDiff
+
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cfolco
 class FolderResults(Results):
     """`Results` in a folder of a run: sampled/00000.*, assembled/mof_00000.* and so on.
@@ -74,14 +78,15 @@ class FolderResults(Results):
     def __init__(self, out: str | Path | RunFolder, prefix: str = "", request: dict | None = None):
         self.folder, self.prefix, self.request = as_folder(out), prefix, request
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return FolderResults, (str(self.folder), self.prefix)  # a worker has no lock
 
-    def _path(self, stage, name):
+    def _path(self, stage: str, name: str) -> Path:
         return Path(self.folder) / self.prefix / stage / name
 
     def done(self, stage: str, name: str) -> bool:
-        return self._path(stage, f"{name}.json").exists()
+        path = self._path(stage, f"{name}.json")
+        return path.exists() and path.stat().st_size > 0  # a power cut can leave an empty file
 
     def begin(self, stage: str, names: list[str]) -> None:
         files = [f"{self.prefix}{stage}/{n}.{kind}" for n in names for kind in ("cif", "json")]
@@ -91,7 +96,7 @@ class FolderResults(Results):
         self._path(stage, f"{name}.json").unlink(missing_ok=True)
 
     def save(self, stage: str, name: str, result: StageResult) -> None:
-        record = dict(row=result.row)
+        record: dict[str, Any] = dict(row=result.row)
         if (mof := result.mof) is not None:
             with atomic_write(self._path(stage, f"{name}.cif"), sync=False) as f:
                 f.write(mof.crystal.to_cif())
@@ -100,20 +105,24 @@ class FolderResults(Results):
         with atomic_write(self._path(stage, f"{name}.json"), sync=False) as f:
             json.dump(record, f, default=_plain)
 
-    def load(self, stage: str, name: str) -> StageResult:
-        try:
-            record = json.loads(self._path(stage, f"{name}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return StageResult({})
-        if "lattice" not in record:
-            return StageResult(record["row"])
-        bonds, images = (np.array(record[k], dtype=np.int64) for k in ("bonds", "images"))
-        crystal = Crystal(record["lattice"], record["elements"], record["frac_coords"])
-        return StageResult(record["row"], Mof(crystal, bonds.reshape(-1, 2), images.reshape(-1, 3), name))
+# %% ../../nbs/5_scale/05_mof_runs.ipynb #c5load02
+@patch
+def load(self: FolderResults, stage: str, name: str) -> StageResult:
+    "What a stage says of a framework, with the exact numbers; nothing where it has not been there."
+    try:
+        record = json.loads(self._path(stage, f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return StageResult({})
+    if "lattice" not in record:
+        return StageResult(record["row"])
+    bonds, images = (np.array(record[k], dtype=np.int64) for k in ("bonds", "images"))
+    crystal = Crystal(record["lattice"], record["elements"], record["frac_coords"])
+    return StageResult(record["row"], Mof(crystal, bonds.reshape(-1, 2), images.reshape(-1, 3), name))
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cfolc2
 @patch
 def samples(self: FolderResults, chunk: int = 0) -> list[MofSample] | None:
+    "The samples of a chunk; None where it is not there."
     names = [f"{chunk:05d}.safetensors", f"{chunk:05d}.csv"]
     if self.folder.clear_first or not all(self._path("sampled", n).exists() for n in names):
         return None
@@ -122,6 +131,7 @@ def samples(self: FolderResults, chunk: int = 0) -> list[MofSample] | None:
 
 @patch
 def save_samples(self: FolderResults, samples: list[MofSample], chunk: int = 0) -> None:
+    "Keep the samples of a chunk, the request of the run before the first."
     folder = self.folder
     if self.request and (folder.clear_first or not (folder / "request.json").exists()):
         write_json(folder.path("request.json"), self.request)
@@ -143,27 +153,28 @@ def all_samples(self: FolderResults) -> list[MofSample]:
     return [s for i in numbers for s in self.samples(i) or []]
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cfolcb
-def _plain(x):
+def _plain(x: Any) -> Any:
     "A numpy value as JSON has it."
     return x.tolist() if hasattr(x, "tolist") else str(x)
 
 
-def _coarse_of(path):
+def _coarse_of(path: Path) -> list[CoarseMof]:
     "All beads of a file, as list."
     data = MofData.load(path)
     return [data[i] for i in range(len(data))]
 
 
-def _read_samples(path, table):
+def _read_samples(path: Path, table: Path) -> list[MofSample]:
     "The samples of a chunk, with their further arrangements."
-    others, extra = {}, path.parent.parent / "alternatives" / path.name
+    others: dict[str, list[CoarseMof]] = {}
+    extra = path.parent.parent / "alternatives" / path.name
     for coarse in _coarse_of(extra) if extra.exists() else ():
         others.setdefault(coarse.name, []).append(coarse)
     rows = read_table(table)
     return [MofSample(c, row, others.get(c.name, [])) for c, row in zip(_coarse_of(path), rows)]
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cfinco
-def _to_show(table, most):
+def _to_show(table: list[dict], most: int) -> list[int]:
     "Numbers of the assembled frameworks, valid ones first."
     there = [i for i, row in enumerate(table) if row["assembled"]]
     return sorted(there, key=lambda i: (not table[i]["valid"], i))[:most]
@@ -178,7 +189,7 @@ def write_sheet(out: RunFolder, coarse: list[CoarseMof], crystals: list[Crystal]
 
 def advice(table: list[dict], weights: str = "", nets: NetOptions = NetOptions(), draws: int = 1) -> str:
     """What to try where no framework of a run has all its bonds, with the commonest reasons; nothing where
-    one has. weights: their name, or file; nets, draws: what was asked for."""
+    one has. weights: their name, or file; nets, draws: options of the run."""
     if not table or any(row["assembled"] for row in table):
         return ""
     reasons = Counter(str(row.get("reason") or "no reason given") for row in table).most_common(3)
@@ -203,7 +214,8 @@ def finish_run(
     write_table(out.path("funnel.csv"), funnel(table))
     write_json(out.path("summary.json"), evaluation.summary)
     order = _to_show(table, pictures)
-    crystals = [atoms_shown(table[i], results).crystal for i in order]
+    found = [atoms_shown(table[i], results) for i in order]
+    crystals = [mof.crystal for mof in found if mof is not None]
     rows = [table[i] for i in order] + [row for i, row in enumerate(table) if i not in order]
     shown = [*crystals, *[None] * (len(rows) - len(order))]
     advised = advice(table, record.get("weights", {}).get("name", ""))
@@ -215,8 +227,8 @@ def finish_run(
     write_json(out.path("run.json"), record)
 
 
-def atoms_shown(row: dict, results: Results) -> Mof:
-    "The atoms that a row of the table is about."
+def atoms_shown(row: dict, results: Results) -> Mof | None:
+    "The atoms that a row of the table is about; None where there are none."
     return results.load("relaxed" if row["stage"] == "relaxed" else "assembled", row["name"]).mof
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24crunco
@@ -232,39 +244,47 @@ class MofRunOptions:
     weights: str = option("", "What the request says of the weights: a hash.")
     inputs: dict = option({}, "Files that the folder must not touch, by flag, see `check_out`.")
     known_weights: dict = option({}, "What is known of the weights, see `describe_weights`.")
+    known: list | None = option(None, "Identities for novelty; None: those of the training set.")
+    command: str = option("", "The command, for the record.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_limits(self)
 
-
-def request_of(model, n: int, seed: int, options: PipelineOptions, run: MofRunOptions) -> dict:
-    "What a run is asked for, as it is stored: a run may only go on with the same."
-    asked = {f.name: getattr(options.sampling, f.name) for f in fields(MofSamplingOptions)}
-    nets = asked.pop("nets")
-    asked = {k: v for k, v in asked.items() if k not in ("batch_size", "progress")}
+# %% ../../nbs/5_scale/05_mof_runs.ipynb #c5req002
+def request_of(model: "MofDiff", n: int, seed: int, options: PipelineOptions, run: MofRunOptions) -> dict:
+    "The request of a run, as it is stored: a run may only go on with the same."
+    sampling = {f.name: getattr(options.sampling, f.name) for f in fields(MofSamplingOptions)}
+    nets = sampling.pop("nets")
+    sampling = {k: v for k, v in sampling.items() if k not in ("batch_size", "progress")}
     request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk, seed=seed)
     request |= dict(starts=options.assembly.starts, generations=options.assembly.generations)
-    request |= dict(num_blocks=options.num_blocks, target=options.target, **asked)
+    request |= dict(num_blocks=options.num_blocks, target=options.target, **sampling)
     if getattr(model, "nets", None) is not None and nets.net_share > 0:
         request["nets"] = asdict(nets)
     return request
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cmakco
 def sample_chunks(
-    model, request: dict, results: FolderResults, options: PipelineOptions
+    model: "MofDiff",
+    request: dict,
+    results: FolderResults,
+    options: PipelineOptions,
+    parts: list[tuple[int, int, int]] | None = None,
 ) -> Iterator[list[MofSample]]:
-    "The samples of a run, chunk by chunk; finished chunks are read, the others sampled and kept."
+    """The samples of a run, chunk by chunk; finished chunks are read, the others sampled and kept.
+
+    parts: only these chunks, as `chunks` lists them (lesson 5.17b)."""
     sampling = replace(options.sampling, batch_size=request["chunk"])
-    for i, first, n in chunks(request["n"], request["chunk"]):
+    for i, first, n in chunks(request["n"], request["chunk"]) if parts is None else parts:
         found = results.samples(i)
         if found is None:
             seed, how = chunk_seed(request["seed"], i), replace(options, sampling=sampling)
-            found = numbered(sample_best(model, n, seed, how), first)
+            made = numbered(sample_best(model, n, seed, how), first)
             if sampling.draws > 1:
-                found = [replace(s, row=s.row | dict(draws=sampling.draws)) for s in found]
-            results.save_samples(found, i)
+                made = [replace(s, row=s.row | dict(draws=sampling.draws)) for s in made]
+            results.save_samples(made, i)
             found = results.samples(i)  # a run that is continued and one that is not see the same numbers
-        yield found
+        yield found or []
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cmakcb
 def cut_off_stages(results: Results, names: list[str]) -> list[str]:
@@ -273,30 +293,26 @@ def cut_off_stages(results: Results, names: list[str]) -> list[str]:
     limits = dict(assembled="--assemble-limit", relaxed="--relax-limit", evaluated="its time limit")
     for stage, flag in limits.items():
         rows = [results.load(stage, name).row for name in names]
-        over = lambda row: (
+        late = sum(
             row.get("stopped") == "time limit" or "took longer than" in json.dumps(row, default=_plain)
+            for row in rows
         )
-        late = sum(over(row) for row in rows)
         if late:
             found.append(f"{late} of {len(names)} were not {stage} to the end ({flag})")
     return found
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cmakcc
 def make_mofs(
-    model,
+    model: "MofDiff",
     n: int,
     out: str | Path,
     seed: int = 0,
     options: PipelineOptions = PipelineOptions(),
     run: MofRunOptions = MofRunOptions(),
-    known: list[str] | None = None,
-    command: str = "",
 ) -> MofEvaluation:
     """Sample, assemble, relax and evaluate n frameworks into the folder `out`.
 
-    A stopped run goes on with `run.resume`, and one that was not relaxed can be relaxed so. known:
-    identities for novelty; default: those of the training set that came with the weights. command: for
-    the record."""
+    A stopped run goes on with `run.resume`, and one that was not relaxed can be relaxed so."""
     start = time.monotonic()
     if n < 1:
         raise MatgenError(f"n must be at least 1 framework, got {n}")
@@ -306,47 +322,50 @@ def make_mofs(
         samples = [s for part in sample_chunks(model, request, results, options) for s in part]
         run_stages(samples, results, seed, options, run.n_jobs, assembly_device(model))
         rows = [s.row for s in samples]
-        evaluation = evaluate_results(rows, results, options.relax, *known_of(model, known))
+        evaluation = evaluate_results(rows, results, options.relax, *known_of(model, run.known))
         seconds = time.monotonic() - start
         late = cut_off_stages(results, [r["name"] for r in rows])
-        told: dict = dict(request=request, relax=options.relax, cut_off=late)
-        told |= {"weights": run.known_weights} if run.known_weights else {}
-        record = run_record(command, seed, seconds, **told)
+        record = run_record(run.command, seed, seconds, **run_facts(request, options.relax, late, run))
         finish_run(results, samples, evaluation, record)
         return evaluation
 
+
+def run_facts(request: dict, relaxed: bool, late: list[str], run: MofRunOptions) -> dict:
+    "What the record of a run holds besides versions and seconds."
+    facts = dict(request=request, relax=relaxed, cut_off=late)
+    return facts | ({"weights": run.known_weights} if run.known_weights else {})
+
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cdesco
-def design_request(model, goal: Goal, n: int, seed: int, options: DesignOptions, run: MofRunOptions) -> dict:
-    "What a design is asked for, as it is stored."
+def design_request(
+    model: "MofDiff", goal: Goal, n: int, seed: int, options: DesignOptions, run: MofRunOptions
+) -> dict:
+    "The request of a design, as it is stored."
     goal, pipeline = goal.checked(model), options.pipeline
-    asked = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
-    asked |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
-    asked |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.sampling.draws)
-    asked |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
-    return dict(model="mofdiff", weights=run.weights, n=n, seed=seed, **asked)
+    wanted: dict[str, Any] = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
+    wanted |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
+    wanted |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.sampling.draws)
+    wanted |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
+    return dict(model="mofdiff", weights=run.weights, n=n, seed=seed, **wanted)
 
-
+# %% ../../nbs/5_scale/05_mof_runs.ipynb #c5des002
 def design_run(
-    model,
+    model: "MofDiff",
     goal: Goal,
     n: int,
     out: str | Path,
     seed: int = 0,
     options: DesignOptions = DesignOptions(),
     run: MofRunOptions = MofRunOptions(),
-    command: str = "",
 ) -> Design:
-    "A `design` in the folder `out`; a stopped one goes on with `run.resume`. command: for the record."
+    "A `design` in the folder `out`; a stopped one goes on with `run.resume`."
     start, request = time.monotonic(), design_request(model, goal, n, seed, options, run)
     with open_run(out, request, run.resume, run.overwrite, run.inputs) as folder:
         store = lambda strategy: FolderResults(folder, f"{strategy}/", request)
         made = design(model, goal, n, seed, options, run.n_jobs, store)
-        told: dict = dict(tolerance=made.goal.tolerance)
-        told["summary"] = {
-            f"{k}, {strategy}": e for strategy, s in made.summary.items() for k, e in s.items()
-        }
-        told |= {"weights": run.known_weights} if run.known_weights else {}
-        record = run_record(command, seed, time.monotonic() - start, **told)
+        summary = {f"{k}, {strategy}": e for strategy, s in made.summary.items() for k, e in s.items()}
+        facts: dict[str, Any] = dict(tolerance=made.goal.tolerance, summary=summary)
+        facts |= {"weights": run.known_weights} if run.known_weights else {}
+        record = run_record(run.command, seed, time.monotonic() - start, **facts)
         title = f"Design: {goal.property} = {goal.target:g}"
         write_results(folder, made.crystals, made.rows, title, record)
         write_json(folder.path("summary.json"), made.summary)
@@ -391,7 +410,7 @@ class Demo:
     cut_off: tuple = ()
 
 
-def _demo_text(rows, row):
+def _demo_text(rows: list[dict], row: dict) -> str:
     good = sum(r.get("bond_success") == 1 for r in rows)
     if good:
         return f"{good} of {len(rows)} sampled frameworks form all their bonds"
@@ -399,7 +418,7 @@ def _demo_text(rows, row):
     return f"none of {len(rows)} sampled frameworks forms all its bonds; this one forms {share} of them"
 
 
-def _write_demo(folder, rows, shown, text):
+def _write_demo(folder: RunFolder, rows: list[dict], shown: Any, text: str) -> None:
     "The files of the demo."
     names = ("mof.cif", "table.csv", "framework.png", "beads_and_atoms.png")
     cif, table, cell, pair = folder.claim(*names)
@@ -420,7 +439,7 @@ def _write_demo(folder, rows, shown, text):
 
 # %% ../../nbs/5_scale/05_mof_runs.ipynb #24cdemc2
 def demo_mof(
-    model,
+    model: "MofDiff",
     out: str | Path,
     n: int = 8,
     seed: int = 0,
@@ -430,10 +449,11 @@ def demo_mof(
 ) -> Demo:
     """mof.cif, framework.png, beads_and_atoms.png and table.csv (all samples) in `out`. rounds: of sampling,
     at most; it ends with the first valid framework."""
-    results, seeds, found = Results(), [chunk_seed(seed, i) for i in range(rounds)], []
+    results, seeds = Results(), [chunk_seed(seed, i) for i in range(rounds)]
+    found: list = []
     options = replace(options, relax_limit=20.0)
 
-    def enough(samples):
+    def enough(samples: list[MofSample]) -> bool:
         if all(results.load("assembled", s.coarse.name).mof is None for s in samples):
             return False
         found[:] = [best_framework(samples, results, tries=n, options=options)]
@@ -442,8 +462,8 @@ def demo_mof(
     samples = sample_until_formed(model, n, seeds, results, options, n_jobs, enough)
     shown = found[0] if found else best_framework(samples, results, options=options)
     known = ("name", "matched", "reason")
-    told = [{k: v for k, v in s.row.items() if k in known} for s in samples]
-    rows = [row | results.load("assembled", row["name"]).row for row in told]
+    facts = [{k: v for k, v in s.row.items() if k in known} for s in samples]
+    rows = [row | results.load("assembled", row["name"]).row for row in facts]
     text, names = _demo_text(rows, shown.verdict.row), [r["name"] for r in rows]
     row = shown.verdict.row | dict(sampled=len(rows), formed=len(formed(names, results)))
     _write_demo(as_folder(out), rows, shown, text)

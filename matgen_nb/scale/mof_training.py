@@ -77,7 +77,8 @@ def fit_mofdiff(
     `init_from`, which the encoder must belong to. Returns (averaged model, history)."""
     import torch
     from matgen_nb.mofdiff.evaluation import known_identities
-    from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, fine_tuned, statistics
+    from matgen_nb.mofdiff.loss import MofDiff
+    from matgen_nb.mofdiff.model import MofDiffConfig, fine_tuned, statistics
     from matgen_nb.mofdiff.net_fitting import net_table
 
     data = data.with_embeddings(encoder.encode(data.library).cpu())

@@ -255,7 +255,7 @@ def check_inputs(kind: str, data: str | Path | None, val: str | Path | None) -> 
     """MatgenError where --data or --val cannot be had, before anything is overwritten: a prepared file is
     read, another source must be there."""
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.symmcd.dataset import PUBLIC
+    from matgen_nb.symmcd.preparing import PUBLIC
 
     known = ("embedded", "bw-db", "core-mof") if kind == "mofs" else ("embedded", *PUBLIC)
     for flag, path in (("--data", data), ("--val", val)):

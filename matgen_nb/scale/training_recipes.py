@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/5_scale/13c_training_recipes.ipynb #ae290010
 def prepared_crystals(source: str | Path, path: Path, split: str = "train", n_jobs: int = 1) -> "CrystalData":
     "CrystalData of a prepared file, or of a source that is prepared now and kept at `path`."
-    from matgen_nb.symmcd.dataset import prepare
+    from matgen_nb.symmcd.preparing import prepare
 
     if Path(source).suffix == ".safetensors":
         return load_data(source)
@@ -47,7 +47,7 @@ def prepared_crystals(source: str | Path, path: Path, split: str = "train", n_jo
 def crystals_of(job: Job) -> "tuple[CrystalData, CrystalData]":
     "The CrystalData to train on, and held-out ones: --val, the validation part of a public set, or a tenth."
     import torch
-    from matgen_nb.symmcd.dataset import PUBLIC
+    from matgen_nb.symmcd.preparing import PUBLIC
 
     source = job.data or "mp-20"
     data = prepared_crystals(source, job.out / "train.safetensors", n_jobs=job.n_jobs)

@@ -1,1 +1,1 @@
-"""SymmCD: new crystals with the symmetry asked for."""
+"""SymmCD: new crystals with a given symmetry."""

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,19 +18,20 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+import matgen_nb
+
 # %% ../../nbs/3_symmcd/02_composition.ipynb #c09b0006
 @functools.lru_cache(None)
-def element_data():
-    "Tables by atomic number (row 0 unused): magpie (95, 22), oxidation (95, 12) padded with 99, electronegativity, metal; scaler_mean, scaler_std (132,)."
-    folder = (
-        Path(__file__).parent.parent / "data" if "__file__" in globals() else Path("../../matgen_nb/data")
-    )
-    with np.load(folder / "evaluation.npz") as data:
+def element_data() -> SimpleNamespace:
+    """Tables by atomic number (row 0 unused): magpie (95, 22), oxidation (95, 12) padded with 99,
+    electronegativity, metal; scaler_mean, scaler_std (132,)."""
+    with np.load(Path(matgen_nb.__file__).parent / "data" / "evaluation.npz") as data:
         return SimpleNamespace(**{k: data[k] for k in data.files})
 
 # %% ../../nbs/3_symmcd/02_composition.ipynb #7cdb9d1f
 def _pauling(states, chi):
-    "smact 2.2.1's pairwise test inside CDVAE: a missing electronegativity accepts when it is compared, else it rejects."
+    """smact 2.2.1's pairwise test inside CDVAE: a missing electronegativity accepts when it is compared,
+    else it rejects."""
     for (q1, x1), (q2, x2) in itertools.combinations(list(zip(states, chi)), 2):
         missing = math.isnan(x1) or math.isnan(x2)
         if q1 * q2 < 0:
@@ -42,8 +44,9 @@ def _pauling(states, chi):
     return True
 
 # %% ../../nbs/3_symmcd/02_composition.ipynb #fd09ebdf
-def neutral_states(states, counts):
-    "Every choice of one state per element with zero total charge; branches that cannot cancel are left at once."
+def neutral_states(states: Sequence[Sequence[int]], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Every choice of one state per element with zero total charge; branches that cannot cancel are left
+    at once."""
     low = [sum(n * min(s) for n, s in zip(counts[i:], states[i:])) for i in range(len(states) + 1)]
     high = [sum(n * max(s) for n, s in zip(counts[i:], states[i:])) for i in range(len(states) + 1)]
 
@@ -75,9 +78,8 @@ def _smact4(count):
     from pymatgen.core import Composition, Element
     from smact.screening import smact_validity
 
-    return bool(
-        smact_validity(Composition.from_dict({Element.from_Z(z).symbol: n for z, n in count.items()}))
-    )
+    symbols = {Element.from_Z(z).symbol: n for z, n in count.items()}
+    return bool(smact_validity(Composition.from_dict(symbols)))
 
 
 def _whole_amounts(amounts):
@@ -87,16 +89,17 @@ def _whole_amounts(amounts):
     return {z: int(p * scale) or 1 for z, p in parts.items()}
 
 
-def composition_validity(composition, rule="cdvae"):
+def composition_validity(composition: str | Iterable[int], rule: str = "cdvae") -> bool:
     """Whether a composition, a formula (fractions allowed) or atomic numbers (n,), is chemically plausible.
 
-    rule 'cdvae': charge neutral and Pauling test, metals and pure elements pass (smact 2.2.1 tables). rule 'smact4': smact 4's smact_validity as it stands."""
+    rule 'cdvae': charge neutral and Pauling test, metals and pure elements pass (smact 2.2.1 tables). rule
+    'smact4': smact 4's smact_validity as it stands."""
     if isinstance(composition, str):
         from pymatgen.core import Composition
 
         count = _whole_amounts({e.Z: n for e, n in Composition(composition).items()})
     else:
-        count = Counter(int(z) for z in composition)
+        count = dict(Counter(int(z) for z in composition))
     elements = tuple(sorted(count))
     divisor = math.gcd(*count.values())
     if not elements or elements[-1] > 94:
@@ -109,9 +112,12 @@ def composition_validity(composition, rule="cdvae"):
 
 # %% ../../nbs/3_symmcd/02_composition.ipynb #c09b0011
 @functools.lru_cache(None)
-def charge_tables(device="cpu"):
-    """For elements 0-based, row 94 is none: gives (95, s) and takes (95, s), their states >= 0 and -(states <= 0) padded with -1; chi (95,) electronegativity;
-    order (94,) from electropositive to electronegative; metal and stateless (95,) bool. Pm and Rn, which smact lacks, have Allred's 1.13 and pymatgen's 2.2."""
+def charge_tables(device: str = "cpu") -> SimpleNamespace:
+    """Tables for elements 0-based, row 94 is none.
+
+    gives (95, s) and takes (95, s): their states >= 0 and -(states <= 0), padded with -1; chi (95,)
+    electronegativity; order (94,) from electropositive to electronegative; metal and stateless (95,) bool.
+    Pm and Rn, which smact lacks, have Allred's 1.13 and pymatgen's 2.2."""
     table = element_data()
 
     def states(sign):
@@ -133,8 +139,9 @@ def charge_tables(device="cpu"):
     )
 
 # %% ../../nbs/3_symmcd/02_composition.ipynb #c09b0012
-def reach(possible, atoms, states):
-    "Sums that can be had when `atoms` (B,) of one more element join, each with one of the same `states` (B, s), none where -1. possible (B, C) bool: the sums 0..C-1 before."
+def reach(possible: torch.Tensor, atoms: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Sums that are possible when `atoms` (B,) of one more element join, each with one of the same `states`
+    (B, s), none where -1. possible (B, C) bool: the sums 0..C-1 before."""
     out, sums = torch.zeros_like(possible), torch.arange(possible.shape[1], device=possible.device)
     for q in states.T:
         before = sums - (atoms * q.clamp(min=0))[:, None]
@@ -143,7 +150,8 @@ def reach(possible, atoms, states):
 
 # %% ../../nbs/3_symmcd/02_composition.ipynb #c09b0015
 def _present(counts, order):
-    "The elements of each composition (B, E) in the order given, none (94) at the end, and their atoms (B, E) without common factors."
+    """The elements of each composition (B, E) in the order given, none (94) at the end, and their atoms
+    (B, E) without common factors."""
     most = max(int((counts > 0).sum(1).max()), 1)
     at = (counts[:, order] == 0).int().argsort(dim=1, stable=True)[:, :most]
     z = order[at]
@@ -151,8 +159,10 @@ def _present(counts, order):
     return torch.where(atoms > 0, z, 94), atoms // functools.reduce(torch.gcd, atoms.T)[:, None]
 
 
-def charges_balance(counts, most=256):
-    """The rule 'cdvae' of `composition_validity` for counts (B, 94) int64, at least one atom each: (B,) bool, on their device. most: charges above it are not looked at.
+def charges_balance(counts: torch.Tensor, most: int = 256) -> torch.Tensor:
+    """The rule 'cdvae' of `composition_validity` for counts (B, 94) int64, at least one atom each: (B,)
+    bool, on their device. most: charges above it are left out.
+
     Differs from it on Pm and Rn alone, for which the original compares nothing."""
     if not len(counts):
         return torch.zeros(0, dtype=torch.bool, device=counts.device)

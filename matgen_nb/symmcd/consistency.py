@@ -55,7 +55,7 @@ def denoising_loss(
 
 
 def _loss_of(model, units, generator, draws):
-    "The same for one call of the network at each level and draw."
+    "The same for one call of the network at each level and noise."
     n = len(units)
     batch = from_units(units).select(torch.arange(n)).to(model.device)
     total = torch.zeros(n, device=model.device)

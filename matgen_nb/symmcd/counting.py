@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'MOST_ORBITS', 'MOST_ATOMS', 'MOST_TRIED', 'parse_formula', 'parse_system', 'site_classes', 'possible_atoms',
-           'free_tables', 'element_ways', 'count_ways', 'evidence', 'draw_sites', 'forced_group', 'arrangements',
+           'free_tables', 'element_ways', 'count_ways', 'evidence', 'sample_sites', 'forced_group', 'arrangements',
            'Exactness', 'try_arrangements']
 
 # %% ../../nbs/3_symmcd/07_counting.ipynb #cnt00003
@@ -16,8 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .templates import draw_index
-from ..symmetry.asymmetric_unit import FoundGroup
+from .templates import sample_index
+from ..symmetry.symmetry_search import FoundGroup
 from ..symmetry.crystal import CrystalError, atomic_number
 from ..symmetry.normalizers import generic_unit
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -144,7 +144,7 @@ def count_ways(number: int, counts: tuple[int, ...], shares: tuple[float, ...]) 
 def evidence(
     number: int, counts: tuple[int, ...], shares: tuple[float, ...], orbits: np.ndarray
 ) -> tuple[list, np.ndarray]:
-    """Probability that independent draws give these atoms: M from `orbits` (MOST_ORBITS + 1,), for each
+    """Probability that independent samples give these atoms: M from `orbits` (MOST_ORBITS + 1,), for each
     orbit a class by `shares` and one of the elements evenly. Returns it split by what is used of the
     fixed classes and by M: (list of uses, array (uses, MOST_ORBITS + 1))."""
     last = count_ways(number, counts, shares)[-1]
@@ -154,15 +154,16 @@ def evidence(
     )
 
 # %% ../../nbs/3_symmcd/07_counting.ipynb #fe7409b8
-def _draw_classes(number, shares, n, size, used, k, rng):
-    "Classes of one element: n atoms of k orbits, `used` of the fixed classes given."
+def _sample_classes(number, shares, size, used, left, rng):
+    "Classes of one element; left: its atoms and orbits; used: how many of each fixed class are given."
     classes = [c for u, (c, _, _) in zip(used, _fixed(number)) for _ in range(u)]
+    n, k = left
     n, k = n - sum(u * m for u, (_, m, _) in zip(used, _fixed(number))), k - len(classes)
     tables = free_tables(number, shares, size)
     for (c, m, _), before in zip(
         [row for row in site_classes(number) if row[2] >= SHARED][::-1], tables[-2::-1]
     ):
-        j = draw_index(
+        j = sample_index(
             [
                 shares[c] ** j / math.factorial(j) * before[n - j * m, k - j]
                 for j in range(min(n // m, k) + 1)
@@ -173,28 +174,28 @@ def _draw_classes(number, shares, n, size, used, k, rng):
     return tuple(classes)
 
 
-def draw_sites(
+def sample_sites(
     number: int,
     counts: tuple[int, ...],
     shares: tuple[float, ...],
     orbits: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[tuple[int, ...], ...] | None:
-    """A filling drawn in proportion to its weight, see `evidence`: one tuple of classes per element, or
+    """A filling sampled in proportion to its weight, see `evidence`: one tuple of classes per element, or
     None where there is none."""
     layers, size = count_ways(number, counts, shares), 64 * math.ceil(max(counts) / 64)
     uses, weights = evidence(number, counts, shares, orbits)
     if not weights.sum() > 0:
         return None
-    at = divmod(draw_index(weights.ravel(), rng), MOST_ORBITS + 1)
+    at = divmod(sample_index(weights.ravel(), rng), MOST_ORBITS + 1)
     used, k, plan = uses[at[0]], at[1], []
     for n, layer in zip(counts[::-1], layers[-2::-1]):
         ways = element_ways(number, shares, n, size)
         steps = [(u, before) for u in ways if (before := tuple(x - y for x, y in zip(used, u))) in layer]
         i, j = divmod(
-            draw_index(np.concatenate([ways[u][: k + 1] * layer[b][k::-1] for u, b in steps]), rng), k + 1
+            sample_index(np.concatenate([ways[u][: k + 1] * layer[b][k::-1] for u, b in steps]), rng), k + 1
         )
-        plan.append(_draw_classes(number, shares, n, size, steps[i][0], j, rng))
+        plan.append(_sample_classes(number, shares, size, steps[i][0], (n, j), rng))
         used, k = steps[i][1], k - j
     return tuple(plan[::-1])
 

@@ -9,6 +9,7 @@ __all__ = ['ANIONS', 'OXIDES_HALIDES', 'FREE_BINS', 'Contacts', 'contacts', 'exc
 import math
 from dataclasses import dataclass
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ class EnergyOptions:
     exchanges: bool = option(True, "Try the exchanges of elements too (about two energies a crystal more).")
     relaxations: int = option(
         0,
-        "So many crystals, the first, are also relaxed within their space groups (1 to 3 s each with CHGNet).",
+        "So many crystals, the first, are also relaxed within their groups (1 to 3 s each with CHGNet).",
     )
     relaxed_with: str = option(
         "", "Name of the potential with which the crystals were relaxed before, if any."
@@ -341,13 +342,13 @@ def evaluate_energies(
     table = [dict(**_geometry_row(c, scale), **row) for c, row in zip(crystals, rows)]
     for crystal, row in zip(crystals, table):
         row["e_above_hull"] = None if row["energy"] is None else scale.above_hull(crystal, row["energy"])
-    if options.exchanges or options.relaxations:
-        units = [_unit_or_none(c, options.symprec) for c in crystals] if units is None else units
-    if options.exchanges:
+    if units is None and (options.exchanges or options.relaxations):
+        units = [_unit_or_none(c, options.symprec) for c in crystals]
+    if options.exchanges and units is not None:
         gains = exchange_gains(units, rows, potential, cache, "exchanges" if options.progress else None)
         for row, (gain, text) in zip(table, gains):
             row |= dict(exchange_gain=gain, exchange=text)
-    if options.relaxations:
+    if options.relaxations and units is not None:
         _add_relaxations(table, crystals, units, potential, options)
     return EnergyEvaluation(table, summarise_energies(table, potential.name, options))
 
@@ -362,9 +363,9 @@ class RelaxingModel:
     potential: Potential
     options: RelaxOptions = RelaxOptions()
 
-    def sample(self, n: int, options: SamplingOptions = SamplingOptions(), **asked) -> list[Sample]:
-        "n relaxed Samples; `asked` and the options go to the model."
-        found = self.model.sample(n, options=options, **asked)
+    def sample(self, n: int, options: SamplingOptions = SamplingOptions(), **requested) -> list[Sample]:
+        "n relaxed Samples; `requested` and the options go to the model."
+        found = self.model.sample(n, options=options, **requested)
         return relax_samples(found, self.potential, self.options, "relaxing" if options.progress else None)
 
 # %% ../../nbs/3_symmcd/19_energy.ipynb #e13b0072
@@ -395,7 +396,7 @@ class QualityLog:
             model.train(training)
             torch.set_rng_state(random)
 
-    def figures(self, model) -> dict:
+    def figures(self, model: Any) -> dict:
         """match, match_free (crystals with free coordinates), ln_volume_rms and, with a potential,
         e_above_hull and its share below 0.1."""
         found = [s.crystal for s in model.predict(self.units, n=1, seed=self.seed)]

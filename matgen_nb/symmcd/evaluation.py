@@ -27,7 +27,8 @@ from matgen_nb.symmcd.fingerprints import (
     structure_fingerprint,
     structure_validity,
 )
-from ..symmetry.asymmetric_unit import AsymmetricUnit, symmetry_dataset
+from ..symmetry.asymmetric_unit import AsymmetricUnit
+from ..symmetry.symmetry_search import symmetry_dataset
 from ..symmetry.crystal import Crystal
 from ..symmetry.normalizers import canonical_label
 from ..parallel import parallel_map, time_limit
@@ -212,7 +213,7 @@ def match_all(crystals, reference, n_jobs=-1, timeout=60, progress=True):
     for job, result in zip(jobs, found):
         if result is None:
             reason = next(reasons).reason
-            result = {i: (None, None, f"matching: {reason}") for i in job[0]}
+            result = dict.fromkeys(job[0], (None, None, f"matching: {reason}"))
         out |= result
     return [out.get(i, (None, None, "no crystal")) for i in range(len(crystals))]
 

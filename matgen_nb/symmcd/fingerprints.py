@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from .composition import element_data
-from ..symmetry.asymmetric_unit import symmetry_dataset
+from ..symmetry.symmetry_search import symmetry_dataset
 from ..symmetry.crystal import Crystal, min_distance
 
 # %% ../../nbs/3_symmcd/14_fingerprints.ipynb #f66ba98f

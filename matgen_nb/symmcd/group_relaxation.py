@@ -10,14 +10,16 @@ import itertools
 import math
 import time
 from dataclasses import dataclass, replace
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
 
 from .potential import GPA, Potential, SinglePoint, single_points
 from .reverse import Sample
-from ..symmetry.asymmetric_unit import AsymmetricUnit, free_parameters, symmetry_dataset
+from ..symmetry.asymmetric_unit import AsymmetricUnit, free_parameters
+from ..symmetry.symmetry_search import symmetry_dataset
 from ..symmetry.crystal import Crystal, element_table, min_distance
 from ..symmetry.lattice import K_BASIS, constrain_k, k_mask, k_to_lattice
 from ..symmetry.space_groups import SpaceGroup
@@ -268,9 +270,8 @@ def lbfgs_direction(gradient: np.ndarray, memory: list, stiffness: float = 20.0)
     return -q
 
 # %% ../../nbs/3_symmcd/18_group_relaxation.ipynb #e13b0093
-# yields (list of Crystal, whether forces are wanted), is sent a list of SinglePoint or text, returns its
-# result
-Work = Iterator
+# yields (list of Crystal, whether forces are needed), is sent a list of SinglePoint or text, returns a result
+Work = Generator[tuple[list[Crystal], bool], list[Any], Any]
 
 
 def _look(space: _Variables, y: np.ndarray) -> Work:

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['hull_energy', 'EnergyReference', 'energy_reference', 'Hull', 'fit_elements', 'choose_crystals', 'EnergyScale',
-           'energy_scale', 'relaxed_energy', 'stability']
+           'energy_scale', 'relaxed_energy', 'StabilityOptions', 'stability']
 
 # %% ../../nbs/3_symmcd/17_hull.ipynb #hul00004
 import functools
@@ -13,24 +13,26 @@ import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from .counting import parse_formula
-from .dataset import ENERGY_COLUMNS, CrystalData, read_columns, to_number
+from .dataset import CrystalData
+from .preparing import ENERGY_COLUMNS, read_columns, to_number
 from .potential import EnergyCache, Potential, energies
 from ..symmetry.crystal import Crystal, formula_of
 from ..parallel import parallel_map
-from ..utils import MatgenError, share
+from ..utils import MatgenError, described, option, share
 
 # %% ../../nbs/3_symmcd/17_hull.ipynb #8c5cf94d
-def hull_energy(elements, entries):
+def hull_energy(elements: Iterable[int], entries: Sequence[tuple]) -> float | None:
     """Energy per atom (eV) of the cheapest mixture of `entries`, a list of (atomic numbers, eV/atom), with
     this composition; None if none exists."""
     from scipy.optimize import linprog
 
-    kinds = sorted(set(int(z) for z in elements))
+    kinds = sorted({int(z) for z in elements})
     inside = [(z, e) for z, e in entries if set(np.asarray(z).tolist()) <= set(kinds)]
     if not inside:
         return None
@@ -56,7 +58,7 @@ class EnergyReference:
     def __len__(self):
         return len(self.compositions)
 
-    def keep(self, indices) -> "EnergyReference":
+    def keep(self, indices: Sequence[int] | np.ndarray) -> "EnergyReference":
         "Only the crystals `indices`, in that order."
         indices = [int(i) for i in indices]
         return EnergyReference(
@@ -72,8 +74,10 @@ def _composition_of_cif(text: str) -> dict:
     cannot be read."""
     found = re.search(r"_chemical_formula_sum\s+('[^']*'|\"[^\"]*\"|\S+)", text)
     try:
+        if not found:
+            raise MatgenError("no sum formula")
         return parse_formula(found[1].strip("'\""))
-    except (MatgenError, TypeError):
+    except MatgenError:
         crystal = _or_none(lambda _: Crystal.from_cif(f"{text}\n"), 0)
         return {} if crystal is None else dict(Counter(crystal.elements.tolist()))
 
@@ -96,7 +100,7 @@ def _reference_of_data(data: CrystalData) -> EnergyReference:
     return EnergyReference(compositions, formation[rows], above[rows], lambda i: units[i].to_crystal())
 
 
-def energy_reference(source) -> EnergyReference:
+def energy_reference(source: CrystalData | str | Path) -> EnergyReference:
     """Real crystals with the columns `formation_energy_per_atom` and `e_above_hull`: of a CrystalData, of a
     prepared file, or of a CSV.
 
@@ -112,7 +116,7 @@ def energy_reference(source) -> EnergyReference:
             raise missing
         reference = _reference_of_data(data)
     elif Path(source).is_file():
-        reference = _reference_of_csv(source)
+        reference = _reference_of_csv(Path(source))
     else:
         raise missing
     if not len(reference):
@@ -144,7 +148,9 @@ class Hull:
         for size in range(2, len(kinds) + 1):
             for system in itertools.combinations(kinds, size):
                 entries += list(self.points.get(frozenset(system), {}).values())
-        return hull_energy(elements, entries)
+        found = hull_energy(elements, entries)
+        assert found is not None, "the elements are among the entries"
+        return found
 
 # %% ../../nbs/3_symmcd/17_hull.ipynb #e13b0034
 def _fractions(compositions: list) -> np.ndarray:
@@ -233,7 +239,7 @@ def energy_scale(
 
     MatgenError where fewer than 20 of them can be used."""
     chosen = choose_crystals(reference, n, seed=seed)
-    crystals = [_or_none(reference.crystal, i) for i in chosen]
+    crystals: list[Any] = [_or_none(reference.crystal, i) for i in chosen]
     rows = energies(crystals, potential, forces=False, cache=cache, progress=progress)
     good = [j for j, row in enumerate(rows) if row["energy"] is not None]
     if len(good) < 20:
@@ -268,7 +274,7 @@ def _chgnet():
     return StructOptimizer(model=CHGNet.load(verbose=False, use_device="cpu"), use_device="cpu")
 
 
-def relaxed_energy(crystal, relax_steps=100, fmax=0.1):
+def relaxed_energy(crystal: Crystal, relax_steps: int = 100, fmax: float = 0.1) -> float:
     """CHGNet energy (eV/atom) after at most `relax_steps` steps of cell and atoms. Raises MatgenError when
     chgnet is missing."""
     with warnings.catch_warnings():
@@ -277,46 +283,74 @@ def relaxed_energy(crystal, relax_steps=100, fmax=0.1):
     return float(found["trajectory"].energies[-1]) / len(crystal)
 
 # %% ../../nbs/3_symmcd/17_hull.ipynb #12536191
-def stability(crystals, hull=None, threshold=0.1, relax_steps=100, n_jobs=1, timeout=600, progress=True):
-    """CHGNet stability. hull: list of Crystal (relaxed in the same way, where a chemical system needs them) or of (atomic numbers, eV/atom) from CHGNet.
+@described
+@dataclass(frozen=True)
+class StabilityOptions:
+    "How crystals are relaxed with CHGNet, and which count as stable."
 
-    Returns (table, summary): energy, e_above_hull (eV/atom), stable (<= threshold), competitors (hull entries in its chemical system), None where not judged. Raises MatgenError when chgnet is missing."""
+    threshold: float = option(0.1, "largest energy above hull of a stable crystal", unit="eV/atom")
+    relax_steps: int = option(100, "most steps of a relaxation")
+    n_jobs: int = option(1, "processes")
+    timeout: float = option(600, "time for one crystal", unit="s")
+    progress: bool = option(True, "show progress")
+
+
+def stability(
+    crystals: Sequence[Crystal],
+    hull: Sequence[Any] | None = None,
+    options: StabilityOptions = StabilityOptions(),
+) -> tuple[list[dict], dict]:
+    """CHGNet stability. hull: list of Crystal (relaxed in the same way, where a chemical system needs them)
+    or of (atomic numbers, eV/atom) from CHGNet.
+
+    Returns (table, summary): energy, e_above_hull (eV/atom), stable (<= threshold), competitors (hull
+    entries in its chemical system), None where there is no hull. MatgenError when chgnet is missing."""
     _chgnet()
-    energy = functools.partial(relaxed_energy, relax_steps=relax_steps)
-    wanted = [set(c.elements.tolist()) for c in crystals]
-    hull = [
-        h
-        for h in hull or []
-        if any(
-            set(np.asarray(getattr(h, "elements", h[0] if isinstance(h, tuple) else None)).tolist()) <= w
-            for w in wanted
-        )
-    ]
-    solid = [h for h in hull if isinstance(h, Crystal)]
+    systems = [set(c.elements.tolist()) for c in crystals]
+    needed = [h for h in hull or [] if any(_elements_of(h) <= system for system in systems)]
+    solid = [h for h in needed if isinstance(h, Crystal)]
     values, failures = parallel_map(
-        energy,
-        list(crystals) + solid,
-        n_jobs=n_jobs,
-        timeout=timeout,
-        progress="relaxing" if progress else None,
+        functools.partial(relaxed_energy, relax_steps=options.relax_steps),
+        [*crystals, *solid],
+        n_jobs=options.n_jobs,
+        timeout=options.timeout,
+        progress="relaxing" if options.progress else None,
     )
-    entries = [h for h in hull if not isinstance(h, Crystal)] + [
-        (h.elements, e) for h, e in zip(solid, values[len(crystals) :]) if e is not None
+    entries = [h for h in needed if not isinstance(h, Crystal)]
+    entries += [(h.elements, e) for h, e in zip(solid, values[len(crystals) :]) if e is not None]
+    why = {f.name: f.reason for f in failures}
+    table = [
+        _stability_row(c, e, entries, options.threshold) | dict(failure=why.get(str(i), ""))
+        for i, (c, e) in enumerate(zip(crystals, values))
     ]
-    why, table = {f.name: f.reason for f in failures}, []
-    for i, (c, e) in enumerate(zip(crystals, values)):
-        base = hull_energy(c.elements, entries) if e is not None else None
-        above = None if base is None else e - base
-        table.append(
-            dict(
-                formula=c.formula,
-                energy=e,
-                e_above_hull=above,
-                stable=None if above is None else above <= threshold,
-                competitors=sum(set(np.asarray(z).tolist()) <= set(c.elements.tolist()) for z, _ in entries),
-                failure=why.get(str(i), ""),
-            )
-        )
-    judged = [r["stable"] for r in table if r["stable"] is not None]
-    text = f"CHGNet, at most {relax_steps} steps, e_above_hull <= {threshold} eV/atom; hull: CHGNet energies of the given reference; denominator: judged crystals ({len(table) - len(judged)} of {len(table)} not judged)"
-    return table, {"stable": share(judged, text)}
+    return table, {"stable": _stable_share(table, options)}
+
+# %% ../../nbs/3_symmcd/17_hull.ipynb #stb00001
+def _elements_of(entry):
+    "The elements of an entry of the hull, a Crystal or (atomic numbers, eV/atom)."
+    numbers = entry.elements if isinstance(entry, Crystal) else entry[0]
+    return set(np.asarray(numbers).tolist())
+
+
+def _stability_row(crystal, energy, entries, threshold):
+    "One row of the table of `stability`."
+    base = None if energy is None else hull_energy(crystal.elements, entries)
+    above = None if base is None else energy - base
+    return dict(
+        formula=crystal.formula,
+        energy=energy,
+        e_above_hull=above,
+        stable=None if above is None else above <= threshold,
+        competitors=sum(_elements_of(entry) <= set(crystal.elements.tolist()) for entry in entries),
+    )
+
+
+def _stable_share(table, options):
+    "Share of stable crystals among those that have a hull, and what it means."
+    known = [row["stable"] for row in table if row["stable"] is not None]
+    text = (
+        f"CHGNet, at most {options.relax_steps} steps, e_above_hull <= {options.threshold} eV/atom; "
+        f"hull: CHGNet energies of the given reference; denominator: evaluated crystals "
+        f"({len(table) - len(known)} of {len(table)} not evaluated)"
+    )
+    return share(known, text)

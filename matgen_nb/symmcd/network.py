@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['CLOCKS', 'CONTENTS', 'PARTS', 'NetworkConfig', 'Pairs', 'pairs_of', 'atom_images', 'image_vectors', 'image_features',
-           'class_features', 'class_kinds', 'Noisy', 'OrbitNetwork', 'multiplicity', 'contents', 'without_geometry',
-           'votes', 'forward']
+           'class_features', 'class_kinds', 'Noisy', 'OrbitNetwork', 'without_geometry']
 
 # %% ../../nbs/3_symmcd/04_network.ipynb #489a9eaa
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..diffusion.layers import MessageLayer, all_pairs, fourier, radial, time_features
 from ..symmetry.space_groups import group_vectors, wyckoff_tables
+from ..utils import patch
 
 # %% ../../nbs/3_symmcd/04_network.ipynb #54213d1c
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class NetworkConfig:
     site_symmetry: "class" (one categorical over the classes of the group) or "independent" (the paper's
     15 x 13). dropout: see `MessageLayer`. copy: orbits vote for their elements, see
     `OrbitNetwork.votes`. staged: sites, elements and geometry have noise times of their own (lesson
-    3.6): the network is told all three, sees what the contents of the cell add up to, and sees no
+    3.6): the network has all three as inputs, sees what the contents of the cell add up to, and sees no
     geometry at all where nothing is known of it."""
 
     width: int = 256
@@ -70,7 +72,7 @@ class Pairs:
     def __len__(self):
         return len(self.i)
 
-
+# %% ../../nbs/3_symmcd/04_network.ipynb #prs00001
 def pairs_of(
     num_orbits: torch.Tensor,
     space_group: torch.Tensor,
@@ -91,9 +93,9 @@ def pairs_of(
     source, within = _spread(size)
     operation = tables.operation_offset[space_group[crystal]][source] + within
     counts = size[j]
-    pair, place = _spread(counts)
+    pair, within_pair = _spread(counts)
     first = torch.cumsum(counts, 0) - counts
-    atom = (torch.cumsum(size, 0) - size)[j][pair] + place
+    atom = (torch.cumsum(size, 0) - size)[j][pair] + within_pair
     return Pairs(
         i,
         j,
@@ -108,9 +110,9 @@ def pairs_of(
         _shares(counts, len(pair), chunk),
     )
 
-
+# %% ../../nbs/3_symmcd/04_network.ipynb #spr00001
 def _spread(sizes):
-    """Owner (n,), 0..C-1, of rows of which the owners have sizes (C,), and the place (n,) of each row
+    """Owner (n,), 0..C-1, of rows of which the owners have sizes (C,), and the index (n,) of each row
     among its owner's."""
     owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
     return owner, torch.arange(len(owner), device=owner.device) - (torch.cumsum(sizes, 0) - sizes)[owner]
@@ -155,7 +157,7 @@ def image_vectors(
     cell = lattice.index_select(0, pairs.crystal[pairs.pair[start:end]])
     return delta, (delta[:, None] @ cell).norm(dim=-1)[:, 0]
 
-
+# %% ../../nbs/3_symmcd/04_network.ipynb #img00001
 def image_features(
     x: torch.Tensor, lattice: torch.Tensor, pairs: Pairs, size: int, vectors: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -183,7 +185,7 @@ def image_features(
     return total[:, 0], total[:, 1:].mT.contiguous() if vectors else None
 
 # %% ../../nbs/3_symmcd/04_network.ipynb #3ea3af92
-def class_features(device="cpu"):
+def class_features(device: str | torch.device = "cpu") -> torch.Tensor:
     """Description of every site-symmetry class of every group: one-hot 15 x 13 (195), log multiplicity
     (1), one-hot of the free coordinates (4): (231, 15, 200) float32, zero where a group has no such
     class."""
@@ -194,7 +196,7 @@ def class_features(device="cpu"):
     return features * (tables.class_one_hot >= 0)[..., None]
 
 
-def class_kinds(device="cpu"):
+def class_kinds(device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     "The distinct rows of `class_features`, kinds (K, 200), and which of them each class has, kind (231, 15)."
     kinds, kind = class_features(device).flatten(0, 1).unique(dim=0, return_inverse=True)
     return kinds, kind.reshape(231, -1)
@@ -222,9 +224,9 @@ class Noisy:
     site: torch.Tensor
     batch: torch.Tensor
     sigma: torch.Tensor
-    t_elements: torch.Tensor = None
-    t_site: torch.Tensor = None
-    content: torch.Tensor = None
+    t_elements: torch.Tensor | None = None
+    t_site: torch.Tensor | None = None
+    content: torch.Tensor | None = None
     pairs: Pairs | None = None
 
 # %% ../../nbs/3_symmcd/04_network.ipynb #c9a60480
@@ -239,7 +241,13 @@ class OrbitNetwork(nn.Module):
     the classes of the group (those the group lacks are masked later), or (M, 15, 13) when the axes are
     independent."""
 
-    def __init__(self, config=NetworkConfig()):
+    kinds: torch.Tensor
+    kind: torch.Tensor
+    groups: torch.Tensor
+    to_vector: Any  # None where the configuration has no images
+    to_copy: Any  # None where orbits do not vote
+
+    def __init__(self, config: NetworkConfig = NetworkConfig()):
         super().__init__()
         c, w = config, config.width
         self.config = config
@@ -263,7 +271,8 @@ class OrbitNetwork(nn.Module):
         self.to_copy = nn.Linear(w, 1, bias=False) if c.copy else None
 
 # %% ../../nbs/3_symmcd/04_network.ipynb #9fb89eb7
-def _embed(self, n):
+@patch
+def _embed(self: OrbitNetwork, n):
     "Node states (M, width): what each orbit is, and what its crystal is."
     if self.independent:
         site = nn.functional.one_hot(n.site, 13).flatten(1).float()
@@ -281,7 +290,8 @@ def _embed(self, n):
     return self.element(n.elements) + self.site(site) + self.crystal(torch.cat(known, 1))[n.batch]
 
 
-def _edges(self, n, pairs, vectors=True):
+@patch
+def _edges(self: OrbitNetwork, n, pairs, vectors=True):
     "Edge features (E, F), and the image vectors (E, images, 3) or None where they are not wanted."
     parts, towards = [], None
     if self.config.frequencies:
@@ -293,7 +303,8 @@ def _edges(self, n, pairs, vectors=True):
     return torch.cat(parts, 1), towards
 
 
-def multiplicity(self, n):
+@patch
+def multiplicity(self: OrbitNetwork, n: Noisy) -> torch.Tensor:
     """How many atoms each orbit of a `Noisy` batch stands for (M,), under its noisy site symmetry (the
     general one where classes are not known)."""
     tables = wyckoff_tables(str(n.x.device))
@@ -302,11 +313,9 @@ def multiplicity(self, n):
         return (tables.operation_offset[group + 1] - tables.operation_offset[group]).float()
     return tables.class_multiplicity[group, n.site].float()
 
-
-OrbitNetwork._embed, OrbitNetwork._edges, OrbitNetwork.multiplicity = _embed, _edges, multiplicity
-
 # %% ../../nbs/3_symmcd/04_network.ipynb #n10st002
-def contents(self, n):
+@patch
+def contents(self: OrbitNetwork, n: Noisy) -> torch.Tensor:
     """What a cell contains and how it fits: (B, 4).
 
     Columns: log number of atoms; log volume an atom (A^3) from the contents; log of the present volume
@@ -318,19 +327,19 @@ def contents(self, n):
     return torch.stack([atoms.log(), n.content - atoms.log(), (volume - n.content) * there, there], 1)
 
 
-def without_geometry(n):
+def without_geometry(n: Noisy) -> Noisy:
     """The `Noisy` batch with a neutral cell, 5 A a side and k = 0, wherever the sites are noised:
     nothing can be read off a geometry without sites."""
-    there = n.t_site == 0
+    there = torch.eq(n.t_site, 0)
     neutral = 5 * torch.eye(3).to(n.lattice)
     lattice = torch.where(there[:, None, None], n.lattice, neutral)
     return replace(n, k=n.k * there[:, None], lattice=lattice)
 
-
-OrbitNetwork.contents = contents
-
 # %% ../../nbs/3_symmcd/04_network.ipynb #n10copy2
-def votes(self, n, message, i, j):
+@patch
+def votes(
+    self: OrbitNetwork, n: Noisy, message: torch.Tensor, i: torch.Tensor, j: torch.Tensor
+) -> torch.Tensor:
     """What the pairs (i, j) (E,) of a `Noisy` batch add to the logits of the elements, (M, 94), read off
     their messages (E, width): j speaks for the element it shows, never to itself."""
     vote, width = self.to_copy(message)[:, 0].masked_fill(i == j, 0), self.config.num_elements
@@ -340,11 +349,9 @@ def votes(self, n, message, i, j):
         .reshape(-1, width)
     )
 
-
-OrbitNetwork.votes = votes
-
 # %% ../../nbs/3_symmcd/04_network.ipynb #b2539359
-def _pull(self, n, messages, vectors, i, j):
+@patch
+def _pull(self: OrbitNetwork, n, messages, vectors, i, j):
     """Part of the score (M, 3) that points along the image vectors (E, images, 3), by what the messages
     of the layers say."""
     strength = self.to_vector(messages[-1])
@@ -355,7 +362,8 @@ def _pull(self, n, messages, vectors, i, j):
     return total * (0.1 / (n.sigma[n.batch] + 0.01))[:, None]
 
 
-def _pooled(self, n, h):
+@patch
+def _pooled(self: OrbitNetwork, n, h):
     """State of each crystal: mean over its orbits (B, width); staged models add the mean over its atoms
     (B, 2 width)."""
 
@@ -372,14 +380,12 @@ def _pooled(self, n, h):
     count = torch.zeros(len(n.t), 1, device=h.device).index_add_(0, n.batch, atoms)
     return torch.cat([pooled, mean(h * atoms, count)], 1)
 
-
-OrbitNetwork._pull, OrbitNetwork._pooled = _pull, _pooled
-
 # %% ../../nbs/3_symmcd/04_network.ipynb #n10st004
 PARTS = ("k", "x", "elements", "site")  # the predictions of `OrbitNetwork`
 
 
-def forward(self, n, parts=PARTS):
+@patch
+def forward(self: OrbitNetwork, n: Noisy, parts: Sequence[str] = PARTS) -> tuple[torch.Tensor | None, ...]:
     """The four predictions for a `Noisy` batch, see `OrbitNetwork`; None for those that are not among
     `parts`,
     for which nothing is computed."""
@@ -390,7 +396,7 @@ def forward(self, n, parts=PARTS):
     with torch.no_grad(), torch.autocast(n.x.device.type, enabled=False):  # geometry needs float32
         edge, vectors = self._edges(n, pairs, "x" in parts)
     if self.config.staged:
-        edge = edge * (n.t_site == 0)[n.batch[i]][:, None]
+        edge = edge * torch.eq(n.t_site, 0)[n.batch[i]][:, None]
     degree = n.num_orbits[n.batch][:, None].to(edge.dtype)
     h, messages = self._embed(n), []
     for layer in self.layers:
@@ -404,26 +410,25 @@ def forward(self, n, parts=PARTS):
         self._site_logits(n, h) if "site" in parts else None,
     )
 
-
-def _score(self, n, h, messages, vectors, pairs):
+# %% ../../nbs/3_symmcd/04_network.ipynb #out00001
+@patch
+def _score(self: OrbitNetwork, n, h, messages, vectors, pairs):
     "Score (M, 3) of the coordinates, from node states h (M, width) and messages."
     score = self.to_x(h)
     return score if vectors is None else score + self._pull(n, messages, vectors, pairs.i, pairs.j)
 
 
-def _element_logits(self, n, h, message, pairs):
+@patch
+def _element_logits(self: OrbitNetwork, n, h, message, pairs):
     "Logits (M, 94) of the elements."
     elements = self.to_element(h)
     return elements if self.to_copy is None else elements + self.votes(n, message, pairs.i, pairs.j)
 
 
-def _site_logits(self, n, h):
+@patch
+def _site_logits(self: OrbitNetwork, n, h):
     "Logits of the site symmetries; one logit for each kind of class, where classes are predicted."
     site = self.to_site(h)
     if self.independent:
         return site.reshape(-1, 15, 13)
     return (site @ self.kinds.T).gather(1, self.kind[n.space_group[n.batch]])
-
-
-OrbitNetwork.forward, OrbitNetwork._score = forward, _score
-OrbitNetwork._element_logits, OrbitNetwork._site_logits = _element_logits, _site_logits

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class SinglePoint:
     """Energy of one crystal as it stands, and its derivatives.
 
     energy: eV/atom; forces (N, 3): eV/A, in the order of the atoms; stress (3, 3): GPa, (1/V)
-    dE/d(strain). The derivatives are None where only the energy was wanted."""
+    dE/d(strain). The derivatives are None where only the energy was calculated."""
 
     energy: float
     forces: np.ndarray | None = None
@@ -36,12 +37,16 @@ class SinglePoint:
 
     @property
     def max_force(self) -> float:
-        "Length of the largest force, eV/A."
+        "Length of the largest force, eV/A; nan without forces."
+        if self.forces is None:
+            return math.nan
         return float(np.linalg.norm(self.forces, axis=1).max())
 
     @property
     def pressure(self) -> float:
-        "Pressure in GPa: positive where the cell wants to grow."
+        "Pressure in GPa: positive where the cell tends to grow; nan without stress."
+        if self.stress is None:
+            return math.nan
         return float(-np.trace(self.stress) / 3)
 
 # %% ../../nbs/3_symmcd/16_potential.ipynb #e13b0011
@@ -77,7 +82,7 @@ class Potential:
 
 # %% ../../nbs/3_symmcd/16_potential.ipynb #e13b0111
 class PairPotential(Potential):
-    """A potential for learning and for tests: every pair wants to stand at the sum of its covalent radii
+    """A potential for learning and for tests: every pair is lowest in energy at the sum of its covalent radii
     (Morse curves, 1 eV deep).
 
     It needs nothing installed, and knows no chemistry: no charges, no angles, no d electrons."""
@@ -178,7 +183,7 @@ POTENTIALS = {"chgnet": ChgnetPotential, "sevenn": SevennPotential}
 
 
 @functools.lru_cache(4)
-def get_potential(name="chgnet", device: str = "cpu") -> Potential:
+def get_potential(name: str | Potential = "chgnet", device: str = "cpu") -> Potential:
     """A Potential by name ('chgnet' or 'sevenn'), loaded once, or the one that is given.
 
     MatgenError where its package is missing."""
@@ -275,7 +280,7 @@ class EnergyCache:
         except (OSError, ValueError):
             return {}
 
-    def add(self, rows: dict):
+    def add(self, rows: dict) -> None:
         "Add rows (key -> dict of numbers) and write the file, whole or not at all."
         self.rows |= rows
         if self.path and rows:

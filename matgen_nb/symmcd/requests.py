@@ -9,21 +9,28 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from matgen_nb.symmcd.counting import (
     MOST_ATOMS,
     MOST_ORBITS,
-    draw_sites,
+    sample_sites,
     evidence,
     parse_formula,
     parse_system,
     try_arrangements,
 )
 from .model import SymmCD
-from .templates import deal, draw_index, draw_template, due, unpack_templates, ways_to_deal
+from matgen_nb.symmcd.templates import (
+    deal,
+    sample_index,
+    sample_template,
+    due,
+    unpack_templates,
+    ways_to_deal,
+)
 from ..symmetry.space_groups import SpaceGroup, check_space_group
 from ..utils import MatgenError, option, patch
 
@@ -47,7 +54,7 @@ class Request:
 
 # %% ../../nbs/3_symmcd/08_requests.ipynb #b8a30403
 class Prior:
-    "What the training set says before a crystal is drawn. groups (231,): how often each space group occurs."
+    "What the training set says in advance. groups (231,): how often each space group occurs."
 
     def __init__(self, model: SymmCD):
         self.groups, self._classes, self._orbits = (
@@ -75,7 +82,7 @@ def left_free(self: Prior, number: int, templates: float) -> np.ndarray:
     9c, equivalent templates counted as one), never quite 0: what is possible stays so. templates: share
     of those due that are taken."""
     if number not in self._due:
-        known = (self.templates.get((number, M), {}) for M in range(MOST_ORBITS + 1))
+        known = (self.templates.get((number, M), Counter()) for M in range(MOST_ORBITS + 1))
         self._due[number] = np.array([due(counts, number) for counts in known])
     return np.maximum(1 - templates * (1 - self._due[number]), 1e-3)
 
@@ -86,7 +93,7 @@ def fillings(self: Prior, number: int, counts: tuple, orbits: np.ndarray) -> lis
     weight)]. orbits (MOST_ORBITS + 1,): p(M), zero where none is wanted."""
     size, found = [p.multiplicity for p in SpaceGroup(number).wyckoff_positions], []
     for M in orbits.nonzero()[0].tolist():
-        templates = self.templates.get((number, M), {})
+        templates = self.templates.get((number, M), Counter())
         for template, n in templates.items():
             sizes = tuple(size[w] for w in template)
             if sum(sizes) == sum(counts) and (ways := ways_to_deal(sizes, counts)):
@@ -95,7 +102,7 @@ def fillings(self: Prior, number: int, counts: tuple, orbits: np.ndarray) -> lis
 
 # %% ../../nbs/3_symmcd/08_requests.ipynb #6086e850
 def _masses(prior, number, counts, orbits, free):
-    """Weights of the two ways to come by atoms `counts`: sites drawn freely (one number), and known
+    """Weights of the two ways to come by atoms `counts`: sites sampled freely (one number), and known
     templates (see `fillings`). free: of p(M) = `orbits`, see `left_free`."""
     return evidence(number, counts, prior.shares(number), orbits * free)[1].sum(), prior.fillings(
         number, counts, orbits * (1 - free)
@@ -110,9 +117,9 @@ def find_cells(
     least: int = 1,
     templates: float = 0.0,
 ) -> list[tuple[int, tuple[int, ...], float]]:
-    """All cells that can hold what is asked for: list of (space group, atoms per element, weight).
+    """All cells that can hold what is requested: list of (space group, atoms per element, weight).
     groups: {number: weight}; contents: list of tuples of atoms per element; templates: how much known
-    templates count, against sites drawn independently."""
+    templates count, against sites sampled independently."""
     cells = []
     for g, w in groups.items():
         orbits, free = prior.orbits(g, exactly, least), prior.left_free(g, templates)
@@ -147,7 +154,7 @@ class Search:
 
 # %% ../../nbs/3_symmcd/08_requests.ipynb #req00020
 def nearest_possible(prior: Prior, number: int, search: Search) -> str:
-    "Text with what could be asked for instead: numbers of orbits, of atoms in the cell, groups."
+    "Text with what could be requested instead: numbers of orbits, of atoms in the cell, groups."
     text, wanted = [], sum(search.contents[0])
     limits = search.exactly, search.least
     if orbits := _other_orbits(prior, number, search.contents):
@@ -196,7 +203,7 @@ class Checked(NamedTuple):
     allowed: tuple[int, ...] | None
 
 # %% ../../nbs/3_symmcd/08_requests.ipynb #26d9cda0
-def check_whole(name: str, value, least: int, most: int | None = None) -> None:
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     "MatgenError unless a value is None or a whole number from `least` to `most` (None: no limit)."
     if value is None:
         return
@@ -238,7 +245,7 @@ def _check_units(formula: str, n: int, num_atoms: int | None) -> None:
             f"{num_atoms} atoms are no whole number of {formula} ({n} atoms each); nearest: {nearest}"
         )
     if n > MOST_ATOMS:
-        raise MatgenError(f"{formula} has {n} atoms; at most {MOST_ATOMS} can be asked for")
+        raise MatgenError(f"{formula} has {n} atoms; at most {MOST_ATOMS} can be requested")
 
 
 def check_request(conditions: Conditions) -> Checked:
@@ -256,7 +263,7 @@ def check_request(conditions: Conditions) -> Checked:
         )
     _check_room(conditions, f"the formula {formula}", len(counts or ()))
     _check_room(conditions, f"the chemical system {system}", len(allowed or ()))
-    if counts:
+    if counts and formula:
         _check_units(formula, sum(counts.values()), conditions.num_atoms)
     return Checked(groups, counts or None, allowed)
 
@@ -297,7 +304,7 @@ def _searched(conditions, checked):
 
 # %% ../../nbs/3_symmcd/08_requests.ipynb #req00022
 def _cells_for(prior, chosen, conditions, checked, templates):
-    """All cells for what is asked, see `find_cells`; MatgenError where a requested group has none, or no
+    """All cells for what is requested, see `find_cells`; MatgenError where a requested group has none, or no
     group has. chosen: {group: weight}."""
     search, counts, groups = _searched(conditions, checked), checked.counts, checked.groups
     limits = search.exactly, search.least, templates
@@ -323,10 +330,10 @@ def plan(
     `Request` that is random in all that was left open. MatgenError, with the reason and the nearest
     possible requests, where it is impossible. templates: the share of the known templates due
     (lesson 3.3) that are taken; the other requests leave the sites to the network or, where atoms are
-    asked for, draw them by `draw_sites`."""
+    requested, sample them by `sample_sites`."""
     checked, prior = check_request(conditions), Prior(model)
     groups, allowed = checked.groups, checked.allowed
-    chosen = {g: 1.0 for g in groups} if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
+    chosen = dict.fromkeys(groups, 1.0) if groups else {g: w for g, w in enumerate(prior.groups) if w > 0}
     if checked.counts is None and conditions.num_atoms is None:
         return lambda rng: _open_request(prior, chosen, conditions.num_orbits, allowed, templates, rng)
     cells = _cells_for(prior, chosen, conditions, checked, templates)
@@ -334,15 +341,15 @@ def plan(
 
 # %% ../../nbs/3_symmcd/08_requests.ipynb #3a3e9eee
 def _open_request(prior, chosen, num_orbits, allowed, templates, rng):
-    """Request without given atoms, with the sites of a template if `draw_template` gives one; templates:
-    how often it is asked."""
-    number = list(chosen)[draw_index(list(chosen.values()), rng)]
-    M = num_orbits or draw_index(prior.orbits(number, least=len(allowed or ())), rng)
-    asked = templates == 1 or (templates and rng.random() < templates)  # 0 and 1 use up no random number
-    positions = draw_template(prior.templates, number, M, rng) if asked else None
+    """Request without given atoms, with the sites of a template if `sample_template` gives one; templates:
+    how often it is evaluated."""
+    number = list(chosen)[sample_index(list(chosen.values()), rng)]
+    M = num_orbits or sample_index(prior.orbits(number, least=len(allowed or ())), rng)
+    requested = templates == 1 or (templates and rng.random() < templates)  # 0 and 1 use up no random number
+    positions = sample_template(prior.templates, number, M, rng) if requested else None
     sites = positions and _classes(number, positions)
     return Request(
-        number, M, sites, allowed=allowed, positions=positions, unseen=bool(asked and positions is None)
+        number, M, sites, allowed=allowed, positions=positions, unseen=bool(requested and positions is None)
     )
 
 
@@ -353,14 +360,14 @@ def _classes(number, positions):
 
 def _filled(prior, number, counts, orbits, free, rng):
     """Sites (M,), elements (M,) by index, and positions (M,) or None, of a cell that holds atoms
-    `counts`: those of a known template, or drawn freely."""
+    `counts`: those of a known template, or sampled freely."""
     unknown, known = _masses(prior, number, counts, orbits, free)
-    i = draw_index([unknown, *(w for _, w in known)], rng) if known else 0
+    i = sample_index([unknown, *(w for _, w in known)], rng) if known else 0
     if i == 0:
-        drawn = draw_sites(number, counts, prior.shares(number), orbits * free, rng)
+        sampled = sample_sites(number, counts, prior.shares(number), orbits * free, rng)
         return (
-            tuple(c for of_one in drawn for c in of_one),
-            tuple(e for e, of_one in enumerate(drawn) for _ in of_one),
+            tuple(c for of_one in sampled for c in of_one),
+            tuple(e for e, of_one in enumerate(sampled) for _ in of_one),
             None,
         )
     positions = known[i - 1][0]
@@ -382,7 +389,7 @@ class RequestSampler:
         self.weight = np.array([w / total[g] if checked.groups else w for g, _, w in cells])
 
     def __call__(self, rng) -> Request:
-        number, counts, _ = self.cells[draw_index(self.weight, rng)]
+        number, counts, _ = self.cells[sample_index(self.weight, rng)]
         orbits = self.prior.orbits(number, self.exactly, self.least)
         free = self.prior.left_free(number, self.templates)
         sites, dealt, positions = _filled(self.prior, number, counts, orbits, free, rng)

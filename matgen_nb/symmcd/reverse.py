@@ -7,15 +7,16 @@ __all__ = ['RESAMPLE', 'Known', 'known_of', 'start_state', 'check_values', 'Samp
 
 # %% ../../nbs/3_symmcd/10_reverse.ipynb #rev00003
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..diffusion.categorical import masked_logits
 from ..diffusion.sampler import time_grid
-from ..diffusion.torus import SHARPEN, wrap_difference
+from ..diffusion.torus import SHARPEN, StepOptions, wrap_difference
 from .model import SymmCD, _shifted
 from .network import Noisy, pairs_of
 from matgen_nb.symmcd.refinements import (
@@ -24,7 +25,7 @@ from matgen_nb.symmcd.refinements import (
     fit_sites,
     keep_apart,
     settle_elements,
-    told,
+    fixed_logits,
 )
 from .requests import Request, check_whole
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -38,7 +39,7 @@ from ..utils import MatgenError, check_limits, described, option
 class Known:
     """What the requests of a batch fix. sites (M,) class, or (M, 15) elements of the axes when they are
     independent, and elements (M,) 0-based: -1 where they are free; classes and positions (M,) as
-    asked for, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
+    requested, -1 where free; prior (M, 94) of the elements, zero on those that are not allowed;
     balance (B,) bool: crystals whose elements are free and whose charges should balance; held (H,)
     orbits whose position leaves them not all of space."""
 
@@ -53,8 +54,8 @@ class Known:
     def __post_init__(self):
         self.some_balance = bool(self.balance.any())  # looked at once, not in every step
 
-
-def known_of(model: SymmCD, requests: list[Request]) -> Known:
+# %% ../../nbs/3_symmcd/10_reverse.ipynb #kno00001
+def known_of(model: SymmCD, requests: Sequence[Request]) -> Known:
     "What the requests of a batch fix, see `Known`."
     flat = lambda name: torch.tensor(
         [v for r in requests for v in (getattr(r, name) or [-1] * r.num_orbits)], device=model.device
@@ -82,8 +83,10 @@ def _element_prior(share, allowed):
     return share * mask / (share * mask).sum()
 
 # %% ../../nbs/3_symmcd/10_reverse.ipynb #eee99608
-def start_state(model: SymmCD, requests: list[Request], generator: torch.Generator) -> tuple[Noisy, Known]:
-    "x_T of a batch of requests: (`Noisy` with everything drawn from its prior, `Known`)."
+def start_state(
+    model: SymmCD, requests: Sequence[Request], generator: torch.Generator
+) -> tuple[Noisy, Known]:
+    "x_T of a batch of requests: (`Noisy` with everything sampled from its prior, `Known`)."
     device = model.device
     group = torch.tensor([r.space_group for r in requests], device=device)
     orbits = torch.tensor([r.num_orbits for r in requests], device=device)
@@ -109,7 +112,7 @@ def start_state(model: SymmCD, requests: list[Request], generator: torch.Generat
     return state, known
 
 # %% ../../nbs/3_symmcd/10_reverse.ipynb #rev00020
-def check_values(options) -> None:
+def check_values(options: Any) -> None:
     "MatgenError for fields of an options dataclass outside their limits, and for numbers that are not whole."
     for one in fields(options):
         if "int" in str(one.type):
@@ -167,15 +170,15 @@ class SamplingOptions:
 def element_aims(
     model: SymmCD, n: Noisy, known: Known, logits: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Logits (M, 94) with all that is known of the elements put in: told ones, and one balanced draw
-    where charges are asked to balance."""
-    logits = told(logits, known.elements)
+    """Logits (M, 94) with all that is known of the elements put in: those that are fixed, and one
+    balanced sample where charges must balance."""
+    logits = fixed_logits(logits, known.elements)
     if not known.some_balance:
         return logits
-    drawn, _ = balanced_elements(
+    sampled, _ = balanced_elements(
         masked_logits(logits, known.prior), model.network.multiplicity(n), n.batch, known.balance, generator
     )
-    return told(logits, torch.where(known.balance[n.batch], drawn, -1))
+    return fixed_logits(logits, torch.where(known.balance[n.batch], sampled, -1))
 
 # %% ../../nbs/3_symmcd/10_reverse.ipynb #n12tem2
 def score_reach(model: SymmCD, t: int) -> torch.Tensor:
@@ -230,7 +233,7 @@ def reverse_step(
         )
     mask = model.mask(n.space_group)
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, options.eta) * mask
-    x = model.coordinate_noise.step(n.x, score, t, s, generator, options.eta, options.sharpen)
+    x = model.coordinate_noise.step(n.x, score, t, s, generator, StepOptions(options.eta, options.sharpen))
     aims = element_aims(model, n, known, elements, generator)
     new = replace(
         n,
@@ -239,7 +242,7 @@ def reverse_step(
         lattice=model.lattice(k, n.space_group),
         x=x,
         elements=model.element_noise.step(n.elements, aims, t, s, known.prior, generator),
-        site=_next_sites(model, n, told(site, known.sites), t, s, generator),
+        site=_next_sites(model, n, fixed_logits(site, known.sites), t, s, generator),
         sigma=model.coordinate_noise.sigma(max(s, 1), n.sigma[:1]).expand_as(n.sigma),
     )
     return new, out
@@ -257,9 +260,9 @@ def settle_sites(
     """The final site-symmetry class of every orbit (M,), and how many were changed per crystal (B,): see
     `fit_sites`. When axes are independent, those that make no class of the group are changed as well."""
     T, fixed = wyckoff_tables(str(n.x.device)), known.classes >= 0
-    drawn = _matching_class(n, T) if model.network.independent else n.site
+    sampled = _matching_class(n, T) if model.network.independent else n.site
     return fit_sites(
-        n, torch.where(fixed, known.classes, drawn), _class_scores(model, n, site_logits, T), fixed
+        n, torch.where(fixed, known.classes, sampled), _class_scores(model, n, site_logits, T), fixed
     )
 
 # %% ../../nbs/3_symmcd/10_reverse.ipynb #90cf167a
@@ -274,7 +277,7 @@ def _class_scores(model, n, logits, T):
 
 
 def _matching_class(n, T):
-    "The class whose 15 axes are the drawn ones, -1 where no class of the group has them."
+    "The class whose 15 axes are the sampled ones, -1 where no class of the group has them."
     group = n.space_group[n.batch]
     same = (T.one_hots[T.class_one_hot[group].clamp(min=0)].argmax(-1) == n.site[:, None]).all(-1) & (
         T.class_one_hot[group] >= 0
@@ -307,7 +310,7 @@ def _clipped(model, n):
 
 # %% ../../nbs/3_symmcd/10_reverse.ipynb #9474d65f
 def finish(
-    model: SymmCD, n: Noisy, out: tuple, known: Known, requests: list[Request], apart: float
+    model: SymmCD, n: Noisy, out: tuple, known: Known, requests: Sequence[Request], apart: float
 ) -> list[Sample]:
     """From the last state and the network's last outputs to a list of `Sample`: settle sites and
     elements, project, keep apart (see `keep_apart`), write out."""
@@ -374,7 +377,7 @@ def guided_score(model: SymmCD, n: Noisy, known: Known, out: tuple, t: int, apar
     of its own images and its neighbours (`keep_apart`). Orbits without a class more likely than all
     others together keep their score."""
     T = wyckoff_tables(str(n.x.device))
-    likely = _class_scores(model, n, told(out[3], known.sites), T)
+    likely = _class_scores(model, n, fixed_logits(out[3], known.sites), T)
     classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
     per_score = score_reach(model, t)
     clean = n.x + per_score * out[1]
@@ -390,7 +393,7 @@ def guided_score(model: SymmCD, n: Noisy, known: Known, out: tuple, t: int, apar
 @torch.no_grad()
 def sample_requests(
     model: SymmCD,
-    requests: list[Request],
+    requests: Sequence[Request],
     generator: torch.Generator,
     options: SamplingOptions = SamplingOptions(),
     advance: Callable = lambda n=1: None,

@@ -6,6 +6,7 @@ __all__ = ['DRAWS', 'cell_doubt', 'replace_higher', 'check_options', 'resolved']
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #d13a582b
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,20 +59,21 @@ DRAWS = 4  # of a crystal whose cell the network doubts, at most
 
 
 def _surest(model, requests, generator, options, advance):
-    """Sample; of up to DRAWS draws for a request, the first whose `cell_doubt` is at most `options.doubt` is
-    kept, else the one doubted least. Rows say `doubt` and `draws`. 1 or more: one draw."""
+    """Sample; of up to DRAWS samples for a request, the first whose `cell_doubt` is at most
+    `options.doubt` is kept, else the one doubted least. Rows say `doubt` and `draws`. 1 or more: one
+    sample."""
     samples = sample_requests(model, requests, generator, options, advance)
-    left, draw = list(range(len(samples))) if options.doubt < 1 else [], 1
+    left, attempt = list(range(len(samples))) if options.doubt < 1 else [], 1
     fresh = list(samples)
     while left:
         for i, s, d in zip(left, fresh, cell_doubt(model, [s.unit for s in fresh], generator)):
             s.row["doubt"] = d
-            if draw == 1 or d < samples[i].row["doubt"]:
+            if attempt == 1 or d < samples[i].row["doubt"]:
                 samples[i] = s
-            samples[i].row["draws"] = draw
-        left = [i for i in left if samples[i].row["doubt"] > options.doubt] if draw < DRAWS else []
+            samples[i].row["draws"] = attempt
+        left = [i for i in left if samples[i].row["doubt"] > options.doubt] if attempt < DRAWS else []
         fresh = sample_requests(model, [requests[i] for i in left], generator, options) if left else []
-        draw += 1
+        attempt += 1
     return samples
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #69fe2be4
@@ -148,13 +150,13 @@ def resolved(model: SymmCD, options: SamplingOptions, group_requested: bool) -> 
     retries = 5 if options.neutral else 0
     doubt = float(vars(model).get("info", {}).get("doubt", 1))
     again = RESAMPLE if group_requested else 0
-    open_ = dict(balance=balance, retries=retries, doubt=doubt, resample_higher=again)
+    open_: dict[str, Any] = dict(balance=balance, retries=retries, doubt=doubt, resample_higher=again)
     return replace(options, **{k: v for k, v in open_.items() if getattr(options, k) is None})
 
 # %% ../../nbs/3_symmcd/12_sampling.ipynb #0f4fa098
-def _fresh_requests(draw, rng, n, balance):
-    "n requests of `draw`, none forced to a higher group if it can be helped; a share `balance` with charges."
-    return [replace(redraw(draw, rng), balance=bool(rng.random() < balance)) for _ in range(n)]
+def _fresh_requests(sampler, rng, n, balance):
+    "n requests of `sampler`, none forced to a higher group if possible; a share `balance` with charges."
+    return [replace(redraw(sampler, rng), balance=bool(rng.random() < balance)) for _ in range(n)]
 
 
 def _numbered(samples):
@@ -184,15 +186,16 @@ def sample(
     check_options(self, n, seed, options)
     options = resolved(self, options, space_group is not None)
     conditions = Conditions(space_group, formula, chemical_system, num_atoms, options.num_orbits)
-    draw, rng = plan(self, conditions, options.templates), np.random.default_rng(seed)
+    sampler, rng = plan(self, conditions, options.templates), np.random.default_rng(seed)
     if options.resample_higher and space_group is not None:
         refuse_forced(conditions)
-    balanced = np.random.default_rng((seed, 1)).random(n) < options.balance
-    requests = [replace(draw(rng), balance=bool(b)) for b in balanced]
+    share, limit = float(options.balance or 0), int(options.resample_higher or 0)
+    balanced = np.random.default_rng((seed, 1)).random(n) < share
+    requests = [replace(sampler(rng), balance=bool(b)) for b in balanced]
 
     def again(indices, time):
         fresh = np.random.default_rng((seed, 2, time))
-        new = _fresh_requests(draw, fresh, len(indices), options.balance)
+        new = _fresh_requests(sampler, fresh, len(indices), share)
         return _in_batches(self, new, int(fresh.integers(2**62)), options, lambda n=1: None)
 
     candidates = options.candidates if self.config.staged else 1
@@ -202,5 +205,5 @@ def sample(
         reproducible(self.device),
     ):
         samples = _in_batches(self, requests, seed, options, advance)
-        replace_higher(samples, options.resample_higher, again)
+        replace_higher(samples, limit, again)
     return _numbered(samples)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSEEN_TRIES', 'LAST', 'before_geometry', 'sized', 'choose_letters', 'is_known_template', 'choose_sites',
-           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'sample_in_stages', 'request_of', 'predict',
-           'geometry_path']
+           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'request_of', 'geometry_path']
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120003
 import itertools
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from ..diffusion.gaussian import random_uniform, reproducible
-from ..diffusion.torus import wrap
+from ..diffusion.torus import StepOptions, wrap
 from . import sampling, stages  # noqa: F401  (give SymmCD its sample, and the noise in stages)
 from .consistency import choose_candidates
 from .model import SymmCD
@@ -35,7 +34,7 @@ from matgen_nb.symmcd.reverse import (
 )
 from ..diffusion.sampler import time_grid
 from .stages import position_axes
-from .templates import draw_index, unpack_templates
+from .templates import sample_index, unpack_templates
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal
 from ..symmetry.lattice import lattice_to_k
@@ -45,11 +44,13 @@ from ..symmetry.space_groups import SpaceGroup
 from ..utils import batch_seed, MatgenError, patch, progress_bar
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120005
-def before_geometry(model, requests: Sequence[Request], generator) -> tuple[Noisy, Known]:
+def before_geometry(
+    model: SymmCD, requests: Sequence[Request], generator: torch.Generator
+) -> tuple[Noisy, Known]:
     """State of a batch of requests before anything is decided of cell and coordinates: (`Noisy`, `Known`).
 
     Elements, sites and positions that a request fixes are shown as they are. Other elements and sites
-    are drawn from their priors, free coordinates at random on their positions; the cell has the mean
+    are sampled from their priors, free coordinates at random on their positions; the cell has the mean
     shape and the size of its contents."""
     device = model.device
     group = torch.tensor([r.space_group for r in requests], device=device)
@@ -82,7 +83,7 @@ def before_geometry(model, requests: Sequence[Request], generator) -> tuple[Nois
     return sized(model, state), known
 
 
-def sized(model, state: Noisy) -> Noisy:
+def sized(model: SymmCD, state: Noisy) -> Noisy:
     "The `Noisy` batch with the size of its present contents, and its cell to match."
     content = model.content_volume(state.space_group, state.elements, state.site, state.batch)
     return replace(state, content=content, lattice=model.lattice(state.k, state.space_group, content))
@@ -99,10 +100,12 @@ def _letter_weight(templates: dict, number: int, orbits: int, letters: Counter) 
     return found
 
 
-def choose_letters(templates: dict, number: int, classes: Sequence[int], rng) -> tuple[int, ...]:
+def choose_letters(
+    templates: dict, number: int, classes: Sequence[int], rng: np.random.Generator
+) -> tuple[int, ...]:
     """Wyckoff positions (M,) of a group for site-symmetry classes (M,).
 
-    One after another, each drawn in proportion to how many training crystals of the group have it
+    One after another, each sampled in proportion to how many training crystals of the group have it
     together with the letters chosen so far; a little is added, so that nothing possible is excluded. A
     position without a free parameter is used once. templates: see `count_templates`; rng: a NumPy
     Generator."""
@@ -114,7 +117,7 @@ def choose_letters(templates: dict, number: int, classes: Sequence[int], rng) ->
         weights = [
             0.02 + _letter_weight(templates, number, len(classes), Counter([*chosen, w])) for w in options
         ]
-        chosen.append(options[draw_index(weights, rng)] if len(options) > 1 else options[0])
+        chosen.append(options[sample_index(weights, rng)] if len(options) > 1 else options[0])
     return tuple(chosen)
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg12008c
@@ -157,7 +160,9 @@ def is_known_template(templates: dict, space_group: int, positions: Sequence[int
     return any(canonical_template(space_group, template) == name for template in counts)
 
 
-def choose_sites(model, requests: Sequence[Request], generator, steps=24) -> list[Request]:
+def choose_sites(
+    model: SymmCD, requests: Sequence[Request], generator: torch.Generator, steps: int = 24
+) -> list[Request]:
     """Requests with sites and Wyckoff positions; what they fix stays.
 
     Where a request is `unseen` and its sites turn out to be a known template, the first of UNSEEN_TRIES other
@@ -175,21 +180,23 @@ def choose_sites(model, requests: Sequence[Request], generator, steps=24) -> lis
     return chosen
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120011
-def choose_elements(model, requests: Sequence[Request], generator, steps=16) -> list[Request]:
+def choose_elements(
+    model: SymmCD, requests: Sequence[Request], generator: torch.Generator, steps: int = 16
+) -> list[Request]:
     """Requests with an element for each orbit; what they fix stays. They must have sites and positions.
     steps: network calls."""
     requests, free = list(requests), [i for i, r in enumerate(requests) if r.elements is None]
     if not free:
         return requests
-    asked = [requests[i] for i in free]
-    state, known = before_geometry(model, asked, generator)
+    open_ = [requests[i] for i in free]
+    state, known = before_geometry(model, open_, generator)
     state, T = replace(state, t_site=torch.zeros_like(state.t)), model.config.T
     for t, s in itertools.pairwise(time_grid(T, steps)):
         logits = model.network(state, ("elements",))[2]
         aims = element_aims(model, state, known, logits, generator)
         elements = model.element_noise.step(state.elements, aims, t, s, known.prior, generator)
         state = sized(model, replace(state, elements=elements, t_elements=torch.full_like(state.t, s / T)))
-    elements, _ = settle_elements(state, logits, known.prior, asked)
+    elements, _ = settle_elements(state, logits, known.prior, open_)
     for i, own in zip(free, elements.cpu().split(state.num_orbits.tolist())):
         requests[i] = replace(requests[i], elements=tuple((own + 1).tolist()))
     return requests
@@ -210,7 +217,7 @@ class Geometry:
         self.u = random_uniform(n.x.shape, generator, n.x.device) * self.free
         self.at(model.config.T)
 
-    def at(self, t: int):
+    def at(self, t: int) -> None:
         "Put k and u into the state that the network sees at noise time t (0 to T)."
         n, model = self.state, self.model
         x = wrap((self.axes @ self.u[..., None])[..., 0] + self.origin)  # lesson 3.6, eq. (1)
@@ -231,7 +238,7 @@ class Geometry:
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120015
 @patch
-def reverse(self: Geometry, t: int, s: int, options: SamplingOptions):
+def reverse(self: Geometry, t: int, s: int, options: SamplingOptions) -> None:
     "One step of k and u from time t to s < t, from one call of the network."
     model, noise = self.model, self.model.lattice_noise
     v, score, _, _ = model.network(self.state, ("k", "x"))
@@ -241,14 +248,16 @@ def reverse(self: Geometry, t: int, s: int, options: SamplingOptions):
         along = self.uncrowded(along, t, options.apart)
     self.k = noise.step(self.k, eps, t, s, self.generator, options.eta) * self.mask
     self.u = (
-        model.coordinate_noise.step(self.u, along, t, s, self.generator, options.eta, options.sharpen)
+        model.coordinate_noise.step(
+            self.u, along, t, s, self.generator, StepOptions(options.eta, options.sharpen)
+        )
         * self.free
     )
     self.at(s)
 
 
 @patch
-def uncrowded(self: Geometry, along, t: int, apart: float):
+def uncrowded(self: Geometry, along: torch.Tensor, t: int, apart: float) -> torch.Tensor:
     """Score along u (M, 3) whose estimate of the clean structure has been moved out of contacts shorter
     than `apart` sums of radii."""
     n, per_score = self.state, score_reach(self.model, t)
@@ -261,7 +270,7 @@ def uncrowded(self: Geometry, along, t: int, apart: float):
 
 
 @patch
-def correct(self: Geometry, s: int, options: SamplingOptions):
+def correct(self: Geometry, s: int, options: SamplingOptions) -> None:
     "One Langevin step of u at noise time s >= 1, from one more call of the network; the cell stays."
     score = self.model.network(self.state, ("x",))[1]
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free
@@ -271,9 +280,9 @@ def correct(self: Geometry, s: int, options: SamplingOptions):
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120018
 @torch.no_grad()
 def geometry_of(
-    model,
+    model: SymmCD,
     requests: Sequence[Request],
-    generator,
+    generator: torch.Generator,
     options: SamplingOptions,
     advance: Callable = lambda n=1: None,
 ) -> list[Sample]:
@@ -310,26 +319,24 @@ def likeliest(model: SymmCD, candidate: Callable, count: int, generator: torch.G
     return choose_candidates(found, losses + np.where(held, LAST, 0.0))
 
 
+@patch
 @torch.no_grad()
 def sample_in_stages(
-    model,
+    self: SymmCD,
     requests: Sequence[Request],
-    generator,
+    generator: torch.Generator,
     options: SamplingOptions = SamplingOptions(),
     advance: Callable = lambda n=1: None,
 ) -> list[Sample]:
     """Sites, elements and geometry of a list of `Request`s, one after the other, as one batch: list of
     `Sample` in order."""
-    sited = choose_sites(model, requests, generator, options.site_steps)
+    sited = choose_sites(self, requests, generator, options.site_steps)
 
     def candidate():
-        decided = choose_elements(model, sited, generator, options.element_steps)
-        return geometry_of(model, decided, generator, options, advance)
+        decided = choose_elements(self, sited, generator, options.element_steps)
+        return geometry_of(self, decided, generator, options, advance)
 
-    return likeliest(model, candidate, options.candidates, generator)
-
-
-SymmCD.sample_in_stages = sample_in_stages
+    return likeliest(self, candidate, options.candidates, generator)
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg120021
 def request_of(unit: AsymmetricUnit) -> Request:
@@ -358,9 +365,10 @@ def _check_prediction(model, units, n):
         )
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg12021c
+@patch
 @torch.no_grad()
 def predict(
-    self,
+    self: SymmCD,
     units: Sequence[AsymmetricUnit],
     n: int = 1,
     seed: int = 0,
@@ -388,9 +396,6 @@ def predict(
                 sample.row = dict(index=i, unit=i // n, **sample.row)
                 samples[i] = sample
     return samples
-
-
-SymmCD.predict = predict
 
 # %% ../../nbs/3_symmcd/13_staged_sampling.ipynb #sg12pth1
 @torch.no_grad()

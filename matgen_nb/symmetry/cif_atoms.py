@@ -52,7 +52,7 @@ class Atoms:
     operation: np.ndarray
     notes: tuple = ()
 
-    def take(self, keep, *notes):
+    def take(self, keep: np.ndarray, *notes: str) -> "Atoms":
         "The atoms under a mask (N,), with more notes."
         return Atoms(self.frac[keep], self.site[keep], self.operation[keep], self.notes + notes)
 
@@ -112,7 +112,7 @@ def close_pairs(frac: np.ndarray, lattice: np.ndarray, reach: float) -> tuple:
 
 # %% ../../nbs/1_symmetry/05_atoms.ipynb #rx-Coincidence
 class Coincidence(CrystalError):
-    "Two atoms at one place that are not the same atom."
+    "Two atoms at one point that are not the same atom."
 
 
 def merge(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
@@ -144,13 +144,13 @@ def merge(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTAC
 
 
 def _clash(atoms, sites, pairs, distance):
-    "What to say of pairs (p, 2) of atoms that are at one place."
+    "What to say of pairs (p, 2) of atoms that are at one point."
     k = int(distance.argmin())
     site = atoms.site[pairs[k]]
     names = " and ".join(f"{sites.labels[s]} ({element_table().symbol[sites.elements[s]]})" for s in site)
     where = atoms.frac[pairs[k, 0]].round(4).tolist()
     return (
-        f"atoms {names} are at the same place, {distance[k]:.2f} A apart near {where}; {len(pairs)} such "
+        f"atoms {names} overlap, {distance[k]:.2f} A apart near {where}; {len(pairs)} such "
         "pair(s). The structure is disordered or broken: keep one of them"
     )
 
@@ -213,7 +213,7 @@ def choose_groups(sites: Sites) -> tuple:
             keep[i] = g == best
         occupancy[members[best]] = 0.5 if best < 0 else 1.0
         if len(members) > 1:
-            gone = sum(len(i) for g, i in members.items() if g != best)
+            gone = len(np.concatenate([i for g, i in members.items() if g != best]))
             names = ", ".join(map(str, sorted(members)))
             notes.append(f"disorder: group {best} of {names} kept, {gone} site(s) of the others left out")
     return replace(sites, occupancy=occupancy).take(keep), tuple(notes)

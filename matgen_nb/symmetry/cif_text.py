@@ -11,7 +11,7 @@ import gzip
 import re
 import textwrap
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -227,12 +227,12 @@ class Sites:
     def __len__(self):
         return len(self.labels)
 
-    def take(self, keep):
+    def take(self, keep: np.ndarray) -> "Sites":
         "The sites under a mask (n,)."
         index = np.flatnonzero(keep)
         labels, parts = ([values[i] for i in index] for values in (self.labels, self.parts))
-        arrays = (getattr(self, name)[index] for name in ("elements", "frac", "occupancy", "dummy"))
-        return Sites(labels, *arrays, parts)
+        names = ("elements", "frac", "occupancy", "dummy")
+        return replace(self, labels=labels, parts=parts, **{n: getattr(self, n)[index] for n in names})
 
 # %% ../../nbs/1_symmetry/03_text.ipynb #rx-pcolumn
 def _column(tags, key, n, name):
@@ -316,24 +316,9 @@ def _element(label, kind, stated, name):
 
 # %% ../../nbs/1_symmetry/03_text.ipynb #rx-CIFENDINGS
 CIF_ENDINGS = (".cif", ".mcif", ".cif.gz", ".mcif.gz")
-OTHER_ENDINGS = (
-    ".vasp",
-    ".poscar",
-    ".contcar",
-    ".xyz",
-    ".extxyz",
-    ".xsf",
-    ".res",
-    ".pdb",
-    ".gen",
-    ".cssr",
-    ".xtl",
-    ".ins",
-    ".traj",
-    ".lmp",
-    ".mol",
-    ".mol2",
-    ".sdf",
+OTHER_ENDINGS = tuple(
+    f".{name}"
+    for name in "vasp poscar contcar xyz extxyz xsf res pdb gen cssr xtl ins traj lmp mol mol2 sdf".split()
 )
 
 

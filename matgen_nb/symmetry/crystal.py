@@ -2,18 +2,18 @@
 
 # %% auto #0
 __all__ = ['element_table', 'atomic_number', 'CrystalError', 'Crystal', 'formula_of', 'min_distance', 'check_overlap',
-           'from_pymatgen', 'to_pymatgen', 'to_cif', 'visible_atoms', 'bonds', 'crystal_scene', 'render',
-           'element_legend', 'plot', 'plot_gallery', 'show', 'animate']
+           'visible_atoms', 'bonds', 'crystal_scene', 'render', 'element_legend', 'plot_gallery', 'animate']
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #03b42abe
 import csv
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,11 +22,11 @@ import numpy as np
 from ..drawing import camera, html_of, live_scene, picture_of, render_scene, why_no_live_view
 from ..figures import Animation, animation
 from .lattice import lattice_from_parameters, lattice_parameters
-from ..utils import atomic_write
+from ..utils import atomic_write, patch
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f584a5e3
 @lru_cache
-def element_table():
+def element_table() -> SimpleNamespace:
     """Facts about the elements 1..94, indexed by atomic number (row 0 is empty).
 
     .symbol (str), .mass (u), .radius (covalent, Angstrom: Cordero et al. 2008), .electronegativity
@@ -44,7 +44,7 @@ def element_table():
     )
 
 
-def atomic_number(symbol):
+def atomic_number(symbol: str) -> int:
     """The atomic number of an element symbol (1..94; D and T are hydrogen). Raises CrystalError for
     anything else."""
     found = np.flatnonzero(element_table().symbol == {"D": "H", "T": "H"}.get(symbol, symbol))
@@ -85,7 +85,7 @@ def _check_elements(numbers: np.ndarray) -> None:
             f"atom {i} has atomic number {numbers[i]:g}; known are the elements 1 (H) to 94 (Pu)"
         )
 
-
+# %% ../../nbs/1_symmetry/02_crystal.ipynb #chk00001
 def _checked(lattice, elements, frac_coords):
     "The three arrays in their right types; CrystalError where they describe no crystal."
     try:
@@ -136,12 +136,12 @@ class Crystal:
         return f"Crystal({self.formula}, {len(self)} atoms, cell {lengths} A, {angles} deg)"
 
     @property
-    def cart_coords(self):
+    def cart_coords(self) -> np.ndarray:
         "Positions (N, 3) in Angstrom."
         return self.frac_coords @ self.lattice
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #dd2ea98d
-def formula_of(elements):
+def formula_of(elements: Iterable[int]) -> str:
     """The reduced formula of atomic numbers, from the least to the most electronegative element: [8, 8,
     22] -> 'TiO2'."""
     counts = Counter(int(z) for z in elements)
@@ -153,17 +153,25 @@ def formula_of(elements):
     return "".join(symbol + (str(n) if n > 1 else "") for symbol, n in parts)
 
 
-Crystal.formula = property(
-    lambda self: formula_of(self.elements), doc="Reduced formula, for example 'SrTiO3'."
-)
-Crystal.volume = property(lambda self: float(np.linalg.det(self.lattice)), doc="Cell volume in Angstrom^3.")
-Crystal.density = property(
-    lambda self: float(1.66053906660 * element_table().mass[self.elements].sum() / self.volume),
-    doc="Mass density in g/cm^3.",
-)
+@patch(as_prop=True)
+def formula(self: Crystal) -> str:
+    "Reduced formula, for example 'SrTiO3'."
+    return formula_of(self.elements)
+
+
+@patch(as_prop=True)
+def volume(self: Crystal) -> float:
+    "Cell volume in Angstrom^3."
+    return float(np.linalg.det(self.lattice))
+
+
+@patch(as_prop=True)
+def density(self: Crystal) -> float:
+    "Mass density in g/cm^3."
+    return float(1.66053906660 * element_table().mass[self.elements].sum() / self.volume)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #691be184
-def min_distance(crystal):
+def min_distance(crystal: Crystal) -> float:
     """The shortest distance in Angstrom between two atoms of the infinite crystal, an atom and its own
     images included. Exact in any cell."""
     lattice, frac = crystal.lattice, crystal.frac_coords
@@ -186,7 +194,7 @@ def min_distance(crystal):
     return float(best)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #0de5326b
-def check_overlap(crystal, name="crystal", tolerance=0.01):
+def check_overlap(crystal: Crystal, name: str = "crystal", tolerance: float = 0.01) -> None:
     """CrystalError where two atoms of the crystal are closer than `tolerance` Angstrom, which means the
     same atom was given twice."""
     from scipy.spatial import cKDTree
@@ -201,13 +209,13 @@ def check_overlap(crystal, name="crystal", tolerance=0.01):
         i, j = pairs[0]
         raise CrystalError(
             f"{name}: atoms {i} and {j} "
-            f"({element_table().symbol[crystal.elements[[i, j]]].tolist()}) are at the same "
-            "place, "
+            f"({element_table().symbol[crystal.elements[[i, j]]].tolist()}) overlap at "
             f"{crystal.frac_coords[i].round(4).tolist()}; {len(pairs)} such pair(s). Remove the duplicates"
         )
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #44e8faf6
-def from_pymatgen(structure):
+@patch(cls_method=True)
+def from_pymatgen(cls: type[Crystal], structure: Any) -> Crystal:
     """The crystal of an ordered pymatgen Structure. Raises CrystalError for disorder, dummy atoms,
     elements beyond 94, duplicate atoms."""
     if not structure.is_ordered:
@@ -217,23 +225,18 @@ def from_pymatgen(structure):
             f"{structure[i].species_string}: the structure is disordered. "
             "Order it first (for example with OrderDisorderedStructureTransformation) or leave it out"
         )
-    numbers = [getattr(site.specie, "Z", 0) for site in structure]
-    crystal = Crystal(structure.lattice.matrix, numbers, structure.frac_coords)
+    numbers = np.array([getattr(site.specie, "Z", 0) for site in structure])
+    crystal = cls(structure.lattice.matrix, numbers, structure.frac_coords)
     check_overlap(crystal, structure.composition.reduced_formula)
     return crystal
 
-
-Crystal.from_pymatgen = staticmethod(from_pymatgen)
-
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #1cbd4ce5
-def to_pymatgen(crystal):
+@patch
+def to_pymatgen(self: Crystal) -> Any:
     "The crystal as a pymatgen Structure."
     from pymatgen.core import Lattice, Structure
 
-    return Structure(Lattice(crystal.lattice), crystal.elements.tolist(), crystal.frac_coords)
-
-
-Crystal.to_pymatgen = to_pymatgen
+    return Structure(Lattice(self.lattice), self.elements.tolist(), self.frac_coords)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #cdeefa64
 _CELL = [
@@ -242,20 +245,21 @@ _CELL = [
 ]
 
 
-def to_cif(crystal, path=None):
+@patch
+def to_cif(self: Crystal, path: str | Path | None = None) -> str:
     """The text of a CIF of the whole cell in P 1; written to `path` as well if one is given, whole or
     not at all."""
-    lengths, angles = lattice_parameters(crystal.lattice)
-    symbols = element_table().symbol[crystal.elements]
+    lengths, angles = lattice_parameters(self.lattice)
+    symbols = element_table().symbol[self.elements]
     counts = Counter(symbols.tolist())
     lines = [
-        f"data_{crystal.formula}",
+        f"data_{self.formula}",
         "_symmetry_space_group_name_H-M 'P 1'",
         "_symmetry_Int_Tables_number 1",
     ]
     lines += [f"{key} {value:.8f}" for key, value in zip(_CELL, lengths.tolist() + angles.tolist())]
     lines += [
-        f"_cell_volume {crystal.volume:.6f}",
+        f"_cell_volume {self.volume:.6f}",
         f"_chemical_formula_sum '{' '.join(f'{s}{n}' for s, n in counts.items())}'",
     ]
     lines += ["loop_", "_symmetry_equiv_pos_as_xyz", "'x, y, z'", "loop_"]
@@ -265,7 +269,7 @@ def to_cif(crystal, path=None):
     ]
     lines += [
         f"{s} {s}{i} {x:.8f} {y:.8f} {z:.8f} 1"
-        for i, (s, (x, y, z)) in enumerate(zip(symbols, crystal.frac_coords), 1)
+        for i, (s, (x, y, z)) in enumerate(zip(symbols, self.frac_coords), 1)
     ]
     text = "\n".join(lines) + "\n"
     if path is not None:
@@ -273,11 +277,8 @@ def to_cif(crystal, path=None):
             file.write(text)
     return text
 
-
-Crystal.to_cif = to_cif
-
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #abd6cecd
-def visible_atoms(crystal, edge=0.02):
+def visible_atoms(crystal: Crystal, edge: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
     """What a picture of one cell shows: (elements, frac_coords) with the images of atoms on faces, edges
     and corners repeated."""
     shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
@@ -286,7 +287,9 @@ def visible_atoms(crystal, edge=0.02):
     return np.repeat(crystal.elements, len(shifts))[inside], frac[inside]
 
 
-def bonds(elements, cart_coords, stretch=1.15, most=1500):
+def bonds(
+    elements: np.ndarray, cart_coords: np.ndarray, stretch: float = 1.15, most: int = 1500
+) -> np.ndarray:
     """Pairs (n, 2) of atoms closer than `stretch` x the sum of their covalent radii; between metals only
     if there is nothing else. Of more than `most`, which only a heap of overlapping atoms has, the
     shortest."""
@@ -326,7 +329,7 @@ def render(
     return render_scene(*crystal_scene(crystal, scale), view, pixels, lattice)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #new1
-def element_legend(on, elements, columns=8, **where):
+def element_legend(on: Any, elements: Iterable[int], columns: int = 8, **where: Any) -> Any:
     """Legend of elements (atomic numbers, each once, in order) in the colours of `render`, on an Axes
     or, for many pictures together, a Figure."""
     from matplotlib.lines import Line2D
@@ -357,20 +360,34 @@ def element_legend(on, elements, columns=8, **where):
     )
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f084df60
-def plot(crystal, ax=None, azimuth=25.0, elevation=14.0, legend=True, pixels=300):
+@patch
+def plot(
+    self: Crystal,
+    ax: Any = None,
+    azimuth: float = 25.0,
+    elevation: float = 14.0,
+    legend: bool = True,
+    pixels: int = 300,
+) -> Any:
     "Draw the crystal with matplotlib, on `ax` or a new figure; returns the axes."
     import matplotlib.pyplot as plt
 
     if ax is None:
         ax = plt.figure(figsize=(3.4, 3.4)).add_subplot()
-    ax.imshow(render(crystal, pixels, azimuth, elevation), interpolation="bilinear")
+    ax.imshow(render(self, pixels, azimuth, elevation), interpolation="bilinear")
     ax.axis("off")
     if legend:
-        element_legend(ax, crystal.elements, columns=99, loc="upper center", bbox_to_anchor=(0.5, 0.02))
+        element_legend(ax, self.elements, columns=99, loc="upper center", bbox_to_anchor=(0.5, 0.02))
     return ax
 
 
-def plot_gallery(crystals, titles=None, columns=4, size=1.7, pixels=170):
+def plot_gallery(
+    crystals: Sequence[Crystal],
+    titles: Sequence[str] | None = None,
+    columns: int = 4,
+    size: float = 1.7,
+    pixels: int = 170,
+) -> Any:
     "A figure with many crystals side by side; titles default to their formulas."
     import matplotlib.pyplot as plt
 
@@ -385,25 +402,28 @@ def plot_gallery(crystals, titles=None, columns=4, size=1.7, pixels=170):
     fig.tight_layout(pad=0.4)
     return fig
 
-
-Crystal.plot = plot
-
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #d72c0660
-def show(crystal: Crystal, azimuth: float = 25.0, elevation: float = 14.0) -> Any:
+@patch
+def show(self: Crystal, azimuth: float = 25.0, elevation: float = 14.0) -> Any:
     """A view that the mouse turns, in a live notebook (nglview); where that cannot work, the still picture of
     `plot` and a line that says why. A saved notebook keeps nothing of the view."""
     if reason := why_no_live_view():
         print(f"no interactive view, here is a still: {reason}")
-        return plot(crystal, azimuth=azimuth, elevation=elevation)
-    elements, frac = visible_atoms(crystal)
-    symbols, positions = [element_table().symbol[z] for z in elements], frac @ crystal.lattice
+        return self.plot(azimuth=azimuth, elevation=elevation)
+    elements, frac = visible_atoms(self)
+    symbols, positions = [element_table().symbol[z] for z in elements], frac @ self.lattice
     pairs = bonds(elements, positions).tolist()
-    return live_scene(symbols, positions, pairs, camera(crystal.lattice, azimuth, elevation), crystal.lattice)
+    return live_scene(symbols, positions, pairs, camera(self.lattice, azimuth, elevation), self.lattice)
 
 
-Crystal.show = show
-Crystal._repr_png_ = picture_of
-Crystal._repr_html_ = html_of
+@patch
+def _repr_png_(self: Crystal) -> bytes | None:
+    return picture_of(self)
+
+
+@patch
+def _repr_html_(self: Crystal) -> str | None:
+    return html_of(self)
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #anm00002
 def animate(

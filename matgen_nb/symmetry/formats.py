@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .asymmetric_unit import other_engine
+from .symmetry_search import other_engine
 from .cif import Reading
 from .cif_atoms import CONTACT
 from .cif_text import atomic_numbers

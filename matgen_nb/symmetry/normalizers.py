@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def coset_maps(number: int) -> list:
     rotations, translations = group_operations(number)
     discrete = ~polar_axes(number)
     seen, chosen = set(), []
-    for P, p in sorted(normalizer_maps(number), key=lambda map_: _simplicity(*map_, number)):
+    for P, p in sorted(normalizer_maps(number), key=lambda map_: _simplicity(map_[0], map_[1], number)):
         if (P.tobytes(), (p * discrete).tobytes()) in seen:
             continue
         chosen.append((P, p))
@@ -191,7 +192,7 @@ def build_normalizers(path: Path | None = None) -> dict:
     renamed = [rename(number, *map_) for number, of_group in enumerate(maps, 1) for map_ in of_group]
     stays = [operations for number in range(1, 231) for operations in self_maps(number)]
     offsets = lambda lengths: np.cumsum([0, *lengths]).astype(np.int32)
-    table = dict(
+    table: dict[str, Any] = dict(
         coset_offset=offsets(len(of_group) for of_group in maps),
         P=np.array([P for of_group in maps for P, _ in of_group], dtype=np.int8),
         p=np.array([p for of_group in maps for _, p in of_group], dtype=np.int8),
@@ -340,7 +341,7 @@ def normalizer_tables(device: str = "cpu") -> NormalizerTables:
     "All normalizers on a device, see `NormalizerTables`; cached per device. Floats as in `wyckoff_tables`."
     table = load_normalizers()
     groups = [_group_tables(number) for number in range(1, 231)]
-    flat = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+    flat: dict[str, Any] = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
     sizes = [len(normalizer(n).letters[0]) for n in range(1, 231) for _ in range(len(normalizer(n)))]
     flat |= dict(
         coset_offset=np.concatenate([[0], table["coset_offset"]]),
@@ -408,7 +409,9 @@ def canonical_setting(number: int, template: Sequence) -> int:
     return int((renamed == canonical).all(1).argmax())
 
 # %% ../../nbs/1_symmetry/09_normalizers.ipynb #n04b0042
-def random_settings(space_group: torch.Tensor, generator=None, permute_axes: bool = True) -> torch.Tensor:
+def random_settings(
+    space_group: torch.Tensor, generator: torch.Generator | None = None, permute_axes: bool = True
+) -> torch.Tensor:
     """A random setting for each of B crystals, all equally likely: numbers (B,) int64, from 0.
 
     space_group: (B,). generator: a torch Generator. permute_axes=False: settings that keep the cell."""
@@ -421,7 +424,7 @@ def random_settings(space_group: torch.Tensor, generator=None, permute_axes: boo
     return torch.minimum((u * number).long(), number - 1)
 
 
-def transformed(batch, setting: torch.Tensor):
+def transformed(batch: Any, setting: torch.Tensor) -> Any:
     """A batch of crystals in other settings: the same crystals; orbits keep their order and elements.
 
     batch: a `Batch` of lesson 3.1 (space_group (B,), k (B, 6), elements, frac_coords, wyckoff, batch (M,)).
@@ -434,7 +437,7 @@ def transformed(batch, setting: torch.Tensor):
     return replace(batch, k=k, frac_coords=x, wyckoff=wyckoff)
 
 
-def augment(batch, generator=None, permute_axes: bool = True):
+def augment(batch: Any, generator: torch.Generator | None = None, permute_axes: bool = True) -> Any:
     "A batch in which every crystal is in a random one of its settings; see `random_settings`, `transformed`."
     return transformed(batch, random_settings(batch.space_group, generator, permute_axes))
 
@@ -449,4 +452,4 @@ def generic_unit(
     edge = 5 + 3 * atoms ** (1 / 3)
     k = constrain_k(np.append(rng.normal(0, 0.15, 5), math.log(edge)), space_group).numpy()
     points = [positions[w].A[0] @ rng.random(3) + positions[w].t[0] for w in wyckoff]
-    return AsymmetricUnit(space_group, k, elements, np.stack(points) % 1.0, wyckoff)
+    return AsymmetricUnit(space_group, k, np.array(elements), np.stack(points) % 1.0, np.array(wyckoff))

@@ -7,13 +7,15 @@ __all__ = ['metric_pseudoinverse', 'nearest_on_members', 'Projection', 'project'
 # %% ../../nbs/1_symmetry/10_projection.ipynb #62b26718
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from .space_groups import SpaceGroup, wyckoff_tables
 
 # %% ../../nbs/1_symmetry/10_projection.ipynb #d7fac5f4
-def metric_pseudoinverse(A, metric):
+def metric_pseudoinverse(A: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
     """A+ = (A' g A)+ A' g, batched (..., 3, 3): A A+ x is the point of the column space of A that is
     nearest to x in the metric g.
 
@@ -53,7 +55,9 @@ def _window_needed(distance, A, metric):
     return (reach + 1e-9).floor().amax(-1).long()
 
 # %% ../../nbs/1_symmetry/10_projection.ipynb #cf997304
-def nearest_on_members(x, A, t, metric, max_window=4):
+def nearest_on_members(
+    x: torch.Tensor, A: torch.Tensor, t: torch.Tensor, metric: torch.Tensor, max_window: int = 4
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Exact nearest points on affine members {A u + t} of a crystal, row by row (C rows): u, point,
     distance in A.
 
@@ -101,7 +105,9 @@ class Projection:
     wyckoff: torch.Tensor
 
 # %% ../../nbs/1_symmetry/10_projection.ipynb #424a414d
-def project(frac_coords, space_group, wyckoff, lattice, chunk=200_000):
+def project(
+    frac_coords: Any, space_group: Any, wyckoff: Any, lattice: Any, chunk: int = 200000
+) -> Projection:
     """Move points to the nearest point of given Wyckoff positions, exactly, in the metric of the lattice.
 
     frac_coords: (N, 3); space_group: number or (N,); wyckoff: letter, index, or (N,) indices (0 = 'a');
@@ -150,7 +156,13 @@ def _row_chunks(sizes, chunk):
     )
 
 # %% ../../nbs/1_symmetry/10_projection.ipynb #121bd0a4
-def choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff=None):
+def choose_wyckoff(
+    frac_coords: torch.Tensor,
+    space_group: torch.Tensor,
+    site_class: torch.Tensor,
+    lattice: torch.Tensor,
+    wyckoff: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Projection]:
     """Distances from points to every Wyckoff position that shares their site-symmetry class, and the
     projections.
 
@@ -172,15 +184,15 @@ def choose_wyckoff(frac_coords, space_group, site_class, lattice, wyckoff=None):
     return owner, project(x[owner], group[owner], index, lattice[owner])
 
 # %% ../../nbs/1_symmetry/10_projection.ipynb #a85c536c
-def assign_fixed_sites(cost):
+def assign_fixed_sites(cost: torch.Tensor | np.ndarray) -> list[int]:
     """Cheapest assignment of r points to s >= r fixed sites, each used at most once: cost (r, s) -> list of
     r site indices.
 
     Exact, by dynamic programming over the set of used sites (no class of any group has more than 8 of
     them)."""
-    states = {0: (0.0, ())}
+    states: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for row in cost.tolist():
-        reached = {}
+        reached: dict[int, tuple[float, tuple[int, ...]]] = {}
         for used, (total, chosen) in states.items():
             for site, price in enumerate(row):
                 if used >> site & 1:
@@ -196,7 +208,14 @@ def assign_fixed_sites(cost):
     return list(min(states.values())[1])
 
 # %% ../../nbs/1_symmetry/10_projection.ipynb #606fb5c6
-def assign_wyckoff(frac_coords, space_group, site_class, lattice, batch, wyckoff=None):
+def assign_wyckoff(
+    frac_coords: torch.Tensor,
+    space_group: torch.Tensor,
+    site_class: torch.Tensor,
+    lattice: torch.Tensor,
+    batch: torch.Tensor,
+    wyckoff: torch.Tensor | None = None,
+) -> Projection:
     """Project every orbit to the nearest Wyckoff position of its site-symmetry class, fixed sites (dof 0)
     at most once per crystal.
 

@@ -10,6 +10,7 @@ __all__ = ['TABLE_PATH', 'DENOMINATOR', 'AXES', 'SITE_ELEMENTS', 'GROUP_ELEMENTS
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #3c61cf73
 import functools
 import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,28 +18,17 @@ import numpy as np
 import torch
 
 import matgen_nb
-from .lattice import device_float
+from .lattice import ArrayLike, device_float
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #390cde16
 TABLE_PATH = Path(matgen_nb.__file__).parent / "data" / "space_groups.npz"
 DENOMINATOR = 24  # every translation of every group in its standard setting is a multiple of 1/24
+# fmt: off
 AXES = (
-    (1, 0, 0),
-    (0, 1, 0),
-    (0, 0, 1),
-    (1, 1, 1),
-    (1, -1, -1),
-    (-1, 1, -1),
-    (-1, -1, 1),
-    (1, -1, 0),
-    (1, 1, 0),
-    (0, 1, -1),
-    (0, 1, 1),
-    (-1, 0, 1),
-    (1, 0, 1),
-    (1, 2, 0),
-    (2, 1, 0),
+    (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1),
+    (1, -1, 0), (1, 1, 0), (0, 1, -1), (0, 1, 1), (-1, 0, 1), (1, 0, 1), (1, 2, 0), (2, 1, 0),
 )
+# fmt: on
 SITE_ELEMENTS = ("1", "-1", "2", "m", "3", "4", "-4", "2/m", "-3", "6", "-6", "4/m", "6/m")
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #84e633a0
@@ -53,14 +43,14 @@ def _hall_numbers():
     return settings
 
 
-def standard_hall_number(number):
+def standard_hall_number(number: int) -> int:
     """Hall number (spglib's numbering) of the standard setting: unique axis b, hexagonal axes, origin
     choice 2."""
     settings = _hall_numbers()[number]
     return settings.get("2") or settings.get("H") or min(settings.values())
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #702ecebb
-def standard_operations(number):
+def standard_operations(number: int) -> tuple[np.ndarray, np.ndarray]:
     """Operations of a group's standard setting from spglib: rotations (n, 3, 3), translations (n, 3) in
     24ths, both int64."""
     import spglib
@@ -71,7 +61,7 @@ def standard_operations(number):
     return database["rotations"].astype(np.int64), translations.round().astype(np.int64) % DENOMINATOR
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #b26d6579
-def first_members(number):
+def first_members(number: int) -> list[tuple]:
     """First member of each Wyckoff position, letters a, b, ...: list of (letter, multiplicity, symbol,
     A, t in 24ths)."""
     from pyxtal.symmetry import Group
@@ -82,45 +72,38 @@ def first_members(number):
         affine = position.ops[0].affine_matrix
         A, t = affine[:3, :3].round().astype(np.int64), affine[:3, 3] * DENOMINATOR
         assert np.allclose(affine[:3, :3], A) and np.allclose(t, t.round(), atol=1e-4)
-        out.append(
-            (
-                position.letter,
-                position.multiplicity,
-                position.site_symm,
-                A,
-                t.round().astype(np.int64) % DENOMINATOR,
-            )
-        )
+        t = t.round().astype(np.int64) % DENOMINATOR
+        out.append((position.letter, position.multiplicity, position.site_symm, A, t))
     return out
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #ec5c3111
-def wyckoff_members(rotations, translations, A, t):
+def wyckoff_members(
+    rotations: np.ndarray, translations: np.ndarray, A: np.ndarray, t: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All members of a Wyckoff position from its first one, u -> A u + t, by applying every general
     operation.
 
     rotations (n, 3, 3) and translations (n, 3) in 24ths are the group's operations, A (3, 3) and t (3,)
     in 24ths the first member. Returns A (m, 3, 3), t (m, 3), and the indices of the operations that fix
     the first member pointwise."""
-    images = {}
+    images: dict[bytes, list[int]] = {}
     for i, (R, w) in enumerate(zip(rotations, translations)):
         key = (R @ A).tobytes() + ((R @ t + w) % DENOMINATOR).tobytes()
         images.setdefault(key, []).append(i)
     first = [ops[0] for ops in images.values()]
-    members = (
-        np.array([rotations[i] @ A for i in first]),
-        np.array([(rotations[i] @ t + translations[i]) % DENOMINATOR for i in first]),
-    )
+    members_A = np.array([rotations[i] @ A for i in first])
+    members_t = np.array([(rotations[i] @ t + translations[i]) % DENOMINATOR for i in first])
     stabiliser = images[A.tobytes() + (t % DENOMINATOR).tobytes()]
-    return *members, np.array(stabiliser)
+    return members_A, members_t, np.array(stabiliser)
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #dcf4d27c
-def rotation_order(rotation):
+def rotation_order(rotation: np.ndarray) -> int:
     "Signed order of an integer point operation (3, 3): 1, 2, 3, 4, 6, or -1, -2 (a mirror), -3, -4, -6."
     det, trace = round(np.linalg.det(rotation)), int(np.trace(rotation))
     return det * {-1: 2, 0: 3, 1: 4, 2: 6, 3: 1}[det * trace]
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #5a8ab225
-def rotation_axis(rotation):
+def rotation_axis(rotation: np.ndarray) -> tuple[int, int, int]:
     "Shortest integer direction [uvw] (direct lattice) that the proper part of `rotation` leaves in place."
     proper = round(np.linalg.det(rotation)) * np.asarray(rotation)
     for axis in AXES:
@@ -129,27 +112,19 @@ def rotation_axis(rotation):
     raise ValueError(f"{rotation} has no axis among the 15 crystallographic directions")
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #17d65e9a
-_COMBINED = {
-    frozenset(k): v
-    for k, v in [
-        ((1,), "1"),
-        ((-1,), "-1"),
-        ((2,), "2"),
-        ((-2,), "m"),
-        ((3,), "3"),
-        ((2, 4), "4"),
-        ((2, -4), "-4"),
-        ((-1, 2, -2), "2/m"),
-        ((-1, 3, -3), "-3"),
-        ((2, 3, 6), "6"),
-        ((-2, 3, -6), "-6"),
-        ((-1, 2, -2, 4, -4), "4/m"),
-        ((-1, 2, -2, 3, -3, 6, -6), "6/m"),
+# fmt: off
+_COMBINED = {  # the orders of the operations on an axis -> the symmetry element that they make together
+    frozenset(orders): name
+    for orders, name in [
+        ((1,), "1"), ((-1,), "-1"), ((2,), "2"), ((-2,), "m"), ((3,), "3"), ((2, 4), "4"), ((2, -4), "-4"),
+        ((-1, 2, -2), "2/m"), ((-1, 3, -3), "-3"), ((2, 3, 6), "6"), ((-2, 3, -6), "-6"),
+        ((-1, 2, -2, 4, -4), "4/m"), ((-1, 2, -2, 3, -3, 6, -6), "6/m"),
     ]
 }
+# fmt: on
 
 
-def site_symmetry_one_hot(rotations):
+def site_symmetry_one_hot(rotations: Iterable[np.ndarray]) -> np.ndarray:
     """15 x 13 one-hot of a point group given by its rotation parts (n, 3, 3): for each of `AXES` the highest
     of `SITE_ELEMENTS` that the operations on that axis combine to (SymmCD, arXiv 2502.03638, section 4)."""
     orders = [rotation_order(r) for r in rotations]
@@ -164,33 +139,7 @@ def site_symmetry_one_hot(rotations):
     return one_hot
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #741d5236
-GROUP_ELEMENTS = (
-    "2",
-    "2_1",
-    "3",
-    "3_1",
-    "3_2",
-    "4",
-    "4_1",
-    "4_2",
-    "4_3",
-    "6",
-    "6_1",
-    "6_2",
-    "6_3",
-    "6_4",
-    "6_5",
-    "-1",
-    "-3",
-    "-4",
-    "-6",
-    "m",
-    "a",
-    "b",
-    "c",
-    "n",
-    "d",
-)
+GROUP_ELEMENTS = tuple("2 2_1 3 3_1 3_2 4 4_1 4_2 4_3 6 6_1 6_2 6_3 6_4 6_5 -1 -3 -4 -6 m a b c n d".split())
 BRAVAIS_LETTERS = ("P", "I", "F", "A", "B", "C", "R")
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #46f88728
@@ -234,7 +183,9 @@ def _element_names(rotation, translation, centring):
             yield axis, str(order)
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #0e653f26
-def symmetry_element_vector(number, rotations, translations, symbol, first_site):
+def symmetry_element_vector(
+    number: int, rotations: np.ndarray, translations: np.ndarray, symbol: str, first_site: np.ndarray
+) -> np.ndarray:
     """Binary description of a space group that groups share where they are alike: 7 Bravais letters, for
     each of the 15 axes the symmetry elements on it (rotations, screws, mirrors, glides), and the site
     symmetry of Wyckoff position a (15 x 13), which tells apart the groups whose axes meet from those
@@ -253,7 +204,7 @@ def symmetry_element_vector(number, rotations, translations, symbol, first_site)
     return np.concatenate([bravais, elements.ravel(), first_site.ravel()])
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #c3a67522
-def origin_shift(number):
+def origin_shift(number: int) -> np.ndarray:
     """Shift p in 24ths, from spglib's default setting to our standard one: x_standard = x_default + p.
     Zero except for the 24 groups that International Tables describe with two origins (spglib defaults
     to the first)."""
@@ -323,7 +274,9 @@ def _pack(groups, rows):
     )
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #ed294db4
-def build_table(path=None, progress=lambda numbers: numbers):
+def build_table(
+    path: str | Path | None = None, progress: Callable = lambda numbers: numbers
+) -> dict[str, np.ndarray]:
     """Compute the table of all 230 groups from their operations (about 10 s; needs spglib and pyxtal),
     as a dict of arrays; `path` also stores it as npz. Everything is derived except letters,
     site-symmetry symbols and the free parameters of each first member, which are conventions
@@ -333,13 +286,8 @@ def build_table(path=None, progress=lambda numbers: numbers):
     groups, rows = [], []
     for number in progress(range(1, 231)):
         operations = standard_operations(number)
-        groups.append(
-            (
-                *operations,
-                spglib.get_spacegroup_type(standard_hall_number(number)).international_short,
-                origin_shift(number),
-            )
-        )
+        symbol = spglib.get_spacegroup_type(standard_hall_number(number)).international_short
+        groups.append((*operations, symbol, origin_shift(number)))
         rows.append(_wyckoff_rows(number, *operations))
     table = _pack(groups, rows)
     if path is not None:
@@ -348,7 +296,7 @@ def build_table(path=None, progress=lambda numbers: numbers):
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #9b9e9f5f
 @functools.lru_cache(1)
-def load_table():
+def load_table() -> dict[str, np.ndarray]:
     "The stored table: dict of numpy arrays (see `_pack`). Loads in milliseconds, needs numpy alone."
     with np.load(TABLE_PATH) as stored:
         return {name: stored[name] for name in stored.files}
@@ -374,19 +322,21 @@ class WyckoffPosition:
     t: np.ndarray
 
     @property
-    def members(self):
+    def members(self) -> tuple[np.ndarray, np.ndarray]:
+        "A and t of all members."
         return self.A, self.t
 
     @property
-    def label(self):
+    def label(self) -> str:
+        "Multiplicity and letter, '4a'."
         return f"{self.multiplicity}{self.letter}"
 
-    def points(self, u):
+    def points(self, u: ArrayLike) -> np.ndarray:
         "The orbit (m, 3) of free parameters u (3,), in [0, 1)."
         return (self.A @ np.asarray(u, dtype=float) + self.t) % 1.0
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #43d8ba11
-def check_space_group(number):
+def check_space_group(number: int) -> None:
     "Raise ValueError unless `number` is an integer from 1 to 230."
     if isinstance(number, bool) or int(number) != number or not 1 <= number <= 230:
         raise ValueError(f"space group must be an integer from 1 to 230, got {number!r}")
@@ -436,6 +386,16 @@ class SpaceGroup:
         self.order, self.origin_shift = len(self.operations[0]), T["origin_shift"][g] / DENOMINATOR
         self.wyckoff_positions = _positions(T, g)
 
+    def __getitem__(self, letter: str | int) -> WyckoffPosition:
+        "Wyckoff position by letter ('a'), label ('4a') or index."
+        if not isinstance(letter, str):
+            return self.wyckoff_positions[letter]
+        found = [p for p in self.wyckoff_positions if letter in (p.letter, p.label)]
+        if found:
+            return found[0]
+        known = ", ".join(p.label for p in self.wyckoff_positions)
+        raise KeyError(f"space group {self.number} has no Wyckoff position {letter!r}; it has {known}")
+
     def __reduce__(self):
         return SpaceGroup, (self.number,)
 
@@ -444,20 +404,6 @@ class SpaceGroup:
             f"SpaceGroup({self.number}, {self.symbol}, {self.order} operations, "
             f"{len(self.wyckoff_positions)} Wyckoff positions)"
         )
-
-# %% ../../nbs/1_symmetry/07_space_groups.ipynb #8d29faba
-def _position(group, letter):
-    "Wyckoff position by letter ('a'), label ('4a') or index."
-    if not isinstance(letter, str):
-        return group.wyckoff_positions[letter]
-    found = [p for p in group.wyckoff_positions if letter in (p.letter, p.label)]
-    if found:
-        return found[0]
-    known = ", ".join(p.label for p in group.wyckoff_positions)
-    raise KeyError(f"space group {group.number} has no Wyckoff position {letter!r}; it has {known}")
-
-
-SpaceGroup.__getitem__ = _position
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #8c1a6e63
 MAX_CLASSES, NUM_ONE_HOTS = 15, 83
@@ -492,29 +438,19 @@ class WyckoffTables:
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #86a23cd9
 def _class_tables(T, site_class):
-    rows = {
-        name: np.full((231, MAX_CLASSES), fill, dtype=np.int64)
-        for name, fill in [
-            ("class_one_hot", -1),
-            ("class_multiplicity", 0),
-            ("class_dof", 0),
-            ("class_capacity", 0),
-        ]
-    }
+    empty = dict(class_one_hot=-1, class_multiplicity=0, class_dof=0, class_capacity=0)
+    rows = {name: np.full((231, MAX_CLASSES), fill, dtype=np.int64) for name, fill in empty.items()}
     for g in range(230):
         for i in range(T["wyckoff_offset"][g], T["wyckoff_offset"][g + 1]):
             at = g + 1, site_class[i]
-            rows["class_one_hot"][at], rows["class_multiplicity"][at], rows["class_dof"][at] = (
-                T["one_hot_id"][i],
-                T["multiplicity"][i],
-                T["dof"][i],
-            )
+            rows["class_one_hot"][at] = T["one_hot_id"][i]
+            rows["class_multiplicity"][at], rows["class_dof"][at] = T["multiplicity"][i], T["dof"][i]
             rows["class_capacity"][at] += 1 if T["dof"][i] == 0 else 10**6
     return rows
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #9820a628
 @functools.lru_cache(None)
-def wyckoff_tables(device="cpu"):
+def wyckoff_tables(device: str = "cpu") -> WyckoffTables:
     """The whole table on a device, see `WyckoffTables`; cached per device. On mps, which has no float64,
     its floats are float32."""
     T = load_table()
@@ -543,7 +479,7 @@ def wyckoff_tables(device="cpu"):
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #0d1dc47a
 @functools.lru_cache(None)
-def group_vectors(device="cpu"):
+def group_vectors(device: str = "cpu") -> torch.Tensor:
     "Condition vectors of all groups, (231, 577) float32; row 0 is zero. See `symmetry_element_vector`."
     vectors = torch.as_tensor(load_table()["group_vector"], dtype=torch.float32)
     return torch.cat([torch.zeros_like(vectors[:1]), vectors]).to(device)

@@ -25,7 +25,7 @@ from matgen_nb.mofdiff.net_catalogue import net_facts
 from matgen_nb.mofdiff.metal_nodes import unit
 from matgen_nb.mofdiff.net_placement import ends_of
 from matgen_nb.mofdiff.builder import LIMITS, Rejected, _within_three_bonds, build, settle_twist, vdw_radii
-from matgen_nb.mofdiff.hypothetical import draw_plan
+from matgen_nb.mofdiff.hypothetical import random_plan
 from matgen_nb.symmetry.crystal import atomic_number, element_table
 
 SYMBOL = element_table().symbol
@@ -104,7 +104,7 @@ def plans(count, folder, seed=7):
         rng, k = np.random.default_rng([seed, k]), k + 1
         name = names[int(rng.integers(len(names)))]
         try:
-            plan = draw_plan(name, rng)
+            plan = random_plan(name, rng)
         except Rejected:
             continue
         if not simple(plan):

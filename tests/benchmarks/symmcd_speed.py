@@ -12,7 +12,8 @@ import torch
 
 from timing import seconds
 from matgen_nb.scale.optimization import TrainConfig, make_optimizer
-from matgen_nb.symmcd.dataset import CrystalData, prepare, prepare_one, read_csv
+from matgen_nb.symmcd.dataset import CrystalData, prepare_one
+from matgen_nb.symmcd.preparing import prepare, read_csv
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
 from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
 from matgen_nb.symmcd.reverse import SamplingOptions, sample_requests
