@@ -256,7 +256,7 @@ class FolderLock:
 
 # %% ../nbs/0_utilities/02_folders.ipynb #u0lck005
 def _touch(path: Path, stop: threading.Event) -> None:
-    "Touch a lock until told to stop."
+    "Touch a lock until it is to stop."
     while not stop.wait(_BEAT):
         try:
             os.utime(path)

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MatgenError', 'option', 'option_help', 'described', 'check_limits', 'patch', 'batch_seed', 'mix_seed', 'atomic_write',
-           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'CsvTable', 'read_csv_table', 'fetch',
-           'wilson', 'share']
+           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'read_prepared', 'CsvTable', 'reason',
+           'read_csv_table', 'fetch', 'wilson', 'share']
 
 # %% ../nbs/0_utilities/01_utils.ipynb #1e5db884
 import csv
@@ -210,13 +210,13 @@ def _checksum(data: Any) -> str:
     "SHA-256 of the content of a safetensors file given as bytes."
     header, start = _sections(data)
     texts = {k: v for k, v in header.pop("__metadata__", {}).items() if k != "checksum"}
-    told = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for name in sorted(header):
         entry = header[name]
         first, last = entry["data_offsets"]
-        told.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        told.update(data[start + first : start + last])
-    return told.hexdigest()
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        digest.update(data[start + first : start + last])
+    return digest.hexdigest()
 
 
 def content_hash(path: str | Path) -> str:
@@ -273,6 +273,27 @@ def load_tensors(
             )
     return metadata, tensors
 
+# %% ../nbs/0_utilities/01_utils.ipynb #u0prp002
+def read_prepared(path: str | Path, format: str, command: str, needed: Sequence[str]) -> tuple[dict, dict]:
+    """(texts of the header, {name: tensor}) of a prepared data set. MatgenError where the file is missing,
+    damaged, not of this `format`, or lacks one of the tensors or texts `needed`.
+
+    command: what makes such a file, for the message."""
+    if not Path(path).exists():
+        raise MatgenError(f"{path} does not exist; make it with: {command} SOURCE --out {path}")
+    try:
+        texts, tensors = load_tensors(path, finite=lambda name: False)
+    except Exception as error:
+        raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
+    if texts.get("format") != format:
+        kind = repr(texts.get("format", "something else"))
+        raise MatgenError(f"{path} holds {kind}, not {format!r}; make it with: {command}")
+    if missing := [name for name in needed if name not in texts and name not in tensors]:
+        raise MatgenError(
+            f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again"
+        )
+    return texts, tensors
+
 # %% ../nbs/0_utilities/01_utils.ipynb #u0csv002
 @dataclass(frozen=True)
 class CsvTable:
@@ -280,6 +301,11 @@ class CsvTable:
 
     columns: Sequence[str]
     rows: list[dict[str, str]]
+
+
+def reason(error: BaseException) -> str:
+    "Why something failed, in words; of an error of the disk without its number, which says nothing."
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
@@ -292,7 +318,7 @@ def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
             reader = csv.DictReader(file)
             columns, rows = reader.fieldnames or [], list(reader)
     except (OSError, EOFError, csv.Error) as error:
-        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
+        raise MatgenError(f"{path} is not a readable CSV file: {reason(error)}") from None
     if column is not None and column not in columns:
         there = ", ".join(map(repr, columns[:20])) or "no columns"
         raise MatgenError(
@@ -300,7 +326,7 @@ def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
         )
     return CsvTable(columns, rows)
 
-# %% ../nbs/0_utilities/01_utils.ipynb #2855cd71
+# %% ../nbs/0_utilities/01_utils.ipynb #u0ret001
 def _retrieve(url: str, name: str, folder: Path, expected: str | None, kept: bool, instead: str) -> Path:
     "A file of an address in a folder, by pooch; MatgenError in place of its errors."
     import pooch
@@ -317,7 +343,7 @@ def _retrieve(url: str, name: str, folder: Path, expected: str | None, kept: boo
             f"could not fetch {name} from {url}: {type(error).__name__}. Without a network, {instead}"
         ) from None
 
-
+# %% ../nbs/0_utilities/01_utils.ipynb #2855cd71
 def fetch(
     url: str,
     name: str,

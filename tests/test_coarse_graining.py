@@ -183,7 +183,7 @@ def test_limits():
     assert "atoms" in excess(COARSE["MOF-177"], Limits(max_blocks=None, max_block_atoms=50))[0]
     assert "dimension 1" in excess(COARSE["MIL-53"], dimension=1)[0]
     near = CoarseMof(10 * np.eye(3), [[0, 0, 0], [0, 0, 0.95]], COARSE["IRMOF-1"].blocks[:2])
-    assert np.isclose(bead_distance(near), 0.5) and "apart" in excess(near)[0]
+    assert np.isclose(bead_distance(near), 0.5) and "from each other" in excess(near)[0]
 
 
 @pytest.mark.parametrize("points", [0, 1])
@@ -355,7 +355,7 @@ def test_limits_hold_for_the_embedded_set_as_well(tmp_path):
         MofData.load(tmp_path / "few.safetensors")
     ) == len(few)
     by_name = dict(zip(data.names, data.num_blocks.tolist()))
-    assert all(by_name[f.name] > 6 or "apart" in f.reason for f in report.failures)
+    assert all(by_name[f.name] > 6 or "from each other" in f.reason for f in report.failures)
     for choices, text in (
         (dict(limits=Limits(max_blocks=1)), "none of the 300 embedded"),
         (dict(limit=0), "at least 1"),

@@ -136,7 +136,7 @@ def test_citation_agrees_with_the_settings():
         assert identifier in readme and identifier in cff, "both papers in both places"
 
 
-@pytest.mark.parametrize("extra", ["ase", "hub", "fast", "cluster", "stability", "gcmc"])
+@pytest.mark.parametrize("extra", ["ase", "hub", "fast", "cluster", "stability", "gcmc", "core-mof"])
 def test_setup_knows_every_extra(extra):
     assert f"{extra}_requirements" in EXTRAS
     assert "_requirements" in (ROOT / "setup.py").read_text(encoding="utf-8")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from conftest import rock_salt
 
-from matgen_nb.symmcd import evaluation as ev, fingerprints as fp, hull
+from matgen_nb.symmcd import evaluation as ev, fingerprints as fp, hull, matching
 from matgen_nb.symmetry.crystal import Crystal
+from matgen_nb.utils import MatgenError
 
 SALT = rock_salt()
 VAL = (
@@ -75,9 +76,9 @@ def test_hangs_are_counted(monkeypatch):
         while True:
             time.sleep(0.01)
 
-    plain, match = ev.composition_validity, ev.same_structure
+    plain, match = ev.composition_validity, matching.same_structure
     monkeypatch.setattr(ev, "composition_validity", lambda z: hang() if 3 in list(z) else plain(z))
-    monkeypatch.setattr(ev, "same_structure", lambda a, b: hang() if "Na" in a.formula else match(a, b))
+    monkeypatch.setattr(matching, "same_structure", lambda a, b: hang() if "Na" in a.formula else match(a, b))
     start = time.monotonic()
     judged = ev.evaluate_crystals(
         [SALT, heavy],
@@ -157,8 +158,64 @@ def test_files(tmp_path):
 
 def test_empty_sample_and_unknown_metric():
     assert ev.evaluate_crystals([], [SALT], n_jobs=1, progress=False).table == []
-    with pytest.raises(ValueError, match="unknown metrics"):
+    with pytest.raises(MatgenError, match="unknown metrics"):
         ev.evaluate_crystals([SALT], [SALT], metrics=("beauty",))
+
+
+@pytest.mark.parametrize(
+    "words, given",
+    [
+        ("must be a list of Crystal, not Crystal", dict(crystals=SALT)),
+        ("must be a list of Crystal, not NoneType", dict(crystals=None)),
+        ("number 1 is of the type str", dict(crystals=[SALT, "NaCl"])),
+        ("the reference must be a list of Crystal: number 0", dict(reference=[None])),
+        ("the training set must be a list", dict(training=[None], metrics=("novelty",))),
+        ("the reference must be a list", dict(training=["x"], metrics=("templates",))),
+        ("give a list of some of", dict(metrics="validity")),
+        ("2 names for 1 crystals", dict(names=["a", "b"])),
+        ("symprec must be a positive", dict(symprec=-1.0)),
+        ("symprec must be a positive", dict(symprec=())),
+        ("symprec must be a positive", dict(symprec=(0.1, float("nan")))),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(words, given):
+    work = dict(crystals=[SALT], reference=[SALT], n_jobs=1, progress=False) | given
+    with pytest.raises(MatgenError, match=words):
+        ev.evaluate_crystals(**work)
+
+
+def _pymatgen_motifs(cn):
+    from pymatgen.core.local_env import CN_OPT_PARAMS, LocalStructOrderParams
+
+    found = [CN_OPT_PARAMS.get(cn, {}).get(name, [name]) for name in fp.MOTIFS[cn]]
+    return [LocalStructOrderParams([f[0]], parameters=[f[1] if len(f) > 1 else None]) for f in found]
+
+
+@pytest.mark.parametrize("cn", range(1, 13))
+def test_order_parameters_are_those_of_pymatgen(cn):
+    "Random neighbours, and neighbours on the points of a grid, where angles are right or straight."
+    from types import SimpleNamespace
+
+    rng, motifs = np.random.default_rng(cn), _pymatgen_motifs(cn)
+    grid = np.array([p for p in itertools.product((-1, 0, 1), repeat=3) if any(p)], float)
+    for vectors in (
+        rng.standard_normal((cn, 3)),
+        grid[rng.permutation(26)[:cn]],
+        grid[rng.permutation(26)[:cn]] + 0.1 * rng.standard_normal((cn, 3)),
+    ):
+        sites = [SimpleNamespace(coords=x) for x in np.vstack([np.zeros(3), vectors])]
+        want = [m.get_order_parameters(sites, 0, list(range(1, cn + 1)))[0] or 0 for m in motifs]
+        found = fp.order_parameters(fp.neighbour_angles(vectors), cn)
+        np.testing.assert_allclose(found, want, atol=1e-7, rtol=1e-9, err_msg=str(list(fp.MOTIFS[cn])))
+
+
+def test_angles_of_the_first_neighbours_are_those_of_fewer():
+    vectors = np.random.default_rng(0).standard_normal((12, 3))
+    whole = fp.neighbour_angles(vectors)
+    for cn in (2, 4, 6, 8):
+        few = fp.order_parameters(fp.neighbour_angles(vectors[:cn]), cn)
+        np.testing.assert_allclose(fp.order_parameters(whole, cn), few, atol=1e-12)
+    assert fp.order_parameters(whole, 13) == []
 
 
 def test_stability():
@@ -271,3 +328,10 @@ def test_descriptions_of_a_read_only_folder_go_to_the_users_cache(training_csv, 
     assert not path.with_name("training.csv.described.npz").exists()
     closed.add(kept.parent)
     assert runs.described_beside(path) is None and len(runs._known(path, options).rows) == 3
+
+
+def test_the_matcher_never_fits_crystals_of_other_formulas():
+    "What `match_all` leaves out: the same positions and cell, another reduced formula."
+    other = Crystal(SALT.lattice, [11] * 5 + [17] * 3, SALT.frac_coords)
+    assert SALT.formula != other.formula and matching.same_structure(SALT.to_pymatgen(), SALT.to_pymatgen())
+    assert not matching.same_structure(SALT.to_pymatgen(), other.to_pymatgen())

@@ -23,6 +23,7 @@ from matgen_nb.symmetry.structure_files import (
     split_optimade,
     structure_files,
 )
+from matgen_nb.utils import MatgenError
 
 SALT = rock_salt()
 
@@ -354,3 +355,108 @@ def test_no_file_of_a_folder_vanishes_without_a_word(tmp_path):
     for name in ("zero.extxyz", "nope.cif"):
         with pytest.raises(CrystalError, match=name):
             Crystal.from_file(tmp_path / name)
+
+
+def test_a_json_file_of_a_folder_is_read_once(tmp_path, monkeypatch):
+    "Whether it is one of ours, and what it holds, come from one reading."
+    from matgen_nb.symmetry import structure_files as sf
+
+    entry = dict(
+        id="one",
+        lattice_vectors=[[4, 0, 0], [0, 4, 0], [0, 0, 4]],
+        cartesian_site_positions=[[0, 0, 0], [2, 2, 2]],
+        species_at_sites=["Cs", "Cl"],
+        species=[dict(name=s, chemical_symbols=[s], concentration=[1.0]) for s in ("Cs", "Cl")],
+    )
+    (tmp_path / "ours.json").write_text(json.dumps(dict(data=[entry])))
+    (tmp_path / "lines.jsonl").write_text(json.dumps(entry) + "\n" + json.dumps(entry))
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n{"a": 2}')
+    (tmp_path / "torn.json").write_text('{"a": ')
+    real, read = sf.cif_file_text, []
+    monkeypatch.setattr(sf, "cif_file_text", lambda path: read.append(path.name) or real(path))
+    names = [name for name, _ in sf.folder_items(tmp_path)]
+    assert names == ["lines.jsonl#0", "lines.jsonl#1", "ours.json"]
+    assert sorted(read) == ["lines.jsonl", "other.json", "other.jsonl", "ours.json", "torn.json"]
+    folder = sf.structure_files(tmp_path)
+    assert [p.name for p in folder.files] == ["lines.jsonl", "ours.json"] and folder.skipped == ["torn.json"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Crystal.from_ase(None),
+        lambda: Crystal.from_ase("x.cif"),
+        lambda: Crystal.from_pymatgen(None),
+        lambda: Crystal.from_pymatgen("NaCl"),
+        lambda: Crystal.from_cif(None),
+        lambda: Crystal.from_cif(b"data_x"),
+        lambda: Crystal.from_file(None),
+        lambda: Crystal.from_file(3),
+    ],
+)
+def test_what_is_no_structure_is_named_by_its_type(make):
+    with pytest.raises(MatgenError, match=r"not (NoneType|str|bytes|int)"):
+        make()
+
+
+def test_an_index_is_a_whole_number(tmp_path):
+    Crystal(4 * np.eye(3), [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]).to_poscar(tmp_path / "a.vasp")
+    with pytest.raises(MatgenError, match="index must be a whole number, not 'a'"):
+        Crystal.from_file(tmp_path / "a.vasp", index="a")
+
+
+def test_an_error_of_a_crystal_is_one_of_ours_and_a_value_error():
+    with pytest.raises(MatgenError) as found:
+        Crystal(None, None, None)
+    assert isinstance(found.value, ValueError)
+
+
+def test_a_table_is_exported_again_only_over_our_own(tmp_path, capsys):
+    "With --overwrite a file that matgen wrote is written anew; somebody's own file is left alone."
+    from matgen_nb.commands import main as entry
+
+    def export(*more):
+        line = [
+            "export",
+            str(tmp_path / "in"),
+            "--format",
+            "lemat",
+            "--n-jobs",
+            "1",
+            "--out",
+            *map(str, more),
+        ]
+        with pytest.raises(SystemExit) as stop:
+            entry.main(line)
+        return stop.value.code, capsys.readouterr().err
+
+    (tmp_path / "in").mkdir()
+    Crystal(4 * np.eye(3), [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]).to_cif(tmp_path / "in" / "a.cif")
+    mine, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    theirs.write_text("mine")
+    assert export(mine)[0] == 0
+    code, said = export(mine)
+    assert code == 2 and "--overwrite" in said
+    mine.write_text("older")
+    assert export(mine, "--overwrite")[0] == 0 and mine.read_text().startswith("material_id")
+    code, said = export(theirs, "--overwrite")
+    assert code == 2 and "not made by matgen" in said and theirs.read_text() == "mine"
+    assert export(tmp_path / "in", "--overwrite")[0] == 2 and export(tmp_path, "--overwrite")[0] == 2
+
+
+def test_errors_name_paths_and_commands_that_exist(tmp_path, capsys):
+    from matgen_nb.commands import main as entry
+
+    (tmp_path / "file").write_text("x")
+    for line, words in (
+        (["sample", "crystals"], ["There are: mofdiff, symmcd"]),
+        (["prepare", "foo"], ["There are: crystals, mofs"]),
+        (["sample", "symcd"], ["Did you mean 'symmcd'"]),
+        (["sample", "symmcd", "-n", "1", "--out", str(tmp_path / "file" / "x")], ["not a directory"]),
+        (["benchmark", "--compare", str(tmp_path)], ["cannot be read: is a directory"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            entry.main(line)
+        said = " ".join(capsys.readouterr().err.split())
+        assert stop.value.code == 2 and all(w in said for w in words) and "Errno" not in said, said

@@ -732,3 +732,26 @@ def test_nets_travel_with_the_weights(tmp_path):
         and "source" in shipped.nets.info
         and all(len(s.embedding) == 32 for s in shipped.nets.sites)
     )
+
+
+def test_weights_can_be_trained_on_larger_frameworks_than_they_have_seen():
+    from matgen_nb.mofdiff.bonds import textbook_mof
+    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.decomposition import decompose
+    from matgen_nb.mofdiff.model import fine_tuned
+
+    model, batch = tiny(), toy_data().select(torch.arange(4))
+    big = from_decomposition(decompose(textbook_mof("MOF-177")))  # 24 blocks, the weights end at 20
+    big = replace(big, properties=dict.fromkeys(model.property_names, 1.0))
+    large = MofData.from_coarse([toy_data()[0], big])
+    large = large.with_embeddings(torch.zeros(len(large.library), len(model.stat_feature_mean)))
+    tuned = fine_tuned(model, large)
+    assert len(tuned.stat_num_blocks) == 25 and tuned.stat_num_blocks[24] == 1
+    z = model.encode(batch)
+    assert torch.equal(tuned.encode(batch), z), "what was learned is kept"
+    assert torch.allclose(tuned.to_num_blocks(z)[:, :21], model.to_num_blocks(z))
+    assert torch.allclose(tuned.to_num_blocks(z)[:, 24], model.to_num_blocks(z)[:, 20])
+    loss = tuned.loss(large.select([0, 1]), torch.Generator().manual_seed(0))["loss"]
+    assert loss.isfinite()
+    small = fine_tuned(tuned, toy_data())  # and back: no number of blocks is forgotten
+    assert len(small.stat_num_blocks) == 25 and small.stat_num_blocks[24] == 0

@@ -1,6 +1,9 @@
 """The results lessons: every figure comes from a data file with its interval, number and protocol; none is typed in."""
 
+import ast
 import csv
+import importlib
+import importlib.util
 import json
 import math
 import re
@@ -116,6 +119,41 @@ def test_no_figure_is_typed_into_the_text(path):
 def test_scripts_that_write_the_files_say_how(script):
     text = (ROOT / "tests" / "benchmarks" / f"{script}.py").read_text(encoding="utf-8")
     assert "matgen sample" in text.split('"""')[1] and f"{script}.csv" in text
+
+
+def test_energies_at_equal_novelty_are_on_the_card():
+    rows = {(r["model"], r["figure"]): r for r in rows_of("novel_and_low.csv")}
+    card = (ROOT / "matgen_nb" / "data" / "weights" / "symmcd-mp20-small.md").read_text(encoding="utf-8")
+    both = "novel, unique and e_above_hull<0.1"
+    for model in ("common", "one", "default"):
+        for figure in ("novel", "novel: e_above_hull<0.1", both):
+            value, low, high = (100 * float(rows[model, figure][key]) for key in ("value", "low", "high"))
+            assert f"{value:.1f} %" in card and f"({low:.1f} to {high:.1f})" in card, (model, figure)
+        share = {f: float(rows[model, f]["value"]) for f in ("novel", "e_above_hull<0.1", both)}
+        assert share[both] <= min(share["novel"], share["e_above_hull<0.1"])
+        among = float(rows[model, "novel: e_above_hull<0.1"]["value"])
+        assert int(rows[model, "novel: e_above_hull<0.1"]["n"]) == round(1000 * share["novel"])
+        assert share[both] <= among * share["novel"] + 1e-3, "what is novel, low and unique is novel and low"
+
+
+def test_what_was_tried_with_sizes_and_weights_is_on_the_card():
+    card = (ROOT / "matgen_nb" / "data" / "weights" / "symmcd-mp20-small.md").read_text(encoding="utf-8")
+    for row in rows_of("size_and_weights.csv"):
+        if row["figure"] == "held out: match" and row["way"] != "96 x 3":
+            value, low, high = (float(row[key]) for key in ("value", "low", "high"))
+            assert f"{value:.3f} ({low:.3f} to {high:.3f})" in card, row["way"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_what_a_script_takes_from_the_package_exists(path):
+    "The long measurements run by hand, so a name that moved would be noticed too late."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "matgen_nb":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                known = hasattr(module, alias.name) or importlib.util.find_spec(name)
+                assert known, f"{path.name} imports {name}, which does not exist"
 
 
 def test_card_and_lesson_say_what_the_design_file_says():

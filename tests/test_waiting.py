@@ -1,14 +1,14 @@
 """A step of the reverse process never makes the host wait for the device: counted on the CPU, where the same operators run."""
 
 import itertools
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from matgen_nb.diffusion.sampler import time_grid
+from matgen_nb.scale.arithmetic import Setting, waiting_calls as waits
+from matgen_nb.scale.benchmark_tasks import make_training
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.network import PARTS, image_features, pairs_of
@@ -17,33 +17,6 @@ from matgen_nb.symmcd.requests import make_request
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmetry.projection import Projection
 from matgen_nb.symmetry.space_groups import SpaceGroup
-
-WAITING = {
-    "aten::_local_scalar_dense",  # .item(), .tolist(), float(), bool()
-    "aten::nonzero",  # also a mask as an index
-    "aten::masked_select",
-    "aten::_unique2",
-    "aten::unique_dim",
-    "aten::repeat_interleave",  # with counts in a tensor: the size of the answer depends on them
-}
-"Operators whose result, or its size, the host must know before it can go on."
-OF_THE_CPU = {"aten::linalg_lu_solve"}
-"Operators that look into their arguments where these lie in the host's own memory (LAPACK's pivots), and only there."
-
-
-def waits(run):
-    "How often each of WAITING is called by run()."
-    with profile(activities=[ProfilerActivity.CPU]) as watched:
-        run()
-    return Counter(e.name for e in watched.events() if e.name in WAITING and not inside(e, OF_THE_CPU))
-
-
-def inside(event, names):
-    "Whether one of the operators that called an event has one of these names."
-    while event := event.cpu_parent:
-        if event.name in names:
-            return True
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +119,11 @@ def test_more_steps_of_sites_and_elements_do_not_wait_more(model, stage):
         requests = ss.choose_sites(model, requests, seeded(), 1)
     few, many = (waits(lambda: choose(model, requests, seeded(), steps)) for steps in (2, 5))
     assert few.keys() == many.keys() and sum(many.values()) <= sum(few.values()) + 1, (few, many)
+
+
+def test_a_training_step_waits_for_its_pairs_alone():
+    "How many pairs and images a batch has is known only when it is there; nothing else may wait."
+    step, _ = make_training("cpu", 0, setting=Setting("tiny", 8))
+    step()
+    found = waits(step)
+    assert found.keys() <= {"aten::repeat_interleave", "aten::nonzero"} and found.total() <= 10, found

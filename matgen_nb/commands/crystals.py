@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SOURCE', 'NOT_STORED', 'Relax', 'P1', 'Chunk', 'with_conditions', 'crystal_preparing', 'prepare_crystals',
            'train_symmcd', 'parse_groups', 'request_of', 'conditions_of', 'sample_symmcd', 'predict_command',
-           'evaluate_crystals_command', 'write_each', 'export_command', 'merge_command']
+           'evaluate_crystals_command', 'write_each', 'check_file', 'export_command', 'merge_command']
 
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25c0003
+import os
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..scale.predictions import PredictOptions, given_units, predict_to
 from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
 from ..scale.runs import CHUNK, check_out, fresh_file, fresh_folder, record_of
 from ..scale.shards import Shard, sample_shard
+from ..folders import OwnFiles
 from ..pages import page_link
 from ..parallel import describe_failures
 from ..utils import MatgenError, atomic_write
@@ -302,6 +304,19 @@ def write_each(out: Path, crystals: dict, kind: str, overwrite: bool) -> None:
             with atomic_write(folder.path(stem + ending), sync=False) as file:
                 file.write(text)
 
+# %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25exp08
+def check_file(out: Path, overwrite: bool) -> None:
+    """MatgenError where a file that is about to be written is there: without --overwrite any, with it one
+    that matgen did not write (files that it wrote are on the record of their folder)."""
+    if out.is_dir():
+        raise MatgenError(f"{out} is a folder: give a file for --out")
+    if os.path.lexists(out) and not overwrite:
+        raise MatgenError(f"{out} exists: choose another --out, or add --overwrite")
+    if os.path.lexists(out) and out.name not in OwnFiles(out.parent).names:
+        raise MatgenError(
+            f"{out} was not made by matgen and is left as it is: move it away, or choose another --out"
+        )
+
 # %% ../../nbs/5_scale/09_crystal_commands.ipynb #n25exp01
 @opt.app.command("export", epilog="Example: `matgen export samples --format lemat --out samples.csv`")
 def export_command(
@@ -325,17 +340,18 @@ def export_command(
 
     if format not in EXPORTS:
         raise MatgenError(f"--format must be one of {', '.join(EXPORTS)}, not {format!r}")
+    single = format in ("extxyz", "lemat")
     check_out(out, {"SOURCE": source})
-    if format in ("extxyz", "lemat") and out.exists():
-        raise MatgenError(f"{out} exists and is left as it is: choose another --out")
+    if single:
+        check_file(out, overwrite)
     found, names, failures = read_crystals(source, n_jobs)
     kept = {name: crystal for name, crystal in zip(names, found) if crystal is not None}
     if failures:
         say(describe_failures(failures, len(names)))
     if not kept:
         raise MatgenError(f"none of the {len(names)} structures in {source} could be read")
-    if format in ("extxyz", "lemat"):
-        export_file(kept.values(), kept, out, format)
+    if single:
+        export_file(kept.values(), kept, OwnFiles(out.parent).claim(out.name)[0], format)
     else:
         write_each(out, kept, format, overwrite)
     say(f"{len(kept)} structures written: {out}")

@@ -80,6 +80,8 @@ def hub_weights(name: str) -> Path:
 def find_weights(name_or_path: str | Path) -> Path:
     """Path of a weights file: a path, a folder with model.safetensors, the name of weights that ship with
     the package, or hub:owner/name. MatgenError where there is none."""
+    if not isinstance(name_or_path, (str, Path)):
+        raise MatgenError(f"weights are named by a text or a path, not by {type(name_or_path).__name__}")
     if str(name_or_path).startswith(HUB):
         return hub_weights(str(name_or_path))
     path = Path(name_or_path)

@@ -164,7 +164,7 @@ EXPOSED = 115.0  # degrees
 
 def exposed_metals(env: Environment) -> list[int]:
     "Indices of metals that have a bond-free cone of half-angle `EXPOSED` or more."
-    return [i for i in np.flatnonzero(env.metal) if open_angle(env.vectors[i]) > EXPOSED]
+    return [int(i) for i in np.flatnonzero(env.metal) if open_angle(env.vectors[i]) > EXPOSED]
 
 # %% ../../nbs/4_mofdiff/29_checks.ipynb #c105d2e1
 OVERLAP = 0.6  # x the sum of covalent radii

@@ -440,19 +440,24 @@ def fine_tuned(model: MofDiff, data: MofData) -> MofDiff:
     """A new `MofDiff` with the weights and scales of a trained `model`, and the library, numbers of blocks
     and the range of cells of a `MofData` (with embeddings by the model's encoder), to be trained further.
     `model` itself is left as it is. MatgenError where the data do not fit the weights."""
-    counted = statistics(data)
-    size, most = len(model.stat_feature_mean), len(model.stat_num_blocks)
+    counted = statistics(data, max_blocks=len(model.stat_num_blocks) - 1)
+    size = len(model.stat_feature_mean)
     if len(counted.feature_mean) != size:
         made = f"embeddings of size {len(counted.feature_mean)}, the weights were made for {size}"
         raise MatgenError(f"the blocks have {made}: take the block encoder of the weights")
-    if len(counted.num_blocks) > most:
-        raise MatgenError(f"frameworks of more than {most - 1} blocks are too large for these weights")
     if counted.property_names != model.property_names:
         names = f"{', '.join(counted.property_names)}, those of the weights {', '.join(model.property_names)}"
         raise MatgenError(f"the properties of the data are {names}: they have to be the same")
     tuned = MofDiff(model.config, counted)
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     state["stat_num_blocks"] = counted.num_blocks
+    last = f"to_num_blocks.{len(model.to_num_blocks) - 1}."
+    for name in (
+        f"{last}weight",
+        f"{last}bias",
+    ):  # a number of blocks that is new starts as the largest known
+        new = len(counted.num_blocks) - len(state[name])
+        state[name] = torch.cat([state[name], state[name][-1:].repeat(new, *[1] * (state[name].ndim - 1))])
     state["stat_k_low"] = torch.minimum(state["stat_k_low"], counted.k_low)
     state["stat_k_high"] = torch.maximum(state["stat_k_high"], counted.k_high)
     tuned.load_state_dict(state)

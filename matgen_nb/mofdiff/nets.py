@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,10 @@ class QuotientGraph:
     vertex i in cell 0 to vertex j in the cell `shift`. classes: K values, equal where vertices have to
     stay alike (empty: no such demand)."""
 
-    labels: tuple
+    labels: Sequence[Any]
     edges: np.ndarray
     shifts: np.ndarray
-    classes: tuple = ()
+    classes: Sequence[Any] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -267,7 +268,7 @@ def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     labels = [(b.is_metal, b.num_connections) for b in coarse.blocks]
     for reach in REACHES:
         found = contacts(coarse, reach)
-        edges, shifts = [(m, o) for m, o, _ in found], [s for *_, s in found]
+        edges, shifts = np.array([(m, o) for m, o, _ in found]), np.array([s for *_, s in found])
         if found and share_points([c for _, c in labels], edges) is not None:
             return QuotientGraph(labels, edges, shifts, [id(b) for b in coarse.blocks])
     raise MatgenError(
@@ -292,8 +293,8 @@ def contract(graph: QuotientGraph) -> QuotientGraph:
         elif len(near) == 2:
             (i, *r), (j, *s) = near
             edges.append((number[i], number[j], *(y - x for x, y in zip(r, s))))
-    edges = np.array([e for e in edges if e[0] != e[1] or any(e[2:])], dtype=np.int64).reshape(-1, 5)
-    return QuotientGraph([""] * len(kept), edges[:, :2], edges[:, 2:])
+    table = np.array([e for e in edges if e[0] != e[1] or any(e[2:])], dtype=np.int64).reshape(-1, 5)
+    return QuotientGraph([""] * len(kept), table[:, :2], table[:, 2:])
 
 
 @functools.lru_cache(None)

@@ -222,7 +222,7 @@ def evaluate_samples(samples: "list[Sample]", reference: "Reference", seed: int 
     from matgen_nb.symmcd.evaluation import evaluate_crystals
 
     symprec, metrics = reference.symprecs[0], ("validity", "distributions", "symmetry")
-    how = dict(metrics=metrics, n_jobs=1, seed=seed, progress=False)
+    how: dict[str, Any] = dict(metrics=metrics, n_jobs=1, seed=seed, progress=False)
     result = evaluate_crystals([s.crystal for s in samples], reference, **how)
     row = {key.split("@")[0]: round(float(entry["value"]), 5) for key, entry in result.summary.items()}
     moved = torch.cat([torch.as_tensor(s.moved) for s in samples])

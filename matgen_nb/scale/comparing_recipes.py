@@ -54,7 +54,7 @@ def plain_reference(val: "CrystalData", job: Job) -> "Reference":
     from matgen_nb.symmcd.evaluation import prepare_reference
 
     cache = claimed(job.out / "reference.npz")
-    how = dict(cache=cache, fingerprints=False, n_jobs=job.n_jobs, progress=False)
+    how: dict[str, Any] = dict(cache=cache, fingerprints=False, n_jobs=job.n_jobs, progress=False)
     return prepare_reference(some(val, job.settings["reference"]), **how)
 
 
@@ -129,7 +129,7 @@ def crystal_steps(job: Job, reference: "Reference", steps: int, corrector: int) 
     samples = model.sample(job.settings["n"], seed=job.seed, options=options)
     cpu = time.process_time() - cpu
     metrics = ("validity", "distributions", "symmetry")
-    how = dict(n_jobs=job.n_jobs, seed=job.seed, progress=False)
+    how: dict[str, Any] = dict(n_jobs=job.n_jobs, seed=job.seed, progress=False)
     result = evaluate_crystals([s.crystal for s in samples], reference, metrics, **how)
     return setting_rows(result.summary, "symmcd", steps, corrector, cpu / len(samples))
 

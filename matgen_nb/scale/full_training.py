@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .benchmark import count_flop, peak_flop, training_step
+from .arithmetic import count_flop, peak_flop, training_step
 from ..utils import option
 
 if TYPE_CHECKING:

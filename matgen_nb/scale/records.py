@@ -141,7 +141,9 @@ def read_json(path: str | Path) -> dict:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise MatgenError(f"{path} cannot be read ({error}): it was damaged") from None
+        raise MatgenError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): it was damaged"
+        ) from None
     if not isinstance(found, dict):
         raise MatgenError(f"{path} is not a record of matgen")
     return found

@@ -222,7 +222,7 @@ def framework_work(
     """The work of preparing the frameworks of a source, see `prepare_mofs` of lesson 4.17; not of the
     embedded set, which is prepared already."""
     from matgen_nb.mofdiff.coarse_graining import coarse_grain
-    from matgen_nb.mofdiff.data import from_coarse
+    from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.preparing import PrepareOptions
     from matgen_nb.mofdiff.sources import read_source
     from matgen_nb.symmetry.cif_text import cif_folder
@@ -242,7 +242,7 @@ def framework_work(
         kept = [found for found in done if found is not None]
         notes = {coarse.name: report for coarse, report in kept if report}
         # tolerance 0: every block is kept as it is, and merged once, over all shards
-        return from_coarse([c for c, _ in kept], None, 0.0) if kept else None, failures, notes
+        return MofData.from_coarse([c for c, _ in kept], None, 0.0) if kept else None, failures, notes
 
     request: dict[str, Any] = dict(
         prepare="mofs", source=str(source), content=input_identity(source), n=len(items)
@@ -310,11 +310,11 @@ def _joined_crystals(parts: list, request: dict) -> Any:
 def _joined_frameworks(parts: list, request: dict) -> Any:
     "One `MofData` of those of all chunks, with one library."
     import torch
-    from matgen_nb.mofdiff.data import from_coarse
+    from matgen_nb.mofdiff.data import MofData
 
     coarse = [p[i] for p in parts for i in range(len(p))]
     info = dict(source=request["source"], limits=request["limits"])
-    data = from_coarse(coarse, info, request["tolerance"])
+    data = MofData.from_coarse(coarse, info, request["tolerance"])
     data.property_names = list(dict.fromkeys(name for p in parts for name in p.property_names))
     data.properties = torch.full((len(data), len(data.property_names)), float("nan"))
     at = 0

@@ -24,7 +24,7 @@ from ..symmetry.formats import symmetry_engine
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.space_groups import wyckoff_tables
 from ..symmetry.structure_files import read_item
-from ..utils import MatgenError, atomic_write, load_tensors, patch, tensor_bytes
+from ..utils import MatgenError, atomic_write, read_prepared, patch, tensor_bytes
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #74fc59ad
 def prototypes() -> list[tuple[str, Crystal]]:
@@ -315,27 +315,10 @@ def save(self: CrystalData, path: str | Path) -> None:
 @patch(cls_method=True)
 def load(cls: type[CrystalData], path: str | Path) -> CrystalData:
     "Read a prepared data set. MatgenError where the file is missing, damaged or of another kind."
-    if not Path(path).exists():
-        raise MatgenError(f"{path} does not exist; make it with: matgen prepare crystals SOURCE --out {path}")
-    try:
-        metadata, tensors = load_tensors(path, finite=lambda name: False)
-    except Exception as error:
-        raise MatgenError(f"{path} is not a readable safetensors file ({error}); prepare it again") from None
-    if metadata.get("format") != FORMAT:
-        kind = repr(metadata.get("format", "something else"))
-        raise MatgenError(f"{path} holds {kind}, not {FORMAT!r}; make it with: matgen prepare crystals")
-    return cls(**_fields_of(path, metadata, tensors))
-
-
-def _fields_of(path, metadata, tensors):
-    "The fields of a `CrystalData` from what a file holds. MatgenError where one is missing."
+    needed = [f.name for f in fields(CrystalData)[:6]]
+    texts, tensors = read_prepared(path, FORMAT, "matgen prepare crystals", needed)
     found = [name for name in tensors if name.startswith(COLUMN)]
     columns = {name.removeprefix(COLUMN): tensors.pop(name) for name in found}
-    missing = [f.name for f in fields(CrystalData)[:6] if f.name not in tensors]
-    if missing:
-        raise MatgenError(
-            f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again"
-        )
     numbered = [f"crystal {i}" for i in range(len(tensors["space_group"]))]
-    names = json.loads(metadata.get("names", "null")) or numbered
-    return dict(**tensors, names=names, info=json.loads(metadata.get("info", "{}")), columns=columns)
+    names = json.loads(texts.get("names", "null")) or numbered
+    return cls(**tensors, names=names, info=json.loads(texts.get("info", "{}")), columns=columns)

@@ -51,6 +51,8 @@ def text_and_name(source: str | Path) -> tuple[str, str]:
     marks = "\ufeff\u00ef\u00bb\u00bf"  # the mark itself, and what it looks like when read as Latin-1
     if isinstance(source, str) and ("\n" in source or source.lstrip(marks + " \t").startswith("data_")):
         return source.lstrip(marks), "CIF"
+    if not isinstance(source, (str, Path)):
+        raise CrystalError(f"give the text of a CIF or the path of a file, not {type(source).__name__}")
     try:
         return cif_file_text(source), Path(source).name
     except OSError as error:

@@ -22,7 +22,7 @@ import numpy as np
 from ..drawing import camera, html_of, live_scene, picture_of, render_scene, why_no_live_view
 from ..figures import Animation, animation
 from .lattice import lattice_from_parameters, lattice_parameters
-from ..utils import atomic_write, patch
+from ..utils import MatgenError, atomic_write, patch
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f584a5e3
 @lru_cache
@@ -53,7 +53,7 @@ def atomic_number(symbol: str) -> int:
     return int(found[0])
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #4233a6c4
-class CrystalError(ValueError):
+class CrystalError(MatgenError, ValueError):
     "A structure that is no crystal for us. The message says what is wrong, where, and what to do instead."
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #82fc0cc6
@@ -218,6 +218,8 @@ def check_overlap(crystal: Crystal, name: str = "crystal", tolerance: float = 0.
 def from_pymatgen(cls: type[Crystal], structure: Any) -> Crystal:
     """The crystal of an ordered pymatgen Structure. Raises CrystalError for disorder, dummy atoms,
     elements beyond 94, duplicate atoms."""
+    if not hasattr(structure, "is_ordered"):
+        raise CrystalError(f"from_pymatgen takes a pymatgen Structure, not {type(structure).__name__}")
     if not structure.is_ordered:
         i = next(i for i, site in enumerate(structure) if not site.is_ordered)
         raise CrystalError(

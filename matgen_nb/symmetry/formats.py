@@ -135,8 +135,8 @@ def _poscar_cell(lines: _Lines) -> tuple[np.ndarray, np.ndarray]:
     words = lines.take("the scale").split()
     scale = [value for value in map(fortran_number, words[:3]) if np.isfinite(value)]
     if len(scale) not in (1, 3) or 0 in scale or (len(scale) == 3 and min(scale) < 0):
-        told = " ".join(words)[:60]
-        raise lines.wrong(f"the scale should be one number, or three positive ones, not {told!r}")
+        shown = " ".join(words)[:60]
+        raise lines.wrong(f"the scale should be one number, or three positive ones, not {shown!r}")
     lattice = np.array([lines.numbers(3, "a vector of the cell") for _ in "abc"])
     factor = np.array(scale if len(scale) == 3 else scale * 3)
     if scale[0] < 0:  # the volume of the cell
@@ -243,8 +243,8 @@ def _check_comment(info: dict[str, str], name: str) -> np.ndarray:
     words = info["lattice"].split()
     values = [fortran_number(word) for word in words]
     if len(values) != 9 or not np.isfinite(values).all():
-        told = " ".join(words)[:80]
-        raise CrystalError(f"{name}: Lattice should be the nine numbers of a, b and c, not {told!r}")
+        shown = " ".join(words)[:80]
+        raise CrystalError(f"{name}: Lattice should be the nine numbers of a, b and c, not {shown!r}")
     letters = re.sub("(?i)true|false", lambda word: word[0][0], info.get("pbc", "T T T"))
     flags = re.findall(r"[TtFf01](?![\d.])", letters)
     if len(flags) != 3 or any(flag in "Ff0" for flag in flags):
@@ -302,8 +302,8 @@ def split_extxyz(text: str, name: str = "extxyz") -> list[str]:
             at += 1
             continue
         if not lines[at].strip().isdigit():
-            told = lines[at][:40]
-            raise CrystalError(f"{name}, line {at + 1}: a number of atoms should be here, not {told!r}")
+            shown = lines[at][:40]
+            raise CrystalError(f"{name}, line {at + 1}: a number of atoms should be here, not {shown!r}")
         end = at + 2 + int(lines[at])
         if end > len(lines):
             here, announced = max(len(lines) - at - 2, 0), lines[at].strip()
@@ -350,10 +350,12 @@ def from_ase(atoms: Any) -> Crystal:
 
     CrystalError where it is not periodic in three directions, has no cell, dummy atoms, elements beyond 94,
     partly occupied sites (`info["occupancy"]`) or two atoms in one place."""
+    if not hasattr(atoms, "get_chemical_formula"):
+        raise CrystalError(f"from_ase takes an ase.Atoms, not {type(atoms).__name__}")
     name = atoms.get_chemical_formula()
     if not np.all(atoms.pbc):
-        told = " ".join("FT"[int(flag)] for flag in atoms.pbc)
-        raise CrystalError(f"{name}: pbc is {told}: only what repeats in three directions is a crystal")
+        shown = " ".join("FT"[int(flag)] for flag in atoms.pbc)
+        raise CrystalError(f"{name}: pbc is {shown}: only what repeats in three directions is a crystal")
     if _partly(atoms.info.get("occupancy")):
         raise CrystalError(f"{name}: sites are partly occupied (atoms.info['occupancy']): it is disordered")
     lattice = np.array(atoms.cell, dtype=float)

@@ -46,8 +46,8 @@ def _species(listed: list[dict], where: str) -> dict[str, int]:
     for one in listed:
         symbols, shares = one.get("chemical_symbols") or [], one.get("concentration") or []
         if len(symbols) != 1 or len(shares) != 1 or abs(shares[0] - 1) > 1e-6 or one.get("attached"):
-            told = ", ".join(f"{s} {c:g}" for s, c in zip(symbols, shares)) or "nothing"
-            problem = f"the species {one.get('name')!r} is {told}: the structure is disordered"
+            shown = ", ".join(f"{s} {c:g}" for s, c in zip(symbols, shares)) or "nothing"
+            problem = f"the species {one.get('name')!r} is {shown}: the structure is disordered"
             raise CrystalError(f"{where}: {problem}")
         if symbols[0] not in atomic_numbers():
             raise CrystalError(f"{where}: {symbols[0]!r} is not one of the elements 1 (H) to 94 (Pu)")
@@ -209,60 +209,77 @@ def frames_of(text: str, name: str = "", kind: str | None = None) -> list[Frame]
         texts = [json.dumps(entry) for entry in entries]
     several = len(texts) > 1
     names = [f"{name}#{i}" if several else name for i in range(len(texts))]
-    told = lambda i: (*notes, f"frame {i} of the {len(texts)} of its file") if several else notes
-    return [Frame(one, kind, names[i], notes=told(i)) for i, one in enumerate(texts)]
+    noted = lambda i: (*notes, f"frame {i} of the {len(texts)} of its file") if several else notes
+    return [Frame(one, kind, names[i], notes=noted(i)) for i, one in enumerate(texts)]
 
 # %% ../../nbs/1_symmetry/12_structure_files.ipynb #fm-files
 def file_frames(path: str | Path, name: str | None = None) -> list[Frame]:
     """The structures of a file (.gz too); one `Frame` with a problem where it cannot be read, cannot be taken
     apart, or holds none."""
+    if not isinstance(path, (str, Path)):
+        raise CrystalError(f"give the path of a file, not {type(path).__name__}")
     name = str(path) if name is None else name
     try:
-        frames = frames_of(cif_file_text(path), name)
-        return frames or [Frame("", "", name, "this file holds no structure")]
-    except (OSError, CrystalError) as error:
-        unread = f"this file cannot be read: {getattr(error, 'strerror', None) or error}"
-        return [Frame("", "", name, unread if isinstance(error, OSError) else str(error))]
+        return _frames_or_problem(cif_file_text(path), name)
+    except OSError as error:
+        return [Frame("", "", name, f"this file cannot be read: {error.strerror or error}")]
 
 
+def _frames_or_problem(text: str, name: str) -> list[Frame]:
+    "The structures of a text, or one `Frame` with the reason why there are none."
+    try:
+        return frames_of(text, name) or [Frame("", "", name, "this file holds no structure")]
+    except CrystalError as error:
+        return [Frame("", "", name, str(error))]
+
+# %% ../../nbs/1_symmetry/12_structure_files.ipynb #sf-survey
 def structure_files(path: str | Path) -> Folder:
     """All files under a folder that are structures in a format that is read, and the names of those that are
     skipped: in other formats, JSON that is cut off, links that lead nowhere. JSON counts where its content is
     OPTIMADE's; other JSON is no structure."""
-    folder = cif_folder(path)
+    return _survey(path)[0]
+
+
+def _survey(path: str | Path, keep: bool = False) -> tuple[Folder, dict[Path, str]]:
+    "The `structure_files` of a folder; with `keep` also the texts of its JSON files, which were read for it."
     found = sorted(p for p in Path(path).rglob("*") if not p.name.startswith("."))
-    every = [p for p in found if p.is_file()]
     lost = [p for p in found if p.is_symlink() and not p.exists()]
-    lost += [p for p in every if _is_damaged_json(p)]
-    named = [(p, named_format(p)) for p in every]
-    ours = [p for p, kind in named if kind and (kind != "optimade" or _is_optimade(p))]
+    ours: list[Path] = []
+    texts: dict[Path, str] = {}
+    for file in (p for p in found if p.is_file()):
+        kind, text = named_format(file), ""
+        if kind == "optimade":
+            kind, text = _json_kind(file)
+        if kind == "damaged":
+            lost.append(file)
+        elif kind is not None:
+            ours.append(file)
+        if keep and kind == "optimade":
+            texts[file] = text
     names = {str(p.relative_to(path)) for p in ours}
-    skipped = [*folder.skipped, *(str(p.relative_to(path)) for p in lost)]
-    return Folder(ours, list(dict.fromkeys(name for name in skipped if name not in names)))
+    skipped = [*cif_folder(path).skipped, *(str(p.relative_to(path)) for p in lost)]
+    return Folder(ours, list(dict.fromkeys(name for name in skipped if name not in names))), texts
 
 
-def _is_damaged_json(path: Path) -> bool:
-    "Whether a .json file cannot be taken apart, so that nobody knows what it held."
-    if named_format(path) != "optimade":
-        return False
+def _json_kind(path: Path) -> tuple[str | None, str]:
+    """('optimade', text) of a JSON file that holds structures, (None, text) of another one, ('damaged', "")
+    where it cannot be taken apart, so that nobody knows what it held. The file is read once."""
     try:
-        json.loads(cif_file_text(path))
-    except (OSError, ValueError, CrystalError):
-        return True
-    return False
-
-
-def _is_optimade(path: Path) -> bool:
-    try:
-        return content_format(cif_file_text(path)) == "optimade"
-    except OSError:
-        return False
+        text = cif_file_text(path)
+        if content_format(text) == "optimade":
+            return "optimade", text
+        _documents(text, path.name)
+        return None, text
+    except (OSError, CrystalError):
+        return "damaged", ""
 
 # %% ../../nbs/1_symmetry/12_structure_files.ipynb #sf-single
 def read_structure(path: str | Path, index: int | None = None) -> Reading:
     """The crystal in a file of any format that is read, as a `Reading`. index: which structure of several,
     from 0, or from the end where it is negative. CrystalError where it is no ordered crystal, and where
     the file holds several and none was chosen."""
+    if index is not None and not isinstance(index, (int, np.integer)):
+        raise CrystalError(f"index must be a whole number, not {index!r}")
     frames = file_frames(path)
     if index is None and len(frames) > 1:
         raise CrystalError(f"{path} holds {len(frames)} structures: choose one of them with index, from 0")
@@ -286,9 +303,13 @@ def folder_items(path: str | Path) -> list[tuple[str, str | Frame]]:
     "(name, item) of every structure under a folder: the text of a CIF (.gz too), a `Frame` of other formats."
     cifs = cif_folder(path)
     items: list = [(str(p.relative_to(path)), text) for p, text in zip(cifs.files, cifs.texts())]
-    for file in structure_files(path).files:
-        if named_format(file) != "cif":
-            items += [(frame.name, frame) for frame in file_frames(file, str(file.relative_to(path)))]
+    folder, texts = _survey(path, keep=True)
+    for file in folder.files:
+        name = str(file.relative_to(path))
+        if file in texts:
+            items += [(frame.name, frame) for frame in _frames_or_problem(texts.pop(file), name)]
+        elif named_format(file) != "cif":
+            items += [(frame.name, frame) for frame in file_frames(file, name)]
     return items
 
 

@@ -17,12 +17,11 @@ measured is kept in --work, so that a run that was stopped goes on.
 """
 
 import argparse
-import csv
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from kept import Kept
+from kept import Kept, write_rows
 from matgen_nb import SymmCD
 from matgen_nb.scale.crystal_evaluation import read_crystals, training_reference
 from matgen_nb.scale.crystal_runs import load_data
@@ -32,7 +31,7 @@ from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmetry.normalizers import canonical_label
-from matgen_nb.utils import atomic_write, share
+from matgen_nb.utils import share
 
 DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
 COLUMNS = ("model", "figure", "value", "low", "high", "n", "protocol")
@@ -138,13 +137,6 @@ def measured(args):
         for name, (crystals, _) in folders.items():
             summaries[name] |= kept(f"energies-{name}", lambda: energies_of(crystals, args.energies, args.n))
     return summaries, groups
-
-
-def write_rows(path, columns, rows):
-    with atomic_write(path) as file:
-        table = csv.DictWriter(file, columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
 
 
 def main():

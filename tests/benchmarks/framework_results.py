@@ -15,11 +15,10 @@ kept in --work, so that a run that was stopped goes on.
 """
 
 import argparse
-import csv
 import math
 from pathlib import Path
 
-from kept import Kept
+from kept import Kept, write_rows
 from matgen_nb import MofDiff
 from matgen_nb.mofdiff.bonds import TEXTBOOK, Mof, textbook_crystal
 from matgen_nb.mofdiff.evaluation import describe_mof, funnel
@@ -32,7 +31,7 @@ from matgen_nb.mofdiff.pipeline import (
     relax_stage,
 )
 from matgen_nb.scale.mof_runs import FolderResults
-from matgen_nb.utils import MatgenError, atomic_write
+from matgen_nb.utils import MatgenError
 
 DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
 RESULTS = ("model", "relaxed", "blocks", "figure", "value", "low", "high", "n", "protocol")
@@ -141,15 +140,6 @@ def add_gcmc(pairs, most, kept):
         row |= dict(co2_gcmc=found["working_capacity"], co2_gcmc_error=found["working_capacity_error"])
 
 
-def write_rows(path, columns, rows):
-    plain = lambda v: f"{v:.4g}" if isinstance(v, float) else v
-    with atomic_write(path) as file:
-        table = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-        table.writeheader()
-        table.writerows({k: plain(v) for k, v in row.items()} for row in rows)
-    print(path, flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -175,8 +165,10 @@ def main():
     sets.append(list(real_rows(args.real, kept)))
     for pairs in sets if args.gcmc else ():
         add_gcmc(pairs, args.gcmc, kept)
-    write_rows(Path(args.out) / "framework_results.csv", RESULTS, results)
-    write_rows(Path(args.out) / "framework_properties.csv", PROPERTIES, [row for s in sets for row, _ in s])
+    write_rows(Path(args.out) / "framework_results.csv", RESULTS, results, "{:.4g}")
+    write_rows(
+        Path(args.out) / "framework_properties.csv", PROPERTIES, [row for s in sets for row, _ in s], "{:.4g}"
+    )
 
 
 if __name__ == "__main__":

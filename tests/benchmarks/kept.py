@@ -1,5 +1,6 @@
-"""Steps of a long measurement whose results are kept on the disk, so that a run that was stopped goes on."""
+"""Steps of a long measurement whose results are kept on the disk, so that a run that was stopped goes on, and the tables at its end."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -25,3 +26,13 @@ class Kept:
             with atomic_write(path) as file:
                 json.dump(found, file, default=plain)
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_rows(path, columns, rows, number="{}"):
+    "A CSV of these columns of rows (dicts), whole or not at all; number: format of a float."
+    text = lambda v: number.format(v) if isinstance(v, float) else v
+    with atomic_write(path) as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        table.writeheader()
+        table.writerows({k: text(v) for k, v in row.items()} for row in rows)
+    print(path, flush=True)

@@ -50,6 +50,10 @@ def train(name, train_data, held_out, folder, steps):
     )
     trainer = Trainer(model, train_data, settings, folder, val=held_out)
     trainer.fit(resume=(Path(folder) / "last.safetensors").exists())
+    if trainer.step < steps:
+        raise SystemExit(
+            f"stopped after {trainer.step} of {steps} steps; run the same command again to go on"
+        )
     trainer.ema_model.save_pretrained(str(weights))
     return trainer.ema_model.eval()
 

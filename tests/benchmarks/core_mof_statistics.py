@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""Write matgen_nb/data/core_mof.csv: what lesson 4.16b shows of the real frameworks of CoRE MOF.
+
+    matgen prepare mofs core-mof --measure --out real.safetensors
+    python tests/benchmarks/core_mof_statistics.py real.safetensors
+
+One line a number (part, set, name, low, high, value). part "files": how many structures were read and kept, how many distinct
+blocks they have; "lost": how many structures go for each kind of reason (from real.run.json); "histogram": frameworks with a
+property between low and high, of the real ones and of those that ship with the package; "cost": what grows with the number of
+blocks in the cell (low). Two minutes of one thread.
+"""
+
+import argparse
+import csv
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from matgen_nb import MofDiff, assemble
+from matgen_nb.mofdiff.assembly import AssemblyOptions
+from matgen_nb.mofdiff.bonds import textbook_mof
+from matgen_nb.mofdiff.data import MofData
+from matgen_nb.mofdiff.decomposition import decompose
+from matgen_nb.mofdiff.hypothetical import embedded_mofs
+from matgen_nb.mofdiff.model import fine_tuned
+from matgen_nb.mofdiff.net_fitting import carry, placed_net
+from matgen_nb.mofdiff.nets import decomposition_graph, rcsr_name
+from matgen_nb.mofdiff.preparing import Report
+from matgen_nb.parallel import Failure
+from matgen_nb.scale.runs import record_of
+from matgen_nb.utils import MatgenError, atomic_write
+
+DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
+COLUMNS = ("part", "set", "name", "low", "high", "value")
+EDGES = dict(
+    num_blocks=np.arange(0.5, 41.5, 2),
+    density=np.arange(0, 4.01, 0.2),
+    void_fraction=np.arange(0, 1.01, 0.05),
+    lcd=np.arange(0, 40.1, 2),
+)
+SIZES = (10, 20, 30, 40)
+BATCH = 16
+
+
+def failures_of(path):
+    "The `Failure`s in the record of a prepared file."
+    lines = json.loads(record_of(path).read_text(encoding="utf-8"))["failures"]
+    return [Failure(*line.split(": ", 1)) for line in lines]
+
+
+def values_of(data, name):
+    "A property of every framework (n,), those that are unknown left out."
+    if name == "num_blocks":
+        return data.num_blocks.numpy()
+    values = data.properties[:, data.property_names.index(name)].numpy()
+    return values[np.isfinite(values)]
+
+
+def file_rows(data, failures):
+    "How many structures were read and kept, their blocks, and why the others go."
+    kinds = Report(0, len(data), failures, {}, 0.0).by_reason()
+    repeated = sum(n for reason, n in kinds if "as another" in reason or "evaluation" in reason)
+    identities = Counter(block.identity for block in data.library)
+    counts = dict(
+        read=len(data) + len(failures),
+        prepared=len(data) + repeated,
+        kept=len(data),
+        conformers=len(data.library),
+        blocks=len(identities),
+        metal_blocks=len({block.identity for block in data.library if block.is_metal}),
+    )
+    yield from (dict(part="files", set="real", name=name, value=n) for name, n in counts.items())
+    yield from (dict(part="lost", set="real", name=reason, value=n) for reason, n in kinds)
+
+
+def histogram_rows(sets):
+    "How many frameworks of each set lie in each bin; the last bin takes what is larger."
+    for which, data in sets.items():
+        for name, edges in EDGES.items():
+            counts, _ = np.histogram(np.clip(values_of(data, name), edges[0], edges[-1] - 1e-6), edges)
+            for low, high, n in zip(edges, edges[1:], counts):
+                yield dict(
+                    part="histogram", set=which, name=name, low=f"{low:g}", high=f"{high:g}", value=int(n)
+                )
+
+
+def training_step(data):
+    "(CPU s, MB kept for the backward pass) of one training step of the shipped model on some frameworks."
+    model = MofDiff.from_pretrained("mofdiff-small")
+    size, generator = len(model.stat_feature_mean), torch.Generator().manual_seed(0)
+    data = data.with_properties(model.property_names)
+    data = data.with_embeddings(torch.randn(len(data.library), size, generator=generator))
+    model, batch, kept = fine_tuned(model, data), data.select(range(len(data))), {}
+    note = lambda s: kept.setdefault(s.data_ptr(), s.nbytes())
+    start = time.process_time()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t.untyped_storage()), t)[1], lambda t: t):
+        loss = model.loss(batch, generator)["loss"]
+    loss.backward()
+    return time.process_time() - start, sum(kept.values()) / 2**20
+
+
+def net_seconds(data, rows):
+    "CPU s in which the net of one framework is read and fitted to its own blocks, mean."
+    times, _ = [], rcsr_name(decomposition_graph(decompose(textbook_mof("IRMOF-1"))))  # reads the names once
+    for row in rows:
+        start = time.process_time()
+        try:
+            carry(placed_net(data[row]), data[row].blocks)
+        except MatgenError:  # its beads show no net
+            continue
+        times.append(time.process_time() - start)
+    return float(np.mean(times))
+
+
+def assembly_seconds(data, rows):
+    "CPU s in which one framework is assembled from its beads, mean."
+    start = time.process_time()
+    for row in rows:
+        assemble(data[row], options=AssemblyOptions(starts=32, generations=2))
+    return (time.process_time() - start) / len(rows)
+
+
+def cost_rows(data):
+    "What a framework of 10, 20, 30, 40 blocks costs, in CPU time of one thread and memory."
+    for size in SIZES:
+        near = (data.num_blocks - size).abs().argsort(stable=True)
+        rows = [i for i in near.tolist() if data.num_blocks[i] <= size][:BATCH]
+        steps = [training_step(data.subset(rows).trimmed()) for _ in range(3)]
+        found = {
+            "training step, ms": 1e3 * min(seconds for seconds, _ in steps) / BATCH,
+            "training step, MB": steps[0][1] / BATCH,
+            "net read and fitted, ms": 1e3 * net_seconds(data, rows),
+            "assembly, s": assembly_seconds(data, rows[:4]),
+        }
+        for name, value in found.items():
+            yield dict(part="cost", set="real", name=name, low=size, high=size, value=f"{value:.3g}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("real", type=Path, help="prepared file; its .run.json has to lie beside it")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    real = MofData.load(given.real)
+    rows = [*file_rows(real, failures_of(given.real))]
+    rows += [*histogram_rows(dict(real=real, hypothetical=embedded_mofs())), *cost_rows(real)]
+    with atomic_write(DATA / "core_mof.csv") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    print(DATA / "core_mof.csv", len(rows))
+
+
+if __name__ == "__main__":
+    main()
