@@ -136,6 +136,14 @@ def test_energies_at_equal_novelty_are_on_the_card():
         assert share[both] <= among * share["novel"] + 1e-3, "what is novel, low and unique is novel and low"
 
 
+def test_what_was_tried_with_sizes_and_weights_is_on_the_card():
+    card = (ROOT / "matgen_nb" / "data" / "weights" / "symmcd-mp20-small.md").read_text(encoding="utf-8")
+    for row in rows_of("size_and_weights.csv"):
+        if row["figure"] == "held out: match" and row["way"] != "96 x 3":
+            value, low, high = (float(row[key]) for key in ("value", "low", "high"))
+            assert f"{value:.3f} ({low:.3f} to {high:.3f})" in card, row["way"]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
 def test_what_a_script_takes_from_the_package_exists(path):
     "The long measurements run by hand, so a name that moved would be noticed too late."
