@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -111,7 +113,7 @@ def test_verdicts_have_the_right_sign_and_need_more_than_chance():
 
 def test_every_setting_is_compared_with_one_that_differs_in_one_thing():
     for variant in ab.VARIANTS:
-        for weights, sampler in ab.draws(variant):
+        for weights, sampler in ab.settings_of(variant):
             other = ab.reference_setting(variant, weights, sampler)
             if other is None:
                 assert (variant, weights, sampler) == ("base", "averaged", "default")
@@ -129,36 +131,41 @@ def reference(units):
 
 
 def test_a_run_repeats_itself_and_files_are_not_made_again(data, reference, tmp_path, monkeypatch):
-    how = dict(steps=2, n=4, sample_steps=3)
+    budget, sets = ab.Budget(steps=2, n=4, sample_steps=3), ab.AblationData(data, data, reference)
     runs = ab.plan_runs(["nearest to centre", "independent sites"], 2, fewer=["independent sites"], less=1)
-    rows = ab.run_ablations(data, data, reference, tmp_path / "a", runs, **how)
+    rows = ab.run_ablations(sets, tmp_path / "a", runs, budget)
     assert len(runs) == 3 and len(rows) == 6 and {r["seed"] for r in rows} == {0, 1}
-    again = ab.run_variant("nearest to centre", data, data, reference, tmp_path / "b", seed=1, **how)
+    again = ab.run_variant("nearest to centre", sets, tmp_path / "b", 1, budget)
     timeless = lambda r: {k: v for k, v in r.items() if not k.endswith("_s")}
     assert [timeless(r) for r in json.loads(json.dumps(again))] == [
         timeless(r) for r in rows if r["variant"] == "nearest to centre" and r["seed"] == 1
     ]
     monkeypatch.setattr(ab, "run_variant", lambda *a, **k: pytest.fail("ran again"))
-    assert ab.run_ablations(None, None, None, tmp_path / "a", runs, **how) == rows
+    assert ab.run_ablations(None, tmp_path / "a", runs, budget) == rows
+
+
+def test_the_budget_is_checked():
+    for wrong in (dict(steps=0), dict(n=0), dict(sample_steps=0)):
+        with pytest.raises(MatgenError, match="must be at least 1"):
+            ab.Budget(**wrong)
 
 
 def test_a_training_that_was_stopped_is_no_result_and_goes_on(data, tmp_path, monkeypatch):
-    whole, _ = ab.train_variant("base", data, tmp_path / "whole", steps=4)
+    four = ab.Budget(steps=4)
+    whole, _ = ab.train_variant("base", data, tmp_path / "whole", four)
     steps = itertools.count(1)
     real = training.Trainer._train_step
 
     def stopping(trainer):
         real(trainer)
         if next(steps) == 2:
-            import os, signal
-
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(training.Trainer, "_train_step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        ab.train_variant("base", data, tmp_path / "part", steps=4)
+        ab.train_variant("base", data, tmp_path / "part", four)
     monkeypatch.setattr(training.Trainer, "_train_step", real)
-    rest, _ = ab.train_variant("base", data, tmp_path / "part", steps=4, resume=True)
+    rest, _ = ab.train_variant("base", data, tmp_path / "part", four, resume=True)
     assert all(
         torch.equal(a, b)
         for a, b in zip(whole["averaged"].state_dict().values(), rest["averaged"].state_dict().values())
@@ -173,6 +180,7 @@ def test_an_unknown_variant_is_named(data):
 def test_the_table_that_ships_is_complete():
     rows = ab.published_ablations()
     assert {r["variant"] for r in rows} == set(ab.VARIANTS), "every variant was measured"
+    assert {r["sampler"] for r in rows} == set(ab.SAMPLERS), "in every way to sample"
     assert len({(r["steps"], r["n"], r["sample_steps"], r["torch"]) for r in rows}) == 1, (
         "with one budget and one version"
     )
@@ -182,7 +190,7 @@ def test_the_table_that_ships_is_complete():
     for name, group in itertools.groupby(
         sorted(rows, key=lambda r: (r["variant"], r["seed"])), key=lambda r: (r["variant"], r["seed"])
     ):
-        assert {(r["weights"], r["sampler"]) for r in group} == set(ab.draws(name[0]))
+        assert {(r["weights"], r["sampler"]) for r in group} == set(ab.settings_of(name[0]))
     assert all(
         0 <= r[c] <= 1 for r in rows for c in ("struct_valid", "comp_valid", "group_kept", "moved_far")
     ) and all(r[c] == r[c] for r in rows for c in ab.FIGURES)

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import inspect
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import types
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from typer.testing import CliRunner
 
 from matgen_nb.commands import main as entry, options
 from matgen_nb.scale import crystal_evaluation, crystal_runs, records, runs
+from matgen_nb.scale.crystal_evaluation import EvaluationOptions
+from matgen_nb.scale.optimization import TrainConfig
 from matgen_nb.symmcd.composition import composition_validity
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
@@ -63,7 +66,7 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def every_command():
-    "(words, typer's command) of all commands, those of other modules too."
+    "(words, typer's command, its options and arguments) of all commands, those of other modules too."
     import typer
 
     def walk(words, command):
@@ -71,7 +74,8 @@ def every_command():
             for name, part in command.commands.items():
                 yield from walk([*words, name], part)
         else:
-            yield words, command
+            made = command.get_params(typer.Context(command))
+            yield words, command, [one for one in made if one.name != "help"]
 
     return list(walk([], typer.main.get_command(options.app)))
 
@@ -79,10 +83,8 @@ def every_command():
 def test_every_option_says_what_it_does_and_what_happens_without_it():
     "A text for each; the value, or in words what happens, for each that may be left out and is no mere switch."
     assert len(every_command()) >= 12
-    for words, command in every_command():
-        for option in command.params:
-            if option.name in ("install_completion", "show_completion", "help"):
-                continue
+    for words, _, shown in every_command():
+        for option in shown:
             assert len(option.help or "") > 10, (words, option.name)
             if option.param_type_name == "option" and not option.required and not option.is_flag:
                 assert option.default is not None or isinstance(option.show_default, str), (
@@ -91,36 +93,73 @@ def test_every_option_says_what_it_does_and_what_happens_without_it():
                 )
 
 
-def test_defaults_in_words_are_those_of_the_sampler():
-    import inspect
-    from matgen_nb import SymmCD
-    from matgen_nb.mofdiff.sampling import MofDiff
+def sets_of(command):
+    "The dataclasses of a command: those whose fields are its options."
+    return getattr(command.callback, "sets", ())
 
-    told = {
-        tuple(words): {o.name: o.show_default for o in command.params} for words, command in every_command()
-    }
-    for words, sample in ((("sample", "symmcd"), SymmCD.sample), (("sample", "mofdiff"), MofDiff.sample)):
-        for name, parameter in inspect.signature(sample).parameters.items():
-            text = told[words].get(name)
-            if not isinstance(text, str) or parameter.default is None:
-                continue
-            try:
-                number = float(text.split(",")[0])
-            except ValueError:
-                assert text == parameter.default or not isinstance(parameter.default, str), name
-            else:
-                assert number == parameter.default, name
+
+def test_the_options_of_the_samplers_are_all_offered():
+    "Nothing that a sampler can do is missing from its command, but what no command line can say."
+    offered = {" ".join(words): {o.name for o in shown} for words, _, shown in every_command()}
+    from matgen_nb.symmcd.requests import Conditions
+    from matgen_nb.symmcd.reverse import SamplingOptions
+
+    for kind, without in ((SamplingOptions, {"accept", "progress", "batch_size"}), (Conditions, set())):
+        assert {f.name for f in fields(kind)} - without <= offered["sample symmcd"], kind
+
+
+# What a command decides by itself although a dataclass that it uses has a field of that name, and why.
+BY_HAND = {
+    "n_jobs": "all cores from the shell, one process from Python",
+    "seed": "one option for all parts of a run",
+    "device": "one option for all parts of a run",
+    "out": "where to write",
+    "weights": "a file or a name; the field of that name is a hash",
+    "chunk": "of a shard; the field of that name is another number",
+    "overwrite": "help of `RunOptions`",
+    "resume": "help of `RunOptions`",
+    "precision": "help of `TrainConfig`",
+    "compile": "help of `TrainConfig`",
+}
+
+
+def test_no_option_is_written_by_hand_where_a_field_exists():
+    "Of the names of all fields that commands know, none is a parameter of the function of such a command."
+    seen = 0
+    for words, command, _ in every_command():
+        known = {f.name for one in sets_of(command) for f in fields(one.dataclass())}
+        function = getattr(command.callback, "function", command.callback)
+        own = set(inspect.signature(function).parameters) - {one.into for one in sets_of(command)}
+        assert not (own & known) - BY_HAND.keys(), (words, own & known)
+        seen += len(known)
+    assert seen > 100
+
+
+def test_help_that_is_shared_is_that_of_its_field():
+    known = {f.name: f.metadata["help"] for f in fields(crystal_runs.RunOptions)}
+    known |= {f.name: f.metadata["help"] for f in fields(TrainConfig)}
+    known["n_jobs"] = next(f for f in fields(EvaluationOptions) if f.name == "n_jobs").metadata["help"]
+    compared = 0
+    for words, command, shown in every_command():
+        from_fields = {f.name for one in sets_of(command) for f in one.chosen()}
+        for option in shown:
+            if option.name in BY_HAND.keys() - from_fields - {"out", "weights", "chunk"}:
+                assert option.help == known[option.name], (words, option.name)
+                compared += 1
+    assert compared > 30
 
 
 def test_no_option_does_nothing():
-    "Every parameter of a command is read in its body."
-    import inspect
-
-    for words, command in every_command():
+    "Every parameter of a command is read in its body, and every field of a dataclass reaches the dataclass."
+    for words, command, _ in every_command():
         function = getattr(command.callback, "function", command.callback)
         body = re.split(r"\)(?: -> None)?:\n", inspect.getsource(function), maxsplit=1)[1]
         for name in inspect.signature(function).parameters:
-            assert __import__("re").search(rf"\b{name}\b", body), (words, name)
+            assert re.search(rf"\b{name}\b", body), (words, name)
+        for one in sets_of(command):
+            given = {f.name: None for f in one.chosen()}
+            for name in list(given):
+                assert one.take(given | {name: "a value"}) == {name: "a value"}
 
 
 def test_version_and_completion(capsys):
@@ -140,13 +179,70 @@ def test_version_and_completion(capsys):
     ).stdout.split() == ["sample"]
 
 
-def test_help_is_fast_and_light():
+HEAVY = "torch pymatgen spglib pyxtal rdkit pandas matplotlib lightning scipy safetensors".split()
+
+
+def light(words, **environment):
+    "Output of a command line, run alone; fails where it loads a heavy library."
     code = (
-        "import sys\nfrom matgen_nb.commands.main import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
-        "heavy = {'torch', 'pymatgen', 'spglib', 'pyxtal', 'rdkit', 'pandas', 'matplotlib', 'lightning', 'scipy', 'safetensors'} & set(sys.modules)\nassert not heavy, heavy"
+        "import sys\n"
+        "from matgen_nb.commands.main import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        f"heavy = set({HEAVY!r}) & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "sample --help", "train symmcd --help"])
+def test_help_is_fast_and_light(line):
+    assert light(line.split())
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("matgen sam", {"sample"}),
+        ("matgen sample ", {"symmcd", "mofdiff"}),
+        ("matgen sample symmcd --si", {"--site-steps"}),
+        ("matgen sample mofdiff --net", {"--net-share", "--net-candidates"}),
+        ("matgen design --tol", {"--tolerance"}),
+        ("matgen predict symmcd x --ste", {"--steps"}),
+    ],
+)
+def test_completion_is_light(line, expected):
+    "A shell completes commands and options, those of late dataclasses too, and nothing heavy is loaded."
+    last = str(len(line.split()) - (not line.endswith(" ")))
+    found = light([], _MATGEN_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=last)
+    assert set(found.split()) == expected
+
+
+def test_completion_knows_what_the_parser_knows():
+    "The options read from the source of a module are those of its dataclass."
+    late = [one for _, command, _ in every_command() for one in sets_of(command) if one.late]
+    assert len(late) >= 3
+    for one in late:
+        sketch, real = one.declared(), one.parameters()
+        assert [p.name for p in sketch] == [p.name for p in real], one.into
+        flags = lambda made: [
+            p.annotation.__metadata__[0].param_decls or p.annotation.__metadata__[0].default for p in made
+        ]
+        assert flags(sketch) == flags(real), one.into
+
+
+def test_late_options_belong_to_late_commands():
+    for words, command, _ in every_command():
+        if any(one.late for one in sets_of(command)):
+            assert isinstance(command, options.LateCommand), words
 
 
 def test_errors_are_one_line(tmp_path, capsys):
@@ -251,6 +347,7 @@ class Model(torch.nn.Module):
     def __init__(self, config, statistics):
         super().__init__()
         self.w = torch.nn.Parameter(torch.zeros(3))
+        self.stat_balanced = torch.tensor(0.9)
 
     def loss(self, batch, generator):
         return {"loss": (self.w - 1).square().sum()}
@@ -263,13 +360,13 @@ class Model(torch.nn.Module):
     def from_pretrained(cls, path, device):
         return cls(None, None)
 
-    def sample(self, n, seed=0, options=None, **asked):
+    def sample(self, n, seed=0, options=None, **requested):
         return [
             types.SimpleNamespace(
                 crystal=CESIUM_CHLORIDE,
                 row={
                     "formula": CESIUM_CHLORIDE.formula,
-                    "space_group": asked.get("space_group", 221),
+                    "space_group": requested.get("space_group", 221),
                     "moved": 0.1,
                 },
             )
@@ -300,9 +397,9 @@ def stand_ins(monkeypatch):
         monkeypatch.setitem(sys.modules, name, made)
         return made
 
-    from matgen_nb.symmcd import reverse  # noqa: F401  (options and names of the sampler, as they are)
+    from matgen_nb.symmcd import reverse, sampling  # noqa: F401  (options of the sampler, as they are)
 
-    module("matgen_nb.symmcd.staged_sampling")
+    module("matgen_nb.symmcd.staged_sampling", SymmCD=Model)
     module(
         "matgen_nb.symmcd.model",
         SymmCD=Model,
@@ -386,11 +483,11 @@ def test_train_sample_evaluate(tmp_path, cifs, stand_ins, capsys):
         == 0
     )
     assert json.loads((tmp_path / "e" / "summary.json").read_text())["n"] == 4, "what cannot be read counts"
-    judged = records.read_table(tmp_path / "e" / "table.csv")
+    evaluated = records.read_table(tmp_path / "e" / "table.csv")
     assert (
-        [row["file"] for row in judged[:3]] == ["00000.cif", "00001.cif", "00002.cif"]
-        and "file" not in judged[3]
-        and judged[3]["failure"]
+        [row["file"] for row in evaluated[:3]] == ["00000.cif", "00001.cif", "00002.cif"]
+        and "file" not in evaluated[3]
+        and evaluated[3]["failure"]
     )
     assert (
         run("sample", "symmcd", "-n", 0, "--out", tmp_path / "z") == 2
@@ -486,7 +583,7 @@ def test_what_a_kill_or_a_power_cut_left_is_mended(tmp_path):
 
 
 def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_path):
-    "A bad model draws such crystals; our reader refuses them. They stay in the table and count as failures when judged."
+    "A bad model generates such crystals; our reader rejects them. They stay in the table and count as failures in the evaluation."
     twice = Crystal(4 * np.eye(3), [50, 69], [[0, 0, 0], [0.001, 0, 0]])
     request = REQUEST | {"n": 2}
     with runs.open_run(tmp_path / "a", request) as folder:
@@ -573,8 +670,8 @@ def test_killed_sampling_resumes_with_identical_results(tmp_path):
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, capsys, monkeypatch):
     from matgen_nb import SymmCD
 
-    asked, sample = [], SymmCD.sample
-    monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
+    requested, sample = [], SymmCD.sample
+    monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: requested.append(k) or sample(self, *a, **k))
     choices = dict(eta=0.5, guide=0.25, apart=0.6, sharpen=2, templates=0.5, corrector=1, retries=2)
     line = [
         "sample",
@@ -590,23 +687,40 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         *(x for k, v in choices.items() for x in (f"--{k}", v)),
     ]
     assert run(*line) == 0
-    assert {name: getattr(asked[0]["options"], name) for name in choices} == choices
+    assert {name: getattr(requested[0]["options"], name) for name in choices} == choices
     request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | choices == request
-    assert run(*line, "--resume") == 0 and len(asked) == 1
+    assert run(*line, "--resume") == 0 and len(requested) == 1
     for key in choices:
         changed = list(map(str, line))
         changed[changed.index(f"--{key}") + 1] = "1" if key != "corrector" else "3"
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
-    assert (
-        run(*line[:4], "--guide", 2, "--out", tmp_path / "t") == 2
-        and not (tmp_path / "t" / "table.csv").exists()
-    )
+    assert run(*line[:4], "--guide", 2, "--out", tmp_path / "t") == 2
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_request_is_the_dataclass(tmp_path):
+    "Every option of the sampler stands in the request, typed or not, with the value that the sampler uses."
+    from matgen_nb.symmcd.reverse import SamplingOptions
+    from matgen_nb.symmcd.sampling import resolved
+
+    line = ["sample", "symmcd", "-n", 1, "--steps", 2, "--candidates", 1, "--num-orbits", 2, "--neutral"]
+    assert run(*line, "--retries", 1, "--device", "cpu", "--out", tmp_path / "s") == 0
+    request = json.loads((tmp_path / "s" / "request.json").read_text())
+    given = SamplingOptions(steps=2, candidates=1, num_orbits=2, neutral=True, retries=1)
+    model = SymmCD.from_pretrained("symmcd-mp20-small")
+    right = {f.name: getattr(resolved(model, given, False), f.name) for f in fields(SamplingOptions)}
+    for name in ("accept", "progress", "batch_size"):
+        del right[name]
+    own = {"model", "weights", "n", "chunk", "seed"}
+    assert {k: v for k, v in request.items() if k not in own} == right
+    assert None not in right.values(), "what was left open is resolved"
+    assert json.loads((tmp_path / "s" / "run.json").read_text())["request"] == request
 
 
 def test_neutral_crystals_on_request(tmp_path, capsys):
-    "What cannot balance is drawn again, for the same group and number of orbits; the wish belongs to the request."
+    "What cannot be charge-neutral is sampled again, for the same group and number of orbits; the option belongs to the request."
     rows = {}
     for name, more in (("plain", ["--balance", 0]), ("neutral", ["--neutral"])):
         line = [
@@ -638,11 +752,13 @@ def test_neutral_crystals_on_request(tmp_path, capsys):
     request = json.loads((tmp_path / "neutral" / "request.json").read_text())
     assert request["neutral"] is True and request["retries"] == 5
     capsys.readouterr()
-    assert run(*line[:-1], "--resume") == 2 and "neutral was" in capsys.readouterr().err
+    assert run(*line[:-1], "--resume") == 2
+    said = capsys.readouterr().err
+    assert "neutral was True and is now False" in said and "balance was" in said, "all that differs is named"
 
 
 def test_templates_on_request(tmp_path, capsys):
-    "Known sets of sites unless they are refused; a share that is none is refused before anything is written."
+    "Known sets of sites unless they are switched off; a share that is none is rejected before anything is written."
     line, rows = ["sample", "symmcd", "-n", 40, "--steps", 4, "--seed", 2, "--device", "cpu", "--out"], {}
     for name, more in (("as-shipped", []), ("all", ["--templates", 1]), ("none", ["--templates", 0])):
         assert run(*line, tmp_path / name, *more) == 0
@@ -660,11 +776,9 @@ def test_templates_on_request(tmp_path, capsys):
         s in known for s in sites("none")
     )
     capsys.readouterr()
-    assert (
-        run(*line, tmp_path / "wrong", "--templates", 2) == 2
-        and "templates must be at least 0 and at most 1" in capsys.readouterr().err
-        and not (tmp_path / "wrong" / "table.csv").exists()
-    )
+    assert run(*line, tmp_path / "wrong", "--templates", 2) == 2 and not (tmp_path / "wrong").exists()
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert re.search(r"--templates.*(<=x<=1|less than or equal to 1)", said), "in the words of this typer"
 
 
 def test_demo_from_beginning_to_end(tmp_path, capsys):
@@ -714,7 +828,7 @@ def test_a_demo_whose_training_learned_nothing_shows_no_crystals_of_it(tmp_path,
     from matgen_nb.scale.records import describe_weights
 
     weights = describe_weights(tmp_path / "demo" / "training" / "weights.safetensors")
-    assert "within its warm-up" in weights["text"], "whoever samples these is told"
+    assert "within its warm-up" in weights["text"], "whoever samples these can read it"
 
 
 def test_sample_says_which_weights_it_uses(tmp_path, capsys, monkeypatch):
@@ -750,37 +864,45 @@ def test_sample_says_which_weights_it_uses(tmp_path, capsys, monkeypatch):
 
 
 def test_help_of_an_option_is_that_of_its_field():
-    "Every option that belongs to a field of an options dataclass has its help, unit, limits, and no default of its own."
-    from dataclasses import fields
-
+    "Every option that belongs to a field has its help, unit, limits and default, and no default of its own."
     compared = 0
-    for words, command in every_command():
-        shown = {o.name: o for o in command.params}
-        for kind, names in getattr(command.callback, "options_of", ()):
-            for field in fields(kind):
-                if field.name not in names:
-                    continue
+    for words, command, made in every_command():
+        shown = {o.name: o for o in made}
+        for one in sets_of(command):
+            for field in one.chosen():
                 option, compared = shown[field.name], compared + 1
                 assert option.help.startswith(field.metadata["help"]), (words, field.name)
-                unit = field.metadata["unit"]
+                unit = field.metadata.get("unit")
                 assert not unit or f"In {unit}." in option.help, (words, field.name)
                 assert option.default is None, (words, field.name, "the dataclass knows the default")
+                if field.name not in one.shown:
+                    in_words = option.show_default
+                    expected = options.default_of(field)
+                    if expected is None:
+                        right = in_words in ("none", "not given")
+                    elif isinstance(expected, bool):
+                        right = in_words is False or f"--{in_words}" in (
+                            option.opts if expected else option.secondary_opts
+                        )
+                    else:
+                        right = in_words == str(expected) or option.required
+                    assert right, (words, field.name, in_words)
                 for limit in ("min", "max"):
                     kind_of = getattr(option, "type", None)  # some versions of typer have limits there
                     found = getattr(option, limit, getattr(kind_of, limit, None))
                     assert found == field.metadata.get(limit), (words, field.name)
-    assert compared > 30
+    assert compared > 60
 
 
 def test_training_commands_share_their_options():
-    told = {tuple(words): {o.name: o.help for o in command.params} for words, command in every_command()}
-    trained = [told[("train", model)] for model in ("symmcd", "blocks", "mofdiff")]
-    for name in options.TRAIN_OPTIONS + ["seed", "device", "init_from", "resume", "overwrite"]:
+    known = {tuple(words): {o.name: o.help for o in made} for words, _, made in every_command()}
+    trained = [known[("train", model)] for model in ("symmcd", "blocks", "mofdiff")]
+    for name in [*options.TRAIN_OPTIONS, "seed", "device", "init_from", "resume", "overwrite"]:
         assert len({shown[name] for shown in trained}) == 1, name
 
 
 def test_work_that_needs_float64_does_not_go_to_mps(monkeypatch, tmp_path, capsys):
-    "On a Mac: training may use its GPU, sampling takes the CPU by itself and says so where mps is asked for."
+    "On a Mac: training may use its GPU, sampling takes the CPU by itself and says so where mps is requested."
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert (
@@ -911,6 +1033,6 @@ def test_resampling_stands_in_the_request_and_what_is_left_is_said(tmp_path, cap
         )
         == 0
     )
-    assert "resample_higher" not in json.loads((tmp_path / "c" / "request.json").read_text()), (
+    assert json.loads((tmp_path / "c" / "request.json").read_text())["resample_higher"] == 0, (
         "off without a group"
     )

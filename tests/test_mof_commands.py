@@ -24,7 +24,7 @@ from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
 from matgen_nb.mofdiff.decoding import MofSample
 from matgen_nb.mofdiff.sampling import MofSamplingOptions
-from matgen_nb.scale import mof_runs, runs
+from matgen_nb.scale import mof_runs, mof_training, runs
 from matgen_nb.scale.mof_runs import FolderResults
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
@@ -360,8 +360,8 @@ def test_sampling_resumes_and_repeats(tmp_path, weights, capsys):
 
 
 def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, weights, monkeypatch, capsys):
-    asked, sample = [], MofDiff.sample
-    monkeypatch.setattr(MofDiff, "sample", lambda self, *a, **k: asked.append(k) or sample(self, *a, **k))
+    requested, sample = [], MofDiff.sample
+    monkeypatch.setattr(MofDiff, "sample", lambda self, *a, **k: requested.append(k) or sample(self, *a, **k))
     choices = dict(eta=0.0, prior="normal")
     line = [
         "sample",
@@ -387,8 +387,8 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, wei
         tmp_path / "s",
         *(x for k, v in choices.items() for x in (f"--{k}", v)),
     ]
-    assert run(*line) == 0 and len(asked) == 2
-    assert all(getattr(asked[0]["options"], name) == value for name, value in choices.items())
+    assert run(*line) == 0 and len(requested) == 2
+    assert all(getattr(requested[0]["options"], name) == value for name, value in choices.items())
     request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | choices | dict(starts=4, generations=1, chunk=1) == request
     for option, value in (("--eta", 1), ("--prior", "learned"), ("--starts", 8), ("--chunk", 2)):
@@ -488,19 +488,19 @@ def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
 
 def test_references(tmp_path, cifs, capsys):
     assert (
-        mc.reference_identities("mofdiff-small")
+        mof_training.reference_identities("mofdiff-small")
         == MofDiff.from_pretrained("mofdiff-small").info["identities"]
     )
     with pytest.raises(MatgenError, match="no prepared file"):
-        mc.reference_identities("mofdiff-tiny")
+        mof_training.reference_identities("mofdiff-tiny")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "salt.cif").write_text(
         Crystal(5.64 * np.eye(3), [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]).to_cif()
     )
     with pytest.raises(MatgenError, match="none of the 1 structures"):
-        mc.reference_identities(tmp_path / "bad", n_jobs=1)
+        mof_training.reference_identities(tmp_path / "bad", n_jobs=1)
     (cifs / "salt.cif").write_text((tmp_path / "bad" / "salt.cif").read_text())
-    assert len(mc.reference_identities(cifs, n_jobs=1)) == 3 and "1 of 4" in capsys.readouterr().out
+    assert len(mof_training.reference_identities(cifs, n_jobs=1)) == 3 and "1 of 4" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_read_says_why_in_its_row(tmp_path, cifs):
@@ -639,7 +639,7 @@ def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
 
 
 class Draws:
-    "A model that draws the textbook in the rounds named, and beads in places that cannot meet in the others."
+    "A model that gives the textbook in the rounds named, and beads at coordinates that cannot meet in the others."
 
     def __init__(self, data, good):
         self.data, self.good, self.rounds = data, good, 0
@@ -681,7 +681,7 @@ def test_a_run_in_which_nothing_closes_says_what_to_try(tmp_path):
     row = dict(assembled=False, reason="connection points do not match")
     from matgen_nb.mofdiff.sampling import NetOptions
 
-    told = mof_runs.advice(
+    reported = mof_runs.advice(
         [row, row, dict(row, reason="x")], "run/weights.safetensors", NetOptions(net_share=0.0), 2
     )
     for words in (
@@ -691,7 +691,7 @@ def test_a_run_in_which_nothing_closes_says_what_to_try(tmp_path):
         "--draws 16",
         "--weights mofdiff-small",
     ):
-        assert words in told, words
+        assert words in reported, words
     assert "--weights" not in mof_runs.advice(
         [row], "mofdiff-small"
     ) and "--net-share" not in mof_runs.advice([row])
@@ -721,8 +721,8 @@ def test_a_stage_that_was_cut_off_is_in_the_record():
     results.save(
         "evaluated", "b", pipeline.StageResult(dict(assembled=dict(failure="pores: took longer than 1 s")))
     )
-    told = mof_runs.cut_off_stages(results, ["a", "b", "c"])
-    assert told == [
+    reported = mof_runs.cut_off_stages(results, ["a", "b", "c"])
+    assert reported == [
         "1 of 3 were not relaxed to the end (--relax-limit)",
         "1 of 3 were not evaluated to the end (its time limit)",
     ]
@@ -764,14 +764,28 @@ def test_shipped_weights(name, data):
         )
 
 
-def test_help_is_that_of_the_options():
-    from matgen_nb.mofdiff.sampling import NetOptions
-    from matgen_nb.utils import option_help
-
-    told = {}
-    for chosen in (NetOptions, MofSamplingOptions, PipelineOptions, mof_runs.MofRunOptions):
-        told |= option_help(chosen, defaults=False)
-    assert all(told[name] == text for name, text in mc.HELP.items())
+def test_what_was_typed_reaches_the_dataclass_it_belongs_to():
+    "Each option of `sample mofdiff` and `design` ends in the dataclass that has it, and nowhere else."
+    given = (dict(eta=0.5, draws=2), dict(net_share=0.5), dict(starts=4), dict(relax=False, num_blocks=3))
+    made = mc.pipeline_options(*given)
+    assert made == PipelineOptions(
+        replace(
+            PipelineOptions().sampling, eta=0.5, draws=2, progress=True, nets=mc.mof_nets()(net_share=0.5)
+        ),
+        num_blocks=3,
+        assembly=AssemblyOptions(starts=4),
+        relax=False,
+    )
+    assert mc.pipeline_options({}, {}, {}, {}).assembly == AssemblyOptions()
+    plain = mc.options_of_design(
+        None, dict(strategies=" selected ,,optimised"), dict(draws=3), dict(relax=True)
+    )
+    assert plain.strategies == ("selected", "optimised") and plain.pipeline.relax
+    assert (
+        plain.pipeline.sampling.draws == 3 and mc.options_of_design(None, {}, {}, {}).pipeline.relax is False
+    )
+    with pytest.raises(MatgenError):
+        mc.options_of_design(None, dict(strategies="lucky"), {}, {})
 
 
 def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path, data):
@@ -863,17 +877,17 @@ def test_training_further_begins_where_the_weights_were(tmp_path, monkeypatch):
     config = TrainConfig(steps=1, batch_size=8, device="cpu", progress=False)
     data = MofData.from_coarse(toy_mofs(24))
     old = BlockEncoder.from_pretrained("blocks-small")
-    mc.fit_blocks(data, "tiny", config, tmp_path / "blocks", "blocks-small")
+    mof_training.fit_blocks(data, "tiny", config, tmp_path / "blocks", "blocks-small")
     started = firsts[1]
     assert all(torch.equal(value, started[name]) for name, value in old.state_dict().items())
-    mc.fit_blocks(data, "tiny", config, tmp_path / "fresh")
+    mof_training.fit_blocks(data, "tiny", config, tmp_path / "fresh")
     assert firsts[2] > firsts[0], "trained weights are better from the first step"
 
     weights = tmp_path / "first" / "weights.safetensors"
-    mc.fit_mofdiff(data, old, "tiny", config, tmp_path / "first")
+    mof_training.fit_mofdiff(data, old, "tiny", config, tmp_path / "first")
     before = MofDiff.from_pretrained(weights)
     firsts.clear()
-    mc.fit_mofdiff(data, old, "full", config, tmp_path / "second", str(weights), FitOptions())
+    mof_training.fit_mofdiff(data, old, "full", config, tmp_path / "second", str(weights), FitOptions())
     assert all(torch.equal(value, firsts[1][name]) for name, value in before.state_dict().items())
     torch.manual_seed(0)
     embedded = data.with_embeddings(old.encode(data.library).cpu())

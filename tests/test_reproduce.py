@@ -1,4 +1,5 @@
-"""`matgen reproduce`: every recipe at a very small scale, resumed, refused; cards that can be read. What they find at this scale means nothing."""
+"""`matgen reproduce`: every recipe at a very small scale, resumed, rejected; cards that can be
+read. What they find at this scale means nothing."""
 
 import json
 import os
@@ -10,8 +11,8 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
-from matgen_nb.commands import main as entry, options, reproduce as rc
-from matgen_nb.scale import training, runs
+from matgen_nb.commands import main as entry, options, reproduce  # noqa: F401  (recipes are registered)
+from matgen_nb.scale import comparing_recipes, records, recipes as rc, training
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.utils import MatgenError
 
@@ -22,6 +23,11 @@ def run(*arguments):
     with pytest.raises(SystemExit) as stop:
         entry.main([str(a) for a in arguments])
     return stop.value.code
+
+
+def recipe(name, out, data=None, scale=1.0, resume=False, **changes):
+    "A recipe with some settings changed."
+    return rc.run_recipe(name, out, rc.RecipeOptions(data=data, scale=scale, resume=resume), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +65,13 @@ def test_help_and_list():
         for text in (name, r.what, r.needs, r.cost):
             assert text and text in listed
     assert rc.RECIPES.keys() == rc.SETTINGS.keys()
+
+
+def test_a_recipe_that_is_not_imported_says_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.delitem(rc.RECIPES, "steps")
+    with pytest.raises(MatgenError, match="import scale"):
+        recipe("steps", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def shown(text, *figure):
@@ -103,13 +116,13 @@ def test_scale_shrinks_sizes_only():
     for name, whole in rc.SETTINGS.items():
         short = rc.settings(name, 1e-6)
         for key, value in whole.items():
-            assert short[key] == (rc.SCALED[key] if key in rc.SCALED else value)
+            assert short[key] == rc.SCALED.get(key, value)
         assert rc.settings(name) == whole
 
 
 def test_crystals_stopped_and_resumed_give_what_one_run_gives(crystals, tmp_path, monkeypatch):
     how = dict(data=crystals, scale=1e-4, **CRYSTALS)
-    whole = rc.run_recipe("symmcd-mp20-small", tmp_path / "whole", **how)
+    whole = recipe("symmcd-mp20-small", tmp_path / "whole", **how)
     assert {r["measure"] for r in whole} >= rc.published_figures("symmcd-mp20-small").keys()
     real = training.Trainer._train_step
 
@@ -120,10 +133,10 @@ def test_crystals_stopped_and_resumed_give_what_one_run_gives(crystals, tmp_path
 
     monkeypatch.setattr(training.Trainer, "_train_step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        rc.run_recipe("symmcd-mp20-small", tmp_path / "part", **how)
+        recipe("symmcd-mp20-small", tmp_path / "part", **how)
     assert not (tmp_path / "part" / "figures.csv").exists()
     monkeypatch.setattr(training.Trainer, "_train_step", real)
-    rest = rc.run_recipe("symmcd-mp20-small", tmp_path / "part", **how, resume=True)
+    rest = recipe("symmcd-mp20-small", tmp_path / "part", **how, resume=True)
     assert json.dumps(rest) == json.dumps(whole)
     record = json.loads((tmp_path / "part" / "run.json").read_text())
     assert (
@@ -152,7 +165,9 @@ def test_blocks_from_the_command_line(mofs, tmp_path, capsys):
     assert run(*line) == 0
     said = capsys.readouterr().out
     assert (
-        "published" in said and "0.002" in said and len(runs.read_table(tmp_path / "b" / "figures.csv")) == 5
+        "published" in said
+        and "0.002" in said
+        and len(records.read_table(tmp_path / "b" / "figures.csv")) == 5
     )
     assert run(*line) == 2 and "--overwrite" in capsys.readouterr().err
     assert (
@@ -163,7 +178,7 @@ def test_blocks_from_the_command_line(mofs, tmp_path, capsys):
 
 
 def test_frameworks(mofs, tmp_path):
-    rows = rc.run_recipe(
+    rows = recipe(
         "mofdiff-small",
         tmp_path / "m",
         data=mofs,
@@ -182,17 +197,17 @@ def test_frameworks(mofs, tmp_path):
 
 def test_steps_measures_every_setting_once(crystals, tmp_path, monkeypatch):
     how = dict(data=crystals, scale=0.001, grid=(2, 3), correctors=(0, 1), starts=1, generations=1, n=4)
-    rows = rc.run_recipe("steps", tmp_path / "s", **how)
-    table = runs.read_table(tmp_path / "s" / "table.csv")
+    rows = recipe("steps", tmp_path / "s", **how)
+    table = records.read_table(tmp_path / "s" / "table.csv")
     assert {(r["model"], r["steps"], r["corrector"]) for r in table} >= {
         (m, s, 0) for m in ("symmcd", "mofdiff") for s in (2, 3)
     } | {("symmcd", 2, 1), ("symmcd", 3, 1)}
     for name in ("crystal_steps", "framework_steps"):
-        monkeypatch.setattr(rc, name, lambda *a: pytest.fail("measured again"))
-    assert json.dumps(rc.run_recipe("steps", tmp_path / "s", **how, resume=True)) == json.dumps(rows)
+        monkeypatch.setattr(comparing_recipes, name, lambda *a: pytest.fail("measured again"))
+    assert json.dumps(recipe("steps", tmp_path / "s", **how, resume=True)) == json.dumps(rows)
     assert (
         "published"
-        in rc.step_rows(
+        in comparing_recipes.step_rows(
             [
                 dict(
                     model="symmcd",
@@ -210,7 +225,7 @@ def test_steps_measures_every_setting_once(crystals, tmp_path, monkeypatch):
 
 
 def test_ablations_beside_the_table_that_ships(crystals, tmp_path):
-    rows = rc.run_recipe(
+    rows = recipe(
         "ablations",
         tmp_path / "a",
         data=crystals,
@@ -244,10 +259,10 @@ def test_resume_compares_the_content_of_the_data_and_not_its_name(crystals, mofs
 
     shutil.copy(mofs, tmp_path / "moved.safetensors")
     how = dict(scale=0.001, held_blocks=0.2, held_conformers=0.5, preset="tiny")
-    rows = rc.run_recipe("blocks-small", tmp_path / "b", data=mofs, **how)
+    rows = recipe("blocks-small", tmp_path / "b", data=mofs, **how)
     assert json.dumps(
-        rc.run_recipe("blocks-small", tmp_path / "b", data=tmp_path / "moved.safetensors", resume=True, **how)
+        recipe("blocks-small", tmp_path / "b", data=tmp_path / "moved.safetensors", resume=True, **how)
     ) == json.dumps(rows)
     embedded_mofs().subset(range(1, 9)).save(tmp_path / "moved.safetensors")
     with pytest.raises(MatgenError, match="data was content"):
-        rc.run_recipe("blocks-small", tmp_path / "b", data=tmp_path / "moved.safetensors", resume=True, **how)
+        recipe("blocks-small", tmp_path / "b", data=tmp_path / "moved.safetensors", resume=True, **how)

@@ -21,8 +21,8 @@ from matgen_nb.commands.options import (
     Overwrite,
     Precision,
     Seed,
-    _option,
     app,
+    own_option,
     with_options,
 )
 
@@ -318,7 +318,7 @@ def write_benchmark(
 def benchmark(
     chosen: dict,
     out: Out = Path("matgen-benchmark"),
-    compare_with: Annotated[Path | None, _option("table.csv of another run.", "none", "--compare")] = None,
+    compare_with: Annotated[Path | None, own_option("table.csv of another run.", "none", "--compare")] = None,
     precision: Precision = "32-true",
     compile: Compile = False,
     overwrite: Overwrite = False,

@@ -167,10 +167,10 @@ def unlike(cost: torch.Tensor, tolerance: float = 0.01) -> torch.Tensor:
 class AssemblyOptions:
     "How frameworks are put together."
 
-    starts: int = option(64, "joint choices of orientations that compete", min=1)
+    starts: int = option(64, "Joint choices of orientations that compete in assembly.", min=1)
     rotations: int = option(4096, "size of the rotation grid", min=1)
     keep: int = option(8, "solutions that are polished", min=1)
-    generations: int = option(3, "rounds of search at most", min=1)
+    generations: int = option(3, "Rounds of search in assembly, at most.", min=1)
     free_cell: bool = option(True, "the cell may adapt to the blocks")
     batch_size: int | None = option(
         None, "frameworks in one tensor; default 4 on the CPU, 32 elsewhere", min=1

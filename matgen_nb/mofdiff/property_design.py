@@ -109,9 +109,11 @@ class Goal:
     tolerance: default a tenth of |target|. measure: a function of a Crystal; default the pore property of
     that name, see `PORES`."""
 
-    property: str
-    target: float | str
-    tolerance: float | None = None
+    property: str = option(help="One that the model was trained with, such as density or void_fraction.")
+    target: float | str = option(
+        help="The value aimed at, in the unit of the training set (density: g/cm3, lcd: A)."
+    )
+    tolerance: float | None = option(None, "How near counts as hit.")
     measure: Callable[[Crystal], float] | None = None
 
     def checked(self, model: MofDiff) -> "Goal":
@@ -190,7 +192,7 @@ class DesignOptions:
 
     strategies: tuple[str, ...] = option(
         ("optimised", "selected"),
-        "Ways to choose latent vectors: optimised (gradient, trust region), selected (best of many "
+        "Ways to choose latent vectors, with commas in a command: optimised (gradient, trust region), selected (best of many "
         "samples). Random ones always stand beside them.",
     )
     trust: float | None = option(0.9, "Share of the cloud that the trust region holds.", min=0, max=1)

@@ -126,7 +126,10 @@ class RunOptions:
     "How a streamed run begins."
 
     resume: bool = option(False, "Continue the run in the folder.")
-    overwrite: bool = option(False, "Write into a folder that is not empty.")
+    overwrite: bool = option(
+        False,
+        "Write into a folder that is not empty; what an earlier run made there is deleted, nothing else.",
+    )
     inputs: dict | None = option(None, "Inputs of the command by flag, see `check_out`.")
     weights: dict | None = option(None, "What is known of the weights, see `describe_weights`.")
 

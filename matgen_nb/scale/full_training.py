@@ -96,7 +96,7 @@ def match_figures(
         figures[f"ln_volume_rms, {name}"] = summary["ln_volume_rms"]
     return figures
 
-
+# %% ../../nbs/5_scale/11_full_training.ipynb #ft29011b
 def train_by_the_clock(
     data: "CrystalData",
     val: "CrystalData",
@@ -111,14 +111,19 @@ def train_by_the_clock(
     from matgen_nb.scale.training import TrainConfig
 
     torch.manual_seed(seed)
-    chosen = dict(
+    config = TrainConfig(
+        steps=10**7,  # the clock ends it
         batch_size=options.batch_size,
         lr=options.lr,
         precision=options.precision,
         compile=options.compile,
         max_seconds=options.max_seconds,
+        val_every=500,
+        warmup_steps=200,
+        log_every=20,
+        progress=False,
+        seed=seed,
+        device=device,
     )
-    clock = dict(steps=10**7, val_every=500, warmup_steps=200, log_every=20, progress=False)
-    config = TrainConfig(**chosen, **clock, seed=seed, device=device)
     model, history = fit_model(full_model(data, options), data, config, out, FitOptions(val=val))
     return model.eval(), history

@@ -264,11 +264,10 @@ def _check_request(folder: RunFolder, request: dict) -> None:
             f"cannot resume in {folder}: it keeps no record of its files (a run of an earlier version): "
             "start it again with another --out"
         )
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise MatgenError(
-                f"cannot resume in {folder}: {key} was {before.get(key)} and is now {now.get(key)}"
-            )
+    differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if differ:
+        found = [f"{key} was {before.get(key)} and is now {now.get(key)}" for key in differ]
+        raise MatgenError(f"cannot resume in {folder}: {'; '.join(found)}")
 
 # %% ../../nbs/5_scale/04_runs.ipynb #r24b0043
 def is_finished(out: str | Path | RunFolder, i: int, n: int | None = None) -> bool:

@@ -196,10 +196,14 @@ def source_columns(
 class PrepareOptions:
     "How crystals are turned into asymmetric units."
 
-    symprec: float = option(0.1, "tolerance of the symmetry search; 0.01 keeps nearly all groups", unit="A")
+    symprec: float = option(
+        0.1, "Tolerance of the symmetry search; 0.01 keeps the group of nearly symmetric crystals.", unit="A"
+    )
     max_orbits: int = option(64, "crystals with more orbits are left out")
     max_atoms: int = option(400, "crystals with more atoms in the conventional cell are left out")
-    engine: str = option("spglib", "program that searches for symmetry, spglib or moyopy")
+    engine: str = option(
+        "spglib", "What finds the symmetry: spglib, or moyopy (the extra fast; four times as quick)."
+    )
     column: str = option("cif", "column of a CSV that holds the CIF texts")
     timeout: float = option(60, "time for one crystal", unit="s")
 

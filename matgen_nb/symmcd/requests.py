@@ -186,7 +186,9 @@ def _refuse(prior, number, what, search):
 class Conditions:
     "What the crystals shall have; what is None is chosen by the statistics of the training set."
 
-    space_group: int | Sequence[int] | None = option(None, "Number, or several to choose from evenly.")
+    space_group: int | Sequence[int] | None = option(
+        None, "Number, or several (225,221 in a command) to choose from evenly."
+    )
     formula: str | None = option(None, "Exact composition, such as BaTiO3.")
     chemical_system: str | None = option(None, "Elements, each of which appears, such as Li-Fe-O.")
     num_atoms: int | None = option(None, "Atoms in the conventional cell.")
