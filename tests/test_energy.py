@@ -1,4 +1,4 @@
-"""Lessons 3.16 to 3.19: hull, relaxation within the space group, exchanges, match rate. Most of it with a potential of pairs; CHGNet where it is installed."""
+"""Lessons 3.19 to 3.22: hull, relaxation within the space group, exchanges, match rate. Most of it with a potential of pairs; CHGNet where it is installed."""
 
 import importlib.util
 import json

@@ -13,7 +13,7 @@ NUMBER = re.compile(r"(\d)_\w+/(\d\d)_\w+\.ipynb$")
 
 
 def number_of(path):
-    "'3.4' for nbs/3_symmcd/04_network.ipynb, '00' for the opening lesson, '' for any other page outside of the parts."
+    "'3.4' for nbs/3_symmcd/06_network.ipynb, '00' for the opening lesson, '' for any other page outside of the parts."
     found = NUMBER.search(path.as_posix())
     return f"{found[1]}.{int(found[2])}" if found else "00" * (path.stem == "00_overview")
 
@@ -23,6 +23,13 @@ NUMBERS = {number_of(p) for p in notebooks()} - {""}
 
 def sources(path):
     return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+
+
+def test_every_notebook_of_a_part_has_a_whole_number():
+    inside = [p for p in notebooks() if re.match(r"\d_", p.parent.name)]
+    assert inside and not [p.name for p in inside if not number_of(p)], (
+        "a name such as 04b_x.ipynb has no number"
+    )
 
 
 def test_numbers_of_a_part_have_no_gap_and_no_twin():

@@ -114,7 +114,7 @@ def model(request):
 
 @pytest.fixture(scope="module", params=["common", "paper_small"])
 def one_time(request):
-    "Models with one noise time for all parts, whose reverse process is that of lesson 3.12."
+    "Models with one noise time for all parts, whose reverse process is that of lesson 3.14."
     return untrained(request.param)
 
 

@@ -1,4 +1,4 @@
-"""A noise time for each part (lessons 3.6 and 3.13), structure prediction, fine-tuning, the front door."""
+"""A noise time for each part (lessons 3.8 and 3.15), structure prediction, fine-tuning, the front door."""
 
 import csv
 import subprocess

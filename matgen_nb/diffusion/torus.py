@@ -121,7 +121,7 @@ class TorusDiffusion:
         return wrap(x0 + delta), wrapped_normal_score(delta, safe) / self.scale(t, x0).clamp(min=1e-30)
 
 # %% ../../nbs/2_diffusion/02_torus.ipynb #84f06602
-SHARPEN = 3.0  # what both models' samplers use; measured in lessons 3.12 and 4.21 and on the cards
+SHARPEN = 3.0  # what both models' samplers use; measured in lessons 3.14 and 4.23 and on the cards
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class Batch:
 class CrystalData:
     """A prepared data set: the tensors of `Batch` for all crystals, their names, and free-form `info`
     (source, settings). `columns`: numbers that the source had for each crystal, name -> (n,) float64,
-    nan where it had none (lesson 3.1b).
+    nan where it had none (lesson 3.2).
 
     `data[i]` is an `AsymmetricUnit`, `data.select(indices)` a `Batch`, `data.to(device)` a copy on a
     device."""

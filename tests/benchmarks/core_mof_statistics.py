@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write matgen_nb/data/core_mof.csv: what lesson 4.16b shows of the real frameworks of CoRE MOF.
+"""Write matgen_nb/data/core_mof.csv: what lesson 4.17 shows of the real frameworks of CoRE MOF.
 
     matgen prepare mofs core-mof --measure --out real.safetensors
     python tests/benchmarks/core_mof_statistics.py real.safetensors

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write matgen_nb/data/crystal_energies.csv: the table of lesson 3.19, one line a figure (model, figure, value, low, high, n, source).
+"""Write matgen_nb/data/crystal_energies.csv: the table of lesson 3.22, one line a figure (model, figure, value, low, high, n, source).
 
     python tests/benchmarks/crystal_energies.py --training train.csv.gz --held-out val.csv.gz [--weights symmcd-mp20-small]
 

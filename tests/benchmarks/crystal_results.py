@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write matgen_nb/data/crystal_results.csv and crystal_groups.csv: the measurements behind lesson 3.20.
+"""Write matgen_nb/data/crystal_results.csv and crystal_groups.csv: the measurements behind lesson 3.23.
 
     matgen prepare crystals train.csv.gz --out train.safetensors         # and val.csv.gz -> val.safetensors
     matgen sample symmcd -n 1000 --seed 0 --device cpu --out default
@@ -11,7 +11,7 @@
 
 crystal_results.csv has one line a figure (model, figure, value, low, high, n, protocol), with 95 % intervals; crystal_groups.csv
 one line a space group, with the number of crystals of each set. --energies: the CSV with the columns formation_energy_per_atom
-and e_above_hull (lesson 3.17); without it the energies are left out. Match rates are those of the weights that ship, on the
+and e_above_hull (lesson 3.20); without it the energies are left out. Match rates are those of the weights that ship, on the
 odd rows of the held-out set: options were chosen on the even ones. About fifteen minutes of one CPU thread; what has been
 measured is kept in --work, so that a run that was stopped goes on.
 """

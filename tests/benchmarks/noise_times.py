@@ -1,10 +1,10 @@
-"""The experiment behind lesson 3.6: one noise time for all parts against a time for each part, at equal budget.
+"""The experiment behind lesson 3.8: one noise time for all parts against a time for each part, at equal budget.
 
     python tests/benchmarks/noise_times.py TRAIN.safetensors HELD_OUT.safetensors ENERGIES.csv.gz \\
         [--steps 10000] [--folder noise-times] [--out noise_times.csv]
 
 TRAIN and HELD_OUT are what `matgen prepare crystals` writes; ENERGIES are crystals with the columns
-formation_energy_per_atom and e_above_hull (lesson 3.17). Both models have the same width, depth, data, batches,
+formation_energy_per_atom and e_above_hull (lesson 3.20). Both models have the same width, depth, data, batches,
 learning rate, seed and number of steps, and one structure for each request (no choice among candidates).
 The even rows of HELD_OUT watch the training, the odd ones are predicted. Trainings take about a quarter of an
 hour of one CPU thread each and go on where they stopped; the figures about as long again.
@@ -91,7 +91,7 @@ def predictions(model, train_data, held_out, n):
 
 
 def samples(model, reference, training, scale, potential, n):
-    "The measures of lesson 3.15 of n samples, and the energies of the first half of them: rows of the table."
+    "The measures of lesson 3.18 of n samples, and the energies of the first half of them: rows of the table."
     made = model.sample(n, seed=0, options=OPTIONS)
     metrics = tuple(m for m in METRICS if m != "coverage")
     crystals = [s.crystal for s in made]

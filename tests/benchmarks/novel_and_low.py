@@ -9,7 +9,7 @@
 A sampler that returns more of its training set is also lower in energy, so a share below 0.1 eV/atom alone can be bought
 with novelty. Counted here for each sampler: the share below 0.1 eV/atom above the hull (CHGNet, nothing relaxed, lesson
 3.17) among the novel samples only, and the share of all samples that are novel, the first of their kind and below it.
-Novelty is against the training set, by `StructureMatcher` as in lesson 3.15. About four minutes of one CPU thread a
+Novelty is against the training set, by `StructureMatcher` as in lesson 3.18. About four minutes of one CPU thread a
 thousand samples; what has been measured is kept in --work.
 """
 

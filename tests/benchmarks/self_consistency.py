@@ -1,8 +1,8 @@
-"""The experiment behind lesson 3.11: eight candidates for each request, their denoising loss and their energy.
+"""The experiment behind lesson 3.13: eight candidates for each request, their denoising loss and their energy.
 
     python tests/benchmarks/self_consistency.py TRAIN.csv.gz [--requests 250] [--out consistency.csv]
 
-TRAIN.csv.gz: crystals with the columns formation_energy_per_atom and e_above_hull (lesson 3.17). About six
+TRAIN.csv.gz: crystals with the columns formation_energy_per_atom and e_above_hull (lesson 3.20). About six
 minutes of one CPU thread. Group and Wyckoff positions are sampled once for each request.
 """
 
