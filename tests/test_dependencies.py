@@ -15,7 +15,7 @@ PARSER.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = PARSER["DEFAULT"]
 DISTRIBUTIONS = {"PIL": "pillow", "jupyter_core": "jupyterlab"}
 "What is imported under another name, or comes with a package that is required."
-NOT_ON_PYPI = {"sevenn"}
+BROUGHT_ALONG = {"sevenn"}
 "A second potential that a user may bring; the extra `stability` has the first."
 TOOLS = {"jupyterlab"}
 "Where the lessons are read; nothing imports it."
@@ -47,7 +47,7 @@ IMPORTED = {DISTRIBUTIONS.get(name, name).lower() for path in modules() for name
 
 def test_what_is_imported_is_declared():
     declared = (
-        REQUIRED | set().union(*(v for k, v in EXTRAS.items() if k != "dev_requirements")) | NOT_ON_PYPI
+        REQUIRED | set().union(*(v for k, v in EXTRAS.items() if k != "dev_requirements")) | BROUGHT_ALONG
     )
     assert not IMPORTED - declared, "not in settings.ini"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class FullOptions:
     "How the large model is trained and measured."
 
-    width: int = option(384, "Width of the network; its file has 14 MB.", min=8)
+    width: int = option(384, "Width of the network; its file has 11.5 MB.", min=8)
     layers: int = option(5, "Layers of the network.", min=1)
     batch_size: int = option(1024, "Crystals in a step, on all devices together.", min=1)
     lr: float = option(8e-4, "Learning rate.")

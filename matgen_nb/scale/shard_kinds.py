@@ -187,7 +187,7 @@ class PreparingWork:
 def crystal_work(
     source: str | Path, symprec: float = 0.1, engine: str = "spglib", chunk: int = PREPARE_CHUNK
 ) -> PreparingWork:
-    "The work of preparing the crystals of a source, see `prepare` of lesson 3.1."
+    "The work of preparing the crystals of a source, see `prepare` of lesson 3.2."
     from matgen_nb.symmcd.dataset import from_units, prepare_noted
     from matgen_nb.symmcd.preparing import PUBLIC, read_source, source_columns
     from matgen_nb.symmetry.structure_files import structure_files
