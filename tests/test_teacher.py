@@ -109,9 +109,7 @@ def test_commands_and_options_that_are_named_exist(path):
         words = line.split("#")[0].split()
         name = next((n for n in (" ".join(words[:3]), " ".join(words[:2])) if n in COMMANDS), None)
         assert name, f"there is no command '{line}'"
-        made = COMMANDS[name].get_params(
-            typer.Context(COMMANDS[name])
-        )  # some exist only once a command is chosen
+        made = COMMANDS[name].get_params(typer.Context(COMMANDS[name]))
         known = {o for parameter in made for o in (*parameter.opts, *parameter.secondary_opts)}
         unknown = [w for w in words if re.match(r"--?[a-zA-Z]", w) and w not in known]
         assert not unknown, f"{name} has no option {unknown}"

@@ -193,8 +193,7 @@ class DesignOptions:
     strategies: tuple[str, ...] = option(
         ("optimised", "selected"),
         "Ways to choose latent vectors, with commas in a command: optimised (gradient, trust region), "
-        "selected (best of many "
-        "samples). Random ones always stand beside them.",
+        "selected (best of many samples). Random ones always stand beside them.",
     )
     trust: float | None = option(0.9, "Share of the cloud that the trust region holds.", min=0, max=1)
     steps: int = option(100, "Steps of the optimiser.", min=1)
