@@ -124,7 +124,7 @@ def evaluate_against(
         from matgen_nb.symmcd.evaluation import evaluate_crystals, prepare_reference
     except ModuleNotFoundError as error:
         raise MatgenError(f"evaluation needs the module {error.name}, which is not installed") from error
-    work = dict(n_jobs=options.n_jobs, timeout=options.timeout)
+    work: dict[str, Any] = dict(n_jobs=options.n_jobs, timeout=options.timeout)
     known = prepare_reference(reference, options.symprec, cache=cache, **work)
     return evaluate_crystals(crystals, known, training=training, names=names, seed=options.seed, **work)
 

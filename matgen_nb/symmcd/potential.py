@@ -321,7 +321,8 @@ def energies(
     keys = [crystal_key(c, potential.name) if isinstance(c, Crystal) else None for c in crystals]
     known = lambda key: key in cache.rows and (not forces or "max_force" in cache.rows[key])
     todo = {key: c for key, c in zip(keys, crystals) if key is not None and not known(key)}
-    failed, parts = {None: "no crystal"}, list(todo.items())
+    failed: dict[str | None, str] = {None: "no crystal"}
+    parts = list(todo.items())
     with progress_bar(progress, len(parts), show=bool(progress and parts)) as advance:
         for first in range(0, len(parts), 256):
             part = parts[first : first + 256]
