@@ -263,11 +263,13 @@ def _survey(path: str | Path, keep: bool = False) -> tuple[Folder, dict[Path, st
 
 def _json_kind(path: Path) -> tuple[str | None, str]:
     """('optimade', text) of a JSON file that holds structures, (None, text) of another one, ('damaged', "")
-    where it cannot be taken apart, so that nobody knows what it held. The file is read once."""
+    where it is empty or cannot be taken apart, so that nobody knows what it held. The file is read once."""
     try:
         text = cif_file_text(path)
         if content_format(text) == "optimade":
             return "optimade", text
+        if not text.strip():
+            return "damaged", ""
         _documents(text, path.name)
         return None, text
     except (OSError, CrystalError):
