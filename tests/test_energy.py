@@ -677,6 +677,7 @@ def test_commands_say_what_is_missing(command, tmp_path, capsys, monkeypatch):
     said = "".join(capsys.readouterr())
     assert "no energies, the rest of the evaluation goes on" in said and "has no energies" in said
     head = (tmp_path / "e" / "table.csv").read_text().splitlines()[0]
+    assert "has no energies" in (tmp_path / "e" / "run.json").read_text(), "the record says what is missing"
     assert head.startswith("file,name,failure") and "max_force" not in head
     assert command("evaluate", "crystals", *options, "--potential", "magic", "--out", tmp_path / "e0") == 2
     assert "choose one of" in capsys.readouterr().err and not (tmp_path / "e0" / "table.csv").exists()

@@ -159,6 +159,7 @@ class EnergyChoices:
         0,
         "For --energy: so many crystals, the first, are also relaxed within their space groups, "
         "for the energy lost and the change of volume (1 to 3 s each).",
+        min=0,
     )
     stability: bool = option(False, "Relax and evaluate with CHGNet (needs the extra).")
 
@@ -206,31 +207,32 @@ def figure_png(figure: Any, path: Path) -> bytes:
     return buffer.getvalue()
 
 # %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6b0015a
-def _energies_possible(inputs: EvaluationInputs, energies: EnergyChoices) -> tuple[tuple, Any] | None:
-    """(what `add_energies` needs, potential), or None: not requested, or the potential or the energies of the
-    reference are missing, which is said before anything is computed; the rest of the evaluation goes on.
+def _energies_possible(inputs: EvaluationInputs, energies: EnergyChoices) -> tuple[tuple | None, str]:
+    """((what `add_energies` needs, potential) or None, why not): none where none are requested, or where the
+    potential or the energies of the reference are missing, which is said before anything is computed, and
+    again in the record; the rest of the evaluation goes on.
     MatgenError for a potential of another name."""
     from matgen_nb.symmcd.potential import POTENTIALS, get_potential
 
     if not energies.energy:
-        return None
+        return None, ""
     try:
         potential = get_potential(energies.potential)
-        return energy_inputs(inputs.source, inputs.reference, inputs.training), potential
+        return (energy_inputs(inputs.source, inputs.reference, inputs.training), potential), ""
     except MatgenError as error:
         if energies.potential not in POTENTIALS:
             raise
         say(f"no energies, the rest of the evaluation goes on: {error}")
-        return None
+        return None, f"energies: {error}"
 
 # %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6b00015
 def _evaluated(
     inputs: EvaluationInputs, options: EvaluationOptions, energies: EnergyChoices
-) -> tuple[list, Any, list[dict], dict]:
-    "(crystals, Evaluation, rows, summary) of what is to be evaluated."
+) -> tuple[list, Any, list[dict], dict, list[str]]:
+    "(crystals, Evaluation, rows, summary, what was cut off) of what is to be evaluated."
     crystals, names, failures = read_crystals(inputs.source, options.n_jobs)
     known = reference_crystals(inputs.reference)
-    needed = _energies_possible(inputs, energies)
+    needed, missing = _energies_possible(inputs, energies)
     if failures:
         say(describe_failures(failures, len(crystals)))
     beside, old = described_beside(inputs.reference), _known(inputs.training, options)
@@ -242,7 +244,7 @@ def _evaluated(
         rows, summary = add_energies(crystals, rows, summary, *needed, energies.relaxations)
     if energies.stability:
         rows, summary = add_stability(crystals, known, rows, summary)
-    return crystals, result, rows, summary
+    return crystals, result, rows, summary, [*cut_off(rows), *filter(None, [missing])]
 
 
 def evaluate_to(
@@ -253,9 +255,9 @@ def evaluate_to(
 ) -> dict:
     "Evaluate crystals into a folder of results: table, gallery, summary.json, distributions. The summary."
     start = time.monotonic()
-    crystals, result, rows, summary = _evaluated(inputs, options, energies)
+    crystals, result, rows, summary, late = _evaluated(inputs, options, energies)
     seconds = time.monotonic() - start
-    record = run_record(typed_command(), options.seed, seconds, summary=summary, cut_off=cut_off(rows))
+    record = run_record(typed_command(), options.seed, seconds, summary=summary, cut_off=late)
     wide = [(figure_png(result.plot(), folder.path("distributions.png")), "sample and reference")]
     write_results(folder, crystals, rows, "Evaluation of crystals", record, wide)
     write_json(folder.path("summary.json"), summary)
