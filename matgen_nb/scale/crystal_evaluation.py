@@ -207,7 +207,9 @@ def figure_png(figure: Any, path: Path) -> bytes:
     return buffer.getvalue()
 
 # %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6b0015a
-def _energies_possible(inputs: EvaluationInputs, energies: EnergyChoices) -> tuple[tuple | None, str]:
+def _energies_possible(
+    inputs: EvaluationInputs, energies: EnergyChoices
+) -> tuple[tuple[tuple, Any] | None, str]:
     """((what `add_energies` needs, potential) or None, why not): none where none are requested, or where the
     potential or the energies of the reference are missing, which is said before anything is computed, and
     again in the record; the rest of the evaluation goes on.
