@@ -14,10 +14,9 @@ thousand samples; what has been measured is kept in --work.
 """
 
 import argparse
-import csv
 
 import numpy as np
-from kept import Kept
+from kept import Kept, write_rows
 
 from matgen_nb.scale.crystal_evaluation import read_crystals, training_reference
 from matgen_nb.scale.crystal_runs import load_data
@@ -25,7 +24,7 @@ from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
 from matgen_nb.symmcd.evaluation import evaluate_crystals, resampled
 from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential
-from matgen_nb.utils import atomic_write, share
+from matgen_nb.utils import share
 
 LIMIT = 0.1
 "eV/atom above the hull."
@@ -98,11 +97,7 @@ def main():
         for figure, e in figures_of(flags, energies).items():
             values = {key: f"{e[key]:.5f}" for key in ("value", "low", "high")}
             rows.append(dict(model=name, figure=figure, n=e["n"], protocol=e["protocol"], **values))
-        with atomic_write(args.out) as file:
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-        print(f"{name}: done, see {args.out}", flush=True)
+        write_rows(args.out, COLUMNS, rows)
 
 
 if __name__ == "__main__":
