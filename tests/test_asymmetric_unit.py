@@ -200,7 +200,7 @@ def some_positions(number, rng, most):
 
 def apart(number, wyckoff, elements, seed):
     "A generic unit whose atoms keep 0.6 A from each other."
-    units = (generic_unit(number, wyckoff, elements, seed=(seed, i)) for i in range(200))
+    units = (generic_unit(number, wyckoff, elements, seed=1000 * seed + i) for i in range(200))
     return next(u for u in units if min_distance(u.to_crystal()) > 0.6)
 
 

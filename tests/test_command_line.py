@@ -27,7 +27,7 @@ from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.symmetry.space_groups import SpaceGroup
-from matgen_nb.utils import MatgenError
+from matgen_nb.utils import MatgenError, numpy_stream
 
 COMMANDS = (
     ["demo"],
@@ -511,7 +511,7 @@ REQUEST = {"n": 10, "chunk": 4, "seed": 5}
 
 
 def draw(i, n, log=None):
-    rng = np.random.default_rng(runs.chunk_seed(5, i))
+    rng = numpy_stream(5, "chunk", i)
     crystals = [
         Crystal(CESIUM_CHLORIDE.lattice * x, CESIUM_CHLORIDE.elements, CESIUM_CHLORIDE.frac_coords)
         for x in rng.uniform(0.9, 1.1, n)

@@ -109,7 +109,7 @@ def test_predicted_structures_hold_every_group(data):
         positions = SpaceGroup(number).wyckoff_positions
         chosen = sorted({0, len(positions) // 2, len(positions) - 1})
         elements = [int(z) for z in rng.choice([3, 8, 14, 26], len(chosen))]
-        units.append(generic_unit(number, chosen, elements, rng))
+        units.append(generic_unit(number, chosen, elements, seed=number))
     found = model.predict(units, options=SamplingOptions(steps=2, apart=0.0, progress=False))
     for unit, sample in zip(units, found):
         assert sample.unit.space_group == unit.space_group

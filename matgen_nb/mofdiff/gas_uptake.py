@@ -15,7 +15,7 @@ import numpy as np
 
 from .atom_types import uff_table
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, check_limits, described, option
+from ..utils import check_limits, described, MatgenError, numpy_stream, option
 from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/37_gas_uptake.ipynb #0f190dc7
@@ -103,7 +103,7 @@ def henry_coefficient(
     Lennard-Jones only: no charges. temperature: K; n: insertions; cutoff: A."""
     if gas not in GASES:
         raise MatgenError(f"no model of {gas!r}; there are {', '.join(GASES)}")
-    rng, factors = np.random.default_rng(seed), []
+    rng, factors = numpy_stream(seed, "insertions"), []
     for first in range(0, n, 500):
         u = rng.normal(size=(min(500, n - first), 3))
         directions = u / np.linalg.norm(u, axis=1, keepdims=True)

@@ -30,7 +30,7 @@ from .model import Library
 from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
 from .nets import framework_key
 from .network import Beads
-from ..utils import MatgenError, batch_seed, check_limits, described, option, patch, progress_bar
+from ..utils import check_limits, described, MatgenError, option, patch, progress_bar, torch_stream
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19nets2
 @described
@@ -271,7 +271,7 @@ def which_on_nets(n: int, share: float, seed: int, first: int) -> Tensor:
     """Which of n samples are put onto nets, (n,) bool.
 
     A stream of its own, so that the samples do not depend on it."""
-    generator = torch.Generator().manual_seed(batch_seed(seed, first, salt=500_001))
+    generator = torch_stream(seed, "nets", first)
     return torch.rand(n, generator=generator) < share
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #941aa423
@@ -298,7 +298,7 @@ def _batch_latents(model, given, rows, generator, prior):
 
 def _batch_samples(model, given, rows, seed, options, advance):
     "The samples `rows` (a slice), `options.draws` of each latent vector."
-    generator = torch.Generator().manual_seed(batch_seed(seed, rows.start))
+    generator = torch_stream(seed, "batch", rows.start)
     z = _batch_latents(model, given, rows, generator, options.prior).repeat_interleave(options.draws, 0)
     K = None if given.num_blocks is None else torch.full((len(z),), given.num_blocks, device=model.device)
     watch = lambda b, s: advance(len(z))

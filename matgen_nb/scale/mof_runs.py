@@ -58,10 +58,10 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from .runs import as_folder, CHUNK, chunk_seed, chunks, open_run, RunFolder, write_results
+from .runs import as_folder, CHUNK, chunks, open_run, RunFolder, seeded, write_results
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, atomic_write, check_limits, described, option, patch
+from ..utils import atomic_write, check_limits, described, MatgenError, option, patch, stream_seed
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.model import MofDiff
@@ -256,7 +256,7 @@ def request_of(model: "MofDiff", n: int, seed: int, options: PipelineOptions, ru
     sampling = {f.name: getattr(options.sampling, f.name) for f in fields(MofSamplingOptions)}
     nets = sampling.pop("nets")
     sampling = {k: v for k, v in sampling.items() if k not in ("batch_size", "progress")}
-    request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk, seed=seed)
+    request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk) | seeded(seed)
     request |= dict(starts=options.assembly.starts, generations=options.assembly.generations)
     request |= dict(num_blocks=options.num_blocks, target=options.target, **sampling)
     if getattr(model, "nets", None) is not None and nets.net_share > 0:
@@ -278,7 +278,7 @@ def sample_chunks(
     for i, first, n in chunks(request["n"], request["chunk"]) if parts is None else parts:
         found = results.samples(i)
         if found is None:
-            seed, how = chunk_seed(request["seed"], i), replace(options, sampling=sampling)
+            seed, how = stream_seed(request["seed"], "chunk", i), replace(options, sampling=sampling)
             made = numbered(sample_best(model, n, seed, how), first)
             if sampling.draws > 1:
                 made = [replace(s, row=s.row | dict(draws=sampling.draws)) for s in made]
@@ -345,7 +345,7 @@ def design_request(
     wanted |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
     wanted |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.sampling.draws)
     wanted |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
-    return dict(model="mofdiff", weights=run.weights, n=n, seed=seed, **wanted)
+    return dict(model="mofdiff", weights=run.weights, n=n, **seeded(seed), **wanted)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5des002
 def design_run(
@@ -449,7 +449,7 @@ def demo_mof(
 ) -> Demo:
     """mof.cif, framework.png, beads_and_atoms.png and table.csv (all samples) in `out`. rounds: of sampling,
     at most; it ends with the first valid framework."""
-    results, seeds = Results(), [chunk_seed(seed, i) for i in range(rounds)]
+    results, seeds = Results(), [stream_seed(seed, "chunk", i) for i in range(rounds)]
     found: list = []
     options = replace(options, relax_limit=20.0)
 

@@ -20,7 +20,7 @@ from .requests import Conditions, check_whole, plan, refuse_forced
 from .reverse import RESAMPLE, Sample, SamplingOptions, sample_requests
 from .stages import Times
 from ..symmetry.asymmetric_unit import AsymmetricUnit
-from ..utils import batch_seed, MatgenError, patch, progress_bar
+from ..utils import MatgenError, numpy_stream, patch, progress_bar, stream_seed, torch_stream
 
 # %% ../../nbs/3_symmcd/14_sampling.ipynb #n12dbt2
 def _cell_error(model, batch, t, generator):
@@ -124,7 +124,7 @@ def _in_batches(model, requests, seed, options, advance):
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, len(order), options.batch_size):
         rows = order[first : first + options.batch_size]
-        generator = torch.Generator().manual_seed(batch_seed(seed, first))
+        generator = torch_stream(seed, "batch", first)
         found = _with_retries(model, [requests[i] for i in rows], generator, options, advance)
         for i, s in zip(rows, found):
             samples[i] = s
@@ -186,17 +186,17 @@ def sample(
     check_options(self, n, seed, options)
     options = resolved(self, options, space_group is not None)
     conditions = Conditions(space_group, formula, chemical_system, num_atoms, options.num_orbits)
-    sampler, rng = plan(self, conditions, options.templates), np.random.default_rng(seed)
+    sampler, rng = plan(self, conditions, options.templates), numpy_stream(seed, "requests")
     if options.resample_higher and space_group is not None:
         refuse_forced(conditions)
     share, limit = float(options.balance or 0), int(options.resample_higher or 0)
-    balanced = np.random.default_rng((seed, 1)).random(n) < share
+    balanced = numpy_stream(seed, "charges").random(n) < share
     requests = [replace(sampler(rng), balance=bool(b)) for b in balanced]
 
     def again(indices, time):
-        fresh = np.random.default_rng((seed, 2, time))
-        new = _fresh_requests(sampler, fresh, len(indices), share)
-        return _in_batches(self, new, int(fresh.integers(2**62)), options, lambda n=1: None)
+        own = stream_seed(seed, "again", time)
+        new = _fresh_requests(sampler, numpy_stream(own, "requests"), len(indices), share)
+        return _in_batches(self, new, own, options, lambda n=1: None)
 
     candidates = options.candidates if self.config.staged else 1
     calls = n * options.steps * candidates

@@ -41,7 +41,7 @@ from ..symmetry.lattice import lattice_to_k
 from ..symmetry.normalizers import canonical_template
 from ..symmetry.projection import Projection
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import batch_seed, MatgenError, patch, progress_bar
+from ..utils import MatgenError, numpy_stream, patch, progress_bar, torch_stream
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120005
 def before_geometry(
@@ -141,7 +141,7 @@ def _with_sites(model, requests, generator, steps, templates):
         found = _generated_sites(model, [requests[i] for i in free], generator, steps)
         for i, own in zip(free, found):
             requests[i] = replace(requests[i], sites=own)
-    rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    rng = numpy_stream(int(torch.randint(2**62, (1,), generator=generator)), "letters")
     return [
         r if r.positions else replace(r, positions=choose_letters(templates, r.space_group, r.sites, rng))
         for r in requests
@@ -388,7 +388,7 @@ def predict(
     with progress_bar("predicting", total, show=options.progress) as advance, reproducible(self.device):
         for first in range(0, len(order), options.batch_size):
             rows = order[first : first + options.batch_size]
-            generator = torch.Generator().manual_seed(batch_seed(seed, first))
+            generator = torch_stream(seed, "batch", first)
             given = [requests[i] for i in rows]
             candidate = lambda: geometry_of(self, given, generator, options, advance)
             found = likeliest(self, candidate, options.candidates, generator)
@@ -402,7 +402,7 @@ def predict(
 def geometry_path(model: SymmCD, unit: AsymmetricUnit, steps: int = 50, seed: int = 0) -> dict[int, Crystal]:
     """Cell and coordinates of one crystal on their way from noise, for the sites and elements of a unit:
     {noise time: crystal}, from the largest to 0. steps: network calls. The same seed gives the same path."""
-    geometry = Geometry(model, [request_of(unit)], torch.Generator().manual_seed(seed))
+    geometry = Geometry(model, [request_of(unit)], torch_stream(seed, "path"))
     options, path = SamplingOptions(steps=steps), {}
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
         geometry.reverse(t, s, options)
