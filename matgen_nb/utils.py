@@ -105,7 +105,7 @@ def patch(function: Any = None, *, as_prop: bool = False, cls_method: bool = Fal
 
 # %% ../nbs/0_utilities/01_utils.ipynb #u0see002
 SEED_RULE = 2
-"Number of the rule by which streams follow from a seed: stored with a run, which goes on by the same rule only."
+"Number of the rule by which streams follow from a seed; a stored run goes on by the same rule only."
 
 STREAMS = {
     "chunk": "seed of a chunk of a run, by its number; the first chunk has the seed of the run itself",

@@ -228,8 +228,8 @@ def check_identity(found: dict, mine: dict, name: str) -> None:
     if "seed_rule" in mine and found.get("seed_rule", 1) != mine["seed_rule"]:
         raise MatgenError(
             f"cannot resume in {name}: a version that takes other random numbers from a seed began this "
-            f"training (rule {found.get('seed_rule', 1)}, now {mine['seed_rule']}): its order of the data and "
-            "what it holds out would change; train in another --out, from these weights with --init-from"
+            f"training (rule {found.get('seed_rule', 1)}, now {mine['seed_rule']}), so the order of the data "
+            "and what is held out would change: train in another --out, with --init-from from these weights"
         )
     for key, value in mine.items():
         if alike(found.get(key, value), value):

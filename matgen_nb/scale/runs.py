@@ -268,8 +268,8 @@ def _check_request(folder: RunFolder, request: dict) -> None:
         )
     if "seed_rule" in now and before.get("seed_rule", 1) != now["seed_rule"]:
         raise MatgenError(
-            f"cannot resume in {folder}: a version that takes other random numbers from a seed began it (rule "
-            f"{before.get('seed_rule', 1)}, now {now['seed_rule']}): start it again with another --out"
+            f"cannot resume in {folder}: a version that takes other random numbers from a seed began it "
+            f"(rule {before.get('seed_rule', 1)}, now {now['seed_rule']}): start it again with another --out"
         )
     differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differ:

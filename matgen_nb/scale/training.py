@@ -53,15 +53,8 @@ from matgen_nb.scale.optimization import (
     make_optimizer,
     training_end,
 )
-from matgen_nb.utils import (
-    atomic_write,
-    MatgenError,
-    patch,
-    progress_bar,
-    SEED_RULE,
-    seed_torch,
-    torch_stream,
-)
+from ..utils import SEED_RULE, seed_torch, torch_stream
+from ..utils import MatgenError, atomic_write, patch, progress_bar
 from ..folders import FolderLock, OwnFiles
 
 # %% ../../nbs/5_scale/03_training.ipynb #0ae0b597
