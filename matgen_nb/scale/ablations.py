@@ -316,7 +316,7 @@ def run_ablations(
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Every (repetition, variant) of `runs` that has no file yet in the folder `out`: trains, evaluates,
-    writes one JSON each; returns all rows. Repetitions have seeds of their own, that of the first is `seed`."""
+    writes one JSON each; returns all rows. Repetitions have own seeds, that of the first is `seed`."""
     out, rows = Path(out), []
 
     def measure(i, own, name, stem):
