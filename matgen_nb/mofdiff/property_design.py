@@ -299,7 +299,7 @@ def _samples(model, strategy, n, goal, seed, options):
     "Samples of one strategy: of each latent vector the best fitting one."
     z = choose_latents(model, strategy, n, goal, seed, options)
     how = replace(options.pipeline.sampling, steps=options.sampling_steps, progress=options.progress)
-    return numbered(best_fitting(model.sample(n, seed=seed, z=z, options=how), how.draws))
+    return numbered(best_fitting(model.sample(n, seed=seed, z=z, options=how), how.samples_per_latent))
 
 
 def design(

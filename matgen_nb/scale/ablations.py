@@ -132,9 +132,9 @@ BASE = dict(width=96, layers=3, site_power=4.0)  # fields of SymmCDConfig that a
 TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=0.99)  # of TrainConfig
 SAMPLERS = {
     "default": dict(),
-    "no guidance": dict(guide=0.0),
-    "no contact distance": dict(apart=0.0),
-    "neither": dict(guide=0.0, apart=0.0),
+    "no guidance": dict(guidance=0.0),
+    "no contact distance": dict(min_contact=0.0),
+    "neither": dict(guidance=0.0, min_contact=0.0),
     "clipped": dict(clip=4.0),
     "balanced": dict(balance=1.0),
 }
@@ -256,7 +256,7 @@ def sample_with(model: "SymmCD", sampler: str, n: int, seed: int = 0, steps: int
     import matgen_nb.symmcd.staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.reverse import SamplingOptions
 
-    how: dict[str, Any] = dict(balance=0.0, sharpen=1.0, templates=0.0) | SAMPLERS[sampler]
+    how: dict[str, Any] = dict(balance=0.0, score_scale=1.0, templates=0.0) | SAMPLERS[sampler]
     before = model.lattice_noise.clip
     model.lattice_noise.clip = how.pop("clip", before)
     try:

@@ -182,8 +182,8 @@ def make_assembly(device: str, seed: int, n: int = 3) -> TimedWork:
     from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import CoarseMof
 
-    apart = lambda name: CoarseMof.from_decomposition(decompose(textbook_mof(name)), name=name)
-    coarse = [apart(name) for name in islice(TEXTBOOK, n)]
+    coarse_of = lambda name: CoarseMof.from_decomposition(decompose(textbook_mof(name)), name=name)
+    coarse = [coarse_of(name) for name in islice(TEXTBOOK, n)]
     return lambda: assemble(coarse, seed=seed, device=device), n
 
 

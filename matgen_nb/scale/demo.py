@@ -74,7 +74,7 @@ def measured(units: list, evaluator: Any, seed: int = 0) -> list[dict]:
     crystals, nothing = [unit.to_crystal() for unit in units], Reference([], [])
     found = evaluate_crystals(crystals, nothing, ("validity",), n_jobs=1, progress=False)
     noise = torch_stream(seed, "denoising loss", device=evaluator.device)
-    losses = evaluator.denoising_loss(units, noise, draws=4)
+    losses = evaluator.denoising_loss(units, noise, noises=4)
     names = ("struct_valid", "contact_ratio", "comp_valid", "valid", "failure")
     rows = [{name: row.get(name) for name in names} for row in found.table]
     return [row | dict(shipped_denoising_loss=float(loss)) for row, loss in zip(rows, losses)]

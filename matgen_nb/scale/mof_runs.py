@@ -187,15 +187,20 @@ def write_sheet(out: RunFolder, coarse: list[CoarseMof], crystals: list[Crystal]
         save_small_png(mof_sheet(coarse, crystals, titles), f)
 
 
-def advice(table: list[dict], weights: str = "", nets: NetOptions = NetOptions(), draws: int = 1) -> str:
+def advice(
+    table: list[dict], weights: str = "", nets: NetOptions = NetOptions(), samples_per_latent: int = 1
+) -> str:
     """What to try where no framework of a run has all its bonds, with the commonest reasons; nothing where
-    one has. weights: their name, or file; nets, draws: options of the run."""
+    one has. weights: their name, or file; nets, samples_per_latent: options of the run."""
     if not table or any(row["assembled"] for row in table):
         return ""
     reasons = Counter(str(row.get("reason") or "no reason given") for row in table).most_common(3)
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
     tries = ["--net-share 1, blocks on nets of the training set"] if nets.net_share < 1 else []
-    tries += ["a larger -n", f"--draws {8 * draws}, the best fitting of so many samples"]
+    tries += [
+        "a larger -n",
+        f"--samples-per-latent {8 * samples_per_latent}, the best fitting of so many samples",
+    ]
     if weights != "mofdiff-small":
         tries.append("a longer training, or --weights mofdiff-small, which ship")
     return f"none of the {len(table)} frameworks forms all its bonds ({why}). Try: {'; '.join(tries)}"
@@ -282,8 +287,10 @@ def sample_chunks(
         if found is None:
             seed, how = stream_seed(request["seed"], "chunk", i), replace(options, sampling=sampling)
             made = numbered(sample_best(model, n, seed, how), first)
-            if sampling.draws > 1:
-                made = [replace(s, row=s.row | dict(draws=sampling.draws)) for s in made]
+            if sampling.samples_per_latent > 1:
+                made = [
+                    replace(s, row=s.row | dict(samples_per_latent=sampling.samples_per_latent)) for s in made
+                ]
             results.save_samples(made, i)
             found = results.samples(i)  # a run that is continued and one that is not see the same numbers
         yield found or []
@@ -345,7 +352,11 @@ def design_request(
     goal, pipeline = goal.checked(model), options.pipeline
     wanted: dict[str, Any] = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
     wanted |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
-    wanted |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.sampling.draws)
+    wanted |= dict(
+        sampling_steps=options.sampling_steps,
+        relax=pipeline.relax,
+        samples_per_latent=pipeline.sampling.samples_per_latent,
+    )
     wanted |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
     return dict(model="mofdiff", weights=run.weights, n=n, **seeded(seed), **wanted)
 

@@ -218,7 +218,7 @@ def write_results(
     return rows
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0035
-CHUNK = 250  # structures generated, written and forgotten at a time; part of what a seed means
+CHUNK = 250  # structures generated and written at a time; part of what a seed means
 
 
 def chunks(n: int, size: int = CHUNK) -> list[tuple[int, int, int]]:

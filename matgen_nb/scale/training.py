@@ -402,7 +402,7 @@ def _finish(self: Trainer, stopped: bool) -> None:
 
 # %% ../../nbs/5_scale/03_training.ipynb #c36fc300
 @patch
-def _validation_due(self: Trainer, before: float) -> bool:
+def _validates_now(self: Trainer, before: float) -> bool:
     "Whether this step is one to validate after; before: the progress before the step."
     if self.config.val_every:
         return self.step % self.config.val_every == 0
@@ -420,7 +420,7 @@ def _loop(self: Trainer, stop: threading.Event, advance) -> None:
         if log or alone:
             self._agree(stop, time.monotonic() - start)
         last = self._progress() >= 1
-        val = self.val_data is not None and (last or self._validation_due(before))
+        val = self.val_data is not None and (last or self._validates_now(before))
         if log or last or val:
             mark = self._log(val, mark, advance)
         counted = c.checkpoint_every and self.step % c.checkpoint_every == 0

@@ -21,7 +21,7 @@ from . import sampling, stages  # noqa: F401  (give SymmCD its sample, and the n
 from .consistency import choose_candidates
 from .model import SymmCD
 from .network import Noisy, pairs_of
-from .refinements import fit_sites, keep_apart, settle_elements
+from .refinements import fit_sites, resolve_contacts, settle_elements
 from .requests import Request
 from matgen_nb.symmcd.reverse import (
     Known,
@@ -244,12 +244,12 @@ def reverse(self: GeometrySampler, t: int, s: int, options: SamplingOptions) -> 
     v, score, _, _ = model.network(self.state, ("k", "x"))
     eps = (noise.noise(t, self.k) * self.k + noise.signal(t, self.k) * v) * self.mask  # lesson 3.8, eq. (4)
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free  # lesson 3.8, eq. (2)
-    if options.apart and 0 < s and t <= options.guide * model.config.T:
-        along = self.uncrowded(along, t, options.apart)
+    if options.min_contact and 0 < s and t <= options.guidance * model.config.T:
+        along = self.uncrowded(along, t, options.min_contact)
     self.k = noise.step(self.k, eps, t, s, self.generator, options.eta) * self.mask
     self.u = (
         model.coordinate_noise.step(
-            self.u, along, t, s, self.generator, StepOptions(options.eta, options.sharpen)
+            self.u, along, t, s, self.generator, StepOptions(options.eta, options.score_scale)
         )
         * self.free
     )
@@ -257,15 +257,15 @@ def reverse(self: GeometrySampler, t: int, s: int, options: SamplingOptions) -> 
 
 
 @patch
-def uncrowded(self: GeometrySampler, along: torch.Tensor, t: int, apart: float) -> torch.Tensor:
+def uncrowded(self: GeometrySampler, along: torch.Tensor, t: int, min_contact: float) -> torch.Tensor:
     """Score along u (M, 3) whose estimate of the clean structure has been moved out of contacts shorter
-    than `apart` sums of radii."""
+    than `min_contact` sums of radii."""
     n, per_score = self.state, score_reach(self.model, t)
     clean = self.u + per_score * along
     x = (self.axes @ clean[..., None])[..., 0] + self.origin
     first = torch.zeros_like(n.batch)
     placed = Projection(x.double(), first.double(), clean.double(), first, self.known.positions)
-    placed, _ = keep_apart(n, placed, n.elements, apart, 3, n.pairs)
+    placed, _ = resolve_contacts(n, placed, n.elements, min_contact, 3, n.pairs)
     return along + (placed.free.to(clean) - clean) / per_score * self.free
 
 
@@ -296,7 +296,9 @@ def geometry_of(
     n = geometry.state
     elements = torch.zeros(len(n.x), 94, device=n.x.device)
     sites = torch.zeros(len(n.x), 15, device=n.x.device)
-    return finish_samples(model, n, (None, None, elements, sites), geometry.known, requests, options.apart)
+    return finish_samples(
+        model, n, (None, None, elements, sites), geometry.known, requests, options.min_contact
+    )
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg12018d
 LAST = 1e3  # added to the loss of candidates that are only taken where there is no other
