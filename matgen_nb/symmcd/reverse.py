@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RESAMPLE', 'Known', 'known_of', 'start_state', 'check_values', 'SamplingOptions', 'element_aims', 'score_reach',
-           'held_score', 'reverse_step', 'corrector_step', 'settle_sites', 'Sample', 'finish', 'guided_score',
+           'held_score', 'reverse_step', 'corrector_step', 'settle_sites', 'Sample', 'finish_samples', 'guided_score',
            'sample_requests']
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #rev00003
@@ -17,7 +17,7 @@ import torch
 from ..diffusion.categorical import masked_logits
 from ..diffusion.sampler import time_grid
 from ..diffusion.torus import SHARPEN, StepOptions, wrap_difference
-from .model import SymmCD, _shifted
+from .model import SymmCD, add_log_volume
 from .network import Noisy, pairs_of
 from matgen_nb.symmcd.refinements import (
     at_threshold,
@@ -302,14 +302,14 @@ def _to_cpu(value):
 
 def _clipped(model, n):
     "Whether a free component of k lies outside its bounds (B,)."
-    free = _shifted(
+    free = add_log_volume(
         n.k.double() * model.stat_k_std.to(n.k).double() + model.stat_k_mean.to(n.k).double(), n.content
     )
     moved = (model.raw_k(n.k.double(), n.space_group, n.content) - free).abs() > 1e-6
     return (moved & (model.mask(n.space_group).to(n.k) > 0)).any(1)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #9474d65f
-def finish(
+def finish_samples(
     model: SymmCD, n: Noisy, out: tuple, known: Known, requests: Sequence[Request], apart: float
 ) -> list[Sample]:
     """From the last state and the network's last outputs to a list of `Sample`: settle sites and
@@ -407,4 +407,4 @@ def sample_requests(
         for _ in range(options.corrector if s else 0):
             state = corrector_step(model, state, s, generator, options.snr)
         advance(len(requests))
-    return finish(model, state, out, known, requests, options.apart)
+    return finish_samples(model, state, out, known, requests, options.apart)
