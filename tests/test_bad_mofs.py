@@ -13,9 +13,9 @@ from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
-from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, mof_statistics
 from matgen_nb.commands import main as entry
 from matgen_nb.mofdiff import pipeline
 from matgen_nb.mofdiff.assembly import AssemblyOptions
@@ -138,7 +138,7 @@ def model(data):
     torch.manual_seed(0)
     encoder = BlockEncoder(BlockConfig.preset("tiny"))
     return MofDiff(
-        MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))
+        MofDiffConfig.preset("tiny"), mof_statistics(data.with_embeddings(encoder.encode(data.library)))
     ).eval(), encoder
 
 
@@ -179,7 +179,9 @@ def test_weights_whose_library_has_no_metal_block(tmp_path, model, data, capsys)
     rows = [i for i, b in enumerate(mofdiff.library.blocks) if not b.is_metal]
     lame = MofDiff(
         mofdiff.config,
-        statistics(data.with_embeddings(torch.zeros(len(data.library), mofdiff.library.embeddings.shape[1]))),
+        mof_statistics(
+            data.with_embeddings(torch.zeros(len(data.library), mofdiff.library.embeddings.shape[1]))
+        ),
     )
     lame.library = Library([mofdiff.library.blocks[i] for i in rows], mofdiff.library.embeddings[rows])
     lame.save_pretrained(tmp_path / "w.safetensors")
@@ -268,12 +270,16 @@ def test_a_hanging_decomposition_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(coarse, "decompose", slow)
     items = [(n, textbook_crystal("MIL-53")) for n in ("slow", "quick")]
     data, report = prepare_mofs(
-        items, tmp_path / "m.safetensors", n_jobs=1, progress=None, options=PrepareOptions(timeout=3)
+        items, tmp_path / "m.safetensors", n_jobs=1, progress=None, options=MofPrepareOptions(timeout=3)
     )
     assert data.names == ["quick"] and "took longer than 3 s" in report.failures[0].reason
     with pytest.raises(MatgenError, match="none of the 1"):
         prepare_mofs(
-            items[:1], tmp_path / "n.safetensors", n_jobs=1, progress=None, options=PrepareOptions(timeout=1)
+            items[:1],
+            tmp_path / "n.safetensors",
+            n_jobs=1,
+            progress=None,
+            options=MofPrepareOptions(timeout=1),
         )
     assert not (tmp_path / "n.safetensors").exists()
 

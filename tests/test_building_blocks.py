@@ -20,8 +20,8 @@ from matgen_nb.mofdiff.bonds import (
     connected,
     find_bonds,
     integer_basis,
-    neighbours,
-    primitive_cell,
+    neighbour_pairs,
+    averaged_primitive_cell,
     textbook_crystal,
     textbook_mof,
     textbook_mofs,
@@ -233,7 +233,7 @@ def test_integer_basis_spans_the_same_lattice(vectors):
 def test_neighbours_against_a_double_loop():
     rng = np.random.default_rng(1)
     crystal = Crystal([[4, 0, 0], [3, 3, 0], [-1, 2, 5]], [6] * 5, rng.random((5, 3)))
-    i, j, image, distance = neighbours(crystal, 5.0)
+    i, j, image, distance = neighbour_pairs(crystal, 5.0)
     found = Counter(distance.round(6).tolist())
     shifts = np.stack(np.meshgrid(*[np.arange(-5, 6)] * 3, indexing="ij"), -1).reshape(-1, 3)
     all_pairs = [
@@ -249,7 +249,7 @@ def test_neighbours_against_a_double_loop():
 
 def test_primitive_cell_keeps_what_is_primitive():
     crystal = textbook_mof("MIL-53").crystal
-    again = primitive_cell(crystal)
+    again = averaged_primitive_cell(crystal)
     assert len(again) == len(crystal) and np.isclose(again.volume, crystal.volume)
 
 

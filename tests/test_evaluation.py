@@ -57,14 +57,14 @@ def test_hanging_step_is_timed_out(monkeypatch):
             time.sleep(0.01)
 
     monkeypatch.setattr(ev, "contact_ratio", hang)
-    row = ev.describe(SALT, timeout=1, fingerprints=False)
+    row = ev.describe_crystal(SALT, timeout=1, fingerprints=False)
     assert "contact_ratio" in row["failure"] and row["struct_valid"] and row["space_group@0.1"] == 225
 
 
 def test_sparse_and_flat_crystals_have_fingerprints():
     "Layers or chains far apart: the nearest points lie in a plane or on a line, where Qhull alone gives up."
     for cell in (np.diag([2.0, 2.1, 30.0]), np.diag([2.0, 25.0, 25.0]), 16 * np.eye(3)):
-        row = ev.describe(Crystal(cell, [11], [[0, 0, 0]]))
+        row = ev.describe_crystal(Crystal(cell, [11], [[0, 0, 0]]))
         assert not row["failure"] and np.isfinite(row["fingerprint"]).all(), row["failure"]
 
 

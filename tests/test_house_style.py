@@ -66,6 +66,32 @@ def test_public_surface_is_typed():
     assert not over, f"public functions without types: {over}"
 
 
+def public_names(path):
+    "What a module defines at its top for others: functions (methods by `patch` apart), classes, constants."
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            method = any(re.match(r"patch\b", ast.unparse(d)) for d in node.decorator_list)
+            names = [] if method else [node.name]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            stored = [n for target in targets for n in ast.walk(target)]
+            names = [n.id for n in stored if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        else:
+            names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_a_public_name_means_one_thing():
+    "No two modules define the same public name."
+    homes = {}
+    for path in debts.modules():
+        for name in public_names(path):
+            homes.setdefault(name, set()).add(debts.module_name(path))
+    twice = {name: sorted(found) for name, found in homes.items() if len(found) > 1}
+    assert len(homes) > 1000, "the walk found the names"
+    assert not twice, f"give each its own telling name, or one definition on a lower floor: {twice}"
+
+
 def test_types_agree():
     "mypy, in the lenient setting of .mypy.ini."
     pytest.importorskip("mypy")

@@ -16,7 +16,7 @@ from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
-from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, mof_statistics
 from matgen_nb.diffusion.pretrained import find_weights
 from matgen_nb.commands import main as entry, mofs as mc, options
 from matgen_nb.mofdiff import pictures, pipeline
@@ -63,7 +63,7 @@ def model(data):
     torch.manual_seed(0)
     encoder = BlockEncoder(BlockConfig.preset("tiny"))
     made = MofDiff(
-        MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))
+        MofDiffConfig.preset("tiny"), mof_statistics(data.with_embeddings(encoder.encode(data.library)))
     ).eval()
     made.info = dict(identities=evaluation.known_identities(data))
     return made

@@ -18,7 +18,7 @@ from matgen_nb.mofdiff.model import (
     MofDiff,
     MofDiffConfig,
     squash,
-    statistics,
+    mof_statistics,
     thin_library,
     unsquash,
 )
@@ -26,7 +26,7 @@ from matgen_nb.mofdiff.network import (
     BeadDenoiser,
     BeadEncoder,
     Beads,
-    NetworkConfig,
+    BeadNetworkConfig,
     all_pairs,
     edge_features,
     half_of,
@@ -44,7 +44,7 @@ from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
 from matgen_nb.utils import MatgenError
 
-CONFIG = NetworkConfig(width=32, layers=2, encoder_layers=2, latent=8, features=5)
+CONFIG = BeadNetworkConfig(width=32, layers=2, encoder_layers=2, latent=8, features=5)
 
 
 @lru_cache
@@ -59,7 +59,7 @@ def tiny(steps=0, **changes):
     "A tiny model, after some steps of training."
     torch.manual_seed(0)
     model = MofDiff(
-        MofDiffConfig.preset("tiny", width=32, layers=2, latent=8, **changes), statistics(toy_data())
+        MofDiffConfig.preset("tiny", width=32, layers=2, latent=8, **changes), mof_statistics(toy_data())
     )
     generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(steps):
@@ -297,7 +297,7 @@ def test_squash_comes_back(values):
 def test_presets_give_a_loss(name):
     torch.manual_seed(0)
     model = MofDiff(
-        MofDiffConfig.preset(name, width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())
+        MofDiffConfig.preset(name, width=32, layers=1, encoder_layers=1, latent=8), mof_statistics(toy_data())
     )
     assert model.loss(toy_data().select(range(10)), torch.Generator().manual_seed(0))["loss"].isfinite()
 
@@ -350,7 +350,7 @@ def test_bad_weights_are_refused(tmp_path):
 
 def test_data_without_or_with_other_embeddings_are_refused():
     with pytest.raises(MatgenError, match="no block embeddings"):
-        statistics(MofData.from_coarse(toy_mofs(3)))
+        mof_statistics(MofData.from_coarse(toy_mofs(3)))
     batch = toy_data().select(range(3))
     with pytest.raises(MatgenError, match="embeddings of size 7"):
         tiny().loss(replace(batch, features=torch.zeros(len(batch.block), 7)))
@@ -396,7 +396,7 @@ def test_geometry_from_the_table_is_the_formula(bumps, reach, cutoff):
     b = replace(b, lattice=b.lattice.double() * torch.tensor([1, 1, 1, 3.0])[:, None, None], x=b.x.double())
     i, j = all_pairs(b.num_blocks)
     counts, vectors = pair_geometry(
-        b.x, b.lattice, i, j, b.batch[i], cutoff, NetworkConfig(bumps=bumps, reach=reach)
+        b.x, b.lattice, i, j, b.batch[i], cutoff, BeadNetworkConfig(bumps=bumps, reach=reach)
     )
     u, weight = windowed_images(b.x[j] - b.x[i])
     distance = (u @ b.lattice[b.batch[i]]).norm(dim=-1)
@@ -417,7 +417,7 @@ def test_geometry_from_the_table_is_the_formula(bumps, reach, cutoff):
 
 def test_half_of_the_pairs_is_enough():
     "Edge features from half of the pairs are those of every pair by itself."
-    b, config = random_beads(8, (1, 2, 7, 20)), NetworkConfig(features=5)
+    b, config = random_beads(8, (1, 2, 7, 20)), BeadNetworkConfig(features=5)
     i, j = all_pairs(b.num_blocks)
     half, source, sign = half_of(i, j)
     assert len(half) == sum(n * (n + 1) // 2 for n in (1, 2, 7, 20)) and (sign[i == j] == 1).all()
@@ -432,7 +432,7 @@ def test_half_of_the_pairs_is_enough():
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
 def test_training_times(share):
     model = MofDiff(
-        MofDiffConfig.preset("tiny", width=32, layers=1, latent=8, middle=share), statistics(toy_data())
+        MofDiffConfig.preset("tiny", width=32, layers=1, latent=8, middle=share), mof_statistics(toy_data())
     )
     t = model.sample_times(40_000, torch.Generator().manual_seed(0))
     inside = ((t > MIDDLE[0] * 1000) & (t <= MIDDLE[1] * 1000)).float().mean()
@@ -599,7 +599,7 @@ def test_library_keeps_typical_conformers_and_only_used_blocks():
     }
     assert all(any(torch.equal(e, other) for other in many.embeddings) for e in few.embeddings)
     part = data.subset(range(5))
-    assert {b.identity for b in statistics(part).library.blocks} == {
+    assert {b.identity for b in mof_statistics(part).library.blocks} == {
         b.identity for m in (part[i] for i in range(5)) for b in m.blocks
     }
 
@@ -610,7 +610,8 @@ def test_the_trainer_drives_it(tmp_path):
     from matgen_nb.scale.training import Trainer
 
     make = lambda: MofDiff(
-        MofDiffConfig.preset("tiny", width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())
+        MofDiffConfig.preset("tiny", width=32, layers=1, encoder_layers=1, latent=8),
+        mof_statistics(toy_data()),
     )
     config = TrainConfig(
         steps=12, batch_size=16, log_every=4, val_fraction=0.2, val_every=6, device="cpu", progress=False
@@ -738,14 +739,14 @@ def test_weights_can_be_trained_on_larger_frameworks_than_they_have_seen():
     from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.coarse_graining import from_decomposition
     from matgen_nb.mofdiff.decomposition import decompose
-    from matgen_nb.mofdiff.model import fine_tuned
+    from matgen_nb.mofdiff.model import fine_tuned_mofdiff
 
     model, batch = tiny(), toy_data().select(torch.arange(4))
     big = from_decomposition(decompose(textbook_mof("MOF-177")))  # 24 blocks, the weights end at 20
     big = replace(big, properties=dict.fromkeys(model.property_names, 1.0))
     large = MofData.from_coarse([toy_data()[0], big])
     large = large.with_embeddings(torch.zeros(len(large.library), len(model.stat_feature_mean)))
-    tuned = fine_tuned(model, large)
+    tuned = fine_tuned_mofdiff(model, large)
     assert len(tuned.stat_num_blocks) == 25 and tuned.stat_num_blocks[24] == 1
     z = model.encode(batch)
     assert torch.equal(tuned.encode(batch), z), "what was learned is kept"
@@ -753,5 +754,5 @@ def test_weights_can_be_trained_on_larger_frameworks_than_they_have_seen():
     assert torch.allclose(tuned.to_num_blocks(z)[:, 24], model.to_num_blocks(z)[:, 20])
     loss = tuned.loss(large.select([0, 1]), torch.Generator().manual_seed(0))["loss"]
     assert loss.isfinite()
-    small = fine_tuned(tuned, toy_data())  # and back: no number of blocks is forgotten
+    small = fine_tuned_mofdiff(tuned, toy_data())  # and back: no number of blocks is forgotten
     assert len(small.stat_num_blocks) == 25 and small.stat_num_blocks[24] == 0

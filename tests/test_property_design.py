@@ -12,7 +12,7 @@ from matgen_nb.mofdiff.assembly import AssemblyOptions, mismatch
 from matgen_nb.mofdiff.pipeline import PipelineOptions
 from matgen_nb.mofdiff.bonds import Mof, textbook_mof
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, mof_statistics
 from matgen_nb.mofdiff.sampling import MofSamplingOptions
 from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 from matgen_nb.utils import MatgenError, share
@@ -26,7 +26,7 @@ def model():
     data = data.with_embeddings(toy_embeddings(data.library))
     torch.manual_seed(0)
     return (
-        MofDiff(MofDiffConfig.preset("tiny", layers=1, width=32), statistics(data))
+        MofDiff(MofDiffConfig.preset("tiny", layers=1, width=32), mof_statistics(data))
         .eval()
         .requires_grad_(False)
     )

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.cif_atoms import close_pairs
-from matgen_nb.symmetry.cif_statements import settings_of, stated_formula, tidy_symbol
+from matgen_nb.symmetry.cif_statements import settings_of_symbol, stated_formula, tidy_symbol
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 
 CASES = ROOT / "tests" / "cases"
@@ -154,7 +154,7 @@ def test_symbols_are_tidied(text, expected):
 def test_symbols_are_known(text, number, first):
     import gemmi
 
-    found = settings_of(text)
+    found = settings_of_symbol(text)
     assert found and gemmi.find_spacegroup_by_name(found[0]).number == number and first in (None, found[0])
 
 
@@ -169,12 +169,12 @@ def test_every_symbol_of_the_table_is_known_in_all_its_forms():
             group.hm.replace(" ", ""),
             re.sub(r"(?<=[ A-Z])([2346])([1-5])(?=[ /]|$)", r"\1(\2)", group.hm),
         ):
-            found = settings_of(text)
+            found = settings_of_symbol(text)
             assert found and gemmi.find_spacegroup_by_name(found[0]).number == group.number, (text, found)
-        assert settings_of(group.xhm())[0] == group.xhm()
+        assert settings_of_symbol(group.xhm())[0] == group.xhm()
     for hall in range(1, 531):
         kind = spglib.get_spacegroup_type(hall)
-        found = settings_of(kind.international_full.replace("_", ""))
+        found = settings_of_symbol(kind.international_full.replace("_", ""))
         assert found and gemmi.find_spacegroup_by_name(found[0]).number == kind.number, (
             kind.international_full,
             found,

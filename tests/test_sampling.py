@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd import counting
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import Statistics, SymmCD, SymmCDConfig
+from matgen_nb.symmcd.model import CrystalStatistics, SymmCD, SymmCDConfig
 from matgen_nb.symmcd.network import pairs_of
 from matgen_nb.symmcd.requests import Conditions, Prior, Request, make_request, plan, refuse_forced
 from matgen_nb.symmcd.reverse import (
@@ -96,7 +96,7 @@ def untrained(name="common"):
         ]
     ] = 1
     k = torch.tensor([0, 0, 0, 0, 0, 1.6])
-    stats = Statistics(
+    stats = CrystalStatistics(
         k,
         torch.full((6,), 0.15),
         elements / elements.sum(),

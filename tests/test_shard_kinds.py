@@ -230,7 +230,7 @@ def test_which_shards_are_given(prepared, tmp_path):
 def test_prepared_frameworks_have_one_library(tmp_path):
     "Blocks are merged once, over all shards; properties, names and failures come along."
     from matgen_nb.mofdiff.bonds import textbook_mofs
-    from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+    from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 
     (tmp_path / "cifs").mkdir()
     mofs = list(textbook_mofs().items())
@@ -242,7 +242,7 @@ def test_prepared_frameworks_have_one_library(tmp_path):
     names = sorted(p.name for p in (tmp_path / "cifs").iterdir())
     table = tmp_path / "properties.csv"
     table.write_text("name,uptake,pores\n" + "".join(f"{n},{i}.5,\n" for i, n in enumerate(names) if i % 3))
-    options = PrepareOptions(properties=table)
+    options = MofPrepareOptions(properties=table)
     whole, _ = prepare_mofs(tmp_path / "cifs", tmp_path / "whole.safetensors", 1, None, options)
     work = framework_work(tmp_path / "cifs", options, chunk=2)
     for k in (3, 1, 2):

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 from matgen_nb.symmcd.requests import Conditions, Prior, Request, find_cells, make_request, plan
 from matgen_nb.symmcd.reverse import SamplingOptions, held_score, sample_requests, start_state
 from matgen_nb.symmcd.counting import parse_formula
@@ -75,7 +75,7 @@ def test_every_crystal_is_counted_once_whatever_the_order_of_its_orbits(data):
             )
         )
     assert count_templates(from_units(shuffled)) == table
-    assert unpack_templates(statistics(data).templates) == table
+    assert unpack_templates(crystal_statistics(data).templates) == table
 
 
 def test_what_is_due_is_right_on_average():
@@ -154,7 +154,9 @@ def request_of(group, positions):
 
 def untrained(data, name="common"):
     torch.manual_seed(0)
-    return SymmCD(SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
+    return SymmCD(
+        SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), crystal_statistics(data)
+    ).eval()
 
 
 @pytest.mark.parametrize("t", [1000, 500, 40])

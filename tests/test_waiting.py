@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from matgen_nb.diffusion.sampler import time_grid
-from matgen_nb.scale.arithmetic import Setting, waiting_calls as waits
+from matgen_nb.scale.arithmetic import TrainingSetting, waiting_calls as waits
 from matgen_nb.scale.benchmark_tasks import make_training
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.model import SymmCD
@@ -31,7 +31,7 @@ def geometry(model):
     requests = [make_request(model, rng) for _ in range(24)]
     with torch.no_grad():
         sited = ss.choose_sites(model, requests, generator, 2)
-        return ss.Geometry(model, ss.choose_elements(model, sited, generator, 2), generator)
+        return ss.GeometrySampler(model, ss.choose_elements(model, sited, generator, 2), generator)
 
 
 def test_what_waits_is_counted():
@@ -123,7 +123,7 @@ def test_more_steps_of_sites_and_elements_do_not_wait_more(model, stage):
 
 def test_a_training_step_waits_for_its_pairs_alone():
     "How many pairs and images a batch has is known only when it is there; nothing else may wait."
-    step, _ = make_training("cpu", 0, setting=Setting("tiny", 8))
+    step, _ = make_training("cpu", 0, setting=TrainingSetting("tiny", 8))
     step()
     found = waits(step)
     assert found.keys() <= {"aten::repeat_interleave", "aten::nonzero"} and found.total() <= 10, found

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCE', 'NOT_STORED', 'Relax', 'P1', 'Chunk', 'with_conditions', 'crystal_preparing', 'prepare_crystals',
-           'train_symmcd', 'parse_groups', 'request_of', 'conditions_of', 'sample_symmcd', 'predict_command',
+           'train_symmcd', 'parse_groups', 'stored_request', 'conditions_of', 'sample_symmcd', 'predict_command',
            'evaluate_crystals_command', 'write_each', 'check_file', 'export_command', 'merge_command']
 
 # %% ../../nbs/5_scale/11_crystal_commands.ipynb #n25c0003
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/5_scale/11_crystal_commands.ipynb #n25prep1
 def crystal_preparing() -> type:
-    "`PrepareOptions` of crystals (lesson 3.2)."
-    from matgen_nb.symmcd.preparing import PrepareOptions
+    "`CrystalPrepareOptions` of crystals (lesson 3.2)."
+    from matgen_nb.symmcd.preparing import CrystalPrepareOptions
 
-    return PrepareOptions
+    return CrystalPrepareOptions
 
 
 SOURCE = (
@@ -138,7 +138,7 @@ NOT_STORED = ("accept", "progress", "batch_size")
 "Options of the sampler that no request holds, see above."
 
 
-def request_of(
+def stored_request(
     model: "SymmCD", run: dict[str, Any], conditions: dict[str, Any], options: "SamplingOptions"
 ) -> dict[str, Any]:
     """The request of a run, as it is stored: what identifies it (`run`), the conditions, and every
@@ -216,7 +216,7 @@ def sample_symmcd(
     model = SymmCD.from_pretrained(weights, pick_device(device, float64=True))
     run = dict(weights=file_hash(path), n=n, chunk=chunk, seed=seed) | ({"p1": True} if p1 else {})
     run |= {"relax": potential.name} if potential else {}
-    request = request_of(model, run, conditions, options)
+    request = stored_request(model, run, conditions, options)
     job = relaxing(model, potential), request, dict(conditions, options=options), out
     how = RunOptions(resume, overwrite, {"--weights": path}, say_weights(path, out))
     made = sample_shard(*job, part, how) if part else sample_stream(*job, "SymmCD samples", how)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UffType', 'uff_table', 'BondGraph', 'molecule_in_box', 'flat_rings', 'light_type', 'metal_geometry', 'metal_type',
-           'AtomTypes', 'atom_types', 'metal_bond_order', 'bond_orders']
+           'AtomTypes', 'atom_types', 'metal_bond_order', 'uff_bond_orders']
 
 # %% ../../nbs/4_mofdiff/29_atom_types.ipynb #o21a0e01
 import csv
@@ -328,7 +328,7 @@ def _light_order(g, types, b, left):
     return 1.5 if shares else 1.0  # an atom left over shares with the rings beside it
 
 
-def bond_orders(g: BondGraph, types: AtomTypes, metal_order: float | None = None) -> np.ndarray:
+def uff_bond_orders(g: BondGraph, types: AtomTypes, metal_order: float | None = None) -> np.ndarray:
     """Bond order of every bond (b,) float64.
 
     metal_order: one value for all bonds of metals with others; None: `metal_bond_order`."""

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['TEXTBOOK', 'PADDLEWHEEL', 'LONGEST_METAL_BOND', 'STRETCHED_METAL_BOND', 'BOND_TOLERANCE', 'COVALENT_TOLERANCE',
-           'LONE_PAIR_SLACK', 'site_images', 'textbook_crystal', 'shell', 'neighbours', 'integer_basis',
-           'primitive_cell', 'drop_duplicates', 'is_metal', 'may_join_metals', 'longest_bond', 'find_bonds', 'Mof',
-           'textbook_mof', 'textbook_mofs', 'connected', 'mof_scene']
+           'LONE_PAIR_SLACK', 'site_images', 'textbook_crystal', 'shell', 'neighbour_pairs', 'integer_basis',
+           'averaged_primitive_cell', 'drop_duplicates', 'is_metal', 'may_join_metals', 'longest_bond', 'find_bonds',
+           'Mof', 'textbook_mof', 'textbook_mofs', 'connected', 'mof_scene']
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #e90899af
 import csv
@@ -96,7 +96,7 @@ def shell(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.nd
     return atom, shifts[cell], images[cell, atom] @ lattice
 
 
-def neighbours(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def neighbour_pairs(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of atoms closer than `reach` (A), images included, each pair once.
 
     Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in
@@ -159,7 +159,7 @@ def _translations(crystal, tolerance):
     return [np.array(x) for x in zip(*out)]
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #870217dd
-def primitive_cell(crystal: Crystal, tolerance: float = 0.05) -> Crystal:
+def averaged_primitive_cell(crystal: Crystal, tolerance: float = 0.05) -> Crystal:
     """The crystal in its smallest cell, Niggli-reduced. Atoms that are translations of each other within
     `tolerance` (A) are averaged.
 
@@ -190,7 +190,7 @@ def primitive_cell(crystal: Crystal, tolerance: float = 0.05) -> Crystal:
 def drop_duplicates(crystal: Crystal, tolerance: float = 0.1) -> Crystal:
     """The crystal without second copies of an atom: same element closer than `tolerance` (A), as
     careless symmetry expansion leaves them."""
-    i, j, _, _ = neighbours(crystal, tolerance)
+    i, j, _, _ = neighbour_pairs(crystal, tolerance)
     twin = np.unique(j[(crystal.elements[i] == crystal.elements[j]) & (i != j)])
     keep = np.setdiff1d(np.arange(len(crystal)), twin)
     return (
@@ -315,7 +315,7 @@ def find_bonds(crystal: Crystal, tolerance: float = BOND_TOLERANCE) -> tuple[np.
     elements, metal = crystal.elements, is_metal(crystal.elements)
     radius = element_table().radius
     reach = 2 * radius[np.unique(elements)].max() + tolerance + LONE_PAIR_SLACK
-    i, j, image, distance = neighbours(crystal, max(reach, PADDLEWHEEL if metal.any() else 0))
+    i, j, image, distance = neighbour_pairs(crystal, max(reach, PADDLEWHEEL if metal.any() else 0))
     _check_overlap(elements, i, j, distance, radius[elements[i]] + radius[elements[j]])
     plain = np.flatnonzero((distance < longest_bond(elements, i, j, tolerance)) & ~(metal[i] & metal[j]))
     plain = plain[_one_bond_per_hydrogen(elements, metal, i[plain], j[plain], distance[plain])]
@@ -368,7 +368,7 @@ def from_crystal(cls: type[Mof], crystal: Crystal, name: str = "", tolerance: fl
     "The framework of a crystal: primitive reduced cell and bonds."
     single = drop_duplicates(crystal)
     notes = (f"dropped {len(crystal) - len(single)} duplicate atoms",) if len(single) < len(crystal) else ()
-    single = primitive_cell(single)
+    single = averaged_primitive_cell(single)
     return cls(single, *find_bonds(single, tolerance), name, notes)
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .atom_types import AtomTypes, BondGraph, UffType, atom_types, bond_orders, uff_table
-from .bonds import neighbours
+from .atom_types import AtomTypes, BondGraph, UffType, atom_types, uff_bond_orders, uff_table
+from .bonds import neighbour_pairs
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError
 
@@ -304,7 +304,7 @@ def nonbonded_pairs(
     left the cell."""
     frac = np.linalg.solve(cell.T, x.T).T
     crystal = Crystal(cell, g.z, frac)
-    i, j, s, _ = neighbours(crystal, reach)
+    i, j, s, _ = neighbour_pairs(crystal, reach)
     base = np.round(frac - crystal.frac_coords).astype(np.int64)
     s = s + base[i] - base[j]
     left_out = _pair_key(len(g.z), excluded[:, 0], excluded[:, 1], excluded[:, 2:])
@@ -391,7 +391,7 @@ class Uff:
         _check_can_be_typed(crystal, bonds)
         g = self.graph = BondGraph(crystal.elements, bonds, images)
         types = self.types = atom_types(g, crystal)
-        self.orders = bond_orders(g, types, metal_order)
+        self.orders = uff_bond_orders(g, types, metal_order)
         kind = [uff_table()[t] for t in types.names]
         lengths = [natural_length(kind[i], kind[j], n) for (i, j), n in zip(g.bonds.tolist(), self.orders)]
         self.lengths, self.cutoff = np.array(lengths), cutoff

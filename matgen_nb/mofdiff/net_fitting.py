@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['NET_STEPS', 'connection_bonds', 'point_set_shape', 'Site', 'site_of_block', 'misfit', 'PlacedNet', 'signature',
-           'placed_net', 'assign', 'FitOptions', 'edge_goals', 'fit_net', 'carry', 'shape_groups', 'NetTable',
+           'placed_net', 'assign', 'NetFitOptions', 'edge_goals', 'fit_net', 'carry', 'shape_groups', 'NetTable',
            'topology_key', 'net_table', 'pack_nets', 'unpack_nets']
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #b305c7cc
@@ -172,7 +172,7 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, float] | None:
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0043
 @dataclass(frozen=True)
-class FitOptions:
+class NetFitOptions:
     """How a net is fitted.
 
     steps: of Gauss-Newton; damping: of a step, per A; stiffness: A that a unit of strain counts as;
@@ -210,7 +210,7 @@ def _edge_jacobian(net, v, stiffness):
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0043a
 def fit_net(
-    net: PlacedNet, radii: list | np.ndarray, options: FitOptions = FitOptions()
+    net: PlacedNet, radii: list | np.ndarray, options: NetFitOptions = NetFitOptions()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cell (3, 3), A, and fractional positions (K, 3) of a net that carries other blocks.
 

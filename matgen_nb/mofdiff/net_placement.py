@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['BlockEnds', 'ends_of', 'half_edges', 'fit_directions', 'choose_states', 'Plan', 'vertex_ways', 'linker_twist',
-           'turn_vertices', 'Pose', 'place_blocks', 'join_ends', 'gaps', 'solve_pose']
+           'turn_vertices', 'Pose', 'place_blocks', 'join_ends', 'pose_gaps', 'solve_pose']
 
 # %% ../../nbs/4_mofdiff/11_net_placement.ipynb #0d641ff3
 import functools
@@ -304,7 +304,7 @@ def join_ends(pose: Pose, links: list) -> Pose:
     return replace(pose, joins=np.array(joins), images=np.array(images))
 
 # %% ../../nbs/4_mofdiff/11_net_placement.ipynb #685eb5f4
-def gaps(pose: Pose) -> np.ndarray:
+def pose_gaps(pose: Pose) -> np.ndarray:
     "Distances (E,) in A between the connection points that should coincide."
     a, p, b, q = pose.joins.T
     turned = lambda k, c: np.einsum(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..drawing import camera, render_scene
-from .coarse_graining import BEAD_COLORS, CoarseMof, contacts
+from .coarse_graining import BEAD_COLORS, CoarseMof, joinable_beads
 from .decomposition import Decomposition
 from .net_catalogue import load_net, net_facts
 from ..utils import MatgenError
@@ -267,7 +267,7 @@ def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     connection points."""
     labels = [(b.is_metal, b.num_connections) for b in coarse.blocks]
     for reach in REACHES:
-        found = contacts(coarse, reach)
+        found = joinable_beads(coarse, reach)
         edges, shifts = np.array([(m, o) for m, o, _ in found]), np.array([s for *_, s in found])
         if found and share_points([c for _, c in labels], edges) is not None:
             return QuotientGraph(labels, edges, shifts, [id(b) for b in coarse.blocks])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'ARMS', 'RADII', 'NETS', 'toy_node', 'toy_linker', 'toy_mof', 'toy_mofs', 'toy_embeddings', 'joined',
-           'NetworkConfig', 'windowed_images', 'radial_table', 'pair_geometry', 'Beads', 'pool', 'BeadEncoder',
+           'BeadNetworkConfig', 'windowed_images', 'radial_table', 'pair_geometry', 'Beads', 'pool', 'BeadEncoder',
            'half_of', 'edge_features', 'BeadDenoiser', 'without_mean']
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #41bfd231
@@ -150,7 +150,7 @@ def joined(coarse: CoarseMof, tolerance: float = 1.0) -> float:
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #c057994b
 @dataclass(frozen=True)
-class NetworkConfig:
+class BeadNetworkConfig:
     """Size and inputs of the two networks. width x layers for the denoiser, encoder_layers for the
     encoder; latent: size of z; features: size d of a bead's embedding; frequencies: Fourier features
     of fractional differences; bumps: radial functions on 0..reach A. cutoff: None, or the distance
@@ -202,7 +202,7 @@ def pair_geometry(
     j: Tensor,
     pair_mof: Tensor,
     cutoff: float | None = None,
-    config: NetworkConfig = NetworkConfig(),
+    config: BeadNetworkConfig = BeadNetworkConfig(),
 ) -> tuple[Tensor, Tensor]:
     """What bead i sees of the copies of bead j: radial counts (E, bumps + 1) and the fractional vectors
     behind them (E, bumps + 1, 3).
@@ -258,7 +258,7 @@ class BeadEncoder(nn.Module):
     """`Beads` -> mu (B, latent), log_var (B, latent) in [-5, 5]. Does not change with rotation of the
     lattice, translation or order of the beads."""
 
-    def __init__(self, config: NetworkConfig = NetworkConfig()):
+    def __init__(self, config: BeadNetworkConfig = BeadNetworkConfig()):
         super().__init__()
         c, w = config, config.width
         self.config, edge = c, 6 * c.frequencies + c.bumps + 1
@@ -289,7 +289,7 @@ def half_of(i: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def edge_features(
-    b: Beads, i: Tensor, j: Tensor, config: NetworkConfig, cutoff: float | None = None
+    b: Beads, i: Tensor, j: Tensor, config: BeadNetworkConfig, cutoff: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Edge features (E, F) of `Beads` b, and vectors (E, bumps + 1, 3). With a cutoff, pairs without a
     copy inside it get zeros."""
@@ -312,7 +312,7 @@ class BeadDenoiser(nn.Module):
     The score is a sum of fractional vectors with scalar weights, plus a part along the axes of the cell
     from the bead's own state."""
 
-    def __init__(self, config: NetworkConfig = NetworkConfig()):
+    def __init__(self, config: BeadNetworkConfig = BeadNetworkConfig()):
         super().__init__()
         c, w = config, config.width
         self.config, edge = c, 6 * c.frequencies + c.bumps + 1

@@ -21,7 +21,7 @@ from matgen_nb.mofdiff.decoding import (
     check_library,
     decode,
     denoise,
-    describe,
+    describe_coarse,
     latents_for_target,
     sample_latents,
 )
@@ -207,7 +207,7 @@ def _on_net(s, found, blocks, chosen):
         return replace(s, row=s.row | columns)
     coarse, best = made[0]
     columns |= dict(net=best.net.name or "unnamed", net_source="training set")
-    row = s.row | dict(matched=True, reason="") | describe(coarse) | columns
+    row = s.row | dict(matched=True, reason="") | describe_coarse(coarse) | columns
     return replace(s, coarse=coarse, row=row, others=[other for other, _ in made[1:]])
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n21bopts

@@ -40,13 +40,17 @@ def read_crystals(
     """(crystals, names, failures) of a folder of structures (or one that holds a folder `cif`), of a file, or
     of a CSV with a column `cif` (lesson 1.13). None where reading failed. Files in a folder that this process
     writes are passed over. framework: solvent and counter-ions may be missing."""
-    from matgen_nb.symmcd.preparing import read_file, read_folder
+    from matgen_nb.symmcd.preparing import read_file, read_crystal_folder
 
     source = Path(source)
     if source.is_dir():
         source = source / "cif" if (source / "cif").is_dir() else source
         own = written_now(source)  # a recipe reads what it has just made
-        items = [(name, text) for name, text in read_folder(source) if own or not written_now(source / name)]
+        items = [
+            (name, text)
+            for name, text in read_crystal_folder(source)
+            if own or not written_now(source / name)
+        ]
     elif source.is_file():
         items = read_file(source)
     else:

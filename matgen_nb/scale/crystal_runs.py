@@ -47,13 +47,13 @@ def choose_training(table: dict[str, dict], preset: str, **choices: Any) -> Trai
 def new_symmcd(preset: str, data: "CrystalData", init_from: str | None = None) -> "SymmCD":
     """An untrained SymmCD of this preset with the statistics of `data`; or one with the weights
     `init_from` (a file, or the name of weights that ship), and the counts of `data`: see
-    `fine_tuned`. Then the weights say how large it is."""
+    `fine_tuned_symmcd`. Then the weights say how large it is."""
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, fine_tuned, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, fine_tuned_symmcd, crystal_statistics
 
     if init_from:
-        return fine_tuned(SymmCD.from_pretrained(init_from), data).train()
-    return SymmCD(SymmCDConfig.preset(preset), statistics(data))
+        return fine_tuned_symmcd(SymmCD.from_pretrained(init_from), data).train()
+    return SymmCD(SymmCDConfig.preset(preset), crystal_statistics(data))
 
 # %% ../../nbs/5_scale/07_crystal_runs.ipynb #e04dddc7
 @dataclass(frozen=True)

@@ -38,10 +38,10 @@ class FullOptions:
 def full_model(data: "CrystalData", options: FullOptions = FullOptions()) -> "SymmCD":
     "An untrained staged SymmCD of the size in `options`, with the statistics of `data` (CrystalData)."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 
     size = dict(width=options.width, layers=options.layers, augment=True)
-    return SymmCD(SymmCDConfig.preset("full", **size), statistics(data))
+    return SymmCD(SymmCDConfig.preset("full", **size), crystal_statistics(data))
 
 # %% ../../nbs/5_scale/16_full_training.ipynb #ft290008
 def cost_figures(

@@ -78,16 +78,16 @@ def fit_mofdiff(
     import torch
     from matgen_nb.mofdiff.evaluation import known_identities
     from matgen_nb.mofdiff.loss import MofDiff
-    from matgen_nb.mofdiff.model import MofDiffConfig, fine_tuned, statistics
+    from matgen_nb.mofdiff.model import MofDiffConfig, fine_tuned_mofdiff, mof_statistics
     from matgen_nb.mofdiff.net_fitting import net_table
 
     data = data.with_embeddings(encoder.encode(data.library).cpu())
     torch.manual_seed(config.seed)
     source = str(data.info.get("source", ""))
     if init_from:
-        model = fine_tuned(MofDiff.from_pretrained(init_from), data).train()
+        model = fine_tuned_mofdiff(MofDiff.from_pretrained(init_from), data).train()
     else:
-        model = MofDiff(MofDiffConfig.preset(preset), statistics(data))
+        model = MofDiff(MofDiffConfig.preset(preset), mof_statistics(data))
     model.nets = net_table(data, info=dict(source=source))
     info = lambda: dict(identities=known_identities(data), source=source, frameworks=len(data))
     return fit_model(model, data, config, out, replace(options, info=info))

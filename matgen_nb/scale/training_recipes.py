@@ -171,13 +171,13 @@ def mofs_of(job: Job) -> "MofData":
     """MofData of --data: a prepared file, or a source of which as many as the settings say are prepared now
     (default: embedded, built where they do not ship)."""
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+    from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 
     source, path = job.data or "embedded", job.out / "mofs.safetensors"
     if Path(source).suffix == ".safetensors":
         return MofData.load(source)
     if not path.exists():
-        options = PrepareOptions(limit=job.settings.get("limit"))
+        options = MofPrepareOptions(limit=job.settings.get("limit"))
         _, report = prepare_mofs(source, claimed(path), job.n_jobs, None, options)
         say(str(report))
     return MofData.load(path)
@@ -186,11 +186,11 @@ def mofs_of(job: Job) -> "MofData":
 def finds(encoder: "BlockEncoder", queries: "list[Block]", library: "list[Block]", what: str) -> dict:
     """Share of queries whose nearest block of the library agrees in `what` (identity, num_connections,
     is_metal), as an entry of a summary."""
-    from matgen_nb.mofdiff.embedding import nearest
+    from matgen_nb.mofdiff.embedding import nearest_embedding
 
     if not queries:
         return share([], what)
-    found = nearest(encoder.encode(queries), encoder.encode(library)).tolist()
+    found = nearest_embedding(encoder.encode(queries), encoder.encode(library)).tolist()
     same = [getattr(q, what) == getattr(library[k], what) for q, k in zip(queries, found)]
     return share(same, f"nearest block: same {what}")
 

@@ -18,7 +18,7 @@ from ..diffusion.categorical import sample_categories, masked_logits
 from .composition import charges_balance
 from .counting import forced_group
 from .dataset import element_counts
-from .network import Noisy, Pairs, atom_images, image_vectors, pairs_of
+from .network import Noisy, OrbitPairs, atom_images, image_vectors, pairs_of
 from .requests import Request
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import element_table
@@ -101,7 +101,7 @@ def settle_elements(
 
 # %% ../../nbs/3_symmcd/11_refinements.ipynb #d8b0fdad
 def crowding(
-    n: Noisy, x: torch.Tensor, elements: torch.Tensor, pairs: Pairs, apart: float
+    n: Noisy, x: torch.Tensor, elements: torch.Tensor, pairs: OrbitPairs, apart: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where points x (M, 3), which lie on their sites, must go to get out of the images that crowd
     them: mean shift (M, 3), fractional; crowded (M,) bool. pairs: those of the batch or of some of its
@@ -134,7 +134,7 @@ def keep_apart(
     elements: torch.Tensor,
     apart: float,
     rounds: int = 60,
-    pairs: Pairs | None = None,
+    pairs: OrbitPairs | None = None,
 ) -> tuple[Projection, torch.Tensor]:
     """Move the points of a `Projection` along their Wyckoff positions, out of images nearer than `apart`
     x the sum of the covalent radii (0: not at all). Returns the new `Projection` and how far each

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from matgen_nb.symmcd.counting import (
-    MOST_ATOMS,
+    MOST_REQUESTED_ATOMS,
     MOST_ORBITS,
     sample_sites,
     evidence,
@@ -244,15 +244,15 @@ def _check_units(formula: str, n: int, num_atoms: int | None) -> None:
         raise MatgenError(
             f"{num_atoms} atoms are no whole number of {formula} ({n} atoms each); nearest: {nearest}"
         )
-    if n > MOST_ATOMS:
-        raise MatgenError(f"{formula} has {n} atoms; at most {MOST_ATOMS} can be requested")
+    if n > MOST_REQUESTED_ATOMS:
+        raise MatgenError(f"{formula} has {n} atoms; at most {MOST_REQUESTED_ATOMS} can be requested")
 
 
 def check_request(conditions: Conditions) -> Checked:
     "`Conditions` read. MatgenError for values that cannot be, and for those that contradict each other."
     formula, system = conditions.formula, conditions.chemical_system
     groups = _listed_groups(conditions.space_group)
-    check_whole("num_atoms", conditions.num_atoms, 1, MOST_ATOMS)
+    check_whole("num_atoms", conditions.num_atoms, 1, MOST_REQUESTED_ATOMS)
     check_whole("num_orbits", conditions.num_orbits, 1, MOST_ORBITS)
     counts = None if formula is None else parse_formula(formula)
     allowed = None if system is None else parse_system(system)
@@ -275,9 +275,9 @@ MOST_UNITS = (
 
 
 def _contents(one, first, last):
-    "Atoms per element of `first` to `last` formula units `one`, none over MOST_ATOMS."
+    "Atoms per element of `first` to `last` formula units `one`, none over MOST_REQUESTED_ATOMS."
     sizes = [tuple(z * n for n in one) for z in range(first, last + 1)]
-    return [c for c in sizes if sum(c) <= MOST_ATOMS]
+    return [c for c in sizes if sum(c) <= MOST_REQUESTED_ATOMS]
 
 
 def _described(conditions, checked):
@@ -290,7 +290,7 @@ def _described(conditions, checked):
     if checked.allowed and not counts:
         text += f" with {len(checked.allowed)} elements"
     if counts and not atoms:
-        text += f" in a cell of up to {min(MOST_UNITS[1] * sum(counts.values()), MOST_ATOMS)} atoms"
+        text += f" in a cell of up to {min(MOST_UNITS[1] * sum(counts.values()), MOST_REQUESTED_ATOMS)} atoms"
     return text
 
 

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RESAMPLE', 'Known', 'known_of', 'start_state', 'check_values', 'SamplingOptions', 'element_aims', 'score_reach',
-           'held_score', 'reverse_step', 'corrector_step', 'settle_sites', 'Sample', 'finish', 'guided_score',
+           'held_score', 'reverse_step', 'corrector_step', 'settle_sites', 'Sample', 'finish_samples', 'guided_score',
            'sample_requests']
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #rev00003
@@ -309,7 +309,7 @@ def _clipped(model, n):
     return (moved & (model.mask(n.space_group).to(n.k) > 0)).any(1)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #9474d65f
-def finish(
+def finish_samples(
     model: SymmCD, n: Noisy, out: tuple, known: Known, requests: Sequence[Request], apart: float
 ) -> list[Sample]:
     """From the last state and the network's last outputs to a list of `Sample`: settle sites and
@@ -407,4 +407,4 @@ def sample_requests(
         for _ in range(options.corrector if s else 0):
             state = corrector_step(model, state, s, generator, options.snr)
         advance(len(requests))
-    return finish(model, state, out, known, requests, options.apart)
+    return finish_samples(model, state, out, known, requests, options.apart)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSEEN_TRIES', 'LAST', 'before_geometry', 'sized', 'choose_letters', 'is_known_template', 'choose_sites',
-           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'request_of', 'geometry_path']
+           'choose_elements', 'GeometrySampler', 'geometry_of', 'likeliest', 'request_like', 'geometry_path']
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120003
 import itertools
@@ -28,7 +28,7 @@ from matgen_nb.symmcd.reverse import (
     Sample,
     SamplingOptions,
     element_aims,
-    finish,
+    finish_samples,
     known_of,
     score_reach,
 )
@@ -202,7 +202,7 @@ def choose_elements(
     return requests
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120014
-class Geometry:
+class GeometrySampler:
     """Reverse process of cell and coordinates for `Request`s with sites, positions and elements. k (B,
     6) standardised, u (M, 3)."""
 
@@ -238,7 +238,7 @@ class Geometry:
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120015
 @patch
-def reverse(self: Geometry, t: int, s: int, options: SamplingOptions) -> None:
+def reverse(self: GeometrySampler, t: int, s: int, options: SamplingOptions) -> None:
     "One step of k and u from time t to s < t, from one call of the network."
     model, noise = self.model, self.model.lattice_noise
     v, score, _, _ = model.network(self.state, ("k", "x"))
@@ -257,7 +257,7 @@ def reverse(self: Geometry, t: int, s: int, options: SamplingOptions) -> None:
 
 
 @patch
-def uncrowded(self: Geometry, along: torch.Tensor, t: int, apart: float) -> torch.Tensor:
+def uncrowded(self: GeometrySampler, along: torch.Tensor, t: int, apart: float) -> torch.Tensor:
     """Score along u (M, 3) whose estimate of the clean structure has been moved out of contacts shorter
     than `apart` sums of radii."""
     n, per_score = self.state, score_reach(self.model, t)
@@ -270,7 +270,7 @@ def uncrowded(self: Geometry, along: torch.Tensor, t: int, apart: float) -> torc
 
 
 @patch
-def correct(self: Geometry, s: int, options: SamplingOptions) -> None:
+def correct(self: GeometrySampler, s: int, options: SamplingOptions) -> None:
     "One Langevin step of u at noise time s >= 1, from one more call of the network; the cell stays."
     score = self.model.network(self.state, ("x",))[1]
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free
@@ -287,7 +287,7 @@ def geometry_of(
     advance: Callable = lambda n=1: None,
 ) -> list[Sample]:
     "Cells and coordinates for `Request`s with sites, positions and elements: a `Sample` each."
-    geometry = Geometry(model, requests, generator)
+    geometry = GeometrySampler(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, options.steps)):
         geometry.reverse(t, s, options)
         for _ in range(options.corrector if s else 0):
@@ -296,7 +296,7 @@ def geometry_of(
     n = geometry.state
     elements = torch.zeros(len(n.x), 94, device=n.x.device)
     sites = torch.zeros(len(n.x), 15, device=n.x.device)
-    return finish(model, n, (None, None, elements, sites), geometry.known, requests, options.apart)
+    return finish_samples(model, n, (None, None, elements, sites), geometry.known, requests, options.apart)
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg12018d
 LAST = 1e3  # added to the loss of candidates that are only taken where there is no other
@@ -339,7 +339,7 @@ def sample_in_stages(
     return likeliest(self, candidate, options.candidates, generator)
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120021
-def request_of(unit: AsymmetricUnit) -> Request:
+def request_like(unit: AsymmetricUnit) -> Request:
     """`Request` with group, Wyckoff positions and elements of an `AsymmetricUnit`; its cell and
     coordinates are left out."""
     classes = tuple(unit.positions[w].site_class for w in unit.wyckoff)
@@ -381,7 +381,7 @@ def predict(
     `options.candidates` (lesson 3.13). Same seed, options and device: same
     structures. MatgenError for a model that is not staged (lesson 3.8) and for a list without units."""
     _check_prediction(self, units, n)
-    requests = [request_of(u) for u in units for _ in range(n)]
+    requests = [request_like(u) for u in units for _ in range(n)]
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))  # like sizes together
     samples: list = [None] * len(requests)
     total = len(requests) * options.steps * options.candidates
@@ -402,7 +402,7 @@ def predict(
 def geometry_path(model: SymmCD, unit: AsymmetricUnit, steps: int = 50, seed: int = 0) -> dict[int, Crystal]:
     """Cell and coordinates of one crystal on their way from noise, for the sites and elements of a unit:
     {noise time: crystal}, from the largest to 0. steps: network calls. The same seed gives the same path."""
-    geometry = Geometry(model, [request_of(unit)], torch.Generator().manual_seed(seed))
+    geometry = GeometrySampler(model, [request_like(unit)], torch.Generator().manual_seed(seed))
     options, path = SamplingOptions(steps=steps), {}
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
         geometry.reverse(t, s, options)

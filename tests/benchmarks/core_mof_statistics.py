@@ -25,10 +25,10 @@ from matgen_nb.mofdiff.bonds import textbook_mof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
-from matgen_nb.mofdiff.model import fine_tuned
+from matgen_nb.mofdiff.model import fine_tuned_mofdiff
 from matgen_nb.mofdiff.net_fitting import carry, placed_net
 from matgen_nb.mofdiff.nets import decomposition_graph, rcsr_name
-from matgen_nb.mofdiff.preparing import Report
+from matgen_nb.mofdiff.preparing import MofPrepareReport
 from matgen_nb.parallel import Failure
 from matgen_nb.scale.runs import record_of
 from matgen_nb.utils import MatgenError, atomic_write
@@ -61,7 +61,7 @@ def values_of(data, name):
 
 def file_rows(data, failures):
     "How many structures were read and kept, their blocks, and why the others go."
-    kinds = Report(0, len(data), failures, {}, 0.0).by_reason()
+    kinds = MofPrepareReport(0, len(data), failures, {}, 0.0).by_reason()
     repeated = sum(n for reason, n in kinds if "as another" in reason or "evaluation" in reason)
     identities = Counter(block.identity for block in data.library)
     counts = dict(
@@ -93,7 +93,7 @@ def training_step(data):
     size, generator = len(model.stat_feature_mean), torch.Generator().manual_seed(0)
     data = data.with_properties(model.property_names)
     data = data.with_embeddings(torch.randn(len(data.library), size, generator=generator))
-    model, batch, kept = fine_tuned(model, data), data.select(range(len(data))), {}
+    model, batch, kept = fine_tuned_mofdiff(model, data), data.select(range(len(data))), {}
     note = lambda s: kept.setdefault(s.data_ptr(), s.nbytes())
     start = time.process_time()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t.untyped_storage()), t)[1], lambda t: t):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential, primitive_cell
+from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential, unmoved_primitive_cell
 from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
 from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.model import SymmCD
@@ -75,7 +75,7 @@ def peer_rows():
 def rows_of(model, crystals, units, scale, potential, cache, relaxations):
     "Lines of a list of crystals: the first 125 as they stand; of small ones among them, `relaxations` are relaxed."
     order = sorted(
-        range(len(crystals)), key=lambda i: len(primitive_cell(crystals[i])) > 20
+        range(len(crystals)), key=lambda i: len(unmoved_primitive_cell(crystals[i])) > 20
     )  # small cells first, else as they are
     units = None if units is None else [units[i] for i in order]
     options = EnergyOptions(relaxations=relaxations)

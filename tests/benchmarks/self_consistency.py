@@ -16,7 +16,7 @@ from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
 from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.potential import get_potential
 from matgen_nb.symmcd.reverse import SamplingOptions
-from matgen_nb.symmcd.staged_sampling import choose_elements, choose_sites, geometry_of, request_of
+from matgen_nb.symmcd.staged_sampling import choose_elements, choose_sites, geometry_of, request_like
 
 
 def candidates_of(model, requests, count, options, seed=1):
@@ -38,7 +38,7 @@ def sited_requests(model, n, seed, options):
     from dataclasses import replace
 
     samples = model.sample(n, seed=seed, options=options)
-    requests = [replace(request_of(s.unit), elements=None) for s in samples]
+    requests = [replace(request_like(s.unit), elements=None) for s in samples]
     return choose_sites(model, requests, torch.Generator().manual_seed(seed), options.site_steps)
 
 

@@ -26,7 +26,7 @@ from noise_times import predictions
 from matgen_nb import SymmCD
 from matgen_nb.scale.training import TrainConfig, Trainer
 from matgen_nb.symmcd.dataset import CrystalData
-from matgen_nb.symmcd.model import statistics
+from matgen_nb.symmcd.model import crystal_statistics
 from matgen_nb.utils import atomic_write
 
 SIZES = {"128 x 3": (128, 3), "192 x 4": (192, 4), "96 x 3": (96, 3)}
@@ -66,7 +66,7 @@ def new_model(size, train_data):
     config = replace(
         SymmCD.from_pretrained("symmcd-mp20-small").config, width=width, layers=layers, dropout=0.0
     )
-    return SymmCD(config, statistics(train_data))
+    return SymmCD(config, crystal_statistics(train_data))
 
 
 def settings_for(steps):
