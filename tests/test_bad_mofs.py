@@ -11,7 +11,7 @@ import torch
 from matgen_nb.mofdiff.bonds import Mof, textbook_crystal, textbook_mof
 from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.decomposition import decompose
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
@@ -129,7 +129,10 @@ def test_nothing_but_bad_files_leaves_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def data():
     return MofData.from_coarse(
-        [from_decomposition(decompose(textbook_mof(n)), n) for n in ("IRMOF-1", "HKUST-1", "MIL-53")]
+        [
+            CoarseMof.from_decomposition(decompose(textbook_mof(n)), n)
+            for n in ("IRMOF-1", "HKUST-1", "MIL-53")
+        ]
     )
 
 

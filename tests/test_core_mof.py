@@ -22,7 +22,7 @@ from matgen_nb.mofdiff.core_mof import (
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.bonds import textbook_mof
-from matgen_nb.mofdiff.coarse_graining import from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.hypothetical import pore_labels
 from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
@@ -174,7 +174,7 @@ def test_measured_labels_are_those_of_the_hypothetical_frameworks(installed):
 @pytest.mark.parametrize("name", ["IRMOF-1", "HKUST-1", "UiO-66", "MIL-53"])
 def test_beads_have_the_identity_of_the_framework(name):
     d = decompose(textbook_mof(name))
-    assert beads_identity(from_decomposition(d)) == framework_identity(d)
+    assert beads_identity(CoarseMof.from_decomposition(d)) == framework_identity(d)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,36 @@ def test_a_public_name_means_one_thing():
     assert not twice, f"give each its own telling name, or one definition on a lower floor: {twice}"
 
 
+def trees(path):
+    "Syntax trees of a module, or of the cells of a notebook that define or import something."
+    if path.suffix == ".py":
+        return [ast.parse(path.read_text(encoding="utf-8"))]
+    sources = [s for s in debts.code_cells(path) if is_exported(s) or "from matgen_nb" in s]
+    return [ast.parse(code_of(source)) for source in sources]
+
+
+@pytest.mark.parametrize("path", [*debts.modules(), *NOTEBOOKS], ids=name_of)
+def test_private_names_stay_in_their_module(path):
+    "No module and no lesson imports a name with an underscore from another."
+    imports = [n for tree in trees(path) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    ours = [n for n in imports if n.level or (n.module or "").split(".")[0] == "matgen_nb"]
+    private = [alias.name for n in ours for alias in n.names if re.match(r"_[^_]", alias.name)]
+    assert not private, f"make it public, or move it to a lower floor: {private}"
+
+
+@pytest.mark.parametrize("path", debts.modules(), ids=name_of)
+def test_methods_are_given_by_patch(path):
+    "A class gets its methods where it is defined, or by the decorator `patch`: not by `Class.name = function`."
+    by_hand = [
+        ast.unparse(node)
+        for node in trees(path)[0].body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+        if re.match(r"(static|class)method\(|property\(|lambda\b|[\w.]+$", ast.unparse(node.value))
+        if not isinstance(node.value, ast.Constant)
+    ]
+    assert not by_hand, by_hand
+
+
 def test_types_agree():
     "mypy, in the lenient setting of .mypy.ini."
     pytest.importorskip("mypy")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
 from matgen_nb.mofdiff.decomposition import decompose
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff import evaluation
@@ -50,7 +50,7 @@ def run(*arguments):
 def data():
     return MofData.from_coarse(
         [
-            from_decomposition(
+            CoarseMof.from_decomposition(
                 decompose(textbook_mofs()[n]), n, dict(density=textbook_mofs()[n].crystal.density)
             )
             for n in NAMES
@@ -527,7 +527,7 @@ def test_the_nets_of_beads_are_counted():
     )
     d = decompose(twice)
     assert d.nets == 2 and framework_identity(d) == evaluation.net_identity(
-        from_decomposition(d, "two")
+        CoarseMof.from_decomposition(d, "two")
     ) != framework_identity(decompose(textbook_mofs()["IRMOF-10"]))
 
 

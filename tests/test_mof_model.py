@@ -737,12 +737,12 @@ def test_nets_travel_with_the_weights(tmp_path):
 
 def test_weights_can_be_trained_on_larger_frameworks_than_they_have_seen():
     from matgen_nb.mofdiff.bonds import textbook_mof
-    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.coarse_graining import CoarseMof
     from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.model import fine_tuned_mofdiff
 
     model, batch = tiny(), toy_data().select(torch.arange(4))
-    big = from_decomposition(decompose(textbook_mof("MOF-177")))  # 24 blocks, the weights end at 20
+    big = CoarseMof.from_decomposition(decompose(textbook_mof("MOF-177")))  # 24 blocks, the weights end at 20
     big = replace(big, properties=dict.fromkeys(model.property_names, 1.0))
     large = MofData.from_coarse([toy_data()[0], big])
     large = large.with_embeddings(torch.zeros(len(large.library), len(model.stat_feature_mean)))

@@ -225,7 +225,7 @@ def put_foreign(folder):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     "Inputs for every command: CIF files, prepared files, small weights."
-    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.coarse_graining import CoarseMof
     from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.decomposition import decompose
 
@@ -238,7 +238,10 @@ def place(tmp_path_factory):
     mofs = {name: textbook_mofs()[name] for name in ("HKUST-1", "MIL-53")}
     for name, mof in mofs.items():
         mof.crystal.to_cif(place / "mofs" / f"{name}.cif")
-    found = [from_decomposition(decompose(m), n, dict(density=m.crystal.density)) for n, m in mofs.items()]
+    found = [
+        CoarseMof.from_decomposition(decompose(m), n, dict(density=m.crystal.density))
+        for n, m in mofs.items()
+    ]
     MofData.from_coarse(found).save(place / "mofs.safetensors")
     (place / "table.csv").write_text("task,unit,per_second,low,high\nsum,sums,3,2,4\n")
     assert (

@@ -52,7 +52,7 @@ from types import SimpleNamespace
 import numpy as np
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.bonds import textbook_mofs
-from matgen_nb.mofdiff.coarse_graining import from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.decoding import MofSample
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.pipeline import PipelineOptions
@@ -61,7 +61,7 @@ from matgen_nb.scale.shard_kinds import sample_framework_shard
 from matgen_nb.scale.shards import Shard
 
 mofs = textbook_mofs()
-beads = [from_decomposition(decompose(mofs[n]), n) for n in ("IRMOF-1", "HKUST-1", "MIL-53")]
+beads = [CoarseMof.from_decomposition(decompose(mofs[n]), n) for n in ("IRMOF-1", "HKUST-1", "MIL-53")]
 
 
 class Textbook:

@@ -258,7 +258,7 @@ def gcmc(
     fractions = {gas: float(y) for gas, y in fractions.items()}
     job = _Job(crystal, float(temperature), float(pressure), fractions, charges, options)
     name = f"GCMC at {temperature:g} K, {pressure:g} Pa"
-    found, failures = parallel_map(_gcmc, [job], [name], n_jobs=2, progress=None, chunk=1)
+    found, failures = parallel_map(_gcmc, [job], [name], n_jobs=2, progress=None)
     if failures:
         raise MatgenError(str(failures[0]))
     return found[0]

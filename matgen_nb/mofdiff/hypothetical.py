@@ -32,7 +32,7 @@ from .decomposition import Decomposition, recompose
 from .metal_nodes import unit
 from .net_catalogue import PARITIES, Net, doubled, load_net, net_facts
 from .net_placement import Plan, ends_of, half_edges, vertex_ways
-from ..parallel import parallel_map
+from ..parallel import MapOptions, parallel_map
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, described, option
 
@@ -398,8 +398,9 @@ def make_hypothetical(
     while len(found) < n and at < most:
         size = min(2048, max(64, 8 * (n - len(found))))
         batch = [(seed, k) for k in range(at, min(most, at + size))]
-        chunk = 8 if n_jobs != 1 else "auto"
-        results, _ = parallel_map(work, batch, n_jobs=n_jobs, timeout=60, progress=progress, chunk=chunk)
+        results, _ = parallel_map(
+            work, batch, n_jobs=n_jobs, timeout=60, progress=progress, options=MapOptions(chunk=8)
+        )
         at += len(batch)
         _keep_new(results, found, known, stages)
     if len(found) < n:

@@ -231,7 +231,7 @@ def fit_net(
 def carry(net: PlacedNet, blocks: list, name: str = "") -> CoarseMof:
     "The `CoarseMof` of blocks (list of K) on the vertices of a net, beads and cell fitted to their size."
     radii = [np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks]
-    return CoarseMof(*fit_net(net, radii), blocks, name)
+    return CoarseMof(*fit_net(net, radii), blocks, name, {}, net.edges, net.shifts)
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047
 def shape_groups(sites: list, tolerance: float = 0.1) -> list:

@@ -29,7 +29,7 @@ from matgen_nb.mofdiff.evaluation import (
 from .relaxation import RelaxationOptions, relax
 from .decoding import MofSample, describe_coarse
 from .sampling import MofDiff, MofSamplingOptions
-from ..parallel import parallel_map, time_limit
+from ..parallel import MapOptions, parallel_map, time_limit
 from ..utils import MatgenError, check_limits, described, option, share
 
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22boptio
@@ -140,7 +140,7 @@ def run_stage(
         n_jobs=n_jobs,
         timeout=timeout,
         progress=PROGRESS[stage] if len(todo) > 1 else None,
-        chunk=1,
+        options=MapOptions(chunk=1),
     )
     for made in filter(None, found):
         for name, result in made.items():

@@ -400,9 +400,6 @@ def plot(self: Evaluation) -> Any:
     fig.legend(*handles, frameon=False, fontsize=9, ncols=2, loc="outside upper center")
     return fig
 
-
-Evaluation.show = Evaluation.plot
-
 # %% ../../nbs/3_symmcd/18_evaluation.ipynb #5581ecab
 def evaluate_crystals(
     crystals: Iterable[Crystal | None],

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SymmCDConfig', 'CrystalStatistics', 'balanced_share', 'size_against_contents', 'crystal_statistics', 'SymmCD',
-           'share_of_crystals', 'fine_tuned_symmcd']
+           'add_log_volume', 'share_of_crystals', 'fine_tuned_symmcd']
 
 # %% ../../nbs/3_symmcd/07_model.ipynb #db191834
 from dataclasses import dataclass, field, replace
@@ -219,9 +219,9 @@ def mask(self: SymmCD, space_group: torch.Tensor) -> torch.Tensor:
     return k_mask(space_group).to(self.stat_k_mean)
 
 
-def _shifted(k, content):
+def add_log_volume(k: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:
     """k (B, 6) with `content` / 3 (B,) added to its last component, which is the logarithm of the volume
-    over 3."""
+    over 3; k itself where there is no content."""
     if content is None:
         return k
     return torch.cat([k[:, :5], k[:, 5:] + content[:, None].to(k) / 3], 1)
@@ -234,7 +234,7 @@ def standard_k(
     """k (B, 6) in units of the training set's spread, 0 where the group fixes it. content (B,), of
     staged models: log volume of the cell's contents; the size is then measured against it (lesson
     3.6)."""
-    relative = _shifted(k, None if content is None else -content)
+    relative = add_log_volume(k, None if content is None else -content)
     return (relative - self.stat_k_mean) / self.stat_k_std * self.mask(space_group)
 
 
@@ -244,7 +244,7 @@ def raw_k(
 ) -> torch.Tensor:
     """k (B, 6) from standardised k: bounded (real crystals keep well inside), masked, offset: a lattice
     that the group allows."""
-    raw = _shifted(k * self.stat_k_std.to(k) + self.stat_k_mean.to(k), content)
+    raw = add_log_volume(k * self.stat_k_std.to(k) + self.stat_k_mean.to(k), content)
     limit = raw.new_tensor([0.6, 0.6, 0.6, 1.3, 1.2])
     raw = torch.cat([raw[:, :5].clamp(-limit, limit), raw[:, 5:].clamp(0, 4.5)], 1)
     return raw * self.mask(space_group).to(raw) + k_offset(space_group).to(raw)

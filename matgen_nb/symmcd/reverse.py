@@ -17,7 +17,7 @@ import torch
 from ..diffusion.categorical import masked_logits
 from ..diffusion.sampler import time_grid
 from ..diffusion.torus import SHARPEN, StepOptions, wrap_difference
-from .model import SymmCD, _shifted
+from .model import SymmCD, add_log_volume
 from .network import Noisy, pairs_of
 from matgen_nb.symmcd.refinements import (
     at_threshold,
@@ -302,7 +302,7 @@ def _to_cpu(value):
 
 def _clipped(model, n):
     "Whether a free component of k lies outside its bounds (B,)."
-    free = _shifted(
+    free = add_log_volume(
         n.k.double() * model.stat_k_std.to(n.k).double() + model.stat_k_mean.to(n.k).double(), n.content
     )
     moved = (model.raw_k(n.k.double(), n.space_group, n.content) - free).abs() > 1e-6

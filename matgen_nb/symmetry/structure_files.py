@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'LEMAT_COLUMN', 'EXPORTS', 'read_optimade', 'split_optimade', 'named_format', 'content_format', 'format_of',
-           'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'from_file', 'folder_items',
-           'is_table', 'read_item', 'lemat_rows', 'export_file', 'file_stems', 'export_text']
+           'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'folder_items', 'is_table',
+           'read_item', 'lemat_rows', 'export_file', 'file_stems', 'export_text']
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #sf-imports
 import csv
@@ -28,7 +28,7 @@ from matgen_nb.symmetry.formats import (
     read_poscar,
     split_extxyz,
 )
-from ..utils import atomic_write
+from ..utils import atomic_write, patch
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #fm-optimade-read
 _FEATURES = {
@@ -293,12 +293,10 @@ def read_structure(path: str | Path, index: int | None = None) -> Reading:
         raise CrystalError(f"{path} holds {len(frames)} structures: there is no index {index}") from None
 
 
-def from_file(path: str | Path, index: int | None = None) -> Crystal:
+@patch(cls_method=True)
+def from_file(cls: type[Crystal], path: str | Path, index: int | None = None) -> Crystal:
     "The crystal in a file; see `read_structure`, which also says what was left out."
     return read_structure(path, index).crystal
-
-
-Crystal.from_file = staticmethod(from_file)
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #sf-items1
 def folder_items(path: str | Path) -> list[tuple[str, str | Frame]]:

@@ -11,7 +11,6 @@ blocks in the cell (low). Two minutes of one thread.
 """
 
 import argparse
-import csv
 import json
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import write_rows
 from matgen_nb import MofDiff, assemble
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.bonds import textbook_mof
@@ -31,7 +31,7 @@ from matgen_nb.mofdiff.nets import decomposition_graph, rcsr_name
 from matgen_nb.mofdiff.preparing import MofPrepareReport
 from matgen_nb.parallel import Failure
 from matgen_nb.scale.runs import record_of
-from matgen_nb.utils import MatgenError, atomic_write
+from matgen_nb.utils import MatgenError
 
 DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
 COLUMNS = ("part", "set", "name", "low", "high", "value")
@@ -147,11 +147,7 @@ def main():
     real = MofData.load(given.real)
     rows = [*file_rows(real, failures_of(given.real))]
     rows += [*histogram_rows(dict(real=real, hypothetical=embedded_mofs())), *cost_rows(real)]
-    with atomic_write(DATA / "core_mof.csv") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    print(DATA / "core_mof.csv", len(rows))
+    write_rows(DATA / "core_mof.csv", COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ hour of one CPU thread each and go on where they stopped; the figures about as l
 """
 
 import argparse
-import csv
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from kept import write_rows
 
 from matgen_nb import SymmCD, evaluate_crystals
 from matgen_nb.scale.crystal_evaluation import training_reference
@@ -137,10 +137,8 @@ def main():
         for figure, entry in figures:
             if isinstance(entry, dict) and entry.get("value") is not None:
                 values = (f"{entry[k]:.4f}" for k in ("value", "low", "high"))
-                rows.append((name, figure, *values, entry["n"]))
-        with open(args.out, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        print(f"{name}: done, see {args.out}")
+                rows.append(dict(zip(COLUMNS, (name, figure, *values, entry["n"]))))
+        write_rows(args.out, COLUMNS, rows)
 
 
 if __name__ == "__main__":
