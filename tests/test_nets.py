@@ -262,15 +262,15 @@ def test_table_counts_each_net_once_and_survives_a_file():
     back = net_fitting.unpack_nets(*net_fitting.pack_nets(one))
     assert back.keys == one.keys and back.info["source"] == "here" and back.info["frameworks"] == len(few)
     for a, b in zip(one.nets, back.nets):
-        assert (
-            a.name == b.name and a.count == b.count and np.allclose(a.frac_coords, b.frac_coords, atol=1e-5)
-        )
+        assert a.name == b.name and a.count == b.count
+        assert np.abs((a.frac_coords - b.frac_coords) @ a.lattice).max() < 0.003, "A"
         assert (
             nets.isomorphism(a.graph, b.graph) == list(range(len(a)))
             or nets.isomorphism(a.graph, b.graph) is not None
         )
         assert all(
-            np.allclose(s.embedding, t.embedding) and s.kind == t.kind for s, t in zip(a.sites, b.sites)
+            np.allclose(s.embedding, t.embedding, rtol=5e-4) and s.kind == t.kind
+            for s, t in zip(a.sites, b.sites)
         )
         assert Counter(map(len, a.classes)) == Counter(map(len, b.classes))
 
