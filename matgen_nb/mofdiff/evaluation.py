@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MAX_VOLUME_CHANGE', 'FUNNEL_STAGES', 'FUNNEL', 'BLOCK_COUNTS', 'coordination_sequences', 'framework_identity',
-           'net_identity', 'known_identities', 'describe_mof', 'volume_kept', 'MofEvaluation', 'add_novelty',
-           'is_valid', 'evaluate_mofs', 'summarise', 'funnel', 'plot_summary']
+           'net_identity', 'known_identities', 'describe_mof', 'shows_what_was_built', 'volume_kept', 'MofEvaluation',
+           'add_novelty', 'is_valid', 'evaluate_mofs', 'summarise', 'funnel', 'plot_summary']
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #7d66ccdb
 import math
@@ -16,7 +16,7 @@ import numpy as np
 
 from .bonds import Mof
 from .decomposition import Decomposition, count_nets, decompose
-from .checks import CHECKS, MIN_PLD, check_mof
+from .checks import CHECKS, MIN_PLD, Environment, check_mof
 from .coarse_graining import CoarseMof, joinable_beads
 from .data import MofData
 from .nets import decomposition_graph, framework_key
@@ -103,6 +103,20 @@ def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: floa
             )
     row["failure"] = "; ".join(filter(None, [row["failure"], failure]))
     return row | {"checks_passed": all(row[name] for name in [*CHECKS, "porous"])}
+
+
+def shows_what_was_built(made: Mof) -> bool:
+    """Whether the atoms of a framework pass all chemical `CHECKS` and show, by their distances, the blocks
+    and the net that its listed bonds make. Pores are not looked at. False where bonds cannot be read."""
+    try:
+        seen = Mof.from_crystal(made.crystal)
+    except (MatgenError, ValueError):
+        return False
+    environment = Environment(seen)
+    if not all(check(seen, environment) for check in CHECKS.values()):
+        return False
+    identity = _identity(seen)[1]
+    return identity is not None and identity == _identity(made)[1]
 
 
 def _identity(made):
