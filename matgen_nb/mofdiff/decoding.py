@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['sample_latents', 'latents_for_target', 'DenoisingOptions', 'start_beads', 'reverse_beads', 'correct_beads', 'denoise',
-           'nearest_blocks', 'nearest_by_charge', 'balance', 'choose_blocks', 'check_library', 'MofSample',
-           'describe_coarse', 'decode']
+           'nearest_blocks', 'NearestByCharge', 'nearest_by_charge', 'balance', 'BlockChoice', 'choose_blocks',
+           'check_library', 'MofSample', 'describe_coarse', 'decode']
 
 # %% ../../nbs/4_mofdiff/23_decoding.ipynb #f2c6876f
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -159,9 +160,17 @@ def nearest_blocks(features: Tensor, embeddings: Tensor, chunk: int = 1 << 24) -
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 # %% ../../nbs/4_mofdiff/23_decoding.ipynb #669ff1f8
-def nearest_by_charge(features: Tensor, embeddings: Tensor, charges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each bead the nearest block of each charge: distance (M, Q), index (M, Q), the Q different
-    charges.
+class NearestByCharge(NamedTuple):
+    """For M beads the nearest block of each of the Q different charges: distance (M, Q), block (M, Q), its
+    index, and charges (Q,)."""
+
+    distance: Tensor
+    block: Tensor
+    charges: Tensor
+
+
+def nearest_by_charge(features: Tensor, embeddings: Tensor, charges: Tensor) -> NearestByCharge:
+    """For each bead the nearest block of each charge.
 
     features (M, d), embeddings (L, d); charges (L,): connection points of a block, negative for organic
     ones. Blocks without any are left out."""
@@ -171,7 +180,8 @@ def nearest_by_charge(features: Tensor, embeddings: Tensor, charges: Tensor) -> 
         rows = (charges == q).nonzero()[:, 0]
         distance, index = nearest_blocks(features, embeddings[rows])
         columns.append((distance, rows[index]))
-    return torch.stack([d for d, _ in columns], 1), torch.stack([i for _, i in columns], 1), kinds
+    distance, block = (torch.stack(column, 1) for column in zip(*columns))
+    return NearestByCharge(distance, block, kinds)
 
 # %% ../../nbs/4_mofdiff/23_decoding.ipynb #14b545fb
 def _shifted(table, q):
@@ -216,11 +226,19 @@ def balance(cost: Tensor, kinds: Tensor, num_blocks: Tensor) -> tuple[Tensor, Te
     return _trace(best, kinds, width), table[:, width]
 
 # %% ../../nbs/4_mofdiff/23_decoding.ipynb #6c0334be
+class BlockChoice(NamedTuple):
+    """The blocks of M beads: block (M,), their index; distance (M,) of the embeddings; matched (B,) bool,
+    whether a framework has as many metal as organic connection points."""
+
+    block: Tensor
+    distance: Tensor
+    matched: Tensor
+
+
 def choose_blocks(
     features: Tensor, num_blocks: Tensor, embeddings: Tensor, charges: Tensor, joint: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks for all beads: index (M,), embedding distance (M,), matched (B,) bool: as many metal as
-    organic connection points.
+) -> BlockChoice:
+    """Blocks for all beads.
 
     features (M, d), num_blocks (B,), embeddings (L, d), charges (L,), see `nearest_by_charge`. joint: the
     choice of smallest total squared distance among the matched ones; where there is none, or with
@@ -239,7 +257,7 @@ def choose_blocks(
     else:
         distance, index = nearest_blocks(features, embeddings)
     surplus = torch.zeros(B, dtype=torch.long, device=device).index_add_(0, batch, charges[index])
-    return index, distance, surplus == 0
+    return BlockChoice(index, distance, surplus == 0)
 
 # %% ../../nbs/4_mofdiff/23_decoding.ipynb #bd3b3794
 def check_library(library: Library | None, size: int) -> Library:

@@ -58,7 +58,16 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from .runs import as_folder, CHUNK, chunk_seed, chunks, open_run, RunFolder, write_results
+from matgen_nb.scale.runs import (
+    CHUNK,
+    RunChunk,
+    RunFolder,
+    as_folder,
+    chunk_seed,
+    chunks,
+    open_run,
+    write_results,
+)
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, atomic_write, check_limits, described, option, patch
@@ -271,7 +280,7 @@ def sample_chunks(
     request: dict,
     results: FolderResults,
     options: PipelineOptions,
-    parts: list[tuple[int, int, int]] | None = None,
+    parts: list[RunChunk] | None = None,
 ) -> Iterator[list[MofSample]]:
     """The samples of a run, chunk by chunk; finished chunks are read, the others sampled and kept.
 

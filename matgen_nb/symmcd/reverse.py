@@ -197,7 +197,7 @@ def held_score(model: SymmCD, n: Noisy, known: Known, score: torch.Tensor, t: in
         n.lattice.double()[n.batch[rows]],
     )
     clean = n.x[rows] + per_score * score[rows]
-    point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT)[1]
+    point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT).point
     return score.index_copy(0, rows, score[rows] + wrap_difference(point.to(clean) - clean) / per_score)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #f3c25b00
