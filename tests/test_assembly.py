@@ -180,7 +180,7 @@ def test_the_impossible_is_reported_and_harms_nobody():
     nothing = replace(linker, connection_points=np.zeros((0, 3)), connection_atoms=[])
     swap = lambda block: replace(coarse, blocks=[*coarse.blocks[:-1], block])
     bad = {
-        "metal against": replace(coarse, blocks=coarse.blocks[:-1], frac_coords=coarse.frac_coords[:-1]),
+        "metal against": CoarseMof(coarse.lattice, coarse.frac_coords[:-1], coarse.blocks[:-1]),
         "1 connection point": swap(one_point),
         "0 connection point": swap(nothing),
         "no metal": replace(coarse, blocks=[linker] * len(coarse)),

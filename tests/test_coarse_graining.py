@@ -27,7 +27,7 @@ from matgen_nb.mofdiff.coarse_graining import (
     excess,
     handedness,
 )
-from matgen_nb.mofdiff.data import MofBatch, MofData
+from matgen_nb.mofdiff.data import MofBatch, MofData, merged
 from matgen_nb.mofdiff.sources import read_bw_db, read_mof_folder, read_properties
 from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 from matgen_nb.symmetry.crystal import Crystal
@@ -649,3 +649,31 @@ def test_names_that_stand_twice_in_a_table_of_structures(tmp_path):
         "b",
     ]
     assert notes == {"t.csv": ["1 name(s) stand in several rows: a"]}
+
+
+def test_edges_stay_with_the_beads(tmp_path):
+    "Which beads are joined is kept from the decomposition to the file, whatever cell the beads are given in."
+    from matgen_nb.mofdiff.nets import bead_graph, decomposition_graph, isomorphism
+
+    whole = [decompose(textbook_mof(name)) for name in ("IRMOF-1", "MIL-53")]
+    coarse = [CoarseMof.from_decomposition(d, name) for d, name in zip(whole, ("one", "two"))]
+    for d, c in zip(whole, coarse):
+        cells = np.random.default_rng(0).integers(-2, 3, (len(c), 3))
+        shifts = c.shifts - cells[c.edges[:, 1]] + cells[c.edges[:, 0]]
+        again = replace(c, frac_coords=c.frac_coords + cells, shifts=shifts)
+        assert (again.edges == c.edges).all() and (again.shifts == c.shifts).all()
+        graph = bead_graph(replace(c, frac_coords=np.random.default_rng(1).random((len(c), 3))))
+        same = replace(graph, classes=graph.labels)
+        assert isomorphism(decomposition_graph(d), same) is not None, "distances play no part"
+    bare = replace(coarse[0], edges=None, shifts=None, name="bare")
+    data = MofData.from_coarse([coarse[0], bare, coarse[1]])
+    data.save(tmp_path / "mofs.safetensors")
+    for some in (data, MofData.load(tmp_path / "mofs.safetensors"), merged([data]), data.trimmed()):
+        for i, c in enumerate((coarse[0], bare, coarse[1])):
+            assert (some[i].edges is None) == (c.edges is None)
+            if c.edges is not None:
+                assert (some[i].edges == c.edges).all() and (some[i].shifts == c.shifts).all()
+        part = some.subset([2, 1])
+        assert part[1].edges is None and (part[0].shifts == coarse[1].shifts).all()
+    with pytest.raises(MatgenError, match="shifts"):
+        replace(coarse[0], edges=[[0, 99]], shifts=[[0, 0, 0]])

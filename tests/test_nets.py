@@ -158,7 +158,7 @@ def test_a_search_that_takes_too_long_says_so():
 def test_nets_of_textbook_frameworks(name):
     d = parts()[name]
     assert nets.rcsr_name(nets.decomposition_graph(d)) == PUBLISHED[name]
-    read = nets.bead_graph(CoarseMof.from_decomposition(shuffled_blocks(d)))
+    read = nets.bead_graph(replace(CoarseMof.from_decomposition(shuffled_blocks(d)), edges=None, shifts=None))
     assert nets.isomorphism(nets.decomposition_graph(d), replace(read, classes=read.labels)) is not None
 
 
@@ -172,7 +172,7 @@ def test_connection_points_are_all_used_or_it_is_no_net():
     assert nets.share_points([6, 2, 2, 2], [(0, 1), (0, 2), (0, 3)]).tolist() == [2, 2, 2]
     assert nets.share_points([4, 2], [(0, 1)]) is None
     coarse = CoarseMof.from_decomposition(parts()["IRMOF-1"], "IRMOF-1")
-    far = replace(coarse, lattice=3 * coarse.lattice)
+    far = replace(coarse, lattice=3 * coarse.lattice, edges=None, shifts=None)
     with pytest.raises(MatgenError, match="IRMOF-1.*no net"):
         nets.bead_graph(far)
 
@@ -262,15 +262,15 @@ def test_table_counts_each_net_once_and_survives_a_file():
     back = net_fitting.unpack_nets(*net_fitting.pack_nets(one))
     assert back.keys == one.keys and back.info["source"] == "here" and back.info["frameworks"] == len(few)
     for a, b in zip(one.nets, back.nets):
-        assert (
-            a.name == b.name and a.count == b.count and np.allclose(a.frac_coords, b.frac_coords, atol=1e-5)
-        )
+        assert a.name == b.name and a.count == b.count
+        assert np.abs((a.frac_coords - b.frac_coords) @ a.lattice).max() < 0.003, "A"
         assert (
             nets.isomorphism(a.graph, b.graph) == list(range(len(a)))
             or nets.isomorphism(a.graph, b.graph) is not None
         )
         assert all(
-            np.allclose(s.embedding, t.embedding) and s.kind == t.kind for s, t in zip(a.sites, b.sites)
+            np.allclose(s.embedding, t.embedding, rtol=5e-4) and s.kind == t.kind
+            for s, t in zip(a.sites, b.sites)
         )
         assert Counter(map(len, a.classes)) == Counter(map(len, b.classes))
 

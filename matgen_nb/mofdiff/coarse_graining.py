@@ -25,25 +25,42 @@ class CoarseMof:
     carries no meaning.
 
     lattice (3, 3) float64 rows, A; frac_coords (K, 3) float64 in [0, 1); blocks: K BuildingBlocks;
-    properties: name -> value."""
+    properties: name -> value. edges (E, 2) int64: which beads are joined, metal and organic one, each pair
+    once, and shifts (E, 3) int64: the cell of the organic one; None where that is not known."""
 
     lattice: np.ndarray
     frac_coords: np.ndarray
     blocks: list
     name: str = ""
     properties: dict = field(default_factory=dict)
+    edges: np.ndarray | None = None
+    shifts: np.ndarray | None = None
 
     def __post_init__(self):
+        given = np.asarray(self.frac_coords, dtype=np.float64).reshape(-1, 3)
+        frac = given - np.floor(given)
+        frac = np.where(frac >= 1, 0.0, frac)
         object.__setattr__(self, "lattice", np.asarray(self.lattice, dtype=np.float64).reshape(3, 3))
-        frac = np.asarray(self.frac_coords, dtype=np.float64).reshape(-1, 3)
-        frac = frac - np.floor(frac)
-        object.__setattr__(self, "frac_coords", np.where(frac >= 1, 0.0, frac))
+        object.__setattr__(self, "frac_coords", frac)
         object.__setattr__(self, "blocks", list(self.blocks))
         if len(self.blocks) != len(self.frac_coords) or not self.blocks:
             raise MatgenError(
                 f"a coarse framework needs one position per block: {len(self.blocks)} blocks, "
                 f"{len(self.frac_coords)} positions"
             )
+        if self.edges is not None:
+            self._keep_edges(np.round(given - frac).astype(np.int64))
+
+    def _keep_edges(self, cells):
+        "Each edge once, its shift between the beads as they lie now: `cells` (K, 3) is where they lay."
+        edges = np.asarray(self.edges, dtype=np.int64).reshape(-1, 2)
+        shifts = np.asarray(self.shifts, dtype=np.int64).reshape(-1, 3)
+        if len(edges) != len(shifts) or (len(edges) and not 0 <= edges.min() <= edges.max() < len(self)):
+            raise MatgenError(f"{len(edges)} edges between {len(self)} beads need as many shifts")
+        shifts = shifts + cells[edges[:, 1]] - cells[edges[:, 0]]
+        rows = np.unique(np.concatenate([edges, shifts], 1), axis=0)
+        object.__setattr__(self, "edges", rows[:, :2])
+        object.__setattr__(self, "shifts", rows[:, 2:])
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -57,8 +74,9 @@ class CoarseMof:
 def from_decomposition(
     cls: type[CoarseMof], d: Decomposition, name: str = "", properties: dict | None = None
 ) -> CoarseMof:
-    "The beads of a `Decomposition`."
-    return cls(d.lattice, d.frac_coords, d.blocks, name or d.name, dict(properties or {}))
+    "The beads of a `Decomposition`, and which of them it joins."
+    edges = d.connections[:, [0, 2]]
+    return cls(d.lattice, d.frac_coords, d.blocks, name or d.name, dict(properties or {}), edges, d.images)
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #75a1e1f0
 class JoinablePair(NamedTuple):

@@ -40,11 +40,17 @@ class MofBatch:
         return MofBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #26d71e47
+_TENSORS = ("lattice", "num_blocks", "frac_coords", "block", "properties")
+_EDGES = ("num_edges", "edges", "shifts")
+
+
 @dataclass(eq=False)
 class MofData:
     """A prepared set of n frameworks. lattice (n, 3, 3) float64, num_blocks (n,) int64, frac_coords (sum K,
     3) float64, block (sum K,) int64 index into `library` (list of distinct BuildingBlocks), properties
-    (n, P) float32 (nan: unknown), embeddings (L, d) float32 of the library, or None.
+    (n, P) float32 (nan: unknown), embeddings (L, d) float32 of the library, or None. num_edges (n,) int64,
+    edges (sum E, 2) int64, beads of one framework counted from 0, and shifts (sum E, 3) int64: which beads
+    are joined (see `CoarseMof`); no edges where that is not known.
 
     `data[i]` is a `CoarseMof`, `data.select(indices)` a `MofBatch`, `data.subset(indices)` a smaller
     set, `data.to(device)` a copy on a device."""
@@ -59,15 +65,24 @@ class MofData:
     property_names: list[str] = field(default_factory=list)
     embeddings: torch.Tensor | None = None
     info: dict = field(default_factory=dict)
+    num_edges: torch.Tensor | None = None
+    edges: torch.Tensor | None = None
+    shifts: torch.Tensor | None = None
 
     def __post_init__(self):
         self.start = torch.cumsum(self.num_blocks, 0) - self.num_blocks
+        if self.num_edges is None:
+            self.num_edges = torch.zeros_like(self.num_blocks)
+            self.edges = self.num_blocks.new_zeros(0, 2)
+            self.shifts = self.num_blocks.new_zeros(0, 3)
+        self.first_edge = torch.cumsum(self.num_edges, 0) - self.num_edges
 
     def __len__(self) -> int:
         return len(self.num_blocks)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {f.name: getattr(self, f.name) for f in fields(self)[:5]}
+        "The tensors of all frameworks, by name."
+        return {name: getattr(self, name) for name in (*_TENSORS, *_EDGES)}
 
     def __getitem__(self, i: int) -> CoarseMof:
         if not -len(self) <= i < len(self):
@@ -80,7 +95,14 @@ class MofData:
             [self.library[j] for j in self.block[rows].tolist()],
             self.names[i],
             known,
+            *self._edges_of(i),
         )
+
+    def _edges_of(self, i):
+        "Edges (E, 2) and shifts (E, 3) of a framework; None twice where they are not known."
+        rows = slice(int(self.first_edge[i]), int(self.first_edge[i] + self.num_edges[i]))
+        found = self.edges[rows], self.shifts[rows]
+        return (None, None) if rows.start == rows.stop else tuple(v.cpu().numpy() for v in found)
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #9183631c
 @patch
@@ -137,14 +159,18 @@ def select(self: MofData, indices: list | np.ndarray | torch.Tensor) -> MofBatch
     )
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #37cf5fd8
+def _rows_of(start, count, indices):
+    "Rows of the frameworks `indices` in a list that holds `count` rows of each, from `start` on."
+    parts = [torch.arange(int(start[i]), int(start[i] + count[i])) for i in indices.tolist()]
+    return torch.cat(parts or [indices]).to(indices.device)
+
+
 @patch
 def subset(self: MofData, indices: list | np.ndarray | range | torch.Tensor) -> MofData:
     "A smaller data set, the frameworks `indices` (list of int) in that order; the library stays whole."
     indices = torch.as_tensor(indices, dtype=torch.long, device=self.num_blocks.device)
-    rows = torch.cat(
-        [torch.arange(int(self.start[i]), int(self.start[i] + self.num_blocks[i])) for i in indices.tolist()]
-        or [indices]
-    ).to(indices.device)
+    rows = _rows_of(self.start, self.num_blocks, indices)
+    edges = _rows_of(self.first_edge, self.num_edges, indices)
     return replace(
         self,
         lattice=self.lattice[indices],
@@ -153,6 +179,9 @@ def subset(self: MofData, indices: list | np.ndarray | range | torch.Tensor) -> 
         block=self.block[rows],
         properties=self.properties[indices],
         names=[self.names[i] for i in indices.tolist()],
+        num_edges=self.num_edges[indices],
+        edges=self.edges[edges],
+        shifts=self.shifts[edges],
     )
 
 
@@ -168,6 +197,14 @@ def trimmed(self: MofData) -> MofData:
     )
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #a2bf9f42
+def _edges_together(coarse):
+    "num_edges (n,), edges (sum E, 2), shifts (sum E, 3) of a list of `CoarseMof`."
+    edges = [np.zeros((0, 2), np.int64) if c.edges is None else c.edges for c in coarse]
+    shifts = [np.zeros((0, 3), np.int64) if c.edges is None else c.shifts for c in coarse]
+    number = torch.tensor([len(e) for e in edges])
+    return number, torch.as_tensor(np.concatenate(edges)), torch.as_tensor(np.concatenate(shifts))
+
+
 @patch(cls_method=True)
 def from_coarse(
     cls: type[MofData], coarse: list[CoarseMof], info: dict | None = None, tolerance: float = 0.1
@@ -191,6 +228,7 @@ def from_coarse(
         names,
         None,
         dict(info or {}),
+        *_edges_together(coarse),
     )
 
 
@@ -255,6 +293,8 @@ def save(self: MofData, path: str | Path) -> None:
         info=json.dumps(self.info),
     )
     tensors = {**self.tensors(), **pack_blocks(self.library)}
+    if not len(self.edges):
+        tensors = {name: t for name, t in tensors.items() if name not in _EDGES}
     if self.embeddings is not None:
         tensors["embeddings"] = self.embeddings
     with atomic_write(path, "wb") as file:
@@ -264,9 +304,9 @@ def save(self: MofData, path: str | Path) -> None:
 @patch(cls_method=True)
 def load(cls: type[MofData], path: str | Path) -> MofData:
     "Read a prepared set. MatgenError where the file is missing, damaged or of another kind."
-    columns, stored = [f.name for f in fields(MofData)[:5]], ("names", "property_names", "identities", "info")
-    texts, tensors = read_prepared(path, MOF_FORMAT, "matgen prepare mofs", [*stored, *columns])
+    stored = ("names", "property_names", "identities", "info")
+    texts, tensors = read_prepared(path, MOF_FORMAT, "matgen prepare mofs", [*stored, *_TENSORS])
     read = {name: json.loads(texts[name]) for name in stored}
     library = unpack_blocks(tensors, read.pop("identities"))
-    kept = {name: tensors[name] for name in columns}
+    kept = {name: tensors[name] for name in (*_TENSORS, *_EDGES) if name in tensors}
     return cls(**kept, **read, library=library, embeddings=tensors.get("embeddings"))

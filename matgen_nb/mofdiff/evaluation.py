@@ -54,13 +54,18 @@ def framework_identity(decomposition: Decomposition) -> str:
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #22netid0
 def net_identity(coarse: CoarseMof, slack: float = 1.05) -> str | None:
-    """`framework_identity` of beads: metal and organic blocks nearer than `slack` x the sum of the
-    distances of their connection points are joined. None where it cannot be read."""
-    pairs = joinable_beads(coarse, slack)
-    if not pairs:
+    """`framework_identity` of beads, joined by their edges; where these are not known, metal and organic
+    blocks nearer than `slack` x the sum of the distances of their connection points. None where it cannot
+    be read."""
+    if coarse.edges is not None:
+        edges, images = coarse.edges, coarse.shifts
+    else:
+        pairs = joinable_beads(coarse, slack)
+        edges = np.array([(m, o) for m, o, _ in pairs]).reshape(-1, 2)
+        images = np.array([s for *_, s in pairs]).reshape(-1, 3).astype(int)
+    if not len(edges):
         return None
-    connections = np.array([[m, 0, o, 0] for m, o, _ in pairs])
-    images = np.array([s for *_, s in pairs]).astype(int)
+    connections = np.insert(edges, (1, 2), 0, axis=1)
     found = count_nets(len(coarse), connections, images)
     beads = coarse.lattice, coarse.blocks, coarse.frac_coords
     joined = Decomposition(*beads, connections, images, nets=found.nets, dimension=found.dimension)
@@ -68,9 +73,11 @@ def net_identity(coarse: CoarseMof, slack: float = 1.05) -> str | None:
 
 
 def known_identities(data: MofData, slacks: tuple[float, ...] = (1.05, 1.1)) -> list[str]:
-    """Identities of a `MofData` for novelty, sorted; read at two slacks, since calling a known framework
-    new is the worse mistake."""
-    return sorted({found for i in range(len(data)) for s in slacks if (found := net_identity(data[i], s))})
+    """Identities of a `MofData` for novelty, sorted. Frameworks without edges are read at two slacks, since
+    calling a known framework new is the worse mistake."""
+    read = lambda c: {net_identity(c, s) for s in (slacks if c.edges is None else slacks[:1])}
+    found = set().union(*(read(data[i]) for i in range(len(data))))
+    return sorted(found - {None})
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #af9e5577
 def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: float = MIN_PLD) -> dict:

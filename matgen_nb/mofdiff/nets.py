@@ -281,9 +281,11 @@ REACHES = (1.05, 1.02, 1.1, 1.15, 1.2)  # multiples of the sum of two blocks' lo
 def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     """The net of a `CoarseMof`: its beads as vertices, labelled (is metal, number of connection points).
 
-    How blocks are turned does not matter. MatgenError where the distances show no net that uses all
-    connection points."""
+    From its edges, where it has them; else from the distances of the beads, however the blocks are turned:
+    then MatgenError where these show no net that uses all connection points."""
     labels = [(b.is_metal, b.num_connections) for b in coarse.blocks]
+    if coarse.edges is not None:
+        return QuotientGraph(labels, coarse.edges, coarse.shifts, [id(b) for b in coarse.blocks])
     for reach in REACHES:
         found = joinable_beads(coarse, reach)
         edges, shifts = np.array([(m, o) for m, o, _ in found]), np.array([s for *_, s in found])
