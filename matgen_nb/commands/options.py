@@ -249,7 +249,8 @@ def written_fields(module: str, name: str) -> list[ast.AnnAssign]:
         if isinstance(line, ast.ClassDef) and line.name == name:
             bases = [base.id for base in line.bases if isinstance(base, ast.Name)]
             own = [one for one in line.body if isinstance(one, ast.AnnAssign)]
-            return [one for base in bases for one in written_fields(module, base)] + own
+            written = [one for base in bases for one in written_fields(module, base)] + own
+            return list({ast.unparse(one.target): one for one in written}.values())
     return []
 
 
