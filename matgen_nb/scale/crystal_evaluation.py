@@ -53,7 +53,7 @@ def read_crystals(source: str | Path, n_jobs: int = -1, framework: bool = False)
     if source.is_dir():
         source = source / "cif" if (source / "cif").is_dir() else source
         own = written_now(source)  # a recipe reads what it has just made
-        every = read_crystal_folder(source)
+        every = read_crystal_folder(source).items
         items = [(name, text) for name, text in every if own or not written_now(source / name)]
     elif source.is_file():
         items = read_file(source)

@@ -188,12 +188,11 @@ def crystal_work(
 ) -> PreparingWork:
     "The work of preparing the crystals of a source, see `prepare` of lesson 3.2."
     from matgen_nb.symmcd.dataset import from_units, prepare_noted
-    from matgen_nb.symmcd.preparing import PUBLIC, read_crystal_source, source_columns
-    from matgen_nb.symmetry.structure_files import structure_files
+    from matgen_nb.symmcd.preparing import read_crystal_source, source_columns
 
     if not 0 < symprec <= 1:
         raise MatgenError(f"--symprec must be a length in A above 0 and at most 1, not {symprec:g}")
-    items = list(read_crystal_source(str(source)))
+    items, skipped = read_crystal_source(str(source))
     columns = source_columns(source, [name for name, _ in items])
     work = partial(prepare_noted, symprec=symprec, engine=engine)
 
@@ -207,12 +206,11 @@ def crystal_work(
         data.columns = {name: values[[first + i for i in kept]] for name, values in columns.items()}
         return data, failures, {names[i]: list(done[i].notes) for i in kept if done[i].notes}
 
-    folder = Path(source).is_dir() and source not in PUBLIC
     request: dict[str, Any] = dict(
         prepare="crystals", source=str(source), content=input_identity(source), n=len(items)
     )
     request |= dict(chunk=chunk, symprec=symprec, engine=engine)
-    return PreparingWork(request, items, prepare, structure_files(source).skipped if folder else [])
+    return PreparingWork(request, items, prepare, list(skipped))
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00021
 def framework_work(
