@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from .torus import SHARPEN
+from .torus import SCORE_SCALE
 from ..utils import MatgenError, check_limits, described, option
 
 # %% ../../nbs/2_diffusion/07_sampler.ipynb #p8d00006
@@ -54,7 +54,7 @@ class DenoisingOptions:
 
     steps: int = option(50, "Denoising steps: calls of the network.", min=1)
     eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
-    sharpen: float = option(SHARPEN, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
+    score_scale: float = option(SCORE_SCALE, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
     corrector: int = option(
         0, "Langevin steps of the coordinates after each step, one more network call each.", min=0, max=100
     )

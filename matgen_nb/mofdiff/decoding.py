@@ -90,7 +90,7 @@ def reverse_beads(
     prediction, score = model.denoiser(b)
     eps, eta = model.feature_eps(prediction, b.features, t), options.eta
     f = model.feature_noise.step(b.features, eps, t, s, generator, eta)
-    x = model.coordinate_noise.step(b.x, score, t, s, generator, StepOptions(eta, options.sharpen))
+    x = model.coordinate_noise.step(b.x, score, t, s, generator, StepOptions(eta, options.score_scale))
     now = torch.full_like(b.num_blocks, max(s, 1))
     time, sigma = model.network_time(now), model.coordinate_noise.sigma(now, b.k[:, 0])
     return replace(b, features=f, x=x, t=time, sigma=sigma)

@@ -21,7 +21,6 @@ from .records import read_json, run_record, say, typed_command, write_json
 from matgen_nb.scale.runs import (
     RunChunk,
     RunFolder,
-    chunk_seed,
     chunks,
     finish_stream,
     is_finished,
@@ -29,7 +28,7 @@ from matgen_nb.scale.runs import (
     stream,
 )
 from ..folders import lock_holder
-from ..utils import MatgenError, atomic_write, progress_bar
+from ..utils import atomic_write, MatgenError, progress_bar, stream_seed
 
 # %% ../../nbs/5_scale/26_shards.ipynb #sh000006
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def sample_shard(
     ):
 
         def generate(i: int, n: int) -> tuple[list, list[dict]]:
-            found = model.sample(n, seed=chunk_seed(request["seed"], i), **how)
+            found = model.sample(n, seed=stream_seed(request["seed"], "chunk", i), **how)
             advance(n)
             return sample_rows(found, request.get("p1", False))
 
