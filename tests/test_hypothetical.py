@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from matgen_nb import MofDiff
 from matgen_nb.mofdiff import block_library, builder, hypothetical, metal_nodes, net_catalogue, net_placement
 from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
 from matgen_nb.mofdiff.decomposition import decompose, recompose
@@ -143,6 +144,62 @@ def test_linkers_are_reproducible_and_bad_ones_refused():
     for bad in ("c1ccccc1", "C(", ""):
         with pytest.raises(MatgenError):
             block_library.make_linker(bad)
+
+
+@pytest.mark.parametrize("name", sorted(block_library.linker_names()))
+def test_no_double_bond_of_the_library_is_left_open_or_on_the_wrong_side(name):
+    "By rdkit's own list of what could be cis or trans, and by the isomer that it finds in the coordinates."
+    from rdkit import Chem
+    from rdkit.Geometry import Point3D
+
+    text = block_library.linker_names()[name]
+    mol, _ = block_library.read_linker(text)
+    double = [s for s in Chem.FindPotentialStereo(mol) if s.type == Chem.StereoType.Bond_Double]
+    assert all(s.specified == Chem.StereoSpecified.Specified for s in double)
+    assert len(double) == text.count("=C/") + text.count("=N/"), "each is written with its geometry"
+    for block in block_library.load_library()[name] if double else ():
+        shape = Chem.Conformer(mol.GetNumAtoms())
+        for k, x in enumerate(block.cart_coords.tolist()):
+            shape.SetAtomPosition(k, Point3D(*x))
+        seen = Chem.Mol(mol)
+        seen.RemoveAllConformers()
+        seen.AddConformer(shape)
+        Chem.DetectBondStereochemistry(seen, 0)
+        Chem.AssignStereochemistryFrom3D(seen)
+        found = [seen.GetBondWithIdx(s.centeredOn).GetStereo() for s in double]
+        assert found == [Chem.BondStereo.STEREOE] * len(double), f"{name} is named after the trans isomer"
+        assert block_library.keeps_double_bonds(mol, block.cart_coords)
+
+
+@pytest.mark.parametrize(
+    "text", ["XC=CX", "XC=Cc1ccc(C=CX)cc1", "Xc1ccc(cc1)N=Nc1ccc(X)cc1", "X/C=C/C=CX", "XC(C)=CX"]
+)
+def test_a_linker_without_the_geometry_of_its_double_bonds_is_refused(text):
+    with pytest.raises(MatgenError, match=r"on which side of \d double bond.*write / or .* \(cis\)"):
+        block_library.make_linker(block_library.fill_scaffold(text))
+
+
+@pytest.mark.parametrize("text, stated", [("X/C=C/X", 180), ("X/C=C\\X", 0), ("XC=C(C)C", None)])
+def test_conformers_have_the_isomer_of_their_text(text, stated):
+    "Also where nothing is to be stated: a carbon with two equal neighbours."
+    smiles = block_library.fill_scaffold(text)
+    mol, _ = block_library.read_linker(smiles)
+    for block in block_library.make_linker(smiles):
+        twists = block_library.double_bond_twists(mol, block.cart_coords)
+        assert len(twists) == (stated is not None)
+        assert all(goal == stated and abs(found - stated) < 5 for found, goal in twists.values())
+        mirrored = block.cart_coords * [1, 1, -1]
+        assert block_library.keeps_double_bonds(mol, mirrored), "a mirror image is the same isomer"
+
+
+def test_embedded_frameworks_do_not_contain_the_linkers_that_were_wrong():
+    "Muconate and three others held cis bonds until they were made anew; none of them is in what ships."
+    library = block_library.load_library()
+    changed = {block.identity for name in ("muc", "pda", "bta", "fum-tz") for block in library[name]}
+    data = hypothetical.embedded_mofs()
+    assert not changed & {block.identity for block in data.library} and len(changed) == 4
+    shipped = MofDiff.from_pretrained("mofdiff-small").library
+    assert not changed & {block.identity for block in shipped.blocks}
 
 
 @settings(max_examples=10, deadline=None)
