@@ -3,11 +3,13 @@
 # %% auto #0
 __all__ = ['ENDS', 'FUNCTIONAL_GROUPS', 'SCAFFOLDS', 'WHOLE', 'FLAT_BOND', 'LIBRARY_COUNTS', 'LIBRARY_FIELDS', 'fill_scaffold',
            'read_linker', 'conformers', 'double_bond_twists', 'keeps_double_bonds', 'dock_directions', 'make_linker',
-           'linker_names', 'unpack_library', 'load_library', 'make_library', 'pack_library']
+           'linker_names', 'unpack_library', 'load_library', 'smiles_charge', 'library_charges', 'formal_charge',
+           'make_library', 'pack_library']
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #28b984fe
 import functools
 import itertools
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from .bonds import is_metal
 from .building_blocks import BuildingBlock
-from .metal_nodes import unit
+from .metal_nodes import node_charge, unit
 from .rigid import superpose
 from ..utils import MatgenError
 from ..parallel import parallel_map
@@ -346,6 +348,27 @@ def load_library() -> dict[str, list]:
     BuildingBlocks (conformers)."""
     with (files("matgen_nb") / "data" / "hypothetical_blocks.npz").open("rb") as file:
         return unpack_library(np.load(file))
+
+# %% ../../nbs/4_mofdiff/10_block_library.ipynb #chg00002
+def smiles_charge(smiles: str) -> int:
+    "Formal charge of a SMILES: + and - signs in its brackets, all of charge one."
+    brackets = re.findall(r"\[[^\]]*\]", smiles)
+    return sum(text.count("+") - text.count("-") for text in brackets)
+
+
+@functools.lru_cache(None)
+def library_charges() -> dict[str, int]:
+    "Formal charges of the blocks that ship, nodes without their linkers: {identity: charge}."
+    texts = linker_names()
+    charge = lambda name, block: smiles_charge(texts[name]) if name in texts else node_charge(block)
+    return {b.identity: charge(name, b) for name, group in load_library().items() for b in group}
+
+
+def formal_charge(blocks: list[BuildingBlock]) -> int | None:
+    """Formal charge of a framework of these blocks (all that are in its cell): 0 where no counter-ion is
+    missing. None where a block is not in the library that ships."""
+    found = [library_charges().get(block.identity) for block in blocks]
+    return None if None in found else sum(found)
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #a5902b01
 def make_library(n_jobs: int = -1) -> tuple[dict, list]:
