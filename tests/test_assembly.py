@@ -155,12 +155,12 @@ def test_a_list_gives_what_single_calls_give():
         )
         assert abs(a.row["cp_error"] - b.row["cp_error"]) < 1e-3
     assert assemble([]) == []
-    apart = assemble(
+    built = assemble(
         [ditopic_net(), shuffled(ditopic_net(), seed=2)],
         options=AssemblyOptions(batch_size=1, starts=8),
         n_jobs=2,
     )
-    assert [b.row["assembled"] for b in apart] == [True, True]
+    assert [b.row["assembled"] for b in built] == [True, True]
 
 
 def test_small_cell_where_a_linker_joins_a_node_with_its_own_image():

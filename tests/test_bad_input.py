@@ -328,8 +328,8 @@ def test_one_atom_goes_all_the_way(tmp_path):
         and data.elements.tolist() == [1, 84]
     )
     crystals = [data[i].to_crystal() for i in (0, 1)]
-    judged = evaluate_crystals(crystals, crystals, n_jobs=1, progress=False)
-    assert not any(row["failure"] for row in judged.table) and judged.summary["unique"]["value"] == 1
+    evaluated = evaluate_crystals(crystals, crystals, n_jobs=1, progress=False)
+    assert not any(row["failure"] for row in evaluated.table) and evaluated.summary["unique"]["value"] == 1
 
 
 def test_five_hundred_atoms(tmp_path):

@@ -293,9 +293,9 @@ def test_labels_from_our_own_evaluation_go_to_the_right_frameworks(tmp_path, cap
     where = {"IRMOF-1": "IRMOF-1.cif", "MIL-53": "new/MIL-53.cif", "MOF-74": "MOF-74.cif"}
     for name, file in where.items():
         textbook_crystal(name).to_cif(tmp_path / "d" / file)
-    assert run("evaluate", "mofs", tmp_path / "d", "--n-jobs", 1, "--out", tmp_path / "judged") == 0
+    assert run("evaluate", "mofs", tmp_path / "d", "--n-jobs", 1, "--out", tmp_path / "evaluated") == 0
     (tmp_path / "d" / where.pop("IRMOF-1")).unlink()
-    table = tmp_path / "judged" / "table.csv"
+    table = tmp_path / "evaluated" / "table.csv"
     table.write_text(table.read_text().replace(",MOF-74,", ",mof-74,"))
     capsys.readouterr()
     assert (
@@ -312,7 +312,7 @@ def test_labels_from_our_own_evaluation_go_to_the_right_frameworks(tmp_path, cap
         )
         == 0
     )
-    data, told = MofData.load(tmp_path / "m.safetensors"), capsys.readouterr().out
+    data, reported = MofData.load(tmp_path / "m.safetensors"), capsys.readouterr().out
     assert sorted(data.names) == sorted(where)
     for i, name in enumerate(data.names):
         assert data[i].properties["density"] == pytest.approx(textbook_mof(name).crystal.density, rel=1e-4), (
@@ -323,4 +323,4 @@ def test_labels_from_our_own_evaluation_go_to_the_right_frameworks(tmp_path, cap
         "1 row(s) name no file: IRMOF-1",
         "1 row(s) name a file in other case and were taken: mof-74 for MOF-74",
     ):
-        assert line in notes and line in told
+        assert line in notes and line in reported

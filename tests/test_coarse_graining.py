@@ -419,16 +419,16 @@ def test_download_keeps_a_checksum(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
     monkeypatch.setattr(sources, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
-    asked = []
+    requested = []
 
     def fetch(url, known_hash, fname, path):
-        asked.append(known_hash)
+        requested.append(known_hash)
         archive(Path(path) / fname, {"m.cif": "data_m"}) if not (Path(path) / fname).exists() else None
         return str(Path(path) / fname)
 
     monkeypatch.setattr(pooch, "retrieve", fetch)
     sources.download_bw_db("structures"), sources.download_bw_db("structures")
-    assert asked[0] is None and asked[1].startswith("sha256:")
+    assert requested[0] is None and requested[1].startswith("sha256:")
     (tmp_path / "bw-db-screening_data.tar.gz").write_bytes(b"half a file")
     with pytest.raises(MatgenError, match="damaged"):
         sources.download_bw_db("properties")
@@ -547,12 +547,12 @@ def test_values_that_are_no_numbers_are_counted_and_named(tmp_path, bad):
         and f"b {bad!r}" in notes
         and "remark" not in notes
     )
-    items, told = sources.read_mof_csv, {}
+    items, reported = sources.read_mof_csv, {}
     (tmp_path / "s.csv").write_text(f'name,cif,void\na,x,0.5\nb,y,"{bad}"\n')
-    assert [values for *_, values in items(tmp_path / "s.csv", notes=told)] == [
+    assert [values for *_, values in items(tmp_path / "s.csv", notes=reported)] == [
         {"void": 0.5},
         {},
-    ] and f"b {bad!r}" in told["s.csv"][0]
+    ] and f"b {bad!r}" in reported["s.csv"][0]
 
 
 def test_a_decimal_comma_without_quotes_is_not_read_as_a_whole_number(tmp_path):

@@ -27,7 +27,7 @@ from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.symmetry.space_groups import SpaceGroup
-from matgen_nb.utils import MatgenError
+from matgen_nb.utils import MatgenError, numpy_stream
 
 COMMANDS = (
     ["demo"],
@@ -511,7 +511,7 @@ REQUEST = {"n": 10, "chunk": 4, "seed": 5}
 
 
 def draw(i, n, log=None):
-    rng = np.random.default_rng(runs.chunk_seed(5, i))
+    rng = numpy_stream(5, "chunk", i)
     crystals = [
         Crystal(CESIUM_CHLORIDE.lattice * x, CESIUM_CHLORIDE.elements, CESIUM_CHLORIDE.frac_coords)
         for x in rng.uniform(0.9, 1.1, n)
@@ -521,9 +521,9 @@ def draw(i, n, log=None):
 
 def stream_whole(out, **choices):
     with runs.open_run(out, REQUEST, **choices) as folder:
-        drawn = runs.stream(folder, REQUEST, draw)
+        made = runs.stream(folder, REQUEST, draw)
     runs.finish_stream(out, "T", records.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
-    return drawn
+    return made
 
 
 def contents(folder):
@@ -672,7 +672,9 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
 
     requested, sample = [], SymmCD.sample
     monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: requested.append(k) or sample(self, *a, **k))
-    choices = dict(eta=0.5, guide=0.25, apart=0.6, sharpen=2, templates=0.5, corrector=1, retries=2)
+    choices = dict(
+        eta=0.5, guidance=0.25, min_contact=0.6, score_scale=2, templates=0.5, corrector=1, retries=2
+    )
     line = [
         "sample",
         "symmcd",
@@ -696,7 +698,7 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         changed[changed.index(f"--{key}") + 1] = "1" if key != "corrector" else "3"
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
-    assert run(*line[:4], "--guide", 2, "--out", tmp_path / "t") == 2
+    assert run(*line[:4], "--guidance", 2, "--out", tmp_path / "t") == 2
     assert not (tmp_path / "t").exists()
 
 
@@ -965,7 +967,7 @@ def sampled(out, *more):
     )
 
 
-def test_sampled_cifs_name_their_group_unless_p1_is_asked_for(tmp_path):
+def test_sampled_cifs_name_their_group_unless_p1_is_requested(tmp_path):
     symmetric, rows, request = sampled(tmp_path / "s", "--resample-higher", 0)
     plain, same_rows, p1 = sampled(tmp_path / "p", "--resample-higher", 0, "--p1")
     assert rows == same_rows and p1 == request | {"p1": True} and request["resample_higher"] == 0

@@ -192,14 +192,14 @@ def test_balance_leaves_requests_alone(model):
 
 
 def test_balance_changes_no_request(model):
-    asked = [
+    requested = [
         [
             (s.row["space_group"], s.row["num_orbits"])
             for s in model.sample(10, seed=4, options=SamplingOptions(steps=3, balance=b, progress=False))
         ]
         for b in (0, 0.5, 1)
     ]
-    assert asked[0] == asked[1] == asked[2]
+    assert requested[0] == requested[1] == requested[2]
 
 
 def test_same_seed_same_crystals(model):

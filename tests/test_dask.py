@@ -166,7 +166,7 @@ def test_relaxing_frameworks(assembled):
         )
 
 
-def test_judging_frameworks(assembled):
+def test_evaluating_frameworks(assembled):
     from matgen_nb.mofdiff.evaluation import evaluate_mofs
 
     mil, _, mof = (a.crystal for a in assembled[0])

@@ -347,29 +347,29 @@ def test_batches():
 
 def test_cache_counts_every_crystal_once(tmp_path):
     class Counting(PairPotential):
-        asked = 0
+        requested = 0
 
         def calculate(self, crystals, forces):
-            Counting.asked += len(crystals)
+            Counting.requested += len(crystals)
             return super().calculate(crystals, forces)
 
     path = tmp_path / "cache.json"
     first = energies([SALT, SALT, None], Counting(), cache=EnergyCache(path), progress=None)
-    assert Counting.asked == 1 and first[0] == first[1]
+    assert Counting.requested == 1 and first[0] == first[1]
     assert (
         energies([SALT], Counting(), cache=EnergyCache(path), progress=None)[0] == first[0]
-        and Counting.asked == 1
+        and Counting.requested == 1
     )
     path.write_text("{ torn")
     assert (
         energies([SALT], Counting(), cache=EnergyCache(path), progress=None)[0] == first[0]
-        and Counting.asked == 2
+        and Counting.requested == 2
     )
     assert (
         energies([SALT], Counting(), forces=False, cache=EnergyCache(path), progress=None)[0]["energy"]
         == first[0]["energy"]
     )
-    assert Counting.asked == 2
+    assert Counting.requested == 2
 
 
 def pair_reference(n=60):
@@ -408,16 +408,17 @@ def test_scale_and_evaluation():
     assert result.summary["e_above_hull<0.1"]["value"] == 1 and result.summary["e_above_hull<0.1"]["n"] == 12
     assert result.table[0]["relaxation_loss"] >= -1e-4 and result.table[5].get("relaxation_loss") is None
     assert "not independent" not in result.summary["e_above_hull"]["protocol"]
-    told = evaluate_energies(
+    reported = evaluate_energies(
         crystals[:2],
         scale,
         PAIRS,
         options=EnergyOptions(progress=False, exchanges=False, relaxed_with="pairs"),
     )
     assert (
-        "not independent" in told.summary["e_above_hull"]["protocol"] and "exchange_gains" not in told.summary
+        "not independent" in reported.summary["e_above_hull"]["protocol"]
+        and "exchange_gains" not in reported.summary
     )
-    assert "e_above_hull<0.1" in str(told)
+    assert "e_above_hull<0.1" in str(reported)
 
 
 def test_a_reference_without_energies(tmp_path):
@@ -521,7 +522,7 @@ def _sample(unit):
 
 
 class Guessing(torch.nn.Module):
-    "Predicts the true crystals, a little larger; draws from torch's random numbers on the way."
+    "Predicts the true crystals, a little larger; takes from torch's random numbers on the way."
 
     fails = False
 
@@ -532,7 +533,7 @@ class Guessing(torch.nn.Module):
         assert not self.training
         return [_sample(u) for u in units]
 
-    def sample(self, n, options=None, **asked):
+    def sample(self, n, options=None, **requested):
         return [_sample(u) for u in UNITS[:n]]
 
 

@@ -97,7 +97,7 @@ def test_the_engine_is_asked_only_inside():
     salt = rock_salt()
     with symmetry_engine("moyopy"):
         assert not hasattr(symmetry_dataset(salt, 0.1), "hall"), "moyopy's"
-    assert hasattr(symmetry_dataset(salt, 0.1), "hall"), "spglib's, though asked for the same crystal"
+    assert hasattr(symmetry_dataset(salt, 0.1), "hall"), "spglib's, though it has seen the same crystal"
 
 
 def test_touching_atoms_are_refused_with_words():

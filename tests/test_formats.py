@@ -210,8 +210,8 @@ NOT_SAID = {
 
 @pytest.mark.parametrize("case", NOT_SAID, ids=lambda c: c.replace(" ", "-"))
 def test_what_a_file_does_not_say_is_not_guessed(case):
-    reader, text, told = NOT_SAID[case]
-    with pytest.raises(CrystalError, match="(?s)" + told.replace("(", r"\(")):
+    reader, text, reported = NOT_SAID[case]
+    with pytest.raises(CrystalError, match="(?s)" + reported.replace("(", r"\(")):
         reader(text, "some.file")
 
 
@@ -237,8 +237,8 @@ def test_partial_occupancy_of_ase_is_refused():
     atoms = ase.Atoms("Na", cell=[4] * 3, pbc=True, info=dict(occupancy={"0": {"Na": 0.5, "K": 0.5}}))
     with pytest.raises(CrystalError, match="partly occupied"):
         Crystal.from_ase(atoms)
-    for wrong, told in ((dict(pbc=[1, 1, 0], cell=[4] * 3), "T T F"), (dict(pbc=True), "no cell")):
-        with pytest.raises(CrystalError, match=told):
+    for wrong, reported in ((dict(pbc=[1, 1, 0], cell=[4] * 3), "T T F"), (dict(pbc=True), "no cell")):
+        with pytest.raises(CrystalError, match=reported):
             Crystal.from_ase(ase.Atoms("Na", **wrong))
     with pytest.raises(CrystalError, match="atomic number 0"):
         Crystal.from_ase(ase.Atoms("X", cell=[4] * 3, pbc=True))
@@ -323,13 +323,13 @@ def test_commands(mixed, tmp_path):
     assert len(list((out / "vasp").glob("*.vasp"))) == 6
     shell("export", out / "vasp", "--out", out / "all.xyz", "--n-jobs", 1)
     assert len(frames_of((out / "all.xyz").read_text(), "all.xyz")) == 6
-    for words, told in (
+    for words, reported in (
         (("export", mixed, "--out", out / "all.xyz"), "exists"),
         (("export", mixed, "--out", out / "b.x", "--format", "xml"), "--format"),
         (("export", mixed, "--out", mixed, "--format", "cif"), "choose another --out"),
     ):
         result = CliRunner().invoke(app, list(map(str, words)))
-        assert result.exit_code and told in str(result.exception)
+        assert result.exit_code and reported in str(result.exception)
     assert sorted(p.name for p in mixed.iterdir())[:2] == ["POSCAR_b", "a.cif"], "inputs stay"
 
 

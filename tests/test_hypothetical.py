@@ -93,8 +93,8 @@ def test_metal_nodes_have_sensible_bonds(name):
         block.connection_points.mean(0), 0, atol=1e-9
     )
     outer = 2 * block.connection_points - block.cart_coords[block.connection_atoms]
-    apart = np.linalg.norm(outer[:, None] - outer, axis=-1)[np.triu_indices(len(outer), 1)]
-    assert apart.min() > 1.3, "atoms of the linkers would overlap"
+    separation = np.linalg.norm(outer[:, None] - outer, axis=-1)[np.triu_indices(len(outer), 1)]
+    assert separation.min() > 1.3, "atoms of the linkers would overlap"
     assert len(net_placement.ends_of(block)) in (4, 6, 8, 12)
     stored = block_library.load_library()[name][0]
     assert (
@@ -352,7 +352,11 @@ def test_more_than_ship_are_built_and_kept(tmp_path, monkeypatch):
         and hypothetical.many_mofs(7).names == shipped.names[:7]
         and not list(tmp_path.iterdir())
     ), "what ships needs no building"
-    made, build, asked = hypothetical.many_mofs(len(shipped) + 3, **how), hypothetical.make_hypothetical, []
+    made, build, requested = (
+        hypothetical.many_mofs(len(shipped) + 3, **how),
+        hypothetical.make_hypothetical,
+        [],
+    )
     assert (
         len(made) == len(set(made.names)) == len(shipped) + 3
         and made.names[: len(shipped)] == shipped.names
@@ -368,9 +372,13 @@ def test_more_than_ship_are_built_and_kept(tmp_path, monkeypatch):
         and made.info["built"] == 3
     )
     (tmp_path / sorted(p.name for p in tmp_path.iterdir())[-1]).unlink()  # as if it had been stopped there
-    monkeypatch.setattr(hypothetical, "make_hypothetical", lambda *a, **k: asked.append(a) or build(*a, **k))
+    monkeypatch.setattr(
+        hypothetical, "make_hypothetical", lambda *a, **k: requested.append(a) or build(*a, **k)
+    )
     again = hypothetical.many_mofs(len(shipped) + 3, **how)
-    assert again.names == made.names and torch.equal(again.frac_coords, made.frac_coords) and len(asked) == 2
+    assert (
+        again.names == made.names and torch.equal(again.frac_coords, made.frac_coords) and len(requested) == 2
+    )
     assert hypothetical.many_mofs(len(shipped) + 1, seed=1, **how).names[-1] != made.names[len(shipped)], (
         "another seed, other frameworks"
     )

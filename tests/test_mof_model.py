@@ -445,26 +445,29 @@ def test_training_times(share):
     assert len(t.unique()) == (1000 if share < 1 else 600)
 
 
-def test_draws_of_one_code_share_what_the_code_says():
+def test_samples_of_one_latent_vector_share_what_it_says():
     model = tiny(60)
-    drawn = model.sample(
-        4, seed=1, options=MofSamplingOptions(steps=6, draws=3, batch_size=5, progress=False)
+    made = model.sample(
+        4, seed=1, options=MofSamplingOptions(steps=6, samples_per_latent=3, batch_size=5, progress=False)
     )
-    assert len(drawn) == 12 and [s.row["index"] for s in drawn] == list(range(12))
-    for group in (drawn[i : i + 3] for i in range(0, 12, 3)):
+    assert len(made) == 12 and [s.row["index"] for s in made] == list(range(12))
+    for group in (made[i : i + 3] for i in range(0, 12, 3)):
         says = np.array(
             [[s.row[name] for name in ("num_blocks", "volume", "predicted_volume_per_block")] for s in group]
         )
         assert np.allclose(says, says[0], rtol=1e-5)
         assert len({s.coarse.frac_coords.tobytes() for s in group}) == 3
     z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    assert len(model.sample(2, z=z, options=MofSamplingOptions(draws=5, steps=3, progress=False))) == 10
+    assert (
+        len(model.sample(2, z=z, options=MofSamplingOptions(samples_per_latent=5, steps=3, progress=False)))
+        == 10
+    )
 
 
-def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
+def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_places():
     model = tiny(60)
     plain, sharp, again = (
-        model.sample(3, seed=2, options=MofSamplingOptions(steps=6, sharpen=v, progress=False))
+        model.sample(3, seed=2, options=MofSamplingOptions(steps=6, score_scale=v, progress=False))
         for v in (1.0, 3.0, 3.0)
     )
     assert all(np.array_equal(a.coarse.frac_coords, b.coarse.frac_coords) for a, b in zip(sharp, again))
@@ -531,8 +534,8 @@ def test_sampling_with_given_codes_targets_and_sizes():
     [
         (dict(n=0), "at least 1"),
         (dict(steps=0), "steps"),
-        (dict(draws=0), "draws"),
-        (dict(sharpen=0.5), "sharpen"),
+        (dict(samples_per_latent=0), "samples per latent"),
+        (dict(score_scale=0.5), "score scale"),
         (dict(num_blocks=3), "3 blocks"),
         (dict(z=torch.zeros(2, 9)), "shape"),
         (dict(target=dict(colour=1)), "not trained on colour"),
@@ -542,7 +545,7 @@ def test_sampling_with_given_codes_targets_and_sizes():
 def test_requests_that_cannot_be_met(bad, words):
     bad = dict(bad)
     with pytest.raises(MatgenError, match=words):
-        how = {k: bad.pop(k) for k in ("steps", "draws", "sharpen", "prior") if k in bad}
+        how = {k: bad.pop(k) for k in ("steps", "samples_per_latent", "score_scale", "prior") if k in bad}
         options = MofSamplingOptions(**dict(steps=3, progress=False) | how)
         tiny().sample(**dict(n=1) | bad, options=options)
 
@@ -567,7 +570,7 @@ def test_libraries_that_make_no_mof():
         i for i, b in enumerate(data.library) if b.num_connections == (12 if b.is_metal else 2)
     ]  # 12 a node, 2 a linker: K = 2 and 4 cannot be
     z = torch.zeros(2, 8)
-    how = DenoisingOptions(steps=4, sharpen=1.0)
+    how = DenoisingOptions(steps=4, score_scale=1.0)
     clean = denoise(model, z, torch.tensor([4, 7]), None, torch.Generator().manual_seed(0), how)
     samples = decode(model, clean, Library([data.library[i] for i in rows], data.embeddings[rows]))
     assert [s.row["matched"] for s in samples] == [False, True] and "too many" in samples[0].row["reason"]

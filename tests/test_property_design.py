@@ -79,7 +79,7 @@ def test_objective_is_zero_exactly_at_the_target(model):
 
 
 @pytest.mark.parametrize("property, target", [("colour", 1.0), (NAME, math.nan), (NAME, "much")])
-def test_impossible_wishes(model, property, target):
+def test_impossible_requests(model, property, target):
     with pytest.raises(MatgenError):
         pd.property_objective(model, property, target)
 
@@ -101,7 +101,9 @@ GOAL = pd.Goal(NAME, 300.0, measure=lambda c: c.volume)
 
 def test_design_reports_both_strategies_and_counts_failures_as_misses(model):
     quick = PipelineOptions(
-        MofSamplingOptions(draws=2), assembly=AssemblyOptions(starts=4, generations=2), relax=False
+        MofSamplingOptions(samples_per_latent=2),
+        assembly=AssemblyOptions(starts=4, generations=2),
+        relax=False,
     )
     how = dict(strategies=("optimised",), steps=3, sampling_steps=4, pipeline=quick, progress=False)
     out = pd.design(model, GOAL, n=2, options=pd.DesignOptions(**how))

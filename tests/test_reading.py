@@ -384,9 +384,9 @@ def test_an_atom_near_a_special_position_is_one_atom(off):
     assert len(reading.crystal) == 8 and min_distance(reading.crystal) > 2
 
 
-@pytest.mark.parametrize("apart, merged", [(0.0, True), (0.003, True), (0.03, False), (0.08, False)])
-def test_the_same_element_twice_in_p1(apart, merged):
-    text = cif(*SALT, f"Na2 Na {apart} 0 1.0")
+@pytest.mark.parametrize("gap, merged", [(0.0, True), (0.003, True), (0.03, False), (0.08, False)])
+def test_the_same_element_twice_in_p1(gap, merged):
+    text = cif(*SALT, f"Na2 Na {gap} 0 1.0")
     if merged:
         reading = read_cif(text)
         assert len(reading.crystal) == 2 and "merged" in "; ".join(reading.notes)
@@ -394,12 +394,12 @@ def test_the_same_element_twice_in_p1(apart, merged):
         refused(text, "overlap", "Na2")
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.003, 0.05])
-def test_two_elements_at_one_place_are_refused(apart):
-    refused(cif(*SALT, f"K1 K {apart} 0 0"), "overlap", "K1")
+@pytest.mark.parametrize("gap", [0.0, 0.003, 0.05])
+def test_two_elements_at_one_place_are_refused(gap):
+    refused(cif(*SALT, f"K1 K {gap} 0 0"), "overlap", "K1")
 
 
-def test_generated_structures_keep_their_contacts_where_that_is_asked_for():
+def test_generated_structures_keep_their_contacts_where_that_is_requested():
     text = cif(*SALT, "K1 K 0.05 0 0")
     assert len(read_cif(text, min_contact=0.01).crystal) == 3
 
@@ -959,12 +959,12 @@ def test_a_framework_keeps_the_notes(tmp_path):
     assert "group 1 of 1, 2" in str(record["notes"]["disorder_groups_no_occupancy"])
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.02])
-def test_duplicates_of_a_framework_are_dropped_and_said(apart):
+@pytest.mark.parametrize("gap", [0.0, 0.02])
+def test_duplicates_of_a_framework_are_dropped_and_said(gap):
     from matgen_nb.mofdiff.bonds import Mof, textbook_mof
 
     crystal = textbook_mof("IRMOF-1").crystal
-    cart = np.concatenate([crystal.cart_coords, crystal.cart_coords[[3, 50]] + [apart, 0, 0]])
+    cart = np.concatenate([crystal.cart_coords, crystal.cart_coords[[3, 50]] + [gap, 0, 0]])
     twice = Crystal(
         crystal.lattice,
         [*crystal.elements, *crystal.elements[[3, 50]]],

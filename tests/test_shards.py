@@ -34,11 +34,11 @@ class Toy:
 
 
 request = dict(model="toy", weights={weights!r}, n={n}, chunk=2, seed={seed})
-asked = dict(options=SamplingOptions())
+requested = dict(options=SamplingOptions())
 if {shard!r}:
-    sample_shard(Toy(), request, asked, {out!r}, Shard.parse({shard!r}), RunOptions(resume=True))
+    sample_shard(Toy(), request, requested, {out!r}, Shard.parse({shard!r}), RunOptions(resume=True))
 else:
-    sample_stream(Toy(), request, asked, {out!r}, "whole")
+    sample_stream(Toy(), request, requested, {out!r}, "whole")
 """
 
 

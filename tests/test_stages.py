@@ -19,7 +19,7 @@ from matgen_nb.symmcd.requests import Conditions, plan
 from matgen_nb.symmcd.reverse import Sample, SamplingOptions
 from matgen_nb.symmcd.stages import STAGE_SHARES, STAGES, Times, sample_times, position_axes
 from matgen_nb.symmetry.normalizers import generic_unit
-from matgen_nb.symmcd.templates import due, unpack_templates
+from matgen_nb.symmcd.templates import good_turing_rate, unpack_templates
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.normalizers import augment
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -110,8 +110,8 @@ def test_predicted_structures_hold_every_group(data):
         positions = SpaceGroup(number).wyckoff_positions
         chosen = sorted({0, len(positions) // 2, len(positions) - 1})
         elements = [int(z) for z in rng.choice([3, 8, 14, 26], len(chosen))]
-        units.append(generic_unit(number, chosen, elements, rng))
-    found = model.predict(units, options=SamplingOptions(steps=2, apart=0.0, progress=False))
+        units.append(generic_unit(number, chosen, elements, seed=number))
+    found = model.predict(units, options=SamplingOptions(steps=2, min_contact=0.0, progress=False))
     for unit, sample in zip(units, found):
         assert sample.unit.space_group == unit.space_group
         assert sample.unit.wyckoff.tolist() == list(unit.wyckoff) and sample.unit.elements.tolist() == list(
@@ -309,7 +309,7 @@ def test_templates_that_are_new_come_at_the_rate_at_which_they_are_due(shipped):
     "Counted up to the normaliser; without the second tries of `choose_sites` about half as many come."
     templates = unpack_templates(shipped.stat_templates)
     expected = np.average(
-        [due(counts, group) for (group, _), counts in templates.items()],
+        [good_turing_rate(counts, group) for (group, _), counts in templates.items()],
         weights=[sum(counts.values()) for counts in templates.values()],
     )
     rng, generator = np.random.default_rng(3), torch.Generator().manual_seed(3)
@@ -321,7 +321,7 @@ def test_templates_that_are_new_come_at_the_rate_at_which_they_are_due(shipped):
         sited = ss.choose_sites(shipped, open_, generator, 6)
     new = [not ss.is_known_template(templates, r.space_group, r.positions) for r in sited]
     rate = sum(new) / len(requests)
-    assert 0.5 * expected < rate < 1.5 * expected, f"{rate:.3f} new templates, {expected:.3f} are due"
+    assert 0.5 * expected < rate < 1.5 * expected, f"{rate:.3f} new templates, {expected:.3f} are expected"
 
 
 def test_a_candidate_at_the_minimum_distance_is_the_last_choice(shipped):

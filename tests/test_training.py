@@ -800,7 +800,7 @@ def test_callbacks_add_figures_and_change_no_weight(tmp_path):
 
 
 def test_match_rate_of_symmcd_in_the_history(tmp_path, monkeypatch, capsys):
-    "QualityLog writes its figures where they are due; without pymatgen one message, and the training goes on."
+    "QualityLog writes its figures at its own steps; without pymatgen one message, and the training goes on."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (SymmCD.predict)
     from matgen_nb.symmcd.energy import QualityLog
 

@@ -12,7 +12,7 @@ from matgen_nb.scale.benchmark_tasks import make_training
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.network import PARTS, image_features, pairs_of
-from matgen_nb.symmcd.refinements import keep_apart
+from matgen_nb.symmcd.refinements import resolve_contacts
 from matgen_nb.symmcd.requests import make_request
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmetry.projection import Projection
@@ -99,8 +99,8 @@ def test_contacts_are_parted_alike_with_and_without_waiting(geometry):
     x = (geometry.axes @ geometry.u[..., None])[..., 0] + geometry.origin
     placed = Projection(x.double(), first.double(), geometry.u.double(), first, geometry.known.positions)
     for rounds in (1, 3, 7):
-        looking, went = keep_apart(n, placed, n.elements, 0.75, rounds)
-        blind, also = keep_apart(n, placed, n.elements, 0.75, rounds, n.pairs)
+        looking, went = resolve_contacts(n, placed, n.elements, 0.75, rounds)
+        blind, also = resolve_contacts(n, placed, n.elements, 0.75, rounds, n.pairs)
         assert torch.equal(looking.frac_coords, blind.frac_coords) and torch.equal(went, also)
     assert went.max() > 0 and (went == 0).any()
 

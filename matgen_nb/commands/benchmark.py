@@ -48,7 +48,15 @@ from matgen_nb.scale.benchmark_tasks import (
 from ..scale.crystal_runs import pick_device
 from ..scale.records import run_record, say, typed_command, write_json, write_table
 from ..scale.runs import RunFolder, fresh_folder
-from ..utils import MatgenError, atomic_write, check_limits, described, option
+from matgen_nb.utils import (
+    atomic_write,
+    check_limits,
+    described,
+    MatgenError,
+    numpy_stream,
+    option,
+    torch_stream,
+)
 
 # %% ../../nbs/5_scale/15_device_benchmark.ipynb #b1d00006
 MODEL_SIZES = ("small", "full", "paper")
@@ -127,14 +135,13 @@ def _sampling_task(n: int, candidates: int) -> Task:
 # %% ../../nbs/5_scale/15_device_benchmark.ipynb #b1d00014
 def make_sampling_step(device: str, seed: int, n: int) -> TimedWork:
     "One reverse step of cell and coordinates of n crystals, always the same one."
-    import numpy as np
     import torch
     from matgen_nb.symmcd import staged_sampling as staged
     from matgen_nb.symmcd.requests import make_request
     from matgen_nb.symmcd.reverse import SamplingOptions
 
-    model, rng = shipped(device), np.random.default_rng(seed)
-    generator, options = torch.Generator().manual_seed(seed), SamplingOptions()
+    model, rng = shipped(device), numpy_stream(seed, "requests")
+    generator, options = torch_stream(seed, "inputs"), SamplingOptions()
     with torch.no_grad():
         sited = staged.choose_sites(model, [make_request(model, rng) for _ in range(n)], generator, 2)
         geometry = staged.GeometrySampler(

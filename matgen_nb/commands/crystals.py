@@ -25,7 +25,7 @@ from ..scale.crystal_runs import higher_note, load_data, pick_device, quality_ca
 from ..scale.crystal_runs import relaxing, relaxing_potential, sample_stream
 from ..scale.predictions import PredictOptions, given_units, predict_to
 from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
-from ..scale.runs import CHUNK, check_out, fresh_file, fresh_folder, record_of
+from ..scale.runs import CHUNK, check_out, fresh_file, fresh_folder, record_of, seeded
 from ..scale.shards import Shard, sample_shard
 from ..folders import OwnFiles
 from ..pages import page_link
@@ -214,7 +214,7 @@ def sample_symmcd(
     potential = relaxing_potential(relax)
     options, conditions = opt.symmcd_sampling()(**sampling), conditions_of(conditions)
     model = SymmCD.from_pretrained(weights, pick_device(device, float64=True))
-    run = dict(weights=file_hash(path), n=n, chunk=chunk, seed=seed) | ({"p1": True} if p1 else {})
+    run = dict(weights=file_hash(path), n=n, chunk=chunk) | seeded(seed) | ({"p1": True} if p1 else {})
     run |= {"relax": potential.name} if potential else {}
     request = stored_request(model, run, conditions, options)
     job = relaxing(model, potential), request, dict(conditions, options=options), out

@@ -351,7 +351,7 @@ def sample_mofdiff_command(
     found = sample_framework_shard(*job, part, *rest) if part else make_mofs(*job, *rest)
     valid = sum(r["valid"] for r in found.table)
     done = f"{valid} valid frameworks of {len(found.table)} in {time.monotonic() - start:.0f} s: {out}"
-    tried = advice(found.table, weights, options.sampling.nets, options.sampling.draws)
+    tried = advice(found.table, weights, options.sampling.nets, options.sampling.samples_per_latent)
     say(f"{tried or summary_text(found.summary)}\n{done}\nlook at {page_link(out / 'gallery.html')}")
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #27c00006
@@ -414,7 +414,7 @@ def options_of_design(model: Any, design: dict, sampling: dict, pipeline: dict) 
     kinds={"strategies": str},
     shown={"strategies": "optimised,selected"},
 )
-@with_options(mof_sampling, into="sampling", only=("draws",))
+@with_options(mof_sampling, into="sampling", only=("samples_per_latent",))
 @with_options(mof_pipeline, into="pipeline", only=("relax",), shown={"relax": "no-relax"})
 def design_command(
     goal: dict,

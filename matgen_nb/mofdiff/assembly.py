@@ -50,7 +50,7 @@ from matgen_nb.mofdiff.orientations import (
 from .rigid import distinct_rotations, rotation_grid
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
-from ..utils import MatgenError, option
+from ..utils import MatgenError, option, stream_seed
 
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #f1c24f27
 def why_not(coarse: CoarseMof) -> str:
@@ -225,7 +225,7 @@ def explore(
             R, frac = (x[:, : len(mofs[b])] for x in (pools[b].R, pools[b].frac))
             candidates[b] = next_candidates(mofs[b], candidates[b], R, frac, grid)
         chosen = [mofs[b] for b in todo], joints.select(todo), [candidates[b] for b in todo]
-        found = _one_generation(*chosen, seed + generation, options.starts)
+        found = _one_generation(*chosen, stream_seed(seed, "generation", generation), options.starts)
         for i, b in enumerate(todo):
             new = _Pool(found.cost[i].sum(-1), found.solution.R[i], found.solution.frac[i])
             pools[b] = new.best(options.keep, pools.get(b))

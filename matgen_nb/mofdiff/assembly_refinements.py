@@ -85,8 +85,8 @@ def find_clashes(atoms: PlacedAtoms) -> np.ndarray:
     crystal, owner, cell = atoms.crystal, atoms.owner, atoms.cell
     radius, metal = element_table().radius[crystal.elements], is_metal(crystal.elements).astype(int)
     i, j, image, distance = neighbour_pairs(crystal, 2 * radius.max() + SLACK.max())
-    apart = (owner[i] != owner[j]) | ((image - cell[j] + cell[i]) != 0).any(1)
-    close = np.flatnonzero(apart & (distance < radius[i] + radius[j] + SLACK[metal[i] + metal[j]]))
+    unrelated = (owner[i] != owner[j]) | ((image - cell[j] + cell[i]) != 0).any(1)
+    close = np.flatnonzero(unrelated & (distance < radius[i] + radius[j] + SLACK[metal[i] + metal[j]]))
     around: dict[int, set] = {}
     for (a, b), s in zip(atoms.bonds.tolist(), atoms.images.tolist()):
         around.setdefault(a, set()).add((b, *s))

@@ -18,7 +18,7 @@ from .bonds import Mof, connected, is_metal, neighbour_pairs
 from .builder import vdw_radii
 from .hypothetical import clearance, clearance_grid, largest_sphere, void_fraction
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError
+from ..utils import MatgenError, numpy_stream
 
 # %% ../../nbs/4_mofdiff/32_checks.ipynb #e54189db
 class Environment:
@@ -242,7 +242,7 @@ def surface_area(
     channel at that radius; pockets do not count."""
     labels, dimension = void_regions(grid > probe)
     channel = np.isin(labels, [r for r, d in dimension.items() if d])
-    direction = np.random.default_rng(seed).normal(size=(len(crystal), per_atom, 3))
+    direction = numpy_stream(seed, "surface").normal(size=(len(crystal), per_atom, 3))
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
     radius = vdw_radii(crystal.elements) + probe
     points = (

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..diffusion.gaussian import random_normal
 from ..diffusion.sampler import reverse_process, time_grid
-from ..diffusion.torus import SHARPEN, StepOptions
+from ..diffusion.torus import SCORE_SCALE, StepOptions
 from .coarse_graining import CoarseMof
 from .loss import MofDiff
 from .model import Library, squash
@@ -71,7 +71,7 @@ class DenoisingOptions:
 
     steps: int = option(50, "Denoising steps: calls of the network.", min=1)
     eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
-    sharpen: float = option(SHARPEN, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
+    score_scale: float = option(SCORE_SCALE, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
     corrector: int = option(
         0, "Langevin steps of the coordinates after each step, one more network call each.", min=0, max=100
     )
@@ -110,7 +110,7 @@ def reverse_beads(
     prediction, score = model.denoiser(b)
     eps, eta = model.feature_eps(prediction, b.features, t), options.eta
     f = model.feature_noise.step(b.features, eps, t, s, generator, eta)
-    x = model.coordinate_noise.step(b.x, score, t, s, generator, StepOptions(eta, options.sharpen))
+    x = model.coordinate_noise.step(b.x, score, t, s, generator, StepOptions(eta, options.score_scale))
     now = torch.full_like(b.num_blocks, max(s, 1))
     time, sigma = model.network_time(now), model.coordinate_noise.sigma(now, b.k[:, 0])
     return replace(b, features=f, x=x, t=time, sigma=sigma)

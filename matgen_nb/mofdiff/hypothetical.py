@@ -34,7 +34,7 @@ from .net_catalogue import PARITIES, Net, doubled, load_net, net_facts
 from .net_placement import Plan, ends_of, half_edges, vertex_ways
 from ..parallel import MapOptions, parallel_map
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, described, option
+from ..utils import described, MatgenError, numpy_stream, option, stream_seed
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #1abcdc3b
 @functools.lru_cache(None)
@@ -283,7 +283,7 @@ def build_random(
 ) -> tuple[Plan, Decomposition]:
     """One trial of the random builder with all atoms: (`Plan`, `Decomposition`), or `Rejected`. trial:
     (seed, k); nets: names to sample from (default: all)."""
-    rng = np.random.default_rng(list(trial))
+    rng = numpy_stream(trial[0], "trial", trial[1])
     names = sorted(net_facts()) if nets is None else list(nets)
     plan = random_plan(names[int(rng.integers(len(names)))], rng, limits)
     try:
@@ -460,7 +460,7 @@ def many_mofs(
         done = f"{len(names) - len(shipped)} of {n - len(shipped)} done"
         built = make_hypothetical(
             PORTION,
-            seed * 10_007 + len(parts) - 1,
+            stream_seed(seed, "portion", len(parts) - 1),
             nets=nets,
             n_jobs=n_jobs,
             progress=progress and f"{progress}, {done}",

@@ -42,7 +42,7 @@ def sample_times(self: MofDiff, n: int, generator: torch.Generator | None = None
 @dataclass(frozen=True)
 class Noise:
     """The random numbers of one training step. Per MOF: z (B, latent) of the latent vector, t (B,) int64,
-    u (B, 1) and shake (B, 6) of `training_cells`, prior_t (draws, B) and prior_z (draws, B, latent) of the
+    u (B, 1) and shake (B, 6) of `training_cells`, prior_t (repeats, B), prior_z (repeats, B, latent) of the
     latent prior; per bead: features and x with noise, and their targets eps (M, d) and score (M, 3)."""
 
     z: Tensor
@@ -63,19 +63,20 @@ def sample_noise(
     b: Beads,
     generator: torch.Generator | None = None,
     t: Tensor | None = None,
-    draws: int = 8,
+    repeats: int = 8,
 ) -> Noise:
-    """The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `sample_times`. draws:
-    times of the latent prior for each MOF."""
+    """The `Noise` for a batch of `Beads`; t (B,): times that are given, else those of `sample_times`.
+    repeats: times of the latent prior for each MOF."""
     n, size, device = len(b.num_blocks), self.config.latent, b.x.device
     z, t = random_normal((n, size), generator, device), self.sample_times(n, generator) if t is None else t
     u, shake = random_uniform((n, 1), generator, device), random_normal((n, 6), generator, device)
     f, eps = self.feature_noise.add_noise(b.features, t[b.batch], generator)
     x, score = self.coordinate_noise.add_noise(b.x, t[b.batch], generator)
     where = device if generator is None else generator.device
-    prior_t = torch.randint(1, self.config.T + 1, (draws * n,), generator=generator, device=where).to(device)
-    prior_z = random_normal((draws * n, size), generator, device)
-    return Noise(z, t, u, shake, f, eps, x, score, prior_t.reshape(draws, n), prior_z.reshape(draws, n, size))
+    prior_t = torch.randint(1, self.config.T + 1, (repeats * n,), generator=generator, device=where)
+    prior_z = random_normal((repeats * n, size), generator, device)
+    prior_t, prior_z = prior_t.to(device).reshape(repeats, n), prior_z.reshape(repeats, n, size)
+    return Noise(z, t, u, shake, f, eps, x, score, prior_t, prior_z)
 
 
 def share_of_beads(b: Beads, noise: Noise, rank: int, world: int) -> tuple[Beads, Noise]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..diffusion.layers import MessageLayer, all_pairs, fourier, radial, time_features
 from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
+from ..utils import numpy_stream, torch_stream
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #544027dd
 IMAGES = tuple(itertools.product((-1, 0, 1), repeat=3))
@@ -114,7 +115,7 @@ def toy_mof(net: str, rng: np.random.Generator) -> CoarseMof:
 # %% ../../nbs/4_mofdiff/20_network.ipynb #1e4f60ff
 def toy_mofs(n: int, seed: int = 0, nets: tuple[str, ...] = tuple(NETS)) -> list[CoarseMof]:
     "n `CoarseMof`s of random nets and blocks; four of five have the property volume_per_block (A^3)."
-    rng = np.random.default_rng(seed)
+    rng = numpy_stream(seed, "toy")
     return [toy_mof(nets[rng.integers(len(nets))], rng) for _ in range(n)]
 
 
@@ -133,7 +134,7 @@ def toy_embeddings(blocks: list[BuildingBlock], size: int = 16) -> Tensor:
             for b in blocks
         ]
     )
-    W = torch.randn(5, size, generator=torch.Generator().manual_seed(0))
+    W = torch.randn(5, size, generator=torch_stream(0, "toy"))
     return 0.3 * torch.tanh(0.2 * (rows.float() - 1) @ W)
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #a6d89911

@@ -154,21 +154,21 @@ def run_stage(
 PROGRESS = {"assembled": "assembling", "relaxed": "relaxing", "evaluated": "evaluating"}
 
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bsamco
-def best_fitting(samples: list[MofSample], draws: int) -> list[MofSample]:
-    "Of each `draws` samples in a row the one with the least `mismatch`, in order; the rows get it."
-    if draws == 1:
+def best_fitting(samples: list[MofSample], group: int) -> list[MofSample]:
+    "Of each `group` samples in a row the one with the least `mismatch`, in order; the rows get it."
+    if group == 1:
         return samples
     for s in samples:
         s.row["mismatch"] = mismatch(s.coarse)
-    groups = [samples[i : i + draws] for i in range(0, len(samples), draws)]
+    groups = [samples[i : i + group] for i in range(0, len(samples), group)]
     return [min(group, key=lambda s: s.row["mismatch"]) for group in groups]
 
 
 def sample_best(model: MofDiff, n: int, seed: int, options: PipelineOptions) -> list[MofSample]:
-    "n samples of a model, of `options.sampling.draws` of each latent vector the best fitting one."
+    "n samples of a model, the best fitting of `samples_per_latent` samples of each latent vector."
     how = dict(target=options.target, num_blocks=options.num_blocks, options=options.sampling)
     found = model.sample(n, seed=seed, **how)
-    return best_fitting(found, options.sampling.draws)
+    return best_fitting(found, options.sampling.samples_per_latent)
 
 
 def numbered(samples: list[MofSample], first: int = 0) -> list[MofSample]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import matgen_nb
-from ..utils import MatgenError, batch_seed, check_limits, option
+from ..utils import check_limits, MatgenError, option, seed_torch, stream_seed, torch_stream
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -132,9 +132,9 @@ BASE = dict(width=96, layers=3, site_power=4.0)  # fields of SymmCDConfig that a
 TRAIN = dict(batch_size=128, lr=2e-3, warmup_steps=50, ema_decay=0.99)  # of TrainConfig
 SAMPLERS = {
     "default": dict(),
-    "no guidance": dict(guide=0.0),
-    "no contact distance": dict(apart=0.0),
-    "neither": dict(guide=0.0, apart=0.0),
+    "no guidance": dict(guidance=0.0),
+    "no contact distance": dict(min_contact=0.0),
+    "neither": dict(guidance=0.0, min_contact=0.0),
     "clipped": dict(clip=4.0),
     "balanced": dict(balance=1.0),
 }
@@ -171,7 +171,7 @@ def variant_model(name: str, data: "CrystalData", seed: int = 0) -> "tuple[SymmC
         raise MatgenError(f"there is no variant {name!r}: choose among {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
     data = variant.data(data) if variant.data else data
-    torch.manual_seed(seed)
+    seed_torch(seed, "weights")
     return SymmCD(SymmCDConfig(**(BASE | variant.config)), crystal_statistics(data)), data
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #7d0d8bbb
@@ -207,10 +207,10 @@ def held_out_loss(
 ) -> dict[str, float]:
     """Parts of the loss on held-out crystals, each noised `repeats` times with fixed noise: {'loss_k',
     'loss_x', 'loss_elements', 'loss_site'}."""
-    generator, total = torch.Generator(model.device), defaultdict(float)
+    total: dict[str, float] = defaultdict(float)
     batches = list(enumerate(torch.arange(len(data)).split(batch_size)))
     for r, (b, rows) in [(r, batch) for r in range(repeats) for batch in batches]:
-        generator.manual_seed(batch_seed(seed, 1009 * r + b))
+        generator = torch_stream(seed, "held-out loss", r, b, device=model.device)
         for key, value in model.loss(data.select(rows).to(model.device), generator).items():
             total[key] += float(value) * len(rows) / len(data) / repeats
     return {f"loss_{key}": round(value, 4) for key, value in total.items() if key != "loss"}
@@ -256,7 +256,7 @@ def sample_with(model: "SymmCD", sampler: str, n: int, seed: int = 0, steps: int
     import matgen_nb.symmcd.staged_sampling  # noqa: F401  (gives SymmCD all its methods)
     from matgen_nb.symmcd.reverse import SamplingOptions
 
-    how: dict[str, Any] = dict(balance=0.0, sharpen=1.0, templates=0.0) | SAMPLERS[sampler]
+    how: dict[str, Any] = dict(balance=0.0, score_scale=1.0, templates=0.0) | SAMPLERS[sampler]
     before = model.lattice_noise.clip
     model.lattice_noise.clip = how.pop("clip", before)
     try:
@@ -302,9 +302,9 @@ def kept(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
 def plan_runs(
     names: Sequence[str], seeds: int, fewer: Sequence[str] = (), less: int = 2
 ) -> list[tuple[int, str]]:
-    """[(seed, variant)]: one seed of everything first, so that a run that is stopped has measured all
+    """[(repetition, variant)]: one seed of everything first, so that a run that is stopped has measured all
     variants; variants in `fewer` get `less` seeds."""
-    return [(seed, name) for seed in range(seeds) for name in names if name not in fewer or seed < less]
+    return [(i, name) for i in range(seeds) for name in names if name not in fewer or i < less]
 
 
 def run_ablations(
@@ -313,20 +313,21 @@ def run_ablations(
     runs: list[tuple[int, str]],
     options: Budget = Budget(),
     report: Callable[[str], object] = lambda text: None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Every (seed, variant) of `runs` that has no file yet in the folder `out`: trains, evaluates, writes one
-    JSON each. Returns all rows."""
+    """Every (repetition, variant) of `runs` that has no file yet in the folder `out`: trains, evaluates,
+    writes one JSON each; returns all rows. Repetitions have own seeds, that of the first is `seed`."""
     out, rows = Path(out), []
 
-    def measure(i, seed, name, stem):
+    def measure(i, own, name, stem):
         start = time.monotonic()
-        found = run_variant(name, data, out / "training" / stem, seed, options, resume=True)
-        report(f"{i + 1} of {len(runs)}: {name}, seed {seed}, {time.monotonic() - start:.0f} s")
+        found = run_variant(name, data, out / "training" / stem, own, options, resume=True)
+        report(f"{i + 1} of {len(runs)}: {name}, seed {own}, {time.monotonic() - start:.0f} s")
         return found
 
-    for i, (seed, name) in enumerate(runs):
-        stem = f"{name.replace(' ', '-')}-{seed}"
-        rows += kept(out / f"{stem}.json", partial(measure, i, seed, name, stem))
+    for i, (repetition, name) in enumerate(runs):
+        stem, own = f"{name.replace(' ', '-')}-{repetition}", stream_seed(seed, "repetition", repetition)
+        rows += kept(out / f"{stem}.json", partial(measure, i, own, name, stem))
     return rows
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #7fb30ad4

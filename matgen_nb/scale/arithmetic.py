@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .benchmark import measure_speed, own_speed, wait_for
+from ..utils import torch_stream
 
 # %% ../../nbs/5_scale/13_arithmetic.ipynb #26f10a02
 def count_flop(run: Callable[[], Any], times: int = 3) -> float:
@@ -70,7 +71,7 @@ def training_step(
     from matgen_nb.scale.optimization import TrainConfig, compile_regions, make_optimizer
 
     config, half = TrainConfig(steps=1), setting is not None and setting.precision == "bf16-mixed"
-    optimizer, generator = make_optimizer(model, config), torch.Generator(device).manual_seed(seed)
+    optimizer, generator = make_optimizer(model, config), torch_stream(seed, "inputs", device=device)
     if setting is not None and setting.compile:
         compile_regions(model)
 

@@ -280,13 +280,13 @@ def _against(row: dict, other: dict | None) -> dict[str, Any]:
     "Columns that compare a row with the row of the same task in another table; none where one has no speed."
     if other is None or "per_second" not in row:
         return {}
-    apart = row["low"] > other["high"] or row["high"] < other["low"]
+    distinct = row["low"] > other["high"] or row["high"] < other["low"]
     cpu = row["per_cpu_second"] / other["per_cpu_second"] if "per_cpu_second" in other else None
     return dict(
         other=other["per_second"],
         ratio=row["per_second"] / other["per_second"],
         cpu_ratio=cpu,
-        clear="yes" if apart else "no",
+        clear="yes" if distinct else "no",
     )
 
 

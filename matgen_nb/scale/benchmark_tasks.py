@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .arithmetic import TrainingSetting, arithmetic, training_step
 from .benchmark import TASKS, Task, task
-from ..utils import MatgenError
+from ..utils import MatgenError, numpy_stream, seed_torch, torch_stream
 
 if TYPE_CHECKING:
     from matgen_nb.symmetry.crystal import Crystal
@@ -25,11 +25,10 @@ TimedWork = tuple[Callable[[], Any], int]
 # %% ../../nbs/5_scale/14_benchmark_tasks.ipynb #b1c00006
 def crystals(n: int, seed: int = 0, max_atoms: int = 20) -> "list[Crystal]":
     "n embedded crystals of up to `max_atoms` atoms, the same for the same seed."
-    import numpy as np
     from matgen_nb.symmcd.dataset import prototypes
 
     found = [c for _, c in prototypes() if len(c) <= max_atoms]
-    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))[:n]]
+    return [found[i] for i in numpy_stream(seed, "choice").permutation(len(found))[:n]]
 
 
 @task("preparing", "structures")
@@ -43,13 +42,12 @@ def make_preparing(device: str, seed: int, n: int = 24) -> TimedWork:
 # %% ../../nbs/5_scale/14_benchmark_tasks.ipynb #b1c00009
 def _symmcd(device: str, seed: int, n: int = 120, size: str = "small") -> tuple[Any, Any]:
     "An untrained SymmCD of a preset, and n embedded crystals to train it on, both on the device."
-    import torch
     from matgen_nb.symmcd.dataset import from_units, prepare_one
     from matgen_nb.symmcd import staged_sampling  # noqa: F401
     from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 
     data = from_units([prepare_one(c) for c in crystals(n, seed)])
-    torch.manual_seed(seed)
+    seed_torch(seed, "weights")
     return SymmCD(SymmCDConfig.preset(size), crystal_statistics(data)).to(device), data.to(device)
 
 
@@ -91,7 +89,7 @@ def make_projection(device: str, seed: int, n: int = 1000) -> TimedWork:
     batch = data.select(torch.arange(n, device=device) % len(data))
     group, k = batch.space_group[batch.batch], torch.zeros(len(batch), 6, dtype=torch.float64, device=device)
     lattice = model.lattice(k, batch.space_group)[batch.batch]
-    shape, generator = batch.frac_coords.shape, torch.Generator().manual_seed(seed)
+    shape, generator = batch.frac_coords.shape, torch_stream(seed, "inputs")
     noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
     x = batch.frac_coords.double() + 0.05 * noise
     return lambda: project(x, group, batch.wyckoff, lattice), len(x)
@@ -122,11 +120,10 @@ def make_mof_preparing(device: str, seed: int) -> TimedWork:
 @task("block training", "blocks", needs="matgen_nb.mofdiff.embedding")
 def make_block_training(device: str, seed: int, batch_size: int = 64) -> TimedWork:
     "One optimizer step of the block encoder, preset small, on blocks of the embedded frameworks."
-    import torch
     from matgen_nb.mofdiff.embedding import BlockConfig, BlockData, BlockEncoder
     from matgen_nb.mofdiff.hypothetical import embedded_mofs
 
-    torch.manual_seed(seed)
+    seed_torch(seed, "weights")
     encoder = BlockEncoder(BlockConfig.preset("small")).to(device)
     blocks = BlockData(embedded_mofs().library).to(device)
     return training_step(encoder, blocks, batch_size, seed, device), batch_size
@@ -142,7 +139,7 @@ def _mofdiff(device: str, seed: int, n: int = 200, size: str = "small") -> tuple
 
     data = embedded_mofs()
     data = data.subset(torch.linspace(0, len(data) - 1, n).long().tolist())
-    torch.manual_seed(seed)
+    seed_torch(seed, "weights")
     encoder = BlockEncoder.from_pretrained("blocks-small", device)
     data = data.with_embeddings(encoder.encode(data.library).cpu())
     return MofDiff(MofDiffConfig.preset(size), mof_statistics(data)).to(device), data.to(device)
@@ -185,8 +182,8 @@ def make_assembly(device: str, seed: int, n: int = 3) -> TimedWork:
     from matgen_nb.mofdiff.decomposition import decompose
     from matgen_nb.mofdiff.coarse_graining import CoarseMof
 
-    apart = lambda name: CoarseMof.from_decomposition(decompose(textbook_mof(name)), name=name)
-    coarse = [apart(name) for name in islice(TEXTBOOK, n)]
+    coarse_of = lambda name: CoarseMof.from_decomposition(decompose(textbook_mof(name)), name=name)
+    coarse = [coarse_of(name) for name in islice(TEXTBOOK, n)]
     return lambda: assemble(coarse, seed=seed, device=device), n
 
 

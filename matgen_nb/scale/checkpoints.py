@@ -225,6 +225,12 @@ def name_structures(data: Any, indices: list[int], limit: int = 5) -> str:
 def check_identity(found: dict, mine: dict, name: str) -> None:
     """MatgenError that names the first difference between the identity of a checkpoint and that of the run
     which is to continue it; name: of the folder."""
+    if "seed_rule" in mine and found.get("seed_rule", 1) != mine["seed_rule"]:
+        raise MatgenError(
+            f"cannot resume in {name}: a version that takes other random numbers from a seed began this "
+            f"training (rule {found.get('seed_rule', 1)}, now {mine['seed_rule']}), so the order of the data "
+            "and what is held out would change: train in another --out, with --init-from from these weights"
+        )
     for key, value in mine.items():
         if alike(found.get(key, value), value):
             continue

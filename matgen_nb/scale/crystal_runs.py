@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from .optimization import UNLIMITED, TrainConfig, held_out
 from .records import read_table, run_record, say, typed_command
-from .runs import chunk_seed, finish_stream, open_run, stream
-from ..utils import MatgenError, option, progress_bar
+from .runs import finish_stream, open_run, stream
+from ..utils import MatgenError, option, progress_bar, seed_torch, stream_seed
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -106,9 +106,8 @@ def fit_symmcd(
 ) -> tuple[Any, list[dict]]:
     """Train SymmCD of a preset, or further from the weights `init_from`, on CrystalData into the folder
     `out`: see `fit_model`."""
-    import torch
 
-    torch.manual_seed(config.seed)
+    seed_torch(config.seed, "weights")
     start = {"initialized_from": str(init_from)} if init_from else {}
     info = options.info or (lambda: {"data": str(data.info.get("source", ""))} | start)
     return fit_model(new_symmcd(preset, data, init_from), data, config, out, replace(options, info=info))
@@ -151,7 +150,9 @@ def sample_stream(
     ):
 
         def generate(i, n):
-            found = model.sample(n, seed=chunk_seed(request["seed"], i), **sampling | {"options": how})
+            found = model.sample(
+                n, seed=stream_seed(request["seed"], "chunk", i), **sampling | {"options": how}
+            )
             advance(n)
             return sample_rows(found, request.get("p1", False))
 

@@ -58,10 +58,10 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from .runs import as_folder, CHUNK, chunk_seed, chunks, open_run, RunFolder, write_results
+from .runs import as_folder, CHUNK, chunks, open_run, RunFolder, seeded, write_results
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, atomic_write, check_limits, described, option, patch
+from ..utils import atomic_write, check_limits, described, MatgenError, option, patch, stream_seed
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.model import MofDiff
@@ -187,15 +187,20 @@ def write_sheet(out: RunFolder, coarse: list[CoarseMof], crystals: list[Crystal]
         save_small_png(mof_sheet(coarse, crystals, titles), f)
 
 
-def advice(table: list[dict], weights: str = "", nets: NetOptions = NetOptions(), draws: int = 1) -> str:
+def advice(
+    table: list[dict], weights: str = "", nets: NetOptions = NetOptions(), samples_per_latent: int = 1
+) -> str:
     """What to try where no framework of a run has all its bonds, with the commonest reasons; nothing where
-    one has. weights: their name, or file; nets, draws: options of the run."""
+    one has. weights: their name, or file; nets, samples_per_latent: options of the run."""
     if not table or any(row["assembled"] for row in table):
         return ""
     reasons = Counter(str(row.get("reason") or "no reason given") for row in table).most_common(3)
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
     tries = ["--net-share 1, blocks on nets of the training set"] if nets.net_share < 1 else []
-    tries += ["a larger -n", f"--draws {8 * draws}, the best fitting of so many samples"]
+    tries += [
+        "a larger -n",
+        f"--samples-per-latent {8 * samples_per_latent}, the best fitting of so many samples",
+    ]
     if weights != "mofdiff-small":
         tries.append("a longer training, or --weights mofdiff-small, which ship")
     return f"none of the {len(table)} frameworks forms all its bonds ({why}). Try: {'; '.join(tries)}"
@@ -258,7 +263,7 @@ def mof_run_request(
     sampling = {f.name: getattr(options.sampling, f.name) for f in fields(MofSamplingOptions)}
     nets = sampling.pop("nets")
     sampling = {k: v for k, v in sampling.items() if k not in ("batch_size", "progress")}
-    request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk, seed=seed)
+    request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk) | seeded(seed)
     request |= dict(starts=options.assembly.starts, generations=options.assembly.generations)
     request |= dict(num_blocks=options.num_blocks, target=options.target, **sampling)
     if getattr(model, "nets", None) is not None and nets.net_share > 0:
@@ -280,10 +285,12 @@ def sample_chunks(
     for i, first, n in chunks(request["n"], request["chunk"]) if parts is None else parts:
         found = results.samples(i)
         if found is None:
-            seed, how = chunk_seed(request["seed"], i), replace(options, sampling=sampling)
+            seed, how = stream_seed(request["seed"], "chunk", i), replace(options, sampling=sampling)
             made = numbered(sample_best(model, n, seed, how), first)
-            if sampling.draws > 1:
-                made = [replace(s, row=s.row | dict(draws=sampling.draws)) for s in made]
+            if sampling.samples_per_latent > 1:
+                made = [
+                    replace(s, row=s.row | dict(samples_per_latent=sampling.samples_per_latent)) for s in made
+                ]
             results.save_samples(made, i)
             found = results.samples(i)  # a run that is continued and one that is not see the same numbers
         yield found or []
@@ -345,9 +352,13 @@ def design_request(
     goal, pipeline = goal.checked(model), options.pipeline
     wanted: dict[str, Any] = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
     wanted |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
-    wanted |= dict(sampling_steps=options.sampling_steps, relax=pipeline.relax, draws=pipeline.sampling.draws)
+    wanted |= dict(
+        sampling_steps=options.sampling_steps,
+        relax=pipeline.relax,
+        samples_per_latent=pipeline.sampling.samples_per_latent,
+    )
     wanted |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
-    return dict(model="mofdiff", weights=run.weights, n=n, seed=seed, **wanted)
+    return dict(model="mofdiff", weights=run.weights, n=n, **seeded(seed), **wanted)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5des002
 def design_run(
@@ -451,7 +462,7 @@ def demo_mof(
 ) -> Demo:
     """mof.cif, framework.png, beads_and_atoms.png and table.csv (all samples) in `out`. rounds: of sampling,
     at most; it ends with the first valid framework."""
-    results, seeds = Results(), [chunk_seed(seed, i) for i in range(rounds)]
+    results, seeds = Results(), [stream_seed(seed, "chunk", i) for i in range(rounds)]
     found: list = []
     options = replace(options, relax_limit=20.0)
 

@@ -18,9 +18,9 @@ from typing import Any
 import matgen_nb
 from .crystal_runs import RunOptions, sample_rows
 from .records import read_json, run_record, say, typed_command, write_json
-from .runs import RunFolder, chunk_seed, chunks, finish_stream, is_finished, open_run, stream
+from .runs import RunFolder, chunks, finish_stream, is_finished, open_run, stream
 from ..folders import lock_holder
-from ..utils import MatgenError, atomic_write, progress_bar
+from ..utils import atomic_write, MatgenError, progress_bar, stream_seed
 
 # %% ../../nbs/5_scale/26_shards.ipynb #sh000006
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def sample_shard(
     ):
 
         def generate(i: int, n: int) -> tuple[list, list[dict]]:
-            found = model.sample(n, seed=chunk_seed(request["seed"], i), **how)
+            found = model.sample(n, seed=stream_seed(request["seed"], "chunk", i), **how)
             advance(n)
             return sample_rows(found, request.get("p1", False))
 

@@ -38,35 +38,35 @@ def _noise_times(model: SymmCD, n: int, stage: str, level: float) -> Times:
 @patch
 @torch.no_grad()
 def denoising_loss(
-    self: SymmCD, units: Sequence[AsymmetricUnit], generator: torch.Generator | None = None, draws: int = 1
+    self: SymmCD, units: Sequence[AsymmetricUnit], generator: torch.Generator | None = None, noises: int = 1
 ) -> np.ndarray:
     """How badly the model takes noise away from crystals, (n,) float64, eq. (1).
 
     Low where the model finds them likely.
 
-    units: finished crystals. draws: noises at each level, which are averaged. The loss is the mean error of
+    units: finished crystals. noises: noises at each level, which are averaged. The loss is the mean error of
     cell and coordinates over GEOMETRY_LEVELS plus ELEMENT_WEIGHT times the cross entropy of the elements;
     inf where a crystal cannot be evaluated. MatgenError for a model that is not staged (lesson 3.8)."""
     if not self.config.staged:
         raise MatgenError("denoising_loss needs staged weights (lesson 3.8): use symmcd-mp20-small")
     parts = [units[first : first + _CHUNK] for first in range(0, len(units), _CHUNK)]
-    losses = [_loss_of(self, part, generator, draws) for part in parts]
+    losses = [_loss_of(self, part, generator, noises) for part in parts]
     return np.concatenate(losses) if losses else np.zeros(0)
 
 
-def _loss_of(model, units, generator, draws):
+def _loss_of(model, units, generator, noises):
     "The same for one call of the network at each level and noise."
     n = len(units)
     batch = from_units(units).select(torch.arange(n)).to(model.device)
     total = torch.zeros(n, device=model.device)
-    for _ in range(draws):
+    for _ in range(noises):
         for level in GEOMETRY_LEVELS:
             times = _noise_times(model, n, "geometry", level)
             errors = model.stage_losses(*model.noisy_in_stages(batch, times, generator))
-            total += (errors["k"] + errors["x"]) / (draws * len(GEOMETRY_LEVELS))
+            total += (errors["k"] + errors["x"]) / (noises * len(GEOMETRY_LEVELS))
         times = _noise_times(model, n, "decoration", ELEMENT_LEVEL)
         errors = model.stage_losses(*model.noisy_in_stages(batch, times, generator))
-        total += ELEMENT_WEIGHT / draws * errors["elements"]
+        total += ELEMENT_WEIGHT / noises * errors["elements"]
     return torch.nan_to_num(total, nan=torch.inf).double().cpu().numpy()
 
 # %% ../../nbs/3_symmcd/13_self_consistency.ipynb #sc110010

@@ -24,7 +24,7 @@ from ..symmetry.formats import symmetry_engine
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.space_groups import wyckoff_tables
 from ..symmetry.structure_files import read_item
-from ..utils import MatgenError, atomic_write, read_prepared, patch, tensor_bytes
+from ..utils import atomic_write, MatgenError, numpy_stream, patch, read_prepared, tensor_bytes
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #74fc59ad
 def prototypes() -> list[tuple[str, Crystal]]:
@@ -92,7 +92,7 @@ def embedded(copies: int = 8, seed: int = 0, max_atoms: int = 40) -> list[tuple[
     """The embedded set: AFLOW prototypes with up to `max_atoms` atoms a cell, each with `copies`
     charge-balanced decorations, as (name, Crystal), the same for the same seed. Shapes are real, compositions
     are invented: it is for learning, not for science."""
-    rng: np.random.Generator = np.random.default_rng(seed)
+    rng = numpy_stream(seed, "decorations")
     out: list[tuple[str, Crystal]] = []
     for name, crystal in prototypes():
         if len(crystal) > max_atoms:

@@ -22,7 +22,7 @@ from .reverse import Sample, SamplingOptions
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, element_table
 from ..parallel import time_limit
-from ..utils import MatgenError, option, progress_bar, share
+from ..utils import MatgenError, numpy_stream, option, progress_bar, share
 
 # %% ../../nbs/3_symmcd/22_energy.ipynb #e13b0040
 ANIONS = frozenset((7, 8, 9, 15, 16, 17, 33, 34, 35, 52, 53))  # N, P, As; O, S, Se, Te; F, Cl, Br, I
@@ -91,8 +91,8 @@ def median_entry(values: list, protocol: str, seed: int = 0, rounds: int = 1000)
     x = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=float)
     if not len(x):
         return dict(value=math.nan, low=math.nan, high=math.nan, n=0, protocol=protocol)
-    draws = np.random.default_rng(seed).integers(len(x), size=(rounds, len(x)))
-    low, high = np.quantile(np.median(x[draws], axis=1), [0.025, 0.975])
+    chosen = numpy_stream(seed, "bootstrap").integers(len(x), size=(rounds, len(x)))
+    low, high = np.quantile(np.median(x[chosen], axis=1), [0.025, 0.975])
     return dict(
         value=float(np.median(x)),
         low=float(low),
@@ -373,7 +373,7 @@ class RelaxingModel:
 class QualityLog:
     """Match rate, volume error and energies of a model during its training, on the same crystals every time.
 
-    Called as log(model, step): {} where nothing is due, else the figures for the history of the training.
+    Called as log(model, step): {} between its steps, else the figures for the history of the training.
     units: true crystals (list of AsymmetricUnit), of which the first `n` are taken; every: steps; scale,
     potential: for the energies (None: match rate alone). Nothing of the training changes: the model
     predicts with its own seed and is put back into the mode in which it was. Where pymatgen is missing, or

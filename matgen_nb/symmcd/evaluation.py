@@ -34,7 +34,7 @@ from ..symmetry.crystal import Crystal
 from ..symmetry.normalizers import canonical_label
 from ..symmetry.symmetry_search import symmetry_dataset
 from ..parallel import parallel_map, time_limit
-from ..utils import MatgenError, atomic_write, patch, share
+from ..utils import atomic_write, MatgenError, numpy_stream, patch, share
 
 Row = dict[str, Any]
 
@@ -423,7 +423,7 @@ def evaluate_crystals(
     if len(names) != len(crystals):
         raise MatgenError(f"{len(names)} names for {len(crystals)} crystals")
     work: dict[str, Any] = dict(n_jobs=options.n_jobs, timeout=options.timeout, progress=options.progress)
-    fps, rng = "coverage" in metrics, np.random.default_rng(options.seed)
+    fps, rng = "coverage" in metrics, numpy_stream(options.seed, "bootstrap")
     if not isinstance(reference, Reference):
         reference = prepare_reference(reference, options.symprecs, fingerprints=fps, **work)
     rows = _describe_all(crystals, reference.symprecs, fps, options, "describing", names)

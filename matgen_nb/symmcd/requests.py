@@ -27,7 +27,7 @@ from matgen_nb.symmcd.templates import (
     deal,
     sample_index,
     sample_template,
-    due,
+    good_turing_rate,
     unpack_templates,
     ways_to_deal,
 )
@@ -61,7 +61,7 @@ class Prior:
             getattr(model, f"stat_{name}").cpu().double().numpy() for name in ("groups", "classes", "orbits")
         )
         self.templates = unpack_templates(model.stat_templates.cpu())
-        self._due: dict[int, np.ndarray] = {}  # see `left_free`
+        self._unseen: dict[int, np.ndarray] = {}  # see `left_free`
 
     def shares(self, number: int) -> tuple[float, ...]:
         "Share of each site-symmetry class in a group, tuple (15,), none below a thousandth."
@@ -80,11 +80,11 @@ class Prior:
 def left_free(self: Prior, number: int, templates: float) -> np.ndarray:
     """Share of the requests of each M (MOST_ORBITS + 1,) whose sites no known template gives (lesson
     9c, equivalent templates counted as one), never quite 0: what is possible stays so. templates: share
-    of those due that are taken."""
-    if number not in self._due:
+    of those expected at the Good-Turing rate that are taken."""
+    if number not in self._unseen:
         known = (self.templates.get((number, M), Counter()) for M in range(MOST_ORBITS + 1))
-        self._due[number] = np.array([due(counts, number) for counts in known])
-    return np.maximum(1 - templates * (1 - self._due[number]), 1e-3)
+        self._unseen[number] = np.array([good_turing_rate(counts, number) for counts in known])
+    return np.maximum(1 - templates * (1 - self._unseen[number]), 1e-3)
 
 
 @patch
@@ -328,7 +328,7 @@ def plan(
 ) -> Callable[[np.random.Generator], Request]:
     """Check what a user asks for, count in how many ways it can be had, and return a function rng ->
     `Request` that is random in all that was left open. MatgenError, with the reason and the nearest
-    possible requests, where it is impossible. templates: the share of the known templates due
+    possible requests, where it is impossible. templates: the share of the known templates expected
     (lesson 3.5) that are taken; the other requests leave the sites to the network or, where atoms are
     requested, sample them by `sample_sites`."""
     checked, prior = check_request(conditions), Prior(model)

@@ -126,8 +126,8 @@ def merge_atoms(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = 
         return atoms
     elements, site = sites.elements[atoms.site], atoms.site
     i, j = pairs.T
-    apart = sites.frac[site[i]] - sites.frac[site[j]]
-    related = (site[i] != site[j]) & (np.linalg.norm((apart - np.round(apart)) @ lattice, axis=1) >= CONTACT)
+    gap = sites.frac[site[i]] - sites.frac[site[j]]
+    related = (site[i] != site[j]) & (np.linalg.norm((gap - np.round(gap)) @ lattice, axis=1) >= CONTACT)
     same = (elements[i] == elements[j]) & ((distance < min(ROUNDING, reach)) | related)
     clash = ~same & (distance < reach)
     if clash.any():

@@ -390,14 +390,14 @@ def moyo_dataset(crystal: Crystal, symprec: float) -> SimpleNamespace:
     delta = (np.array(std.positions) @ lattice @ np.linalg.inv(basis))[:, None] - np.array(
         primitive.positions
     )
-    apart = np.linalg.norm((delta - np.round(delta)) @ basis, axis=-1)  # (atoms of std, atoms of primitive)
-    apart[np.array(std.numbers)[:, None] != np.array(primitive.numbers)] = np.inf
+    gap = np.linalg.norm((delta - np.round(delta)) @ basis, axis=-1)  # (atoms of std, atoms of primitive)
+    gap[np.array(std.numbers)[:, None] != np.array(primitive.numbers)] = np.inf
     return SimpleNamespace(
         number=int(found.number),
         std_lattice=lattice,
         std_positions=np.array(std.positions),
         std_types=np.array(std.numbers),
-        std_mapping_to_primitive=apart.argmin(1),
+        std_mapping_to_primitive=gap.argmin(1),
         mapping_to_primitive=np.array(found.mapping_std_prim),
         crystallographic_orbits=np.array(found.orbits),
         rotations=np.array(found.operations.rotations),

@@ -25,6 +25,7 @@ import matgen_nb
 from .asymmetric_unit import AsymmetricUnit
 from .lattice import K_BASIS, constrain_k, crystal_family, device_float
 from .space_groups import DENOMINATOR, SpaceGroup, wyckoff_tables
+from ..utils import numpy_stream
 
 # %% ../../nbs/1_symmetry/10_normalizers.ipynb #n04b0008
 @functools.lru_cache(None)
@@ -443,11 +444,11 @@ def augment(batch: Any, generator: torch.Generator | None = None, permute_axes: 
 
 # %% ../../nbs/1_symmetry/10_normalizers.ipynb #n04gen08
 def generic_unit(
-    space_group: int, wyckoff: Sequence[int], elements: Sequence[int], seed: int | Sequence[int] = 0
+    space_group: int, wyckoff: Sequence[int], elements: Sequence[int], seed: int = 0
 ) -> AsymmetricUnit:
     """A unit with these Wyckoff positions (M,) and elements (M,) whose free parameters, of cell and
     coordinates, are random."""
-    rng, positions = np.random.default_rng(seed), SpaceGroup(space_group).wyckoff_positions
+    rng, positions = numpy_stream(seed, "generic unit"), SpaceGroup(space_group).wyckoff_positions
     atoms = sum(positions[w].multiplicity for w in wyckoff)
     edge = 5 + 3 * atoms ** (1 / 3)
     k = constrain_k(np.append(rng.normal(0, 0.15, 5), math.log(edge)), space_group).numpy()

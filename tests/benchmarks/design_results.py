@@ -33,7 +33,8 @@ ASSEMBLY = AssemblyOptions(starts=32, generations=2)
 EXPERIMENTS = {
     "nets": PipelineOptions(MofSamplingOptions(progress=False), assembly=ASSEMBLY, relax=False),
     "relaxed": PipelineOptions(
-        MofSamplingOptions(draws=8, nets=NetOptions(net_share=0), progress=False), assembly=ASSEMBLY
+        MofSamplingOptions(samples_per_latent=8, nets=NetOptions(net_share=0), progress=False),
+        assembly=ASSEMBLY,
     ),
 }
 

@@ -29,7 +29,7 @@ from matgen_nb.symmcd.model import crystal_statistics
 from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential
 from matgen_nb.symmcd.reverse import SamplingOptions, sample_requests
 from matgen_nb.symmcd.staged_sampling import request_like
-from matgen_nb.utils import batch_seed
+from matgen_nb.utils import torch_stream
 
 NAMES = {"one time": "symmcd-mp20-common", "a time for each part": "symmcd-mp20-small"}
 "The weights whose configuration each way takes (size apart); nothing else of them is used."
@@ -71,7 +71,7 @@ def put_back(model, units):
     order = sorted(range(len(units)), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, len(order), OPTIONS.batch_size):
         rows = order[first : first + OPTIONS.batch_size]
-        generator = torch.Generator().manual_seed(batch_seed(0, first))
+        generator = torch_stream(0, "batch", first)
         for i, sample in zip(rows, sample_requests(model, [requests[i] for i in rows], generator, OPTIONS)):
             found[i] = sample
     return found

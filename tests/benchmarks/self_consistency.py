@@ -60,7 +60,7 @@ def main():
     rows = []
     for c, samples in enumerate(candidates_of(model, requests, args.candidates, options)):
         units = [s.unit for s in samples]
-        losses = model.denoising_loss(units, torch.Generator().manual_seed(0), draws=3)
+        losses = model.denoising_loss(units, torch.Generator().manual_seed(0), noises=3)
         found = evaluate_energies(
             [s.crystal for s in samples],
             scale,
