@@ -367,8 +367,10 @@ def library_charges() -> dict[str, int]:
 def formal_charge(blocks: list[BuildingBlock]) -> int | None:
     """Formal charge of a framework of these blocks (all that are in its cell): 0 where no counter-ion is
     missing. None where a block is not in the library that ships."""
-    found = [library_charges().get(block.identity) for block in blocks]
-    return None if None in found else sum(found)
+    known = library_charges()
+    if any(block.identity not in known for block in blocks):
+        return None
+    return sum(known[block.identity] for block in blocks)
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #a5902b01
 def make_library(n_jobs: int = -1) -> tuple[dict, list]:
