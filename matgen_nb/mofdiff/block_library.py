@@ -370,7 +370,8 @@ def formal_charge(blocks: list[BuildingBlock]) -> int | None:
     known = library_charges()
     if any(block.identity not in known for block in blocks):
         return None
-    return sum(known[block.identity] for block in blocks)
+    charges = [known[block.identity] for block in blocks]
+    return sum(charges)
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #a5902b01
 def make_library(n_jobs: int = -1) -> tuple[dict, list]:
