@@ -374,13 +374,14 @@ def formal_charge(blocks: list[BuildingBlock]) -> int | None:
     return sum(charges)
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #a5902b01
-def make_library(n_jobs: int = -1) -> tuple[dict, list]:
-    "Make all linkers anew with rdkit (minutes): dict name -> list of BuildingBlocks, and the failures."
-    names = linker_names()
+def make_library(n_jobs: int = -1, names: list[str] | None = None) -> tuple[dict, list]:
+    """Make linkers anew with rdkit (all of them: minutes): dict name -> list of BuildingBlocks, and the
+    failures. names: which; None: all."""
+    texts = {name: text for name, text in linker_names().items() if names is None or name in names}
     blocks, failures = parallel_map(
-        make_linker, names.values(), names, n_jobs=n_jobs, timeout=300, progress="making linkers"
+        make_linker, texts.values(), texts, n_jobs=n_jobs, timeout=300, progress="making linkers"
     )
-    return {name: b for name, b in zip(names, blocks) if b}, failures
+    return {name: b for name, b in zip(texts, blocks) if b}, failures
 
 # %% ../../nbs/4_mofdiff/10_block_library.ipynb #acce9b7a
 def pack_library(library: dict[str, list]) -> dict[str, np.ndarray]:
