@@ -324,16 +324,15 @@ def hypothetical(
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #1d20ba30
 def unpack_mofs(stored: Any, library: dict, info: dict) -> MofData:
     "`MofData` of the arrays of `pack_mofs`; its library holds the blocks in use."
-    blocks = [b for group in library.values() for b in group]
-    used, block = np.unique(stored["block"], return_inverse=True)
+    used = zip(stored["used_name"].tolist(), stored["used_conformer"].tolist())
     tensor = lambda name, dtype: torch.as_tensor(stored[name].astype(dtype))
     return MofData(
         tensor("lattice", np.float64),
         tensor("num_blocks", np.int64),
         tensor("frac_coords", np.float64),
-        torch.as_tensor(block.reshape(-1)),
+        tensor("block", np.int64),
         tensor("properties", np.float32),
-        [blocks[k] for k in used],
+        [library[name][conformer] for name, conformer in used],
         stored["name"].tolist(),
         stored["property_names"].tolist(),
         None,
@@ -377,7 +376,10 @@ class HypotheticalOptions:
 def _recipe(n, seed, nets, options):
     "A text that is the same for equal requests."
     known = [short_hash("\n".join(options.known))] if len(options.known) else []
-    parts = [2, n, seed, asdict(options.limits), nets, sorted(net_facts()), *known]
+    blocks = [block for group in load_library().values() for block in group]
+    shapes = b"".join(np.round(block.cart_coords, 3).tobytes() for block in blocks)
+    library = hashlib.sha256(shapes).hexdigest()[:12]  # other blocks give other frameworks
+    parts = [3, n, seed, asdict(options.limits), nets, sorted(net_facts()), library, *known]
     return json.dumps(parts, sort_keys=True)
 
 
@@ -431,15 +433,21 @@ def make_hypothetical(
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #1d20ba31
 def pack_mofs(mofs: list[CoarseMof], library: dict | None = None) -> dict[str, np.ndarray]:
-    "A list of `CoarseMof` made of library blocks as a dict of small arrays for `np.savez_compressed`."
+    """A list of `CoarseMof` made of library blocks as a dict of small arrays for `np.savez_compressed`; the
+    blocks in use are named (name, number of the conformer), so that others may be added or made anew."""
     library = library or load_library()
-    number = {id(b): k for k, b in enumerate(b for group in library.values() for b in group)}
+    known = [(name, c, id(b)) for name, group in library.items() for c, b in enumerate(group)]
+    here = {id(b) for m in mofs for b in m.blocks}
+    used = [row for row in known if row[2] in here]
+    number = {which: k for k, (_, _, which) in enumerate(used)}
     names = list(mofs[0].properties)
     return dict(
         lattice=np.array([m.lattice for m in mofs], np.float32),
         num_blocks=np.array([len(m) for m in mofs], np.uint8),
         frac_coords=np.concatenate([m.frac_coords for m in mofs]).astype(np.float32),
         block=np.array([number[id(b)] for m in mofs for b in m.blocks], np.int16),
+        used_name=np.array([name for name, _, _ in used]),
+        used_conformer=np.array([c for _, c, _ in used], np.uint8),
         properties=np.array([[m.properties[n] for n in names] for m in mofs], np.float32),
         property_names=np.array(names),
         name=np.array([m.name for m in mofs]),

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from .block_library import formal_charge
 from .coarse_graining import CoarseMof, Limits, NamedMof, coarse_grain, excess
 from matgen_nb.mofdiff.core_mof import (
     CITATION,
@@ -226,7 +227,7 @@ def prepare_mofs(
 # %% ../../nbs/4_mofdiff/18_preparing.ipynb #47443086
 def _embedded(out, n_jobs, progress, start, options):
     """The embedded set of lesson 4.13, as (MofData, MofPrepareReport); more than ship are built. All its
-    nets are three-dimensional."""
+    nets are three-dimensional. notes: which are charged, see `formal_charge`."""
     try:
         building = progress and "building MOFs"
         data = many_mofs(options.limit, options.seed, n_jobs=n_jobs, progress=building)
@@ -243,8 +244,11 @@ def _embedded(out, n_jobs, progress, start, options):
         raise MatgenError(
             f"none of the {total} embedded frameworks could be prepared; the first failure: {failures[0]}"
         )
+    charges = {name: formal_charge(data[i].blocks) for i, name in enumerate(data.names)}
+    missing = "its counter-ions are not part of the framework"
+    notes = {name: [f"formal charge {charge:+d}: {missing}"] for name, charge in charges.items() if charge}
     data = data.with_properties(options.labels).trimmed() if options.labels else data.trimmed()
     data.info = data.info | dict(limits=asdict(options.limits))
     if out is not None:
         data.save(out)
-    return data, MofPrepareReport(total, len(data), failures, {}, time.time() - start)
+    return data, MofPrepareReport(total, len(data), failures, notes, time.time() - start)
