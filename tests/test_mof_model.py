@@ -38,7 +38,8 @@ from matgen_nb.mofdiff.network import (
     windowed_images,
     without_mean,
 )
-from matgen_nb.mofdiff.decoding import DenoisingOptions, balance, choose_blocks, decode, denoise
+from matgen_nb.diffusion.sampler import DenoisingOptions
+from matgen_nb.mofdiff.decoding import balance, choose_blocks, decode, denoise
 from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
 from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
