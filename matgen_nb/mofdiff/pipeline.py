@@ -181,7 +181,7 @@ def numbered(samples: list[MofSample], first: int = 0) -> list[MofSample]:
         out.append(MofSample(replace(s.coarse, name=name), {**s.row, "name": name, "index": k}, others))
     return out
 
-# %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bassco
+# %% ../../nbs/4_mofdiff/34_pipeline.ipynb #accept01
 def _accepted(built, limit):
     "Whether an `Assembled` framework is kept without trying the next net; not if that takes over `limit` s."
     try:
@@ -190,7 +190,7 @@ def _accepted(built, limit):
     except TimeoutError:
         return False
 
-
+# %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bassco
 def _assemble_part(samples, save, seed, device, options):
     "Assemble the arrangements of some samples (see `assemble_first`) and save those that are kept."
     arrangements = [[s.coarse, *s.others] for s in samples]
