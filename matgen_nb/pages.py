@@ -33,7 +33,7 @@ NOTES = {
     "contact_ratio": "shortest contact / sum of the covalent radii; pairs farther apart than 0.8 of "
     "it are not looked for, so the value is capped at 0.8: read 0.8 as 'at least 0.8'",
     "higher_symmetry": "spglib finds a group of higher order than the one that was requested",
-    "denoising_loss": "the model's own doubt about the crystal (lesson 3.13): lower is better",
+    "denoising_loss": "the model's own denoising loss for the crystal (lesson 3.13): lower is better",
     "void_fraction": "share of the cell that a helium probe can enter",
 }
 "What has to be said of a column where it is shown."

@@ -13,7 +13,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 
 def sample_by_name(model, n, **given):
-    "`SymmCD.sample` with the fields of its options given by name beside what is asked for."
+    "`SymmCD.sample` with the fields of its options given by name beside what is requested."
     from dataclasses import fields
 
     from matgen_nb.symmcd.reverse import SamplingOptions

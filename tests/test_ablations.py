@@ -113,7 +113,7 @@ def test_verdicts_have_the_right_sign_and_need_more_than_chance():
 
 def test_every_setting_is_compared_with_one_that_differs_in_one_thing():
     for variant in ab.VARIANTS:
-        for weights, sampler in ab.settings_of(variant):
+        for weights, sampler in ab.evaluated_settings(variant):
             other = ab.reference_setting(variant, weights, sampler)
             if other is None:
                 assert (variant, weights, sampler) == ("base", "averaged", "default")
@@ -190,7 +190,7 @@ def test_the_table_that_ships_is_complete():
     for name, group in itertools.groupby(
         sorted(rows, key=lambda r: (r["variant"], r["seed"])), key=lambda r: (r["variant"], r["seed"])
     ):
-        assert {(r["weights"], r["sampler"]) for r in group} == set(ab.settings_of(name[0]))
+        assert {(r["weights"], r["sampler"]) for r in group} == set(ab.evaluated_settings(name[0]))
     assert all(
         0 <= r[c] <= 1 for r in rows for c in ("struct_valid", "comp_valid", "group_kept", "moved_far")
     ) and all(r[c] == r[c] for r in rows for c in ab.FIGURES)

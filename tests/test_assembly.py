@@ -10,12 +10,21 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble, unlike, why_not
-from matgen_nb.mofdiff.assembly_refinements import alternatives, exchanges, promises, settle, total_cost
+from matgen_nb.mofdiff.assembly_refinements import alternatives, point_exchanges, promises, settle, total_cost
 from matgen_nb.mofdiff.bonds import find_bonds, Mof, TEXTBOOK, textbook_mof
 from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.decomposition import decompose, recompose
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
-from matgen_nb.mofdiff.joining import Solution, as_given, collate, gaps, match, measure, polish, soften
+from matgen_nb.mofdiff.joining import (
+    Solution,
+    as_given,
+    collate,
+    joint_gaps,
+    match,
+    bond_quality,
+    polish,
+    soften,
+)
 from matgen_nb.mofdiff.orientations import choose_jointly, ends, shuffled
 from matgen_nb.mofdiff.rigid import kabsch, quaternion_to_matrix, rotation_from_vector, rotation_grid
 from matgen_nb.utils import MatgenError
@@ -82,7 +91,7 @@ def test_textbook_frameworks_come_back(name):
 def test_one_node_turned_over_is_found():
     "MOF-177 with one node in a nearly right orientation: a first-order estimate names the exchange, and the gaps close."
     coarse = textbook("MOF-177")[1]
-    joints, table = collate([coarse]), [exchanges(b) for b in coarse.blocks]
+    joints, table = collate([coarse]), [point_exchanges(b) for b in coarse.blocks]
     R = torch.eye(3, dtype=torch.float64).repeat(1, 1, len(coarse), 1, 1)
     R[0, 0, 0] = torch.as_tensor(table[0].turns[-1])
     stuck = as_given(joints, R)
@@ -146,12 +155,12 @@ def test_a_list_gives_what_single_calls_give():
         )
         assert abs(a.row["cp_error"] - b.row["cp_error"]) < 1e-3
     assert assemble([]) == []
-    apart = assemble(
+    built = assemble(
         [ditopic_net(), shuffled(ditopic_net(), seed=2)],
         options=AssemblyOptions(batch_size=1, starts=8),
         n_jobs=2,
     )
-    assert [b.row["assembled"] for b in apart] == [True, True]
+    assert [b.row["assembled"] for b in built] == [True, True]
 
 
 def test_small_cell_where_a_linker_joins_a_node_with_its_own_image():
@@ -171,7 +180,7 @@ def test_the_impossible_is_reported_and_harms_nobody():
     nothing = replace(linker, connection_points=np.zeros((0, 3)), connection_atoms=[])
     swap = lambda block: replace(coarse, blocks=[*coarse.blocks[:-1], block])
     bad = {
-        "metal against": replace(coarse, blocks=coarse.blocks[:-1], frac_coords=coarse.frac_coords[:-1]),
+        "metal against": CoarseMof(coarse.lattice, coarse.frac_coords[:-1], coarse.blocks[:-1]),
         "1 connection point": swap(one_point),
         "0 connection point": swap(nothing),
         "no metal": replace(coarse, blocks=[linker] * len(coarse)),
@@ -286,7 +295,7 @@ def test_matching_is_optimal_and_padding_stays_out():
     alone = match(own, Solution(R[:1, :, :4], state.frac[:1, :, :4], state.lattice[:1]))
     assert torch.allclose(alone.cost.sum(-1), cost[0, :, :6].sum(-1))
     assert (cost[0, :, 6:] == 0).all() and (to[0, :, :6] < 6).all()
-    full = gaps(joints, state).square[1, 0, :12, :12].numpy()
+    full = joint_gaps(joints, state).square[1, 0, :12, :12].numpy()
     assert np.isclose(full[linear_sum_assignment(full)].sum(), float(cost[1, 0].sum()))
 
 
@@ -301,7 +310,7 @@ def test_polish_keeps_what_is_right():
         assert torch.allclose(now, before, atol=1e-8)
     tilt = rotation_from_vector(torch.full((1, 1, len(coarse), 3), 0.1, dtype=torch.float64))
     bent = polish(joints, replace(found.solution, R=tilt @ R), steps=8)
-    assert measure(joints, bent).gap.max() < 1e-4
+    assert bond_quality(joints, bent).gap.max() < 1e-4
 
 
 def test_small_parts():

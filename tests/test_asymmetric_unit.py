@@ -198,9 +198,9 @@ def some_positions(number, rng, most):
     return chosen
 
 
-def apart(number, wyckoff, elements, seed):
+def uncrowded_unit(number, wyckoff, elements, seed):
     "A generic unit whose atoms keep 0.6 A from each other."
-    units = (generic_unit(number, wyckoff, elements, seed=(seed, i)) for i in range(200))
+    units = (generic_unit(number, wyckoff, elements, seed=1000 * seed + i) for i in range(200))
     return next(u for u in units if min_distance(u.to_crystal()) > 0.6)
 
 
@@ -209,7 +209,7 @@ def test_cif_of_every_group_is_read_back_by_all(start):
     rng = np.random.default_rng(start)
     for number in range(start, min(start + 46, 231)):
         wyckoff = some_positions(number, rng, 3)
-        unit = apart(number, wyckoff, rng.integers(1, 95, len(wyckoff)), number)
+        unit = uncrowded_unit(number, wyckoff, rng.integers(1, 95, len(wyckoff)), number)
         text, whole = unit.to_cif(), unit.to_crystal()
         for name, read in READERS.items():
             assert same_atoms(whole, read(text)), f"{number} {unit}, read by {name}"
@@ -221,7 +221,7 @@ def test_cif_of_every_group_is_read_back_by_all(start):
 def test_cif_comes_back(number, most, seed):
     rng = np.random.default_rng(seed)
     wyckoff = some_positions(number, rng, most)
-    unit = apart(number, wyckoff, rng.integers(1, 95, len(wyckoff)), seed)
+    unit = uncrowded_unit(number, wyckoff, rng.integers(1, 95, len(wyckoff)), seed)
     for name in ("us", "gemmi"):
         assert same_atoms(unit.to_crystal(), READERS[name](unit.to_cif())), name
 
@@ -335,12 +335,12 @@ def test_group_of_a_unit_is_what_spglib_finds(start, symprec):
             elements = rng.choice([[29] * 3, [29, 8, 8]])[: len(wyckoff)]
             unit = generic_unit(number, wyckoff, elements, seed=int(rng.integers(10**6)))
             unit = near_special(unit, rng, symprec) if rng.random() < 0.7 else unit
-            whole, asked = unit.to_crystal(), found_group(unit.to_crystal(), symprec)
-            assert unit.found_group(symprec) == asked, unit
+            whole, requested = unit.to_crystal(), found_group(unit.to_crystal(), symprec)
+            assert unit.found_group(symprec) == requested, unit
             if only_group(whole, number, symprec):
-                assert asked == FoundGroup(number, order), unit
+                assert requested == FoundGroup(number, order), unit
                 certain += 1
-            higher += bool(asked) and asked.operations > order
+            higher += bool(requested) and requested.operations > order
             units += 1
     assert higher > units / 20 and certain > units / 4
 

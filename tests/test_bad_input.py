@@ -237,7 +237,7 @@ def test_nothing_to_prepare(tmp_path, n_jobs):
 def test_what_was_changed_or_not_read_is_in_the_report(tmp_path):
     import gzip
 
-    from matgen_nb.symmcd.preparing import PrepareOptions, prepare
+    from matgen_nb.symmcd.preparing import CrystalPrepareOptions, prepare
 
     twice = cif(*GOOD, "Na2 Na 0.0001 0 1.0 1").replace("data_test", "data_one") + cif(
         "Po1 Po 0 0 0 1"
@@ -263,23 +263,23 @@ def test_what_was_changed_or_not_read_is_in_the_report(tmp_path):
     assert "cannot be read" not in report.failures[0].reason.split(":")[0]
     assert "POSCAR, line 2: the file ends" in report.failures[1].reason, "a format that is read, damaged"
     assert "si.res" in str(report) and "notes on" in str(report)
-    strict, report = prepare(folder, n_jobs=1, progress=None, options=PrepareOptions(symprec=0.01))
+    strict, report = prepare(folder, n_jobs=1, progress=None, options=CrystalPrepareOptions(symprec=0.01))
     assert strict.space_group.tolist()[0] == 123 != data.space_group.tolist()[0] and "raised" not in str(
         report
     )
     with pytest.raises(MatgenError, match="--symprec"):
-        prepare(folder, n_jobs=1, progress=None, options=PrepareOptions(symprec=0))
+        prepare(folder, n_jobs=1, progress=None, options=CrystalPrepareOptions(symprec=0))
 
 
 def test_a_byte_order_mark_in_a_table(tmp_path):
     import csv
 
-    from matgen_nb.symmcd.preparing import read_csv
+    from matgen_nb.symmcd.preparing import read_crystal_csv
 
     for encoding in ("utf-8", "utf-8-sig"):
         with open(tmp_path / "t.csv", "w", newline="", encoding=encoding) as file:
             csv.writer(file).writerows([("cif", "name"), (cif(*GOOD), "salt")])
-        assert [name for name, _ in read_csv(tmp_path / "t.csv")] == ["salt"]
+        assert [name for name, _ in read_crystal_csv(tmp_path / "t.csv")] == ["salt"]
 
 
 def test_the_commands_write_the_notes(tmp_path):
@@ -328,13 +328,13 @@ def test_one_atom_goes_all_the_way(tmp_path):
         and data.elements.tolist() == [1, 84]
     )
     crystals = [data[i].to_crystal() for i in (0, 1)]
-    judged = evaluate_crystals(crystals, crystals, n_jobs=1, progress=False)
-    assert not any(row["failure"] for row in judged.table) and judged.summary["unique"]["value"] == 1
+    evaluated = evaluate_crystals(crystals, crystals, n_jobs=1, progress=False)
+    assert not any(row["failure"] for row in evaluated.table) and evaluated.summary["unique"]["value"] == 1
 
 
 def test_five_hundred_atoms(tmp_path):
-    from matgen_nb.symmcd.preparing import PrepareOptions, prepare
-    from matgen_nb.symmcd.evaluation import describe
+    from matgen_nb.symmcd.preparing import CrystalPrepareOptions, prepare
+    from matgen_nb.symmcd.evaluation import describe_crystal
 
     big = grid(8)
     assert len(big) == 512 and len(Crystal.from_cif(big.to_cif())) == 512
@@ -346,20 +346,20 @@ def test_five_hundred_atoms(tmp_path):
         and "limits" in report.failures[0].reason
     )
     data, report = prepare(
-        folder, n_jobs=1, progress=None, options=PrepareOptions(max_orbits=600, max_atoms=600)
+        folder, n_jobs=1, progress=None, options=CrystalPrepareOptions(max_orbits=600, max_atoms=600)
     )
     assert len(data) == 2 and sorted(data.num_orbits.tolist())[1] == 512
-    row = describe(big, fingerprints=False)
+    row = describe_crystal(big, fingerprints=False)
     assert row["struct_valid"] and row["space_group@0.1"] == 1 and not row["failure"]
 
 
 @pytest.fixture(scope="module")
 def model():
     from matgen_nb.symmcd.dataset import from_units, prepare_one
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 
     data = from_units([prepare_one(cif(*GOOD))])
-    return SymmCD(SymmCDConfig.preset("tiny", width=16, layers=1), statistics(data)), data
+    return SymmCD(SymmCDConfig.preset("tiny", width=16, layers=1), crystal_statistics(data)), data
 
 
 def test_weights_of_another_kind(tmp_path, model):
@@ -413,12 +413,12 @@ def test_data_of_another_kind(tmp_path, model):
 
 def test_a_prepared_file_without_names_or_with_missing_parts(tmp_path, model):
     from safetensors.torch import save_file
-    from matgen_nb.symmcd.dataset import FORMAT, CrystalData
+    from matgen_nb.symmcd.dataset import CRYSTAL_FORMAT, CrystalData
 
     _, data = model
-    save_file(data.tensors(), tmp_path / "nameless.safetensors", {"format": FORMAT})
+    save_file(data.tensors(), tmp_path / "nameless.safetensors", {"format": CRYSTAL_FORMAT})
     assert CrystalData.load(tmp_path / "nameless.safetensors").names == ["crystal 0"]
-    save_file({"k": data.k}, tmp_path / "parts.safetensors", {"format": FORMAT})
+    save_file({"k": data.k}, tmp_path / "parts.safetensors", {"format": CRYSTAL_FORMAT})
     with pytest.raises(MatgenError, match="lacks space_group"):
         CrystalData.load(tmp_path / "parts.safetensors")
 

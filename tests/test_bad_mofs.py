@@ -11,11 +11,11 @@ import torch
 from matgen_nb.mofdiff.bonds import Mof, textbook_crystal, textbook_mof
 from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.decomposition import decompose
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
-from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.model import Library, MofDiff, MofDiffConfig, mof_statistics
 from matgen_nb.commands import main as entry
 from matgen_nb.mofdiff import pipeline
 from matgen_nb.mofdiff.assembly import AssemblyOptions
@@ -129,7 +129,10 @@ def test_nothing_but_bad_files_leaves_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def data():
     return MofData.from_coarse(
-        [from_decomposition(decompose(textbook_mof(n)), n) for n in ("IRMOF-1", "HKUST-1", "MIL-53")]
+        [
+            CoarseMof.from_decomposition(decompose(textbook_mof(n)), n)
+            for n in ("IRMOF-1", "HKUST-1", "MIL-53")
+        ]
     )
 
 
@@ -138,7 +141,7 @@ def model(data):
     torch.manual_seed(0)
     encoder = BlockEncoder(BlockConfig.preset("tiny"))
     return MofDiff(
-        MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))
+        MofDiffConfig.preset("tiny"), mof_statistics(data.with_embeddings(encoder.encode(data.library)))
     ).eval(), encoder
 
 
@@ -179,7 +182,9 @@ def test_weights_whose_library_has_no_metal_block(tmp_path, model, data, capsys)
     rows = [i for i, b in enumerate(mofdiff.library.blocks) if not b.is_metal]
     lame = MofDiff(
         mofdiff.config,
-        statistics(data.with_embeddings(torch.zeros(len(data.library), mofdiff.library.embeddings.shape[1]))),
+        mof_statistics(
+            data.with_embeddings(torch.zeros(len(data.library), mofdiff.library.embeddings.shape[1]))
+        ),
     )
     lame.library = Library([mofdiff.library.blocks[i] for i in rows], mofdiff.library.embeddings[rows])
     lame.save_pretrained(tmp_path / "w.safetensors")
@@ -268,12 +273,16 @@ def test_a_hanging_decomposition_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(coarse, "decompose", slow)
     items = [(n, textbook_crystal("MIL-53")) for n in ("slow", "quick")]
     data, report = prepare_mofs(
-        items, tmp_path / "m.safetensors", n_jobs=1, progress=None, options=PrepareOptions(timeout=3)
+        items, tmp_path / "m.safetensors", n_jobs=1, progress=None, options=MofPrepareOptions(timeout=3)
     )
     assert data.names == ["quick"] and "took longer than 3 s" in report.failures[0].reason
     with pytest.raises(MatgenError, match="none of the 1"):
         prepare_mofs(
-            items[:1], tmp_path / "n.safetensors", n_jobs=1, progress=None, options=PrepareOptions(timeout=1)
+            items[:1],
+            tmp_path / "n.safetensors",
+            n_jobs=1,
+            progress=None,
+            options=MofPrepareOptions(timeout=1),
         )
     assert not (tmp_path / "n.safetensors").exists()
 
@@ -284,9 +293,9 @@ def test_labels_from_our_own_evaluation_go_to_the_right_frameworks(tmp_path, cap
     where = {"IRMOF-1": "IRMOF-1.cif", "MIL-53": "new/MIL-53.cif", "MOF-74": "MOF-74.cif"}
     for name, file in where.items():
         textbook_crystal(name).to_cif(tmp_path / "d" / file)
-    assert run("evaluate", "mofs", tmp_path / "d", "--n-jobs", 1, "--out", tmp_path / "judged") == 0
+    assert run("evaluate", "mofs", tmp_path / "d", "--n-jobs", 1, "--out", tmp_path / "evaluated") == 0
     (tmp_path / "d" / where.pop("IRMOF-1")).unlink()
-    table = tmp_path / "judged" / "table.csv"
+    table = tmp_path / "evaluated" / "table.csv"
     table.write_text(table.read_text().replace(",MOF-74,", ",mof-74,"))
     capsys.readouterr()
     assert (
@@ -303,7 +312,7 @@ def test_labels_from_our_own_evaluation_go_to_the_right_frameworks(tmp_path, cap
         )
         == 0
     )
-    data, told = MofData.load(tmp_path / "m.safetensors"), capsys.readouterr().out
+    data, reported = MofData.load(tmp_path / "m.safetensors"), capsys.readouterr().out
     assert sorted(data.names) == sorted(where)
     for i, name in enumerate(data.names):
         assert data[i].properties["density"] == pytest.approx(textbook_mof(name).crystal.density, rel=1e-4), (
@@ -314,4 +323,4 @@ def test_labels_from_our_own_evaluation_go_to_the_right_frameworks(tmp_path, cap
         "1 row(s) name no file: IRMOF-1",
         "1 row(s) name a file in other case and were taken: mof-74 for MOF-74",
     ):
-        assert line in notes and line in told
+        assert line in notes and line in reported

@@ -9,7 +9,7 @@ import torch
 from matgen_nb.commands import main as entry
 from matgen_nb.commands import benchmark as command
 from matgen_nb.scale import arithmetic as ar, benchmark as bm, benchmark_tasks as bt, records, runs
-from matgen_nb.scale.arithmetic import Setting
+from matgen_nb.scale.arithmetic import TrainingSetting
 from matgen_nb.utils import MatgenError
 
 
@@ -32,7 +32,9 @@ def quick(monkeypatch):
 
 def test_it_measures_what_it_says():
     calls = []
-    got = bm.measure(lambda: (calls.append(1), time.sleep(0.01 if len(calls) != 3 else 0.05)), 5, seconds=0.2)
+    got = bm.measure_speed(
+        lambda: (calls.append(1), time.sleep(0.01 if len(calls) != 3 else 0.05)), 5, seconds=0.2
+    )
     assert (
         got["repeats"] == len(calls) - 1
         and 200 < got["per_second"] <= 500
@@ -90,7 +92,7 @@ def test_mistakes_are_named(tmp_path, quick, capsys):
 def test_a_table_to_compare_with_is_read_before_anything_is_measured(
     tmp_path, quick, monkeypatch, capsys, column, value
 ):
-    monkeypatch.setattr(bm, "measure", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(bm, "measure_speed", lambda *a, **k: pytest.fail("measured"))
     records.write_table(
         tmp_path / "x.csv",
         [
@@ -126,7 +128,7 @@ def test_a_row_with_too_many_fields_is_refused(tmp_path):
 def test_wrong_options_are_refused_before_anything_is_measured(
     tmp_path, quick, monkeypatch, capsys, options, words
 ):
-    monkeypatch.setattr(bm, "measure", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(bm, "measure_speed", lambda *a, **k: pytest.fail("measured"))
     assert run("benchmark", *options, "--out", tmp_path / "o") == 2
     assert words in capsys.readouterr().err and not (tmp_path / "o").exists()
 
@@ -165,7 +167,7 @@ def test_peak_of_an_imagined_device(monkeypatch):
         sizes.append(count)
         return dict(per_second=1e9)  # a device of 1 GFLOP/s
 
-    monkeypatch.setattr(ar, "measure", measure)
+    monkeypatch.setattr(ar, "measure_speed", measure)
     assert ar.peak_flop() == 1e9 and 0.03 <= sizes[-1] / 1e9 < 0.3 and sizes[-1] == sizes[-2]
     sizes.clear()
     ar.peak_flop(largest=256)
@@ -206,7 +208,7 @@ def test_a_setting_trains_as_the_trainer_does(monkeypatch):
         ),
     )
     for precision in ("32-true", "bf16-mixed"):
-        run, count = bm.TASKS["training"].make("cpu", 0, setting=Setting("tiny", 4, precision))
+        run, count = bm.TASKS["training"].make("cpu", 0, setting=TrainingSetting("tiny", 4, precision))
         run()
         assert count == 4 and precisions == {precision == "bf16-mixed"} and clipped.pop() == 1.0
         precisions.clear()
@@ -215,7 +217,7 @@ def test_a_setting_trains_as_the_trainer_does(monkeypatch):
 
 
 def test_frameworks_train_at_a_setting():
-    run, count = bm.TASKS["mof training"].make("cpu", 0, setting=Setting("tiny", 4, "bf16-mixed"))
+    run, count = bm.TASKS["mof training"].make("cpu", 0, setting=TrainingSetting("tiny", 4, "bf16-mixed"))
     assert run() is None and count == 4
 
 
@@ -224,23 +226,23 @@ def test_compiled_setting(monkeypatch):
 
     compiled = []
     monkeypatch.setattr(optimization, "compile_regions", compiled.append)
-    bt.make_training("cpu", 0, setting=Setting("tiny", 4, compile=True))
+    bt.make_training("cpu", 0, setting=TrainingSetting("tiny", 4, compile=True))
     assert len(compiled) == 1
 
 
 def test_settings_have_rows_of_their_own(tmp_path, capsys):
     plain = {t.name for t in bt.planned()}
-    assert plain == STAGES and {t.name for t in bt.planned(setting=Setting("full", 32))} == {
+    assert plain == STAGES and {t.name for t in bt.planned(setting=TrainingSetting("full", 32))} == {
         "training full 32 32-true",
         "mof training full 32 32-true",
     }
-    assert [t.name for t in bt.planned(setting=Setting("paper"))] == ["training paper 32-true"], (
+    assert [t.name for t in bt.planned(setting=TrainingSetting("paper"))] == ["training paper 32-true"], (
         "no framework has that preset"
     )
     with pytest.raises(MatgenError, match="mof training has no preset paper"):
-        bt.planned("mof training", Setting("paper"))
+        bt.planned("mof training", TrainingSetting("paper"))
     with pytest.raises(MatgenError, match="no preset|no task trains"):
-        bt.planned(None, Setting("huge"))
+        bt.planned(None, TrainingSetting("huge"))
     assert (
         run(
             "benchmark",
@@ -454,7 +456,7 @@ def test_wrong_choices_of_a_suite_are_named(tmp_path, capsys, options, words):
 
 def test_a_gpu_is_measured_in_four_minutes():
     "What the command plans where a GPU is: the most important rows first, and never more than the limit."
-    assert command.suite_of(command.BenchmarkChoices(), Setting(), "cuda") == "network"
+    assert command.suite_of(command.BenchmarkChoices(), TrainingSetting(), "cuda") == "network"
     assert command.LIMIT == 240
     tasks = command.network_tasks(command.NetworkOptions(), "cuda", [])
     names = [t.name for t in tasks]

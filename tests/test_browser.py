@@ -36,9 +36,9 @@ def seen(page, folder):
     return imread(picture)[..., :3]
 
 
-def asked(page, folder, script):
+def requested(page, folder, script):
     "The text that a script, added to a copy of the page, leaves in the title."
-    copy = page.with_name("asked.html")
+    copy = page.with_name("requested.html")
     text = page.read_text(encoding="utf-8").replace("</html>", f"<script>{script}</script></html>")
     copy.write_text(text, encoding="utf-8")
     shown = browse(copy, folder, "--dump-dom")
@@ -67,8 +67,8 @@ def gallery(tmp_path):
 
 
 def test_a_gallery_shows_its_pictures_and_sorts(gallery, tmp_path):
-    assert asked(gallery, tmp_path, PICTURES) == "3 3", "all pictures are drawn"
-    names = asked(gallery, tmp_path, SORTED)
+    assert requested(gallery, tmp_path, PICTURES) == "3 3", "all pictures are drawn"
+    names = requested(gallery, tmp_path, SORTED)
     assert names == "00001.cif 00002.cif 00000.cif", names
     picture = seen(gallery, tmp_path)
     dark = (picture.min(2) < 0.5).mean()
@@ -77,7 +77,7 @@ def test_a_gallery_shows_its_pictures_and_sorts(gallery, tmp_path):
 
 def test_a_report_shows_its_figures(gallery, tmp_path):
     script = 'document.title=document.querySelector(".f tbody tr").innerText+"|"+document.querySelector("p").innerText'
-    found = asked(gallery, tmp_path, script)
+    found = requested(gallery, tmp_path, script)
     assert "valid" in found and "0.4 to 1" in found and "made by: test" in found and "seed 3" in found
     assert "volume (Å³)" in browse(gallery, tmp_path, "--dump-dom")
 
@@ -85,7 +85,7 @@ def test_a_report_shows_its_figures(gallery, tmp_path):
 def test_a_page_with_hostile_names_runs_nothing(tmp_path):
     rows = [dict(name="<img src=x onerror=\"document.title='run'\">", volume=1.0)]
     pages.write_page(tmp_path / "page.html", "Plain", [], rows)
-    assert asked(tmp_path / "page.html", tmp_path, "") == "Plain"
+    assert requested(tmp_path / "page.html", tmp_path, "") == "Plain"
 
 
 def test_a_lesson_reads_as_a_page(tmp_path):
@@ -98,7 +98,7 @@ def test_a_lesson_reads_as_a_page(tmp_path):
     page = tmp_path / "lesson.html"
     page.write_text(text, encoding="utf-8")
     wanted = sum("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", []))
-    found = asked(page, tmp_path, PICTURES).split()
+    found = requested(page, tmp_path, PICTURES).split()
     assert wanted and found == [str(wanted), str(wanted)], f"{wanted} saved pictures, {found} (there, drawn)"
     title = nb.cells[0].source.splitlines()[0].removeprefix("# ")
     assert title in browse(page, tmp_path, "--dump-dom")

@@ -20,8 +20,8 @@ from matgen_nb.mofdiff.bonds import (
     connected,
     find_bonds,
     integer_basis,
-    neighbours,
-    primitive_cell,
+    neighbour_pairs,
+    averaged_primitive_cell,
     textbook_crystal,
     textbook_mof,
     textbook_mofs,
@@ -136,18 +136,18 @@ def test_a_changed_copy_of_a_block_has_its_own_identity():
         False,
     )
     assert block.identity != fluoro.identity == fresh.identity
-    kept, told = (
+    kept, stated = (
         replace(block, cart_coords=block.cart_coords + 1),
         replace(fresh, stored_identity="from a file"),
     )
     assert (
         kept.stored_identity == block.identity
-        and told.identity == told.rotated(np.eye(3)).identity == "from a file"
+        and stated.identity == stated.rotated(np.eye(3)).identity == "from a file"
     )
     assert (
-        replace(told, bonds=told.bonds[1:]).stored_identity
+        replace(stated, bonds=stated.bonds[1:]).stored_identity
         == ""
-        == replace(told, is_metal=True).stored_identity
+        == replace(stated, is_metal=True).stored_identity
     )
 
 
@@ -233,7 +233,7 @@ def test_integer_basis_spans_the_same_lattice(vectors):
 def test_neighbours_against_a_double_loop():
     rng = np.random.default_rng(1)
     crystal = Crystal([[4, 0, 0], [3, 3, 0], [-1, 2, 5]], [6] * 5, rng.random((5, 3)))
-    i, j, image, distance = neighbours(crystal, 5.0)
+    i, j, image, distance = neighbour_pairs(crystal, 5.0)
     found = Counter(distance.round(6).tolist())
     shifts = np.stack(np.meshgrid(*[np.arange(-5, 6)] * 3, indexing="ij"), -1).reshape(-1, 3)
     all_pairs = [
@@ -249,7 +249,7 @@ def test_neighbours_against_a_double_loop():
 
 def test_primitive_cell_keeps_what_is_primitive():
     crystal = textbook_mof("MIL-53").crystal
-    again = primitive_cell(crystal)
+    again = averaged_primitive_cell(crystal)
     assert len(again) == len(crystal) and np.isclose(again.volume, crystal.volume)
 
 
@@ -458,10 +458,10 @@ def test_textbook_against_deposited_structures(name, file):
     assert rms is not None and rms[0] < 0.01
 
 
-def carboxylate_chain(metals, apart, bond):
-    """Chains of metals `apart` (A) along z, neighbours bridged by four terephthalates that bind with `bond` (A), as a crystal:
+def carboxylate_chain(metals, gap, bond):
+    """Chains of metals `gap` (A) along z, neighbours bridged by four terephthalates that bind with `bond` (A), as a crystal:
     every metal has eight oxygens, the linkers join the chains to a framework."""
-    height = apart / 2 - 1.1
+    height = gap / 2 - 1.1
     out = np.sqrt(bond**2 - height**2)  # of the oxygens, from the axis of the chain
     ring = [
         (6, 2.08, 0, 0),
@@ -473,14 +473,14 @@ def carboxylate_chain(metals, apart, bond):
     arm = [(8, 0, 0, 1.1), (8, 0, 0, -1.1), (6, 0.6, 0, 0), *ring]
     side = 2 * (out + 3.47)  # the far half of each linker is its image by the half turn
     axes = [np.array([x, y]) for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1))]
-    elements, cart = list(metals), [[0, 0, k * apart] for k in range(len(metals))]
+    elements, cart = list(metals), [[0, 0, k * gap] for k in range(len(metals))]
     for k in range(len(metals)):
         for axis in axes:
             across = np.array([-axis[1], axis[0]])
             for z, along, sideways, up in arm:
                 elements.append(z)
-                cart.append([*((out + along) * axis + sideways * across), (k + 0.5) * apart + up])
-    lattice = np.diag([side, side, len(metals) * apart])
+                cart.append([*((out + along) * axis + sideways * across), (k + 0.5) * gap + up])
+    lattice = np.diag([side, side, len(metals) * gap])
     return Crystal(lattice, elements, np.array(cart) @ np.linalg.inv(lattice))
 
 
@@ -506,12 +506,12 @@ CHAINS = [
 ]
 
 
-@pytest.mark.parametrize("metals, apart, bond", CHAINS, ids=lambda x: str(x))
-def test_large_metals_are_nodes_not_wires(metals, apart, bond):
+@pytest.mark.parametrize("metals, gap, bond", CHAINS, ids=lambda x: str(x))
+def test_large_metals_are_nodes_not_wires(metals, gap, bond):
     "Contacts of large metals are no bonds, and long bonds of metals with a lone pair are."
     from matgen_nb.symmetry.crystal import element_table
 
-    d = decompose(Mof.from_crystal(carboxylate_chain(metals, apart, bond)))
+    d = decompose(Mof.from_crystal(carboxylate_chain(metals, gap, bond)))
     symbols = element_table().symbol[list(metals)].tolist()
     assert kinds(d) == Counter(
         {("C8H4O4", 4): 2 * len(metals), **{(s, 8): symbols.count(s) for s in symbols}}

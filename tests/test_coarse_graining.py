@@ -27,9 +27,9 @@ from matgen_nb.mofdiff.coarse_graining import (
     excess,
     handedness,
 )
-from matgen_nb.mofdiff.data import MofBatch, MofData
-from matgen_nb.mofdiff.sources import read_bw_db, read_folder, read_properties
-from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+from matgen_nb.mofdiff.data import MofBatch, MofData, merged
+from matgen_nb.mofdiff.sources import read_bw_db, read_mof_folder, read_properties
+from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -232,7 +232,7 @@ def test_prepare_folder(tmp_path, n_jobs):
 def test_prepare_same_result_in_parallel(tmp_path):
     write_folder(tmp_path)
     a, b = (
-        prepare_mofs(tmp_path, n_jobs=n, progress=None, options=PrepareOptions(chunk=2))[0] for n in (1, 2)
+        prepare_mofs(tmp_path, n_jobs=n, progress=None, options=MofPrepareOptions(chunk=2))[0] for n in (1, 2)
     )
     assert all(
         torch.equal(torch.nan_to_num(x), torch.nan_to_num(y))
@@ -252,11 +252,11 @@ def test_prepare_csv_and_limit(tmp_path):
     data, report = prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None)
     assert data.names == ["IRMOF-1", "MIL-53"] and data.property_names == ["void"]
     assert (
-        len(prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None, options=PrepareOptions(limit=1))[0])
+        len(prepare_mofs(tmp_path / "t.csv", n_jobs=1, progress=None, options=MofPrepareOptions(limit=1))[0])
         == 1
     )
     with pytest.raises(MatgenError, match="no column 'structure'"):
-        prepare_mofs(tmp_path / "t.csv", n_jobs=1, options=PrepareOptions(column="structure"))
+        prepare_mofs(tmp_path / "t.csv", n_jobs=1, options=MofPrepareOptions(column="structure"))
 
 
 def test_nothing_left(tmp_path):
@@ -282,7 +282,7 @@ def test_time_limit(tmp_path, monkeypatch):
             [("slow", textbook_crystal("MIL-53"))],
             n_jobs=1,
             progress=None,
-            options=PrepareOptions(timeout=0.3),
+            options=MofPrepareOptions(timeout=0.3),
         )
 
 
@@ -294,7 +294,7 @@ def test_properties(tmp_path):
         read_properties(tmp_path / "q.csv")
     (tmp_path / "x.cif").write_text("data_x")
     with pytest.raises(MatgenError, match="names none"):
-        read_folder(tmp_path, tmp_path / "p.csv")
+        read_mof_folder(tmp_path, tmp_path / "p.csv")
 
 
 def archive(path, files):
@@ -317,7 +317,7 @@ def test_bw_db_layout(tmp_path, monkeypatch):
     archive(tmp_path / "t.tar.gz", {"all_MOFs_screening_data.csv": "MOFname,uptake\nm1,2.5\n"})
     monkeypatch.setattr(
         sources,
-        "download",
+        "download_bw_db",
         lambda kind: tmp_path / ("s.tar.gz" if kind == "structures" else "t.tar.gz"),
     )
     with pytest.raises(MatgenError, match="names 1 frameworks, 324,426 were published.*Remove .*t.tar.gz"):
@@ -335,7 +335,7 @@ def test_bw_db_layout(tmp_path, monkeypatch):
 
 
 def test_limits_hold_for_the_embedded_set_as_well(tmp_path):
-    data, report = prepare_mofs("embedded", progress=None, options=PrepareOptions(limit=300))
+    data, report = prepare_mofs("embedded", progress=None, options=MofPrepareOptions(limit=300))
     assert report.total == report.kept == len(data) == 300 and not report.failures, (
         "what ships is inside the default limits"
     )
@@ -343,7 +343,7 @@ def test_limits_hold_for_the_embedded_set_as_well(tmp_path):
         "embedded",
         tmp_path / "few.safetensors",
         progress=None,
-        options=PrepareOptions(limit=300, limits=Limits(max_blocks=6, min_bead_distance=4.0)),
+        options=MofPrepareOptions(limit=300, limits=Limits(max_blocks=6, min_bead_distance=4.0)),
     )
     assert (
         0 < report.kept < 300
@@ -361,7 +361,7 @@ def test_limits_hold_for_the_embedded_set_as_well(tmp_path):
         (dict(limit=0), "at least 1"),
     ):
         with pytest.raises(MatgenError, match=text):
-            prepare_mofs("embedded", progress=None, options=PrepareOptions(**dict(limit=300) | choices))
+            prepare_mofs("embedded", progress=None, options=MofPrepareOptions(**dict(limit=300) | choices))
 
 
 def test_download_without_network(tmp_path, monkeypatch):
@@ -375,7 +375,7 @@ def test_download_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(pooch, "retrieve", offline)
     monkeypatch.setattr(sources, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
     with pytest.raises(MatgenError, match="Without a network"):
-        sources.download("structures")
+        sources.download_bw_db("structures")
 
 
 def test_download_is_checked_against_what_the_archive_states(tmp_path, monkeypatch):
@@ -403,9 +403,9 @@ def test_download_is_checked_against_what_the_archive_states(tmp_path, monkeypat
         monkeypatch.setattr(sources, name, value)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     try:
-        assert sources.download("structures").exists()
+        assert sources.download_bw_db("structures").exists()
         with pytest.raises(MatgenError, match="not the file that was published.*md5:000"):
-            sources.download("properties")
+            sources.download_bw_db("properties")
     finally:
         server.shutdown()
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [
@@ -419,19 +419,19 @@ def test_download_keeps_a_checksum(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
     monkeypatch.setattr(sources, "BW_DB_RECORD", (tmp_path / "nothing").as_uri())
-    asked = []
+    requested = []
 
     def fetch(url, known_hash, fname, path):
-        asked.append(known_hash)
+        requested.append(known_hash)
         archive(Path(path) / fname, {"m.cif": "data_m"}) if not (Path(path) / fname).exists() else None
         return str(Path(path) / fname)
 
     monkeypatch.setattr(pooch, "retrieve", fetch)
-    sources.download("structures"), sources.download("structures")
-    assert asked[0] is None and asked[1].startswith("sha256:")
+    sources.download_bw_db("structures"), sources.download_bw_db("structures")
+    assert requested[0] is None and requested[1].startswith("sha256:")
     (tmp_path / "bw-db-screening_data.tar.gz").write_bytes(b"half a file")
     with pytest.raises(MatgenError, match="damaged"):
-        sources.download("properties")
+        sources.download_bw_db("properties")
     assert not (tmp_path / "bw-db-screening_data.tar.gz").exists()
 
 
@@ -441,7 +441,7 @@ def test_real_frameworks():
         REAL / "mofs",
         n_jobs=1,
         progress=None,
-        options=PrepareOptions(limits=Limits(max_blocks=None, min_dimension=1)),
+        options=MofPrepareOptions(limits=Limits(max_blocks=None, min_dimension=1)),
     )
     assert report.total >= 81 and report.kept >= 77 and len(data.library) < sum(data.num_blocks) / 4
     points = torch.tensor([b.num_connections * (1 if b.is_metal else -1) for b in data.library])
@@ -453,10 +453,10 @@ def test_real_frameworks():
 
 def test_a_part_of_the_embedded_set_holds_its_own_blocks_only(tmp_path):
     data, _ = prepare_mofs(
-        "embedded", tmp_path / "m.safetensors", n_jobs=1, progress=None, options=PrepareOptions(limit=20)
+        "embedded", tmp_path / "m.safetensors", n_jobs=1, progress=None, options=MofPrepareOptions(limit=20)
     )
     assert len(data) == 20 and len(data.library) == len(set(data.block.tolist())) < 100
-    whole, _ = prepare_mofs("embedded", n_jobs=1, progress=None, options=PrepareOptions(limit=40))
+    whole, _ = prepare_mofs("embedded", n_jobs=1, progress=None, options=MofPrepareOptions(limit=40))
     for i in range(20):
         assert [b.identity for b in data[i].blocks] == [
             b.identity for b in whole[i].blocks
@@ -469,7 +469,7 @@ def test_properties_are_refused_where_they_would_be_ignored(tmp_path):
     for source in ("embedded", "bw-db", tmp_path / "all.csv"):
         with pytest.raises(MatgenError, match="folder of CIF files"):
             prepare_mofs(
-                source, n_jobs=1, progress=None, options=PrepareOptions(properties=tmp_path / "p.csv")
+                source, n_jobs=1, progress=None, options=MofPrepareOptions(properties=tmp_path / "p.csv")
             )
     (tmp_path / "cifs").mkdir()
     textbook_crystal("IRMOF-1").to_cif(tmp_path / "cifs" / "a.cif")
@@ -479,7 +479,7 @@ def test_properties_are_refused_where_they_would_be_ignored(tmp_path):
             tmp_path / "cifs",
             n_jobs=1,
             progress=None,
-            options=PrepareOptions(properties=tmp_path / "words.csv"),
+            options=MofPrepareOptions(properties=tmp_path / "words.csv"),
         )
 
 
@@ -493,7 +493,7 @@ def labelled(folder, table, text):
     "Properties by structure and the notes, from a folder and the text of a table."
     (folder.parent / table).write_text(text)
     notes = {}
-    items = read_folder(folder, folder.parent / table, notes)
+    items = read_mof_folder(folder, folder.parent / table, notes)
     return {name: values for name, _, values in items if values}, "\n".join(notes.get(table, []))
 
 
@@ -547,12 +547,12 @@ def test_values_that_are_no_numbers_are_counted_and_named(tmp_path, bad):
         and f"b {bad!r}" in notes
         and "remark" not in notes
     )
-    items, told = sources.read_csv, {}
+    items, reported = sources.read_mof_csv, {}
     (tmp_path / "s.csv").write_text(f'name,cif,void\na,x,0.5\nb,y,"{bad}"\n')
-    assert [values for *_, values in items(tmp_path / "s.csv", notes=told)] == [
+    assert [values for *_, values in items(tmp_path / "s.csv", notes=reported)] == [
         {"void": 0.5},
         {},
-    ] and f"b {bad!r}" in told["s.csv"][0]
+    ] and f"b {bad!r}" in reported["s.csv"][0]
 
 
 def test_a_decimal_comma_without_quotes_is_not_read_as_a_whole_number(tmp_path):
@@ -615,7 +615,7 @@ def test_rows_that_do_not_fit_are_counted_and_named(tmp_path):
 
 def test_files_of_one_name_have_relative_names(tmp_path):
     named_files(tmp_path, ["a/MOF.cif", "b/MOF.cif", "b/other.cif", "top.CIF", "c/d/MOF.cif"])
-    items = read_folder(tmp_path)
+    items = read_mof_folder(tmp_path)
     assert {name: text for name, text, _ in items} == {
         "a/MOF": "data_a/MOF.cif",
         "b/MOF": "data_b/MOF.cif",
@@ -626,7 +626,8 @@ def test_files_of_one_name_have_relative_names(tmp_path):
     text = "name,void\na/MOF.cif,1\nb/MOF,2\nb/other,3\nc/d/MOF.CIF,4\ne/top,5\n"
     (tmp_path.parent / "paths.csv").write_text(text)
     assert {
-        name: values.get("void") for name, _, values in read_folder(tmp_path, tmp_path.parent / "paths.csv")
+        name: values.get("void")
+        for name, _, values in read_mof_folder(tmp_path, tmp_path.parent / "paths.csv")
     } == {"a/MOF": 1, "b/MOF": 2, "c/d/MOF": 4, "other": 3, "top": 5}
 
 
@@ -642,9 +643,37 @@ def test_names_that_differ_in_case_only(tmp_path):
 def test_names_that_stand_twice_in_a_table_of_structures(tmp_path):
     (tmp_path / "t.csv").write_text("name,cif,void\na,x,1\na,y,2\nb,z,3\n")
     notes = {}
-    assert [item[0] for item in sources.read_csv(tmp_path / "t.csv", notes=notes)] == [
+    assert [item[0] for item in sources.read_mof_csv(tmp_path / "t.csv", notes=notes)] == [
         "a (row 1)",
         "a (row 2)",
         "b",
     ]
     assert notes == {"t.csv": ["1 name(s) stand in several rows: a"]}
+
+
+def test_edges_stay_with_the_beads(tmp_path):
+    "Which beads are joined is kept from the decomposition to the file, whatever cell the beads are given in."
+    from matgen_nb.mofdiff.nets import bead_graph, decomposition_graph, isomorphism
+
+    whole = [decompose(textbook_mof(name)) for name in ("IRMOF-1", "MIL-53")]
+    coarse = [CoarseMof.from_decomposition(d, name) for d, name in zip(whole, ("one", "two"))]
+    for d, c in zip(whole, coarse):
+        cells = np.random.default_rng(0).integers(-2, 3, (len(c), 3))
+        shifts = c.shifts - cells[c.edges[:, 1]] + cells[c.edges[:, 0]]
+        again = replace(c, frac_coords=c.frac_coords + cells, shifts=shifts)
+        assert (again.edges == c.edges).all() and (again.shifts == c.shifts).all()
+        graph = bead_graph(replace(c, frac_coords=np.random.default_rng(1).random((len(c), 3))))
+        same = replace(graph, classes=graph.labels)
+        assert isomorphism(decomposition_graph(d), same) is not None, "distances play no part"
+    bare = replace(coarse[0], edges=None, shifts=None, name="bare")
+    data = MofData.from_coarse([coarse[0], bare, coarse[1]])
+    data.save(tmp_path / "mofs.safetensors")
+    for some in (data, MofData.load(tmp_path / "mofs.safetensors"), merged([data]), data.trimmed()):
+        for i, c in enumerate((coarse[0], bare, coarse[1])):
+            assert (some[i].edges is None) == (c.edges is None)
+            if c.edges is not None:
+                assert (some[i].edges == c.edges).all() and (some[i].shifts == c.shifts).all()
+        part = some.subset([2, 1])
+        assert part[1].edges is None and (part[0].shifts == coarse[1].shifts).all()
+    with pytest.raises(MatgenError, match="shifts"):
+        replace(coarse[0], edges=[[0, 99]], shifts=[[0, 0, 0]])

@@ -27,7 +27,7 @@ from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.symmetry.space_groups import SpaceGroup
-from matgen_nb.utils import MatgenError
+from matgen_nb.utils import MatgenError, numpy_stream
 
 COMMANDS = (
     ["demo"],
@@ -203,9 +203,26 @@ def light(words, **environment):
     return done.stdout
 
 
-@pytest.mark.parametrize("line", ["--help", "--version", "sample --help", "train symmcd --help"])
+@pytest.mark.parametrize("line", ["--help", "--version", "sample --help", "sample symmcd --help"])
 def test_help_is_fast_and_light(line):
     assert light(line.split())
+
+
+def test_help_of_every_command_is_light():
+    "All of them in one process, which then knows neither torch nor pymatgen."
+    lines = [[*words, "--help"] for words, *_ in every_command()]
+    code = (
+        "import sys\n"
+        "from matgen_nb.commands.main import main\n"
+        f"for words in {lines!r}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: assert not stop.code, words\n"
+        f"    heavy = set({HEAVY!r}) & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") == len(lines) > 12
 
 
 @pytest.mark.parametrize(
@@ -226,17 +243,18 @@ def test_completion_is_light(line, expected):
     assert set(found.split()) == expected
 
 
-def test_completion_knows_what_the_parser_knows():
-    "The options read from the source of a module are those of its dataclass."
+def test_help_and_completion_know_what_the_parser_knows():
+    "The options read from the source of a module are those of its dataclass, to the last word of help."
     late = [one for _, command, _ in every_command() for one in sets_of(command) if one.late]
     assert len(late) >= 3
     for one in late:
         sketch, real = one.declared(), one.parameters()
         assert [p.name for p in sketch] == [p.name for p in real], one.into
-        flags = lambda made: [
-            p.annotation.__metadata__[0].param_decls or p.annotation.__metadata__[0].default for p in made
-        ]
-        assert flags(sketch) == flags(real), one.into
+        kinds = lambda made: [(p.default, p.annotation.__origin__) for p in made]
+        assert kinds(sketch) == kinds(real), one.into
+        for written, imported in zip(sketch, real):
+            told, known = (vars(p.annotation.__metadata__[0]) for p in (written, imported))
+            assert told == known, written.name
 
 
 def test_late_options_belong_to_late_commands():
@@ -511,7 +529,7 @@ REQUEST = {"n": 10, "chunk": 4, "seed": 5}
 
 
 def draw(i, n, log=None):
-    rng = np.random.default_rng(runs.chunk_seed(5, i))
+    rng = numpy_stream(5, "chunk", i)
     crystals = [
         Crystal(CESIUM_CHLORIDE.lattice * x, CESIUM_CHLORIDE.elements, CESIUM_CHLORIDE.frac_coords)
         for x in rng.uniform(0.9, 1.1, n)
@@ -521,9 +539,9 @@ def draw(i, n, log=None):
 
 def stream_whole(out, **choices):
     with runs.open_run(out, REQUEST, **choices) as folder:
-        drawn = runs.stream(folder, REQUEST, draw)
+        made = runs.stream(folder, REQUEST, draw)
     runs.finish_stream(out, "T", records.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
-    return drawn
+    return made
 
 
 def contents(folder):
@@ -672,7 +690,9 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
 
     requested, sample = [], SymmCD.sample
     monkeypatch.setattr(SymmCD, "sample", lambda self, *a, **k: requested.append(k) or sample(self, *a, **k))
-    choices = dict(eta=0.5, guide=0.25, apart=0.6, sharpen=2, templates=0.5, corrector=1, retries=2)
+    choices = dict(
+        eta=0.5, guidance=0.25, min_contact=0.6, score_scale=2, templates=0.5, corrector=1, retries=2
+    )
     line = [
         "sample",
         "symmcd",
@@ -696,7 +716,7 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         changed[changed.index(f"--{key}") + 1] = "1" if key != "corrector" else "3"
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
-    assert run(*line[:4], "--guide", 2, "--out", tmp_path / "t") == 2
+    assert run(*line[:4], "--guidance", 2, "--out", tmp_path / "t") == 2
     assert not (tmp_path / "t").exists()
 
 
@@ -965,7 +985,7 @@ def sampled(out, *more):
     )
 
 
-def test_sampled_cifs_name_their_group_unless_p1_is_asked_for(tmp_path):
+def test_sampled_cifs_name_their_group_unless_p1_is_requested(tmp_path):
     symmetric, rows, request = sampled(tmp_path / "s", "--resample-higher", 0)
     plain, same_rows, p1 = sampled(tmp_path / "p", "--resample-higher", 0, "--p1")
     assert rows == same_rows and p1 == request | {"p1": True} and request["resample_higher"] == 0

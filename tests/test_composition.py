@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd import composition as co, staged_sampling  # noqa: F401
 from matgen_nb.symmcd.dataset import prototypes
-from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmcd.refinements import balanced_elements
 
@@ -157,7 +157,7 @@ def model():
     units = [prepare_one(c) for _, c in list(embedded())[:60]]
     data = from_units(units)
     torch.manual_seed(0)
-    return SymmCD(SymmCDConfig.preset("tiny", width=32, layers=1), statistics(data)).eval()
+    return SymmCD(SymmCDConfig.preset("tiny", width=32, layers=1), crystal_statistics(data)).eval()
 
 
 def test_an_untrained_network_draws_what_balances(model):
@@ -192,14 +192,14 @@ def test_balance_leaves_requests_alone(model):
 
 
 def test_balance_changes_no_request(model):
-    asked = [
+    requested = [
         [
             (s.row["space_group"], s.row["num_orbits"])
             for s in model.sample(10, seed=4, options=SamplingOptions(steps=3, balance=b, progress=False))
         ]
         for b in (0, 0.5, 1)
     ]
-    assert asked[0] == asked[1] == asked[2]
+    assert requested[0] == requested[1] == requested[2]
 
 
 def test_same_seed_same_crystals(model):

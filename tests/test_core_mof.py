@@ -16,16 +16,16 @@ from matgen_nb.mofdiff.core_mof import (
     beads_identity,
     data_folder,
     read_core_mof,
-    read_table,
+    read_core_mof_table,
     reference_code,
 )
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.bonds import textbook_mof
-from matgen_nb.mofdiff.coarse_graining import from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.hypothetical import pore_labels
-from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 from matgen_nb.utils import MatgenError
 
 ASR = {  # file: (framework, LCD, entry that the table found)
@@ -81,7 +81,7 @@ def installed(package, monkeypatch):
 
 
 def prepared(subset="2019-ASR", blocks=40, **options):
-    options = PrepareOptions(subset=subset, limits=Limits(max_blocks=blocks), **options)
+    options = MofPrepareOptions(subset=subset, limits=Limits(max_blocks=blocks), **options)
     return prepare_mofs("core-mof", n_jobs=1, progress=None, options=options)
 
 
@@ -111,7 +111,7 @@ def test_reference_codes(name, matched, code):
 
 
 def test_the_table_gives_codes_and_properties(installed):
-    codes, values = read_table(installed / "2019-ASR.csv")
+    codes, values = read_core_mof_table(installed / "2019-ASR.csv")
     assert codes["SAHYIK02_clean"] == "SAHYIK" and codes["am301365h_si_002_clean"] == "RUBTAK"
     assert values["SAHYIK_clean"] == dict(lcd=15.0, point_void_fraction=0.5)
     assert values["ERIRIG_clean"] == dict(point_void_fraction=0.5), "an empty cell is no number"
@@ -174,7 +174,7 @@ def test_measured_labels_are_those_of_the_hypothetical_frameworks(installed):
 @pytest.mark.parametrize("name", ["IRMOF-1", "HKUST-1", "UiO-66", "MIL-53"])
 def test_beads_have_the_identity_of_the_framework(name):
     d = decompose(textbook_mof(name))
-    assert beads_identity(from_decomposition(d)) == framework_identity(d)
+    assert beads_identity(CoarseMof.from_decomposition(d)) == framework_identity(d)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_damaged_packages_are_named(installed, tmp_path):
         read_core_mof(folder=tmp_path)
     (tmp_path / "t.csv").write_text("name,LCD\na,1\n")
     with pytest.raises(MatgenError, match="no column 'filename'"):
-        read_table(tmp_path / "t.csv")
+        read_core_mof_table(tmp_path / "t.csv")
 
 
 def test_command(installed, tmp_path, capsys):

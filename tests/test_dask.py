@@ -104,9 +104,9 @@ def assembled(cluster):
     from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
     from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.decomposition import decompose
-    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.coarse_graining import CoarseMof
 
-    first, last = (from_decomposition(decompose(textbook_mof(n)), n) for n in (NAMES[0], NAMES[2]))
+    first, last = (CoarseMof.from_decomposition(decompose(textbook_mof(n)), n) for n in (NAMES[0], NAMES[2]))
     block = first.blocks[-1]
     broken = replace(
         first,
@@ -166,7 +166,7 @@ def test_relaxing_frameworks(assembled):
         )
 
 
-def test_judging_frameworks(assembled):
+def test_evaluating_frameworks(assembled):
     from matgen_nb.mofdiff.evaluation import evaluate_mofs
 
     mil, _, mof = (a.crystal for a in assembled[0])

@@ -19,7 +19,7 @@ from matgen_nb.mofdiff.embedding import (
     disguised,
     embedding_map,
     make_batch,
-    nearest,
+    nearest_embedding,
     release_contrastive,
     retrieval,
     sizes,
@@ -271,7 +271,7 @@ def test_it_learns_which_blocks_are_the_same_and_the_trainer_drives_it(tmp_path)
 
     def found(model):
         z = model.encode(blocks[:24])
-        return (nearest(z + 0.7 * z.std(0) * noise, z) == torch.arange(24)).float().mean()
+        return (nearest_embedding(z + 0.7 * z.std(0) * noise, z) == torch.arange(24)).float().mean()
 
     before = found(model)
     history = Trainer(model, BlockData(blocks), config, tmp_path).fit()

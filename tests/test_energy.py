@@ -18,7 +18,7 @@ from matgen_nb.symmcd.potential import (
     batches,
     energies,
     get_potential,
-    primitive_cell,
+    unmoved_primitive_cell,
     single_points,
 )
 from matgen_nb.symmcd.energy import (
@@ -42,9 +42,9 @@ from matgen_nb.symmcd.hull import (
 )
 from matgen_nb.symmcd.group_relaxation import (
     RelaxOptions,
-    exchanges,
+    element_exchanges,
     primitive_basis,
-    relax,
+    relax_in_group,
     relax_samples,
     symmetric_cell,
     symmetric_gradient,
@@ -198,7 +198,7 @@ def test_primitive_cell_and_gradient(unit):
 
 
 def test_relaxation_keeps_the_group_and_lowers_the_energy():
-    found = relax(UNITS, PAIRS, RelaxOptions(exchanges=0), progress=None)
+    found = relax_in_group(UNITS, PAIRS, RelaxOptions(exchanges=0), progress=None)
     for unit, r in zip(UNITS, found):
         assert r.energy_after <= r.energy_before + 1e-4 and r.unit.space_group == unit.space_group
         assert (r.unit.wyckoff == unit.wyckoff).all() and (r.unit.elements == unit.elements).all()
@@ -216,20 +216,20 @@ def test_relaxation_keeps_the_group_and_lowers_the_energy():
     done = [r for r in found if r.converged]
     assert len(done) >= 0.7 * len(found), [r.reason for r in found]
     for r in done:
-        point = single_points([primitive_cell(r.unit.to_crystal())], PAIRS, progress=None)[0]
+        point = single_points([unmoved_primitive_cell(r.unit.to_crystal())], PAIRS, progress=None)[0]
         assert point.max_force < 0.11 and point.energy == pytest.approx(r.energy_after, abs=1e-3)
 
 
 def test_relaxation_gives_the_same_alone_and_in_company():
-    alone = [relax([u], PAIRS, RelaxOptions(together=1), progress=None)[0] for u in UNITS[:4]]
-    for a, b in zip(alone, relax(UNITS[:4], PAIRS, progress=None)):
+    alone = [relax_in_group([u], PAIRS, RelaxOptions(together=1), progress=None)[0] for u in UNITS[:4]]
+    for a, b in zip(alone, relax_in_group(UNITS[:4], PAIRS, progress=None)):
         assert a.energy_after == pytest.approx(b.energy_after, abs=1e-6) and a.exchanged == b.exchanged
 
 
 def test_relaxation_ends_when_its_time_or_steps_are_over():
     far = cube(5.2)
-    out_of_time = relax([far], PAIRS, RelaxOptions(max_seconds=0, exchanges=0), progress=None)[0]
-    few = relax([far], PAIRS, RelaxOptions(steps=1, exchanges=0), progress=None)[0]
+    out_of_time = relax_in_group([far], PAIRS, RelaxOptions(max_seconds=0, exchanges=0), progress=None)[0]
+    few = relax_in_group([far], PAIRS, RelaxOptions(steps=1, exchanges=0), progress=None)[0]
     assert not out_of_time.converged and out_of_time.reason == "out of time" and out_of_time.steps == 0
     assert not few.converged and few.reason == "no more steps" and few.steps == 1
 
@@ -237,7 +237,7 @@ def test_relaxation_ends_when_its_time_or_steps_are_over():
 def test_relaxation_reports_what_cannot_be_done():
     good, titanium = cube(4.0, (20, 12, 17)), cube(4.0)
     noble = cube(4.0, (90, 22, 8))
-    found = relax([good, titanium, noble], Failing(), RelaxOptions(exchanges=0), progress=None)
+    found = relax_in_group([good, titanium, noble], Failing(), RelaxOptions(exchanges=0), progress=None)
     assert (
         found[0].converged and found[1].reason == "no graph for Ti" and "does not cover Th" in found[2].reason
     )
@@ -245,11 +245,11 @@ def test_relaxation_reports_what_cannot_be_done():
 
 
 def test_exchanges_have_equal_size():
-    names = [name for name, _ in exchanges(cube(3.9))]
+    names = [name for name, _ in element_exchanges(cube(3.9))]
     assert names == ["Sr 1a <> Ti 1b"]
-    swapped = exchanges(cube(3.9))[0][1]
+    swapped = element_exchanges(cube(3.9))[0][1]
     assert swapped.elements.tolist() == [22, 38, 8] and swapped.formula == "SrTiO3"
-    assert not exchanges(cube(3.9, (8, 8, 38))) and len(exchanges(UNITS[3], most=1)) <= 1
+    assert not element_exchanges(cube(3.9, (8, 8, 38))) and len(element_exchanges(UNITS[3], most=1)) <= 1
 
 
 def test_exchange_brings_strontium_titanate_back():
@@ -258,7 +258,7 @@ def test_exchange_brings_strontium_titanate_back():
     (gain, text), (loss, _) = exchange_gains([wrong, right], rows, PAIRS, progress=None)
     assert gain == pytest.approx(-loss) and text == "Ti 1a <> Sr 1b"
     lower = wrong if gain < 0 else right
-    found = relax([wrong, right], PAIRS, progress=None)
+    found = relax_in_group([wrong, right], PAIRS, progress=None)
     assert all(r.unit.elements.tolist() == lower.elements.tolist() for r in found) and bool(
         found[0].exchanged
     ) != bool(found[1].exchanged)
@@ -272,7 +272,7 @@ def test_chgnet_knows_strontium_titanate():
     assert rows[1]["max_force"] < 0.01 and abs(rows[1]["pressure"]) < 8
     (gain, _), (loss, _) = exchange_gains([wrong, right], rows, potential, progress=None)
     assert gain > 1 and loss < -1
-    found = relax([wrong], potential, progress=None)[0]
+    found = relax_in_group([wrong], potential, progress=None)[0]
     assert (
         found.exchanged
         and found.converged
@@ -285,8 +285,8 @@ def test_chgnet_knows_strontium_titanate():
         single_points([SALT, wrong.to_crystal()], potential, progress=None),
     )
     assert alone[0].energy == pytest.approx(batch[0].energy, abs=1e-5)
-    assert primitive_cell(SALT).volume == pytest.approx(SALT.volume / 4)
-    assert single_points([primitive_cell(SALT)], potential, progress=None)[0].energy == pytest.approx(
+    assert unmoved_primitive_cell(SALT).volume == pytest.approx(SALT.volume / 4)
+    assert single_points([unmoved_primitive_cell(SALT)], potential, progress=None)[0].energy == pytest.approx(
         alone[0].energy, abs=1e-4
     )
 
@@ -347,29 +347,29 @@ def test_batches():
 
 def test_cache_counts_every_crystal_once(tmp_path):
     class Counting(PairPotential):
-        asked = 0
+        requested = 0
 
         def calculate(self, crystals, forces):
-            Counting.asked += len(crystals)
+            Counting.requested += len(crystals)
             return super().calculate(crystals, forces)
 
     path = tmp_path / "cache.json"
     first = energies([SALT, SALT, None], Counting(), cache=EnergyCache(path), progress=None)
-    assert Counting.asked == 1 and first[0] == first[1]
+    assert Counting.requested == 1 and first[0] == first[1]
     assert (
         energies([SALT], Counting(), cache=EnergyCache(path), progress=None)[0] == first[0]
-        and Counting.asked == 1
+        and Counting.requested == 1
     )
     path.write_text("{ torn")
     assert (
         energies([SALT], Counting(), cache=EnergyCache(path), progress=None)[0] == first[0]
-        and Counting.asked == 2
+        and Counting.requested == 2
     )
     assert (
         energies([SALT], Counting(), forces=False, cache=EnergyCache(path), progress=None)[0]["energy"]
         == first[0]["energy"]
     )
-    assert Counting.asked == 2
+    assert Counting.requested == 2
 
 
 def pair_reference(n=60):
@@ -408,16 +408,17 @@ def test_scale_and_evaluation():
     assert result.summary["e_above_hull<0.1"]["value"] == 1 and result.summary["e_above_hull<0.1"]["n"] == 12
     assert result.table[0]["relaxation_loss"] >= -1e-4 and result.table[5].get("relaxation_loss") is None
     assert "not independent" not in result.summary["e_above_hull"]["protocol"]
-    told = evaluate_energies(
+    reported = evaluate_energies(
         crystals[:2],
         scale,
         PAIRS,
         options=EnergyOptions(progress=False, exchanges=False, relaxed_with="pairs"),
     )
     assert (
-        "not independent" in told.summary["e_above_hull"]["protocol"] and "exchange_gains" not in told.summary
+        "not independent" in reported.summary["e_above_hull"]["protocol"]
+        and "exchange_gains" not in reported.summary
     )
-    assert "e_above_hull<0.1" in str(told)
+    assert "e_above_hull<0.1" in str(reported)
 
 
 def test_a_reference_without_energies(tmp_path):
@@ -521,7 +522,7 @@ def _sample(unit):
 
 
 class Guessing(torch.nn.Module):
-    "Predicts the true crystals, a little larger; draws from torch's random numbers on the way."
+    "Predicts the true crystals, a little larger; takes from torch's random numbers on the way."
 
     fails = False
 
@@ -532,7 +533,7 @@ class Guessing(torch.nn.Module):
         assert not self.training
         return [_sample(u) for u in units]
 
-    def sample(self, n, options=None, **asked):
+    def sample(self, n, options=None, **requested):
         return [_sample(u) for u in UNITS[:n]]
 
 

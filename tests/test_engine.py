@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, rock_salt
 
 from matgen_nb.symmcd.dataset import prepare_noted, prototypes
-from matgen_nb.symmcd.preparing import PrepareOptions, prepare
+from matgen_nb.symmcd.preparing import CrystalPrepareOptions, prepare
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, standard_orbits
 from matgen_nb.symmetry.symmetry_search import symmetry_dataset
 from matgen_nb.symmetry.crystal import Crystal, CrystalError
@@ -81,23 +81,23 @@ def test_what_comes_out_has_the_group_that_it_claims_by_spglib():
 def test_choosing_the_engine(tmp_path, monkeypatch):
     salt = rock_salt()
     salt.to_cif(tmp_path / "salt.cif")
-    data, _ = prepare(tmp_path, n_jobs=1, progress=None, options=PrepareOptions(engine="moyopy"))
+    data, _ = prepare(tmp_path, n_jobs=1, progress=None, options=CrystalPrepareOptions(engine="moyopy"))
     assert data.space_group.tolist() == [225] and data.info["engine"] == "moyopy"
     assert "engine" not in prepare(tmp_path, n_jobs=1, progress=None)[0].info, (
         "what was written before is the same"
     )
     with pytest.raises(MatgenError, match="spglib, moyopy"):
-        prepare(tmp_path, n_jobs=1, progress=None, options=PrepareOptions(engine="magic"))
+        prepare(tmp_path, n_jobs=1, progress=None, options=CrystalPrepareOptions(engine="magic"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MatgenError, match=r"matgen_nb\[fast\]"):
-        prepare(tmp_path, n_jobs=1, progress=None, options=PrepareOptions(engine="moyopy"))
+        prepare(tmp_path, n_jobs=1, progress=None, options=CrystalPrepareOptions(engine="moyopy"))
 
 
 def test_the_engine_is_asked_only_inside():
     salt = rock_salt()
     with symmetry_engine("moyopy"):
         assert not hasattr(symmetry_dataset(salt, 0.1), "hall"), "moyopy's"
-    assert hasattr(symmetry_dataset(salt, 0.1), "hall"), "spglib's, though asked for the same crystal"
+    assert hasattr(symmetry_dataset(salt, 0.1), "hall"), "spglib's, though it has seen the same crystal"
 
 
 def test_touching_atoms_are_refused_with_words():

@@ -57,14 +57,14 @@ def test_hanging_step_is_timed_out(monkeypatch):
             time.sleep(0.01)
 
     monkeypatch.setattr(ev, "contact_ratio", hang)
-    row = ev.describe(SALT, timeout=1, fingerprints=False)
+    row = ev.describe_crystal(SALT, timeout=1, fingerprints=False)
     assert "contact_ratio" in row["failure"] and row["struct_valid"] and row["space_group@0.1"] == 225
 
 
 def test_sparse_and_flat_crystals_have_fingerprints():
     "Layers or chains far apart: the nearest points lie in a plane or on a line, where Qhull alone gives up."
     for cell in (np.diag([2.0, 2.1, 30.0]), np.diag([2.0, 25.0, 25.0]), 16 * np.eye(3)):
-        row = ev.describe(Crystal(cell, [11], [[0, 0, 0]]))
+        row = ev.describe_crystal(Crystal(cell, [11], [[0, 0, 0]]))
         assert not row["failure"] and np.isfinite(row["fingerprint"]).all(), row["failure"]
 
 
@@ -80,7 +80,7 @@ def test_hangs_are_counted(monkeypatch):
     monkeypatch.setattr(ev, "composition_validity", lambda z: hang() if 3 in list(z) else plain(z))
     monkeypatch.setattr(matching, "same_structure", lambda a, b: hang() if "Na" in a.formula else match(a, b))
     start = time.monotonic()
-    judged = ev.evaluate_crystals(
+    evaluated = ev.evaluate_crystals(
         [SALT, heavy],
         [SALT],
         metrics=("validity", "uniqueness", "novelty"),
@@ -90,18 +90,18 @@ def test_hangs_are_counted(monkeypatch):
     )
     assert time.monotonic() - start < 60
     assert (
-        "matching: took longer than 2 s" in judged.table[0]["failure"]
-        and "comp_valid: took longer than 2 s" in judged.table[1]["failure"]
+        "matching: took longer than 2 s" in evaluated.table[0]["failure"]
+        and "comp_valid: took longer than 2 s" in evaluated.table[1]["failure"]
     )
     assert (
-        judged.summary["failed"]["value"] == 1
-        and judged.summary["comp_valid"]["value"] == 0.5
-        and judged.summary["novel"]["value"] == 0.5
+        evaluated.summary["failed"]["value"] == 1
+        and evaluated.summary["comp_valid"]["value"] == 0.5
+        and evaluated.summary["novel"]["value"] == 0.5
     )
 
 
 def test_every_total_has_interval_number_and_protocol():
-    judged = ev.evaluate_crystals([SALT, None], [SALT], n_jobs=1, progress=False, symprec=(0.1, 0.01))
+    evaluated = ev.evaluate_crystals([SALT, None], [SALT], n_jobs=1, progress=False, symprec=(0.1, 0.01))
     want = {
         "struct_valid",
         "comp_valid",
@@ -119,8 +119,8 @@ def test_every_total_has_interval_number_and_protocol():
         "failed",
         *(name + suffix for name in ("new_templates", "new_template_share") for suffix in ("", "_raw")),
     }
-    assert want <= judged.summary.keys()
-    for name, entry in judged.summary.items():
+    assert want <= evaluated.summary.keys()
+    for name, entry in evaluated.summary.items():
         assert (
             entry["low"] <= entry["value"] <= entry["high"]
             and entry["n"] >= 1
@@ -139,7 +139,7 @@ def test_every_total_has_interval_number_and_protocol():
         "covered",
         "failure",
     ):
-        assert key in judged.table[0], key
+        assert key in evaluated.table[0], key
 
 
 def test_files(tmp_path):

@@ -210,8 +210,8 @@ NOT_SAID = {
 
 @pytest.mark.parametrize("case", NOT_SAID, ids=lambda c: c.replace(" ", "-"))
 def test_what_a_file_does_not_say_is_not_guessed(case):
-    reader, text, told = NOT_SAID[case]
-    with pytest.raises(CrystalError, match="(?s)" + told.replace("(", r"\(")):
+    reader, text, reported = NOT_SAID[case]
+    with pytest.raises(CrystalError, match="(?s)" + reported.replace("(", r"\(")):
         reader(text, "some.file")
 
 
@@ -237,8 +237,8 @@ def test_partial_occupancy_of_ase_is_refused():
     atoms = ase.Atoms("Na", cell=[4] * 3, pbc=True, info=dict(occupancy={"0": {"Na": 0.5, "K": 0.5}}))
     with pytest.raises(CrystalError, match="partly occupied"):
         Crystal.from_ase(atoms)
-    for wrong, told in ((dict(pbc=[1, 1, 0], cell=[4] * 3), "T T F"), (dict(pbc=True), "no cell")):
-        with pytest.raises(CrystalError, match=told):
+    for wrong, reported in ((dict(pbc=[1, 1, 0], cell=[4] * 3), "T T F"), (dict(pbc=True), "no cell")):
+        with pytest.raises(CrystalError, match=reported):
             Crystal.from_ase(ase.Atoms("Na", **wrong))
     with pytest.raises(CrystalError, match="atomic number 0"):
         Crystal.from_ase(ase.Atoms("X", cell=[4] * 3, pbc=True))
@@ -323,13 +323,13 @@ def test_commands(mixed, tmp_path):
     assert len(list((out / "vasp").glob("*.vasp"))) == 6
     shell("export", out / "vasp", "--out", out / "all.xyz", "--n-jobs", 1)
     assert len(frames_of((out / "all.xyz").read_text(), "all.xyz")) == 6
-    for words, told in (
+    for words, reported in (
         (("export", mixed, "--out", out / "all.xyz"), "exists"),
         (("export", mixed, "--out", out / "b.x", "--format", "xml"), "--format"),
         (("export", mixed, "--out", mixed, "--format", "cif"), "choose another --out"),
     ):
         result = CliRunner().invoke(app, list(map(str, words)))
-        assert result.exit_code and told in str(result.exception)
+        assert result.exit_code and reported in str(result.exception)
     assert sorted(p.name for p in mixed.iterdir())[:2] == ["POSCAR_b", "a.cif"], "inputs stay"
 
 
@@ -348,7 +348,7 @@ def test_no_file_of_a_folder_vanishes_without_a_word(tmp_path):
     (tmp_path / "lost.cif").symlink_to(tmp_path / "nowhere.cif")
     folder = structure_files(tmp_path)
     assert set(folder.skipped) == {"cut.json", "zero.json", "lost.cif"}
-    items = dict(folder_items(tmp_path))
+    items = dict(folder_items(tmp_path).items)
     assert set(items) == {"good.cif", "zero.extxyz"}
     with pytest.raises(CrystalError, match="no structure"):
         read_item(items["zero.extxyz"])
@@ -359,6 +359,7 @@ def test_no_file_of_a_folder_vanishes_without_a_word(tmp_path):
 
 def test_a_json_file_of_a_folder_is_read_once(tmp_path, monkeypatch):
     "Whether it is one of ours, and what it holds, come from one reading."
+    from matgen_nb.symmcd.preparing import prepare
     from matgen_nb.symmetry import structure_files as sf
 
     entry = dict(
@@ -375,11 +376,16 @@ def test_a_json_file_of_a_folder_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "torn.json").write_text('{"a": ')
     real, read = sf.cif_file_text, []
     monkeypatch.setattr(sf, "cif_file_text", lambda path: read.append(path.name) or real(path))
-    names = [name for name, _ in sf.folder_items(tmp_path)]
+    found = sf.folder_items(tmp_path)
+    names = [name for name, _ in found.items]
     assert names == ["lines.jsonl#0", "lines.jsonl#1", "ours.json"]
     assert sorted(read) == ["lines.jsonl", "other.json", "other.jsonl", "ours.json", "torn.json"]
     folder = sf.structure_files(tmp_path)
     assert [p.name for p in folder.files] == ["lines.jsonl", "ours.json"] and folder.skipped == ["torn.json"]
+    assert found.skipped == folder.skipped
+    read.clear()
+    report = prepare(tmp_path, n_jobs=1, progress=None)[1]
+    assert report.skipped == ["torn.json"] and len(read) == 5, "preparing looks into each file once"
 
 
 @pytest.mark.parametrize(

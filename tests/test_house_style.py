@@ -66,6 +66,108 @@ def test_public_surface_is_typed():
     assert not over, f"public functions without types: {over}"
 
 
+def public_names(path):
+    "What a module defines at its top for others: functions (methods by `patch` apart), classes, constants."
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            method = any(re.match(r"patch\b", ast.unparse(d)) for d in node.decorator_list)
+            names = [] if method else [node.name]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            stored = [n for target in targets for n in ast.walk(target)]
+            names = [n.id for n in stored if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        else:
+            names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_a_public_name_means_one_thing():
+    "No two modules define the same public name."
+    homes = {}
+    for path in debts.modules():
+        for name in public_names(path):
+            homes.setdefault(name, set()).add(debts.module_name(path))
+    twice = {name: sorted(found) for name, found in homes.items() if len(found) > 1}
+    assert len(homes) > 1000, "the walk found the names"
+    assert not twice, f"give each its own telling name, or one definition on a lower floor: {twice}"
+
+
+def trees(path):
+    "Syntax trees of a module, or of the cells of a notebook that define or import something."
+    if path.suffix == ".py":
+        return [ast.parse(path.read_text(encoding="utf-8"))]
+    sources = [s for s in debts.code_cells(path) if is_exported(s) or "from matgen_nb" in s]
+    return [ast.parse(code_of(source)) for source in sources]
+
+
+@pytest.mark.parametrize("path", [*debts.modules(), *NOTEBOOKS], ids=name_of)
+def test_private_names_stay_in_their_module(path):
+    "No module and no lesson imports a name with an underscore from another."
+    imports = [n for tree in trees(path) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    ours = [n for n in imports if n.level or (n.module or "").split(".")[0] == "matgen_nb"]
+    private = [alias.name for n in ours for alias in n.names if re.match(r"_[^_]", alias.name)]
+    assert not private, f"make it public, or move it to a lower floor: {private}"
+
+
+@pytest.mark.parametrize("path", debts.modules(), ids=name_of)
+def test_methods_are_given_by_patch(path):
+    "A class gets its methods where it is defined, or by the decorator `patch`: not by `Class.name = function`."
+    by_hand = [
+        ast.unparse(node)
+        for node in trees(path)[0].body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+        if re.match(r"(static|class)method\(|property\(|lambda\b|[\w.]+$", ast.unparse(node.value))
+        if not isinstance(node.value, ast.Constant)
+    ]
+    assert not by_hand, by_hand
+
+
+VECTOR = "tuple[int, int, int]"
+"Three whole numbers that are one value, such as a direction [uvw]."
+
+
+def public_functions(tree):
+    "Functions and methods for others; the forward of a network returns its outputs side by side."
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name != "forward":
+            yield node
+
+
+def own_nodes(function):
+    "What stands in a function, without the functions inside it."
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+            yield node
+            yield from own_nodes(node)
+
+
+def bare_tuples(function):
+    "Tuples of three or more values that a function returns: by its annotation, in what it returns, or in a list."
+    kind = ast.unparse(function.returns).strip("'\"") if function.returns else ""
+    if kind == VECTOR:
+        return
+    for node in ast.walk(ast.parse(kind)):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "tuple":
+            parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else []
+            if len(parts) > 2:
+                yield ast.unparse(node)
+    for node in own_nodes(function):
+        value = node.value if isinstance(node, (ast.Return, ast.Yield)) else None
+        value = value.elt if isinstance(value, (ast.ListComp, ast.GeneratorExp)) else value
+        if isinstance(value, ast.Tuple) and len(value.elts) > 2:
+            yield ast.unparse(value)
+
+
+@pytest.mark.parametrize("path", debts.modules(), ids=name_of)
+def test_results_have_types(path):
+    "A public function returns at most two values side by side; three and more have names, in a class."
+    found = {f.name: list(bare_tuples(f)) for f in public_functions(trees(path)[0])}
+    bare = {name: tuples for name, tuples in found.items() if tuples}
+    assert not bare, f"give them a NamedTuple or a dataclass: {bare}"
+
+
 def test_types_agree():
     "mypy, in the lenient setting of .mypy.ini."
     pytest.importorskip("mypy")

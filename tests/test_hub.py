@@ -101,9 +101,9 @@ def test_what_cannot_be_fetched_is_said(hub):
         "hub:me": "hub:owner/name",
         "hub:a/b/c": "hub:owner/name",
     }
-    for name, told in cases.items():
+    for name, reported in cases.items():
         out, errors = hub.run(FAILING.format(name=name))
-        assert out.startswith("MatgenError") and told in out, f"{name}: {out} {errors[-2000:]}"
+        assert out.startswith("MatgenError") and reported in out, f"{name}: {out} {errors[-2000:]}"
 
 
 def test_without_a_network_the_cache_is_used_or_the_message_says_what_to_do(hub):

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
 from matgen_nb.mofdiff.decomposition import decompose
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
-from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, mof_statistics
 from matgen_nb.diffusion.pretrained import find_weights
 from matgen_nb.commands import main as entry, mofs as mc, options
 from matgen_nb.mofdiff import pictures, pipeline
@@ -50,7 +50,7 @@ def run(*arguments):
 def data():
     return MofData.from_coarse(
         [
-            from_decomposition(
+            CoarseMof.from_decomposition(
                 decompose(textbook_mofs()[n]), n, dict(density=textbook_mofs()[n].crystal.density)
             )
             for n in NAMES
@@ -63,7 +63,7 @@ def model(data):
     torch.manual_seed(0)
     encoder = BlockEncoder(BlockConfig.preset("tiny"))
     made = MofDiff(
-        MofDiffConfig.preset("tiny"), statistics(data.with_embeddings(encoder.encode(data.library)))
+        MofDiffConfig.preset("tiny"), mof_statistics(data.with_embeddings(encoder.encode(data.library)))
     ).eval()
     made.info = dict(identities=evaluation.known_identities(data))
     return made
@@ -527,7 +527,7 @@ def test_the_nets_of_beads_are_counted():
     )
     d = decompose(twice)
     assert d.nets == 2 and framework_identity(d) == evaluation.net_identity(
-        from_decomposition(d, "two")
+        CoarseMof.from_decomposition(d, "two")
     ) != framework_identity(decompose(textbook_mofs()["IRMOF-10"]))
 
 
@@ -536,7 +536,7 @@ def test_the_nets_of_beads_are_counted():
     [
         ("--starts", 0),
         ("--generations", 0),
-        ("--draws", 0),
+        ("--samples-per-latent", 0),
         ("--assemble-limit", -1),
         ("--relax-limit", 0),
         ("--eta", 7),
@@ -574,7 +574,7 @@ def test_the_same_from_python(tmp_path, model):
         lambda: PipelineOptions(assembly=AssemblyOptions(generations=0)),
         lambda: PipelineOptions(relax_limit=0.0),
         lambda: PipelineOptions(assemble_limit=-1.0),
-        lambda: PipelineOptions(MofSamplingOptions(draws=0)),
+        lambda: PipelineOptions(MofSamplingOptions(samples_per_latent=0)),
         lambda: PipelineOptions(num_blocks=0),
         lambda: mof_runs.MofRunOptions(chunk=0),
     ):
@@ -638,7 +638,7 @@ def test_evaluate_folder_against_weights(tmp_path, cifs, weights, capsys):
     assert {r["name"] for r in rows} == set(NAMES)
 
 
-class Draws:
+class Sampled:
     "A model that gives the textbook in the rounds named, and beads at coordinates that cannot meet in the others."
 
     def __init__(self, data, good):
@@ -658,14 +658,14 @@ class Draws:
 def test_the_demo_samples_until_one_is_formed(tmp_path, data):
     quick = PipelineOptions(assembly=AssemblyOptions(starts=16, generations=1), relax_limit=2.0)
     for good, rounds in (({1}, 1), ({2}, 2)):
-        model, results = Draws(data, good), pipeline.Results()
+        model, results = Sampled(data, good), pipeline.Results()
         samples = pictures.sample_until_formed(model, 2, [0, 1, 2], results, quick)
         assert model.rounds == rounds and len(samples) == 2 * rounds
         assert [s.coarse.name for s in samples] == [f"mof_{i:05d}" for i in range(2 * rounds)]
         shown = pictures.best_framework(samples, results, options=quick)
         assert shown.verdict.name >= f"mof_{2 * (rounds - 1):05d}"
         assert shown.verdict.row["bond_success"] == 1 and shown.verdict.valid
-    model = Draws(data, ())
+    model = Sampled(data, ())
     poor = PipelineOptions(assembly=AssemblyOptions(starts=4, generations=1))
     demo = mof_runs.demo_mof(model, tmp_path / "mof", 1, options=poor, rounds=2)
     assert demo.text.startswith("none of 2") and not demo.row["valid"] and demo.row["formed"] == 0, (
@@ -688,7 +688,7 @@ def test_a_run_in_which_nothing_closes_says_what_to_try(tmp_path):
         "none of the 3",
         "2 x connection points",
         "--net-share 1",
-        "--draws 16",
+        "--samples-per-latent 16",
         "--weights mofdiff-small",
     ):
         assert words in reported, words
@@ -766,11 +766,20 @@ def test_shipped_weights(name, data):
 
 def test_what_was_typed_reaches_the_dataclass_it_belongs_to():
     "Each option of `sample mofdiff` and `design` ends in the dataclass that has it, and nowhere else."
-    given = (dict(eta=0.5, draws=2), dict(net_share=0.5), dict(starts=4), dict(relax=False, num_blocks=3))
+    given = (
+        dict(eta=0.5, samples_per_latent=2),
+        dict(net_share=0.5),
+        dict(starts=4),
+        dict(relax=False, num_blocks=3),
+    )
     made = mc.pipeline_options(*given)
     assert made == PipelineOptions(
         replace(
-            PipelineOptions().sampling, eta=0.5, draws=2, progress=True, nets=mc.mof_nets()(net_share=0.5)
+            PipelineOptions().sampling,
+            eta=0.5,
+            samples_per_latent=2,
+            progress=True,
+            nets=mc.mof_nets()(net_share=0.5),
         ),
         num_blocks=3,
         assembly=AssemblyOptions(starts=4),
@@ -778,11 +787,12 @@ def test_what_was_typed_reaches_the_dataclass_it_belongs_to():
     )
     assert mc.pipeline_options({}, {}, {}, {}).assembly == AssemblyOptions()
     plain = mc.options_of_design(
-        None, dict(strategies=" selected ,,optimised"), dict(draws=3), dict(relax=True)
+        None, dict(strategies=" selected ,,optimised"), dict(samples_per_latent=3), dict(relax=True)
     )
     assert plain.strategies == ("selected", "optimised") and plain.pipeline.relax
     assert (
-        plain.pipeline.sampling.draws == 3 and mc.options_of_design(None, {}, {}, {}).pipeline.relax is False
+        plain.pipeline.sampling.samples_per_latent == 3
+        and mc.options_of_design(None, {}, {}, {}).pipeline.relax is False
     )
     with pytest.raises(MatgenError):
         mc.options_of_design(None, dict(strategies="lucky"), {}, {})

@@ -18,7 +18,7 @@ from matgen_nb.mofdiff.model import (
     MofDiff,
     MofDiffConfig,
     squash,
-    statistics,
+    mof_statistics,
     thin_library,
     unsquash,
 )
@@ -26,7 +26,7 @@ from matgen_nb.mofdiff.network import (
     BeadDenoiser,
     BeadEncoder,
     Beads,
-    NetworkConfig,
+    BeadNetworkConfig,
     all_pairs,
     edge_features,
     half_of,
@@ -38,13 +38,14 @@ from matgen_nb.mofdiff.network import (
     windowed_images,
     without_mean,
 )
-from matgen_nb.mofdiff.decoding import DenoisingOptions, balance, choose_blocks, decode, denoise
+from matgen_nb.diffusion.sampler import DenoisingOptions
+from matgen_nb.mofdiff.decoding import balance, choose_blocks, decode, denoise
 from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
 from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
 from matgen_nb.utils import MatgenError
 
-CONFIG = NetworkConfig(width=32, layers=2, encoder_layers=2, latent=8, features=5)
+CONFIG = BeadNetworkConfig(width=32, layers=2, encoder_layers=2, latent=8, features=5)
 
 
 @lru_cache
@@ -59,7 +60,7 @@ def tiny(steps=0, **changes):
     "A tiny model, after some steps of training."
     torch.manual_seed(0)
     model = MofDiff(
-        MofDiffConfig.preset("tiny", width=32, layers=2, latent=8, **changes), statistics(toy_data())
+        MofDiffConfig.preset("tiny", width=32, layers=2, latent=8, **changes), mof_statistics(toy_data())
     )
     generator, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(steps):
@@ -297,7 +298,7 @@ def test_squash_comes_back(values):
 def test_presets_give_a_loss(name):
     torch.manual_seed(0)
     model = MofDiff(
-        MofDiffConfig.preset(name, width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())
+        MofDiffConfig.preset(name, width=32, layers=1, encoder_layers=1, latent=8), mof_statistics(toy_data())
     )
     assert model.loss(toy_data().select(range(10)), torch.Generator().manual_seed(0))["loss"].isfinite()
 
@@ -350,7 +351,7 @@ def test_bad_weights_are_refused(tmp_path):
 
 def test_data_without_or_with_other_embeddings_are_refused():
     with pytest.raises(MatgenError, match="no block embeddings"):
-        statistics(MofData.from_coarse(toy_mofs(3)))
+        mof_statistics(MofData.from_coarse(toy_mofs(3)))
     batch = toy_data().select(range(3))
     with pytest.raises(MatgenError, match="embeddings of size 7"):
         tiny().loss(replace(batch, features=torch.zeros(len(batch.block), 7)))
@@ -396,7 +397,7 @@ def test_geometry_from_the_table_is_the_formula(bumps, reach, cutoff):
     b = replace(b, lattice=b.lattice.double() * torch.tensor([1, 1, 1, 3.0])[:, None, None], x=b.x.double())
     i, j = all_pairs(b.num_blocks)
     counts, vectors = pair_geometry(
-        b.x, b.lattice, i, j, b.batch[i], cutoff, NetworkConfig(bumps=bumps, reach=reach)
+        b.x, b.lattice, i, j, b.batch[i], cutoff, BeadNetworkConfig(bumps=bumps, reach=reach)
     )
     u, weight = windowed_images(b.x[j] - b.x[i])
     distance = (u @ b.lattice[b.batch[i]]).norm(dim=-1)
@@ -417,7 +418,7 @@ def test_geometry_from_the_table_is_the_formula(bumps, reach, cutoff):
 
 def test_half_of_the_pairs_is_enough():
     "Edge features from half of the pairs are those of every pair by itself."
-    b, config = random_beads(8, (1, 2, 7, 20)), NetworkConfig(features=5)
+    b, config = random_beads(8, (1, 2, 7, 20)), BeadNetworkConfig(features=5)
     i, j = all_pairs(b.num_blocks)
     half, source, sign = half_of(i, j)
     assert len(half) == sum(n * (n + 1) // 2 for n in (1, 2, 7, 20)) and (sign[i == j] == 1).all()
@@ -432,7 +433,7 @@ def test_half_of_the_pairs_is_enough():
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
 def test_training_times(share):
     model = MofDiff(
-        MofDiffConfig.preset("tiny", width=32, layers=1, latent=8, middle=share), statistics(toy_data())
+        MofDiffConfig.preset("tiny", width=32, layers=1, latent=8, middle=share), mof_statistics(toy_data())
     )
     t = model.sample_times(40_000, torch.Generator().manual_seed(0))
     inside = ((t > MIDDLE[0] * 1000) & (t <= MIDDLE[1] * 1000)).float().mean()
@@ -445,26 +446,29 @@ def test_training_times(share):
     assert len(t.unique()) == (1000 if share < 1 else 600)
 
 
-def test_draws_of_one_code_share_what_the_code_says():
+def test_samples_of_one_latent_vector_share_what_it_says():
     model = tiny(60)
-    drawn = model.sample(
-        4, seed=1, options=MofSamplingOptions(steps=6, draws=3, batch_size=5, progress=False)
+    made = model.sample(
+        4, seed=1, options=MofSamplingOptions(steps=6, samples_per_latent=3, batch_size=5, progress=False)
     )
-    assert len(drawn) == 12 and [s.row["index"] for s in drawn] == list(range(12))
-    for group in (drawn[i : i + 3] for i in range(0, 12, 3)):
+    assert len(made) == 12 and [s.row["index"] for s in made] == list(range(12))
+    for group in (made[i : i + 3] for i in range(0, 12, 3)):
         says = np.array(
             [[s.row[name] for name in ("num_blocks", "volume", "predicted_volume_per_block")] for s in group]
         )
         assert np.allclose(says, says[0], rtol=1e-5)
         assert len({s.coarse.frac_coords.tobytes() for s in group}) == 3
     z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    assert len(model.sample(2, z=z, options=MofSamplingOptions(draws=5, steps=3, progress=False))) == 10
+    assert (
+        len(model.sample(2, z=z, options=MofSamplingOptions(samples_per_latent=5, steps=3, progress=False)))
+        == 10
+    )
 
 
-def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
+def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_places():
     model = tiny(60)
     plain, sharp, again = (
-        model.sample(3, seed=2, options=MofSamplingOptions(steps=6, sharpen=v, progress=False))
+        model.sample(3, seed=2, options=MofSamplingOptions(steps=6, score_scale=v, progress=False))
         for v in (1.0, 3.0, 3.0)
     )
     assert all(np.array_equal(a.coarse.frac_coords, b.coarse.frac_coords) for a, b in zip(sharp, again))
@@ -531,8 +535,8 @@ def test_sampling_with_given_codes_targets_and_sizes():
     [
         (dict(n=0), "at least 1"),
         (dict(steps=0), "steps"),
-        (dict(draws=0), "draws"),
-        (dict(sharpen=0.5), "sharpen"),
+        (dict(samples_per_latent=0), "samples per latent"),
+        (dict(score_scale=0.5), "score scale"),
         (dict(num_blocks=3), "3 blocks"),
         (dict(z=torch.zeros(2, 9)), "shape"),
         (dict(target=dict(colour=1)), "not trained on colour"),
@@ -542,7 +546,7 @@ def test_sampling_with_given_codes_targets_and_sizes():
 def test_requests_that_cannot_be_met(bad, words):
     bad = dict(bad)
     with pytest.raises(MatgenError, match=words):
-        how = {k: bad.pop(k) for k in ("steps", "draws", "sharpen", "prior") if k in bad}
+        how = {k: bad.pop(k) for k in ("steps", "samples_per_latent", "score_scale", "prior") if k in bad}
         options = MofSamplingOptions(**dict(steps=3, progress=False) | how)
         tiny().sample(**dict(n=1) | bad, options=options)
 
@@ -567,7 +571,7 @@ def test_libraries_that_make_no_mof():
         i for i, b in enumerate(data.library) if b.num_connections == (12 if b.is_metal else 2)
     ]  # 12 a node, 2 a linker: K = 2 and 4 cannot be
     z = torch.zeros(2, 8)
-    how = DenoisingOptions(steps=4, sharpen=1.0)
+    how = DenoisingOptions(steps=4, score_scale=1.0)
     clean = denoise(model, z, torch.tensor([4, 7]), None, torch.Generator().manual_seed(0), how)
     samples = decode(model, clean, Library([data.library[i] for i in rows], data.embeddings[rows]))
     assert [s.row["matched"] for s in samples] == [False, True] and "too many" in samples[0].row["reason"]
@@ -599,7 +603,7 @@ def test_library_keeps_typical_conformers_and_only_used_blocks():
     }
     assert all(any(torch.equal(e, other) for other in many.embeddings) for e in few.embeddings)
     part = data.subset(range(5))
-    assert {b.identity for b in statistics(part).library.blocks} == {
+    assert {b.identity for b in mof_statistics(part).library.blocks} == {
         b.identity for m in (part[i] for i in range(5)) for b in m.blocks
     }
 
@@ -610,7 +614,8 @@ def test_the_trainer_drives_it(tmp_path):
     from matgen_nb.scale.training import Trainer
 
     make = lambda: MofDiff(
-        MofDiffConfig.preset("tiny", width=32, layers=1, encoder_layers=1, latent=8), statistics(toy_data())
+        MofDiffConfig.preset("tiny", width=32, layers=1, encoder_layers=1, latent=8),
+        mof_statistics(toy_data()),
     )
     config = TrainConfig(
         steps=12, batch_size=16, log_every=4, val_fraction=0.2, val_every=6, device="cpu", progress=False
@@ -736,16 +741,16 @@ def test_nets_travel_with_the_weights(tmp_path):
 
 def test_weights_can_be_trained_on_larger_frameworks_than_they_have_seen():
     from matgen_nb.mofdiff.bonds import textbook_mof
-    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.coarse_graining import CoarseMof
     from matgen_nb.mofdiff.decomposition import decompose
-    from matgen_nb.mofdiff.model import fine_tuned
+    from matgen_nb.mofdiff.model import fine_tuned_mofdiff
 
     model, batch = tiny(), toy_data().select(torch.arange(4))
-    big = from_decomposition(decompose(textbook_mof("MOF-177")))  # 24 blocks, the weights end at 20
+    big = CoarseMof.from_decomposition(decompose(textbook_mof("MOF-177")))  # 24 blocks, the weights end at 20
     big = replace(big, properties=dict.fromkeys(model.property_names, 1.0))
     large = MofData.from_coarse([toy_data()[0], big])
     large = large.with_embeddings(torch.zeros(len(large.library), len(model.stat_feature_mean)))
-    tuned = fine_tuned(model, large)
+    tuned = fine_tuned_mofdiff(model, large)
     assert len(tuned.stat_num_blocks) == 25 and tuned.stat_num_blocks[24] == 1
     z = model.encode(batch)
     assert torch.equal(tuned.encode(batch), z), "what was learned is kept"
@@ -753,5 +758,5 @@ def test_weights_can_be_trained_on_larger_frameworks_than_they_have_seen():
     assert torch.allclose(tuned.to_num_blocks(z)[:, 24], model.to_num_blocks(z)[:, 20])
     loss = tuned.loss(large.select([0, 1]), torch.Generator().manual_seed(0))["loss"]
     assert loss.isfinite()
-    small = fine_tuned(tuned, toy_data())  # and back: no number of blocks is forgotten
+    small = fine_tuned_mofdiff(tuned, toy_data())  # and back: no number of blocks is forgotten
     assert len(small.stat_num_blocks) == 25 and small.stat_num_blocks[24] == 0

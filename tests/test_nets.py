@@ -15,7 +15,7 @@ from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
 from matgen_nb.mofdiff.orientations import shuffled
 from matgen_nb.mofdiff.bonds import textbook_mofs
 from matgen_nb.mofdiff.decomposition import decompose
-from matgen_nb.mofdiff.coarse_graining import CoarseMof, from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.net_catalogue import PARITIES, doubled, load_net, net_facts
@@ -158,21 +158,21 @@ def test_a_search_that_takes_too_long_says_so():
 def test_nets_of_textbook_frameworks(name):
     d = parts()[name]
     assert nets.rcsr_name(nets.decomposition_graph(d)) == PUBLISHED[name]
-    read = nets.bead_graph(from_decomposition(shuffled_blocks(d)))
+    read = nets.bead_graph(replace(CoarseMof.from_decomposition(shuffled_blocks(d)), edges=None, shifts=None))
     assert nets.isomorphism(nets.decomposition_graph(d), replace(read, classes=read.labels)) is not None
 
 
 def shuffled_blocks(d):
     "The same decomposition, every block turned: beads carry no orientation."
-    turned = shuffled(from_decomposition(d), seed=4)
+    turned = shuffled(CoarseMof.from_decomposition(d), seed=4)
     return replace(d, blocks=turned.blocks)
 
 
 def test_connection_points_are_all_used_or_it_is_no_net():
     assert nets.share_points([6, 2, 2, 2], [(0, 1), (0, 2), (0, 3)]).tolist() == [2, 2, 2]
     assert nets.share_points([4, 2], [(0, 1)]) is None
-    coarse = from_decomposition(parts()["IRMOF-1"], "IRMOF-1")
-    far = replace(coarse, lattice=3 * coarse.lattice)
+    coarse = CoarseMof.from_decomposition(parts()["IRMOF-1"], "IRMOF-1")
+    far = replace(coarse, lattice=3 * coarse.lattice, edges=None, shifts=None)
     with pytest.raises(MatgenError, match="IRMOF-1.*no net"):
         nets.bead_graph(far)
 
@@ -228,7 +228,9 @@ def test_frameworks_close_on_their_own_net(name):
 
 def test_longer_arms_make_a_larger_cell():
     "The net of IRMOF-1 with the blocks of IRMOF-10 has the cell of IRMOF-10."
-    small, large = (one_object_each(from_decomposition(parts()[n])) for n in ("IRMOF-1", "IRMOF-10"))
+    small, large = (
+        one_object_each(CoarseMof.from_decomposition(parts()[n])) for n in ("IRMOF-1", "IRMOF-10")
+    )
     net, block = net_fitting.placed_net(small), {b.is_metal: b for b in large.blocks}
     blocks = [block[s.is_metal] for s in net.sites]
     made = net_fitting.carry(net, blocks)
@@ -260,15 +262,15 @@ def test_table_counts_each_net_once_and_survives_a_file():
     back = net_fitting.unpack_nets(*net_fitting.pack_nets(one))
     assert back.keys == one.keys and back.info["source"] == "here" and back.info["frameworks"] == len(few)
     for a, b in zip(one.nets, back.nets):
-        assert (
-            a.name == b.name and a.count == b.count and np.allclose(a.frac_coords, b.frac_coords, atol=1e-5)
-        )
+        assert a.name == b.name and a.count == b.count
+        assert np.abs((a.frac_coords - b.frac_coords) @ a.lattice).max() < 0.003, "A"
         assert (
             nets.isomorphism(a.graph, b.graph) == list(range(len(a)))
             or nets.isomorphism(a.graph, b.graph) is not None
         )
         assert all(
-            np.allclose(s.embedding, t.embedding) and s.kind == t.kind for s, t in zip(a.sites, b.sites)
+            np.allclose(s.embedding, t.embedding, rtol=5e-4) and s.kind == t.kind
+            for s, t in zip(a.sites, b.sites)
         )
         assert Counter(map(len, a.classes)) == Counter(map(len, b.classes))
 

@@ -32,7 +32,7 @@ def test_headings_say_units_and_columns_their_limits(tmp_path):
 
 
 def test_every_page_says_how_it_was_made():
-    told = pages.made_by(
+    reported = pages.made_by(
         RECORD | dict(cut_off=["relaxation of 2 of 9"], weights=dict(text="weights: w, hash 1")), "9 things"
     )
     for words in (
@@ -44,8 +44,8 @@ def test_every_page_says_how_it_was_made():
         "cut off: relaxation",
         "matgen_nb 1",
     ):
-        assert words in told, words
-    assert "torch" not in told and "cut off" not in pages.made_by(RECORD, "1")
+        assert words in reported, words
+    assert "torch" not in reported and "cut off" not in pages.made_by(RECORD, "1")
 
 
 def test_figures_of_an_evaluation_are_on_the_page():

@@ -245,9 +245,11 @@ def test_frameworks_are_assembled_there_as_here(gpu):
     from matgen_nb.mofdiff.assembly import AssemblyOptions, assemble
     from matgen_nb.mofdiff.bonds import textbook_mof
     from matgen_nb.mofdiff.decomposition import decompose
-    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.coarse_graining import CoarseMof
 
-    beads = [from_decomposition(decompose(textbook_mof(name)), name) for name in ("HKUST-1", "MIL-53")]
+    beads = [
+        CoarseMof.from_decomposition(decompose(textbook_mof(name)), name) for name in ("HKUST-1", "MIL-53")
+    ]
     there, here = (
         assemble(
             beads, seed=2, options=AssemblyOptions(starts=4, generations=1, rotations=512), device=device

@@ -66,8 +66,10 @@ def test_shipped_weights_come_back_as_they_are(model, name, tmp_path):
     state = again.state_dict()
     assert all(torch.equal(t, state[key]) for key, t in first.state_dict().items())
     shipped, texts = (load_tensors(path)[0] for path in (find_weights(name), tmp_path / "model.safetensors"))
-    for key in shipped.keys() - {"checksum", "config"}:
-        assert texts[key] == shipped[key]
+    for key in shipped.keys() - {"checksum", "config", "info", "identities", "nets"}:
+        assert texts[key] == shipped[key], (
+            "the others are compared as they are read, see below and test_small_files"
+        )
     assert json.loads(shipped["config"]).items() <= json.loads(texts["config"]).items()
     for other in {SymmCD, BlockEncoder, MofDiff} - {model}:
         with pytest.raises(MatgenError, match=f"holds '{model.FORMAT}', but '{other.FORMAT}' is needed"):

@@ -12,7 +12,7 @@ from matgen_nb.mofdiff.assembly import AssemblyOptions, mismatch
 from matgen_nb.mofdiff.pipeline import PipelineOptions
 from matgen_nb.mofdiff.bonds import Mof, textbook_mof
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, mof_statistics
 from matgen_nb.mofdiff.sampling import MofSamplingOptions
 from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 from matgen_nb.utils import MatgenError, share
@@ -26,7 +26,7 @@ def model():
     data = data.with_embeddings(toy_embeddings(data.library))
     torch.manual_seed(0)
     return (
-        MofDiff(MofDiffConfig.preset("tiny", layers=1, width=32), statistics(data))
+        MofDiff(MofDiffConfig.preset("tiny", layers=1, width=32), mof_statistics(data))
         .eval()
         .requires_grad_(False)
     )
@@ -79,7 +79,7 @@ def test_objective_is_zero_exactly_at_the_target(model):
 
 
 @pytest.mark.parametrize("property, target", [("colour", 1.0), (NAME, math.nan), (NAME, "much")])
-def test_impossible_wishes(model, property, target):
+def test_impossible_requests(model, property, target):
     with pytest.raises(MatgenError):
         pd.property_objective(model, property, target)
 
@@ -101,7 +101,9 @@ GOAL = pd.Goal(NAME, 300.0, measure=lambda c: c.volume)
 
 def test_design_reports_both_strategies_and_counts_failures_as_misses(model):
     quick = PipelineOptions(
-        MofSamplingOptions(draws=2), assembly=AssemblyOptions(starts=4, generations=2), relax=False
+        MofSamplingOptions(samples_per_latent=2),
+        assembly=AssemblyOptions(starts=4, generations=2),
+        relax=False,
     )
     how = dict(strategies=("optimised",), steps=3, sampling_steps=4, pipeline=quick, progress=False)
     out = pd.design(model, GOAL, n=2, options=pd.DesignOptions(**how))

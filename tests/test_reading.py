@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.cif_atoms import close_pairs
-from matgen_nb.symmetry.cif_statements import settings_of, stated_formula, tidy_symbol
+from matgen_nb.symmetry.cif_statements import settings_of_symbol, stated_formula, tidy_symbol
 from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
 
 CASES = ROOT / "tests" / "cases"
@@ -154,7 +154,7 @@ def test_symbols_are_tidied(text, expected):
 def test_symbols_are_known(text, number, first):
     import gemmi
 
-    found = settings_of(text)
+    found = settings_of_symbol(text)
     assert found and gemmi.find_spacegroup_by_name(found[0]).number == number and first in (None, found[0])
 
 
@@ -169,12 +169,12 @@ def test_every_symbol_of_the_table_is_known_in_all_its_forms():
             group.hm.replace(" ", ""),
             re.sub(r"(?<=[ A-Z])([2346])([1-5])(?=[ /]|$)", r"\1(\2)", group.hm),
         ):
-            found = settings_of(text)
+            found = settings_of_symbol(text)
             assert found and gemmi.find_spacegroup_by_name(found[0]).number == group.number, (text, found)
-        assert settings_of(group.xhm())[0] == group.xhm()
+        assert settings_of_symbol(group.xhm())[0] == group.xhm()
     for hall in range(1, 531):
         kind = spglib.get_spacegroup_type(hall)
-        found = settings_of(kind.international_full.replace("_", ""))
+        found = settings_of_symbol(kind.international_full.replace("_", ""))
         assert found and gemmi.find_spacegroup_by_name(found[0]).number == kind.number, (
             kind.international_full,
             found,
@@ -384,9 +384,9 @@ def test_an_atom_near_a_special_position_is_one_atom(off):
     assert len(reading.crystal) == 8 and min_distance(reading.crystal) > 2
 
 
-@pytest.mark.parametrize("apart, merged", [(0.0, True), (0.003, True), (0.03, False), (0.08, False)])
-def test_the_same_element_twice_in_p1(apart, merged):
-    text = cif(*SALT, f"Na2 Na {apart} 0 1.0")
+@pytest.mark.parametrize("gap, merged", [(0.0, True), (0.003, True), (0.03, False), (0.08, False)])
+def test_the_same_element_twice_in_p1(gap, merged):
+    text = cif(*SALT, f"Na2 Na {gap} 0 1.0")
     if merged:
         reading = read_cif(text)
         assert len(reading.crystal) == 2 and "merged" in "; ".join(reading.notes)
@@ -394,12 +394,12 @@ def test_the_same_element_twice_in_p1(apart, merged):
         refused(text, "overlap", "Na2")
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.003, 0.05])
-def test_two_elements_at_one_place_are_refused(apart):
-    refused(cif(*SALT, f"K1 K {apart} 0 0"), "overlap", "K1")
+@pytest.mark.parametrize("gap", [0.0, 0.003, 0.05])
+def test_two_elements_at_one_place_are_refused(gap):
+    refused(cif(*SALT, f"K1 K {gap} 0 0"), "overlap", "K1")
 
 
-def test_generated_structures_keep_their_contacts_where_that_is_asked_for():
+def test_generated_structures_keep_their_contacts_where_that_is_requested():
     text = cif(*SALT, "K1 K 0.05 0 0")
     assert len(read_cif(text, min_contact=0.01).crystal) == 3
 
@@ -959,12 +959,12 @@ def test_a_framework_keeps_the_notes(tmp_path):
     assert "group 1 of 1, 2" in str(record["notes"]["disorder_groups_no_occupancy"])
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.02])
-def test_duplicates_of_a_framework_are_dropped_and_said(apart):
+@pytest.mark.parametrize("gap", [0.0, 0.02])
+def test_duplicates_of_a_framework_are_dropped_and_said(gap):
     from matgen_nb.mofdiff.bonds import Mof, textbook_mof
 
     crystal = textbook_mof("IRMOF-1").crystal
-    cart = np.concatenate([crystal.cart_coords, crystal.cart_coords[[3, 50]] + [apart, 0, 0]])
+    cart = np.concatenate([crystal.cart_coords, crystal.cart_coords[[3, 50]] + [gap, 0, 0]])
     twice = Crystal(
         crystal.lattice,
         [*crystal.elements, *crystal.elements[[3, 50]]],

@@ -11,14 +11,21 @@ from matgen_nb.mofdiff.bonds import find_bonds, is_metal, Mof, textbook_mof
 from matgen_nb.mofdiff.atom_types import (
     BondGraph,
     atom_types,
-    bond_orders,
+    uff_bond_orders,
     flat_rings,
     metal_geometry,
     metal_type,
     uff_table,
 )
 from matgen_nb.mofdiff.force_field import KCAL, Uff, pair_energy
-from matgen_nb.mofdiff.relaxation import Geometry, Landscape, RelaxationOptions, minimise, relax, relax_many
+from matgen_nb.mofdiff.relaxation import (
+    FrameworkGeometry,
+    Landscape,
+    RelaxationOptions,
+    minimise,
+    relax,
+    relax_many,
+)
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
 
@@ -53,7 +60,7 @@ ATOMS_ONLY = RelaxationOptions(stages=(False,))
 def landscape_of(mof):
     "The landscape of a framework and its cell."
     uff = Uff(mof.crystal, mof.bonds, mof.images)
-    return Landscape(uff, Geometry(mof.crystal.cart_coords, mof.crystal.lattice), box=True)
+    return Landscape(uff, FrameworkGeometry(mof.crystal.cart_coords, mof.crystal.lattice), box=True)
 
 
 def moved(mof, frac, lattice=None, order=None):
@@ -119,7 +126,7 @@ def test_orders_of_a_quinone_and_a_porphine_bridge():
     _, crystal, bonds, images = molecule("O=C1C=CC(=O)C=C1")
     g = BondGraph(crystal.elements, bonds, images)
     types = atom_types(g, crystal)
-    heavy = sorted(n for (i, j), n in zip(bonds, bond_orders(g, types)) if g.z[i] > 1 and g.z[j] > 1)
+    heavy = sorted(n for (i, j), n in zip(bonds, uff_bond_orders(g, types)) if g.z[i] > 1 and g.z[j] > 1)
     assert heavy == [1, 1, 1, 1, 2, 2, 2, 2] and not types.rings
 
 

@@ -225,7 +225,7 @@ def put_foreign(folder):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     "Inputs for every command: CIF files, prepared files, small weights."
-    from matgen_nb.mofdiff.coarse_graining import from_decomposition
+    from matgen_nb.mofdiff.coarse_graining import CoarseMof
     from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.decomposition import decompose
 
@@ -238,7 +238,10 @@ def place(tmp_path_factory):
     mofs = {name: textbook_mofs()[name] for name in ("HKUST-1", "MIL-53")}
     for name, mof in mofs.items():
         mof.crystal.to_cif(place / "mofs" / f"{name}.cif")
-    found = [from_decomposition(decompose(m), n, dict(density=m.crystal.density)) for n, m in mofs.items()]
+    found = [
+        CoarseMof.from_decomposition(decompose(m), n, dict(density=m.crystal.density))
+        for n, m in mofs.items()
+    ]
     MofData.from_coarse(found).save(place / "mofs.safetensors")
     (place / "table.csv").write_text("task,unit,per_second,low,high\nsum,sums,3,2,4\n")
     assert (
@@ -547,8 +550,8 @@ def test_a_history_that_was_cut_gives_its_whole_lines(tmp_path_factory, cut):
 
 
 def test_time_limits_hold_for_flat_and_skewed_cells_and_slabs():
-    from matgen_nb.symmcd.evaluation import describe
-    from matgen_nb.symmcd.fingerprints import neighbours, shortest_distance, site_fingerprint
+    from matgen_nb.symmcd.evaluation import describe_crystal
+    from matgen_nb.symmcd.fingerprints import site_neighbours, shortest_distance, site_fingerprint
 
     skew = np.array([[1, 0, 0], [40, 1, 0], [7, -90, 1]])
     skewed = Crystal(skew @ SALT.lattice, SALT.elements, SALT.frac_coords @ np.linalg.inv(skew))
@@ -557,9 +560,9 @@ def test_time_limits_hold_for_flat_and_skewed_cells_and_slabs():
     slab = Crystal(
         np.diag([3.5, 3.5, 68.0]), [12, 8] * 2, [[0, 0, 0.5], [0.5, 0.5, 0.5], [0.5, 0.5, 0.53], [0, 0, 0.53]]
     )
-    assert describe(slab, timeout=30)["failure"] == ""
+    assert describe_crystal(slab, timeout=30)["failure"] == ""
     flat = Crystal(np.diag([30.0, 30.0, 2e-4]), np.full(400, 6), np.random.default_rng(0).random((400, 3)))
     with pytest.raises(ValueError, match="too flat or too dense"):
-        neighbours(flat, 0, 7.0)
+        site_neighbours(flat, 0, 7.0)
     many = Crystal(40 * np.eye(3), np.full(2500, 6), np.random.default_rng(0).random((2500, 3)))
-    assert "more than 2000 atoms" in describe(many, timeout=0.5)["failure"]
+    assert "more than 2000 atoms" in describe_crystal(many, timeout=0.5)["failure"]

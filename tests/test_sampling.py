@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from matgen_nb.symmcd import counting
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import Statistics, SymmCD, SymmCDConfig
+from matgen_nb.symmcd.model import CrystalStatistics, SymmCD, SymmCDConfig
 from matgen_nb.symmcd.network import pairs_of
 from matgen_nb.symmcd.requests import Conditions, Prior, Request, make_request, plan, refuse_forced
 from matgen_nb.symmcd.reverse import (
@@ -39,8 +39,14 @@ from matgen_nb.symmcd.counting import (
     site_classes,
     try_arrangements,
 )
-from matgen_nb.symmcd.sampling import cell_doubt
-from matgen_nb.symmcd.refinements import crowding, force_higher, group_columns, keep_apart, redraw
+from matgen_nb.symmcd.sampling import lattice_denoising_error
+from matgen_nb.symmcd.refinements import (
+    crowding,
+    force_higher,
+    group_columns,
+    resolve_contacts,
+    unforced_request,
+)
 from matgen_nb.symmetry import symmetry_search
 from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
@@ -96,7 +102,7 @@ def untrained(name="common"):
         ]
     ] = 1
     k = torch.tensor([0, 0, 0, 0, 0, 1.6])
-    stats = Statistics(
+    stats = CrystalStatistics(
         k,
         torch.full((6,), 0.15),
         elements / elements.sum(),
@@ -253,14 +259,14 @@ FORMULAS = st.dictionaries(ELEMENTS, st.integers(1, 5), min_size=1, max_size=4).
 @settings(max_examples=25, deadline=None)
 def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
     counts = parse_formula(formula)
-    asked = dict(
+    requested = dict(
         space_group=group,
         formula=formula,
         num_atoms=units and units * sum(counts.values()),
         num_orbits=orbits,
     )
     try:
-        draw = plan(OURS, Conditions(**asked))
+        draw = plan(OURS, Conditions(**requested))
     except MatgenError as error:
         assert any(words in str(error) for words in ("ossible", "ask for", "Groups near it"))
         return
@@ -370,7 +376,7 @@ def test_guided_score_leads_onto_the_sites(one_time):
     with torch.no_grad():
         out = one_time.network(state)
     for t in (10, 300, 500):
-        score = guided_score(one_time, state, known, out, t, apart=0)
+        score = guided_score(one_time, state, known, out, t, min_contact=0)
         clean = state.x + one_time.coordinate_noise.sigma(t) ** 2 * one_time.coordinate_noise.scale(t) * score
         placed = assign_wyckoff(
             clean,
@@ -395,22 +401,22 @@ def test_guided_score_leads_onto_the_sites(one_time):
         assert placed.distance.max() < 1e-3, "kept apart, still on their sites"
     r = make_request(one_time, rng, Conditions(space_group=14, num_atoms=20))
     plain, led = (
-        sample_requests(one_time, [r], torch.Generator().manual_seed(1), SamplingOptions(steps=20, guide=g))[
-            0
-        ]
+        sample_requests(
+            one_time, [r], torch.Generator().manual_seed(1), SamplingOptions(steps=20, guidance=g)
+        )[0]
         for g in (0.0, 0.5)
     )
     assert plain.row != led.row and holds(led)
 
 
-def test_sharpen_one_is_the_learned_distribution_and_more_changes_the_places():
+def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_places():
     plain, sharp, again = (
         OURS.sample(
             4,
             seed=2,
             space_group=14,
             num_atoms=8,
-            options=SamplingOptions(steps=6, sharpen=v, progress=False),
+            options=SamplingOptions(steps=6, score_scale=v, progress=False),
         )
         for v in (1.0, 3.0, 3.0)
     )
@@ -434,7 +440,7 @@ def test_kept_apart_along_the_sites():
     state, known = start_state(model, requests, torch.Generator().manual_seed(2))
     group, lattice = state.space_group[state.batch], state.lattice.double()[state.batch]
     lies = assign_wyckoff(state.x, group, known.classes, lattice, state.batch)
-    moved, went = keep_apart(state, lies, state.elements, 0.75)
+    moved, went = resolve_contacts(state, lies, state.elements, 0.75)
     again = project(moved.frac_coords, group, moved.wyckoff, lattice)
     dof, pairs = (
         wyckoff_tables().class_dof[group, known.classes],
@@ -444,11 +450,13 @@ def test_kept_apart_along_the_sites():
     before, after = (crowding(state, p.frac_coords, state.elements, pairs, 0.75)[1] for p in (lies, moved))
     assert after.sum() < before.sum() and torch.equal(moved.wyckoff, lies.wyckoff)
     calm = torch.zeros(len(requests), dtype=torch.long).index_add_(0, state.batch, before.long()) == 0
-    assert (went[calm[state.batch]] == 0).all() and keep_apart(state, lies, state.elements, 0)[1].max() == 0
+    assert (went[calm[state.batch]] == 0).all() and resolve_contacts(state, lies, state.elements, 0)[
+        1
+    ].max() == 0
 
 
 def lone_orbits(group, wyckoff, points, lattice):
-    "What `crowding` and `keep_apart` need to know of crystals of one orbit each: a state, and the pairs."
+    "What `crowding` and `resolve_contacts` need to know of crystals of one orbit each: a state, and the pairs."
     n = len(points)
     state = SimpleNamespace(
         batch=torch.arange(n),
@@ -492,7 +500,7 @@ def test_images_a_hair_apart_are_parted(group, letter, hair):
         wyckoff_tables().A[at] @ torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)[:, None] * hair / 7
     )[..., 0] + wyckoff_tables().t[at]
     state, placed = lone_orbits(group, wyckoff, points, lattice)
-    moved, went = keep_apart(state, placed, state.elements, 0.75)
+    moved, went = resolve_contacts(state, placed, state.elements, 0.75)
     near = lambda p: min_distance(
         AsymmetricUnit(
             group, lattice_to_k(lattice).numpy(), [11], p.frac_coords.numpy(), wyckoff.numpy()
@@ -519,51 +527,53 @@ def test_retries_are_counted():
     )
 
 
-def test_doubted_crystals_are_sampled_again_and_the_least_doubted_is_kept(monkeypatch):
-    "Scripted doubts: the first draw that is not doubted stops, else the least of DRAWS is kept; what was accepted is what one draw gives."
+def test_crystals_that_fail_the_check_are_sampled_again_and_the_least_error_is_kept(monkeypatch):
+    "Scripted errors: the first sample below the threshold stops, else the least of MOST_SAMPLES is kept; what passed is what one sample gives."
     import matgen_nb.symmcd.sampling as module
 
     script = iter(
         [[0.1, 0.5, 0.9, 0.9], [0.4, 0.3, 0.8], [0.6, 0.05, 0.2], [0.35, 0.5]]
     )  # crystal 0 passes; 1 never; 2 and 3 see below
-    asked = []
+    requested = []
     monkeypatch.setattr(
-        module, "cell_doubt", lambda model, units, generator: (asked.append(len(units)), next(script))[1]
+        module,
+        "lattice_denoising_error",
+        lambda model, units, generator: (requested.append(len(units)), next(script))[1],
     )
     requests = [Request(2, 3)] * 4
-    draw = lambda doubt: module._surest(
+    draw = lambda threshold: module._consistent(
         OURS,
         requests,
         torch.Generator().manual_seed(3),
-        SamplingOptions(steps=2, doubt=doubt),
+        SamplingOptions(steps=2, max_lattice_error=threshold),
         lambda n=1: None,
     )
     samples, once = draw(0.15), draw(1.0)
-    assert asked == [4, 3, 3, 2] and module.DRAWS == 4
-    assert [s.row["doubt"] for s in samples] == [0.1, 0.35, 0.05, 0.2] and [
-        s.row["draws"] for s in samples
+    assert requested == [4, 3, 3, 2] and module.MOST_SAMPLES == 4
+    assert [s.row["lattice_error"] for s in samples] == [0.1, 0.35, 0.05, 0.2] and [
+        s.row["samples"] for s in samples
     ] == [1, 4, 3, 4]
     assert np.array_equal(samples[0].unit.frac_coords, once[0].unit.frac_coords) and not np.array_equal(
         samples[1].unit.frac_coords, once[1].unit.frac_coords
     )
 
 
-def test_doubt_is_off_unless_asked_or_written_into_the_weights():
+def test_self_consistency_is_off_unless_requested_or_written_into_the_weights():
     how = dict(seed=1, steps=2, num_orbits=2, progress=False)
-    plain, off = sample_by_name(OURS, 3, **how), sample_by_name(OURS, 3, doubt=1, **how)
-    assert [s.row for s in plain] == [s.row for s in off] and "doubt" not in plain[0].row
+    plain, off = sample_by_name(OURS, 3, **how), sample_by_name(OURS, 3, max_lattice_error=1, **how)
+    assert [s.row for s in plain] == [s.row for s in off] and "lattice_error" not in plain[0].row
     model = untrained()
-    model.info = dict(doubt=1e-6)
-    assert all(s.row["draws"] == 4 and s.row["attempts"] == 1 for s in sample_by_name(model, 3, **how))
-    assert [s.row for s in sample_by_name(model, 3, doubt=1, **how)] == [
-        s.row for s in sample_by_name(model, 3, doubt=2.0, **how)
+    model.info = dict(doubt=1e-6)  # the key in files of weights
+    assert all(s.row["samples"] == 4 and s.row["attempts"] == 1 for s in sample_by_name(model, 3, **how))
+    assert [s.row for s in sample_by_name(model, 3, max_lattice_error=1, **how)] == [
+        s.row for s in sample_by_name(model, 3, max_lattice_error=2.0, **how)
     ]
-    asked, again = (sample_by_name(model, 3, doubt=0.5, **how) for _ in range(2))
-    assert [s.row for s in asked] == [s.row for s in again] and all(holds(s) for s in asked)
+    requested, again = (sample_by_name(model, 3, max_lattice_error=0.5, **how) for _ in range(2))
+    assert [s.row for s in requested] == [s.row for s in again] and all(holds(s) for s in requested)
 
 
-def test_doubt_knows_a_cell_that_does_not_fit():
-    "Weights that ship: the same crystals with all lengths a fifth longer or shorter are doubted more; each crystal's doubt stands in its place."
+def test_lattice_error_knows_a_cell_that_does_not_fit():
+    "Weights that ship: the same crystals with all lengths a fifth longer or shorter have larger errors; each crystal's error stands at its own index."
     model = SymmCD.from_pretrained("symmcd-mp20-small")
     units = [
         s.unit
@@ -574,18 +584,20 @@ def test_doubt_knows_a_cell_that_does_not_fit():
             options=SamplingOptions(num_orbits=3, steps=10, progress=False),
         )
     ]
-    judge = lambda units: np.array(cell_doubt(model, units, torch.Generator().manual_seed(0)))
+    errors_of = lambda units: np.array(
+        lattice_denoising_error(model, units, torch.Generator().manual_seed(0))
+    )
     scaled = lambda f: [
         AsymmetricUnit(
             u.space_group, u.k + np.array([0, 0, 0, 0, 0, np.log(f)]), u.elements, u.frac_coords, u.wyckoff
         )
         for u in units
     ]
-    right = judge(units)
+    right = errors_of(units)
     assert (
         right.shape == (24,)
         and (right >= 0).all()
-        and all(np.mean(judge(scaled(f)) > right) > 0.7 for f in (0.8, 1.2))
+        and all(np.mean(errors_of(scaled(f)) > right) > 0.7 for f in (0.8, 1.2))
     )
 
 
@@ -611,7 +623,7 @@ def test_damaged_weights_are_named():
 
 
 @pytest.mark.parametrize(
-    "asked, says",
+    "requested, says",
     [
         (dict(space_group=0), "1 to 230"),
         (dict(space_group=[]), "empty"),
@@ -636,9 +648,9 @@ def test_damaged_weights_are_named():
         (dict(seed=-1), "seed"),
         (dict(seed=0.5), "seed"),
         (dict(eta=1.5), "eta"),
-        (dict(guide=2), "guide"),
-        (dict(sharpen=0.5), "sharpen"),
-        (dict(doubt=0), "doubt"),
+        (dict(guidance=2), "guidance"),
+        (dict(score_scale=0.5), "score scale"),
+        (dict(max_lattice_error=0), "max lattice error"),
         (dict(templates=-0.1), "templates"),
         (dict(snr=0), "snr"),
         (dict(closest=-1), "closest"),
@@ -647,9 +659,9 @@ def test_damaged_weights_are_named():
         (dict(retries=-1), "retries"),
     ],
 )
-def test_refusals_say_why(asked, says):
+def test_refusals_say_why(requested, says):
     with pytest.raises(MatgenError, match=says):
-        sample_by_name(OURS, **{"n": 2, "steps": 1, "progress": False, **asked})
+        sample_by_name(OURS, **{"n": 2, "steps": 1, "progress": False, **requested})
 
 
 def test_crowded_requests_are_refused_at_once():
@@ -680,9 +692,9 @@ def same_crystals(a, b):
     return [all(map(np.array_equal, parts(s), parts(t))) for s, t in zip(a, b, strict=True)]
 
 
-def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
+def sampled_plainly(model, n, seed, steps, batch_size=256, **requested):
     "What sampling is without any look at the groups: requests, batches by number of orbits, the reverse process."
-    draw, rng = plan(model, Conditions(**asked)), np.random.default_rng(seed)
+    draw, rng = plan(model, Conditions(**requested)), np.random.default_rng(seed)
     requests, samples = [draw(rng) for _ in range(n)], [None] * n
     order = sorted(range(n), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, n, batch_size):
@@ -696,7 +708,7 @@ def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [
         dict(space_group=16, num_orbits=3),
         dict(space_group=[2, 221, 62], num_orbits=2),
@@ -704,24 +716,24 @@ def sampled_plainly(model, n, seed, steps, batch_size=256, **asked):
         dict(formula="NaCl", space_group=216, num_atoms=8),
     ],
 )
-def test_without_resampling_nothing_changes_and_with_it_only_what_must(asked):
+def test_without_resampling_nothing_changes_and_with_it_only_what_must(requested):
     how = dict(n=12, seed=5, steps=2, batch_size=5)
-    plain = sampled_plainly(OURS, **how, **asked)
+    plain = sampled_plainly(OURS, **how, **requested)
     off, on, again = (
-        sample_by_name(OURS, **how, **asked, balance=0, resample_higher=most, progress=False)
+        sample_by_name(OURS, **how, **requested, balance=0, resample_higher=most, progress=False)
         for most in (0, 4, 4)
     )
     assert all(same_crystals(plain, off)) and all(s.row["resampled"] == 0 for s in off)
     assert all(same_crystals(on, again)) and [s.row for s in on] == [s.row for s in again]
     for kept, before, s in zip(same_crystals(off, on), off, on):
         assert kept == (not before.row["higher_symmetry"]) == (s.row["resampled"] == 0)
-        assert (asked.get("num_orbits") or s.row["num_orbits"]) == s.row["num_orbits"] and holds(s)
-        assert s.row["formula"] == asked.get("formula", s.row["formula"])
+        assert (requested.get("num_orbits") or s.row["num_orbits"]) == s.row["num_orbits"] and holds(s)
+        assert s.row["formula"] == requested.get("formula", s.row["formula"])
         if s.row["higher_symmetry"]:
             assert s.row["resampled"] == 4, "given up only after all tries"
 
 
-def test_resampling_is_on_where_a_group_is_asked_for():
+def test_resampling_is_on_where_a_group_is_requested():
     how = dict(n=10, seed=1, steps=2, num_orbits=2, progress=False)
     off, default, most = (
         sample_by_name(OURS, space_group=16, **how, **more)
@@ -743,15 +755,17 @@ def test_resampling_is_on_where_a_group_is_asked_for():
 def test_what_stays_higher_is_returned_and_flagged(monkeypatch):
     import matgen_nb.symmcd.sampling as module
 
-    asked = []
-    monkeypatch.setattr(module, "group_columns", lambda unit: asked.append(1) or dict(higher_symmetry=True))
+    requested = []
+    monkeypatch.setattr(
+        module, "group_columns", lambda unit: requested.append(1) or dict(higher_symmetry=True)
+    )
     made = OURS.sample(
         3, space_group=2, options=SamplingOptions(num_orbits=4, steps=2, resample_higher=3, progress=False)
     )
     assert (
         [s.row["resampled"] for s in made] == [3] * 3
         and all(s.row["higher_symmetry"] for s in made)
-        and len(asked) == 3 * 4
+        and len(requested) == 3 * 4
     )
 
 
@@ -811,26 +825,26 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize("asked, names", IMPOSSIBLE)
-def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
+@pytest.mark.parametrize("requested, names", IMPOSSIBLE)
+def test_what_only_a_higher_group_can_meet_is_refused(requested, names):
     with pytest.raises(MatgenError) as error:
-        sample_by_name(OURS, 2, steps=1, progress=False, **asked)
+        sample_by_name(OURS, 2, steps=1, progress=False, **requested)
     text = str(error.value)
     assert (
         names in text and "force a higher group" in text and "resample_higher=0 (--resample-higher 0)" in text
     )
     if near := re.search(r"or for ([\d, ]+) atoms", text):
-        group = max(np.atleast_1d(asked["space_group"])) if asked["space_group"] != [62, 1] else 1
+        group = max(np.atleast_1d(requested["space_group"])) if requested["space_group"] != [62, 1] else 1
         for n in map(int, near[1].split(",")):
-            refuse_forced(Conditions(int(group), asked.get("formula"), num_atoms=n))
-    made = sample_by_name(OURS, 2, steps=1, progress=False, resample_higher=0, **asked)
+            refuse_forced(Conditions(int(group), requested.get("formula"), num_atoms=n))
+    made = sample_by_name(OURS, 2, steps=1, progress=False, resample_higher=0, **requested)
     assert all(s.row["higher_symmetry"] is not False for s in made if s.row["space_group"] != 62), (
         "kept and flagged"
     )
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [
         dict(space_group=225, formula="Cu"),
         dict(space_group=225, formula="NaCl", num_atoms=8),
@@ -843,8 +857,8 @@ def test_what_only_a_higher_group_can_meet_is_refused(asked, names):
         dict(space_group=225, num_atoms=2000),
     ],
 )
-def test_what_can_be_met_is_not_refused(asked):
-    refuse_forced(Conditions(**asked))
+def test_what_can_be_met_is_not_refused(requested):
+    refuse_forced(Conditions(**requested))
 
 
 @given(st.integers(1, 230), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))
@@ -872,7 +886,8 @@ def test_requests_that_force_a_higher_group_are_sampled_again():
     assert force_higher(forced) and not force_higher(fine) and not force_higher(Request(16, 3))
     answers = iter([forced, forced, fine])
     assert (
-        redraw(lambda rng: next(answers), rng) is fine and redraw(lambda rng: forced, rng, most=5) is forced
+        unforced_request(lambda rng: next(answers), rng) is fine
+        and unforced_request(lambda rng: forced, rng, most=5) is forced
     )
 
 

@@ -52,7 +52,7 @@ from types import SimpleNamespace
 import numpy as np
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.bonds import textbook_mofs
-from matgen_nb.mofdiff.coarse_graining import from_decomposition
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.decoding import MofSample
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.pipeline import PipelineOptions
@@ -61,7 +61,7 @@ from matgen_nb.scale.shard_kinds import sample_framework_shard
 from matgen_nb.scale.shards import Shard
 
 mofs = textbook_mofs()
-beads = [from_decomposition(decompose(mofs[n]), n) for n in ("IRMOF-1", "HKUST-1", "MIL-53")]
+beads = [CoarseMof.from_decomposition(decompose(mofs[n]), n) for n in ("IRMOF-1", "HKUST-1", "MIL-53")]
 
 
 class Textbook:
@@ -230,7 +230,7 @@ def test_which_shards_are_given(prepared, tmp_path):
 def test_prepared_frameworks_have_one_library(tmp_path):
     "Blocks are merged once, over all shards; properties, names and failures come along."
     from matgen_nb.mofdiff.bonds import textbook_mofs
-    from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+    from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 
     (tmp_path / "cifs").mkdir()
     mofs = list(textbook_mofs().items())
@@ -242,7 +242,7 @@ def test_prepared_frameworks_have_one_library(tmp_path):
     names = sorted(p.name for p in (tmp_path / "cifs").iterdir())
     table = tmp_path / "properties.csv"
     table.write_text("name,uptake,pores\n" + "".join(f"{n},{i}.5,\n" for i, n in enumerate(names) if i % 3))
-    options = PrepareOptions(properties=table)
+    options = MofPrepareOptions(properties=table)
     whole, _ = prepare_mofs(tmp_path / "cifs", tmp_path / "whole.safetensors", 1, None, options)
     work = framework_work(tmp_path / "cifs", options, chunk=2)
     for k in (3, 1, 2):

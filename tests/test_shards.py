@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from matgen_nb.scale.shards import SEAL, Shard, lineage, merge, read_shard, shard_folders
+from matgen_nb.scale.shards import SEAL, Shard, lineage, merge_shards, read_shard, shard_folders
 from matgen_nb.utils import MatgenError
 
 CODE = """
@@ -34,11 +34,11 @@ class Toy:
 
 
 request = dict(model="toy", weights={weights!r}, n={n}, chunk=2, seed={seed})
-asked = dict(options=SamplingOptions())
+requested = dict(options=SamplingOptions())
 if {shard!r}:
-    sample_shard(Toy(), request, asked, {out!r}, Shard.parse({shard!r}), RunOptions(resume=True))
+    sample_shard(Toy(), request, requested, {out!r}, Shard.parse({shard!r}), RunOptions(resume=True))
 else:
-    sample_stream(Toy(), request, asked, {out!r}, "whole")
+    sample_stream(Toy(), request, requested, {out!r}, "whole")
 """
 
 
@@ -82,33 +82,33 @@ def cluster(tmp_path_factory):
 def test_a_killed_shard_is_named_with_what_mends_it(cluster, tmp_path):
     assert 1 <= len(list((cluster / "killed" / "2" / "chunks").glob("*.csv"))) < 4
     with pytest.raises(MatgenError, match=r"shard 2/2 is not finished.*--resume"):
-        merge(shard_folders([cluster / "killed"]), tmp_path / "out")
+        merge_shards(shard_folders([cluster / "killed"]), tmp_path / "out")
     with pytest.raises(MatgenError, match="1 of 2 shards are missing: 2"):
-        merge([cluster / "shards" / "1"], tmp_path / "out")
+        merge_shards([cluster / "shards" / "1"], tmp_path / "out")
     assert not (tmp_path / "out" / "table.csv").exists()
 
 
 def test_the_union_of_the_shards_is_the_run_that_was_not_cut(cluster, tmp_path):
-    assert merge(shard_folders([cluster / "shards"]), tmp_path / "out") == 17
+    assert merge_shards(shard_folders([cluster / "shards"]), tmp_path / "out") == 17
     assert files(tmp_path / "out") == files(cluster / "whole"), "sample for sample"
     request = json.loads((tmp_path / "out" / "request.json").read_text())
     assert request == json.loads((cluster / "whole" / "request.json").read_text())
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["lineage"] == read_shard(cluster / "shards" / "1").request["lineage"]
     with pytest.raises(MatgenError, match="not empty"):
-        merge(shard_folders([cluster / "shards"]), tmp_path / "out")
+        merge_shards(shard_folders([cluster / "shards"]), tmp_path / "out")
     with pytest.raises(MatgenError, match="choose another --out"):
-        merge(shard_folders([cluster / "shards"]), cluster / "shards" / "1")
+        merge_shards(shard_folders([cluster / "shards"]), cluster / "shards" / "1")
 
 
 def test_which_folders_are_given(cluster, tmp_path, capsys):
     "In any order; an earlier merge beside the shards is passed over; the same shard by another name is not."
     one, two = cluster / "shards" / "1", cluster / "shards" / "2"
-    assert merge([two, one], tmp_path / "out") == 17
+    assert merge_shards([two, one], tmp_path / "out") == 17
     assert files(tmp_path / "out") == files(cluster / "whole")
     shutil.copytree(cluster / "shards", tmp_path / "shards")
     shutil.copytree(tmp_path / "out", tmp_path / "shards" / "merged")
-    assert merge(shard_folders([tmp_path / "shards"]), tmp_path / "again") == 17
+    assert merge_shards(shard_folders([tmp_path / "shards"]), tmp_path / "again") == 17
     assert "passed over" in capsys.readouterr().out
     (tmp_path / "link").symlink_to(one)
     for given, why in (
@@ -118,7 +118,7 @@ def test_which_folders_are_given(cluster, tmp_path, capsys):
         ([one, tmp_path / "nowhere"], "holds no shard"),
     ):
         with pytest.raises(MatgenError, match=why):
-            merge(given, tmp_path / "never")
+            merge_shards(given, tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
 
@@ -126,7 +126,7 @@ def test_which_folders_are_given(cluster, tmp_path, capsys):
 def test_shards_of_another_run_are_refused(cluster, change, tmp_path):
     finish(start(tmp_path / "stale", "2/2", **change))
     with pytest.raises(MatgenError, match=f"of another run.*{next(iter(change))}"):
-        merge([cluster / "shards" / "1", tmp_path / "stale"], tmp_path / "out")
+        merge_shards([cluster / "shards" / "1", tmp_path / "stale"], tmp_path / "out")
 
 
 def test_changed_and_lost_files_are_found(cluster, tmp_path):
@@ -153,7 +153,7 @@ def test_changed_and_lost_files_are_found(cluster, tmp_path):
         if harm == "restart":  # a new start does not seal what was changed in between
             finish(start(first, "1/2"))
         with pytest.raises(MatgenError, match="sealed|not finished|was changed|damaged|not the seal"):
-            merge(shard_folders([shards]), tmp_path / "out")
+            merge_shards(shard_folders([shards]), tmp_path / "out")
         shutil.rmtree(shards)
 
 

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from matgen_nb.commands.main import app, main
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.dataset import embedded, from_units, prepare_one
-from matgen_nb.symmcd.model import SymmCD, fine_tuned, SymmCDConfig, statistics
+from matgen_nb.symmcd.model import SymmCD, fine_tuned_symmcd, SymmCDConfig, crystal_statistics
 from matgen_nb.symmcd.requests import Conditions, plan
 from matgen_nb.symmcd.reverse import Sample, SamplingOptions
-from matgen_nb.symmcd.stages import SHARES, STAGES, Times, sample_times, position_axes
+from matgen_nb.symmcd.stages import STAGE_SHARES, STAGES, Times, sample_times, position_axes
 from matgen_nb.symmetry.normalizers import generic_unit
-from matgen_nb.symmcd.templates import due, unpack_templates
+from matgen_nb.symmcd.templates import good_turing_rate, unpack_templates
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit
 from matgen_nb.symmetry.normalizers import augment
 from matgen_nb.symmetry.space_groups import SpaceGroup, wyckoff_tables
@@ -40,7 +40,8 @@ def shipped():
 def untrained(data, **changes):
     torch.manual_seed(0)
     return SymmCD(
-        SymmCDConfig.preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes), statistics(data)
+        SymmCDConfig.preset("tiny", width=32, layers=2, frequencies=4, images=4, **changes),
+        crystal_statistics(data),
     ).eval()
 
 
@@ -83,7 +84,7 @@ def test_times_of_the_stages(seed):
     times = sample_times(4000, 1000, torch.Generator().manual_seed(seed))
     for i, name in enumerate(STAGES):
         rows = times.stage == i
-        assert abs(rows.float().mean() - SHARES[i]) < 0.04
+        assert abs(rows.float().mean() - STAGE_SHARES[i]) < 0.04
         assert times.sites[rows].eq(0).all() or name == "sites"
     assert times.elements[times.stage == STAGES.index("sites")].eq(1000).all()
     assert times.geometry[times.stage == STAGES.index("decoration")].max() < 300
@@ -109,8 +110,8 @@ def test_predicted_structures_hold_every_group(data):
         positions = SpaceGroup(number).wyckoff_positions
         chosen = sorted({0, len(positions) // 2, len(positions) - 1})
         elements = [int(z) for z in rng.choice([3, 8, 14, 26], len(chosen))]
-        units.append(generic_unit(number, chosen, elements, rng))
-    found = model.predict(units, options=SamplingOptions(steps=2, apart=0.0, progress=False))
+        units.append(generic_unit(number, chosen, elements, seed=number))
+    found = model.predict(units, options=SamplingOptions(steps=2, min_contact=0.0, progress=False))
     for unit, sample in zip(units, found):
         assert sample.unit.space_group == unit.space_group
         assert sample.unit.wyckoff.tolist() == list(unit.wyckoff) and sample.unit.elements.tolist() == list(
@@ -131,7 +132,9 @@ def test_prediction_uses_no_cell_and_no_coordinate(data):
 
 
 def test_prediction_refuses_what_it_cannot_do(data):
-    common = SymmCD(SymmCDConfig.preset("common", width=16, layers=1, frequencies=4), statistics(data)).eval()
+    common = SymmCD(
+        SymmCDConfig.preset("common", width=16, layers=1, frequencies=4), crystal_statistics(data)
+    ).eval()
     with pytest.raises(MatgenError, match="staged"):
         common.predict([data[0]])
     for wrong in (dict(units=[]), dict(units=[data[0]], n=0)):
@@ -156,7 +159,7 @@ def test_letters_never_share_a_point(data):
 def test_fine_tuning_starts_from_the_old_network(data):
     model = untrained(data)
     half = data.subset(range(0, len(data), 2))
-    tuned = fine_tuned(model, half)
+    tuned = fine_tuned_symmcd(model, half)
     for a, b in zip(model.network.state_dict().values(), tuned.network.state_dict().values()):
         assert torch.equal(a, b)
     assert torch.equal(tuned.stat_k_mean, model.stat_k_mean) and torch.equal(
@@ -195,7 +198,7 @@ def test_training_from_given_weights(data, tmp_path):
         SymmCD.from_pretrained(tmp_path / "run" / "weights.safetensors"),
         SymmCD.from_pretrained("symmcd-mp20-small"),
     )
-    fresh = SymmCD(shipped.config, statistics(data)).eval()
+    fresh = SymmCD(shipped.config, crystal_statistics(data)).eval()
     batch = data.select(range(len(data)))
     with torch.no_grad():
         old, new, none = (
@@ -289,8 +292,8 @@ def test_augmentation_is_part_of_the_configuration(data, staged):
     "Off unless requested; on, the loss is that of the batch in other settings, in training alone."
     size = dict(width=16, layers=1, staged=staged)
     torch.manual_seed(0)
-    off = SymmCD(SymmCDConfig(**size), statistics(data)).train()
-    on = SymmCD(SymmCDConfig(**size, augment=True), statistics(data)).train()
+    off = SymmCD(SymmCDConfig(**size), crystal_statistics(data)).train()
+    on = SymmCD(SymmCDConfig(**size, augment=True), crystal_statistics(data)).train()
     on.load_state_dict(off.state_dict())
     batch = data.select(torch.arange(len(data)).repeat(4))
     seeded = lambda: torch.Generator().manual_seed(5)
@@ -306,7 +309,7 @@ def test_templates_that_are_new_come_at_the_rate_at_which_they_are_due(shipped):
     "Counted up to the normaliser; without the second tries of `choose_sites` about half as many come."
     templates = unpack_templates(shipped.stat_templates)
     expected = np.average(
-        [due(counts, group) for (group, _), counts in templates.items()],
+        [good_turing_rate(counts, group) for (group, _), counts in templates.items()],
         weights=[sum(counts.values()) for counts in templates.values()],
     )
     rng, generator = np.random.default_rng(3), torch.Generator().manual_seed(3)
@@ -318,7 +321,7 @@ def test_templates_that_are_new_come_at_the_rate_at_which_they_are_due(shipped):
         sited = ss.choose_sites(shipped, open_, generator, 6)
     new = [not ss.is_known_template(templates, r.space_group, r.positions) for r in sited]
     rate = sum(new) / len(requests)
-    assert 0.5 * expected < rate < 1.5 * expected, f"{rate:.3f} new templates, {expected:.3f} are due"
+    assert 0.5 * expected < rate < 1.5 * expected, f"{rate:.3f} new templates, {expected:.3f} are expected"
 
 
 def test_a_candidate_at_the_minimum_distance_is_the_last_choice(shipped):

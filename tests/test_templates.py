@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.symmcd.dataset import from_units, prepare_one, prototypes
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
-from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 from matgen_nb.symmcd.requests import Conditions, Prior, Request, find_cells, make_request, plan
 from matgen_nb.symmcd.reverse import SamplingOptions, held_score, sample_requests, start_state
 from matgen_nb.symmcd.counting import parse_formula
@@ -18,7 +18,7 @@ from matgen_nb.symmcd.templates import (
     count_templates,
     deal,
     sample_template,
-    due,
+    good_turing_rate,
     merge_settings,
     pack_templates,
     unpack_templates,
@@ -75,17 +75,17 @@ def test_every_crystal_is_counted_once_whatever_the_order_of_its_orbits(data):
             )
         )
     assert count_templates(from_units(shuffled)) == table
-    assert unpack_templates(statistics(data).templates) == table
+    assert unpack_templates(crystal_statistics(data).templates) == table
 
 
 def test_what_is_due_is_right_on_average():
-    "Draws from a known distribution: n_1 / N of N draws estimates the chance that one more is new, without bias (that of N - 1 draws exactly)."
+    "Samples from a known distribution: n_1 / N of N samples estimates the chance that one more is new, without bias (that of N - 1 samples exactly)."
     p, N, rng = 1 / np.arange(1, 41), 30, np.random.default_rng(0)
     p /= p.sum()
     truth = (p * (1 - p) ** (N - 1)).sum()
-    found = [due(Counter(rng.choice(40, N, p=p).tolist())) for _ in range(4000)]
+    found = [good_turing_rate(Counter(rng.choice(40, N, p=p).tolist())) for _ in range(4000)]
     assert abs(np.mean(found) - truth) < 5 * np.std(found) / 4000**0.5
-    assert due(Counter()) == 1
+    assert good_turing_rate(Counter()) == 1
 
 
 def test_templates_are_sampled_as_often_as_they_occur():
@@ -103,23 +103,27 @@ def test_templates_are_sampled_as_often_as_they_occur():
 
 
 def test_equivalent_templates_are_one_where_they_are_counted():
-    "194: c,h and d,h. Each was seen once; the arrangement was seen twice, so nothing new is due, and the letters of the data come out."
+    "194: c,h and d,h. Each was seen once; the arrangement was seen twice, so nothing new is expected, and the letters of the data come out."
     table, rng = {(194, 2): Counter({(2, 7): 1, (3, 7): 1})}, np.random.default_rng(0)
     assert merge_settings(table) == {(194, 2): Counter({(2, 7): 2})}
-    assert due(table[194, 2]) == 1 and due(table[194, 2], 194) == 0
+    assert good_turing_rate(table[194, 2]) == 1 and good_turing_rate(table[194, 2], 194) == 0
     sampled = Counter(tuple(sorted(sample_template(table, 194, 2, rng))) for _ in range(400))
     assert set(sampled) == {(2, 7), (3, 7)} and abs(sampled[2, 7] - 200) < 50
 
 
 def test_counts_do_not_depend_on_the_settings_of_the_data(data):
-    "Every crystal in another setting: other letters, the same arrangements, and the same share of new ones due."
+    "Every crystal in another setting: other letters, the same arrangements, and the same share of new ones expected."
     rng = np.random.default_rng(0)
     units = [data[i] for i in range(len(data))]
     moved = from_units([transform_unit(u, int(rng.integers(len(normalizer(u.space_group))))) for u in units])
     before, after = count_templates(data), count_templates(moved)
     assert before != after and merge_settings(before) == merge_settings(after)
     for (group, M), counts in before.items():
-        assert due(counts, group) == due(after[group, M], group) == due(merge_settings(before)[group, M])
+        assert (
+            good_turing_rate(counts, group)
+            == good_turing_rate(after[group, M], group)
+            == good_turing_rate(merge_settings(before)[group, M])
+        )
         assert all(t == canonical_template(group, t) for t in merge_settings(before)[group, M])
 
 
@@ -154,7 +158,9 @@ def request_of(group, positions):
 
 def untrained(data, name="common"):
     torch.manual_seed(0)
-    return SymmCD(SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), statistics(data)).eval()
+    return SymmCD(
+        SymmCDConfig.preset(name, width=32, layers=1, frequencies=4), crystal_statistics(data)
+    ).eval()
 
 
 @pytest.mark.parametrize("t", [1000, 500, 40])
@@ -188,8 +194,8 @@ def test_held_scores_point_to_the_first_member_of_every_position(data, t):
     other = (T.A[first] @ u.double()[..., None])[..., 0] + T.t[
         first
     ]  # any other point of the member, at its nearest translate by rounding
-    apart = other - before.double()
-    assert (way(clean - before) <= way((apart - apart.round()).float()) + 1e-4).all()
+    gap = other - before.double()
+    assert (way(clean - before) <= way((gap - gap.round()).float()) + 1e-4).all()
 
 
 @pytest.mark.parametrize("name", ["tiny", "paper_small"])
@@ -198,7 +204,7 @@ def test_a_template_that_is_given_comes_out(data, name):
     model, rng = untrained(data, name), np.random.default_rng(0)
     units = [data[i] for i in rng.permutation(len(data))[:40] if len(data[i]) <= 8]
     requests = [request_of(u.space_group, rng.permutation(u.wyckoff).tolist()) for u in units]
-    for how in (dict(), dict(guide=0.0, apart=0.0)):
+    for how in (dict(), dict(guidance=0.0, min_contact=0.0)):
         made = sample_requests(
             model, requests, torch.Generator().manual_seed(0), SamplingOptions(steps=4, **how)
         )
@@ -209,24 +215,24 @@ def test_a_template_that_is_given_comes_out(data, name):
 def test_requests_take_templates_only_where_nothing_else_decides(data):
     model, rng = untrained(data), np.random.default_rng(0)
     known = count_templates(data)
-    share_due = lambda cell: due(known[cell], cell[0])
-    common = max(known, key=lambda cell: known[cell].total() * (1 - share_due(cell)))
-    assert share_due(common) < 1, "this set has a cell with a template seen twice"
-    asked = [
+    unseen_share = lambda cell: good_turing_rate(known[cell], cell[0])
+    common = max(known, key=lambda cell: known[cell].total() * (1 - unseen_share(cell)))
+    assert unseen_share(common) < 1, "this set has a cell with a template seen twice"
+    requested = [
         make_request(model, rng, Conditions(space_group=common[0], num_orbits=common[1])) for _ in range(200)
     ]
-    given_ = [r for r in asked if r.positions]
-    assert abs(len(given_) / 200 - (1 - share_due(common))) < 0.15
+    given_ = [r for r in requested if r.positions]
+    assert abs(len(given_) / 200 - (1 - unseen_share(common))) < 0.15
     for r in given_:
         assert tuple(sorted(r.positions)) in known[common] and r.sites == tuple(
             SpaceGroup(r.space_group)[w].site_class for w in r.positions
         )
-    assert all(r.positions is None for r in asked if r not in given_)
+    assert all(r.positions is None for r in requested if r not in given_)
     draw = plan(model, Conditions(space_group=common[0], num_orbits=common[1]), templates=0)
     assert all((r := draw(rng)).positions is None and r.sites is None for _ in range(50))
     half = plan(model, Conditions(space_group=common[0], num_orbits=common[1]), templates=0.5)
     assert (
-        abs(np.mean([half(rng).positions is not None for _ in range(400)]) - 0.5 * (1 - share_due(common)))
+        abs(np.mean([half(rng).positions is not None for _ in range(400)]) - 0.5 * (1 - unseen_share(common)))
         < 0.15
     )
 
@@ -264,11 +270,13 @@ def test_weights_that_ship_know_their_templates():
     crystals = sum(c.total() for c in table.values())
     assert (
         crystals == SHIPPED.stat_groups.sum() == 15_471
-        and abs(sum(due(c) * c.total() for c in table.values()) / crystals - 0.0816) < 1e-3
+        and abs(sum(good_turing_rate(c) * c.total() for c in table.values()) / crystals - 0.0816) < 1e-3
     )
     arrangements = merge_settings(table)
     assert sum(map(len, table.values())) == 2548 and sum(map(len, arrangements.values())) == 2062
-    assert abs(sum(due(c, g) * c.total() for (g, _), c in table.items()) / crystals - 0.0589) < 1e-3
+    assert (
+        abs(sum(good_turing_rate(c, g) * c.total() for (g, _), c in table.items()) / crystals - 0.0589) < 1e-3
+    )
     for (group, M), counts in table.items():
         assert all(
             len(t) == M and 0 <= min(t) and max(t) < len(SpaceGroup(group).wyckoff_positions) for t in counts
@@ -283,7 +291,7 @@ SHIPPED = SymmCD.from_pretrained("symmcd-mp20-small")
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [
         dict(formula="SrTiO3"),
         dict(formula="MgAl2O4", space_group=227),
@@ -292,11 +300,15 @@ SHIPPED = SymmCD.from_pretrained("symmcd-mp20-small")
         dict(formula="LiFePO4", num_atoms=28),
     ],
 )
-def test_a_formula_on_a_template_is_met_to_the_atom(asked):
+def test_a_formula_on_a_template_is_met_to_the_atom(requested):
     "Whatever way its sites were found; and with templates most are found that way, without them none."
-    draw, rng = plan(SHIPPED, Conditions(**asked)), np.random.default_rng(0)
+    draw, rng = plan(SHIPPED, Conditions(**requested)), np.random.default_rng(0)
     requests = [draw(rng) for _ in range(60)]
-    one = np.array(list(parse_formula(asked["formula"]).values())) if "formula" in asked else np.array([1])
+    one = (
+        np.array(list(parse_formula(requested["formula"]).values()))
+        if "formula" in requested
+        else np.array([1])
+    )
     for r in requests:
         positions = SpaceGroup(r.space_group).wyckoff_positions
         if r.positions:
@@ -304,14 +316,16 @@ def test_a_formula_on_a_template_is_met_to_the_atom(asked):
         atoms = Counter()
         for z, c in zip(r.elements or [0] * len(r.sites), r.sites):
             atoms[z] += int(wyckoff_tables().class_multiplicity[r.space_group, c])
-        found = np.array([atoms[z] for z in (parse_formula(asked["formula"]) if "formula" in asked else [0])])
+        found = np.array(
+            [atoms[z] for z in (parse_formula(requested["formula"]) if "formula" in requested else [0])]
+        )
         assert (
             (found * one[0] == found[0] * one).all()
             and sum(found) == sum(atoms.values())
-            and (sum(found) == asked.get("num_atoms", sum(found)))
+            and (sum(found) == requested.get("num_atoms", sum(found)))
         )
     assert np.mean([r.positions is not None for r in requests]) > 0.5
-    without = plan(SHIPPED, Conditions(**asked), templates=0)
+    without = plan(SHIPPED, Conditions(**requested), templates=0)
     assert all(without(rng).positions is None for _ in range(20))
 
 
@@ -357,12 +371,12 @@ def test_templates_take_nothing_away(formula):
 
 
 def test_what_is_left_free_counts_equivalent_templates_as_one():
-    "As `sample_template` does: the share that is due is that of the classes up to the normaliser."
+    "As `sample_template` does: the expected share is that of the classes up to the normaliser."
     prior, plain = Prior(SHIPPED), 0
     for number in (2, 62, 139, 194, 225):
         free = prior.left_free(number, 1.0)
         for M in range(1, 8):
             counts = prior.templates.get((number, M), Counter())
-            assert free[M] == pytest.approx(max(due(counts, number), 1e-3))
-            plain += due(counts) != due(counts, number)
+            assert free[M] == pytest.approx(max(good_turing_rate(counts, number), 1e-3))
+            plain += good_turing_rate(counts) != good_turing_rate(counts, number)
     assert plain, "counted letter by letter it would be another share"

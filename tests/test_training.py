@@ -489,12 +489,15 @@ def test_too_little_data(tmp_path):
 def test_half_precision_keeps_the_geometry():
     from matgen_nb.symmcd.dataset import from_units, prepare_one
     from matgen_nb.symmcd import stages  # noqa: F401  (the loss of staged models)
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 
     salt = rock_salt()
     data = from_units([prepare_one(salt)] * 20)
     torch.manual_seed(0)
-    model, batch = SymmCD(SymmCDConfig.preset("tiny"), statistics(data)), data.select(torch.arange(20))
+    model, batch = (
+        SymmCD(SymmCDConfig.preset("tiny"), crystal_statistics(data)),
+        data.select(torch.arange(20)),
+    )
     full = model.loss(batch, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         half = model.loss(batch, torch.Generator().manual_seed(0))
@@ -532,23 +535,23 @@ def crystals(n=24):
 
 def symmcd(data, **changes):
     from matgen_nb.symmcd import stages  # noqa: F401  (the loss of staged models)
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 
     torch.manual_seed(0)
-    return SymmCD(SymmCDConfig.preset("tiny", **changes), statistics(data))
+    return SymmCD(SymmCDConfig.preset("tiny", **changes), crystal_statistics(data))
 
 
 def mofdiff():
     "A small model on toy frameworks, and its data."
     from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.loss import MofDiff
-    from matgen_nb.mofdiff.model import MofDiffConfig, statistics
+    from matgen_nb.mofdiff.model import MofDiffConfig, mof_statistics
     from matgen_nb.mofdiff.network import toy_embeddings, toy_mofs
 
     data = MofData.from_coarse(toy_mofs(40))
     data = data.with_embeddings(toy_embeddings(data.library))
     torch.manual_seed(0)
-    return MofDiff(MofDiffConfig.preset("tiny"), statistics(data)), data
+    return MofDiff(MofDiffConfig.preset("tiny"), mof_statistics(data)), data
 
 
 def block_encoder(**changes):
@@ -797,7 +800,7 @@ def test_callbacks_add_figures_and_change_no_weight(tmp_path):
 
 
 def test_match_rate_of_symmcd_in_the_history(tmp_path, monkeypatch, capsys):
-    "QualityLog writes its figures where they are due; without pymatgen one message, and the training goes on."
+    "QualityLog writes its figures at its own steps; without pymatgen one message, and the training goes on."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (SymmCD.predict)
     from matgen_nb.symmcd.energy import QualityLog
 

@@ -11,11 +11,9 @@ import pytest
 from matgen_nb.utils import (
     MatgenError,
     atomic_write,
-    batch_seed,
     check_limits,
     described,
     fetch,
-    mix_seed,
     option,
     option_help,
     patch,
@@ -292,11 +290,3 @@ def test_read_csv_table_of_no_table(tmp_path):
     ):
         with pytest.raises(MatgenError, match=text):
             read_csv_table(tmp_path / name, "cif")
-
-
-def test_seeds_are_what_they_were():
-    "Numbers of results that exist: runs, samples and splits begin with these."
-    assert [batch_seed(s, first) for s, first in ((0, 0), (0, 64), (7, 0))] == [0, 64, 7_000_021]
-    assert batch_seed(3, 5, 500_001) == 3 * 1_000_003 + 5 + 500_001 and batch_seed(2**63 - 1, 0) < 2**63
-    assert mix_seed(0, 0) == 6017775124710473527
-    assert mix_seed(5, 3) == mix_seed(5, 3) != mix_seed(3, 5) and mix_seed(1) != mix_seed(1, 0)

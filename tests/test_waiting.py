@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from matgen_nb.diffusion.sampler import time_grid
-from matgen_nb.scale.arithmetic import Setting, waiting_calls as waits
+from matgen_nb.scale.arithmetic import TrainingSetting, waiting_calls as waits
 from matgen_nb.scale.benchmark_tasks import make_training
 from matgen_nb.symmcd import staged_sampling as ss
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.network import PARTS, image_features, pairs_of
-from matgen_nb.symmcd.refinements import keep_apart
+from matgen_nb.symmcd.refinements import resolve_contacts
 from matgen_nb.symmcd.requests import make_request
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmetry.projection import Projection
@@ -31,7 +31,7 @@ def geometry(model):
     requests = [make_request(model, rng) for _ in range(24)]
     with torch.no_grad():
         sited = ss.choose_sites(model, requests, generator, 2)
-        return ss.Geometry(model, ss.choose_elements(model, sited, generator, 2), generator)
+        return ss.GeometrySampler(model, ss.choose_elements(model, sited, generator, 2), generator)
 
 
 def test_what_waits_is_counted():
@@ -99,8 +99,8 @@ def test_contacts_are_parted_alike_with_and_without_waiting(geometry):
     x = (geometry.axes @ geometry.u[..., None])[..., 0] + geometry.origin
     placed = Projection(x.double(), first.double(), geometry.u.double(), first, geometry.known.positions)
     for rounds in (1, 3, 7):
-        looking, went = keep_apart(n, placed, n.elements, 0.75, rounds)
-        blind, also = keep_apart(n, placed, n.elements, 0.75, rounds, n.pairs)
+        looking, went = resolve_contacts(n, placed, n.elements, 0.75, rounds)
+        blind, also = resolve_contacts(n, placed, n.elements, 0.75, rounds, n.pairs)
         assert torch.equal(looking.frac_coords, blind.frac_coords) and torch.equal(went, also)
     assert went.max() > 0 and (went == 0).any()
 
@@ -123,7 +123,7 @@ def test_more_steps_of_sites_and_elements_do_not_wait_more(model, stage):
 
 def test_a_training_step_waits_for_its_pairs_alone():
     "How many pairs and images a batch has is known only when it is there; nothing else may wait."
-    step, _ = make_training("cpu", 0, setting=Setting("tiny", 8))
+    step, _ = make_training("cpu", 0, setting=TrainingSetting("tiny", 8))
     step()
     found = waits(step)
     assert found.keys() <= {"aten::repeat_interleave", "aten::nonzero"} and found.total() <= 10, found

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCE', 'NOT_STORED', 'Relax', 'P1', 'Chunk', 'with_conditions', 'crystal_preparing', 'prepare_crystals',
-           'train_symmcd', 'parse_groups', 'request_of', 'conditions_of', 'sample_symmcd', 'predict_command',
+           'train_symmcd', 'parse_groups', 'stored_request', 'conditions_of', 'sample_symmcd', 'predict_command',
            'evaluate_crystals_command', 'write_each', 'check_file', 'export_command', 'merge_command']
 
 # %% ../../nbs/5_scale/11_crystal_commands.ipynb #n25c0003
@@ -25,7 +25,7 @@ from ..scale.crystal_runs import higher_note, load_data, pick_device, quality_ca
 from ..scale.crystal_runs import relaxing, relaxing_potential, sample_stream
 from ..scale.predictions import PredictOptions, given_units, predict_to
 from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
-from ..scale.runs import CHUNK, check_out, fresh_file, fresh_folder, record_of
+from ..scale.runs import CHUNK, check_out, fresh_file, fresh_folder, record_of, seeded
 from ..scale.shards import Shard, sample_shard
 from ..folders import OwnFiles
 from ..pages import page_link
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/5_scale/11_crystal_commands.ipynb #n25prep1
 def crystal_preparing() -> type:
-    "`PrepareOptions` of crystals (lesson 3.2)."
-    from matgen_nb.symmcd.preparing import PrepareOptions
+    "`CrystalPrepareOptions` of crystals (lesson 3.2)."
+    from matgen_nb.symmcd.preparing import CrystalPrepareOptions
 
-    return PrepareOptions
+    return CrystalPrepareOptions
 
 
 SOURCE = (
@@ -138,7 +138,7 @@ NOT_STORED = ("accept", "progress", "batch_size")
 "Options of the sampler that no request holds, see above."
 
 
-def request_of(
+def stored_request(
     model: "SymmCD", run: dict[str, Any], conditions: dict[str, Any], options: "SamplingOptions"
 ) -> dict[str, Any]:
     """The request of a run, as it is stored: what identifies it (`run`), the conditions, and every
@@ -214,9 +214,9 @@ def sample_symmcd(
     potential = relaxing_potential(relax)
     options, conditions = opt.symmcd_sampling()(**sampling), conditions_of(conditions)
     model = SymmCD.from_pretrained(weights, pick_device(device, float64=True))
-    run = dict(weights=file_hash(path), n=n, chunk=chunk, seed=seed) | ({"p1": True} if p1 else {})
+    run = dict(weights=file_hash(path), n=n, chunk=chunk) | seeded(seed) | ({"p1": True} if p1 else {})
     run |= {"relax": potential.name} if potential else {}
-    request = request_of(model, run, conditions, options)
+    request = stored_request(model, run, conditions, options)
     job = relaxing(model, potential), request, dict(conditions, options=options), out
     how = RunOptions(resume, overwrite, {"--weights": path}, say_weights(path, out))
     made = sample_shard(*job, part, how) if part else sample_stream(*job, "SymmCD samples", how)

@@ -91,9 +91,9 @@ class CategoricalDiffusion:
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         "One jump from x_0 to x_t, both (n,) int64."
-        drawn = sample_categories(prior.expand(*x0.shape, prior.shape[-1]), generator)
+        sampled = sample_categories(prior.expand(*x0.shape, prior.shape[-1]), generator)
         u = random_uniform(x0.shape, generator, x0.device)
-        return torch.where(u < self.alpha_bar(t, u), x0, drawn)
+        return torch.where(u < self.alpha_bar(t, u), x0, sampled)
 
     def loss(
         self,

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'HUB', 'hub_errors', 'hub_weights', 'find_weights', 'allocation_limit', 'read_weights', 'Presets',
-           'Pretrained', 'HubOptions', 'model_card']
+           'smallest_integers', 'in_steps', 'pack_tensors', 'unpack_tensors', 'pull_names', 'put_names', 'Pretrained',
+           'HubOptions', 'model_card']
 
 # %% ../../nbs/2_diffusion/06_pretrained.ipynb #p8c00004
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -165,6 +166,94 @@ class Presets:
             raise MatgenError(f"no preset {name!r}; there are {', '.join(cls.PRESETS)}")
         return replace(cls.PRESETS[name], **changes)
 
+# %% ../../nbs/2_diffusion/06_pretrained.ipynb #cmp00002
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _fits(low, high, kind):
+    "Whether an integer type holds the numbers from low to high."
+    limits = torch.iinfo(kind)
+    return limits.min <= low and high <= limits.max
+
+
+def smallest_integers(values: torch.Tensor) -> torch.Tensor:
+    "The same integers in the smallest type that holds them; bool stays bool."
+    if values.dtype == torch.bool or not values.numel():
+        return values
+    low, high = int(values.min()), int(values.max())
+    return values.to(next(kind for kind in _INTEGERS if _fits(low, high, kind)))
+
+
+def in_steps(values: torch.Tensor, step: float) -> torch.Tensor | None:
+    "Real numbers as multiples of a step, int16 (error: at most half a step); None where one is too large."
+    multiples = (values.double() / step).round()
+    if not multiples.isfinite().all() or (multiples.abs() > torch.iinfo(torch.int16).max).any():
+        return None
+    return multiples.to(torch.int16)
+
+# %% ../../nbs/2_diffusion/06_pretrained.ipynb #cmp00005
+def pack_tensors(
+    tensors: Mapping[str, torch.Tensor], steps: Mapping[str, float] = {}, half: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Tensors {name: tensor} made small for a file; `unpack_tensors` is the inverse.
+
+    Integers: the smallest type. Real numbers named in `steps` (name -> step, in their unit): int16
+    multiples of it, as "name:step"; named in `half`: float16; all others, and those that do not fit:
+    float32."""
+    out = {}
+    for name, t in tensors.items():
+        if not t.is_floating_point():
+            out[name] = smallest_integers(t)
+        elif name in steps and (multiples := in_steps(t, steps[name])) is not None:
+            out[f"{name}:{steps[name]:g}"] = multiples
+        elif name in half and t.half().isfinite().all():
+            out[name] = t.half()
+        else:
+            out[name] = t.float()
+    return out
+
+
+def unpack_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "The tensors of `pack_tensors` under their own names: real numbers in float32, integers in int32."
+    out = {}
+    for name, t in tensors.items():
+        name, _, step = name.partition(":")
+        if step:
+            out[name] = (t.double() * float(step)).float()
+        elif t.is_floating_point():
+            out[name] = t.float()
+        else:
+            out[name] = t if t.dtype in (torch.bool, torch.int64) else t.int()
+    return out
+
+# %% ../../nbs/2_diffusion/06_pretrained.ipynb #cmp00008
+def _hexadecimal(value, few=64):
+    "Whether it is a list of more than `few` hexadecimal texts (small letters) of one even length."
+    if not isinstance(value, list) or len(value) <= few or not all(isinstance(v, str) for v in value):
+        return False
+    lengths = {len(v) for v in value}
+    return len(lengths) == 1 and 0 not in lengths and set("".join(value)) <= _HEX and len(value[0]) % 2 == 0
+
+
+_HEX = set("0123456789abcdef")
+
+
+def pull_names(values: dict, prefix: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    "The dict without its long lists of hexadecimal names, and these as tensors prefix.key (n, bytes) uint8."
+    tensors = {}
+    for key, value in values.items():
+        if _hexadecimal(value):
+            numbers = bytearray.fromhex("".join(value))
+            tensors[f"{prefix}.{key}"] = torch.frombuffer(numbers, dtype=torch.uint8).view(len(value), -1)
+    return {key: v for key, v in values.items() if f"{prefix}.{key}" not in tensors}, tensors
+
+
+def put_names(values: dict, tensors: Mapping[str, torch.Tensor], prefix: str, *keys: str) -> dict:
+    "The inverse of `pull_names`: the dict with the names of the tensors prefix.key, of all keys or of some."
+    wanted = [f"{prefix}.{key}" for key in keys] or [n for n in tensors if n.startswith(f"{prefix}.")]
+    texts = lambda t: [bytes(row).hex() for row in t.numpy()]
+    return values | {n.removeprefix(f"{prefix}."): texts(tensors[n]) for n in wanted if n in tensors}
+
 # %% ../../nbs/2_diffusion/06_pretrained.ipynb #p8c00015
 class Pretrained(nn.Module):
     """Base of a model that is kept in one safetensors file and rebuilt from it.
@@ -207,13 +296,14 @@ def save_pretrained(
     info: more strings for the card. dtype: of the network's weights (bfloat16 halves the file); the
     statistics stay float32."""
     more_texts, more_tensors = self.to_file()
-    texts = dict(format=self.FORMAT, config=json.dumps(asdict(self.config)), info=json.dumps(info or {}))
+    more_info, names = pull_names(info or {}, "info")
+    texts = dict(format=self.FORMAT, config=json.dumps(asdict(self.config)), info=json.dumps(more_info))
     state = {
         name: t.to(dtype) if t.is_floating_point() and not name.startswith("stat_") else t
         for name, t in self.state_dict().items()
     }
     with atomic_write(path, "wb") as file:
-        file.write(tensor_bytes(state | more_tensors, texts | more_texts))
+        file.write(tensor_bytes(state | more_tensors | names, texts | more_texts))
 
 
 @patch(cls_method=True)
@@ -224,8 +314,9 @@ def from_pretrained(
     missing, damaged or foreign file."""
 
     def build(texts, tensors):
-        model = cls.from_file(json.loads(texts["config"]), texts, tensors)
-        model.info = json.loads(texts.get("info", "{}"))
+        state = {name: t for name, t in tensors.items() if not name.startswith("info.")}
+        model = cls.from_file(json.loads(texts["config"]), texts, state)
+        model.info = put_names(json.loads(texts.get("info", "{}")), tensors, "info")
         return model
 
     return read_weights(name_or_path, cls.FORMAT, build).to(device).eval()

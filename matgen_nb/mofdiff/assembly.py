@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['why_not', 'mismatch', 'rescan', 'next_candidates', 'unlike', 'AssemblyOptions', 'explore', 'search', 'Assembled',
-           'to_atoms', 'badness', 'least_crowded', 'finish', 'failed', 'assemble_batch', 'assemble', 'assemble_first']
+           'to_atoms', 'badness', 'least_crowded', 'best_assembly', 'failed', 'assemble_batch', 'assemble',
+           'assemble_first']
 
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #o20d0e01
 import math
@@ -33,7 +34,7 @@ from matgen_nb.mofdiff.joining import (
     as_given,
     collate,
     match,
-    measure,
+    bond_quality,
     polish,
     pull_together,
 )
@@ -49,7 +50,7 @@ from matgen_nb.mofdiff.orientations import (
 from .rigid import distinct_rotations, rotation_grid
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
-from ..utils import MatgenError, option
+from ..utils import MatgenError, option, stream_seed
 
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #f1c24f27
 def why_not(coarse: CoarseMof) -> str:
@@ -224,7 +225,7 @@ def explore(
             R, frac = (x[:, : len(mofs[b])] for x in (pools[b].R, pools[b].frac))
             candidates[b] = next_candidates(mofs[b], candidates[b], R, frac, grid)
         chosen = [mofs[b] for b in todo], joints.select(todo), [candidates[b] for b in todo]
-        found = _one_generation(*chosen, seed + generation, options.starts)
+        found = _one_generation(*chosen, stream_seed(seed, "generation", generation), options.starts)
         for i, b in enumerate(todo):
             new = _Pool(found.cost[i].sum(-1), found.solution.R[i], found.solution.frac[i])
             pools[b] = new.best(options.keep, pools.get(b))
@@ -274,7 +275,7 @@ class Assembled:
 def to_atoms(coarse: CoarseMof, joints: Joints, solution: Solution) -> Assembled:
     """The `Assembled` of one framework and one matched solution, with leading (1, 1); joints of this
     framework only."""
-    quality, layout, C = measure(joints, solution), Layout.of(solution), int(joints.mask.sum())
+    quality, layout, C = bond_quality(joints, solution), Layout.of(solution), int(joints.mask.sum())
     gap, good = (x[0, 0, :C].cpu().numpy() for x in (quality.gap, quality.good))
     atoms = place_atoms(coarse, solution, good)
     clashes, success = len(find_clashes(atoms)), float(good.mean())
@@ -312,7 +313,7 @@ def least_crowded(coarse: CoarseMof, solutions: list[Solution]) -> Solution:
     return replace(solutions[best], R=R)
 
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #20a55e0a
-def finish(
+def best_assembly(
     coarse: CoarseMof,
     joints: Joints,
     solutions: Solution,
@@ -324,7 +325,7 @@ def finish(
 
     Of those within `tie` of it the least crowded, blocks turned where points leave a choice; `tries`: of
     how many solutions, the best by gaps and bonds."""
-    quality = measure(joints, solutions)
+    quality = bond_quality(joints, solutions)
     order = unlike((quality.gap.square().sum(-1) + (~quality.good).sum(-1))[0])[:tries].tolist()
     found = [solutions.start(i) for i in order]
     built = [to_atoms(coarse, joints, one) for one in found]
@@ -363,7 +364,7 @@ def assemble_batch(
     out = []
     for b, mof in enumerate(mofs):
         own = solutions.of(b, beads=len(mof), points=int(joints.mask[b].sum()))
-        out.append(finish(mof, collate([mof], device), own, options.free_cell))
+        out.append(best_assembly(mof, collate([mof], device), own, options.free_cell))
     for built in out:
         built.row["seconds"] = (time.perf_counter() - begin) / len(mofs)
     return out

@@ -13,7 +13,7 @@ import numpy as np
 from .block_library import load_library
 from .decomposition import Decomposition, recompose
 from .net_catalogue import PARITIES, doubled
-from .net_placement import Plan, Pose, gaps, place_blocks, solve_pose, turn_vertices
+from .net_placement import Plan, Pose, pose_gaps, place_blocks, solve_pose, turn_vertices
 from ..utils import MatgenError, described, option
 
 # %% ../../nbs/4_mofdiff/12_builder.ipynb #d630d92f
@@ -180,8 +180,8 @@ def _placed(plan, rng, limits):
     if mismatch > limits.mismatch:
         raise Rejected("twist", f"the planes of neighbouring ends differ, sin^2 = {mismatch:.2f} on average")
     pose = solve_pose(pose)
-    if gaps(pose).max() > limits.gap:
-        raise Rejected("gap", f"connection points stay {gaps(pose).max():.2f} A from each other")
+    if pose_gaps(pose).max() > limits.gap:
+        raise Rejected("gap", f"connection points stay {pose_gaps(pose).max():.2f} A from each other")
     return to_decomposition(pose, plan.name)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_NEIGHBOURS', 'ACROSS_A_CAGE', 'TRIPLE_BOND', 'MULTIPLE_ON_METAL', 'LEAST_ORDER', 'LEAST_ORDER_ON_METAL',
            'EXPOSED', 'OVERLAP', 'CHECKS', 'NITROGEN', 'PORES', 'MIN_PLD', 'NEEDS_NO_BONDS', 'Environment',
-           'countable_neighbours', 'overcoordinated', 'crowded_hydrogens', 'bond_angles', 'bond_orders',
+           'countable_neighbours', 'overcoordinated', 'crowded_hydrogens', 'bond_angles', 'pauling_bond_orders',
            'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals', 'overlaps', 'lone_molecules',
            'void_regions', 'free_sphere_radius', 'surface_area', 'pore_properties', 'check_mof']
 
@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .bonds import Mof, connected, is_metal, neighbours
+from .bonds import Mof, connected, is_metal, neighbour_pairs
 from .builder import vdw_radii
 from .hypothetical import clearance, clearance_grid, largest_sphere, void_fraction
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError
+from ..utils import MatgenError, numpy_stream
 
 # %% ../../nbs/4_mofdiff/32_checks.ipynb #e54189db
 class Environment:
@@ -66,7 +66,7 @@ def crowded_hydrogens(crystal: Crystal, stretch: float = 1.2) -> list[int]:
 
     A hydrogen that two borons and nothing else share (a bond of three centres) is not among them."""
     r, z = element_table().radius[crystal.elements], crystal.elements
-    i, j, _, d = neighbours(crystal, stretch * (r.max() + 0.31))
+    i, j, _, d = neighbour_pairs(crystal, stretch * (r.max() + 0.31))
     near = d < stretch * (r[i] + r[j])
     ends, others = np.concatenate([i[near], j[near]]), np.concatenate([j[near], i[near]])
     count = np.bincount(ends, minlength=len(crystal))
@@ -84,7 +84,7 @@ def bond_angles(vectors: np.ndarray) -> np.ndarray:
     return np.degrees(np.arccos(np.clip((u[i] * u[j]).sum(1), -1, 1)))
 
 
-def bond_orders(env: Environment, i: int) -> np.ndarray:
+def pauling_bond_orders(env: Environment, i: int) -> np.ndarray:
     """Bond orders (m,) of atom i with its neighbours, from their lengths by Pauling's rule; 1 with hydrogen.
 
     d = d1 - 0.71 log10(order) A, with d1 the sum of the covalent radii, and 0.05 A more between N, O and F,
@@ -108,7 +108,7 @@ def _carbon_lacks(env, i):
         return False
     if len(v) == 3:
         return bond_angles(v).sum() < 340
-    triple = 2.4 < bond_orders(env, i).max() < 4
+    triple = 2.4 < pauling_bond_orders(env, i).max() < 4
     return bond_angles(v)[0] < 150 and not triple
 
 
@@ -118,7 +118,7 @@ def _nitrogen_lacks(env, i):
     others = int((~metal).sum())
     if metal.sum() > 1 or others > 2 or others == 2 and np.isin(z[~metal], (15, 16)).all():
         return False
-    order = bond_orders(env, i)[~metal].sum()
+    order = pauling_bond_orders(env, i)[~metal].sum()
     if not metal.any():
         return order < LEAST_ORDER
     radius = element_table().radius
@@ -173,7 +173,7 @@ OVERLAP = 0.6  # x the sum of covalent radii
 def overlaps(crystal: Crystal) -> int:
     "How many pairs of atoms are closer than `OVERLAP` times the sum of their covalent radii."
     r = element_table().radius[crystal.elements]
-    i, j, _, d = neighbours(crystal, 2 * OVERLAP * r.max())
+    i, j, _, d = neighbour_pairs(crystal, 2 * OVERLAP * r.max())
     return int((d < OVERLAP * (r[i] + r[j])).sum())
 
 
@@ -242,7 +242,7 @@ def surface_area(
     channel at that radius; pockets do not count."""
     labels, dimension = void_regions(grid > probe)
     channel = np.isin(labels, [r for r, d in dimension.items() if d])
-    direction = np.random.default_rng(seed).normal(size=(len(crystal), per_atom, 3))
+    direction = numpy_stream(seed, "surface").normal(size=(len(crystal), per_atom, 3))
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
     radius = vdw_radii(crystal.elements) + probe
     points = (

@@ -354,11 +354,11 @@ def plot(
     self: Decomposition,
     ax: Any = None,
     block: int = 0,
-    apart: float = 1.5,
+    gap: float = 1.5,
     view: tuple[float, float] = (25.0, 14.0),
     pixels: int = 300,
 ) -> Any:
-    """Draw a block (blue: node, grey: linker) and its neighbours, pulled `apart` (A); the two points of
+    """Draw a block (blue: node, grey: linker) and its neighbours, pulled `gap` (A); the two points of
     a cut bond lie at the ends of each gap. view: azimuth and elevation, degrees. Returns the axes."""
     import matplotlib.pyplot as plt
 
@@ -370,7 +370,7 @@ def plot(
     at = lambda k, s: (self.frac_coords[k] + s - self.frac_coords[block]) @ self.lattice
     scenes = []
     for k, x in [(block, np.zeros(3)), *((k, at(k, s)) for k, *s in steps)]:
-        away = apart * x / max(np.linalg.norm(x), 1e-9)
+        away = gap * x / max(np.linalg.norm(x), 1e-9)
         color = NODE_COLOR if self.blocks[k].is_metal else LINKER_COLOR
         scenes.append(block_scene(self.blocks[k], x + away, color))
     spheres, sticks = ([s for scene in scenes for s in scene[i]] for i in (0, 1))

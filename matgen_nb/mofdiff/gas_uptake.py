@@ -16,7 +16,7 @@ import numpy as np
 from .atom_types import uff_table
 from .charges import check_charges
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, check_limits, described, option
+from ..utils import check_limits, described, MatgenError, numpy_stream, option
 from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/37_gas_uptake.ipynb #0f190dc7
@@ -104,7 +104,7 @@ def henry_coefficient(
     Lennard-Jones only: no charges. temperature: K; n: insertions; cutoff: A."""
     if gas not in GASES:
         raise MatgenError(f"no model of {gas!r}; there are {', '.join(GASES)}")
-    rng, factors = np.random.default_rng(seed), []
+    rng, factors = numpy_stream(seed, "insertions"), []
     for first in range(0, n, 500):
         u = rng.normal(size=(min(500, n - first), 3))
         directions = u / np.linalg.norm(u, axis=1, keepdims=True)
@@ -253,14 +253,22 @@ def gcmc(
     the extra (pip install raspalib)."""
     unknown = sorted(set(fractions) - set(GASES))
     if unknown or not fractions:
+<<<<<<< HEAD
         asked = ", ".join(unknown) or "an empty mixture"
         raise MatgenError(f"no model of {asked}; there are {', '.join(GASES)}")
     charges = check_charges(np.zeros(len(crystal)) if charges is None else charges, len(crystal))
+=======
+        missing = ", ".join(unknown) or "an empty mixture"
+        raise MatgenError(f"no model of {missing}; there are {', '.join(GASES)}")
+    charges = np.zeros(len(crystal)) if charges is None else np.asarray(charges, dtype=float)
+    if charges.shape != (len(crystal),) or abs(charges.sum()) > 1e-2:
+        raise MatgenError(f"charges must be {len(crystal)} numbers that add up to zero")
+>>>>>>> main
     raspa()
     fractions = {gas: float(y) for gas, y in fractions.items()}
     job = _Job(crystal, float(temperature), float(pressure), fractions, charges, options)
     name = f"GCMC at {temperature:g} K, {pressure:g} Pa"
-    found, failures = parallel_map(_gcmc, [job], [name], n_jobs=2, progress=None, chunk=1)
+    found, failures = parallel_map(_gcmc, [job], [name], n_jobs=2, progress=None)
     if failures:
         raise MatgenError(str(failures[0]))
     return found[0]

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'ARMS', 'RADII', 'NETS', 'toy_node', 'toy_linker', 'toy_mof', 'toy_mofs', 'toy_embeddings', 'joined',
-           'NetworkConfig', 'windowed_images', 'radial_table', 'pair_geometry', 'Beads', 'pool', 'BeadEncoder',
-           'half_of', 'edge_features', 'BeadDenoiser', 'without_mean']
+           'BeadNetworkConfig', 'windowed_images', 'radial_table', 'pair_geometry', 'Beads', 'pool', 'BeadEncoder',
+           'HalfPairs', 'half_of', 'edge_features', 'BeadDenoiser', 'without_mean']
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #41bfd231
 import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..diffusion.layers import MessageLayer, all_pairs, fourier, radial, time_features
 from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
+from ..utils import numpy_stream, torch_stream
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #544027dd
 IMAGES = tuple(itertools.product((-1, 0, 1), repeat=3))
@@ -114,7 +115,7 @@ def toy_mof(net: str, rng: np.random.Generator) -> CoarseMof:
 # %% ../../nbs/4_mofdiff/20_network.ipynb #1e4f60ff
 def toy_mofs(n: int, seed: int = 0, nets: tuple[str, ...] = tuple(NETS)) -> list[CoarseMof]:
     "n `CoarseMof`s of random nets and blocks; four of five have the property volume_per_block (A^3)."
-    rng = np.random.default_rng(seed)
+    rng = numpy_stream(seed, "toy")
     return [toy_mof(nets[rng.integers(len(nets))], rng) for _ in range(n)]
 
 
@@ -133,7 +134,7 @@ def toy_embeddings(blocks: list[BuildingBlock], size: int = 16) -> Tensor:
             for b in blocks
         ]
     )
-    W = torch.randn(5, size, generator=torch.Generator().manual_seed(0))
+    W = torch.randn(5, size, generator=torch_stream(0, "toy"))
     return 0.3 * torch.tanh(0.2 * (rows.float() - 1) @ W)
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #a6d89911
@@ -150,7 +151,7 @@ def joined(coarse: CoarseMof, tolerance: float = 1.0) -> float:
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #c057994b
 @dataclass(frozen=True)
-class NetworkConfig:
+class BeadNetworkConfig:
     """Size and inputs of the two networks. width x layers for the denoiser, encoder_layers for the
     encoder; latent: size of z; features: size d of a bead's embedding; frequencies: Fourier features
     of fractional differences; bumps: radial functions on 0..reach A. cutoff: None, or the distance
@@ -202,7 +203,7 @@ def pair_geometry(
     j: Tensor,
     pair_mof: Tensor,
     cutoff: float | None = None,
-    config: NetworkConfig = NetworkConfig(),
+    config: BeadNetworkConfig = BeadNetworkConfig(),
 ) -> tuple[Tensor, Tensor]:
     """What bead i sees of the copies of bead j: radial counts (E, bumps + 1) and the fractional vectors
     behind them (E, bumps + 1, 3).
@@ -258,7 +259,7 @@ class BeadEncoder(nn.Module):
     """`Beads` -> mu (B, latent), log_var (B, latent) in [-5, 5]. Does not change with rotation of the
     lattice, translation or order of the beads."""
 
-    def __init__(self, config: NetworkConfig = NetworkConfig()):
+    def __init__(self, config: BeadNetworkConfig = BeadNetworkConfig()):
         super().__init__()
         c, w = config, config.width
         self.config, edge = c, 6 * c.frequencies + c.bumps + 1
@@ -278,18 +279,26 @@ class BeadEncoder(nn.Module):
         return mu, log_var.clamp(-5, 5)
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #7a10a665
-def half_of(i: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all pairs i, j (E,), as `all_pairs` orders them, the half with i <= j: its rows (H,); for every
-    pair where in that half it, or its reverse, is found (E,); and 1 or -1 (E, 1), the sign of what
-    changes its sign between a pair and its reverse."""
+class HalfPairs(NamedTuple):
+    """Of E pairs i, j in both directions the half with i <= j: rows (H,), their places among all; source
+    (E,): where in the half each pair, or its reverse, is found; sign (E, 1), 1 or -1, of what changes its
+    sign between a pair and its reverse."""
+
+    rows: Tensor
+    source: Tensor
+    sign: Tensor
+
+
+def half_of(i: Tensor, j: Tensor) -> HalfPairs:
+    "The `HalfPairs` of all pairs i, j (E,), as `all_pairs` orders them."
     reverse, upper = (j * (i.max() + 1) + i).argsort(), i <= j
     source = (upper.cumsum(0) - 1)[torch.where(upper, torch.arange(len(i), device=i.device), reverse)]
-    return upper.nonzero()[:, 0], source, torch.where(upper, 1, -1)[:, None]
+    return HalfPairs(upper.nonzero()[:, 0], source, torch.where(upper, 1, -1)[:, None])
 
 
 @torch.no_grad()
 def edge_features(
-    b: Beads, i: Tensor, j: Tensor, config: NetworkConfig, cutoff: float | None = None
+    b: Beads, i: Tensor, j: Tensor, config: BeadNetworkConfig, cutoff: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Edge features (E, F) of `Beads` b, and vectors (E, bumps + 1, 3). With a cutoff, pairs without a
     copy inside it get zeros."""
@@ -312,7 +321,7 @@ class BeadDenoiser(nn.Module):
     The score is a sum of fractional vectors with scalar weights, plus a part along the axes of the cell
     from the bead's own state."""
 
-    def __init__(self, config: NetworkConfig = NetworkConfig()):
+    def __init__(self, config: BeadNetworkConfig = BeadNetworkConfig()):
         super().__init__()
         c, w = config, config.width
         self.config, edge = c, 6 * c.frequencies + c.bumps + 1

@@ -15,7 +15,7 @@ import torch
 from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
 from .rigid import distinct_rotations, kabsch, random_rotations
-from ..utils import MatgenError
+from ..utils import MatgenError, numpy_stream, torch_stream
 
 # %% ../../nbs/4_mofdiff/25_orientations.ipynb #6976f577
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def shuffled(coarse: CoarseMof, seed: int = 0, noise: float = 0.0, strain: float
 
     noise: standard deviation of each component of a displacement of the beads, A; strain: of each
     component of a symmetric strain of the cell."""
-    rng = np.random.default_rng(seed)
+    rng = numpy_stream(seed, "displacements", 0)
     turns = random_rotations(len(coarse), rng)
     moved = coarse.frac_coords + noise * rng.normal(size=(len(coarse), 3)) @ np.linalg.inv(coarse.lattice)
     change = strain * rng.normal(size=(3, 3))
@@ -217,7 +217,7 @@ def choose_jointly(
 
     Metals touch only organics, so all metals are sampled at once given the organics, then the other way
     round. sweeps: over both kinds, while the temperature (in rewards) falls from `hot` to 0.05."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_stream(seed, "orientations")
     M, O = rewards.shape[0] // P, rewards.shape[1] // P
 
     def sample(energy, temperature):

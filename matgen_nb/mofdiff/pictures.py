@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..diffusion.sampler import DenoisingOptions
 from ..figures import Animation, animation
 from ..drawing import camera, render_scene
 from .bonds import Mof, connected, is_metal
@@ -36,7 +37,6 @@ from matgen_nb.mofdiff.pipeline import (
 from .assembly import assemble_first
 from .model import MofDiff
 from matgen_nb.mofdiff.decoding import (
-    DenoisingOptions,
     MofSample,
     decode,
     denoise,
@@ -45,7 +45,7 @@ from matgen_nb.mofdiff.decoding import (
 )
 from .sampling import net_decoder, put_on_nets
 from ..symmetry.crystal import Crystal, element_legend, element_table
-from ..utils import MatgenError
+from ..utils import MatgenError, torch_stream
 
 # %% ../../nbs/4_mofdiff/35_pictures.ipynb #22cownco
 def owner_of(coarse: CoarseMof) -> np.ndarray:
@@ -353,7 +353,7 @@ def _metal_beads(model, b):
 @torch.no_grad()
 def framework_path(model: MofDiff, seed: int = 0, steps: int = 50) -> FrameworkPath:
     "One framework sampled from a model with a library, with all states on the way. steps: network calls."
-    generator, states = torch.Generator().manual_seed(seed), []
+    generator, states = torch_stream(seed, "path"), []
     keep = lambda b, s: states.append((s, b))
     latent, how = sample_latents(model, 1, generator), DenoisingOptions(steps=steps)
     clean = denoise(model, latent, generator=generator, options=how, watch=keep)

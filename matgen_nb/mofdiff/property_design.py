@@ -42,7 +42,7 @@ from .decoding import latents_for_target, sample_latents
 from .sampling import MofSamplingOptions
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
-from ..utils import MatgenError, check_limits, described, option, share
+from ..utils import check_limits, described, MatgenError, numpy_stream, option, share, torch_stream
 
 # %% ../../nbs/4_mofdiff/36_property_design.ipynb #14a0b49a
 def check_property(model: MofDiff, property: str) -> None:
@@ -216,7 +216,7 @@ def choose_latents(
     or samples, respectively vectors out of `options.start` (for instance encoded training MOFs),
     optimised within the `trust_region` that holds the share `options.trust` of them (None: no region)."""
     check_strategies([strategy])
-    generator = torch.Generator().manual_seed(seed % 2**63)
+    generator = torch_stream(seed, "latents")
     if strategy == "random":
         return sample_latents(model, n, generator)
     if strategy == "selected":
@@ -299,7 +299,7 @@ def _samples(model, strategy, n, goal, seed, options):
     "Samples of one strategy: of each latent vector the best fitting one."
     z = choose_latents(model, strategy, n, goal, seed, options)
     how = replace(options.pipeline.sampling, steps=options.sampling_steps, progress=options.progress)
-    return numbered(best_fitting(model.sample(n, seed=seed, z=z, options=how), how.draws))
+    return numbered(best_fitting(model.sample(n, seed=seed, z=z, options=how), how.samples_per_latent))
 
 
 def design(
@@ -358,7 +358,7 @@ def plot_design(result: Design, ax: Any = None) -> Any:
 
     if ax is None:
         ax = plt.figure(figsize=(6, 0.8 + 0.7 * len(result.summary))).add_subplot()
-    goal, rng = result.goal, np.random.default_rng(0)
+    goal, rng = result.goal, numpy_stream(0, "jitter")
     low, high = goal.interval()
     ax.axvspan(low, high, color=COLORS["sky"], alpha=0.3, lw=0, label="target")
     labels = []

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from ..diffusion.gaussian import reproducible
-from ..diffusion.sampler import time_grid
+from ..diffusion.sampler import DenoisingOptions, time_grid
 from matgen_nb.mofdiff.decoding import (
-    DenoisingOptions,
     MofSample,
     check_library,
     decode,
     denoise,
-    describe,
+    describe_coarse,
     latents_for_target,
     sample_latents,
 )
@@ -30,7 +29,7 @@ from .model import Library
 from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
 from .nets import framework_key
 from .network import Beads
-from ..utils import MatgenError, batch_seed, check_limits, described, option, patch, progress_bar
+from ..utils import check_limits, described, MatgenError, option, patch, progress_bar, torch_stream
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19nets2
 @described
@@ -207,7 +206,7 @@ def _on_net(s, found, blocks, chosen):
         return replace(s, row=s.row | columns)
     coarse, best = made[0]
     columns |= dict(net=best.net.name or "unnamed", net_source="training set")
-    row = s.row | dict(matched=True, reason="") | describe(coarse) | columns
+    row = s.row | dict(matched=True, reason="") | describe_coarse(coarse) | columns
     return replace(s, coarse=coarse, row=row, others=[other for other, _ in made[1:]])
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n21bopts
@@ -219,7 +218,9 @@ class MofSamplingOptions(DenoisingOptions):
 
     prior: str = option("learned", "Where latent vectors come from: learned, or normal.")
     joint: bool = option(True, "Choose the blocks of all beads together, so that connection points match.")
-    draws: int = option(1, "Sample so many for each framework and keep the one whose blocks fit best.", min=1)
+    samples_per_latent: int = option(
+        1, "Sample so many for each framework and keep the one whose blocks fit best.", min=1
+    )
     nets: NetOptions = NetOptions()
     batch_size: int = option(256, "Frameworks a batch; another number, other frameworks.", min=1)
     progress: bool = option(True, "Show a progress bar.")
@@ -271,7 +272,7 @@ def which_on_nets(n: int, share: float, seed: int, first: int) -> Tensor:
     """Which of n samples are put onto nets, (n,) bool.
 
     A stream of its own, so that the samples do not depend on it."""
-    generator = torch.Generator().manual_seed(batch_seed(seed, first, salt=500_001))
+    generator = torch_stream(seed, "nets", first)
     return torch.rand(n, generator=generator) < share
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #941aa423
@@ -297,9 +298,11 @@ def _batch_latents(model, given, rows, generator, prior):
 
 
 def _batch_samples(model, given, rows, seed, options, advance):
-    "The samples `rows` (a slice), `options.draws` of each latent vector."
-    generator = torch.Generator().manual_seed(batch_seed(seed, rows.start))
-    z = _batch_latents(model, given, rows, generator, options.prior).repeat_interleave(options.draws, 0)
+    "The samples `rows` (a slice), `options.samples_per_latent` of each latent vector."
+    generator = torch_stream(seed, "batch", rows.start)
+    z = _batch_latents(model, given, rows, generator, options.prior).repeat_interleave(
+        options.samples_per_latent, 0
+    )
     K = None if given.num_blocks is None else torch.full((len(z),), given.num_blocks, device=model.device)
     watch = lambda b, s: advance(len(z))
     clean = denoise(model, z, K, generator=generator, options=options, watch=watch)
@@ -330,7 +333,7 @@ def sample(
     library: Library | None = None,
     options: MofSamplingOptions = MofSamplingOptions(),
 ) -> list[MofSample]:
-    """Sample n new MOFs, `options.draws` of each latent vector, in a row (n x draws in all).
+    """Sample n new MOFs, or `options.samples_per_latent` times as many, those of a latent vector in a row.
 
     target: {property: value}, latent vectors whose predicted properties are nearest. num_blocks: K of all
     samples, else from the latent vectors. z (n, latent): latent vectors that are given. library: blocks to
@@ -338,8 +341,8 @@ def sample(
     MatgenError for what cannot be sampled. Same seed, arguments, options and device: same MOFs."""
     check_sample_request(self, n, num_blocks, z, library)
     given = _Conditions(target, num_blocks, z, library, net_decoder(self, library, options.nets))
-    group = max(1, options.batch_size // options.draws)
-    calls = n * options.draws * (len(time_grid(self.config.T, options.steps)) - 1)
+    group = max(1, options.batch_size // options.samples_per_latent)
+    calls = n * options.samples_per_latent * (len(time_grid(self.config.T, options.steps)) - 1)
     batches, samples = [slice(first, min(first + group, n)) for first in range(0, n, group)], []
     with progress_bar("sampling", calls, show=options.progress) as advance, reproducible(self.device):
         for rows in batches:

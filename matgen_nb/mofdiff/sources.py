@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'BW_DB', 'BW_DB_FILES', 'BW_DB_TABLE', 'BW_DB_ROWS', 'BW_DB_RECORD', 'PropertyTable', 'read_property_table',
-           'read_properties', 'Labels', 'match_rows', 'structure_names', 'read_folder', 'read_csv', 'read_archive',
-           'read_bw_db', 'read_source', 'stated_checksum', 'download']
+           'read_properties', 'Labels', 'match_rows', 'structure_names', 'read_mof_folder', 'read_mof_csv',
+           'read_archive', 'read_bw_db', 'read_mof_source', 'stated_checksum', 'download_bw_db']
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #097b2b6c
 import csv
@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from .coarse_graining import NamedMof
 from ..symmetry.cif_text import cif_folder
 from ..utils import MatgenError, fetch
 
@@ -221,8 +222,10 @@ def _beside(folder):
         return None, None
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #51343bd1
-def read_folder(path: str | Path, properties: str | Path | None = None, notes: dict | None = None) -> list:
-    """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
+def read_mof_folder(
+    path: str | Path, properties: str | Path | None = None, notes: dict | None = None
+) -> list[NamedMof]:
+    """Every .cif (.cif.gz, .mcif) file under a folder, sorted.
 
     properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is
     taken, where it names structures. notes: a dict that takes what does not fit, {name of the table:
@@ -253,11 +256,11 @@ def read_folder(path: str | Path, properties: str | Path | None = None, notes: d
             )
         if notes is not None and (known or properties) and labels.notes:
             notes[Path(source).name] = labels.notes
-    return [(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
+    return [NamedMof(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #2a4aa6e5
-def read_csv(path: str | Path, column: str = "cif", notes: dict | None = None) -> list:
-    """(name, CIF text, properties) of every row of a CSV file with a column of CIF texts.
+def read_mof_csv(path: str | Path, column: str = "cif", notes: dict | None = None) -> list[NamedMof]:
+    """Every row of a CSV file with a column of CIF texts.
 
     The other columns that hold numbers are properties. A name that stands twice gets the number of its row.
     notes: a dict that takes what is odd, {name of the file: list of text}."""
@@ -285,7 +288,7 @@ def read_csv(path: str | Path, column: str = "cif", notes: dict | None = None) -
     if notes is not None and odd:
         notes[Path(path).name] = odd
     names = [f"{name} (row {i})" if count[name] > 1 else name for i, name in enumerate(names, 1)]
-    return [(name, row[column] or "", known) for name, row, known in zip(names, rows, values)]
+    return [NamedMof(name, row[column] or "", known) for name, row, known in zip(names, rows, values)]
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #bwconst1
 # Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
@@ -310,10 +313,9 @@ def read_archive(path: str | Path, suffix: str = ".cif") -> Iterator[tuple[str, 
                 yield Path(member.name).stem, file.read().decode("utf-8", "replace") if file else ""
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #76d5ccc5
-def read_bw_db(structures: str | Path | None = None, table: str | Path | None = None) -> Iterator[tuple]:
-    """(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their
-    paths are given."""
-    fetched, table = table is None, table or download("properties")
+def read_bw_db(structures: str | Path | None = None, table: str | Path | None = None) -> Iterator[NamedMof]:
+    "The frameworks of BW-DB, one after another; the archives are downloaded unless their paths are given."
+    fetched, table = table is None, table or download_bw_db("properties")
     found = next((text for stem, text in read_archive(table, ".csv") if f"{stem}.csv" == BW_DB_TABLE), None)
     if found is None:
         raise MatgenError(
@@ -330,29 +332,29 @@ def read_bw_db(structures: str | Path | None = None, table: str | Path | None = 
             f"Remove {Path(table)} and {Path(table).name}.sha256 beside it and try again, or give the "
             "folder of CIF files instead of 'bw-db'"
         )
-    for name, text in read_archive(structures or download("structures")):
-        yield name, text, properties.get(name, {})
+    for name, text in read_archive(structures or download_bw_db("structures")):
+        yield NamedMof(name, text, properties.get(name, {}))
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #ed738f25
-def read_source(
+def read_mof_source(
     source: str | Path | list,
     column: str = "cif",
     properties: str | Path | None = None,
     notes: dict | None = None,
-) -> Iterable[tuple]:
-    """(name, CIF text or Crystal, properties) of everything in a source.
+) -> Iterable[NamedMof]:
+    """Everything in a source.
 
     source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal).
-    notes: see `read_folder`."""
+    notes: see `read_mof_folder`."""
     if isinstance(source, (list, tuple)):
-        return [(name, what, {}) for name, what in source]
+        return [NamedMof(name, what, {}) for name, what in source]
     if source == "bw-db":
         return read_bw_db()
     path = Path(source)
     if path.is_dir():
-        return read_folder(path, properties, notes)
+        return read_mof_folder(path, properties, notes)
     if path.is_file():
-        return read_csv(path, column, notes)
+        return read_mof_csv(path, column, notes)
     raise MatgenError(
         f"{str(source)!r} is no folder, no file and no known set; known are 'embedded', 'core-mof' and "
         "'bw-db'"
@@ -372,7 +374,7 @@ def stated_checksum(name: str, timeout: float = 30) -> str | None:
     return found if re.fullmatch("md5:[0-9a-f]{32}", found := str(stated.get(name))) else None
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #e86b2984
-def download(kind: str) -> Path:
+def download_bw_db(kind: str) -> Path:
     """Fetch a file of BW-DB ('structures' or 'properties') into the user's cache; returns its path.
 
     What arrives is checked against the MD5 that the archive states, where it answers, and must be a

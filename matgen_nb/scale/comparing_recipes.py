@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .recipes import Job, claimed, figure_row, published_figures, recipe
+from .recipes import Job, PublishedFigure, claimed, figure_row, published_figures, recipe
 from .records import file_hash, read_table, say, write_table
 from .runs import as_folder
 from .training_recipes import crystals_of, prepared_crystals, some, unrelaxed
+from ..utils import numpy_stream
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -43,7 +44,7 @@ def ablation_rows(rows: list[dict], published: list[dict]) -> list[dict]:
     """Rows of the table: every mean over seeds beside the published one, intervals of Student's t with the
     pooled spread; no interval where one seed was run."""
     known = {
-        key: (entry["value"], entry.get("low"), entry.get("high"))
+        key: PublishedFigure(entry["value"], entry.get("low"), entry.get("high"))
         for key, entry in _mean_entries(published).items()
     }
     return [figure_row(key, entry, known.get(key)) for key, entry in _mean_entries(rows).items()]
@@ -72,13 +73,12 @@ def reproduce_ablations(job: Job) -> tuple[list[dict], Any]:
 
     s, (data, val) = job.settings, crystals_of(job)
     planned = plan_runs(s.get("variants", list(VARIANTS)), s["seeds"], s["fewer"])
-    runs = [(job.seed + seed, name) for seed, name in planned]
-    stems = [f"{name.replace(' ', '-')}-{seed}" for seed, name in runs]
+    stems = [f"{name.replace(' ', '-')}-{repetition}" for repetition, name in planned]
     as_folder(job.out).claim(*(f"runs/{stem}.json" for stem in stems))
     as_folder(job.out).claim(*(f"runs/training/{stem}/" for stem in stems))
     budget = Budget(s["steps"], s["n"], s["sample_steps"], job.device)
     sets = AblationData(data, val, plain_reference(val, job))
-    rows = run_ablations(sets, job.out / "runs", runs, budget, say)
+    rows = run_ablations(sets, job.out / "runs", planned, budget, say, job.seed)
     write_table(claimed(job.out / "table.csv"), rows)
     return ablation_rows(rows, published_ablations()), plot_ablations(rows)
 
@@ -150,8 +150,8 @@ def framework_steps(job: Job, steps: int, corrector: int) -> list[dict]:
     options = unrelaxed(job, out, weights, steps, corrector=corrector)
     summary = make_mofs(model, s["frameworks"], out, job.seed, *options).summary
     fit = [mismatch(x.coarse) for x in FolderResults(out).all_samples() if x.row["matched"]]
-    value, low, high = resampled(np.mean, fit, np.random.default_rng(job.seed))
-    summary["mismatch"] = dict(value=float(value), low=float(low), high=float(high), n=len(fit))
+    found = resampled(np.mean, fit, numpy_stream(job.seed, "bootstrap"))
+    summary["mismatch"] = {name: float(value) for name, value in found.items()} | dict(n=len(fit))
     cpu = time.process_time() - cpu
     return setting_rows(summary, "mofdiff", steps, corrector, cpu / s["frameworks"])
 

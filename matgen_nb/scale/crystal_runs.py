@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from .optimization import UNLIMITED, TrainConfig, held_out
 from .records import read_table, run_record, say, typed_command
-from .runs import chunk_seed, finish_stream, open_run, stream
-from ..utils import MatgenError, option, progress_bar
+from .runs import finish_stream, open_run, stream
+from ..utils import MatgenError, option, progress_bar, seed_torch, stream_seed
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -47,13 +47,13 @@ def choose_training(table: dict[str, dict], preset: str, **choices: Any) -> Trai
 def new_symmcd(preset: str, data: "CrystalData", init_from: str | None = None) -> "SymmCD":
     """An untrained SymmCD of this preset with the statistics of `data`; or one with the weights
     `init_from` (a file, or the name of weights that ship), and the counts of `data`: see
-    `fine_tuned`. Then the weights say how large it is."""
+    `fine_tuned_symmcd`. Then the weights say how large it is."""
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, fine_tuned, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, fine_tuned_symmcd, crystal_statistics
 
     if init_from:
-        return fine_tuned(SymmCD.from_pretrained(init_from), data).train()
-    return SymmCD(SymmCDConfig.preset(preset), statistics(data))
+        return fine_tuned_symmcd(SymmCD.from_pretrained(init_from), data).train()
+    return SymmCD(SymmCDConfig.preset(preset), crystal_statistics(data))
 
 # %% ../../nbs/5_scale/07_crystal_runs.ipynb #e04dddc7
 @dataclass(frozen=True)
@@ -106,9 +106,8 @@ def fit_symmcd(
 ) -> tuple[Any, list[dict]]:
     """Train SymmCD of a preset, or further from the weights `init_from`, on CrystalData into the folder
     `out`: see `fit_model`."""
-    import torch
 
-    torch.manual_seed(config.seed)
+    seed_torch(config.seed, "weights")
     start = {"initialized_from": str(init_from)} if init_from else {}
     info = options.info or (lambda: {"data": str(data.info.get("source", ""))} | start)
     return fit_model(new_symmcd(preset, data, init_from), data, config, out, replace(options, info=info))
@@ -151,7 +150,9 @@ def sample_stream(
     ):
 
         def generate(i, n):
-            found = model.sample(n, seed=chunk_seed(request["seed"], i), **sampling | {"options": how})
+            found = model.sample(
+                n, seed=stream_seed(request["seed"], "chunk", i), **sampling | {"options": how}
+            )
             advance(n)
             return sample_rows(found, request.get("p1", False))
 

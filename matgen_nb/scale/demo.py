@@ -29,7 +29,7 @@ from matgen_nb.scale.records import (
     write_table,
 )
 from .runs import RunFolder, write_results
-from ..utils import atomic_write, option, share
+from ..utils import atomic_write, option, share, torch_stream
 
 # %% ../../nbs/5_scale/24_demo.ipynb #n31dem06
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class DemoState:
 def measured(units: list, evaluator: Any, seed: int = 0) -> list[dict]:
     """For each asymmetric unit: struct_valid, contact_ratio, comp_valid, valid (lesson 3.18), and
     shipped_denoising_loss, that of the SymmCD `evaluator` (lesson 3.13)."""
-    import torch
     from matgen_nb.symmcd.evaluation import Reference, evaluate_crystals
 
     crystals, nothing = [unit.to_crystal() for unit in units], Reference([], [])
     found = evaluate_crystals(crystals, nothing, ("validity",), n_jobs=1, progress=False)
-    losses = evaluator.denoising_loss(units, torch.Generator(evaluator.device).manual_seed(seed), draws=4)
+    noise = torch_stream(seed, "denoising loss", device=evaluator.device)
+    losses = evaluator.denoising_loss(units, noise, noises=4)
     names = ("struct_valid", "contact_ratio", "comp_valid", "valid", "failure")
     rows = [{name: row.get(name) for name in names} for row in found.table]
     return [row | dict(shipped_denoising_loss=float(loss)) for row, loss in zip(rows, losses)]

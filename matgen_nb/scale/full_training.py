@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arithmetic import count_flop, peak_flop, training_step
-from ..utils import option
+from ..utils import numpy_stream, option, seed_torch
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -38,10 +38,10 @@ class FullOptions:
 def full_model(data: "CrystalData", options: FullOptions = FullOptions()) -> "SymmCD":
     "An untrained staged SymmCD of the size in `options`, with the statistics of `data` (CrystalData)."
     from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 
     size = dict(width=options.width, layers=options.layers, augment=True)
-    return SymmCD(SymmCDConfig.preset("full", **size), statistics(data))
+    return SymmCD(SymmCDConfig.preset("full", **size), crystal_statistics(data))
 
 # %% ../../nbs/5_scale/16_full_training.ipynb #ft290008
 def cost_figures(
@@ -82,13 +82,12 @@ def match_figures(
 ) -> dict:
     """Match rates of `options.matched` random crystals of the training set and of the held-out set, Wyckoff
     positions and elements given, one structure each: {name: entry of a summary}."""
-    import numpy as np
     from matgen_nb.symmcd.energy import match_rates
     from matgen_nb.symmcd.sampling import SamplingOptions
 
     figures = {}
     for name, source in (("training", data), ("held out", val)):
-        chosen = np.random.default_rng(seed).permutation(len(source))[: options.matched]
+        chosen = numpy_stream(seed, "choice").permutation(len(source))[: options.matched]
         units = [source[int(i)] for i in chosen]
         found = model.predict(units, seed=seed, options=SamplingOptions(progress=False))
         summary = match_rates([s.crystal for s in found], units, progress=None).summary
@@ -106,11 +105,10 @@ def train_by_the_clock(
     device: str = "cpu",
 ) -> tuple["SymmCD", list]:
     "Train `full_model` for `options.max_seconds` into the folder `out`: (averaged model, history)."
-    import torch
     from matgen_nb.scale.crystal_runs import FitOptions, fit_model
     from matgen_nb.scale.training import TrainConfig
 
-    torch.manual_seed(seed)
+    seed_torch(seed, "weights")
     config = TrainConfig(
         steps=10**7,  # the clock ends it
         batch_size=options.batch_size,

@@ -18,7 +18,7 @@ from .optimization import TrainConfig
 from .records import run_record, say, typed_command, write_json
 from .runs import RunFolder, write_results
 from ..parallel import Failure, describe_failures, parallel_map
-from ..utils import MatgenError
+from ..utils import MatgenError, seed_torch
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.data import MofData
@@ -51,10 +51,9 @@ def fit_blocks(
 ) -> "tuple[BlockEncoder, list[dict]]":
     """Train a `BlockEncoder` on the library of a `MofData`, or further from the weights `init_from`. Returns
     (averaged encoder, history)."""
-    import torch
     from matgen_nb.mofdiff.embedding import BlockConfig, BlockData, BlockEncoder
 
-    torch.manual_seed(config.seed)
+    seed_torch(config.seed, "weights")
     if init_from:
         encoder = BlockEncoder.from_pretrained(init_from).train()
     else:
@@ -75,19 +74,18 @@ def fit_mofdiff(
 ) -> "tuple[MofDiff, list[dict]]":
     """Train `MofDiff` on a `MofData`, its blocks embedded by a `BlockEncoder`, or further from the weights
     `init_from`, which the encoder must belong to. Returns (averaged model, history)."""
-    import torch
     from matgen_nb.mofdiff.evaluation import known_identities
     from matgen_nb.mofdiff.loss import MofDiff
-    from matgen_nb.mofdiff.model import MofDiffConfig, fine_tuned, statistics
+    from matgen_nb.mofdiff.model import MofDiffConfig, fine_tuned_mofdiff, mof_statistics
     from matgen_nb.mofdiff.net_fitting import net_table
 
     data = data.with_embeddings(encoder.encode(data.library).cpu())
-    torch.manual_seed(config.seed)
+    seed_torch(config.seed, "weights")
     source = str(data.info.get("source", ""))
     if init_from:
-        model = fine_tuned(MofDiff.from_pretrained(init_from), data).train()
+        model = fine_tuned_mofdiff(MofDiff.from_pretrained(init_from), data).train()
     else:
-        model = MofDiff(MofDiffConfig.preset(preset), statistics(data))
+        model = MofDiff(MofDiffConfig.preset(preset), mof_statistics(data))
     model.nets = net_table(data, info=dict(source=source))
     info = lambda: dict(identities=known_identities(data), source=source, frameworks=len(data))
     return fit_model(model, data, config, out, replace(options, info=info))

@@ -11,7 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..utils import MatgenError, mix_seed, option
+from ..utils import MatgenError, option, torch_stream
 
 if TYPE_CHECKING:  # the command line asks for options alone, which takes no torch
     import torch
@@ -104,8 +104,8 @@ class Sampler:
 
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
-            g = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-            shuffled = torch.randperm(len(self.indices), generator=g).to(self.indices.device)
+            generator = torch_stream(self.seed, "epoch", epoch)
+            shuffled = torch.randperm(len(self.indices), generator=generator).to(self.indices.device)
             self.epoch, self.order = epoch, self.indices[shuffled]
         return epoch, self.order[position * self.batch_size : (position + 1) * self.batch_size]
 
@@ -120,7 +120,7 @@ def held_out(n: int, fraction: float, seed: int) -> "tuple[torch.Tensor, torch.T
     depends on the seed alone."""
     import torch
 
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, 11)))
+    order = torch.randperm(n, generator=torch_stream(seed, "split"))
     held = int(n * fraction)
     if not held:
         return torch.arange(n), torch.arange(0)

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'check_out', 'RunFolder', 'as_folder', 'close_folders', 'fresh_folder', 'written_now', 'write_cifs',
-           'write_results', 'chunks', 'chunk_seed', 'open_run', 'is_finished', 'stream', 'finish_stream', 'record_of',
-           'fresh_file']
+           'write_results', 'RunChunk', 'chunks', 'seeded', 'open_run', 'is_finished', 'stream', 'finish_stream',
+           'record_of', 'fresh_file']
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0003
 import csv
@@ -13,7 +13,7 @@ import re
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matgen_nb.scale.records import (
     gallery_png,
@@ -25,7 +25,7 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from ..utils import MatgenError, atomic_write, mix_seed, patch
+from ..utils import atomic_write, MatgenError, patch, SEED_RULE
 from ..pages import PageOptions, made_by
 from ..folders import LOCK, RECORD, FolderLock, OwnFiles
 
@@ -219,17 +219,27 @@ def write_results(
     return rows
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0035
-CHUNK = 250  # structures generated, written and forgotten at a time; part of what a seed means
+CHUNK = 250  # structures generated and written at a time; part of what a seed means
 
 
-def chunks(n: int, size: int = CHUNK) -> list[tuple[int, int, int]]:
-    "(number, first index, how many) of the chunks of n structures."
-    return [(i, first, min(size, n - first)) for i, first in enumerate(range(0, n, size))]
+class RunChunk(NamedTuple):
+    """A chunk of a run: its number, the index of its first structure, and how many it has."""
+
+    number: int
+    first: int
+    size: int
 
 
-def chunk_seed(seed: int, i: int) -> int:
-    "Seed of chunk i: the first chunk has the seed itself, so a small run is `model.sample(n, seed=seed)`."
-    return seed if i == 0 else mix_seed(seed, i) >> 1
+def chunks(n: int, size: int = CHUNK) -> list[RunChunk]:
+    "The chunks of n structures."
+    return [RunChunk(i, first, min(size, n - first)) for i, first in enumerate(range(0, n, size))]
+
+
+def seeded(seed: int) -> dict[str, int]:
+    """What the request of a run says of its random numbers: the seed, and the rule by which streams follow
+    from it (`utils.SEED_RULE`). Chunk i has the seed `stream_seed(seed, "chunk", i)`; that of the first is
+    the seed itself, so a small run is `model.sample(n, seed=seed)`."""
+    return dict(seed=seed, seed_rule=SEED_RULE)
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0041
 def open_run(
@@ -264,6 +274,11 @@ def _check_request(folder: RunFolder, request: dict) -> None:
         raise MatgenError(
             f"cannot resume in {folder}: it keeps no record of its files (a run of an earlier version): "
             "start it again with another --out"
+        )
+    if "seed_rule" in now and before.get("seed_rule", 1) != now["seed_rule"]:
+        raise MatgenError(
+            f"cannot resume in {folder}: a version that takes other random numbers from a seed began it "
+            f"(rule {before.get('seed_rule', 1)}, now {now['seed_rule']}): start it again with another --out"
         )
     differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differ:

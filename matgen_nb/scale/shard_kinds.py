@@ -19,7 +19,7 @@ from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
     assembly_device,
     evaluate_results,
-    known_of,
+    known_frameworks,
     run_stages,
 )
 from .crystal_runs import RunOptions
@@ -28,21 +28,20 @@ from matgen_nb.scale.mof_runs import (
     MofRunOptions,
     cut_off_stages,
     finish_run,
-    request_of,
+    mof_run_request,
     run_facts,
     sample_chunks,
 )
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00004
 from .records import input_identity, read_json, run_record, say, typed_command, write_json
-from .runs import RunFolder, chunks, fresh_file, open_run, record_of
+from .runs import RunChunk, RunFolder, chunks, fresh_file, open_run, record_of
 from matgen_nb.scale.shards import (
-    Part,
     Shard,
     ShardKind,
     check_sealed,
     collect,
-    merge,
+    merge_shards,
     merged_folder,
     read_request,
     seal,
@@ -56,7 +55,7 @@ from ..utils import MatgenError, progress_bar
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.model import MofDiff
-    from matgen_nb.mofdiff.preparing import PrepareOptions
+    from matgen_nb.mofdiff.preparing import MofPrepareOptions
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00007
 class FrameworkShards(ShardKind):
@@ -64,7 +63,7 @@ class FrameworkShards(ShardKind):
 
     own = ("relax", "known")
 
-    def files(self, folder: str | Path | RunFolder, request: dict, part: Part) -> list[str]:
+    def files(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> list[str]:
         number, first, n = part
         names = [f"sampled/{number:05d}.{kind}" for kind in ("csv", "safetensors")]
         names.append(f"alternatives/{number:05d}.safetensors")
@@ -72,17 +71,17 @@ class FrameworkShards(ShardKind):
         names += [f"{stage}/{name}" for stage in ("assembled", "relaxed", "evaluated") for name in made]
         return [name for name in names if (Path(folder) / name).exists()]
 
-    def finished(self, folder: str | Path | RunFolder, request: dict, part: Part) -> bool:
+    def finished(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> bool:
         results = FolderResults(folder)
         try:
-            rows = [s.row for s in results.samples(part[0]) or []]
+            rows = [s.row for s in results.samples(part.number) or []]
             matched = [row["name"] for row in rows if row["matched"]]
             built = [n for n in matched if results.load("assembled", n).row.get("bond_success") == 1]
         except (ValueError, KeyError, OSError, MatgenError):  # a power cut can leave anything
             return False
         todo = dict(assembled=matched, evaluated=built) | (dict(relaxed=built) if request["relax"] else {})
         there = all(results.done(stage, name) for stage, names in todo.items() for name in names)
-        return there and len(rows) == part[2]
+        return there and len(rows) == part.size
 
 
 FRAMEWORKS = FrameworkShards()
@@ -111,7 +110,7 @@ def sample_framework_shard(
     The evaluation is of the shard alone. MatgenError where the shard has no chunk."""
     start, given = time.monotonic(), None if run.known is None else sorted(run.known)
     known = None if given is None else hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
-    whole = request_of(model, n, seed, options, run) | dict(relax=options.relax, known=known)
+    whole = mof_run_request(model, n, seed, options, run) | dict(relax=options.relax, known=known)
     request = shard_request(whole, shard)
     parts = shard_parts(request, shard)
     with open_run(out, request, run.resume, run.overwrite, run.inputs) as folder:
@@ -120,7 +119,7 @@ def sample_framework_shard(
         for part in sample_chunks(model, request, results, options, parts):
             run_stages(part, results, seed, options, run.n_jobs, assembly_device(model))
             samples += part
-        rows, among = [s.row for s in samples], known_of(model, run.known)
+        rows, among = [s.row for s in samples], known_frameworks(model, run.known)
         evaluation, names = evaluate_results(rows, results, options.relax, *among), [r["name"] for r in rows]
         facts = run_facts(request, options.relax, cut_off_stages(results, names), run)
         record = run_record(run.command, seed, time.monotonic() - start, **facts)
@@ -136,7 +135,7 @@ def _all_known(shards: list, key: str) -> set[str] | None:
 
 
 def merge_frameworks(folders: Sequence[str | Path], out: str | Path, overwrite: bool = False) -> int:
-    "Put the shards of a run of frameworks together in the folder `out`, see `merge`; returns how many."
+    "Put the shards of a run of frameworks together in the folder `out` (`merge_shards`); returns how many."
     shards = collect(folders, FRAMEWORKS)
     relaxed = shards[0].request["relax"]
 
@@ -157,17 +156,17 @@ PREPARE_CHUNK = 1000  # structures prepared between two writes to the disk
 class PreparedShards(ShardKind):
     "Shards of preparing: for each chunk a prepared file (none where nothing was kept), and a record."
 
-    def files(self, folder: str | Path | RunFolder, request: dict, part: Part) -> list[str]:
-        names = [f"prepared/{part[0]:05d}.{kind}" for kind in ("json", "safetensors")]
+    def files(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> list[str]:
+        names = [f"prepared/{part.number:05d}.{kind}" for kind in ("json", "safetensors")]
         return [name for name in names if (Path(folder) / name).exists()]
 
-    def finished(self, folder: str | Path | RunFolder, request: dict, part: Part) -> bool:
-        record, data = (Path(folder) / f"prepared/{part[0]:05d}.{k}" for k in ("json", "safetensors"))
+    def finished(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> bool:
+        record, data = (Path(folder) / f"prepared/{part.number:05d}.{k}" for k in ("json", "safetensors"))
         try:
             found = read_json(record)
         except MatgenError:
             return False
-        return found.get("items") == part[2] and (found.get("kept") == 0 or data.exists())
+        return found.get("items") == part.size and (found.get("kept") == 0 or data.exists())
 
 
 PREPARED = PreparedShards()
@@ -189,12 +188,11 @@ def crystal_work(
 ) -> PreparingWork:
     "The work of preparing the crystals of a source, see `prepare` of lesson 3.2."
     from matgen_nb.symmcd.dataset import from_units, prepare_noted
-    from matgen_nb.symmcd.preparing import PUBLIC, read_source, source_columns
-    from matgen_nb.symmetry.structure_files import structure_files
+    from matgen_nb.symmcd.preparing import read_crystal_source, source_columns
 
     if not 0 < symprec <= 1:
         raise MatgenError(f"--symprec must be a length in A above 0 and at most 1, not {symprec:g}")
-    items = list(read_source(str(source)))
+    items, skipped = read_crystal_source(str(source))
     columns = source_columns(source, [name for name, _ in items])
     work = partial(prepare_noted, symprec=symprec, engine=engine)
 
@@ -208,30 +206,29 @@ def crystal_work(
         data.columns = {name: values[[first + i for i in kept]] for name, values in columns.items()}
         return data, failures, {names[i]: list(done[i].notes) for i in kept if done[i].notes}
 
-    folder = Path(source).is_dir() and source not in PUBLIC
     request: dict[str, Any] = dict(
         prepare="crystals", source=str(source), content=input_identity(source), n=len(items)
     )
     request |= dict(chunk=chunk, symprec=symprec, engine=engine)
-    return PreparingWork(request, items, prepare, structure_files(source).skipped if folder else [])
+    return PreparingWork(request, items, prepare, list(skipped))
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00021
 def framework_work(
-    source: str | Path, options: "PrepareOptions | None" = None, chunk: int = PREPARE_CHUNK
+    source: str | Path, options: "MofPrepareOptions | None" = None, chunk: int = PREPARE_CHUNK
 ) -> PreparingWork:
     """The work of preparing the frameworks of a source, see `prepare_mofs` of lesson 4.18; not of the
     embedded set, which is prepared already."""
     from matgen_nb.mofdiff.coarse_graining import coarse_grain
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.preparing import PrepareOptions
-    from matgen_nb.mofdiff.sources import read_source
+    from matgen_nb.mofdiff.preparing import MofPrepareOptions
+    from matgen_nb.mofdiff.sources import read_mof_source
     from matgen_nb.symmetry.cif_text import cif_folder
 
-    options = options or PrepareOptions()
+    options = options or MofPrepareOptions()
     if str(source) == "embedded" or Path(source).suffix == ".safetensors":
         raise MatgenError(f"{source} is prepared already: leave out --shard")
     tables: dict = {}
-    items = list(read_source(source, options.column, options.properties, tables))[: options.limit]
+    items = list(read_mof_source(source, options.column, options.properties, tables))[: options.limit]
     work = partial(coarse_grain, limits=options.limits, disorder=options.disorder)
 
     def prepare(first: int, n: int, n_jobs: int) -> tuple[Any, list[Failure], dict]:
@@ -254,7 +251,9 @@ def framework_work(
     return PreparingWork(request, items, prepare, [*skipped, *notes])
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00023
-def _prepare_chunk(work: PreparingWork, folder: RunFolder, request: dict, part: Part, n_jobs: int) -> None:
+def _prepare_chunk(
+    work: PreparingWork, folder: RunFolder, request: dict, part: RunChunk, n_jobs: int
+) -> None:
     "Prepare a chunk and write its files, the record last; before the first, the request."
     number, first, n = part
     data, failures, notes = work.prepare(first, n, n_jobs)
@@ -286,7 +285,7 @@ def prepare_shard(
                 kept = len(parts) - len(todo) + at
                 say(f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume")
                 raise
-            advance(part[2])
+            advance(part.size)
         record = run_record(typed_command(), None, time.monotonic() - start, request=request)
         write_json(folder.path("run.json"), record)
         seal(PREPARED, folder, request, before, dict(skipped=work.skipped))
@@ -333,7 +332,7 @@ def _load_chunks(shards: list, request: dict) -> tuple[list, list[str], dict]:
     load: Any = CrystalData.load if request["prepare"] == "crystals" else MofData.load
     parts, failures, notes = [], [], {}
     for part in chunks(request["n"], request["chunk"]):
-        one, name = shards[part[0] % shards[0].shard.of], f"prepared/{part[0]:05d}"
+        one, name = shards[part.number % shards[0].shard.of], f"prepared/{part.number:05d}"
         check_sealed(PREPARED, one, part)
         record = read_json(one.path / f"{name}.json")
         failures += [str(Failure(*found)) for found in record["failures"]]
@@ -371,4 +370,4 @@ def merge_any(paths: Sequence[str | Path], out: str | Path, overwrite: bool = Fa
         return f"{merge_prepared(folders, out, overwrite)} structures"
     if request.get("model") == "mofdiff":
         return f"{merge_frameworks(folders, out, overwrite)} frameworks"
-    return f"{merge(folders, out, overwrite)} samples"
+    return f"{merge_shards(folders, out, overwrite)} samples"

@@ -53,7 +53,8 @@ from matgen_nb.scale.optimization import (
     make_optimizer,
     training_end,
 )
-from ..utils import MatgenError, atomic_write, mix_seed, patch, progress_bar
+from ..utils import SEED_RULE, seed_torch, torch_stream
+from ..utils import MatgenError, atomic_write, patch, progress_bar
 from ..folders import FolderLock, OwnFiles
 
 # %% ../../nbs/5_scale/03_training.ipynb #0ae0b597
@@ -139,7 +140,6 @@ def _place(self: Trainer) -> None:
         self.val_data, self.val_index = self._resident(self.val_data), self.val_index.to(self.device)
     self.sampler = Sampler(self.index, c.batch_size, c.seed, fabric.global_rank, fabric.world_size)
     self.steps = c.steps or math.ceil(c.epochs * self.sampler.steps_per_epoch)
-    self.generator = torch.Generator(self.device)
     self.step, self.seconds, self.best, self.skipped = 0, 0.0, math.inf, 0
     self.window, self.names, self.history, self.warm_progress = None, [], [], 0.0
 
@@ -180,10 +180,10 @@ def _loss_arguments(self: Trainer) -> tuple:
     processes, the noise of all, and whose part is ours."""
     c, rank, world = self.config, self.fabric.global_rank, self.fabric.world_size
     shared = world > 1 and "share" in inspect.signature(self.model.loss).parameters
-    torch.manual_seed(mix_seed(c.seed, self.step, rank, 1))  # for dropout and the like
-    self.generator.manual_seed(mix_seed(c.seed, self.step, 0 if shared else rank, 1))
+    seed_torch(c.seed, "dropout", self.step, rank)
+    noise = torch_stream(c.seed, "noise", self.step, 0 if shared else rank, device=self.device)
     self.epoch, indices = self.sampler.whole(self.step) if shared else self.sampler.at(self.step)
-    return self.data.select(indices).to(self.device), self.generator, *([(rank, world)] if shared else [])
+    return self.data.select(indices).to(self.device), noise, *([(rank, world)] if shared else [])
 
 
 @patch
@@ -215,13 +215,13 @@ def validate(self: Trainer) -> float:
     "Mean loss of the averaged weights on the validation data, with fixed noise."
     model, size, world = self.ema_model or self.model, self.config.batch_size, self.fabric.world_size
     training = model.training
-    total, generator = torch.zeros(2, device=self.device), torch.Generator(self.device)
+    total = torch.zeros(2, device=self.device)
     for b, indices in enumerate(self.val_index.split(size)):
         if b % world != self.fabric.global_rank:
             continue
-        generator.manual_seed(mix_seed(self.config.seed, b, 2))
+        noise = torch_stream(self.config.seed, "validation", b, device=self.device)
         batch = self.val_data.select(indices).to(self.device)
-        loss = model.eval().loss(batch, generator)["loss"]
+        loss = model.eval().loss(batch, noise)["loss"]
         total += torch.stack([loss * len(indices), loss.new_tensor(len(indices))])
     model.train(training)
     total = self.fabric.all_reduce(total, reduce_op="sum")
@@ -271,6 +271,7 @@ def _identity(self: Trainer) -> dict:
         else None,
         "structures": len(self.index),
         "data": self.fingerprint,
+        "seed_rule": SEED_RULE,
     }
     return known | {name: getattr(self.config, name) for name in SAME}
 
@@ -401,7 +402,7 @@ def _finish(self: Trainer, stopped: bool) -> None:
 
 # %% ../../nbs/5_scale/03_training.ipynb #c36fc300
 @patch
-def _validation_due(self: Trainer, before: float) -> bool:
+def _validates_now(self: Trainer, before: float) -> bool:
     "Whether this step is one to validate after; before: the progress before the step."
     if self.config.val_every:
         return self.step % self.config.val_every == 0
@@ -419,7 +420,7 @@ def _loop(self: Trainer, stop: threading.Event, advance) -> None:
         if log or alone:
             self._agree(stop, time.monotonic() - start)
         last = self._progress() >= 1
-        val = self.val_data is not None and (last or self._validation_due(before))
+        val = self.val_data is not None and (last or self._validates_now(before))
         if log or last or val:
             mark = self._log(val, mark, advance)
         counted = c.checkpoint_every and self.step % c.checkpoint_every == 0

@@ -21,8 +21,8 @@ from .full_training import FullOptions
 from .mof_training import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
 from .recipes import Job, claimed, figure_row, figure_rows, recipe, trained
 from .records import file_hash, say, write_json, write_table
-from .runs import CHUNK, as_folder
-from ..utils import share
+from .runs import CHUNK, as_folder, seeded
+from ..utils import numpy_stream, seed_torch, share, torch_stream
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.building_blocks import Block
@@ -53,7 +53,7 @@ def crystals_of(job: Job) -> "tuple[CrystalData, CrystalData]":
     data = prepared_crystals(source, job.out / "train.safetensors", n_jobs=job.n_jobs)
     if job.val or source in PUBLIC:
         return data, prepared_crystals(job.val or source, job.out / "val.safetensors", "val", job.n_jobs)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(len(data), generator=torch_stream(0, "split")).tolist()
     held = max(len(data) // 10, 1)
     return data.subset(order[held:]), data.subset(order[:held])
 
@@ -62,7 +62,7 @@ def some(data: "CrystalData", n: int, seed: int = 0) -> "list[Crystal]":
     "n random crystals (all, where there are fewer) of a CrystalData."
     import torch
 
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data), generator=torch_stream(seed, "choice"))
     return [data[i].to_crystal() for i in order[:n].tolist()]
 
 # %% ../../nbs/5_scale/21_training_recipes.ipynb #ae290019
@@ -75,7 +75,7 @@ def sampled_crystals(
     from matgen_nb.symmcd.reverse import SamplingOptions
 
     s, out = job.settings, job.out / "samples"
-    request = dict(model="symmcd", weights=file_hash(weights), n=s["n"], chunk=CHUNK, seed=job.seed)
+    request = dict(model="symmcd", weights=file_hash(weights), n=s["n"], chunk=CHUNK) | seeded(job.seed)
     request["steps"] = s["sample_steps"]
     as_folder(job.out).claim("samples/")
     how = dict(options=SamplingOptions(steps=s["sample_steps"], candidates=1))
@@ -153,7 +153,7 @@ def split_blocks(
 ) -> BlockSplit:
     """held_blocks: share of the identities of which everything is held out; held_conformers: share of the
     conformers of the others. One conformer of each of these always stays."""
-    rng, kinds = np.random.default_rng(seed), {}
+    rng, kinds = numpy_stream(seed, "split"), {}
     for b in blocks:
         kinds.setdefault(b.identity, []).append(b)
     names = sorted(kinds)
@@ -171,13 +171,13 @@ def mofs_of(job: Job) -> "MofData":
     """MofData of --data: a prepared file, or a source of which as many as the settings say are prepared now
     (default: embedded, built where they do not ship)."""
     from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.preparing import PrepareOptions, prepare_mofs
+    from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 
     source, path = job.data or "embedded", job.out / "mofs.safetensors"
     if Path(source).suffix == ".safetensors":
         return MofData.load(source)
     if not path.exists():
-        options = PrepareOptions(limit=job.settings.get("limit"))
+        options = MofPrepareOptions(limit=job.settings.get("limit"))
         _, report = prepare_mofs(source, claimed(path), job.n_jobs, None, options)
         say(str(report))
     return MofData.load(path)
@@ -186,20 +186,21 @@ def mofs_of(job: Job) -> "MofData":
 def finds(encoder: "BlockEncoder", queries: "list[Block]", library: "list[Block]", what: str) -> dict:
     """Share of queries whose nearest block of the library agrees in `what` (identity, num_connections,
     is_metal), as an entry of a summary."""
-    from matgen_nb.mofdiff.embedding import nearest
+    from matgen_nb.mofdiff.embedding import nearest_embedding
 
     if not queries:
         return share([], what)
-    found = nearest(encoder.encode(queries), encoder.encode(library)).tolist()
+    found = nearest_embedding(encoder.encode(queries), encoder.encode(library)).tolist()
     same = [getattr(q, what) == getattr(library[k], what) for q, k in zip(queries, found)]
     return share(same, f"nearest block: same {what}")
 
 # %% ../../nbs/5_scale/21_training_recipes.ipynb #ae290028
-def _block_figures(encoder, split, s):
+def _block_figures(encoder, split, s, seed):
     "What held-out conformers, unseen blocks, and disguised copies of trained blocks find nearest to them."
     from matgen_nb.mofdiff.embedding import disguised
 
-    copies = [disguised(b, np.random.default_rng(i), s["rattle"]) for i, b in enumerate(split.train[::2])]
+    own = enumerate(split.train[::2])
+    copies = [disguised(b, numpy_stream(seed, "displacements", i), s["rattle"]) for i, b in own]
     questions = dict(
         conformers_identity=(split.conformers, "identity"),
         conformers_connections=(split.conformers, "num_connections"),
@@ -219,19 +220,18 @@ def _block_figures(encoder, split, s):
 )
 def reproduce_blocks(job: Job) -> tuple[list[dict], Any]:
     "Train on a part of the library, look up the rest."
-    import torch
     from matgen_nb.mofdiff.embedding import BlockConfig, BlockData, BlockEncoder, embedding_map
 
     s = job.settings
     split = split_blocks(mofs_of(job).library, s["held_blocks"], s["held_conformers"], job.seed)
     chosen = {key: s[key] for key in ("steps", "batch_size", "lr")}
     config = choose_training(BLOCK_TRAINING, s["preset"], **chosen, seed=job.seed, device=job.device)
-    torch.manual_seed(job.seed)
+    seed_torch(job.seed, "weights")
     new = lambda: BlockEncoder(BlockConfig.preset(s["preset"]))
     fit = lambda out, resume: fit_model(new(), BlockData(split.train), config, out, FitOptions(resume))
     encoder = trained(fit, s["steps"], job).eval()
     encoder.save_pretrained(claimed(job.out / "weights.safetensors"))
-    summary = _block_figures(encoder, split, s)
+    summary = _block_figures(encoder, split, s, job.seed)
     write_json(claimed(job.out / "summary.json"), summary)
     return figure_rows(job.name, summary), embedding_map(encoder, split.train)
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .fingerprints import neighbours
-from .group_relaxation import RelaxOptions, exchanges, relax, relax_samples
+from .fingerprints import site_neighbours
+from .group_relaxation import RelaxOptions, element_exchanges, relax_in_group, relax_samples
 from .hull import EnergyScale
-from .potential import EnergyCache, Potential, energies, primitive_cell
+from .potential import EnergyCache, Potential, energies, unmoved_primitive_cell
 from .reverse import Sample, SamplingOptions
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, element_table
 from ..parallel import time_limit
-from ..utils import MatgenError, option, progress_bar, share
+from ..utils import MatgenError, numpy_stream, option, progress_bar, share
 
 # %% ../../nbs/3_symmcd/22_energy.ipynb #e13b0040
 ANIONS = frozenset((7, 8, 9, 15, 16, 17, 33, 34, 35, 52, 53))  # N, P, As; O, S, Se, Te; F, Cl, Br, I
@@ -51,7 +51,7 @@ def contacts(crystal: Crystal, reach: float = 6.2) -> Contacts:
     kinds = set(z.tolist())
     ratios, anion_pair, cation_pair = [], False, False
     for site in range(len(crystal)):
-        near, _, distance = neighbours(crystal, site, reach)
+        near, _, distance = site_neighbours(crystal, site, reach)
         near, distance = z[near[1:]], distance[1:]  # the first is the atom itself
         ratios.append((distance / (radius[z[site]] + radius[near])).min() if len(near) else math.inf)
         if len(near) and kinds - ANIONS:
@@ -72,7 +72,8 @@ def exchange_gains(
     there is none) and its row of `energies`: (gain, text) with a negative gain where every exchange costs;
     (None, "") where there is no pair or no energy."""
     trials = [
-        exchanges(u) if u is not None and row["energy"] is not None else [] for u, row in zip(units, rows)
+        element_exchanges(u) if u is not None and row["energy"] is not None else []
+        for u, row in zip(units, rows)
     ]
     flat = [unit.to_crystal() for trial in trials for _, unit in trial]
     found = iter(energies(flat, potential, forces=False, cache=cache, progress=progress))
@@ -90,8 +91,8 @@ def median_entry(values: list, protocol: str, seed: int = 0, rounds: int = 1000)
     x = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=float)
     if not len(x):
         return dict(value=math.nan, low=math.nan, high=math.nan, n=0, protocol=protocol)
-    draws = np.random.default_rng(seed).integers(len(x), size=(rounds, len(x)))
-    low, high = np.quantile(np.median(x[draws], axis=1), [0.025, 0.975])
+    chosen = numpy_stream(seed, "bootstrap").integers(len(x), size=(rounds, len(x)))
+    low, high = np.quantile(np.median(x[chosen], axis=1), [0.025, 0.975])
     return dict(
         value=float(np.median(x)),
         low=float(low),
@@ -294,7 +295,7 @@ def _unit_or_none(crystal: Crystal | None, symprec: float) -> AsymmetricUnit | N
 def _geometry_row(crystal: Crystal | None, scale: EnergyScale) -> dict:
     if not isinstance(crystal, Crystal):
         return {}
-    found = contacts(primitive_cell(crystal))
+    found = contacts(unmoved_primitive_cell(crystal))
     return dict(
         formula=crystal.formula,
         shortest_contact=found.shortest,
@@ -312,7 +313,7 @@ def _add_relaxations(table: list, crystals: list, units: list, potential: Potent
     rows = [i for i, u in enumerate(units) if u is not None and table[i]["energy"] is not None][
         : options.relaxations
     ]
-    found = relax(
+    found = relax_in_group(
         [units[i] for i in rows],
         potential,
         RelaxOptions(exchanges=0),
@@ -372,7 +373,7 @@ class RelaxingModel:
 class QualityLog:
     """Match rate, volume error and energies of a model during its training, on the same crystals every time.
 
-    Called as log(model, step): {} where nothing is due, else the figures for the history of the training.
+    Called as log(model, step): {} between its steps, else the figures for the history of the training.
     units: true crystals (list of AsymmetricUnit), of which the first `n` are taken; every: steps; scale,
     potential: for the energies (None: match rate alone). Nothing of the training changes: the model
     predicts with its own seed and is put back into the mode in which it was. Where pymatgen is missing, or

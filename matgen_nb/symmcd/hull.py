@@ -24,7 +24,7 @@ from .preparing import ENERGY_COLUMNS, read_columns, to_number
 from .potential import EnergyCache, Potential, energies
 from ..symmetry.crystal import Crystal, formula_of
 from ..parallel import parallel_map
-from ..utils import MatgenError, described, option, share
+from ..utils import described, MatgenError, numpy_stream, option, share
 
 # %% ../../nbs/3_symmcd/20_hull.ipynb #8c5cf94d
 def hull_energy(elements: Iterable[int], entries: Sequence[tuple]) -> float | None:
@@ -188,7 +188,7 @@ def choose_crystals(
 ) -> list:
     """Indices of about n crystals of a reference, at random, but so that every element comes in `each` of
     them as far as it can."""
-    order = np.random.default_rng(seed).permutation(len(reference)).tolist()
+    order = numpy_stream(seed, "choice").permutation(len(reference)).tolist()
     order = [i for i in order if sum(reference.compositions[i].values()) <= most_atoms]
     seen, rare = Counter(), []
     for i in order:

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['GPA', 'POTENTIALS', 'SinglePoint', 'Potential', 'PairPotential', 'ChgnetPotential', 'SevennPotential',
-           'get_potential', 'primitive_cell', 'batches', 'single_points', 'EnergyCache', 'default_cache', 'energies']
+           'get_potential', 'unmoved_primitive_cell', 'batches', 'single_points', 'EnergyCache', 'default_cache',
+           'energies']
 
 # %% ../../nbs/3_symmcd/19_potential.ipynb #pot00004
 import contextlib
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from .fingerprints import crystal_key, neighbours
+from .fingerprints import crystal_key, site_neighbours
 from ..symmetry.crystal import Crystal, element_table
 from ..parallel import time_limit
 from ..utils import MatgenError, atomic_write, progress_bar
@@ -99,7 +100,7 @@ class PairPotential(Potential):
         energy, force, virial = 0.0, np.zeros((len(crystal), 3)), np.zeros((3, 3))
         for i in range(len(crystal)):
             # without the atom itself
-            j, vector, d = (part[1:] for part in neighbours(crystal, i, self.reach))
+            j, vector, d = (part[1:] for part in site_neighbours(crystal, i, self.reach))
             e = np.exp(-steep * (d - radius[z[i]] - radius[z[j]]))
             fade, slope = (
                 np.cos(d * np.pi / self.reach) / 2 + 0.5,
@@ -194,7 +195,7 @@ def get_potential(name: str | Potential = "chgnet", device: str = "cpu") -> Pote
     return POTENTIALS[name](device)
 
 # %% ../../nbs/3_symmcd/19_potential.ipynb #e13b0020
-def primitive_cell(crystal: Crystal, symprec: float = 1e-3) -> Crystal:
+def unmoved_primitive_cell(crystal: Crystal, symprec: float = 1e-3) -> Crystal:
     """A primitive cell of a crystal, atoms unmoved (up to a quarter of the atoms and of the cost); the
     crystal itself where none is found."""
     import spglib
@@ -326,7 +327,9 @@ def energies(
     with progress_bar(progress, len(parts), show=bool(progress and parts)) as advance:
         for first in range(0, len(parts), 256):
             part = parts[first : first + 256]
-            points = single_points([primitive_cell(c) for _, c in part], potential, forces, progress=None)
+            points = single_points(
+                [unmoved_primitive_cell(c) for _, c in part], potential, forces, progress=None
+            )
             rows = {key: _row(point) for (key, _), point in zip(part, points)}
             failed |= {key: row["failure"] for key, row in rows.items() if row["failure"]}
             cache.add(

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RESAMPLE', 'Known', 'known_of', 'start_state', 'check_values', 'SamplingOptions', 'element_aims', 'score_reach',
-           'held_score', 'reverse_step', 'corrector_step', 'settle_sites', 'Sample', 'finish', 'guided_score',
+           'held_score', 'reverse_step', 'corrector_step', 'settle_sites', 'Sample', 'finish_samples', 'guided_score',
            'sample_requests']
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #rev00003
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from ..diffusion.categorical import masked_logits
-from ..diffusion.sampler import time_grid
-from ..diffusion.torus import SHARPEN, StepOptions, wrap_difference
-from .model import SymmCD, _shifted
+from ..diffusion.sampler import DenoisingOptions, time_grid
+from ..diffusion.torus import StepOptions, wrap_difference
+from .model import SymmCD, add_log_volume
 from .network import Noisy, pairs_of
 from matgen_nb.symmcd.refinements import (
     at_threshold,
     balanced_elements,
     fit_sites,
-    keep_apart,
+    resolve_contacts,
     settle_elements,
     fixed_logits,
 )
@@ -127,31 +127,27 @@ RESAMPLE = 10  # see `resample_higher`
 # fmt: off
 @described
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(DenoisingOptions):
     """How crystals are sampled (`SymmCD.sample`) and predicted (`SymmCD.predict`, lesson 3.15). Same seed,
     arguments, options and device: same crystals."""
 
     steps: int = option(25, "Network calls for cell and coordinates.", min=1)
     site_steps: int = option(12, "Network calls for the sites that are free, of staged models.", min=1)
     element_steps: int = option(16, "Network calls for the elements that are free, of staged models.", min=1)
-    eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
-    sharpen: float = option(SHARPEN, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
-    guide: float = option(0.5, "Share of the time with site-projection guidance, at the end.", min=0, max=1)
-    apart: float = option(0.75, "Minimum contact distance, kept by moves along the sites; 0: none.",
+    guidance: float = option(0.5, "Last share of the time, with site-projection guidance.", min=0, max=1)
+    min_contact: float = option(0.75, "Minimum contact distance, kept by moves along the sites; 0: none.",
         "sums of covalent radii", min=0, max=1)
-    corrector: int = option(0, "Langevin steps after each step, one more network call each.", min=0, max=100)
-    snr: float = option(0.2, "Relative size of a Langevin step.", min=1e-6, max=10)
     balance: float | None = option(None, "Share of crystals with elements chosen for charge neutrality; "
         "not given: that of the training set. A formula is left alone.", min=0, max=1)
     neutral: bool = option(False, "Balance 1, and crystals that still are not neutral are rejected.")
-    templates: float = option(1.0, "Share of the Wyckoff templates due at the Good-Turing rate that are "
-        "taken; 0: all sites by the network.", min=0, max=1)
+    templates: float = option(1.0, "Share of the known Wyckoff templates, expected at the Good-Turing "
+        "rate, that is taken; 0: all sites by the network.", min=0, max=1)
     num_orbits: int | None = option(None, "Orbits of a crystal; not given: as in the training set.", min=1)
     closest: float = option(0.5, "Crystals with atoms nearer than this are rejected.", "A", min=0)
     retries: int | None = option(None, "Times, at most, that a rejected crystal is sampled again; "
         "not given: 0, with neutral 5.", min=0, max=1000)
-    doubt: float | None = option(None, "Self-consistency check: sample again, up to 3 times, while the "
-        "lattice-denoising error is above this; 0.15 is strict; 1: never; not given: as the weights say.",
+    max_lattice_error: float | None = option(None, "Self-consistency check: sample again, up to 3 times, "
+        "while the lattice-denoising error is above this; 0.15: strict; 1: never; not given: by the weights.",
         min=1e-9)
     resample_higher: int | None = option(None, "Times, at most, that a crystal is sampled again in which "
         f"spglib finds a higher group than requested; not given: {RESAMPLE} with a space group, else 0.",
@@ -197,7 +193,7 @@ def held_score(model: SymmCD, n: Noisy, known: Known, score: torch.Tensor, t: in
         n.lattice.double()[n.batch[rows]],
     )
     clean = n.x[rows] + per_score * score[rows]
-    point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT)[1]
+    point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT).point
     return score.index_copy(0, rows, score[rows] + wrap_difference(point.to(clean) - clean) / per_score)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #f3c25b00
@@ -221,19 +217,21 @@ def reverse_step(
     options: SamplingOptions = SamplingOptions(),
 ) -> tuple[Noisy, tuple[torch.Tensor, ...]]:
     """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state,
-    outputs of the network). options: eta; sharpen (lesson 2.2); guide and apart, explained with
+    outputs of the network). options: eta; score_scale (lesson 2.2); guidance and min_contact, explained with
     `guided_score` below."""
     eps, score, elements, site = out = model.network(n)
     if 0 < s:
-        guided = t <= options.guide * model.config.T
+        guided = t <= options.guidance * model.config.T
         score = (
-            guided_score(model, n, known, out, t, options.apart)
+            guided_score(model, n, known, out, t, options.min_contact)
             if guided
             else held_score(model, n, known, score, t)
         )
     mask = model.mask(n.space_group)
     k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, options.eta) * mask
-    x = model.coordinate_noise.step(n.x, score, t, s, generator, StepOptions(options.eta, options.sharpen))
+    x = model.coordinate_noise.step(
+        n.x, score, t, s, generator, StepOptions(options.eta, options.score_scale)
+    )
     aims = element_aims(model, n, known, elements, generator)
     new = replace(
         n,
@@ -302,18 +300,18 @@ def _to_cpu(value):
 
 def _clipped(model, n):
     "Whether a free component of k lies outside its bounds (B,)."
-    free = _shifted(
+    free = add_log_volume(
         n.k.double() * model.stat_k_std.to(n.k).double() + model.stat_k_mean.to(n.k).double(), n.content
     )
     moved = (model.raw_k(n.k.double(), n.space_group, n.content) - free).abs() > 1e-6
     return (moved & (model.mask(n.space_group).to(n.k) > 0)).any(1)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #9474d65f
-def finish(
-    model: SymmCD, n: Noisy, out: tuple, known: Known, requests: Sequence[Request], apart: float
+def finish_samples(
+    model: SymmCD, n: Noisy, out: tuple, known: Known, requests: Sequence[Request], min_contact: float
 ) -> list[Sample]:
     """From the last state and the network's last outputs to a list of `Sample`: settle sites and
-    elements, project, keep apart (see `keep_apart`), write out."""
+    elements, project, resolve contacts (see `resolve_contacts`), write out."""
     if not all(torch.isfinite(v).all() for v in (n.k, n.x)):
         raise MatgenError(
             "sampling ended in numbers that are not finite: the weights are damaged, "
@@ -326,8 +324,8 @@ def finish(
     placed = assign_wyckoff(
         n.x, n.space_group[n.batch], sites, n.lattice.double()[n.batch], n.batch, known.positions.cpu()
     )
-    placed, pushed = keep_apart(n, placed, elements, apart)
-    crowded = at_threshold(n, placed, elements, apart)
+    placed, pushed = resolve_contacts(n, placed, elements, min_contact)
+    crowded = at_threshold(n, placed, elements, min_contact)
     T = wyckoff_tables()
     first = T.member_offset[T.wyckoff_offset[n.space_group[n.batch]] + placed.wyckoff]
     points = (T.A[first] @ placed.free[..., None])[..., 0] + T.t[first]
@@ -371,10 +369,12 @@ def _sample(group, k, elements, points, wyckoff, moved, **bent):
     return Sample(crystal, unit, row, moved)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #a1db31a7
-def guided_score(model: SymmCD, n: Noisy, known: Known, out: tuple, t: int, apart: float) -> torch.Tensor:
+def guided_score(
+    model: SymmCD, n: Noisy, known: Known, out: tuple, t: int, min_contact: float
+) -> torch.Tensor:
     """The score (M, 3), scaled as the network's, that leads to the sites: the x_0 that the network's
     score implies is moved to the nearest position of the class it believes in, and there a little out
-    of its own images and its neighbours (`keep_apart`). Orbits without a class more likely than all
+    of its own images and its neighbours (`resolve_contacts`). Orbits without a class more likely than all
     others together keep their score."""
     T = wyckoff_tables(str(n.x.device))
     likely = _class_scores(model, n, fixed_logits(out[3], known.sites), T)
@@ -384,7 +384,7 @@ def guided_score(model: SymmCD, n: Noisy, known: Known, out: tuple, t: int, apar
     placed = assign_wyckoff(
         clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch, known.positions
     )
-    placed, _ = keep_apart(n, placed, n.elements, apart, 3, n.pairs)
+    placed, _ = resolve_contacts(n, placed, n.elements, min_contact, 3, n.pairs)
     goal = clean + wrap_difference(placed.frac_coords.to(clean) - clean)
     sure = likely.gather(1, classes[:, None]).exp() > 0.5
     return torch.where(sure, (goal - n.x) / per_score, out[1])
@@ -407,4 +407,4 @@ def sample_requests(
         for _ in range(options.corrector if s else 0):
             state = corrector_step(model, state, s, generator, options.snr)
         advance(len(requests))
-    return finish(model, state, out, known, requests, options.apart)
+    return finish_samples(model, state, out, known, requests, options.min_contact)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSEEN_TRIES', 'LAST', 'before_geometry', 'sized', 'choose_letters', 'is_known_template', 'choose_sites',
-           'choose_elements', 'Geometry', 'geometry_of', 'likeliest', 'request_of', 'geometry_path']
+           'choose_elements', 'GeometrySampler', 'geometry_of', 'likeliest', 'request_like', 'geometry_path']
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120003
 import itertools
@@ -21,14 +21,14 @@ from . import sampling, stages  # noqa: F401  (give SymmCD its sample, and the n
 from .consistency import choose_candidates
 from .model import SymmCD
 from .network import Noisy, pairs_of
-from .refinements import fit_sites, keep_apart, settle_elements
+from .refinements import fit_sites, resolve_contacts, settle_elements
 from .requests import Request
 from matgen_nb.symmcd.reverse import (
     Known,
     Sample,
     SamplingOptions,
     element_aims,
-    finish,
+    finish_samples,
     known_of,
     score_reach,
 )
@@ -41,7 +41,7 @@ from ..symmetry.lattice import lattice_to_k
 from ..symmetry.normalizers import canonical_template
 from ..symmetry.projection import Projection
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import batch_seed, MatgenError, patch, progress_bar
+from ..utils import MatgenError, numpy_stream, patch, progress_bar, torch_stream
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120005
 def before_geometry(
@@ -141,7 +141,7 @@ def _with_sites(model, requests, generator, steps, templates):
         found = _generated_sites(model, [requests[i] for i in free], generator, steps)
         for i, own in zip(free, found):
             requests[i] = replace(requests[i], sites=own)
-    rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    rng = numpy_stream(int(torch.randint(2**62, (1,), generator=generator)), "letters")
     return [
         r if r.positions else replace(r, positions=choose_letters(templates, r.space_group, r.sites, rng))
         for r in requests
@@ -202,7 +202,7 @@ def choose_elements(
     return requests
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120014
-class Geometry:
+class GeometrySampler:
     """Reverse process of cell and coordinates for `Request`s with sites, positions and elements. k (B,
     6) standardised, u (M, 3)."""
 
@@ -238,18 +238,18 @@ class Geometry:
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120015
 @patch
-def reverse(self: Geometry, t: int, s: int, options: SamplingOptions) -> None:
+def reverse(self: GeometrySampler, t: int, s: int, options: SamplingOptions) -> None:
     "One step of k and u from time t to s < t, from one call of the network."
     model, noise = self.model, self.model.lattice_noise
     v, score, _, _ = model.network(self.state, ("k", "x"))
     eps = (noise.noise(t, self.k) * self.k + noise.signal(t, self.k) * v) * self.mask  # lesson 3.8, eq. (4)
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free  # lesson 3.8, eq. (2)
-    if options.apart and 0 < s and t <= options.guide * model.config.T:
-        along = self.uncrowded(along, t, options.apart)
+    if options.min_contact and 0 < s and t <= options.guidance * model.config.T:
+        along = self.uncrowded(along, t, options.min_contact)
     self.k = noise.step(self.k, eps, t, s, self.generator, options.eta) * self.mask
     self.u = (
         model.coordinate_noise.step(
-            self.u, along, t, s, self.generator, StepOptions(options.eta, options.sharpen)
+            self.u, along, t, s, self.generator, StepOptions(options.eta, options.score_scale)
         )
         * self.free
     )
@@ -257,20 +257,20 @@ def reverse(self: Geometry, t: int, s: int, options: SamplingOptions) -> None:
 
 
 @patch
-def uncrowded(self: Geometry, along: torch.Tensor, t: int, apart: float) -> torch.Tensor:
+def uncrowded(self: GeometrySampler, along: torch.Tensor, t: int, min_contact: float) -> torch.Tensor:
     """Score along u (M, 3) whose estimate of the clean structure has been moved out of contacts shorter
-    than `apart` sums of radii."""
+    than `min_contact` sums of radii."""
     n, per_score = self.state, score_reach(self.model, t)
     clean = self.u + per_score * along
     x = (self.axes @ clean[..., None])[..., 0] + self.origin
     first = torch.zeros_like(n.batch)
     placed = Projection(x.double(), first.double(), clean.double(), first, self.known.positions)
-    placed, _ = keep_apart(n, placed, n.elements, apart, 3, n.pairs)
+    placed, _ = resolve_contacts(n, placed, n.elements, min_contact, 3, n.pairs)
     return along + (placed.free.to(clean) - clean) / per_score * self.free
 
 
 @patch
-def correct(self: Geometry, s: int, options: SamplingOptions) -> None:
+def correct(self: GeometrySampler, s: int, options: SamplingOptions) -> None:
     "One Langevin step of u at noise time s >= 1, from one more call of the network; the cell stays."
     score = self.model.network(self.state, ("x",))[1]
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free
@@ -287,7 +287,7 @@ def geometry_of(
     advance: Callable = lambda n=1: None,
 ) -> list[Sample]:
     "Cells and coordinates for `Request`s with sites, positions and elements: a `Sample` each."
-    geometry = Geometry(model, requests, generator)
+    geometry = GeometrySampler(model, requests, generator)
     for t, s in itertools.pairwise(time_grid(model.config.T, options.steps)):
         geometry.reverse(t, s, options)
         for _ in range(options.corrector if s else 0):
@@ -296,7 +296,9 @@ def geometry_of(
     n = geometry.state
     elements = torch.zeros(len(n.x), 94, device=n.x.device)
     sites = torch.zeros(len(n.x), 15, device=n.x.device)
-    return finish(model, n, (None, None, elements, sites), geometry.known, requests, options.apart)
+    return finish_samples(
+        model, n, (None, None, elements, sites), geometry.known, requests, options.min_contact
+    )
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg12018d
 LAST = 1e3  # added to the loss of candidates that are only taken where there is no other
@@ -339,7 +341,7 @@ def sample_in_stages(
     return likeliest(self, candidate, options.candidates, generator)
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120021
-def request_of(unit: AsymmetricUnit) -> Request:
+def request_like(unit: AsymmetricUnit) -> Request:
     """`Request` with group, Wyckoff positions and elements of an `AsymmetricUnit`; its cell and
     coordinates are left out."""
     classes = tuple(unit.positions[w].site_class for w in unit.wyckoff)
@@ -381,14 +383,14 @@ def predict(
     `options.candidates` (lesson 3.13). Same seed, options and device: same
     structures. MatgenError for a model that is not staged (lesson 3.8) and for a list without units."""
     _check_prediction(self, units, n)
-    requests = [request_of(u) for u in units for _ in range(n)]
+    requests = [request_like(u) for u in units for _ in range(n)]
     order = sorted(range(len(requests)), key=lambda i: (requests[i].num_orbits, i))  # like sizes together
     samples: list = [None] * len(requests)
     total = len(requests) * options.steps * options.candidates
     with progress_bar("predicting", total, show=options.progress) as advance, reproducible(self.device):
         for first in range(0, len(order), options.batch_size):
             rows = order[first : first + options.batch_size]
-            generator = torch.Generator().manual_seed(batch_seed(seed, first))
+            generator = torch_stream(seed, "batch", first)
             given = [requests[i] for i in rows]
             candidate = lambda: geometry_of(self, given, generator, options, advance)
             found = likeliest(self, candidate, options.candidates, generator)
@@ -402,7 +404,7 @@ def predict(
 def geometry_path(model: SymmCD, unit: AsymmetricUnit, steps: int = 50, seed: int = 0) -> dict[int, Crystal]:
     """Cell and coordinates of one crystal on their way from noise, for the sites and elements of a unit:
     {noise time: crystal}, from the largest to 0. steps: network calls. The same seed gives the same path."""
-    geometry = Geometry(model, [request_of(unit)], torch.Generator().manual_seed(seed))
+    geometry = GeometrySampler(model, [request_like(unit)], torch_stream(seed, "path"))
     options, path = SamplingOptions(steps=steps), {}
     for t, s in itertools.pairwise(time_grid(model.config.T, steps)):
         geometry.reverse(t, s, options)

@@ -18,7 +18,7 @@ from matgen_nb.symmetry.cif_atoms import (
     choose_groups,
     expand,
     few_names,
-    merge,
+    merge_atoms,
     one_alternative,
     present_sites,
     refuse_disorder,
@@ -26,13 +26,13 @@ from matgen_nb.symmetry.cif_atoms import (
 from matgen_nb.symmetry.cif_statements import (
     IDENTITY,
     MAX_STRAIN,
-    Setting,
-    Verdict,
-    compare,
+    GroupSetting,
+    FormulaVerdict,
+    compare_formula,
     hall_setting,
     listed_setting,
     setting_of,
-    settings_of,
+    settings_of_symbol,
     sources_of,
     stated_formula,
     stated_symmetry,
@@ -60,9 +60,9 @@ class Trial:
     """The atoms that one setting gives, and how well they agree with the stated formula; problem: why they
     cannot be the crystal; counted: the formula agrees if atoms that were listed twice count twice."""
 
-    setting: Setting
+    setting: GroupSetting
     atoms: Atoms | None
-    verdict: Verdict
+    verdict: FormulaVerdict
     problem: str = ""
     counted: bool = False
 
@@ -83,21 +83,21 @@ class Listing:
     policy: Policy
 
     def _verdict(self, atoms):
-        return compare(self.sites.elements[atoms.site], self.stated, self.z)
+        return compare_formula(self.sites.elements[atoms.site], self.stated, self.z)
 
-    def attempt(self, setting: Setting) -> Trial:
+    def attempt(self, setting: GroupSetting) -> Trial:
         "Expand the sites with a setting, merge what coincides, compare with the formula."
         bent = strain(setting, self.lattice)
         if bent > MAX_STRAIN:
             problem = f"{setting.label} does not fit the cell ({_cell_text(self.lattice)})"
-            return Trial(setting, None, Verdict("other"), problem)
+            return Trial(setting, None, FormulaVerdict("other"), problem)
         whole = expand(self.sites, setting, self.lattice)
         if self.policy.disorder == "first":
             whole = one_alternative(whole, self.sites, self.lattice)
         try:
-            atoms = merge(whole, self.sites, self.lattice, self.policy.min_contact)
+            atoms = merge_atoms(whole, self.sites, self.lattice, self.policy.min_contact)
         except Coincidence as error:
-            return Trial(setting, None, Verdict("other"), f"with {setting.label} {error}")
+            return Trial(setting, None, FormulaVerdict("other"), f"with {setting.label} {error}")
         if bent > MAX_STRAIN / 10:
             rough = f"the operations of {setting.label} fit the cell only roughly"
             atoms = replace(atoms, notes=(*atoms.notes, rough))
@@ -238,7 +238,9 @@ def _operations_or_group(listing, setting, trial, other, more):
 def _is_part_of(setting, stated, lattice):
     """Whether the group that the symbol names has more operations than a setting, in every setting of it
     that fits the cell."""
-    named = [setting_of(xhm) for xhm in (settings_of(stated.symbol, stated.code) if stated.symbol else ())]
+    named = [
+        setting_of(xhm) for xhm in (settings_of_symbol(stated.symbol, stated.code) if stated.symbol else ())
+    ]
     orders = [len(s) for s in named if strain(s, lattice) <= MAX_STRAIN]
     return bool(orders) and len(setting) < min(orders)
 
@@ -246,7 +248,9 @@ def _is_part_of(setting, stated, lattice):
 def _foreign(setting, stated, lattice):
     """A note where no setting of the stated symbol that fits the cell has all the rotations of the listed
     operations, else ()."""
-    named = [setting_of(xhm) for xhm in (settings_of(stated.symbol, stated.code) if stated.symbol else ())]
+    named = [
+        setting_of(xhm) for xhm in (settings_of_symbol(stated.symbol, stated.code) if stated.symbol else ())
+    ]
     keys = lambda s: {tuple(np.rint(r).astype(int).ravel()) for r in s.rotations}
     fitting = [keys(s) for s in named if strain(s, lattice) <= MAX_STRAIN]
     if not fitting or any(keys(setting) <= known for known in fitting):

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'CONTACT', 'ADVICE', 'on_special', 'images_of', 'Atoms', 'expand', 'few_names', 'close_pairs',
-           'Coincidence', 'merge', 'present_sites', 'refuse_disorder', 'choose_groups', 'bonded_pairs',
+           'Coincidence', 'merge_atoms', 'present_sites', 'refuse_disorder', 'choose_groups', 'bonded_pairs',
            'one_alternative']
 
 # %% ../../nbs/1_symmetry/05_atoms.ipynb #rc-03
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .cif_statements import Setting
+from .cif_statements import GroupSetting
 from .cif_text import Sites
 from .crystal import CrystalError, element_table
 
@@ -21,7 +21,9 @@ ROUNDING = 0.1  # A: images that are one atom, written with few digits
 CONTACT = 0.5  # A: nearer than this two atoms cannot be
 
 
-def on_special(frac: np.ndarray, setting: Setting, lattice: np.ndarray, reach: float = CONTACT) -> np.ndarray:
+def on_special(
+    frac: np.ndarray, setting: GroupSetting, lattice: np.ndarray, reach: float = CONTACT
+) -> np.ndarray:
     """The point (3,) itself where it lies on a special position to within `ROUNDING` or on none; where
     some of its images are nearer than `reach` (A), which two atoms cannot be, the special position: the
     mean of these images."""
@@ -32,7 +34,7 @@ def on_special(frac: np.ndarray, setting: Setting, lattice: np.ndarray, reach: f
     return frac + delta[near].mean(0) if distance[near].max() >= ROUNDING else frac
 
 
-def images_of(frac: np.ndarray, setting: Setting, lattice: np.ndarray) -> tuple:
+def images_of(frac: np.ndarray, setting: GroupSetting, lattice: np.ndarray) -> tuple:
     """All different images (m, 3) of one site under the operations, and the number of the operation (m,)
     that gave each."""
     images = setting.rotations @ frac + setting.translations
@@ -57,7 +59,7 @@ class Atoms:
         return Atoms(self.frac[keep], self.site[keep], self.operation[keep], self.notes + notes)
 
 
-def expand(sites: Sites, setting: Setting, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
+def expand(sites: Sites, setting: GroupSetting, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
     "All atoms of the cell: every site multiplied by the operations of a setting."
     if len(setting) == 1:
         every = np.arange(len(sites))
@@ -115,7 +117,7 @@ class Coincidence(CrystalError):
     "Two atoms at one point that are not the same atom."
 
 
-def merge(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
+def merge_atoms(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTACT) -> Atoms:
     """Each atom once. Two of one element are the same where they are nearer than `ROUNDING`, or nearer than
     `CONTACT` and related by symmetry; the site that is listed later goes. Any other pair nearer than `reach`
     (A) is a `Coincidence`."""
@@ -124,8 +126,8 @@ def merge(atoms: Atoms, sites: Sites, lattice: np.ndarray, reach: float = CONTAC
         return atoms
     elements, site = sites.elements[atoms.site], atoms.site
     i, j = pairs.T
-    apart = sites.frac[site[i]] - sites.frac[site[j]]
-    related = (site[i] != site[j]) & (np.linalg.norm((apart - np.round(apart)) @ lattice, axis=1) >= CONTACT)
+    gap = sites.frac[site[i]] - sites.frac[site[j]]
+    related = (site[i] != site[j]) & (np.linalg.norm((gap - np.round(gap)) @ lattice, axis=1) >= CONTACT)
     same = (elements[i] == elements[j]) & ((distance < min(ROUNDING, reach)) | related)
     clash = ~same & (distance < reach)
     if clash.any():

@@ -11,7 +11,6 @@ blocks in the cell (low). Two minutes of one thread.
 """
 
 import argparse
-import csv
 import json
 import time
 from collections import Counter
@@ -19,19 +18,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import write_rows
 from matgen_nb import MofDiff, assemble
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.bonds import textbook_mof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
-from matgen_nb.mofdiff.model import fine_tuned
+from matgen_nb.mofdiff.model import fine_tuned_mofdiff
 from matgen_nb.mofdiff.net_fitting import carry, placed_net
 from matgen_nb.mofdiff.nets import decomposition_graph, rcsr_name
-from matgen_nb.mofdiff.preparing import Report
+from matgen_nb.mofdiff.preparing import MofPrepareReport
 from matgen_nb.parallel import Failure
 from matgen_nb.scale.runs import record_of
-from matgen_nb.utils import MatgenError, atomic_write
+from matgen_nb.utils import MatgenError
 
 DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
 COLUMNS = ("part", "set", "name", "low", "high", "value")
@@ -61,7 +61,7 @@ def values_of(data, name):
 
 def file_rows(data, failures):
     "How many structures were read and kept, their blocks, and why the others go."
-    kinds = Report(0, len(data), failures, {}, 0.0).by_reason()
+    kinds = MofPrepareReport(0, len(data), failures, {}, 0.0).by_reason()
     repeated = sum(n for reason, n in kinds if "as another" in reason or "evaluation" in reason)
     identities = Counter(block.identity for block in data.library)
     counts = dict(
@@ -93,7 +93,7 @@ def training_step(data):
     size, generator = len(model.stat_feature_mean), torch.Generator().manual_seed(0)
     data = data.with_properties(model.property_names)
     data = data.with_embeddings(torch.randn(len(data.library), size, generator=generator))
-    model, batch, kept = fine_tuned(model, data), data.select(range(len(data))), {}
+    model, batch, kept = fine_tuned_mofdiff(model, data), data.select(range(len(data))), {}
     note = lambda s: kept.setdefault(s.data_ptr(), s.nbytes())
     start = time.process_time()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t.untyped_storage()), t)[1], lambda t: t):
@@ -147,11 +147,7 @@ def main():
     real = MofData.load(given.real)
     rows = [*file_rows(real, failures_of(given.real))]
     rows += [*histogram_rows(dict(real=real, hypothetical=embedded_mofs())), *cost_rows(real)]
-    with atomic_write(DATA / "core_mof.csv") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    print(DATA / "core_mof.csv", len(rows))
+    write_rows(DATA / "core_mof.csv", COLUMNS, rows)
 
 
 if __name__ == "__main__":

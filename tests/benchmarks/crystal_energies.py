@@ -9,16 +9,15 @@ by the same protocol, on crystals that their authors published or that their rel
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
+from kept import write_rows
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential, primitive_cell
+from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential, unmoved_primitive_cell
 from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
 from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.model import SymmCD
-from matgen_nb.utils import atomic_write
 
 OUT = Path(__file__).resolve().parents[2] / "matgen_nb" / "data" / "crystal_energies.csv"
 COLUMNS = ("model", "figure", "value", "low", "high", "n", "source")
@@ -75,7 +74,7 @@ def peer_rows():
 def rows_of(model, crystals, units, scale, potential, cache, relaxations):
     "Lines of a list of crystals: the first 125 as they stand; of small ones among them, `relaxations` are relaxed."
     order = sorted(
-        range(len(crystals)), key=lambda i: len(primitive_cell(crystals[i])) > 20
+        range(len(crystals)), key=lambda i: len(unmoved_primitive_cell(crystals[i])) > 20
     )  # small cells first, else as they are
     units = None if units is None else [units[i] for i in order]
     options = EnergyOptions(relaxations=relaxations)
@@ -119,10 +118,7 @@ def main():
         cache,
         args.relaxations,
     )
-    with atomic_write(args.out) as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows([*rows, *peer_rows()])
+    write_rows(args.out, COLUMNS, [*rows, *peer_rows()])
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ def summary_of(crystals, names, reference, known, counts):
     return result.summary | dict(template_rows(templates, counts)), groups
 
 
-def real_rows(held, training, counts, draws, seed=0):
-    "What real crystals reach: templates of the held-out set, and its distance from `draws` training crystals."
+def real_rows(held, training, counts, n, seed=0):
+    "What real crystals reach: templates of the held-out set, and its distance from `samples_per_latent` training crystals."
     units = [held[i] for i in range(len(held))]
     yield from template_rows([u.wyckoff_template for u in units], counts)
     new = [counts[canonical_label(u.wyckoff_template)] == 0 for u in units]
@@ -77,9 +77,11 @@ def real_rows(held, training, counts, draws, seed=0):
     yield "p1_share@0.1", share(groups == 1, "as prepared, symprec 0.1 A")
     rng, histogram = np.random.default_rng(seed), lambda g: np.bincount(g, minlength=231)[1:]
     q, trained = histogram(groups), np.array([training[i].space_group for i in range(len(training))])
-    found = resampled(lambda x: jensen_shannon(histogram(x), q), rng.choice(trained, draws, False), rng)
-    text = f"{draws} training crystals against the held-out set, symprec 0.1 A; +-1.96 bootstrap standard deviations"
-    yield "space_group_jsd@0.1", dict(zip(("value", "low", "high"), found), n=draws, protocol=text)
+    found = resampled(lambda x: jensen_shannon(histogram(x), q), rng.choice(trained, n, False), rng)
+    text = (
+        f"{n} training crystals against the held-out set, symprec 0.1 A; +-1.96 bootstrap standard deviations"
+    )
+    yield "space_group_jsd@0.1", dict(zip(("value", "low", "high"), found), n=n, protocol=text)
 
 
 def match_units(held, training, n):
@@ -122,14 +124,14 @@ def measured(args):
         progress=False,
     )
     folders = {Path(f).name: read_crystals(f, 1)[:2] for f in args.samples}
-    draws = len(next(iter(folders.values()))[0])
-    summaries["held-out"] = kept("held-out", lambda: dict(real_rows(held, training, counts, draws)))
+    n = len(next(iter(folders.values()))[0])
+    summaries["held-out"] = kept("held-out", lambda: dict(real_rows(held, training, counts, n)))
     for name, (crystals, names) in folders.items():
         found = kept(name, lambda: summary_of(crystals, names, reference, known, counts))
         summaries[name], groups[name] = found
     model = SymmCD.from_pretrained(args.weights)
-    for what, asked in zip(("held-out", "training"), match_units(held, training, args.matches)):
-        found = kept(f"match-{what}", lambda: matches(model, asked))
+    for what, requested in zip(("held-out", "training"), match_units(held, training, args.matches)):
+        found = kept(f"match-{what}", lambda: matches(model, requested))
         summaries.setdefault("default", {}).update({f"{k}, {what}": v for k, v in found.items()})
     if args.energies:
         chosen = np.random.default_rng(0).choice(len(held), min(args.n, len(held)), replace=False)

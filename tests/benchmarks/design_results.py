@@ -16,6 +16,7 @@ import csv
 import time
 from pathlib import Path
 
+from kept import write_rows
 from matgen_nb import MofDiff
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.pipeline import PipelineOptions, Results
@@ -32,7 +33,8 @@ ASSEMBLY = AssemblyOptions(starts=32, generations=2)
 EXPERIMENTS = {
     "nets": PipelineOptions(MofSamplingOptions(progress=False), assembly=ASSEMBLY, relax=False),
     "relaxed": PipelineOptions(
-        MofSamplingOptions(draws=8, nets=NetOptions(net_share=0), progress=False), assembly=ASSEMBLY
+        MofSamplingOptions(samples_per_latent=8, nets=NetOptions(net_share=0), progress=False),
+        assembly=ASSEMBLY,
     ),
 }
 
@@ -143,11 +145,7 @@ def sentence(rows):
 def write(experiment, new):
     "The file, with the lines of this experiment replaced."
     old = [row for row in read() if row["experiment"] != experiment]
-    short = lambda v: f"{v:.6g}" if isinstance(v, float) else v
-    with open(FILE, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(old + [{name: short(row[name]) for name in COLUMNS} for row in new])
+    write_rows(FILE, COLUMNS, [*old, *new], "{:.6g}")
 
 
 def main():
@@ -163,7 +161,6 @@ def main():
     found, seconds = designed(model, options.experiment, options.n, options.seed)
     found += enumerated(model, options.experiment, seconds["selected"], BUILDER_SEED + options.seed)
     write(options.experiment, found)
-    print(f"{len(found)} lines written to {FILE}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from matgen_nb import evaluate_crystals
 from matgen_nb.scale.crystal_evaluation import read_crystals, reference_crystals
 from matgen_nb.symmcd.composition import element_data
-from matgen_nb.symmcd.evaluation import describe
+from matgen_nb.symmcd.evaluation import describe_crystal
 
 METRICS = ("validity", "coverage", "distributions", "symmetry")
 
@@ -33,7 +33,7 @@ def plain(crystal):
 
 def ours(samples, reference):
     "(metrics, CPU seconds, rows) of this package."
-    describe(reference[0])
+    describe_crystal(reference[0])
     start = time.process_time()
     found = evaluate_crystals(samples, reference, METRICS, n_jobs=1, progress=False, symprec=0.01)
     seconds = time.process_time() - start

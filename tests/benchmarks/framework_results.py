@@ -27,7 +27,7 @@ from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
     evaluate_results,
     evaluate_stage,
-    known_of,
+    known_frameworks,
     relax_stage,
 )
 from matgen_nb.scale.mof_runs import FolderResults
@@ -57,7 +57,7 @@ def relaxed_results(run, work, names):
 
 def tables_of(folder, work, relax):
     "{False: table before relaxation, True: table of the first `relax` after it} and summaries, of a run."
-    run, (known, nets) = FolderResults(folder), known_of(MofDiff.from_pretrained("mofdiff-small"))
+    run, (known, nets) = FolderResults(folder), known_frameworks(MofDiff.from_pretrained("mofdiff-small"))
     rows = [s.row for s in run.all_samples()]
     found = {False: evaluate_results(rows, run, False, known, nets)}
     if relax:

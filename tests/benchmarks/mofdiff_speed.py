@@ -14,7 +14,7 @@ import torch
 from timing import seconds
 from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.data import MofData
-from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, statistics
+from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, mof_statistics
 from matgen_nb.mofdiff.decoding import choose_blocks
 from matgen_nb.mofdiff.sampling import MofSamplingOptions
 
@@ -76,7 +76,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = prepared(options.data) if options.data else textbook_data()
-    stats = statistics(data)
+    stats = mof_statistics(data)
     print(
         f"torch {torch.__version__}, one thread, {len(data)} MOFs, {data.num_blocks.float().mean():.1f} blocks each, library of {len(data.library)}"
     )

@@ -11,12 +11,12 @@ hour of one CPU thread each and go on where they stopped; the figures about as l
 """
 
 import argparse
-import csv
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from kept import write_rows
 
 from matgen_nb import SymmCD, evaluate_crystals
 from matgen_nb.scale.crystal_evaluation import training_reference
@@ -25,11 +25,11 @@ from matgen_nb.symmcd.dataset import CrystalData
 from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies, match_rates
 from matgen_nb.symmcd.evaluation import METRICS, prepare_reference
 from matgen_nb.symmcd.hull import energy_reference, energy_scale
-from matgen_nb.symmcd.model import statistics
+from matgen_nb.symmcd.model import crystal_statistics
 from matgen_nb.symmcd.potential import EnergyCache, default_cache, get_potential
 from matgen_nb.symmcd.reverse import SamplingOptions, sample_requests
-from matgen_nb.symmcd.staged_sampling import request_of
-from matgen_nb.utils import batch_seed
+from matgen_nb.symmcd.staged_sampling import request_like
+from matgen_nb.utils import torch_stream
 
 NAMES = {"one time": "symmcd-mp20-common", "a time for each part": "symmcd-mp20-small"}
 "The weights whose configuration each way takes (size apart); nothing else of them is used."
@@ -44,7 +44,7 @@ def train(name, train_data, held_out, folder, steps):
         return SymmCD.from_pretrained(str(weights)).eval()
     torch.manual_seed(0)
     config = replace(SymmCD.from_pretrained(NAMES[name]).config, width=128, layers=3, dropout=0.0)
-    model = SymmCD(config, statistics(train_data))
+    model = SymmCD(config, crystal_statistics(train_data))
     settings = TrainConfig(
         steps=steps, batch_size=128, lr=1e-3, warmup_steps=200, val_every=2000, ema_decay=0.999, device="cpu"
     )
@@ -67,11 +67,11 @@ def picked(data, rows, n):
 def put_back(model, units):
     """A `Sample` for the group, Wyckoff positions and elements of each unit; unlike `SymmCD.predict` also for
     models with one noise time."""
-    requests, found = [request_of(u) for u in units], [None] * len(units)
+    requests, found = [request_like(u) for u in units], [None] * len(units)
     order = sorted(range(len(units)), key=lambda i: (requests[i].num_orbits, i))
     for first in range(0, len(order), OPTIONS.batch_size):
         rows = order[first : first + OPTIONS.batch_size]
-        generator = torch.Generator().manual_seed(batch_seed(0, first))
+        generator = torch_stream(0, "batch", first)
         for i, sample in zip(rows, sample_requests(model, [requests[i] for i in rows], generator, OPTIONS)):
             found[i] = sample
     return found
@@ -137,10 +137,8 @@ def main():
         for figure, entry in figures:
             if isinstance(entry, dict) and entry.get("value") is not None:
                 values = (f"{entry[k]:.4f}" for k in ("value", "low", "high"))
-                rows.append((name, figure, *values, entry["n"]))
-        with open(args.out, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        print(f"{name}: done, see {args.out}")
+                rows.append(dict(zip(COLUMNS, (name, figure, *values, entry["n"]))))
+        write_rows(args.out, COLUMNS, rows)
 
 
 if __name__ == "__main__":

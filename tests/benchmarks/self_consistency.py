@@ -7,16 +7,18 @@ minutes of one CPU thread. Group and Wyckoff positions are sampled once for each
 """
 
 import argparse
-import csv
 
 import torch
+from kept import write_rows
 
 from matgen_nb import SymmCD
 from matgen_nb.symmcd.energy import EnergyOptions, evaluate_energies
 from matgen_nb.symmcd.hull import energy_reference, energy_scale
 from matgen_nb.symmcd.potential import get_potential
 from matgen_nb.symmcd.reverse import SamplingOptions
-from matgen_nb.symmcd.staged_sampling import choose_elements, choose_sites, geometry_of, request_of
+from matgen_nb.symmcd.staged_sampling import choose_elements, choose_sites, geometry_of, request_like
+
+COLUMNS = ("candidate", "request", "space_group", "loss", "e_above_hull")
 
 
 def candidates_of(model, requests, count, options, seed=1):
@@ -38,7 +40,7 @@ def sited_requests(model, n, seed, options):
     from dataclasses import replace
 
     samples = model.sample(n, seed=seed, options=options)
-    requests = [replace(request_of(s.unit), elements=None) for s in samples]
+    requests = [replace(request_like(s.unit), elements=None) for s in samples]
     return choose_sites(model, requests, torch.Generator().manual_seed(seed), options.site_steps)
 
 
@@ -55,22 +57,21 @@ def main():
     options, potential = SamplingOptions(candidates=1, progress=False), get_potential("chgnet")
     scale = energy_scale(energy_reference(args.train), potential)
     requests = sited_requests(model, args.requests, 7, options)
-    with open(args.out, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["candidate", "request", "space_group", "loss", "e_above_hull"])
-        for c, samples in enumerate(candidates_of(model, requests, args.candidates, options)):
-            units = [s.unit for s in samples]
-            losses = model.denoising_loss(units, torch.Generator().manual_seed(0), draws=3)
-            found = evaluate_energies(
-                [s.crystal for s in samples],
-                scale,
-                potential,
-                units,
-                options=EnergyOptions(exchanges=False, progress=False),
-            )
-            for i, row in enumerate(found.table):
-                energy = row["e_above_hull"]
-                table.writerow([c, i, units[i].space_group, f"{losses[i]:.4f}", f"{energy:.4f}"])
+    rows = []
+    for c, samples in enumerate(candidates_of(model, requests, args.candidates, options)):
+        units = [s.unit for s in samples]
+        losses = model.denoising_loss(units, torch.Generator().manual_seed(0), noises=3)
+        found = evaluate_energies(
+            [s.crystal for s in samples],
+            scale,
+            potential,
+            units,
+            options=EnergyOptions(exchanges=False, progress=False),
+        )
+        for i, row in enumerate(found.table):
+            figures = float(losses[i]), row["e_above_hull"]
+            rows.append(dict(zip(COLUMNS, (c, i, units[i].space_group, *figures))))
+        write_rows(args.out, COLUMNS, rows, "{:.4f}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Trainings take about seven minutes of one CPU thread each and go on where they s
 """
 
 import argparse
-import csv
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kept import Kept
+from kept import Kept, write_rows
 from noise_times import predictions
 
 from matgen_nb import SymmCD
 from matgen_nb.scale.training import TrainConfig, Trainer
 from matgen_nb.symmcd.dataset import CrystalData
-from matgen_nb.symmcd.model import statistics
-from matgen_nb.utils import atomic_write
+from matgen_nb.symmcd.model import crystal_statistics
 
 SIZES = {"128 x 3": (128, 3), "192 x 4": (192, 4), "96 x 3": (96, 3)}
 "Width and number of layers of the three sizes."
@@ -66,7 +64,7 @@ def new_model(size, train_data):
     config = replace(
         SymmCD.from_pretrained("symmcd-mp20-small").config, width=width, layers=layers, dropout=0.0
     )
-    return SymmCD(config, statistics(train_data))
+    return SymmCD(config, crystal_statistics(train_data))
 
 
 def settings_for(steps):
@@ -156,10 +154,8 @@ def main():
             model = trained(start, train_data, watched, Path(args.folder) / stem, steps)
         parameters = sum(p.numel() for p in model.parameters())
         figures = kept(f"{stem}-figures", lambda: figures_of(model, train_data, held_out, args.requests))
-        rows += [(name, parameters, steps, *figure) for figure in figures]
-        with atomic_write(args.out) as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        print(f"{name}: done, see {args.out}", flush=True)
+        rows += [dict(zip(COLUMNS, (name, parameters, steps, *figure))) for figure in figures]
+        write_rows(args.out, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch
 from timing import seconds
 from matgen_nb.scale.optimization import TrainConfig, make_optimizer
 from matgen_nb.symmcd.dataset import CrystalData, prepare_one
-from matgen_nb.symmcd.preparing import prepare, read_csv
+from matgen_nb.symmcd.preparing import prepare, read_crystal_csv
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (gives SymmCD all its methods)
-from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
 from matgen_nb.symmcd.reverse import SamplingOptions, sample_requests
 from matgen_nb.symmcd.requests import make_request
 from matgen_nb.symmetry.projection import project
@@ -61,11 +61,13 @@ def models(data, large):
     for width, layers in ((256, 4), (1024, 8)) if large else ((256, 4),):
         yield (
             f"{width} x {layers} (paper)",
-            SymmCD(SymmCDConfig.preset("paper", width=width, layers=layers, **paper), statistics(data)),
+            SymmCD(
+                SymmCDConfig.preset("paper", width=width, layers=layers, **paper), crystal_statistics(data)
+            ),
         )
         yield (
             f"{width} x {layers} (ours)",
-            SymmCD(SymmCDConfig.preset("full", width=width, layers=layers), statistics(data)),
+            SymmCD(SymmCDConfig.preset("full", width=width, layers=layers), crystal_statistics(data)),
         )
 
 
@@ -74,7 +76,7 @@ def projection(data):
     noisy = batch.frac_coords.double() + 0.05 * torch.randn(
         batch.frac_coords.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    lattice = SymmCD(SymmCDConfig.preset("tiny"), statistics(data)).lattice(
+    lattice = SymmCD(SymmCDConfig.preset("tiny"), crystal_statistics(data)).lattice(
         torch.zeros(1000, 6, dtype=torch.float64), batch.space_group
     )[batch.batch]
     return lambda: project(noisy, batch.space_group[batch.batch], batch.wyckoff, lattice)
@@ -116,7 +118,7 @@ def main():
             )
     report("projection, batch of 1000", 1000, projection(data), 5)
     if options.csv:
-        texts = [text for _, text in read_csv(options.csv)[:200]]
+        texts = [text for _, text in read_crystal_csv(options.csv)[:200]]
         report("preparing from CIF", len(texts), lambda: [prepare_one(t) for t in texts], 1)
 
 

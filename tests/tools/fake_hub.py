@@ -26,7 +26,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(code, json.dumps(value).encode(), Content_Type="application/json")
 
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         parts = self.path.split("?")[0].strip("/").split("/")
         repo = "/".join(parts[:2])
         if "resolve" in parts:
@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self):
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b""
@@ -65,11 +65,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != "Bearer right":
             return self._json(dict(error="Invalid username or password."), 401)
         if parts[:3] == ["api", "repos", "create"]:
-            asked = json.loads(body)
-            repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            requested = json.loads(body)
+            repo = "/".join(filter(None, (requested.get("organization"), requested["name"])))
             self.server.repos.setdefault(repo, {})
             hidden = (
-                asked.get("private") or asked.get("visibility") == "private"
+                requested.get("private") or requested.get("visibility") == "private"
             )  # the older and the newer word
             self.server.private[repo] = bool(hidden)
             return self._json(dict(url=f"{self.server.address}/{repo}", id=repo))
@@ -95,9 +95,13 @@ class FakeHub:
 
     def __enter__(self):
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self.server.repos, self.server.private, self.server.asked = {}, {}, []
+        self.server.repos, self.server.private, self.server.requested = {}, {}, []
         self.address = self.server.address = f"http://127.0.0.1:{self.server.server_port}"
-        self.repos, self.private, self.asked = self.server.repos, self.server.private, self.server.asked
+        self.repos, self.private, self.requested = (
+            self.server.repos,
+            self.server.private,
+            self.server.requested,
+        )
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 

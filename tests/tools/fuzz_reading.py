@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from matgen_nb.symmetry.cif import read_cif
-from matgen_nb.symmetry.cif_statements import compare, stated_formula
+from matgen_nb.symmetry.cif_statements import compare_formula, stated_formula
 from matgen_nb.symmetry.cif_text import cif_file_text
 from matgen_nb.symmetry.crystal import CrystalError
 
@@ -177,7 +177,7 @@ def fault(text, framework=False):
     stated = stated_formula(next(filter(None, match.groups()), "")) if match else {}
     if not stated:
         return "no formula", ""
-    verdict = compare(reading.crystal.elements, stated)
+    verdict = compare_formula(reading.crystal.elements, stated)
     said = any("missing" in note for note in reading.notes)
     if verdict.kind == "same":
         return "agrees", ""

@@ -106,8 +106,8 @@ def untyped(path):
 
     def bare(f):
         args = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
-        told = all(a.annotation for a in args if a.arg not in ("self", "cls"))
-        return not (told and (f.returns or f.name == "__init__"))
+        typed = all(a.annotation for a in args if a.arg not in ("self", "cls"))
+        return not (typed and (f.returns or f.name == "__init__"))
 
     return [f.name for f in [*top, *inside] if not f.name.startswith("_") and bare(f)]
 

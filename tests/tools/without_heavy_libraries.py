@@ -94,14 +94,14 @@ def train_and_sample_briefly():
     import torch
     from matgen_nb.scale.optimization import TrainConfig
     from matgen_nb.scale.training import Trainer
-    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, statistics
+    from matgen_nb.symmcd.model import SymmCD, SymmCDConfig, crystal_statistics
     import matgen_nb.symmcd.staged_sampling  # noqa: F401  (gives SymmCD its sample method)
     from matgen_nb.symmcd.reverse import SamplingOptions
 
     data = textbook_data()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model = SymmCD(SymmCDConfig.preset("tiny", width=32, layers=2), statistics(data))
+        model = SymmCD(SymmCDConfig.preset("tiny", width=32, layers=2), crystal_statistics(data))
         config = TrainConfig(
             steps=60,
             batch_size=16,
