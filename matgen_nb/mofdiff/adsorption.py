@@ -17,7 +17,7 @@ import numpy as np
 from .charges import COULOMB, check_charges, wave_vectors
 from .gas_uptake import GASES, SITES, Estimate, framework_lj, periodic_images, repeats
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, check_limits, described, option
+from ..utils import MatgenError, check_limits, described, numpy_stream, option
 
 # %% ../../nbs/4_mofdiff/37b_adsorption.ipynb #ads00006
 BOLTZMANN = 1.380649e-23  # J / K
@@ -233,7 +233,7 @@ class Chains:
     molecules (chains, gases) in the supercell of `cells`."""
 
     def __init__(self, host: Host, pools: dict[str, Insertions], state: GasState, options: AdsorptionOptions):
-        self.rng, self.temperature = np.random.default_rng(options.seed), state.temperature
+        self.rng, self.temperature = numpy_stream(options.seed, "chains"), state.temperature
         self.host, self.gases = host, list(state.fractions)
         self.cells = np.array(repeats(host.crystal.lattice, host.cutoff))
         self.lattice = host.crystal.lattice * self.cells[:, None]
@@ -364,7 +364,7 @@ def uptakes(
     charges (N,) of its atoms in e, None: none. Same seed, same result. UFF and TraPPE as in lesson 4.37;
     molecules are inserted wherever they fit, also into pockets that no window leads to. MatgenError for
     charges that are not neutral, elements without parameters, and pores too full for this method."""
-    host, rng = Host(crystal, charges, options.cutoff), np.random.default_rng(options.seed)
+    host, rng = Host(crystal, charges, options.cutoff), numpy_stream(options.seed, "insertions")
     pools: dict[str, Insertions] = {}
     for gas in dict.fromkeys(gas for state in states for gas in state.fractions):
         found = random_insertions(host, gas, options.trials, rng)

@@ -253,17 +253,9 @@ def gcmc(
     the extra (pip install raspalib)."""
     unknown = sorted(set(fractions) - set(GASES))
     if unknown or not fractions:
-<<<<<<< HEAD
-        asked = ", ".join(unknown) or "an empty mixture"
-        raise MatgenError(f"no model of {asked}; there are {', '.join(GASES)}")
-    charges = check_charges(np.zeros(len(crystal)) if charges is None else charges, len(crystal))
-=======
         missing = ", ".join(unknown) or "an empty mixture"
         raise MatgenError(f"no model of {missing}; there are {', '.join(GASES)}")
-    charges = np.zeros(len(crystal)) if charges is None else np.asarray(charges, dtype=float)
-    if charges.shape != (len(crystal),) or abs(charges.sum()) > 1e-2:
-        raise MatgenError(f"charges must be {len(crystal)} numbers that add up to zero")
->>>>>>> main
+    charges = check_charges(np.zeros(len(crystal)) if charges is None else charges, len(crystal))
     raspa()
     fractions = {gas: float(y) for gas, y in fractions.items()}
     job = _Job(crystal, float(temperature), float(pressure), fractions, charges, options)
