@@ -465,7 +465,7 @@ def test_samples_of_one_latent_vector_share_what_it_says():
     )
 
 
-def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_places():
+def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_coordinates():
     model = tiny(60)
     plain, sharp, again = (
         model.sample(3, seed=2, options=MofSamplingOptions(steps=6, score_scale=v, progress=False))
