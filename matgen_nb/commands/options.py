@@ -6,9 +6,9 @@
 __all__ = ['app', 'COMMAND_GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite',
            'Resume', 'Jobs', 'Weights', 'InitFrom', 'Precision', 'Compile', 'InShards', 'TRAIN_OPTIONS',
            'training_options', 'SourceShard', 'SourceChunk', 'our_error', 'own_option', 'debugging', 'help_of',
-           'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields', 'LateCommand', 'symmcd_conditions',
-           'symmcd_sampling', 'Device', 'given_training', 'part_of_source', 'report_training', 'flags_of_commands',
-           'with_flags']
+           'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields', 'LateCommand', 'with_options',
+           'symmcd_conditions', 'symmcd_sampling', 'Device', 'given_training', 'part_of_source', 'report_training',
+           'flags_of_commands', 'with_flags']
 
 # %% ../../nbs/5_scale/09_options.ipynb #a072008c
 import ast
@@ -287,6 +287,20 @@ class LateCommand(typer.core.TyperCommand):
             whole = typer.main.get_command(alone)
             self.params, self.callback = whole.params, whole.callback
         return super().get_params(ctx)
+
+# %% ../../nbs/5_scale/09_options.ipynb #n25late4
+def with_options(options: type | Callable[[], type], into: str, **choice: Any) -> Callable:
+    """Decorator of a command: its parameter `into` (a dict) becomes the options of a dataclass.
+
+    options, into, choice: see `FromFields`. A command with a dataclass that is imported late is registered
+    with `cls=LateCommand`."""
+
+    def decorate(function: Any) -> Any:
+        sets = (FromFields(options, into, **choice), *getattr(function, "sets", ()))
+        make = _late if any(one.late for one in sets) else _completed
+        return make(getattr(function, "function", function), sets)
+
+    return decorate
 
 # %% ../../nbs/5_scale/09_options.ipynb #n25late8
 def symmcd_conditions() -> type:
