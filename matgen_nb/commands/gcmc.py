@@ -105,10 +105,10 @@ class Guest:
 
 def _texts_of(source: Path) -> dict[str, Any]:
     "{name: CIF text} of a file, a folder or a CSV, by the names of `read_crystals`."
-    from matgen_nb.symmcd.preparing import read_file, read_folder
+    from matgen_nb.symmcd.preparing import read_crystal_folder, read_file
 
     folder = source / "cif" if (source / "cif").is_dir() else source
-    return dict(read_folder(folder) if folder.is_dir() else read_file(source))
+    return dict(read_crystal_folder(folder).items if folder.is_dir() else read_file(source))
 
 
 def guests_of(source: str | Path, n_jobs: int = 1) -> list[Guest]:
@@ -121,11 +121,11 @@ def guests_of(source: str | Path, n_jobs: int = 1) -> list[Guest]:
         pairs = zip(found.rows, found.mofs)
         missing = "its blocks were not put together"
         return [Guest(row["name"], m and m.crystal, "" if m else missing) for row, m in pairs]
-    crystals, names, failures = read_crystals(source, n_jobs, framework=True)
-    reason, texts = {f.name: f.reason for f in failures}, _texts_of(source)
+    read, texts = read_crystals(source, n_jobs, framework=True), _texts_of(source)
+    reason = {failure.name: failure.reason for failure in read.failures}
     text = lambda name: t if isinstance(t := texts.get(name), str) else ""
     stem = lambda name: name.removesuffix(".cif")
-    return [Guest(stem(n), c, reason.get(n, ""), text(n)) for n, c in zip(names, crystals)]
+    return [Guest(stem(n), c, reason.get(n, ""), text(n)) for n, c in zip(read.names, read.crystals)]
 
 # %% ../../nbs/5_scale/18b_gcmc_command.ipynb #gcm00027
 def check_framework(crystal: "Crystal") -> None:
@@ -247,7 +247,7 @@ def measure_all_guests(
     (Path(folder) / "uptake").mkdir(exist_ok=True)
     work = partial(_measure_one, folder=str(folder), options=options, how=how, cycles=cycles)
     names = [guest.name for _, guest in todo]
-    _, failures = parallel_map(work, todo, names, n_jobs, options.time_limit, "gas uptake", chunk=1)
+    _, failures = parallel_map(work, todo, names, n_jobs, options.time_limit, "gas uptake")
     if failures:
         say(describe_failures(failures, len(guests)))
     return _rows_of(folder, guests, failures)

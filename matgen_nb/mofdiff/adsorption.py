@@ -364,7 +364,7 @@ def uptakes(
     charges (N,) of its atoms in e, None: none. Same seed, same result. UFF and TraPPE as in lesson 4.37;
     molecules are inserted wherever they fit, also into pockets that no window leads to. MatgenError for
     charges that are not neutral, elements without parameters, and pores too full for this method."""
-    host, rng = Host(crystal, charges, options.cutoff), numpy_stream(options.seed, "insertions")
+    host, rng = Host(crystal, charges, options.cutoff), numpy_stream(options.seed, "biased insertions")
     pools: dict[str, Insertions] = {}
     for gas in dict.fromkeys(gas for state in states for gas in state.fractions):
         found = random_insertions(host, gas, options.trials, rng)
