@@ -58,9 +58,9 @@ def relaxed_results(run, work, names):
     return results
 
 
-def tables_of(folder, work, relax):
+def tables_of(folder, weights, work, relax):
     "{False: table before relaxation, True: table of the first `relax` after it} and summaries, of a run."
-    run, (known, nets) = FolderResults(folder), known_frameworks(MofDiff.from_pretrained("mofdiff-small"))
+    run, (known, nets) = FolderResults(folder), known_frameworks(MofDiff.from_pretrained(weights))
     rows = [s.row for s in run.all_samples()]
     found = {False: evaluate_results(rows, run, False, known, nets)}
     if relax:
