@@ -50,7 +50,7 @@ from matgen_nb.mofdiff.orientations import (
 from .rigid import distinct_rotations, rotation_grid
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
-from ..utils import MatgenError, option, stream_seed
+from ..utils import check_kind, MatgenError, option, stream_seed
 
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #f1c24f27
 def why_not(coarse: CoarseMof) -> str:
@@ -401,7 +401,11 @@ def assemble(
     How the given blocks are turned does not matter. seed: same seed, same result bit for bit on the same
     device; n_jobs: processes, CPU only; progress: text of a bar. What cannot be assembled has crystal
     None and row["reason"]."""
+    check_kind("options", options, AssemblyOptions, "for example AssemblyOptions(starts=32)")
+    check_kind("what assemble puts together", coarse, (CoarseMof, list, tuple))
     mofs = [coarse] if isinstance(coarse, CoarseMof) else list(coarse)
+    for mof in mofs:
+        check_kind("each framework of a list", mof, CoarseMof, "CoarseMof.from_decomposition makes one")
     out = [failed(mof, why_not(mof)) for mof in mofs]
     parts = _in_parts(mofs, options.batch_size or (4 if str(device) == "cpu" else 32))
     work = partial(_assemble_part, seed=seed, options=options, device=device)

@@ -5,6 +5,7 @@ __all__ = ['BEAD_COLORS', 'PAPER_LIMITS', 'CoarseMof', 'joinable_beads', 'bead_s
            'BlockLibrary', 'Limits', 'bead_distance', 'check_block', 'excess', 'coarse_grain']
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #827bedf5
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class CoarseMof:
     shifts: np.ndarray | None = None
 
     def __post_init__(self):
+        self._check_arrays()
         given = np.asarray(self.frac_coords, dtype=np.float64).reshape(-1, 3)
         frac = given - np.floor(given)
         frac = np.where(frac >= 1, 0.0, frac)
@@ -49,6 +51,16 @@ class CoarseMof:
             )
         if self.edges is not None:
             self._keep_edges(np.round(given - frac).astype(np.int64))
+
+    def _check_arrays(self):
+        "MatgenError where the given values are no cell, no positions or no blocks."
+        for name, shape in (("lattice", (3, 3)), ("frac_coords", (len(self.blocks or ()), 3))):
+            try:
+                value = np.asarray(getattr(self, name), dtype=np.float64)
+            except (TypeError, ValueError):
+                value = np.full(1, np.nan)
+            if value.size != math.prod(shape) or not np.isfinite(value).all():
+                raise MatgenError(f"{name} of a coarse framework must be finite numbers of shape {shape}")
 
     def _keep_edges(self, cells):
         "Each edge once, its shift between the beads as they lie now: `cells` (K, 3) is where they lay."
@@ -279,7 +291,7 @@ def excess(coarse: CoarseMof, limits: Limits = Limits(), dimension: int = 3) -> 
     reasons = [
         (
             over(len(coarse), limits.max_blocks),
-            f"{len(coarse)} blocks in the primitive cell, the limit is {limits.max_blocks}",
+            f"{len(coarse)} blocks in the primitive cell, the limit is {limits.max_blocks} (--max-blocks)",
         ),
         (
             over(size, limits.max_block_atoms),
