@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['HELIUM', 'PORTION', 'blocks_by_ends', 'two_colouring', 'roles_of', 'edge_classes', 'is_straight', 'random_linker',
-           'edge_kinds', 'like_vertices', 'fitting', 'designs', 'random_plan', 'surface_of', 'clearance', 'grid_points',
-           'clearance_grid', 'void_fraction', 'largest_sphere', 'pore_labels', 'build_random', 'hypothetical',
-           'unpack_mofs', 'embedded_mofs', 'short_hash', 'cache_path', 'HypotheticalOptions', 'make_hypothetical',
-           'pack_mofs', 'many_mofs']
+           'edge_kinds', 'VertexGroup', 'like_vertices', 'fitting', 'NetDesign', 'designs', 'random_plan', 'surface_of',
+           'clearance', 'grid_points', 'clearance_grid', 'void_fraction', 'largest_sphere', 'pore_labels',
+           'build_random', 'hypothetical', 'unpack_mofs', 'embedded_mofs', 'short_hash', 'cache_path',
+           'HypotheticalOptions', 'make_hypothetical', 'pack_mofs', 'many_mofs']
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #22abb8ec
 import functools
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,12 +142,21 @@ def edge_kinds(net: Net, organic: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def like_vertices(net: Net, organic: np.ndarray, kinds: np.ndarray) -> list:
-    "Vertices that get the same block: list of (one of them, kinds of its edges, all of them)."
+class VertexGroup(NamedTuple):
+    """Vertices that get the same block: one of them, the kinds of its edges, and all of them."""
+
+    first: int
+    kinds: tuple[int, ...]
+    vertices: list[int]
+
+
+def like_vertices(net: Net, organic: np.ndarray, kinds: np.ndarray) -> list[VertexGroup]:
+    "The groups of vertices that get the same block."
     groups = {}
     for v, key in enumerate(zip(net.vertex_kind.tolist(), organic.tolist())):
         groups.setdefault(key, []).append(v)
-    return [(vs[0], tuple(int(kinds[e]) for e, _ in half_edges(net, vs[0])[0]), vs) for vs in groups.values()]
+    around = lambda v: tuple(int(kinds[e]) for e, _ in half_edges(net, v)[0])
+    return [VertexGroup(vs[0], around(vs[0]), vs) for vs in groups.values()]
 
 
 def fitting(net: Net, v: int, organic: bool, kinds: tuple, order: Any = None) -> Iterator[tuple[str, int]]:
@@ -159,16 +168,23 @@ def fitting(net: Net, v: int, organic: bool, kinds: tuple, order: Any = None) ->
             yield options[i]
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #334dd38a
+class NetDesign(NamedTuple):
+    """A net, which of its vertices are organic (V,) bool, and what the ends of its edges are, kinds (E,)."""
+
+    net: Net
+    organic: np.ndarray
+    kinds: np.ndarray
+
+
 @functools.lru_cache(None)
-def designs(name: str) -> list:
-    """All (net, organic, edge kinds) of a net for which every vertex has at least one block of the
-    library that fits."""
+def designs(name: str) -> list[NetDesign]:
+    "All designs of a net for which every vertex has at least one block of the library that fits."
     possible = lambda net, organic, kinds: all(
         any(True for _ in fitting(net, v, bool(organic[v]), wanted))
         for v, wanted, _ in like_vertices(net, organic, kinds)
     )
     return [
-        (net, organic, kinds)
+        NetDesign(net, organic, kinds)
         for net, organic in roles_of(name)
         for kinds in edge_kinds(net, organic)
         if possible(net, organic, kinds)
@@ -179,7 +195,7 @@ def random_plan(name: str, rng: np.random.Generator, limits: BuildLimits = LIMIT
     """A random `Plan` on a net of the table; its name lists the net and the blocks. `Rejected` where
     nothing fits."""
     size = lambda net, organic: len(net) + (~organic[net.edges].any(1)).sum()
-    possible = [design for design in designs(name) if size(*design[:2]) <= limits.blocks]
+    possible = [design for design in designs(name) if size(design.net, design.organic) <= limits.blocks]
     if not possible:
         raise Rejected("fit", f"no design of {name} with at most {limits.blocks} blocks has blocks that fit")
     net, organic, kinds = possible[int(rng.integers(len(possible)))]
