@@ -149,7 +149,7 @@ def _survive(jobs: dict, n_jobs: int, batch_size: int | str, advance: Callable, 
                 del jobs[i]
         batch_size = 1
 
-# %% ../nbs/0_utilities/03_parallel.ipynb #08187227
+# %% ../nbs/0_utilities/03_parallel.ipynb #prc00001
 def check_processes(n_jobs: int) -> int:
     "The number of processes; MatgenError unless it is at least 1, or -1 for one on each core."
     if not isinstance(n_jobs, int) or isinstance(n_jobs, bool) or not (n_jobs >= 1 or n_jobs == -1):
@@ -168,7 +168,7 @@ class MapOptions:
         "auto", "Items sent to a worker at once: 1 where some take long; auto leaves it to joblib."
     )
 
-
+# %% ../nbs/0_utilities/03_parallel.ipynb #08187227
 def parallel_map(
     fn: Callable,
     items: Iterable,

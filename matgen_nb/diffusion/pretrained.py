@@ -115,7 +115,7 @@ class allocation_limit(TorchDispatchMode):
                 raise MatgenError(f"its configuration asks for more than {self.numbers:.1e} numbers")
         return function(*args, **(kwargs or {}))
 
-# %% ../../nbs/2_diffusion/06_pretrained.ipynb #18a04e1b
+# %% ../../nbs/2_diffusion/06_pretrained.ipynb #wts00001
 _MISFITS = (
     KeyError,
     TypeError,
@@ -140,7 +140,7 @@ def _instead(found, format):
     named = f", such as {ship[0]}, which ships with the package" if ship else ""
     return f"weights of another model or version. Give weights of {model}{named}"
 
-
+# %% ../../nbs/2_diffusion/06_pretrained.ipynb #18a04e1b
 def read_weights(name_or_path: str | Path, format: str, build: Callable[[dict, dict], Any]) -> Any:
     """`build(metadata, tensors)` of a weights file, see `find_weights`. metadata: the header, a dict of
     texts, whose "format" must be `format`; tensors: {name: tensor}.

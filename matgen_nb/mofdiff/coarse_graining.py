@@ -55,13 +55,17 @@ class CoarseMof:
 
     def _check_arrays(self):
         "MatgenError where the given values are no cell, no positions or no blocks."
-        for name, shape in (("lattice", (3, 3)), ("frac_coords", (len(self.blocks or ()), 3))):
+        positions = (len(self.blocks or ()), 3)
+        for name, shape in (("lattice", (3, 3)), ("frac_coords", positions)):
             try:
                 value = np.asarray(getattr(self, name), dtype=np.float64)
             except (TypeError, ValueError):
                 value = np.full(1, np.nan)
             if value.size != math.prod(shape) or not np.isfinite(value).all():
-                raise MatgenError(f"{name} of a coarse framework must be finite numbers of shape {shape}")
+                raise MatgenError(
+                    f"{name} of a coarse framework must be finite numbers of shape {shape}: a cell, and one "
+                    "position for each block"
+                )
 
     def _keep_edges(self, cells):
         "Each edge once, its shift between the beads as they lie now: `cells` (K, 3) is where they lay."

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 import matgen_nb
-from .crystal import CrystalError
 from .lattice import ArrayLike, device_float
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #390cde16
@@ -353,10 +352,9 @@ class WyckoffPosition:
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #43d8ba11
 def check_space_group(number: int) -> None:
-    "CrystalError (a ValueError) unless `number` is an integer from 1 to 230."
-    whole = isinstance(number, (int, float, np.number)) and not isinstance(number, bool)
-    if not whole or number not in range(1, 231):
-        raise CrystalError(f"space group must be an integer from 1 to 230, got {number!r}")
+    "Raise ValueError unless `number` is an integer from 1 to 230."
+    if isinstance(number, bool) or number not in range(1, 231):
+        raise ValueError(f"space group must be an integer from 1 to 230, got {number!r}")
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #2fdf7e4a
 def _positions(T, g):
