@@ -316,7 +316,7 @@ def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> 
 
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bvercb
 _OF_ASSEMBLY = ("cp_error", "bond_success", "clashes", "moved", "strain")
-_OF_NETS = ("metals", "linkers", "volume", "density", "min_distance", "candidate")
+_OF_NETS = ("num_blocks", "metals", "linkers", "volume", "density", "min_distance", "candidate")
 _OF_RELAXATION = ("energy_per_atom", "volume_change", "stopped")
 
 
@@ -329,6 +329,9 @@ def _assembled_row(row, assembled):
     row = row | _some(assembled, _OF_ASSEMBLY) | dict(assembled=assembled.get("bond_success") == 1)
     if "net" in row:
         row |= {k: assembled[k] for k in _OF_NETS if k in assembled}
+    if row.get("net_choices") and row.get("candidate"):
+        source, name = row["net_choices"].split(";")[int(row["candidate"])].split(":")
+        row |= dict(net=name, net_source=source)
     blocks = row.get("num_blocks")
     return row | dict(sampled_blocks=int(blocks) if blocks else None)
 
