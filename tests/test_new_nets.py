@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from matgen_nb.mofdiff.evaluation import add_novelty
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.mofdiff.net_catalogue import load_net, net_facts
-from matgen_nb.mofdiff.net_fitting import placed_net, topology_key
+from matgen_nb.mofdiff.net_fitting import net_table, placed_net, topology_key
 from matgen_nb.mofdiff.net_search import (
     SearchOptions,
     anneal,
@@ -20,6 +21,7 @@ from matgen_nb.mofdiff.new_nets import (
     drawn_key,
     equilibrium,
     is_one_net,
+    known_net_keys,
     lattice_index,
     propose,
     repeat_edges,
@@ -158,7 +160,7 @@ def test_blocks_that_do_not_fit_end_by_end_make_no_design():
 
 def test_new_frameworks_are_new_built_and_reproducible():
     "The net of the beads is the key; the same random numbers give the same; known keys are left out."
-    design, coarse = design_of("tfz", 3)
+    design, coarse = design_of("sxb", 1)
     graph = placed_net(coarse).graph
     known, options = {topology_key(graph), drawn_key(graph)}, SearchOptions(chains=32, steps=120)
     search = lambda known: new_frameworks(design, 1, known, numpy_stream(0, "new nets", 5), options, most=2)
@@ -206,3 +208,15 @@ def test_contracted_nets_keep_their_name():
     "A design with linkers and the net without them: the same drawing."
     design, _ = design_of("pcu")
     assert net_key(contract(wired_graph(design, own_wiring(design)))) == net_key(graph_of("pcu"))
+
+
+def test_a_net_is_new_only_where_both_keys_are():
+    "Strict novelty: metals and linkers with exchanged roles, or a known drawing, are no new net."
+    row = dict(identity="a", valid=True, net_key="labelled", drawn_key="drawn")
+    for known, new in ((set(), True), ({"labelled"}, False), ({"drawn"}, False), ({"other"}, True)):
+        table = [dict(row)]
+        add_novelty(table, set(), known)
+        assert table[0]["net_novel"] is new and table[0]["strict_vnu"] is new
+    table = net_table(embedded_mofs().subset(range(0, 1600, 200)))
+    for net in table.nets:
+        assert {topology_key(net.graph), drawn_key(net.graph)} <= known_net_keys(table)

@@ -277,8 +277,8 @@ def anneal(
     for T in np.geomspace(options.hot, options.cold, options.steps):
         new = propose(design, wiring, frac, rng)
         other, fit = _total(design, new, options.most)
-        better = np.maximum(np.nan_to_num(other - cost, nan=np.inf), 0)
-        taken = rng.random(options.chains) < np.exp(-better / T)
+        rise = np.where(np.isfinite(other), other - np.where(np.isfinite(cost), cost, 1e3), np.inf)
+        taken = rng.random(options.chains) < np.exp(-rise.clip(0) / T)
         wiring, cost = wiring.where(taken, new), np.where(taken, other, cost)
         frac = np.where(taken[:, None, None], fit.frac, frac)
         for c in np.flatnonzero(taken & (cost < options.most)):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lattice_index', 'is_one_net', 'equilibrium', 'standard_cell', 'barycentric_placement', 'NetDesign', 'Wiring',
-           'wired_graph', 'propose', 'sublattices', 'repeat_edges', 'repeated', 'drawn_key']
+           'wired_graph', 'propose', 'sublattices', 'repeat_edges', 'repeated', 'drawn_key', 'known_net_keys']
 
 # %% ../../nbs/4_mofdiff/15b_new_nets.ipynb #nnbimp01
 import functools
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .building_blocks import BuildingBlock
+from .net_fitting import NetTable
 from .net_placement import ends_of, linker_twist
 from .nets import QuotientGraph, contract, net_key
 from ..utils import MatgenError
@@ -312,3 +313,11 @@ def repeated(design: NetDesign, n: int) -> NetDesign:
 def drawn_key(graph: QuotientGraph) -> str:
     "`net_key` of a net as it is drawn: linkers with two neighbours are edges, vertices have no labels."
     return net_key(contract(graph))
+
+
+@functools.lru_cache(8)
+def known_net_keys(table: NetTable) -> frozenset[str]:
+    """The keys of the nets of a set of frameworks: with their linkers, and as they are drawn.
+
+    A net is new where neither of its keys is among them."""
+    return frozenset(table.keys) | {drawn_key(net.graph) for net in table.nets}

@@ -26,6 +26,7 @@ from matgen_nb.mofdiff.evaluation import (
     summarise,
     volume_kept,
 )
+from .new_nets import known_net_keys
 from .relaxation import RelaxationOptions, relax
 from .decoding import MofSample, describe_coarse
 from .sampling import MofDiff, MofSamplingOptions
@@ -440,7 +441,7 @@ def known_frameworks(model: MofDiff, known: list[str] | None = None) -> tuple:
     if known is None:
         known = getattr(model, "info", {}).get("identities")
     nets = getattr(model, "nets", None)
-    return known, None if nets is None else nets.keys
+    return known, None if nets is None else known_net_keys(nets)
 
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bgenc3
 def generate(

@@ -7,7 +7,6 @@ __all__ = ['NetOptions', 'Candidate', 'NetDecoder', 'put_on_nets', 'MofSamplingO
            'which_on_nets']
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n21bimp1
-import functools
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -34,7 +33,7 @@ from .net_placement import ends_of, linker_twist
 from .nets import framework_key
 from .network import Beads
 from .net_search import NewFramework, net_design, new_frameworks
-from .new_nets import drawn_key
+from .new_nets import known_net_keys
 from matgen_nb.utils import (
     check_limits,
     described,
@@ -117,11 +116,6 @@ class NetDecoder:
         for net in nets.nets:
             self.by_size.setdefault(len(net), []).append(net)
             self.by_signature.setdefault(signature(net.kinds), []).append(net)
-
-    @functools.cached_property
-    def known_nets(self) -> frozenset[str]:
-        "The keys of the nets of the training set, with their linkers and as they are drawn."
-        return self.nets.keys | {drawn_key(net.graph) for net in self.nets.nets}
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19net4b
 def _one_block_each(decoder, net, sites, features, blocks):
@@ -227,7 +221,7 @@ def new_nets(
 
     Its blocks are those of a candidate, once, twice or three times (at most `max_blocks`); linkers may
     become others of another twist."""
-    known = self.known_nets
+    known = known_net_keys(self.nets)
     for c in found[:2]:
         blocks = [self.library.blocks[k] for k in c.blocks]
         design = net_design(c.net, blocks, _linker_choices(self, c))
@@ -276,7 +270,9 @@ def _on_net(s, found, new, blocks, chosen):
     made = [(n.coarse, ("new", "unnamed")) for n in new]
     carried = [(_carried(c, blocks), c.net.name or "unnamed") for c in found]
     made += [(coarse, ("training set", name)) for coarse, name in carried if coarse is not None]
-    columns = dict(net="", net_source="model", net_reason="") | {"net_gap": n.gap for n in new[:1]}
+    columns = dict(net="", net_source="model", net_reason="")
+    if new:
+        columns["net_gap"] = new[0].gap
     if not made:
         if chosen:
             columns["net_reason"] = (
