@@ -80,7 +80,7 @@ def _twist_misfit(design, wiring, turned, u):
     flat = np.abs(first).max(-1) * np.abs(second).max(-1) == 0
     return np.where(flat, 0.0, np.sin(np.arctan2(sine, cosine) - wanted) ** 2)
 
-
+# %% ../../nbs/4_mofdiff/15c_net_search.ipynb #nncfitb
 def measure(design: NetDesign, wiring: Wiring) -> WiringFit:
     """The `WiringFit` of ways to join blocks, each net in its barycentric placement.
 
@@ -143,7 +143,7 @@ def _end_kinds(rows, blocks):
         kinds.append(alike.pop() if len(alike) == 1 else -1)
     return np.array(kinds)
 
-
+# %% ../../nbs/4_mofdiff/15c_net_search.ipynb #nncdes2b
 def net_design(
     net: PlacedNet, blocks: list[BuildingBlock], linkers: dict[int, list[BuildingBlock]] | None = None
 ) -> NetDesign | None:
@@ -342,7 +342,7 @@ def _built(design, wiring, rng, options):
         return None
     return replace(CoarseMof.from_decomposition(d), blocks=pose.blocks), gap
 
-
+# %% ../../nbs/4_mofdiff/15c_net_search.ipynb #nncnewb
 def new_frameworks(
     base: NetDesign,
     n: int,

@@ -234,29 +234,6 @@ def new_nets(
     return []
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19nets7
-def put_on_nets(
-    b: Beads,
-    samples: list[MofSample],
-    use: Tensor | np.ndarray,
-    decoder: NetDecoder,
-    streams: dict[int, np.random.Generator] | None = None,
-) -> list[MofSample]:
-    """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses; the others,
-    and what no net fits, as they are.
-
-    streams {number of a sample: generator}: for these a new net is searched first. Their rows say `net` (RCSR
-    name), `net_source`, `net_gap` (A, of a new net: see `NewFramework`) and, where there is none,
-    `net_reason`; further candidates are in `others`, and `net_choices` says "source:name" of each."""
-    number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
-    rows = zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist())
-    for k, (s, features, chosen) in enumerate(rows):
-        index = np.array([number[id(block)] for block in s.coarse.blocks])
-        found = decoder.candidates(features.numpy(), index) if chosen else []
-        new = decoder.new_nets(found, streams[k]) if chosen and k in (streams or {}) else []
-        out.append(_on_net(s, found, new, decoder.library.blocks, chosen))
-    return out
-
-
 def _carried(candidate, blocks):
     "The beads of a candidate; None where no cell fits."
     try:
@@ -285,6 +262,29 @@ def _on_net(s, found, new, blocks, chosen):
     columns |= dict(net=name, net_source=source, net_choices=choices)
     row = s.row | dict(matched=True, reason="") | describe_coarse(coarse) | columns
     return replace(s, coarse=coarse, row=row, others=[other for other, _ in made[1:]])
+
+# %% ../../nbs/4_mofdiff/24_sampling.ipynb #nnw24cd2
+def put_on_nets(
+    b: Beads,
+    samples: list[MofSample],
+    use: Tensor | np.ndarray,
+    decoder: NetDecoder,
+    streams: dict[int, np.random.Generator] | None = None,
+) -> list[MofSample]:
+    """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses; the others,
+    and what no net fits, as they are.
+
+    streams {number of a sample: generator}: for these a new net is searched first. Their rows say `net` (RCSR
+    name), `net_source`, `net_gap` (A, of a new net: see `NewFramework`) and, where there is none,
+    `net_reason`; further candidates are in `others`, and `net_choices` says "source:name" of each."""
+    number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
+    rows = zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist())
+    for k, (s, features, chosen) in enumerate(rows):
+        index = np.array([number[id(block)] for block in s.coarse.blocks])
+        found = decoder.candidates(features.numpy(), index) if chosen else []
+        new = decoder.new_nets(found, streams[k]) if chosen and k in (streams or {}) else []
+        out.append(_on_net(s, found, new, decoder.library.blocks, chosen))
+    return out
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n21bopts
 @described
