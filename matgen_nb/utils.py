@@ -107,6 +107,7 @@ def patch(function: Any = None, *, as_prop: bool = False, cls_method: bool = Fal
 SEED_RULE = 2
 "Number of the rule by which streams follow from a seed; a stored run goes on by the same rule only."
 
+# what random numbers are needed for, and by which index they are counted
 STREAMS = {
     "chunk": "seed of a chunk of a run, by its number; the first chunk has the seed of the run itself",
     "again": "seed of what is sampled once more, by the time",
@@ -142,7 +143,6 @@ STREAMS = {
     "trial": "one trial of the random builder of frameworks, by its number",
     "portion": "seed of a portion of built frameworks, by its number",
 }
-"What random numbers are needed for, and by which index they are counted."
 
 # %% ../nbs/0_utilities/01_utils.ipynb #u0see005
 FIRST_IS_SEED = ("chunk", "repetition")

@@ -203,9 +203,26 @@ def light(words, **environment):
     return done.stdout
 
 
-@pytest.mark.parametrize("line", ["--help", "--version", "sample --help", "train symmcd --help"])
+@pytest.mark.parametrize("line", ["--help", "--version", "sample --help", "sample symmcd --help"])
 def test_help_is_fast_and_light(line):
     assert light(line.split())
+
+
+def test_help_of_every_command_is_light():
+    "All of them in one process, which then knows neither torch nor pymatgen."
+    lines = [[*words, "--help"] for words, *_ in every_command()]
+    code = (
+        "import sys\n"
+        "from matgen_nb.commands.main import main\n"
+        f"for words in {lines!r}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: assert not stop.code, words\n"
+        f"    heavy = set({HEAVY!r}) & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") == len(lines) > 12
 
 
 @pytest.mark.parametrize(
@@ -226,17 +243,18 @@ def test_completion_is_light(line, expected):
     assert set(found.split()) == expected
 
 
-def test_completion_knows_what_the_parser_knows():
-    "The options read from the source of a module are those of its dataclass."
+def test_help_and_completion_know_what_the_parser_knows():
+    "The options read from the source of a module are those of its dataclass, to the last word of help."
     late = [one for _, command, _ in every_command() for one in sets_of(command) if one.late]
     assert len(late) >= 3
     for one in late:
         sketch, real = one.declared(), one.parameters()
         assert [p.name for p in sketch] == [p.name for p in real], one.into
-        flags = lambda made: [
-            p.annotation.__metadata__[0].param_decls or p.annotation.__metadata__[0].default for p in made
-        ]
-        assert flags(sketch) == flags(real), one.into
+        kinds = lambda made: [(p.default, p.annotation.__origin__) for p in made]
+        assert kinds(sketch) == kinds(real), one.into
+        for written, imported in zip(sketch, real):
+            told, known = (vars(p.annotation.__metadata__[0]) for p in (written, imported))
+            assert told == known, written.name
 
 
 def test_late_options_belong_to_late_commands():

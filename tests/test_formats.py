@@ -348,7 +348,7 @@ def test_no_file_of_a_folder_vanishes_without_a_word(tmp_path):
     (tmp_path / "lost.cif").symlink_to(tmp_path / "nowhere.cif")
     folder = structure_files(tmp_path)
     assert set(folder.skipped) == {"cut.json", "zero.json", "lost.cif"}
-    items = dict(folder_items(tmp_path))
+    items = dict(folder_items(tmp_path).items)
     assert set(items) == {"good.cif", "zero.extxyz"}
     with pytest.raises(CrystalError, match="no structure"):
         read_item(items["zero.extxyz"])
@@ -359,6 +359,7 @@ def test_no_file_of_a_folder_vanishes_without_a_word(tmp_path):
 
 def test_a_json_file_of_a_folder_is_read_once(tmp_path, monkeypatch):
     "Whether it is one of ours, and what it holds, come from one reading."
+    from matgen_nb.symmcd.preparing import prepare
     from matgen_nb.symmetry import structure_files as sf
 
     entry = dict(
@@ -375,11 +376,16 @@ def test_a_json_file_of_a_folder_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "torn.json").write_text('{"a": ')
     real, read = sf.cif_file_text, []
     monkeypatch.setattr(sf, "cif_file_text", lambda path: read.append(path.name) or real(path))
-    names = [name for name, _ in sf.folder_items(tmp_path)]
+    found = sf.folder_items(tmp_path)
+    names = [name for name, _ in found.items]
     assert names == ["lines.jsonl#0", "lines.jsonl#1", "ours.json"]
     assert sorted(read) == ["lines.jsonl", "other.json", "other.jsonl", "ours.json", "torn.json"]
     folder = sf.structure_files(tmp_path)
     assert [p.name for p in folder.files] == ["lines.jsonl", "ours.json"] and folder.skipped == ["torn.json"]
+    assert found.skipped == folder.skipped
+    read.clear()
+    report = prepare(tmp_path, n_jobs=1, progress=None)[1]
+    assert report.skipped == ["torn.json"] and len(read) == 5, "preparing looks into each file once"
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,52 @@ def test_methods_are_given_by_patch(path):
     assert not by_hand, by_hand
 
 
+VECTOR = "tuple[int, int, int]"
+"Three whole numbers that are one value, such as a direction [uvw]."
+
+
+def public_functions(tree):
+    "Functions and methods for others; the forward of a network returns its outputs side by side."
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name != "forward":
+            yield node
+
+
+def own_nodes(function):
+    "What stands in a function, without the functions inside it."
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+            yield node
+            yield from own_nodes(node)
+
+
+def bare_tuples(function):
+    "Tuples of three or more values that a function returns: by its annotation, in what it returns, or in a list."
+    kind = ast.unparse(function.returns).strip("'\"") if function.returns else ""
+    if kind == VECTOR:
+        return
+    for node in ast.walk(ast.parse(kind)):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "tuple":
+            parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else []
+            if len(parts) > 2:
+                yield ast.unparse(node)
+    for node in own_nodes(function):
+        value = node.value if isinstance(node, (ast.Return, ast.Yield)) else None
+        value = value.elt if isinstance(value, (ast.ListComp, ast.GeneratorExp)) else value
+        if isinstance(value, ast.Tuple) and len(value.elts) > 2:
+            yield ast.unparse(value)
+
+
+@pytest.mark.parametrize("path", debts.modules(), ids=name_of)
+def test_results_have_types(path):
+    "A public function returns at most two values side by side; three and more have names, in a class."
+    found = {f.name: list(bare_tuples(f)) for f in public_functions(trees(path)[0])}
+    bare = {name: tuples for name, tuples in found.items() if tuples}
+    assert not bare, f"give them a NamedTuple or a dataclass: {bare}"
+
+
 def test_types_agree():
     "mypy, in the lenient setting of .mypy.ini."
     pytest.importorskip("mypy")

@@ -11,7 +11,9 @@ from hypothesis import given, settings, strategies as st
 from matgen_nb.mofdiff import block_library, builder, hypothetical, metal_nodes, net_catalogue, net_placement
 from matgen_nb.mofdiff.bonds import Mof, textbook_mofs
 from matgen_nb.mofdiff.decomposition import decompose, recompose
+from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.data import MofData
+from matgen_nb.mofdiff.preparing import MofPrepareOptions, prepare_mofs
 from matgen_nb.symmetry.crystal import element_table
 from matgen_nb.utils import MatgenError
 
@@ -143,6 +145,60 @@ def test_linkers_are_reproducible_and_bad_ones_refused():
     for bad in ("c1ccccc1", "C(", ""):
         with pytest.raises(MatgenError):
             block_library.make_linker(bad)
+
+
+@pytest.mark.parametrize("name", sorted(block_library.linker_names()))
+def test_no_double_bond_of_the_library_is_left_open_or_on_the_wrong_side(name):
+    "By rdkit's own list of what could be cis or trans, and by the isomer that it finds in the coordinates."
+    from rdkit import Chem
+    from rdkit.Geometry import Point3D
+
+    text = block_library.linker_names()[name]
+    mol, _ = block_library.read_linker(text)
+    double = [s for s in Chem.FindPotentialStereo(mol) if s.type == Chem.StereoType.Bond_Double]
+    assert all(s.specified == Chem.StereoSpecified.Specified for s in double)
+    assert len(double) == text.count("=C/") + text.count("=N/"), "each is written with its geometry"
+    for block in block_library.load_library()[name] if double else ():
+        shape = Chem.Conformer(mol.GetNumAtoms())
+        for k, x in enumerate(block.cart_coords.tolist()):
+            shape.SetAtomPosition(k, Point3D(*x))
+        seen = Chem.Mol(mol)
+        seen.RemoveAllConformers()
+        seen.AddConformer(shape)
+        Chem.DetectBondStereochemistry(seen, 0)
+        Chem.AssignStereochemistryFrom3D(seen)
+        found = [seen.GetBondWithIdx(s.centeredOn).GetStereo() for s in double]
+        assert found == [Chem.BondStereo.STEREOE] * len(double), f"{name} is named after the trans isomer"
+        assert block_library.keeps_double_bonds(mol, block.cart_coords)
+
+
+@pytest.mark.parametrize(
+    "text", ["XC=CX", "XC=Cc1ccc(C=CX)cc1", "Xc1ccc(cc1)N=Nc1ccc(X)cc1", "X/C=C/C=CX", "XC(C)=CX"]
+)
+def test_a_linker_without_the_geometry_of_its_double_bonds_is_refused(text):
+    with pytest.raises(MatgenError, match=r"on which side of \d double bond.*write / or .* \(cis\)"):
+        block_library.make_linker(block_library.fill_scaffold(text))
+
+
+@pytest.mark.parametrize("text, stated", [("X/C=C/X", 180), ("X/C=C\\X", 0), ("XC=C(C)C", None)])
+def test_conformers_have_the_isomer_of_their_text(text, stated):
+    "Also where nothing is to be stated: a carbon with two equal neighbours."
+    smiles = block_library.fill_scaffold(text)
+    mol, _ = block_library.read_linker(smiles)
+    for block in block_library.make_linker(smiles):
+        twists = block_library.double_bond_twists(mol, block.cart_coords)
+        assert len(twists) == (stated is not None)
+        assert all(goal == stated and abs(found - stated) < 5 for found, goal in twists.values())
+        mirrored = block.cart_coords * [1, 1, -1]
+        assert block_library.keeps_double_bonds(mol, mirrored), "a mirror image is the same isomer"
+
+
+def test_embedded_frameworks_do_not_contain_the_linkers_that_were_wrong():
+    "Muconate and three others held cis bonds until they were made anew; none of them is in what ships."
+    library = block_library.load_library()
+    changed = {block.identity for name in ("muc", "pda", "bta", "fum-tz") for block in library[name]}
+    data = hypothetical.embedded_mofs()
+    assert not changed & {block.identity for block in data.library} and len(changed) == 4
 
 
 @settings(max_examples=10, deadline=None)
@@ -347,3 +403,70 @@ def test_some_of_the_embedded_set_is_assembled_again_from_its_beads():
     small = [i for i in range(60) if data.num_blocks[i] <= 8][:4]
     built = assemble([data[i] for i in small], seed=0)
     assert sum(b.row["bond_success"] == 1 for b in built) >= 3
+
+
+@pytest.mark.parametrize(
+    "names, charge",
+    [
+        (["Zn4O", *3 * ["bdc-NO2"]], 0),
+        (["Zr6", *6 * ["fum"]], 0),
+        (["Zr6(8)", *2 * ["tbapy"]], 0),  # NU-1000
+        (["Zr6(6)", *2 * ["btc"]], 0),  # MOF-808, its six other ligands on the node
+        ([*3 * ["Cu2"], *4 * ["btc"]], 0),
+        (["Zn", *2 * ["mim"]], 0),
+        (["Zn2(ax)", *2 * ["bdc"], "dabco"], 0),
+        (["Fe3O", *2 * ["btc"]], 1),  # MIL-100 carries one F- or OH-
+        ([*3 * ["Mn4Cl"], *8 * ["btc-tz"]], -3),
+        (["Ni8", *6 * ["bdc-pz"]], -2),
+    ],
+)
+def test_formal_charges_of_known_frameworks(names, charge):
+    library = block_library.load_library()
+    assert block_library.formal_charge([library[name][0] for name in names]) == charge
+
+
+def test_charges_are_told_where_frameworks_are_built():
+    "A note for each charged framework of the embedded set; blocks from elsewhere have no known charge."
+    data, report = prepare_mofs("embedded", options=MofPrepareOptions(limit=300))
+    charges = {name: block_library.formal_charge(data[i].blocks) for i, name in enumerate(data.names)}
+    assert set(report.notes) == {name for name, charge in charges.items() if charge}
+    families = ("3O", "4Cl", "Ni8", "Co8")
+    assert any("Ni8" in name for name in report.notes) and "counter-ions" in str(report)
+    assert all(any(f in name for f in families) for name in report.notes)
+    foreign = decompose(textbook_mofs()["ZIF-8"]).blocks[0]
+    strange = BuildingBlock(
+        foreign.elements,
+        foreign.cart_coords,
+        foreign.bonds,
+        foreign.connection_points,
+        foreign.connection_atoms,
+        foreign.is_metal,
+        "of another library",
+    )
+    assert block_library.formal_charge([strange]) is None
+    with pytest.raises(MatgenError, match="no oxidation state is known for U"):
+        metal_nodes.node_charge(replace(foreign, elements=np.full(len(foreign.elements), 92)))
+
+
+@pytest.mark.parametrize(
+    "smiles, charge",
+    [("C([O-])(=O)C([O-])=O", -2), ("[N+](=O)[O-]", 0), ("c1c[n-:1][n:1]c1", -1), ("C1CC-C1", 0)],
+)
+def test_charge_of_a_smiles(smiles, charge):
+    assert block_library.smiles_charge(smiles) == charge
+
+
+def test_stored_frameworks_do_not_depend_on_the_order_of_the_library():
+    "Blocks are named, not counted: another block before them changes nothing."
+    library = block_library.load_library()
+    turned = dict(reversed(library.items()))
+    shipped = hypothetical.embedded_mofs()
+    packed = hypothetical.pack_mofs([shipped[i] for i in range(20)])
+    for order in (library, turned):
+        data = hypothetical.unpack_mofs(packed, order, {})
+        for i in range(20):
+            assert [b.identity for b in data[i].blocks] == [b.identity for b in shipped[i].blocks]
+            assert all(
+                np.array_equal(a.cart_coords, b.cart_coords)
+                for a, b in zip(data[i].blocks, shipped[i].blocks)
+            )

@@ -38,7 +38,8 @@ from matgen_nb.mofdiff.network import (
     windowed_images,
     without_mean,
 )
-from matgen_nb.mofdiff.decoding import DenoisingOptions, balance, choose_blocks, decode, denoise
+from matgen_nb.diffusion.sampler import DenoisingOptions
+from matgen_nb.mofdiff.decoding import balance, choose_blocks, decode, denoise
 from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
 from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
@@ -464,7 +465,7 @@ def test_samples_of_one_latent_vector_share_what_it_says():
     )
 
 
-def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_places():
+def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_coordinates():
     model = tiny(60)
     plain, sharp, again = (
         model.sample(3, seed=2, options=MofSamplingOptions(steps=6, score_scale=v, progress=False))

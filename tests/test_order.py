@@ -12,6 +12,7 @@ from tools.house_debts import FILE, module_name, modules, notebooks
 
 PARTS = {
     "utils": 0,
+    "written": 0,
     "figures": 0,
     "drawing": 0,
     "folders": 0,

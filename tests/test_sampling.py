@@ -409,7 +409,7 @@ def test_guided_score_leads_onto_the_sites(one_time):
     assert plain.row != led.row and holds(led)
 
 
-def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_places():
+def test_score_scale_one_is_the_learned_distribution_and_more_changes_the_coordinates():
     plain, sharp, again = (
         OURS.sample(
             4,

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from tools import house_debts as debts
 
+from matgen_nb.scale.checkpoints import check_identity
 from matgen_nb.scale.runs import open_run, seeded, stream
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import (
@@ -197,3 +198,11 @@ def test_runs_of_an_earlier_rule_are_not_continued(tmp_path):
         stream(folder, new, salt)
     with open_run(tmp_path / "new", new, resume=True) as folder:
         assert stream(folder, new, salt) == 0
+
+
+def test_trainings_of_an_earlier_rule_are_not_continued():
+    mine = dict(seed=0, seed_rule=SEED_RULE)
+    check_identity(mine, mine, "run")
+    for found in (dict(seed=0), dict(seed=0, seed_rule=1)):
+        with pytest.raises(MatgenError, match=r"cannot resume in run.*rule 1, now 2.*--init-from"):
+            check_identity(found, mine, "run")

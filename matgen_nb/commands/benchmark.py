@@ -327,9 +327,7 @@ def write_benchmark(
 def benchmark(
     chosen: dict,
     out: Out = Path("matgen-benchmark"),
-    compare_with: Annotated[
-        Path | None, own_option("table.csv of another run.", "none", "--compare_speeds")
-    ] = None,
+    compare_with: Annotated[Path | None, own_option("table.csv of another run.", "none", "--compare")] = None,
     precision: Precision = "32-true",
     compile: Compile = False,
     overwrite: Overwrite = False,

@@ -6,21 +6,18 @@
 __all__ = ['app', 'COMMAND_GROUPS', 'prepare_app', 'train_app', 'sample_app', 'evaluate_app', 'Seed', 'On', 'Out', 'Overwrite',
            'Resume', 'Jobs', 'Weights', 'InitFrom', 'Precision', 'Compile', 'InShards', 'TRAIN_OPTIONS',
            'training_options', 'SourceShard', 'SourceChunk', 'our_error', 'own_option', 'debugging', 'help_of',
-           'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields', 'written_fields', 'fields_in_source',
-           'help_in_source', 'declared_parameter', 'LateCommand', 'with_options', 'symmcd_conditions',
-           'symmcd_sampling', 'Device', 'given_training', 'part_of_source', 'report_training', 'flags_of_commands',
-           'with_flags']
+           'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields', 'LateCommand', 'with_options',
+           'symmcd_conditions', 'symmcd_sampling', 'Device', 'given_training', 'part_of_source', 'report_training',
+           'flags_of_commands', 'with_flags']
 
 # %% ../../nbs/5_scale/09_options.ipynb #a072008c
 import ast
 import inspect
 import re
-import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache, wraps
-from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -36,6 +33,7 @@ from ..scale.shards import Shard
 from ..folders import OwnFiles
 from ..pages import page_link
 from ..utils import MatgenError, patch
+from ..written import field_in_source, fields_in_source
 
 # %% ../../nbs/5_scale/09_options.ipynb #0450dc77
 def our_error(error: BaseException) -> bool:
@@ -236,60 +234,27 @@ def _completed(function: Callable, sets: tuple) -> Any:
 
     return _dressed(command, function, sets, [p for one in sets for p in one.parameters()])
 
-# %% ../../nbs/5_scale/09_options.ipynb #n25late1
-def written_fields(module: str, name: str) -> list[ast.AnnAssign]:
-    """The fields of a class of a module, and of the classes that it extends, as they are written; no module
-    is imported."""
-    where = find_spec(module)
-    lines = ast.parse(Path(where.origin).read_text(encoding="utf-8")).body if where and where.origin else []
-    for line in lines:
-        if isinstance(line, ast.ImportFrom) and name in [one.name for one in line.names]:
-            home = "." * line.level + (line.module or "")
-            return written_fields(resolve_name(home, module.rpartition(".")[0]), name)
-        if isinstance(line, ast.ClassDef) and line.name == name:
-            bases = [base.id for base in line.bases if isinstance(base, ast.Name)]
-            own = [one for one in line.body if isinstance(one, ast.AnnAssign)]
-            return [one for base in bases for one in written_fields(module, base)] + own
-    return []
-
-
-def fields_in_source(loader: Callable[[], type]) -> list[ast.AnnAssign]:
-    "The fields of the class that a function imports and returns."
-    lines = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(loader))))
-    imported = next(node for node in lines if isinstance(node, ast.ImportFrom))
-    return written_fields(imported.module or "", imported.names[0].name)
-
-
-def help_in_source(value: ast.expr | None) -> str:
-    "The help in the syntax of `option(default, help)`; '' where there is none."
-    if not isinstance(value, ast.Call):
-        return ""
-    found = [*value.args[1:2], *(k.value for k in value.keywords if k.arg == "help")]
-    return "" if not found else getattr(found[0], "value", None) or ast.unparse(found[0])
-
-# %% ../../nbs/5_scale/09_options.ipynb #n25latea
-def declared_parameter(line: ast.AnnAssign, name: str) -> inspect.Parameter:
-    "The parameter of a field as it is written: its flag and help, for completion."
-    text, first = help_in_source(line.value), getattr(line.value, "args", [None])[:1]
-    on = bool(first) and getattr(first[0], "value", None) is True
-    kind: Any = bool if ast.unparse(line.annotation) == "bool" else str
-    annotation = Annotated[kind | None, typer.Option(flag_of(name, switch=on), help=text)]
-    where = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(ast.unparse(line.target), where, default=None, annotation=annotation)
-
-
+# %% ../../nbs/5_scale/09_options.ipynb #n25lateb
 @patch
 def declared(self: FromFields) -> list[inspect.Parameter]:
-    "The parameters for completion, without an import of the dataclass."
+    """The parameters as they are written, for completion and help: without an import of the dataclass, where
+    all that they need is plain values."""
     if isinstance(self.options, type):
         return self.parameters()
-    written = [line for line in fields_in_source(self.options) if help_in_source(line.value)]
-    names = [(line, ast.unparse(line.target)) for line in written]
-    return [declared_parameter(line, self.names.get(n, n)) for line, n in names if self.offers(n)]
+    offered = [one for one in fields_in_source(self.options) if self.offers(one.name)]
+    try:
+        found = [(field_in_source(one), ast.unparse(one.line.annotation)) for one in offered]
+        kinds = {f.name: self.kinds.get(f.name) or eval(kind, {"Path": Path}) for f, kind in found if f}
+    except (ValueError, NameError):
+        return self.parameters()
+    names, shown = self.names, self.shown
+    made = [f for f, _ in found if f and f.metadata["help"]]
+    return [parameter(f, kinds[f.name], names.get(f.name, ""), shown.get(f.name)) for f in made]
 
 # %% ../../nbs/5_scale/09_options.ipynb #n25late3
 def _late(function: Callable, sets: tuple) -> Any:
-    "The command as it is registered; `build` makes the complete one, `sketch` the one for completion."
+    """The command as it is registered; `build` makes the complete one, `sketch` the one with the options as
+    they are written, for completion and help."""
     build = lru_cache(lambda: _completed(function, sets))
 
     def command(**given):
@@ -297,24 +262,33 @@ def _late(function: Callable, sets: tuple) -> Any:
 
     made: Any = _dressed(command, function, sets, [])
     made.build = build
-    made.sketch = lambda: _dressed(lambda: None, function, sets, [p for s in sets for p in s.declared()])
+    run = lambda **given: build()(**given)
+    made.sketch = lambda: _dressed(run, function, sets, [p for s in sets for p in s.declared()])
     return made
 
 
 class LateCommand(typer.core.TyperCommand):
     "A command whose options are made when it is chosen, since their dataclasses need an import."
 
+    wants_help = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        "Notes whether help is wanted, which needs no import."
+        self.wants_help = "--help" in args
+        return super().parse_args(ctx, args)
+
     def get_params(self, ctx: Any) -> list:
-        "The parameters; while a shell completes a word they are read from the source."
+        "The parameters; for help, and while a shell completes a word, they are read from the source."
         late: Any = self.callback
         if hasattr(late, "build"):
             alone = typer.Typer(add_completion=False)
-            alone.command()(late.sketch() if ctx.resilient_parsing else late.build())
+            written = ctx.resilient_parsing or self.wants_help
+            alone.command()(late.sketch() if written else late.build())
             whole = typer.main.get_command(alone)
             self.params, self.callback = whole.params, whole.callback
         return super().get_params(ctx)
 
-
+# %% ../../nbs/5_scale/09_options.ipynb #n25late4
 def with_options(options: type | Callable[[], type], into: str, **choice: Any) -> Callable:
     """Decorator of a command: its parameter `into` (a dict) becomes the options of a dataclass.
 

@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['TEXTBOOK', 'PADDLEWHEEL', 'LONGEST_METAL_BOND', 'STRETCHED_METAL_BOND', 'BOND_TOLERANCE', 'COVALENT_TOLERANCE',
-           'LONE_PAIR_SLACK', 'site_images', 'textbook_crystal', 'shell', 'neighbour_pairs', 'integer_basis',
-           'averaged_primitive_cell', 'drop_duplicates', 'is_metal', 'may_join_metals', 'longest_bond', 'find_bonds',
-           'Mof', 'textbook_mof', 'textbook_mofs', 'connected', 'mof_scene']
+           'LONE_PAIR_SLACK', 'site_images', 'textbook_crystal', 'AtomImages', 'shell', 'NeighbourPairs',
+           'neighbour_pairs', 'integer_basis', 'averaged_primitive_cell', 'drop_duplicates', 'is_metal',
+           'may_join_metals', 'longest_bond', 'find_bonds', 'Mof', 'textbook_mof', 'textbook_mofs', 'Pieces',
+           'connected', 'mof_scene']
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #e90899af
 import csv
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,45 +75,50 @@ def textbook_crystal(name: str) -> Crystal:
     with (files("matgen_nb") / "data" / "textbook_mofs.csv").open(encoding="utf-8") as f:
         rows = [r for r in csv.DictReader(f) if r["mof"] == name]
     sites = [site_images(lattice, int(r["group"]), [float(r[x]) for x in "xyz"]) for r in rows]
-    return Crystal(
-        lattice,
-        np.repeat([atomic_number(r["element"]) for r in rows], [len(s) for s in sites]),
-        np.concatenate(sites),
-    )
+    elements = np.repeat([atomic_number(r["element"]) for r in rows], [len(s) for s in sites])
+    return Crystal(lattice, elements, np.concatenate(sites))
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #7542248f
-def shell(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The atoms of the cell and all images up to `reach` (A) outside it: index (m,), cell (m, 3) int64,
-    position (m, 3) A. Exact in any cell."""
+class AtomImages(NamedTuple):
+    """Images of atoms: atom (m,), its index; cell (m, 3) int64, in which it lies; position (m, 3), A."""
+
+    atom: np.ndarray
+    cell: np.ndarray
+    position: np.ndarray
+
+
+def shell(crystal: Crystal, reach: float) -> AtomImages:
+    "The atoms of the cell and all images up to `reach` (A) outside it. Exact in any cell."
     lattice, frac = crystal.lattice, crystal.frac_coords
-    margin = (
-        reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 1e-9
-    )  # the reach in fractional units, across each pair of faces
+    # the reach in fractional units, across each pair of faces
+    margin = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 1e-9
     shifts = np.stack(
         np.meshgrid(*(np.arange(-k, k + 1) for k in np.ceil(margin).astype(int)), indexing="ij"), -1
     ).reshape(-1, 3)
     images = frac + shifts[:, None]
     cell, atom = np.nonzero(((images > -margin) & (images < 1 + margin)).all(-1))
-    return atom, shifts[cell], images[cell, atom] @ lattice
+    return AtomImages(atom, shifts[cell], images[cell, atom] @ lattice)
+
+# %% ../../nbs/4_mofdiff/01_bonds.ipynb #nbpair01
+class NeighbourPairs(NamedTuple):
+    """Pairs of atoms i, j (p,). image (p, 3) int64: the cell of j relative to i; distance (p,), A."""
+
+    i: np.ndarray
+    j: np.ndarray
+    image: np.ndarray
+    distance: np.ndarray
 
 
-def neighbour_pairs(crystal: Crystal, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of atoms closer than `reach` (A), images included, each pair once.
-
-    Returns i (p,), j (p,), image (p, 3) int64 (the cell of j relative to i) and distance (p,). Exact in
-    any cell."""
+def neighbour_pairs(crystal: Crystal, reach: float) -> NeighbourPairs:
+    "All pairs of atoms closer than `reach` (A), images included, each pair once. Exact in any cell."
     from scipy.spatial import cKDTree
 
     atom, cell, cart = shell(crystal, reach)
     found = cKDTree(crystal.cart_coords).sparse_distance_matrix(cKDTree(cart), reach, output_type="ndarray")
     i, j, image = found["i"], atom[found["j"]], cell[found["j"]]
-    ahead = (image * [4, 2, 1]).astype(float) @ [
-        1e6,
-        1e3,
-        1.0,
-    ] > 0  # of an atom and its own images one of each two
+    ahead = image @ np.array([4e6, 2e3, 1.0]) > 0  # of an atom and its own images one of each two
     once = (i < j) | ((i == j) & ahead)
-    return i[once], j[once], image[once], found["v"][once]
+    return NeighbourPairs(i[once], j[once], image[once], found["v"][once])
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #fbadb3c7
 def integer_basis(vectors: np.ndarray) -> np.ndarray:
@@ -190,7 +196,8 @@ def averaged_primitive_cell(crystal: Crystal, tolerance: float = 0.05) -> Crysta
 def drop_duplicates(crystal: Crystal, tolerance: float = 0.1) -> Crystal:
     """The crystal without second copies of an atom: same element closer than `tolerance` (A), as
     careless symmetry expansion leaves them."""
-    i, j, _, _ = neighbour_pairs(crystal, tolerance)
+    pairs = neighbour_pairs(crystal, tolerance)
+    i, j = pairs.i, pairs.j
     twin = np.unique(j[(crystal.elements[i] == crystal.elements[j]) & (i != j)])
     keep = np.setdiff1d(np.arange(len(crystal)), twin)
     return (
@@ -401,13 +408,19 @@ def textbook_mofs() -> dict[str, Mof]:
     return {name: textbook_mof(name) for name in TEXTBOOK}
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #dcd26012
-def connected(
-    n: int, bonds: list | np.ndarray, images: list | np.ndarray
-) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Connected pieces of n atoms: label (n,), cell (n, 3), loops.
+class Pieces(NamedTuple):
+    """The connected pieces of a periodic graph of n atoms: label (n,), the piece of each atom.
 
-    Atom i belongs to cell[i], chosen so that no bond of a finite piece is torn; loops[label] lists the
-    lattice vectors by which a piece meets its own image; finite pieces are not in it."""
+    Atom i belongs to cell[i] (n, 3), chosen so that no bond of a finite piece is torn; loops[label] lists
+    the lattice vectors by which a piece meets its own image; finite pieces are not in it."""
+
+    label: np.ndarray
+    cell: np.ndarray
+    loops: dict[int, list[list[int]]]
+
+
+def connected(n: int, bonds: list | np.ndarray, images: list | np.ndarray) -> Pieces:
+    "The connected `Pieces` of n atoms with bonds (b, 2) and images (b, 3)."
     around = _adjacency(n, np.asarray(bonds).reshape(-1, 2), np.asarray(images).reshape(-1, 3))
     label, cell, loops = [-1] * n, [(0, 0, 0)] * n, {}
     for start in range(n):
@@ -423,7 +436,7 @@ def connected(
                     stack.append(b)
                 elif there != cell[b]:
                     loops.setdefault(start, []).append([p - q for p, q in zip(there, cell[b])])
-    return np.array(label, dtype=int), np.array(cell, dtype=int).reshape(n, 3), loops
+    return Pieces(np.array(label, dtype=int), np.array(cell, dtype=int).reshape(n, 3), loops)
 
 # %% ../../nbs/4_mofdiff/01_bonds.ipynb #b14672b1
 def mof_scene(mof: Mof) -> tuple[list, list]:

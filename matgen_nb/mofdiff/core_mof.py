@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .coarse_graining import CoarseMof
+from .coarse_graining import CoarseMof, NamedMof
 from .decomposition import count_nets
 from .nets import decomposition_graph, framework_key
 from .sources import read_archive
@@ -86,7 +86,7 @@ def read_core_mof_table(path: str | Path) -> tuple[dict[str, str], dict[str, dic
 # %% ../../nbs/4_mofdiff/17_core_mof.ipynb #cm000014
 @dataclass(frozen=True)
 class CoreMof:
-    """Structures of `core-mof`. Iterating gives (name, CIF text, properties), one after another.
+    """Structures of `core-mof`. Iterating gives each as a `NamedMof`, one after another.
 
     subsets: names of `SUBSETS`, in order; folder: with their archives and tables; codes: {name: reference
     code}; labels: {name: {property: value}}. A file name that an earlier subset has used gets the name of
@@ -97,13 +97,13 @@ class CoreMof:
     codes: dict[str, str]
     labels: dict[str, dict]
 
-    def __iter__(self) -> Iterator[tuple[str, str, dict]]:
+    def __iter__(self) -> Iterator[NamedMof]:
         used = set()
         for subset in self.subsets:
             for stem, text in read_archive(self.folder / f"{subset}.tar.xz"):
                 name = f"{stem} ({subset})" if stem in used else stem
                 used.add(name)
-                yield name, text, self.labels.get(name, {})
+                yield NamedMof(name, text, self.labels.get(name, {}))
 
 
 def read_core_mof(subset: str = "2019-ASR", folder: str | Path | None = None) -> CoreMof:

@@ -2,12 +2,13 @@
 
 # %% auto #0
 __all__ = ['MAX_ELEMENT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'BlockData', 'disguised', 'nearest_embedding',
-           'block_pairs', 'envelope', 'BlockLayer', 'BlockConfig', 'BlockEncoder', 'sizes', 'supervised_contrastive',
-           'release_contrastive', 'views', 'retrieval', 'principal', 'embedding_map', 'of_all']
+           'BlockPairs', 'block_pairs', 'envelope', 'BlockLayer', 'BlockConfig', 'BlockEncoder', 'sizes',
+           'supervised_contrastive', 'release_contrastive', 'views', 'retrieval', 'principal', 'embedding_map',
+           'of_all']
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #288ca95c
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -170,12 +171,19 @@ def nearest_embedding(queries: torch.Tensor, library: torch.Tensor) -> torch.Ten
     return torch.cdist(queries / scale, library / scale).argmin(1)
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #9e165c39
-def block_pairs(
-    batch: BlockBatch, cutoff: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unordered pairs of nodes of the same block nearer than cutoff (A): i, j (P,), distance (P,),
-    bonded (P,) float; and the diameter (B,) of each block: its largest distance, connection points
-    included, A."""
+class BlockPairs(NamedTuple):
+    """Pairs i < j (P,) of nodes of one block, distance (P,), A, bonded (P,), 1 or 0; and of the B blocks
+    diameter (B,), the largest distance in each, connection points included, A."""
+
+    i: torch.Tensor
+    j: torch.Tensor
+    distance: torch.Tensor
+    bonded: torch.Tensor
+    diameter: torch.Tensor
+
+
+def block_pairs(batch: BlockBatch, cutoff: float) -> BlockPairs:
+    "Unordered pairs of nodes of the same block nearer than cutoff (A), and the diameter of each block."
     n = batch.num_nodes
     i, j = rows_of(n, batch.batch)  # for each node j all nodes i of its block
     distance = (batch.coords[i] - batch.coords[j]).square().sum(1).sqrt()
@@ -185,7 +193,7 @@ def block_pairs(
     first, low, high = torch.cumsum(n * n, 0) - n * n, batch.bonds.amin(1), batch.bonds.amax(1)
     bonded[first[of] + high * n[of] + low] = 1.0  # pair (low, high) stands at row high n + low of its block
     keep = (i < j) & (distance < cutoff)
-    return i[keep], j[keep], distance[keep], bonded[keep], diameter
+    return BlockPairs(i[keep], j[keep], distance[keep], bonded[keep], diameter)
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #08358098
 def envelope(distance: torch.Tensor, cutoff: float) -> torch.Tensor:

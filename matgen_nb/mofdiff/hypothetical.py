@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['HELIUM', 'PORTION', 'blocks_by_ends', 'two_colouring', 'roles_of', 'edge_classes', 'is_straight', 'random_linker',
-           'edge_kinds', 'like_vertices', 'fitting', 'designs', 'random_plan', 'surface_of', 'clearance', 'grid_points',
-           'clearance_grid', 'void_fraction', 'largest_sphere', 'pore_labels', 'build_random', 'hypothetical',
-           'unpack_mofs', 'embedded_mofs', 'short_hash', 'cache_path', 'HypotheticalOptions', 'make_hypothetical',
-           'pack_mofs', 'many_mofs']
+           'edge_kinds', 'VertexGroup', 'like_vertices', 'fitting', 'NetDesign', 'designs', 'random_plan', 'surface_of',
+           'clearance', 'grid_points', 'clearance_grid', 'void_fraction', 'largest_sphere', 'pore_labels',
+           'build_random', 'hypothetical', 'unpack_mofs', 'embedded_mofs', 'short_hash', 'cache_path',
+           'HypotheticalOptions', 'make_hypothetical', 'pack_mofs', 'many_mofs']
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #22abb8ec
 import functools
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,12 +142,21 @@ def edge_kinds(net: Net, organic: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def like_vertices(net: Net, organic: np.ndarray, kinds: np.ndarray) -> list:
-    "Vertices that get the same block: list of (one of them, kinds of its edges, all of them)."
+class VertexGroup(NamedTuple):
+    """Vertices that get the same block: one of them, the kinds of its edges, and all of them."""
+
+    first: int
+    kinds: tuple[int, ...]
+    vertices: list[int]
+
+
+def like_vertices(net: Net, organic: np.ndarray, kinds: np.ndarray) -> list[VertexGroup]:
+    "The groups of vertices that get the same block."
     groups = {}
     for v, key in enumerate(zip(net.vertex_kind.tolist(), organic.tolist())):
         groups.setdefault(key, []).append(v)
-    return [(vs[0], tuple(int(kinds[e]) for e, _ in half_edges(net, vs[0])[0]), vs) for vs in groups.values()]
+    around = lambda v: tuple(int(kinds[e]) for e, _ in half_edges(net, v)[0])
+    return [VertexGroup(vs[0], around(vs[0]), vs) for vs in groups.values()]
 
 
 def fitting(net: Net, v: int, organic: bool, kinds: tuple, order: Any = None) -> Iterator[tuple[str, int]]:
@@ -159,16 +168,23 @@ def fitting(net: Net, v: int, organic: bool, kinds: tuple, order: Any = None) ->
             yield options[i]
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #334dd38a
+class NetDesign(NamedTuple):
+    """A net, which of its vertices are organic (V,) bool, and what the ends of its edges are, kinds (E,)."""
+
+    net: Net
+    organic: np.ndarray
+    kinds: np.ndarray
+
+
 @functools.lru_cache(None)
-def designs(name: str) -> list:
-    """All (net, organic, edge kinds) of a net for which every vertex has at least one block of the
-    library that fits."""
+def designs(name: str) -> list[NetDesign]:
+    "All designs of a net for which every vertex has at least one block of the library that fits."
     possible = lambda net, organic, kinds: all(
         any(True for _ in fitting(net, v, bool(organic[v]), wanted))
         for v, wanted, _ in like_vertices(net, organic, kinds)
     )
     return [
-        (net, organic, kinds)
+        NetDesign(net, organic, kinds)
         for net, organic in roles_of(name)
         for kinds in edge_kinds(net, organic)
         if possible(net, organic, kinds)
@@ -179,7 +195,7 @@ def random_plan(name: str, rng: np.random.Generator, limits: BuildLimits = LIMIT
     """A random `Plan` on a net of the table; its name lists the net and the blocks. `Rejected` where
     nothing fits."""
     size = lambda net, organic: len(net) + (~organic[net.edges].any(1)).sum()
-    possible = [design for design in designs(name) if size(*design[:2]) <= limits.blocks]
+    possible = [design for design in designs(name) if size(design.net, design.organic) <= limits.blocks]
     if not possible:
         raise Rejected("fit", f"no design of {name} with at most {limits.blocks} blocks has blocks that fit")
     net, organic, kinds = possible[int(rng.integers(len(possible)))]
@@ -308,16 +324,15 @@ def hypothetical(
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #1d20ba30
 def unpack_mofs(stored: Any, library: dict, info: dict) -> MofData:
     "`MofData` of the arrays of `pack_mofs`; its library holds the blocks in use."
-    blocks = [b for group in library.values() for b in group]
-    used, block = np.unique(stored["block"], return_inverse=True)
+    used = zip(stored["used_name"].tolist(), stored["used_conformer"].tolist())
     tensor = lambda name, dtype: torch.as_tensor(stored[name].astype(dtype))
     return MofData(
         tensor("lattice", np.float64),
         tensor("num_blocks", np.int64),
         tensor("frac_coords", np.float64),
-        torch.as_tensor(block.reshape(-1)),
+        tensor("block", np.int64),
         tensor("properties", np.float32),
-        [blocks[k] for k in used],
+        [library[name][conformer] for name, conformer in used],
         stored["name"].tolist(),
         stored["property_names"].tolist(),
         None,
@@ -361,7 +376,10 @@ class HypotheticalOptions:
 def _recipe(n, seed, nets, options):
     "A text that is the same for equal requests."
     known = [short_hash("\n".join(options.known))] if len(options.known) else []
-    parts = [2, n, seed, asdict(options.limits), nets, sorted(net_facts()), *known]
+    blocks = [block for group in load_library().values() for block in group]
+    shapes = b"".join(np.round(block.cart_coords, 3).tobytes() for block in blocks)
+    library = hashlib.sha256(shapes).hexdigest()[:12]  # other blocks give other frameworks
+    parts = [3, n, seed, asdict(options.limits), nets, sorted(net_facts()), library, *known]
     return json.dumps(parts, sort_keys=True)
 
 
@@ -415,15 +433,21 @@ def make_hypothetical(
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #1d20ba31
 def pack_mofs(mofs: list[CoarseMof], library: dict | None = None) -> dict[str, np.ndarray]:
-    "A list of `CoarseMof` made of library blocks as a dict of small arrays for `np.savez_compressed`."
+    """A list of `CoarseMof` made of library blocks as a dict of small arrays for `np.savez_compressed`; the
+    blocks in use are named (name, number of the conformer), so that others may be added or made anew."""
     library = library or load_library()
-    number = {id(b): k for k, b in enumerate(b for group in library.values() for b in group)}
+    known = [(name, c, id(b)) for name, group in library.items() for c, b in enumerate(group)]
+    here = {id(b) for m in mofs for b in m.blocks}
+    used = [row for row in known if row[2] in here]
+    number = {which: k for k, (_, _, which) in enumerate(used)}
     names = list(mofs[0].properties)
     return dict(
         lattice=np.array([m.lattice for m in mofs], np.float32),
         num_blocks=np.array([len(m) for m in mofs], np.uint8),
         frac_coords=np.concatenate([m.frac_coords for m in mofs]).astype(np.float32),
         block=np.array([number[id(b)] for m in mofs for b in m.blocks], np.int16),
+        used_name=np.array([name for name, _, _ in used]),
+        used_conformer=np.array([c for _, c, _ in used], np.uint8),
         properties=np.array([[m.properties[n] for n in names] for m in mofs], np.float32),
         property_names=np.array(names),
         name=np.array([m.name for m in mofs]),

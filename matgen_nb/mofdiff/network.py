@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['IMAGES', 'ARMS', 'RADII', 'NETS', 'toy_node', 'toy_linker', 'toy_mof', 'toy_mofs', 'toy_embeddings', 'joined',
            'BeadNetworkConfig', 'windowed_images', 'radial_table', 'pair_geometry', 'Beads', 'pool', 'BeadEncoder',
-           'half_of', 'edge_features', 'BeadDenoiser', 'without_mean']
+           'HalfPairs', 'half_of', 'edge_features', 'BeadDenoiser', 'without_mean']
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #41bfd231
 import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -279,13 +279,21 @@ class BeadEncoder(nn.Module):
         return mu, log_var.clamp(-5, 5)
 
 # %% ../../nbs/4_mofdiff/20_network.ipynb #7a10a665
-def half_of(i: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all pairs i, j (E,), as `all_pairs` orders them, the half with i <= j: its rows (H,); for every
-    pair where in that half it, or its reverse, is found (E,); and 1 or -1 (E, 1), the sign of what
-    changes its sign between a pair and its reverse."""
+class HalfPairs(NamedTuple):
+    """Of E pairs i, j in both directions the half with i <= j: rows (H,), their places among all; source
+    (E,): where in the half each pair, or its reverse, is found; sign (E, 1), 1 or -1, of what changes its
+    sign between a pair and its reverse."""
+
+    rows: Tensor
+    source: Tensor
+    sign: Tensor
+
+
+def half_of(i: Tensor, j: Tensor) -> HalfPairs:
+    "The `HalfPairs` of all pairs i, j (E,), as `all_pairs` orders them."
     reverse, upper = (j * (i.max() + 1) + i).argsort(), i <= j
     source = (upper.cumsum(0) - 1)[torch.where(upper, torch.arange(len(i), device=i.device), reverse)]
-    return upper.nonzero()[:, 0], source, torch.where(upper, 1, -1)[:, None]
+    return HalfPairs(upper.nonzero()[:, 0], source, torch.where(upper, 1, -1)[:, None])
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..diffusion.sampler import DenoisingOptions
 from ..figures import Animation, animation
 from ..drawing import camera, render_scene
 from .bonds import Mof, connected, is_metal
@@ -36,7 +37,6 @@ from matgen_nb.mofdiff.pipeline import (
 from .assembly import assemble_first
 from .model import MofDiff
 from matgen_nb.mofdiff.decoding import (
-    DenoisingOptions,
     MofSample,
     decode,
     denoise,

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from .coarse_graining import CoarseMof, Limits, coarse_grain, excess
+from .block_library import formal_charge
+from .coarse_graining import CoarseMof, Limits, NamedMof, coarse_grain, excess
 from matgen_nb.mofdiff.core_mof import (
     CITATION,
     LICENCE,
@@ -129,7 +130,7 @@ def _is_folder(source):
 def _check_labels(source, items, options):
     "MatgenError where a source that says so before it is read has a property of `options.labels` nowhere."
     if isinstance(items, (list, CoreMof)) and source != "embedded":
-        each = items.labels.values() if isinstance(items, CoreMof) else [values for *_, values in items]
+        each = items.labels.values() if isinstance(items, CoreMof) else [one.properties for one in items]
         known = {name for values in each for name in values} | set(MEASURED if options.measure else ())
         missing = [name for name in options.labels if name not in known]
         if missing:
@@ -139,7 +140,7 @@ def _check_labels(source, items, options):
             )
 
 # %% ../../nbs/4_mofdiff/18_preparing.ipynb #75972674
-def _prepare_one(item: tuple, options: MofPrepareOptions, identify: bool) -> tuple[CoarseMof, list, str]:
+def _prepare_one(item: NamedMof, options: MofPrepareOptions, identify: bool) -> tuple[CoarseMof, list, str]:
     "One item of a source as beads with its labels; what was changed; its identity, where that is needed."
     coarse, report = coarse_grain(item, options.limits, options.disorder)
     if options.measure:
@@ -200,16 +201,14 @@ def prepare_mofs(
     _check_options(source, options)
     if _is_named(source, "embedded"):
         return _embedded(out, n_jobs, progress, start, options)
-    tables, real = {}, _is_named(source, "core-mof")
-    items = (
-        read_core_mof(options.subset)
-        if real
-        else read_mof_source(source, options.column, options.properties, tables)
-    )
+    tables: dict[str, list] = {}
+    core = read_core_mof(options.subset) if _is_named(source, "core-mof") else None
+    items = core or read_mof_source(source, options.column, options.properties, tables)
     _check_labels(source, items, options)
-    total, kept, failures, notes, identities = _coarse_grain_all(iter(items), n_jobs, progress, options, real)
-    if real:
-        kept, repeated = without_repeats(kept, items.codes, identities)
+    made = _coarse_grain_all(iter(items), n_jobs, progress, options, core is not None)
+    total, kept, failures, notes, identities = made
+    if core is not None:
+        kept, repeated = without_repeats(kept, core.codes, identities)
         failures = failures + repeated
     if not kept:
         raise MatgenError(
@@ -228,7 +227,7 @@ def prepare_mofs(
 # %% ../../nbs/4_mofdiff/18_preparing.ipynb #47443086
 def _embedded(out, n_jobs, progress, start, options):
     """The embedded set of lesson 4.13, as (MofData, MofPrepareReport); more than ship are built. All its
-    nets are three-dimensional."""
+    nets are three-dimensional. notes: which are charged, see `formal_charge`."""
     try:
         building = progress and "building MOFs"
         data = many_mofs(options.limit, options.seed, n_jobs=n_jobs, progress=building)
@@ -245,8 +244,11 @@ def _embedded(out, n_jobs, progress, start, options):
         raise MatgenError(
             f"none of the {total} embedded frameworks could be prepared; the first failure: {failures[0]}"
         )
+    charges = {name: formal_charge(data[i].blocks) for i, name in enumerate(data.names)}
+    missing = "its counter-ions are not part of the framework"
+    notes = {name: [f"formal charge {charge:+d}: {missing}"] for name, charge in charges.items() if charge}
     data = data.with_properties(options.labels).trimmed() if options.labels else data.trimmed()
     data.info = data.info | dict(limits=asdict(options.limits))
     if out is not None:
         data.save(out)
-    return data, MofPrepareReport(total, len(data), failures, {}, time.time() - start)
+    return data, MofPrepareReport(total, len(data), failures, notes, time.time() - start)

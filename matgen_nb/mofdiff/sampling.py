@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..diffusion.gaussian import reproducible
-from ..diffusion.sampler import time_grid
+from ..diffusion.sampler import DenoisingOptions, time_grid
 from matgen_nb.mofdiff.decoding import (
-    DenoisingOptions,
     MofSample,
     check_library,
     decode,

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from .coarse_graining import NamedMof
 from ..symmetry.cif_text import cif_folder
 from ..utils import MatgenError, fetch
 
@@ -223,8 +224,8 @@ def _beside(folder):
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #51343bd1
 def read_mof_folder(
     path: str | Path, properties: str | Path | None = None, notes: dict | None = None
-) -> list:
-    """(name, CIF text, properties) of every .cif (.cif.gz, .mcif) file under a folder, sorted.
+) -> list[NamedMof]:
+    """Every .cif (.cif.gz, .mcif) file under a folder, sorted.
 
     properties: a CSV file, see `read_property_table`; without it a single .csv file in the folder is
     taken, where it names structures. notes: a dict that takes what does not fit, {name of the table:
@@ -255,11 +256,11 @@ def read_mof_folder(
             )
         if notes is not None and (known or properties) and labels.notes:
             notes[Path(source).name] = labels.notes
-    return [(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
+    return [NamedMof(name, text, known.get(name, {})) for name, text in zip(found, folder.texts())]
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #2a4aa6e5
-def read_mof_csv(path: str | Path, column: str = "cif", notes: dict | None = None) -> list:
-    """(name, CIF text, properties) of every row of a CSV file with a column of CIF texts.
+def read_mof_csv(path: str | Path, column: str = "cif", notes: dict | None = None) -> list[NamedMof]:
+    """Every row of a CSV file with a column of CIF texts.
 
     The other columns that hold numbers are properties. A name that stands twice gets the number of its row.
     notes: a dict that takes what is odd, {name of the file: list of text}."""
@@ -287,7 +288,7 @@ def read_mof_csv(path: str | Path, column: str = "cif", notes: dict | None = Non
     if notes is not None and odd:
         notes[Path(path).name] = odd
     names = [f"{name} (row {i})" if count[name] > 1 else name for i, name in enumerate(names, 1)]
-    return [(name, row[column] or "", known) for name, row, known in zip(names, rows, values)]
+    return [NamedMof(name, row[column] or "", known) for name, row, known in zip(names, rows, values)]
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #bwconst1
 # Boyd et al., Nature 576, 253 (2019); doi 10.24435/materialscloud:2018.0016/v3
@@ -312,9 +313,8 @@ def read_archive(path: str | Path, suffix: str = ".cif") -> Iterator[tuple[str, 
                 yield Path(member.name).stem, file.read().decode("utf-8", "replace") if file else ""
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #76d5ccc5
-def read_bw_db(structures: str | Path | None = None, table: str | Path | None = None) -> Iterator[tuple]:
-    """(name, CIF text, properties) of BW-DB, one after another; the archives are downloaded unless their
-    paths are given."""
+def read_bw_db(structures: str | Path | None = None, table: str | Path | None = None) -> Iterator[NamedMof]:
+    "The frameworks of BW-DB, one after another; the archives are downloaded unless their paths are given."
     fetched, table = table is None, table or download_bw_db("properties")
     found = next((text for stem, text in read_archive(table, ".csv") if f"{stem}.csv" == BW_DB_TABLE), None)
     if found is None:
@@ -333,7 +333,7 @@ def read_bw_db(structures: str | Path | None = None, table: str | Path | None = 
             "folder of CIF files instead of 'bw-db'"
         )
     for name, text in read_archive(structures or download_bw_db("structures")):
-        yield name, text, properties.get(name, {})
+        yield NamedMof(name, text, properties.get(name, {}))
 
 # %% ../../nbs/4_mofdiff/16_sources.ipynb #ed738f25
 def read_mof_source(
@@ -341,13 +341,13 @@ def read_mof_source(
     column: str = "cif",
     properties: str | Path | None = None,
     notes: dict | None = None,
-) -> Iterable[tuple]:
-    """(name, CIF text or Crystal, properties) of everything in a source.
+) -> Iterable[NamedMof]:
+    """Everything in a source.
 
     source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal).
     notes: see `read_mof_folder`."""
     if isinstance(source, (list, tuple)):
-        return [(name, what, {}) for name, what in source]
+        return [NamedMof(name, what, {}) for name, what in source]
     if source == "bw-db":
         return read_bw_db()
     path = Path(source)

@@ -6,8 +6,8 @@
 __all__ = ['VARIANTS', 'BASE', 'TRAIN', 'SAMPLERS', 'MORE_SETTINGS', 'FIGURES', 'POOL', 'SIGNS', 'PANELS', 'nearest_to_centre',
            'logarithm_of_cell', 'Variant', 'Budget', 'AblationData', 'variant_model', 'train_variant', 'held_out_loss',
            'evaluate_samples', 'evaluated_settings', 'sample_with', 'run_variant', 'kept', 'plan_runs', 'run_ablations',
-           'published_ablations', 'by_setting', 'pooled_spread', 'margin', 'reference_setting', 'summarise_ablations',
-           'ablation_text', 'plot_ablations']
+           'published_ablations', 'MeasuredWay', 'by_setting', 'pooled_spread', 'margin', 'reference_setting',
+           'summarise_ablations', 'ablation_text', 'plot_ablations']
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #13a6dcbc
 import json
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, TYPE_CHECKING
 
 import torch
 
@@ -79,8 +79,7 @@ def logarithm_of_cell(data: "CrystalData") -> "CrystalData":
 class Variant:
     """One change. text: what is changed; config: fields of SymmCDConfig that differ; data: a function that
     changes the training data; against: what it is compared with; votes: whether its spread between seeds is
-    like that of the others, see `pooled_spread`; other: measures that are another quantity for it and are
-    not compared."""
+    like that of the others, see `pooled_spread`; other: measures that cannot be compared."""
 
     text: str
     config: dict = field(default_factory=dict)
@@ -90,6 +89,7 @@ class Variant:
     other: tuple[str, ...] = ()
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #abl00010
+_RAW: dict[str, Any] = dict(config=dict(standardise=False), votes=False, other=("loss_k",))
 VARIANTS = {
     "base": Variant(
         "site classes, standardised k, distances to 16 image functions, 16 frequencies, sites first"
@@ -98,9 +98,7 @@ VARIANTS = {
         "the paper's 15 x 13 independent site symmetries", dict(site_symmetry="independent")
     ),
     "no images": Variant("no distances to symmetry images", dict(images=0)),
-    "raw k": Variant(
-        "lattice vector not standardised", dict(standardise=False), votes=False, other=("loss_k",)
-    ),
+    "raw k": Variant("lattice vector not standardised", **_RAW),
     "nearest to centre": Variant(
         "representative nearest to the centre of the cell, not on the first member", data=nearest_to_centre
     ),
@@ -117,11 +115,7 @@ VARIANTS = {
         against="no images",
     ),
     "release lattice": Variant(
-        "logarithm of the cell itself, not standardised",
-        dict(standardise=False),
-        logarithm_of_cell,
-        votes=False,
-        other=("loss_k",),
+        "logarithm of the cell itself, not standardised", data=logarithm_of_cell, **_RAW
     ),
     "copy head": Variant("added: orbits vote for their elements (lesson 3.6)", dict(copy=True)),
 }
@@ -205,8 +199,7 @@ def train_variant(
 def held_out_loss(
     model: "SymmCD", data: "CrystalData", seed: int = 0, batch_size: int = 256, repeats: int = 2
 ) -> dict[str, float]:
-    """Parts of the loss on held-out crystals, each noised `repeats` times with fixed noise: {'loss_k',
-    'loss_x', 'loss_elements', 'loss_site'}."""
+    "Parts of the loss on held-out crystals by name, each noised `repeats` times with fixed noise."
     total: dict[str, float] = defaultdict(float)
     batches = list(enumerate(torch.arange(len(data)).split(batch_size)))
     for r, (b, rows) in [(r, batch) for r in range(repeats) for batch in batches]:
@@ -217,8 +210,7 @@ def held_out_loss(
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #5a4e19ac
 def evaluate_samples(samples: "list[Sample]", reference: "Reference", seed: int = 0) -> dict[str, float]:
-    """One flat dict of figures for a list of `Sample`, all of them counted: see lesson 3.18; coverage is left
-    out (it costs most and tells least)."""
+    "One flat dict of figures for a list of `Sample`, all of them counted, without coverage: see lesson 3.18."
     from matgen_nb.symmcd.evaluation import evaluate_crystals
 
     symprec, metrics = reference.symprecs[0], ("validity", "distributions", "symmetry")
@@ -290,8 +282,7 @@ def run_variant(
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #aae22fdd
 def kept(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
-    """The rows (list of dicts) of a JSON file; `make()` is called, and its answer kept, if the file is not
-    there."""
+    "The rows (list of dicts) of a JSON file; where it is not there, `make()` is called and its answer kept."
     from matgen_nb.scale.records import write_json
 
     if not path.exists():
@@ -360,11 +351,19 @@ POOL = {
 _SHARES = ("struct_valid", "comp_valid", "group_kept")  # of the samples
 
 
-def by_setting(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
-    "{(variant, weights, sampler): rows}: what was measured with different seeds in one way."
+class MeasuredWay(NamedTuple):
+    "A variant, which of its weights were taken, and the sampler."
+
+    variant: str
+    weights: str
+    sampler: str
+
+
+def by_setting(rows: list[dict]) -> dict[MeasuredWay, list[dict]]:
+    "The rows of each way: what was measured in it with different seeds."
     groups = defaultdict(list)
     for row in rows:
-        groups[row["variant"], row["weights"], row["sampler"]].append(row)
+        groups[MeasuredWay(row["variant"], row["weights"], row["sampler"])].append(row)
     return dict(groups)
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #abl00007
@@ -399,14 +398,15 @@ def margin(rows: list[dict], column: str, sampler: str, n: int, m: int) -> float
     return float(t.ppf(0.975, freedom)) * spread * (1 / n + 1 / m) ** 0.5 if freedom else float("nan")
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #2d74e5df
-def reference_setting(variant: str, weights: str, sampler: str) -> tuple[str, str, str] | None:
-    """The setting that a setting is compared with: another variant with the variant it goes against, the
+def reference_setting(way: MeasuredWay) -> MeasuredWay | None:
+    """The way that a way is compared with: another variant with the variant it goes against, the
     base's raw weights with its averaged ones, its samplers with the default."""
-    if variant != "base":
-        return VARIANTS[variant].against, weights, "default" if sampler == "clipped" else sampler
-    if weights == "raw":
-        return "base", "averaged", sampler
-    return ("base", "averaged", "default") if sampler != "default" else None
+    if way.variant != "base":
+        sampler = "default" if way.sampler == "clipped" else way.sampler
+        return MeasuredWay(VARIANTS[way.variant].against, way.weights, sampler)
+    if way.weights == "raw":
+        return way._replace(weights="averaged")
+    return MeasuredWay("base", "averaged", "default") if way.sampler != "default" else None
 
 # %% ../../nbs/5_scale/19_ablations.ipynb #6d7d1231
 def _compared(line, column, other, rows):
@@ -423,15 +423,15 @@ def summarise_ablations(rows: list[dict], columns: Sequence[str] = tuple(FIGURES
     `c_change` against the `reference_setting`, and `c_verdict`: 'better', 'worse', or '' where the change
     lies within the `margin` of chance."""
     groups, table = by_setting(rows), []
-    for setting, group in groups.items():
+    for way, group in groups.items():
         mean = lambda c, group=group: statistics.mean(row[c] for row in group)
-        line = dict(zip(("variant", "weights", "sampler"), setting), seeds=len(group))
+        line = way._asdict() | dict(seeds=len(group))
         line |= dict(train_cpu_s=mean("train_cpu_s"), parameters=group[0]["parameters"])
-        where = reference_setting(*setting)
+        where = reference_setting(way)
         other = groups.get(where) if where else None
         for c in columns:
             line[c] = mean(c)
-            if other is not None and c not in VARIANTS[setting[0]].other:
+            if other is not None and c not in VARIANTS[way.variant].other:
                 line = _compared(line, c, other, rows)
         table.append(line)
     return table
@@ -443,8 +443,8 @@ _COLUMNS = tuple(column for column in FIGURES if not column.startswith("loss"))
 
 
 def ablation_text(table: list[dict], columns: Sequence[str] = _COLUMNS, **only: str) -> str:
-    """Aligned lines of a summary: means, + or - where a setting is better or worse than what it is compared
-    with beyond chance. only: weights=, sampler=, variant= to choose lines."""
+    """Aligned lines of a summary: means, + or - where a setting is clearly better or worse than what it is
+    compared with. only: weights=, sampler=, variant= to choose lines."""
     lines = [["", "seeds", *(FIGURES[c][0] for c in columns)]]
     for line in (t for t in table if all(t[key] == value for key, value in only.items())):
         name = line["variant"]
@@ -468,7 +468,7 @@ PANELS = (
 def _panel(ax, rows, column, sampler, weights):
     "A dot for each seed of each variant, the mean of the base, and the margin of chance around it."
     names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
-    found = {v: g for (v, w, s), g in by_setting(rows).items() if (w, s) == (weights, sampler)}
+    found = {w.variant: g for w, g in by_setting(rows).items() if w[1:] == (weights, sampler)}
     values = {variant: [row[column] for row in group] for variant, group in found.items()}
     base, n = statistics.mean(values["base"]), len(values["base"])
     half = margin(rows, column, sampler, n, n)

@@ -111,9 +111,9 @@ TEXT = ("IRMOF-1", "HKUST-1", "UiO-66", "MIL-53", "MOF-74")  # textbook framewor
 def make_mof_preparing(device: str, seed: int) -> TimedWork:
     "CIF text -> beads: bonds, blocks, connection points, identities."
     from matgen_nb.mofdiff.bonds import textbook_mof
-    from matgen_nb.mofdiff.coarse_graining import coarse_grain
+    from matgen_nb.mofdiff.coarse_graining import NamedMof, coarse_grain
 
-    items = [(name, textbook_mof(name).crystal.to_cif(), {}) for name in TEXT]
+    items = [NamedMof(name, textbook_mof(name).crystal.to_cif(), {}) for name in TEXT]
     return lambda: [coarse_grain(item) for item in items], len(items)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .recipes import Job, claimed, figure_row, published_figures, recipe
+from .recipes import Job, PublishedFigure, claimed, figure_row, published_figures, recipe
 from .records import file_hash, read_table, say, write_table
 from .runs import as_folder
 from .training_recipes import crystals_of, prepared_crystals, some, unrelaxed
@@ -44,7 +44,7 @@ def ablation_rows(rows: list[dict], published: list[dict]) -> list[dict]:
     """Rows of the table: every mean over seeds beside the published one, intervals of Student's t with the
     pooled spread; no interval where one seed was run."""
     known = {
-        key: (entry["value"], entry.get("low"), entry.get("high"))
+        key: PublishedFigure(entry["value"], entry.get("low"), entry.get("high"))
         for key, entry in _mean_entries(published).items()
     }
     return [figure_row(key, entry, known.get(key)) for key, entry in _mean_entries(rows).items()]
@@ -150,8 +150,8 @@ def framework_steps(job: Job, steps: int, corrector: int) -> list[dict]:
     options = unrelaxed(job, out, weights, steps, corrector=corrector)
     summary = make_mofs(model, s["frameworks"], out, job.seed, *options).summary
     fit = [mismatch(x.coarse) for x in FolderResults(out).all_samples() if x.row["matched"]]
-    value, low, high = resampled(np.mean, fit, numpy_stream(job.seed, "bootstrap"))
-    summary["mismatch"] = dict(value=float(value), low=float(low), high=float(high), n=len(fit))
+    found = resampled(np.mean, fit, numpy_stream(job.seed, "bootstrap"))
+    summary["mismatch"] = {name: float(value) for name, value in found.items()} | dict(n=len(fit))
     cpu = time.process_time() - cpu
     return setting_rows(summary, "mofdiff", steps, corrector, cpu / s["frameworks"])
 

@@ -58,7 +58,16 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from .runs import as_folder, CHUNK, chunks, open_run, RunFolder, seeded, write_results
+from matgen_nb.scale.runs import (
+    CHUNK,
+    RunChunk,
+    RunFolder,
+    as_folder,
+    chunks,
+    open_run,
+    seeded,
+    write_results,
+)
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
 from ..utils import atomic_write, check_limits, described, MatgenError, option, patch, stream_seed
@@ -276,7 +285,7 @@ def sample_chunks(
     request: dict,
     results: FolderResults,
     options: PipelineOptions,
-    parts: list[tuple[int, int, int]] | None = None,
+    parts: list[RunChunk] | None = None,
 ) -> Iterator[list[MofSample]]:
     """The samples of a run, chunk by chunk; finished chunks are read, the others sampled and kept.
 

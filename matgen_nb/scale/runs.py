@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'check_out', 'RunFolder', 'as_folder', 'close_folders', 'fresh_folder', 'written_now', 'write_cifs',
-           'write_results', 'chunks', 'seeded', 'open_run', 'is_finished', 'stream', 'finish_stream', 'record_of',
-           'fresh_file']
+           'write_results', 'RunChunk', 'chunks', 'seeded', 'open_run', 'is_finished', 'stream', 'finish_stream',
+           'record_of', 'fresh_file']
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0003
 import csv
@@ -13,7 +13,7 @@ import re
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matgen_nb.scale.records import (
     gallery_png,
@@ -221,9 +221,17 @@ def write_results(
 CHUNK = 250  # structures generated and written at a time; part of what a seed means
 
 
-def chunks(n: int, size: int = CHUNK) -> list[tuple[int, int, int]]:
-    "(number, first index, how many) of the chunks of n structures."
-    return [(i, first, min(size, n - first)) for i, first in enumerate(range(0, n, size))]
+class RunChunk(NamedTuple):
+    """A chunk of a run: its number, the index of its first structure, and how many it has."""
+
+    number: int
+    first: int
+    size: int
+
+
+def chunks(n: int, size: int = CHUNK) -> list[RunChunk]:
+    "The chunks of n structures."
+    return [RunChunk(i, first, min(size, n - first)) for i, first in enumerate(range(0, n, size))]
 
 
 def seeded(seed: int) -> dict[str, int]:

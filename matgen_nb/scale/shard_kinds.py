@@ -35,9 +35,8 @@ from matgen_nb.scale.mof_runs import (
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00004
 from .records import input_identity, read_json, run_record, say, typed_command, write_json
-from .runs import RunFolder, chunks, fresh_file, open_run, record_of
+from .runs import RunChunk, RunFolder, chunks, fresh_file, open_run, record_of
 from matgen_nb.scale.shards import (
-    ShardPart,
     Shard,
     ShardKind,
     check_sealed,
@@ -64,7 +63,7 @@ class FrameworkShards(ShardKind):
 
     own = ("relax", "known")
 
-    def files(self, folder: str | Path | RunFolder, request: dict, part: ShardPart) -> list[str]:
+    def files(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> list[str]:
         number, first, n = part
         names = [f"sampled/{number:05d}.{kind}" for kind in ("csv", "safetensors")]
         names.append(f"alternatives/{number:05d}.safetensors")
@@ -72,17 +71,17 @@ class FrameworkShards(ShardKind):
         names += [f"{stage}/{name}" for stage in ("assembled", "relaxed", "evaluated") for name in made]
         return [name for name in names if (Path(folder) / name).exists()]
 
-    def finished(self, folder: str | Path | RunFolder, request: dict, part: ShardPart) -> bool:
+    def finished(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> bool:
         results = FolderResults(folder)
         try:
-            rows = [s.row for s in results.samples(part[0]) or []]
+            rows = [s.row for s in results.samples(part.number) or []]
             matched = [row["name"] for row in rows if row["matched"]]
             built = [n for n in matched if results.load("assembled", n).row.get("bond_success") == 1]
         except (ValueError, KeyError, OSError, MatgenError):  # a power cut can leave anything
             return False
         todo = dict(assembled=matched, evaluated=built) | (dict(relaxed=built) if request["relax"] else {})
         there = all(results.done(stage, name) for stage, names in todo.items() for name in names)
-        return there and len(rows) == part[2]
+        return there and len(rows) == part.size
 
 
 FRAMEWORKS = FrameworkShards()
@@ -158,17 +157,17 @@ PREPARE_CHUNK = 1000  # structures prepared between two writes to the disk
 class PreparedShards(ShardKind):
     "Shards of preparing: for each chunk a prepared file (none where nothing was kept), and a record."
 
-    def files(self, folder: str | Path | RunFolder, request: dict, part: ShardPart) -> list[str]:
-        names = [f"prepared/{part[0]:05d}.{kind}" for kind in ("json", "safetensors")]
+    def files(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> list[str]:
+        names = [f"prepared/{part.number:05d}.{kind}" for kind in ("json", "safetensors")]
         return [name for name in names if (Path(folder) / name).exists()]
 
-    def finished(self, folder: str | Path | RunFolder, request: dict, part: ShardPart) -> bool:
-        record, data = (Path(folder) / f"prepared/{part[0]:05d}.{k}" for k in ("json", "safetensors"))
+    def finished(self, folder: str | Path | RunFolder, request: dict, part: RunChunk) -> bool:
+        record, data = (Path(folder) / f"prepared/{part.number:05d}.{k}" for k in ("json", "safetensors"))
         try:
             found = read_json(record)
         except MatgenError:
             return False
-        return found.get("items") == part[2] and (found.get("kept") == 0 or data.exists())
+        return found.get("items") == part.size and (found.get("kept") == 0 or data.exists())
 
 
 PREPARED = PreparedShards()
@@ -190,12 +189,11 @@ def crystal_work(
 ) -> PreparingWork:
     "The work of preparing the crystals of a source, see `prepare` of lesson 3.2."
     from matgen_nb.symmcd.dataset import from_units, prepare_noted
-    from matgen_nb.symmcd.preparing import PUBLIC, read_crystal_source, source_columns
-    from matgen_nb.symmetry.structure_files import structure_files
+    from matgen_nb.symmcd.preparing import read_crystal_source, source_columns
 
     if not 0 < symprec <= 1:
         raise MatgenError(f"--symprec must be a length in A above 0 and at most 1, not {symprec:g}")
-    items = list(read_crystal_source(str(source)))
+    items, skipped = read_crystal_source(str(source))
     columns = source_columns(source, [name for name, _ in items])
     work = partial(prepare_noted, symprec=symprec, engine=engine)
 
@@ -209,12 +207,11 @@ def crystal_work(
         data.columns = {name: values[[first + i for i in kept]] for name, values in columns.items()}
         return data, failures, {names[i]: list(done[i].notes) for i in kept if done[i].notes}
 
-    folder = Path(source).is_dir() and source not in PUBLIC
     request: dict[str, Any] = dict(
         prepare="crystals", source=str(source), content=input_identity(source), n=len(items)
     )
     request |= dict(chunk=chunk, symprec=symprec, engine=engine)
-    return PreparingWork(request, items, prepare, structure_files(source).skipped if folder else [])
+    return PreparingWork(request, items, prepare, list(skipped))
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00021
 def framework_work(
@@ -256,7 +253,7 @@ def framework_work(
 
 # %% ../../nbs/5_scale/27_shard_kinds.ipynb #k7b00023
 def _prepare_chunk(
-    work: PreparingWork, folder: RunFolder, request: dict, part: ShardPart, n_jobs: int
+    work: PreparingWork, folder: RunFolder, request: dict, part: RunChunk, n_jobs: int
 ) -> None:
     "Prepare a chunk and write its files, the record last; before the first, the request."
     number, first, n = part
@@ -289,7 +286,7 @@ def prepare_shard(
                 kept = len(parts) - len(todo) + at
                 say(f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume")
                 raise
-            advance(part[2])
+            advance(part.size)
         record = run_record(typed_command(), None, time.monotonic() - start, request=request)
         write_json(folder.path("run.json"), record)
         seal(PREPARED, folder, request, before, dict(skipped=work.skipped))
@@ -336,7 +333,7 @@ def _load_chunks(shards: list, request: dict) -> tuple[list, list[str], dict]:
     load: Any = CrystalData.load if request["prepare"] == "crystals" else MofData.load
     parts, failures, notes = [], [], {}
     for part in chunks(request["n"], request["chunk"]):
-        one, name = shards[part[0] % shards[0].shard.of], f"prepared/{part[0]:05d}"
+        one, name = shards[part.number % shards[0].shard.of], f"prepared/{part.number:05d}"
         check_sealed(PREPARED, one, part)
         record = read_json(one.path / f"{name}.json")
         failures += [str(Failure(*found)) for found in record["failures"]]

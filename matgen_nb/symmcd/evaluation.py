@@ -54,15 +54,15 @@ def group_histogram(numbers: Sequence[int]) -> np.ndarray:
 # %% ../../nbs/3_symmcd/18_evaluation.ipynb #5954774c
 def resampled(
     statistic: Callable[[Any], float], values: Sequence | np.ndarray, rng: np.random.Generator, n: int = 200
-) -> tuple[float, float, float]:
-    """value, low, high: statistic(values) +- 1.96 bootstrap standard deviations (a percentile interval is
-    biased: resampling adds its own noise)."""
+) -> dict[str, float]:
+    """value, low and high, as a dict: statistic(values) +- 1.96 bootstrap standard deviations (a percentile
+    interval is biased: resampling adds its own noise)."""
     found = np.asarray(values)
     if not len(found):
-        return math.nan, math.nan, math.nan
+        return dict.fromkeys(("value", "low", "high"), math.nan)
     value = statistic(found)
     spread = 1.96 * float(np.std([statistic(rng.choice(found, len(found))) for _ in range(n)]))
-    return value, max(0.0, value - spread), value + spread
+    return dict(value=value, low=max(0.0, value - spread), high=value + spread)
 
 # %% ../../nbs/3_symmcd/18_evaluation.ipynb #9a561a95
 def _symmetric(step: Callable) -> Callable:
@@ -227,8 +227,9 @@ def _check_metrics(metrics: Sequence[str]) -> None:
         raise MatgenError(f"unknown metrics {unknown}; give a list of some of {', '.join(METRICS)}")
 
 
-def _entry(value: float, low: float, high: float, n: int, protocol: str) -> dict[str, Any]:
-    return dict(value=value, low=low, high=high, n=n, protocol=protocol)
+def _certain(value: float, n: int, protocol: str) -> dict[str, Any]:
+    "The entry of a value without an interval."
+    return dict(value=value, low=value, high=value, n=n, protocol=protocol)
 
 
 def summarise_validity(table: list[Row]) -> Summary:
@@ -256,7 +257,7 @@ def summarise_coverage(
     mine = [r for r in table if r.get("fingerprint") is not None]
     theirs = [(c, r) for c, r in zip(reference.crystals, reference.rows) if r.get("fingerprint") is not None]
     if not mine or not theirs:
-        nothing = _entry(math.nan, math.nan, math.nan, 0, protocol)
+        nothing = _certain(math.nan, 0, protocol)
         return dict(coverage_recall=nothing, coverage_precision={**nothing})
     compositions = np.array([composition_fingerprint(x.elements) for x, _ in theirs])
     s, s_back = nearest_distances(
@@ -285,8 +286,8 @@ def summarise_distributions(table: list[Row], reference: Reference, rng: np.rand
     for name in ("density", "n_elements"):
         real = [r[name] for r in reference.rows if r["n_atoms"]]
         mine = [r[name] for r in table if r["valid"]]
-        value = resampled(lambda x: wasserstein_distance(x, real), mine, rng) if real else (math.nan,) * 3
-        out[f"wasserstein_{name}"] = _entry(*value, len(mine), text)
+        found = resampled(lambda x: wasserstein_distance(x, real), mine if real else [], rng)
+        out[f"wasserstein_{name}"] = found | dict(n=len(mine), protocol=text)
     return out
 
 
@@ -307,7 +308,7 @@ def summarise_symmetry(table: list[Row], reference: Reference, rng: np.random.Ge
             f"Jensen-Shannon distance, natural log, 230 bins, symprec {s:g} A on both sides; floor "
             f"{floor:.3f} = as many crystals taken at random from the reference itself; {_SPREAD}"
         )
-        out[f"space_group_jsd@{s:g}"] = _entry(*value, len(mine), text)
+        out[f"space_group_jsd@{s:g}"] = value | dict(n=len(mine), protocol=text)
     return out
 
 # %% ../../nbs/3_symmcd/18_evaluation.ipynb #n13temp2
@@ -333,7 +334,7 @@ def summarise_templates(table: list, known: list) -> dict:
         text = f"crystals with a new Wyckoff template, {how}, {where}; all inputs"
         out[f"new_template_share{suffix}"] = share(new, text)
         text = f"different Wyckoff templates, {how}, {where}; a count, grows with n"
-        out[f"new_templates{suffix}"] = _entry(different, different, different, len(table), text)
+        out[f"new_templates{suffix}"] = _certain(different, len(table), text)
     return out
 
 # %% ../../nbs/3_symmcd/18_evaluation.ipynb #684f6ecf

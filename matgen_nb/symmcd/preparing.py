@@ -21,25 +21,25 @@ from .dataset import CrystalData, embedded, from_units, prepare_noted
 from ..symmetry.cif_text import describe_notes
 from matgen_nb.symmetry.structure_files import (
     LEMAT_COLUMN,
+    SourceItems,
     file_frames,
     folder_items,
     is_table,
-    structure_files,
 )
 from ..utils import MatgenError, described, fetch, option, read_csv_table
 
 # %% ../../nbs/3_symmcd/02_preparing.ipynb #042c4c51
-def read_crystal_folder(path: str | Path) -> list[tuple[str, Any]]:
-    """(name, item) of every structure under a folder: the text of a CIF, a `Frame` of another format that is
-    read (lesson 1.13). MatgenError where there is none."""
-    if not (items := folder_items(path)):
-        skipped = structure_files(path).skipped
+def read_crystal_folder(path: str | Path) -> SourceItems:
+    "Every structure under a folder, see `folder_items` of lesson 1.13. MatgenError where there is none."
+    found = folder_items(path)
+    if not found.items:
+        skipped = found.skipped
         other = f" (but {len(skipped)} in other formats, such as {skipped[0]})" if skipped else ""
         raise MatgenError(
             f"no structure in {path}{other}; give a folder of CIF, POSCAR, extended XYZ or OPTIMADE files, "
             f"a CSV with a 'cif' column, or one of {', '.join(['embedded', *PUBLIC])}"
         )
-    return items
+    return found
 
 # %% ../../nbs/3_symmcd/02_preparing.ipynb #a3715f80
 def _title(i: int, row: dict[str, str]) -> str:
@@ -129,20 +129,17 @@ def read_file(path: str | Path, column: str = "cif") -> list[tuple[str, Any]]:
     return [(frame.name, frame) for frame in file_frames(path, path.name)]
 
 
-def read_crystal_source(
-    source: str | Path, split: str = "train", column: str = "cif"
-) -> list[tuple[str, Any]]:
-    """(name, CIF text, `Frame` or Crystal) of everything in a source: 'embedded', a public name, a folder, a
-    CSV, or a file of structures."""
+def read_crystal_source(source: str | Path, split: str = "train", column: str = "cif") -> SourceItems:
+    "Everything in a source: 'embedded', a public name, a folder, a CSV, or a file of structures."
     if source == "embedded":
-        return embedded()
+        return SourceItems(embedded())
     if source in PUBLIC:
-        return read_crystal_csv(download_public(str(source), split))
+        return SourceItems(read_crystal_csv(download_public(str(source), split)))
     path = Path(source)
     if path.is_dir():
         return read_crystal_folder(path)
     if path.is_file():
-        return read_file(path, column)
+        return SourceItems(read_file(path, column))
     raise MatgenError(
         f"{str(source)!r} is no folder, no file and no known set; "
         f"known are {', '.join(['embedded', *PUBLIC])}"
@@ -230,7 +227,8 @@ def prepare(
     start = time.time()
     if not 0 < options.symprec <= 1:
         raise MatgenError(f"--symprec must be a length in A above 0 and at most 1, not {options.symprec:g}")
-    items = read_crystal_source(source, split, options.column)[:limit]
+    items, skipped = read_crystal_source(source, split, options.column)
+    items = items[:limit]
     kept, failures = _prepared(items, n_jobs, progress, options)
     if not kept:
         reason = f"the first failure: {failures[0]}" if failures else "the source is empty"
@@ -242,8 +240,7 @@ def prepare(
     if out is not None:
         data.save(out)
     notes = {name: list(one.notes) for name, one in kept if one.notes}
-    skipped = structure_files(source).skipped if Path(source).is_dir() and source not in PUBLIC else []
-    return data, CrystalPrepareReport(len(items), len(kept), failures, time.time() - start, notes, skipped)
+    return data, CrystalPrepareReport(len(items), len(kept), failures, time.time() - start, notes, [*skipped])
 
 
 def _prepared(items, n_jobs, progress, options):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..diffusion.categorical import masked_logits
-from ..diffusion.sampler import time_grid
-from ..diffusion.torus import SCORE_SCALE, StepOptions, wrap_difference
+from ..diffusion.sampler import DenoisingOptions, time_grid
+from ..diffusion.torus import StepOptions, wrap_difference
 from .model import SymmCD, add_log_volume
 from .network import Noisy, pairs_of
 from matgen_nb.symmcd.refinements import (
@@ -127,20 +127,16 @@ RESAMPLE = 10  # see `resample_higher`
 # fmt: off
 @described
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(DenoisingOptions):
     """How crystals are sampled (`SymmCD.sample`) and predicted (`SymmCD.predict`, lesson 3.15). Same seed,
     arguments, options and device: same crystals."""
 
     steps: int = option(25, "Network calls for cell and coordinates.", min=1)
     site_steps: int = option(12, "Network calls for the sites that are free, of staged models.", min=1)
     element_steps: int = option(16, "Network calls for the elements that are free, of staged models.", min=1)
-    eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
-    score_scale: float = option(SCORE_SCALE, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
     guidance: float = option(0.5, "Last share of the time, with site-projection guidance.", min=0, max=1)
     min_contact: float = option(0.75, "Minimum contact distance, kept by moves along the sites; 0: none.",
         "sums of covalent radii", min=0, max=1)
-    corrector: int = option(0, "Langevin steps after each step, one more network call each.", min=0, max=100)
-    snr: float = option(0.2, "Relative size of a Langevin step.", min=1e-6, max=10)
     balance: float | None = option(None, "Share of crystals with elements chosen for charge neutrality; "
         "not given: that of the training set. A formula is left alone.", min=0, max=1)
     neutral: bool = option(False, "Balance 1, and crystals that still are not neutral are rejected.")
@@ -197,7 +193,7 @@ def held_score(model: SymmCD, n: Noisy, known: Known, score: torch.Tensor, t: in
         n.lattice.double()[n.batch[rows]],
     )
     clean = n.x[rows] + per_score * score[rows]
-    point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT)[1]
+    point = nearest_on_members(clean.double(), T.A[first], T.t[first], L @ L.mT).point
     return score.index_copy(0, rows, score[rows] + wrap_difference(point.to(clean) - clean) / per_score)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #f3c25b00

@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['TABLE_PATH', 'DENOMINATOR', 'AXES', 'SITE_ELEMENTS', 'GROUP_ELEMENTS', 'BRAVAIS_LETTERS', 'MAX_CLASSES',
-           'NUM_ONE_HOTS', 'standard_hall_number', 'standard_operations', 'first_members', 'wyckoff_members',
-           'rotation_order', 'rotation_axis', 'site_symmetry_one_hot', 'symmetry_element_vector', 'origin_shift',
-           'build_table', 'load_table', 'WyckoffPosition', 'check_space_group', 'SpaceGroup', 'WyckoffTables',
-           'wyckoff_tables', 'group_vectors']
+           'NUM_ONE_HOTS', 'standard_hall_number', 'standard_operations', 'FirstMember', 'first_members',
+           'WyckoffMembers', 'wyckoff_members', 'rotation_order', 'rotation_axis', 'site_symmetry_one_hot',
+           'symmetry_element_vector', 'origin_shift', 'build_table', 'load_table', 'WyckoffPosition',
+           'check_space_group', 'SpaceGroup', 'WyckoffTables', 'wyckoff_tables', 'group_vectors']
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #3c61cf73
 import functools
@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,15 +45,13 @@ def _hall_numbers():
 
 
 def standard_hall_number(number: int) -> int:
-    """Hall number (spglib's numbering) of the standard setting: unique axis b, hexagonal axes, origin
-    choice 2."""
+    "Hall number (spglib's) of the standard setting: unique axis b, hexagonal axes, origin choice 2."
     settings = _hall_numbers()[number]
     return settings.get("2") or settings.get("H") or min(settings.values())
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #702ecebb
 def standard_operations(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Operations of a group's standard setting from spglib: rotations (n, 3, 3), translations (n, 3) in
-    24ths, both int64."""
+    "Operations of the standard setting: rotations (n, 3, 3), translations (n, 3) in 24ths, both int64."
     import spglib
 
     database = spglib.get_symmetry_from_database(standard_hall_number(number))
@@ -61,9 +60,18 @@ def standard_operations(number: int) -> tuple[np.ndarray, np.ndarray]:
     return database["rotations"].astype(np.int64), translations.round().astype(np.int64) % DENOMINATOR
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #b26d6579
-def first_members(number: int) -> list[tuple]:
-    """First member of each Wyckoff position, letters a, b, ...: list of (letter, multiplicity, symbol,
-    A, t in 24ths)."""
+class FirstMember(NamedTuple):
+    "The first member u -> A u + t of a Wyckoff position, t in 24ths; symbol: of its site symmetry."
+
+    letter: str
+    multiplicity: int
+    symbol: str
+    A: np.ndarray
+    t: np.ndarray
+
+
+def first_members(number: int) -> list[FirstMember]:
+    "First member of each Wyckoff position, letters a, b, ..."
     from pyxtal.symmetry import Group
 
     out = []
@@ -73,19 +81,26 @@ def first_members(number: int) -> list[tuple]:
         A, t = affine[:3, :3].round().astype(np.int64), affine[:3, 3] * DENOMINATOR
         assert np.allclose(affine[:3, :3], A) and np.allclose(t, t.round(), atol=1e-4)
         t = t.round().astype(np.int64) % DENOMINATOR
-        out.append((position.letter, position.multiplicity, position.site_symm, A, t))
+        out.append(FirstMember(position.letter, position.multiplicity, position.site_symm, A, t))
     return out
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #ec5c3111
+class WyckoffMembers(NamedTuple):
+    """All members u -> A u + t of a Wyckoff position: A (m, 3, 3), t (m, 3) in 24ths. stabiliser: indices of
+    the operations of the group that fix the first member pointwise."""
+
+    A: np.ndarray
+    t: np.ndarray
+    stabiliser: np.ndarray
+
+
 def wyckoff_members(
     rotations: np.ndarray, translations: np.ndarray, A: np.ndarray, t: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All members of a Wyckoff position from its first one, u -> A u + t, by applying every general
-    operation.
+) -> WyckoffMembers:
+    """All members of a Wyckoff position: its first one, u -> A u + t, under every general operation.
 
     rotations (n, 3, 3) and translations (n, 3) in 24ths are the group's operations, A (3, 3) and t (3,)
-    in 24ths the first member. Returns A (m, 3, 3), t (m, 3), and the indices of the operations that fix
-    the first member pointwise."""
+    in 24ths the first member."""
     images: dict[bytes, list[int]] = {}
     for i, (R, w) in enumerate(zip(rotations, translations)):
         key = (R @ A).tobytes() + ((R @ t + w) % DENOMINATOR).tobytes()
@@ -94,7 +109,7 @@ def wyckoff_members(
     members_A = np.array([rotations[i] @ A for i in first])
     members_t = np.array([(rotations[i] @ t + translations[i]) % DENOMINATOR for i in first])
     stabiliser = images[A.tobytes() + (t % DENOMINATOR).tobytes()]
-    return members_A, members_t, np.array(stabiliser)
+    return WyckoffMembers(members_A, members_t, np.array(stabiliser))
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #dcf4d27c
 def rotation_order(rotation: np.ndarray) -> int:

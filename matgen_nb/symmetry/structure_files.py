@@ -2,17 +2,17 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'LEMAT_COLUMN', 'EXPORTS', 'read_optimade', 'split_optimade', 'named_format', 'content_format', 'format_of',
-           'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'folder_items', 'is_table',
-           'read_item', 'lemat_rows', 'export_file', 'file_stems', 'export_text']
+           'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'SourceItems', 'folder_items',
+           'is_table', 'read_item', 'lemat_rows', 'export_file', 'file_stems', 'export_text']
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #sf-imports
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -299,18 +299,26 @@ def from_file(cls: type[Crystal], path: str | Path, index: int | None = None) ->
     return read_structure(path, index).crystal
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #sf-items1
-def folder_items(path: str | Path) -> list[tuple[str, str | Frame]]:
-    "(name, item) of every structure under a folder: the text of a CIF (.gz too), a `Frame` of other formats."
-    cifs = cif_folder(path)
-    items: list = [(str(p.relative_to(path)), text) for p, text in zip(cifs.files, cifs.texts())]
+class SourceItems(NamedTuple):
+    """The structures of a source. items: (name, item), the item the text of a CIF (.gz too), a `Frame` of
+    another format or a Crystal; skipped: names of files that are not read, see `structure_files`."""
+
+    items: list[tuple[str, Any]]
+    skipped: Sequence[str] = ()
+
+
+def folder_items(path: str | Path) -> SourceItems:
+    "Every structure under a folder, those of CIF files first; each file is read once."
     folder, texts = _survey(path, keep=True)
+    cifs = Folder([file for file in folder.files if named_format(file) == "cif"], [])
+    items: list = [(str(p.relative_to(path)), text) for p, text in zip(cifs.files, cifs.texts())]
     for file in folder.files:
         name = str(file.relative_to(path))
         if file in texts:
             items += [(frame.name, frame) for frame in _frames_or_problem(texts.pop(file), name)]
         elif named_format(file) != "cif":
             items += [(frame.name, frame) for frame in file_frames(file, name)]
-    return items
+    return SourceItems(items, folder.skipped)
 
 
 def is_table(path: str | Path) -> bool:
