@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write matgen_nb/data/new_nets.csv: the measurements behind lesson 4.15c.
 
-    matgen sample mofdiff -n 60 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new
-    python tests/benchmarks/new_nets.py --run new --relax 20 --timing 10
+    matgen sample mofdiff -n 40 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new
+    python tests/benchmarks/new_nets.py --run new --timing 6
 
 One line a figure (run, relaxed, blocks, figure, value, low, high, n, protocol): shares of all samples of the run with 95 % Wilson
 intervals, before relaxation and, of the first --relax samples, after it; what becomes of the samples for which a new net was
