@@ -114,7 +114,7 @@ def test_verdicts_have_the_right_sign_and_need_more_than_chance():
 def test_every_setting_is_compared_with_one_that_differs_in_one_thing():
     for variant in ab.VARIANTS:
         for weights, sampler in ab.evaluated_settings(variant):
-            other = ab.reference_setting(variant, weights, sampler)
+            other = ab.reference_setting(ab.MeasuredWay(variant, weights, sampler))
             if other is None:
                 assert (variant, weights, sampler) == ("base", "averaged", "default")
             elif sampler == "clipped":

@@ -337,3 +337,30 @@ def test_real_frameworks_where_present():
     names = ["MIL-88B-dry", "ZIF-9", "Cu-BTC", "NU-108-Zn", "Co_2_6-NDP_", "MgMOF-74"]
     mofs = [CoarseMof.from_decomposition(decompose(Mof.from_cif(folder / f"{n}.cif")), name=n) for n in names]
     assert sum(b.row["assembled"] for b in assemble([shuffled(m, seed=1, noise=0.3) for m in mofs])) >= 5
+
+
+def test_the_next_arrangement_is_tried_where_the_atoms_fail_the_checks():
+    "The rod of two bare nitrogen atoms closes without a clash and still is no framework; IRMOF-1 is one."
+    from matgen_nb.mofdiff.assembly import assemble_first
+    from matgen_nb.mofdiff.evaluation import shows_what_was_built
+
+    bad, good = replace(ditopic_net(), name="a"), replace(textbook("IRMOF-1")[1], name="a")
+    options = AssemblyOptions(starts=8, generations=1)
+    seen = []
+
+    def accept(built):
+        seen.append(shows_what_was_built(built.to_mof()))
+        return seen[-1]
+
+    [any_] = assemble_first([[bad, good]], options=options)
+    assert any_.row["assembled"] and any_.row["candidate"] == 0
+    [checked] = assemble_first([[bad, good]], options=options, accept=accept)
+    assert seen == [False, True] and checked.row["candidate"] == 1
+    [none] = assemble_first([[bad, bad]], options=options, accept=accept)
+    assert none.row["candidate"] == 0 and none.row["assembled"], "the best is kept where none is accepted"
+    crossed = replace(good, edges=None, shifts=None)
+    [built] = assemble_first([[crossed]], options=options)
+    made = built.to_mof()
+    assert shows_what_was_built(made) and not shows_what_was_built(
+        replace(made, bonds=made.bonds[:-1], images=made.images[:-1])
+    )

@@ -10,7 +10,7 @@ __all__ = ['why_not', 'mismatch', 'rescan', 'next_candidates', 'unlike', 'Assemb
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #o20d0e01
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -420,22 +420,23 @@ def assemble_first(
     options: AssemblyOptions = AssemblyOptions(),
     device: str | torch.device = "cpu",
     n_jobs: int = 1,
-    progress: str | None = None,
+    accept: Callable[[Assembled], bool] | None = None,
 ) -> list[Assembled]:
     """For each list of arrangements (`CoarseMof`s, the likeliest first) one `Assembled`.
 
-    The first without a clash that forms all its bonds, else the best. row["candidate"]: its number in
-    the list. The other arguments: those of `assemble`."""
+    The first without a clash that forms all its bonds and that `accept` accepts (None: any), else the best.
+    row["candidate"]: its number in the list. The other arguments: those of `assemble`."""
     lists = [list(o) for o in arrangements]
     kept: list = [None] * len(lists)
+    done = [False] * len(lists)
     for turn in range(max(map(len, lists), default=0)):
-        open_ = [i for i in range(len(lists)) if not (kept[i] and kept[i].row["assembled"])]
-        todo = [i for i in open_ if len(lists[i]) > turn]
+        todo = [i for i in range(len(lists)) if not done[i] and len(lists[i]) > turn]
         mofs = [lists[i][turn] for i in todo]
-        built = assemble(mofs, seed, options, device, n_jobs, progress) if todo else []
+        built = assemble(mofs, seed, options, device, n_jobs) if todo else []
         for i, one in zip(todo, built):
             one.row["candidate"] = turn
-            if kept[i] is None or _better(one, kept[i]):
+            done[i] = bool(one.row["assembled"]) and (accept is None or accept(one))
+            if done[i] or kept[i] is None or _better(one, kept[i]):
                 kept[i] = one
     return kept
 

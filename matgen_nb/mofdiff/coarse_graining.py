@@ -18,6 +18,18 @@ from .decomposition import Decomposition, decompose
 from ..symmetry.crystal import Crystal, min_distance
 from ..utils import MatgenError, patch
 
+# %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #keepedg1
+def _keep_edges(coarse, cells):
+    "Each edge once, its shift between the beads as they lie now: `cells` (K, 3) is where they lay."
+    edges = np.asarray(coarse.edges, dtype=np.int64).reshape(-1, 2)
+    shifts = np.asarray(coarse.shifts, dtype=np.int64).reshape(-1, 3)
+    if len(edges) != len(shifts) or (len(edges) and not 0 <= edges.min() <= edges.max() < len(coarse)):
+        raise MatgenError(f"{len(edges)} edges between {len(coarse)} beads need as many shifts")
+    shifts = shifts + cells[edges[:, 1]] - cells[edges[:, 0]]
+    rows = np.unique(np.concatenate([edges, shifts], 1), axis=0)
+    object.__setattr__(coarse, "edges", rows[:, :2])
+    object.__setattr__(coarse, "shifts", rows[:, 2:])
+
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #186ae1bb
 @dataclass(frozen=True, eq=False)
 class CoarseMof:
@@ -49,18 +61,7 @@ class CoarseMof:
                 f"{len(self.frac_coords)} positions"
             )
         if self.edges is not None:
-            self._keep_edges(np.round(given - frac).astype(np.int64))
-
-    def _keep_edges(self, cells):
-        "Each edge once, its shift between the beads as they lie now: `cells` (K, 3) is where they lay."
-        edges = np.asarray(self.edges, dtype=np.int64).reshape(-1, 2)
-        shifts = np.asarray(self.shifts, dtype=np.int64).reshape(-1, 3)
-        if len(edges) != len(shifts) or (len(edges) and not 0 <= edges.min() <= edges.max() < len(self)):
-            raise MatgenError(f"{len(edges)} edges between {len(self)} beads need as many shifts")
-        shifts = shifts + cells[edges[:, 1]] - cells[edges[:, 0]]
-        rows = np.unique(np.concatenate([edges, shifts], 1), axis=0)
-        object.__setattr__(self, "edges", rows[:, :2])
-        object.__setattr__(self, "shifts", rows[:, 2:])
+            _keep_edges(self, np.round(given - frac).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -9,6 +9,7 @@ __all__ = ['MOF_FORMAT', 'MofBatch', 'MofData', 'merged', 'pack_blocks', 'unpack
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +40,19 @@ class MofBatch:
     def to(self, device: str | torch.device) -> "MofBatch":
         return MofBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-# %% ../../nbs/4_mofdiff/07_data.ipynb #26d71e47
+# %% ../../nbs/4_mofdiff/07_data.ipynb #edgesof1
 _TENSORS = ("lattice", "num_blocks", "frac_coords", "block", "properties")
 _EDGES = ("num_edges", "edges", "shifts")
+_NONE: Any = None  # until the set is made
 
 
+def _edges_of(data, i):
+    "Edges (E, 2) and shifts (E, 3) of a framework; None twice where they are not known."
+    rows = slice(int(data.first_edge[i]), int(data.first_edge[i] + data.num_edges[i]))
+    found = data.edges[rows], data.shifts[rows]
+    return (None, None) if rows.start == rows.stop else tuple(v.cpu().numpy() for v in found)
+
+# %% ../../nbs/4_mofdiff/07_data.ipynb #26d71e47
 @dataclass(eq=False)
 class MofData:
     """A prepared set of n frameworks. lattice (n, 3, 3) float64, num_blocks (n,) int64, frac_coords (sum K,
@@ -65,9 +74,9 @@ class MofData:
     property_names: list[str] = field(default_factory=list)
     embeddings: torch.Tensor | None = None
     info: dict = field(default_factory=dict)
-    num_edges: torch.Tensor | None = None
-    edges: torch.Tensor | None = None
-    shifts: torch.Tensor | None = None
+    num_edges: torch.Tensor = _NONE
+    edges: torch.Tensor = _NONE
+    shifts: torch.Tensor = _NONE
 
     def __post_init__(self):
         self.start = torch.cumsum(self.num_blocks, 0) - self.num_blocks
@@ -84,25 +93,21 @@ class MofData:
         "The tensors of all frameworks, by name."
         return {name: getattr(self, name) for name in (*_TENSORS, *_EDGES)}
 
-    def __getitem__(self, i: int) -> CoarseMof:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"framework {i} of {len(self)}")
-        rows = slice(int(self.start[i]), int(self.start[i] + self.num_blocks[i]))
-        known = {n: float(v) for n, v in zip(self.property_names, self.properties[i]) if not torch.isnan(v)}
-        return CoarseMof(
-            self.lattice[i].cpu().numpy(),
-            self.frac_coords[rows].cpu().numpy(),
-            [self.library[j] for j in self.block[rows].tolist()],
-            self.names[i],
-            known,
-            *self._edges_of(i),
-        )
-
-    def _edges_of(self, i):
-        "Edges (E, 2) and shifts (E, 3) of a framework; None twice where they are not known."
-        rows = slice(int(self.first_edge[i]), int(self.first_edge[i] + self.num_edges[i]))
-        found = self.edges[rows], self.shifts[rows]
-        return (None, None) if rows.start == rows.stop else tuple(v.cpu().numpy() for v in found)
+# %% ../../nbs/4_mofdiff/07_data.ipynb #getitem1
+@patch
+def __getitem__(self: MofData, i: int) -> CoarseMof:
+    if not -len(self) <= i < len(self):
+        raise IndexError(f"framework {i} of {len(self)}")
+    rows = slice(int(self.start[i]), int(self.start[i] + self.num_blocks[i]))
+    known = {n: float(v) for n, v in zip(self.property_names, self.properties[i]) if not torch.isnan(v)}
+    return CoarseMof(
+        self.lattice[i].cpu().numpy(),
+        self.frac_coords[rows].cpu().numpy(),
+        [self.library[j] for j in self.block[rows].tolist()],
+        self.names[i],
+        known,
+        *_edges_of(self, i),
+    )
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #9183631c
 @patch

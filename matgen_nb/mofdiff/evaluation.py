@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MAX_VOLUME_CHANGE', 'FUNNEL_STAGES', 'FUNNEL', 'BLOCK_COUNTS', 'coordination_sequences', 'framework_identity',
-           'net_identity', 'known_identities', 'describe_mof', 'volume_kept', 'MofEvaluation', 'add_novelty',
-           'is_valid', 'evaluate_mofs', 'summarise', 'funnel', 'plot_summary']
+           'net_identity', 'known_identities', 'describe_mof', 'shows_what_was_built', 'volume_kept', 'MofEvaluation',
+           'add_novelty', 'is_valid', 'evaluate_mofs', 'summarise', 'funnel', 'plot_summary']
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #7d66ccdb
 import math
@@ -16,7 +16,7 @@ import numpy as np
 
 from .bonds import Mof
 from .decomposition import Decomposition, count_nets, decompose
-from .checks import CHECKS, MIN_PLD, check_mof
+from .checks import CHECKS, MIN_PLD, Environment, check_mof
 from .coarse_graining import CoarseMof, joinable_beads
 from .data import MofData
 from .nets import decomposition_graph, framework_key
@@ -58,7 +58,7 @@ def net_identity(coarse: CoarseMof, slack: float = 1.05) -> str | None:
     """`framework_identity` of beads, joined by their edges; where these are not known, metal and organic
     blocks nearer than `slack` x the sum of the distances of their connection points. None where it cannot
     be read."""
-    if coarse.edges is not None:
+    if coarse.edges is not None and coarse.shifts is not None:
         edges, images = coarse.edges, coarse.shifts
     else:
         pairs = joinable_beads(coarse, slack)
@@ -72,13 +72,13 @@ def net_identity(coarse: CoarseMof, slack: float = 1.05) -> str | None:
     joined = Decomposition(*beads, connections, images, nets=found.nets, dimension=found.dimension)
     return framework_identity(joined)
 
-
+# %% ../../nbs/4_mofdiff/33_evaluation.ipynb #knowids1
 def known_identities(data: MofData, slacks: tuple[float, ...] = (1.05, 1.1)) -> list[str]:
     """Identities of a `MofData` for novelty, sorted. Frameworks without edges are read at two slacks, since
     calling a known framework new is the worse mistake."""
     read = lambda c: {net_identity(c, s) for s in (slacks if c.edges is None else slacks[:1])}
-    found = set().union(*(read(data[i]) for i in range(len(data))))
-    return sorted(found - {None})
+    found = (name for i in range(len(data)) for name in read(data[i]))
+    return sorted({name for name in found if name})
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #af9e5577
 def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: float = MIN_PLD) -> dict:
@@ -117,6 +117,20 @@ def _identity(made):
     graph = decomposition_graph(d)
     keys = dict(net_key=topology_key(graph), drawn_key=drawn_key(graph))
     return dict(num_blocks=len(d), identity=framework_identity(d)) | keys, ""
+
+# %% ../../nbs/4_mofdiff/33_evaluation.ipynb #shw00002
+def shows_what_was_built(made: Mof) -> bool:
+    """Whether the atoms of a framework pass all chemical `CHECKS` and show, by their distances, the blocks
+    and the net that its listed bonds make. Pores are not looked at. False where bonds cannot be read."""
+    try:
+        seen = Mof.from_crystal(made.crystal)
+    except (MatgenError, ValueError):
+        return False
+    environment = Environment(seen)
+    if not all(check(seen, environment) for check in CHECKS.values()):
+        return False
+    identity = _identity(seen)[1]
+    return identity is not None and identity == _identity(made)[1]
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #22e00002
 MAX_VOLUME_CHANGE = 0.25  # relative, by relaxation

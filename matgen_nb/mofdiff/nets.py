@@ -284,7 +284,7 @@ def bead_graph(coarse: CoarseMof) -> QuotientGraph:
     From its edges, where it has them; else from the distances of the beads, however the blocks are turned:
     then MatgenError where these show no net that uses all connection points."""
     labels = [(b.is_metal, b.num_connections) for b in coarse.blocks]
-    if coarse.edges is not None:
+    if coarse.edges is not None and coarse.shifts is not None:
         return QuotientGraph(labels, coarse.edges, coarse.shifts, [id(b) for b in coarse.blocks])
     for reach in REACHES:
         found = joinable_beads(coarse, reach)

@@ -23,6 +23,7 @@ from matgen_nb.mofdiff.evaluation import (
     add_novelty,
     describe_mof,
     is_valid,
+    shows_what_was_built,
     summarise,
     volume_kept,
 )
@@ -181,12 +182,23 @@ def numbered(samples: list[MofSample], first: int = 0) -> list[MofSample]:
         out.append(MofSample(replace(s.coarse, name=name), {**s.row, "name": name, "index": k}, others))
     return out
 
+# %% ../../nbs/4_mofdiff/34_pipeline.ipynb #accept01
+def _accepted(built, limit):
+    "Whether an `Assembled` framework is kept without trying the next net; not if that takes over `limit` s."
+    try:
+        with time_limit(limit):
+            return shows_what_was_built(built.to_mof())
+    except TimeoutError:
+        return False
+
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bassco
 def _assemble_part(samples, save, seed, device, options):
     "Assemble the arrangements of some samples (see `assemble_first`) and save those that are kept."
     arrangements = [[s.coarse, *s.others] for s in samples]
     with time_limit(options.assemble_limit * sum(map(len, arrangements))):
-        built = assemble_first(arrangements, seed, options.assembly, device)
+        check = partial(_accepted, limit=options.evaluate_limit)
+        accept = check if options.sampling.nets.check_candidates else None
+        built = assemble_first(arrangements, seed, options.assembly, device, accept=accept)
     late = any(a.crystal is None and "took longer" in a.row["reason"] for a in built)
     if late and len(samples) > 1:
         for s in samples:

@@ -67,6 +67,11 @@ class NetOptions:
     net_candidates: int = option(
         3, "Nets tried for each sample; the first that closes without a clash is kept.", min=1
     )
+    check_candidates: bool = option(
+        True,
+        "Try the next net also where the atoms fail the chemical checks of lesson 4.32, or do not show the "
+        "blocks and the net that were put together.",
+    )
     coherent: bool = option(True, "One block for each node class of the net, or blocks as sampled.")
     new_first: bool = option(
         True, "Try blocks and nets that the training set has together only after new ones."

@@ -4,17 +4,20 @@
     matgen sample mofdiff -n 200 --seed 0 --no-relax --starts 32 --generations 2 --device cpu --out nets
     matgen sample mofdiff -n 200 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
     python tests/benchmarks/framework_results.py --runs nets alone --real FOLDER_OF_CIF_FILES --relax 20 --gcmc 4
+    matgen sample mofdiff --weights mofdiff-core-mof -n 500 ... --out core_nets, and with --net-share 0 --out core_alone
+    python tests/benchmarks/framework_results.py --weights mofdiff-core-mof --runs core_nets core_alone --relax 200 --uptake 0
 
 framework_results.csv has one line a figure (model, relaxed, blocks, figure, value, low, high, n, protocol): shares of all samples
 with 95 % Wilson intervals, before relaxation and, of the first --relax samples, after it. framework_properties.csv has one line a
 framework: density, pores, and CO2 working capacities in mol/kg, without charges of the framework. co2_henry: Henry's law with
 Widom insertion, of the first --uptake valid frameworks of a run and of every real one that passes the checks. co2_gcmc:
 grand-canonical Monte Carlo (the extra gcmc) of the --gcmc with the highest co2_henry of each set. Properties of the training
-data are not repeated here: they are those of `embedded_mofs`. About half an hour of one CPU thread; what has been measured is
+data are not repeated here: they are those of `embedded_mofs`. Lines of runs that are not named stay as they are. About half an hour of one CPU thread; what has been measured is
 kept in --work, so that a run that was stopped goes on.
 """
 
 import argparse
+import csv
 import math
 from pathlib import Path
 
@@ -140,6 +143,14 @@ def add_gcmc(pairs, most, kept):
         row |= dict(co2_gcmc=found["working_capacity"], co2_gcmc_error=found["working_capacity_error"])
 
 
+def others(path, column, measured):
+    "Lines of an earlier table whose `column` is none of those measured now."
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row[column] not in measured]
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,6 +158,7 @@ def main():
     parser.add_argument(
         "--runs", nargs="+", required=True, help="folders of matgen sample mofdiff --no-relax"
     )
+    parser.add_argument("--weights", default="mofdiff-small", help="weights that made the runs")
     parser.add_argument("--real", help="folder of CIF files of real frameworks")
     parser.add_argument("--relax", type=int, default=20, help="how many of each run are relaxed")
     parser.add_argument(
@@ -159,16 +171,19 @@ def main():
     kept, results, sets = Kept(Path(args.work) / "kept"), [], []
     for folder in args.runs:
         model = Path(folder).name
-        run, evaluations = tables_of(folder, Path(args.work) / f"relaxed-{model}", args.relax)
+        run, evaluations = tables_of(folder, args.weights, Path(args.work) / f"relaxed-{model}", args.relax)
         results += result_rows(model, evaluations)
         sets.append(list(generated_rows(model, run, evaluations[False], kept, args.uptake)))
-    sets.append(list(real_rows(args.real, kept)))
+    if args.real:
+        sets.append(list(real_rows(args.real, kept)))
     for pairs in sets if args.gcmc else ():
         add_gcmc(pairs, args.gcmc, kept)
-    write_rows(Path(args.out) / "framework_results.csv", RESULTS, results, "{:.4g}")
-    write_rows(
-        Path(args.out) / "framework_properties.csv", PROPERTIES, [row for s in sets for row, _ in s], "{:.4g}"
-    )
+    table, properties = (Path(args.out) / f"framework_{name}.csv" for name in ("results", "properties"))
+    measured = {row["set"] for rows in sets for row, _ in rows} | {Path(folder).name for folder in args.runs}
+    results = others(table, "model", measured) + results
+    made = others(properties, "set", measured) + [row for rows in sets for row, _ in rows]
+    write_rows(table, RESULTS, results, "{:.4g}")
+    write_rows(properties, PROPERTIES, made, "{:.4g}")
 
 
 if __name__ == "__main__":
