@@ -161,8 +161,8 @@ def add_novelty(
     """Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as
     neither. known: identities; None, nothing to compare with: novel and vnu are None.
 
-    known_nets: keys of the nets of the training set, see `known_net_keys`; then net_novel and strict_vnu (the net is new as
-    well) too."""
+    known_nets: keys of the nets of the training set (`known_net_keys`); then net_novel and strict_vnu (the
+    net is new as well) too."""
     seen = set()
     for row in table:
         identity = row["identity"]

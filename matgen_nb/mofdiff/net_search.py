@@ -133,8 +133,8 @@ def _edge_rows(net, blocks):
 
 
 def _end_kinds(rows, blocks):
-    """Kinds of end wanted at each edge, (E,): that of its linker or organic vertex, or the one of both vertices
-    with as many points; -1, any, where there is none."""
+    """Kinds of end wanted at each edge, (E,): that of its linker or organic vertex, or the one of both
+    vertices with as many points; -1, any, where there is none."""
     kinds_of, kinds = lambda v: set(ends_of(blocks[v]).kinds.tolist()), []
     for m, o, _, v in rows:
         own = kinds_of(o if v < 0 else v)
@@ -359,7 +359,7 @@ def new_frameworks(
     if not len(ways):
         return []
     fit, out, seen, tries = measure(design, ways), [], set(known), 0
-    for k in np.flatnonzero(closest_approach(design, ways, fit) > options.approach):
+    for k in np.flatnonzero(closest_approach(design, ways, fit) > options.approach).tolist():
         graph = wired_graph(design, ways, k)
         if not is_one_net(graph) or {key := topology_key(graph), drawn_key(graph)} & seen:
             continue

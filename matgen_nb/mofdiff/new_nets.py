@@ -46,7 +46,8 @@ def is_one_net(graph: QuotientGraph) -> bool:
     "Whether a graph is connected as an infinite net, periodic in three directions, and repeats no edge."
     if sum(map(len, graph.around)) != 2 * len(graph.edges):
         return False
-    cell, cycles, todo = {0: (0, 0, 0)}, set(), [0]
+    cell: dict[int, tuple[int, ...]] = {0: (0, 0, 0)}
+    cycles, todo = set(), [0]
     while todo:
         i = todo.pop()
         for j, *s in graph.around[i]:
@@ -197,7 +198,10 @@ class Wiring:
 
     def where(self, chosen: np.ndarray, other: "Wiring") -> "Wiring":
         "Those of `other` where `chosen` (B,) bool, else these."
-        pick = lambda a, b: np.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+
+        def pick(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+
         return Wiring(
             pick(self.pairs, other.pairs), pick(self.shifts, other.shifts), pick(self.choice, other.choice)
         )
@@ -222,7 +226,7 @@ def wired_graph(design: NetDesign, wiring: Wiring, k: int = 0) -> QuotientGraph:
 
 # %% ../../nbs/4_mofdiff/15b_new_nets.ipynb #nnbmoves
 def _swap_ends(design, pairs, shifts, e, f, rng):
-    "Edges e and f of each way swap their second ends, in place; where linkers allow it f may be reversed first."
+    "Edges e and f of each way swap their second ends, in place; f may be reversed first where it has a linker."
     row = np.arange(len(pairs))
     back = (design.linker[e] >= 0) & (rng.random(len(row)) < 0.5)
     pairs[row[back], f[back]] = pairs[row[back], f[back], ::-1]

@@ -286,7 +286,8 @@ def put_on_nets(
     for k, (s, features, chosen) in enumerate(rows):
         index = np.array([number[id(block)] for block in s.coarse.blocks])
         found = decoder.candidates(features.numpy(), index) if chosen else []
-        new = decoder.new_nets(found, streams[k]) if chosen and k in (streams or {}) else []
+        rng = (streams or {}).get(k)
+        new = decoder.new_nets(found, rng) if chosen and rng is not None else []
         out.append(_on_net(s, found, new, decoder.library.blocks, chosen))
     return out
 
@@ -358,7 +359,7 @@ def which_on_nets(n: int, share: float, seed: int, first: int) -> Tensor:
 
 
 def _streams_of_new(n, share, seed, first):
-    "Random numbers of the searches for new nets, {number in the batch: generator}; the batch does not matter."
+    "Random numbers of the searches for new nets, {number in the batch: generator}, for any batch the same."
     streams = {k: numpy_stream(seed, "new nets", first + k) for k in range(n)}
     return {k: rng for k, rng in streams.items() if rng.random() < share}
 
