@@ -134,6 +134,8 @@ STREAMS = {
     "bootstrap": "resampled data for a confidence interval",
     "surface": "directions from the atoms to points of a surface",
     "insertions": "positions and directions of inserted gas molecules",
+    "biased insertions": "insertions of gas molecules that are drawn where molecules are held",
+    "chains": "moves of Markov chains of gas molecules",
     "jitter": "small shifts that keep the dots of a figure apart",
     "displacements": "random rotations and displacements of what is to be recovered, by its number",
     "inputs": "made-up inputs that are timed",

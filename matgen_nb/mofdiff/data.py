@@ -52,6 +52,22 @@ def _edges_of(data, i):
     found = data.edges[rows], data.shifts[rows]
     return (None, None) if rows.start == rows.stop else tuple(v.cpu().numpy() for v in found)
 
+# %% ../../nbs/4_mofdiff/07_data.ipynb #getitem1
+def _framework(data, i):
+    "Framework i of a `MofData`, as a `CoarseMof`."
+    if not -len(data) <= i < len(data):
+        raise IndexError(f"framework {i} of {len(data)}")
+    rows = slice(int(data.start[i]), int(data.start[i] + data.num_blocks[i]))
+    known = {n: float(v) for n, v in zip(data.property_names, data.properties[i]) if not torch.isnan(v)}
+    return CoarseMof(
+        data.lattice[i].cpu().numpy(),
+        data.frac_coords[rows].cpu().numpy(),
+        [data.library[j] for j in data.block[rows].tolist()],
+        data.names[i],
+        known,
+        *_edges_of(data, i),
+    )
+
 # %% ../../nbs/4_mofdiff/07_data.ipynb #26d71e47
 @dataclass(eq=False)
 class MofData:
@@ -93,21 +109,8 @@ class MofData:
         "The tensors of all frameworks, by name."
         return {name: getattr(self, name) for name in (*_TENSORS, *_EDGES)}
 
-# %% ../../nbs/4_mofdiff/07_data.ipynb #getitem1
-@patch
-def __getitem__(self: MofData, i: int) -> CoarseMof:
-    if not -len(self) <= i < len(self):
-        raise IndexError(f"framework {i} of {len(self)}")
-    rows = slice(int(self.start[i]), int(self.start[i] + self.num_blocks[i]))
-    known = {n: float(v) for n, v in zip(self.property_names, self.properties[i]) if not torch.isnan(v)}
-    return CoarseMof(
-        self.lattice[i].cpu().numpy(),
-        self.frac_coords[rows].cpu().numpy(),
-        [self.library[j] for j in self.block[rows].tolist()],
-        self.names[i],
-        known,
-        *_edges_of(self, i),
-    )
+    def __getitem__(self, i: int) -> CoarseMof:
+        return _framework(self, i)
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #9183631c
 @patch

@@ -66,9 +66,10 @@ def check_out(out: str | Path, inputs: dict) -> None:
 _FILES = (
     r"table.csv|figures.csv|history.csv|gallery.html|(run|request|summary|shard).json|"
     r"(gallery|figure|loss|summary|distributions|benchmark|beads_and_atoms|framework|side_by_side).png|"
+    r"uptakes.png|"
     r"reference.npz|mof.cif|"
     r"(last|best|weights|train|val|mofs|crystals).safetensors|"
-    r"cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
+    r"uptake/\d{5,}.json|cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
     r"(random/|selected/|optimised/)?(assembled|relaxed|evaluated|judged)/mof_\d{5,}.(cif|json)"
 )
 _FOLDERS = "training|trained|shipped|samples|runs|mof"
