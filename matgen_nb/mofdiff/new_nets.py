@@ -226,7 +226,7 @@ def wired_graph(design: NetDesign, wiring: Wiring, k: int = 0) -> QuotientGraph:
 
 # %% ../../nbs/4_mofdiff/15b_new_nets.ipynb #nnbmoves
 def _swap_ends(design, pairs, shifts, e, f, rng):
-    "Edges e and f of each way swap their second ends, in place; f may be reversed first where it has a linker."
+    "Edges e and f of each way swap their second ends, in place; with a linker f may be reversed first."
     row = np.arange(len(pairs))
     back = (design.linker[e] >= 0) & (rng.random(len(row)) < 0.5)
     pairs[row[back], f[back]] = pairs[row[back], f[back], ::-1]
