@@ -19,7 +19,7 @@ from matgen_nb.mofdiff.new_nets import (
     Wiring,
     barycentric_placement,
     drawn_key,
-    equilibrium,
+    balanced_positions,
     is_one_net,
     known_net_keys,
     lattice_index,
@@ -119,9 +119,9 @@ def test_moves_keep_every_degree(name):
     degrees = sorted(zip(wired_graph(twice, wiring).labels, map(len, wired_graph(twice, wiring).around)))
     nets = 0
     for _ in range(25):
-        frac = equilibrium(len(twice.vertices), twice.owner[wiring.pairs], wiring.shifts, 1 / twice.lengths)[
-            0
-        ]
+        frac = balanced_positions(
+            len(twice.vertices), twice.owner[wiring.pairs], wiring.shifts, 1 / twice.lengths
+        )[0]
         wiring = propose(twice, wiring, frac, rng)
         assert (np.sort(wiring.pairs.reshape(16, -1), 1) == np.arange(len(twice.owner))).all()
         assert (twice.bridging[wiring.pairs[..., 0]] == twice.bridging[wiring.pairs[..., 1]]).all()
