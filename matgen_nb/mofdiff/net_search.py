@@ -351,7 +351,8 @@ def new_frameworks(
     options: SearchOptions = SearchOptions(),
     most: int = 1,
 ) -> list[NewFramework]:
-    """Up to `most` frameworks of n times the blocks of a design, each on a net whose keys are not known.
+    """Up to `most` frameworks of n times the blocks of a design, each on a net whose keys are not known, the
+    smallest gap first.
 
     known: keys of nets, both `topology_key`s and `drawn_key`s. Same design, n, state of rng and options:
     same frameworks."""
@@ -368,6 +369,6 @@ def new_frameworks(
         made = _built(design, ways.select([k]), rng, options)
         if made:
             out.append(NewFramework(made[0], key, made[1], float(fit.cost[k])))
-        if len(out) == most or tries == options.tries:
+        if tries == options.tries:
             break
-    return out
+    return sorted(out, key=lambda new: new.gap)[:most]

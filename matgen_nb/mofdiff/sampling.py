@@ -222,21 +222,23 @@ def _linker_choices(decoder, candidate, most=2):
 def new_nets(
     self: NetDecoder, found: list[Candidate], rng: np.random.Generator, max_blocks: int = 20
 ) -> list[NewFramework]:
-    """At most one framework on a net that the training set does not have, from the first two candidates.
+    """At most one framework on a net that the training set does not have, from the first three candidates.
 
     Its blocks are those of a candidate, once, twice or three times (at most `max_blocks`); linkers may
-    become others of another twist."""
-    known = known_net_keys(self.nets)
-    for c in found[:2]:
+    become others of another twist. The smallest gap wins; below 0.35 A the search ends."""
+    known, best = known_net_keys(self.nets), []
+    for c in found[:3]:
         blocks = [self.library.blocks[k] for k in c.blocks]
         design = net_design(c.net, blocks, _linker_choices(self, c))
         if design is None:
             continue
-        sizes = [n for n in (2, 1, 3) if n * len(blocks) <= max_blocks and n * len(design.vertices) > 1]
-        for n in sizes[:2]:
-            if made := new_frameworks(design, n, known, rng):
-                return made
-    return []
+        for n in (2, 1, 3):
+            if n * len(blocks) <= max_blocks and n * len(design.vertices) > 1:
+                made = new_frameworks(design, n, known, rng)
+                best = sorted([*best, *made], key=lambda new: new.gap)[:1]
+            if best and best[0].gap < 0.35:
+                return best
+    return best
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19nets7
 def _carried(candidate, blocks):
