@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['SEED_RULE', 'STREAMS', 'FIRST_IS_SEED', 'KEPT', 'MatgenError', 'option', 'option_help', 'described', 'check_limits',
-           'patch', 'stream_seed', 'numpy_stream', 'torch_stream', 'seed_torch', 'atomic_write', 'progress_bar',
-           'content_hash', 'tensor_bytes', 'load_tensors', 'read_prepared', 'CsvTable', 'reason', 'read_csv_table',
-           'fetch', 'wilson', 'share']
+           'patch', 'stream_seed', 'numpy_stream', 'torch_stream', 'seed_torch', 'check_kind', 'atomic_write',
+           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'read_prepared', 'CsvTable', 'reason',
+           'read_csv_table', 'fetch', 'wilson', 'share']
 
 # %% ../nbs/0_utilities/01_utils.ipynb #1e5db884
 import csv
@@ -196,6 +196,16 @@ def seed_torch(seed: int, what: str, *index: int) -> None:
     torch.manual_seed(stream_seed(seed, what, *index))
 
 # %% ../nbs/0_utilities/01_utils.ipynb #7dee008b
+def check_kind(what: str, value: Any, kinds: type | tuple[type, ...], instead: str = "") -> None:
+    """MatgenError unless a value is of one of these types.
+
+    what: what the caller knows it as; instead: what to do."""
+    if not isinstance(value, kinds):
+        names = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        given = "None" if value is None else f"{type(value).__name__} ({str(value)[:40]})"
+        raise MatgenError(f"{what} must be {names}, not {given}" + (f": {instead}" if instead else ""))
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO]:
     """Open a temporary file beside `path`; on success it replaces `path`, on any error it is removed and
@@ -206,7 +216,10 @@ def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterat
     small files, safe against a kill but not against a power cut."""
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
+    check_kind("the path of a file", path, (str, os.PathLike))
     path = Path(path)
+    if path.is_dir():
+        raise MatgenError(f"{path} is a folder: give the path of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:

@@ -9,6 +9,7 @@ __all__ = ['SOURCE', 'NOT_STORED', 'Relax', 'P1', 'Chunk', 'with_conditions', 'c
 
 # %% ../../nbs/5_scale/11_crystal_commands.ipynb #n25c0003
 import os
+import re
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -276,7 +277,11 @@ def evaluate_crystals_command(
     ],
     out: opt.Out,
     reference: Annotated[
-        Path, typer.Option(help="Prepared file, folder of CIF files or CSV to compare with.")
+        Path,
+        typer.Option(
+            help="Prepared file, folder of CIF files or CSV to compare with; its descriptions are kept "
+            "beside it, as NAME.described.npz, for the next time."
+        ),
     ],
     training: Annotated[
         Path | None, own_option("The same for novelty and new templates.", "the reference")
@@ -285,6 +290,9 @@ def evaluate_crystals_command(
     seed: opt.Seed = 0,
 ) -> None:
     "Validity, coverage, uniqueness, novelty, symmetry: per structure and in total."
+    if energies and not energies.get("energy"):
+        without = ", ".join(opt.flag_of(name) for name in energies)
+        raise MatgenError(f"{without} says how energies are computed: add --energy, or leave it out")
     folder = fresh_folder(
         out, overwrite, {"SOURCE": source, "--reference": reference, "--training": training}
     )
@@ -341,6 +349,8 @@ def export_command(
     if format not in EXPORTS:
         raise MatgenError(f"--format must be one of {', '.join(EXPORTS)}, not {format!r}")
     single = format in ("extxyz", "lemat")
+    if not single and re.fullmatch(r"[.][a-z]{2,6}", out.suffix) and not out.is_dir():
+        raise MatgenError(f"--format {format} writes a file for each structure: --out {out} must be a folder")
     check_out(out, {"SOURCE": source})
     if single:
         check_file(out, overwrite)

@@ -32,6 +32,7 @@ from ..scale.runs import check_out
 from ..scale.shards import Shard
 from ..folders import OwnFiles
 from ..pages import page_link
+from ..parallel import check_processes
 from ..utils import MatgenError, patch
 from ..written import field_in_source, fields_in_source
 
@@ -332,7 +333,7 @@ On = Annotated[Device, own_option(_HELP["device"])]
 Out = Annotated[Path, own_option("Folder for the results.")]
 Overwrite = Annotated[bool, own_option(_HELP["overwrite"], False, "--overwrite")]
 Resume = Annotated[bool, own_option(_HELP["resume"], False, "--resume")]
-Jobs = Annotated[int, own_option(_HELP["n_jobs"])]
+Jobs = Annotated[int, own_option(_HELP["n_jobs"], callback=check_processes)]
 Weights = Annotated[str, own_option("File of weights, or the name of weights that ship.")]
 InitFrom = Annotated[
     str | None,

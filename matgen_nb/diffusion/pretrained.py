@@ -115,7 +115,7 @@ class allocation_limit(TorchDispatchMode):
                 raise MatgenError(f"its configuration asks for more than {self.numbers:.1e} numbers")
         return function(*args, **(kwargs or {}))
 
-# %% ../../nbs/2_diffusion/06_pretrained.ipynb #18a04e1b
+# %% ../../nbs/2_diffusion/06_pretrained.ipynb #wts00001
 _MISFITS = (
     KeyError,
     TypeError,
@@ -128,6 +128,19 @@ _MISFITS = (
 )
 
 
+_PREPARED = ("matgen_nb crystals", "matgen_nb mofs")
+
+
+def _instead(found, format):
+    "What to do where a file of another format was given as weights."
+    if found.startswith(_PREPARED):
+        return "it is a prepared data set: train with it (matgen train), and give the weights that come out"
+    model = format.removeprefix("matgen_nb ").split()[0]
+    ship = [p.stem for p in sorted(WEIGHTS.glob("*.safetensors")) if p.stem.startswith(model)]
+    named = f", such as {ship[0]}, which ships with the package" if ship else ""
+    return f"weights of another model or version. Give weights of {model}{named}"
+
+# %% ../../nbs/2_diffusion/06_pretrained.ipynb #18a04e1b
 def read_weights(name_or_path: str | Path, format: str, build: Callable[[dict, dict], Any]) -> Any:
     """`build(metadata, tensors)` of a weights file, see `find_weights`. metadata: the header, a dict of
     texts, whose "format" must be `format`; tensors: {name: tensor}.
@@ -142,9 +155,7 @@ def read_weights(name_or_path: str | Path, format: str, build: Callable[[dict, d
             f"{path} is not a readable weights file ({error}); it may be cut short or damaged, fetch it again"
         ) from None
     if (found := metadata.get("format", "something else")) != format:
-        raise MatgenError(
-            f"{path} holds {found!r}, but {format!r} is needed: weights of another model or version"
-        )
+        raise MatgenError(f"{path} holds {found!r}, but {format!r} is needed: {_instead(found, format)}")
     try:
         with allocation_limit(10**8 + 20 * sum(t.numel() for t in tensors.values())):
             return build(metadata, tensors)
@@ -319,7 +330,13 @@ def from_pretrained(
         model.info = put_names(json.loads(texts.get("info", "{}")), tensors, "info")
         return model
 
-    return read_weights(name_or_path, cls.FORMAT, build).to(device).eval()
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise MatgenError(
+            f"device must be cpu, cuda, mps or another that torch knows, not {device!r}"
+        ) from None
+    return read_weights(name_or_path, cls.FORMAT, build).to(where).eval()
 
 # %% ../../nbs/2_diffusion/06_pretrained.ipynb #p8hub11
 @described

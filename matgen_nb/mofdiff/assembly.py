@@ -50,7 +50,7 @@ from matgen_nb.mofdiff.orientations import (
 from .rigid import distinct_rotations, rotation_grid
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
-from ..utils import MatgenError, option, stream_seed
+from ..utils import check_kind, MatgenError, option, stream_seed
 
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #f1c24f27
 def why_not(coarse: CoarseMof) -> str:
@@ -369,6 +369,16 @@ def assemble_batch(
         built.row["seconds"] = (time.perf_counter() - begin) / len(mofs)
     return out
 
+# %% ../../nbs/4_mofdiff/28_assembly.ipynb #asm0kind
+def _to_assemble(coarse, options):
+    "What `assemble` was given, as a list; MatgenError for anything but frameworks and options."
+    check_kind("options", options, AssemblyOptions, "for example AssemblyOptions(starts=32)")
+    check_kind("what assemble puts together", coarse, (CoarseMof, list, tuple))
+    mofs = [coarse] if isinstance(coarse, CoarseMof) else list(coarse)
+    for mof in mofs:
+        check_kind("each framework of a list", mof, CoarseMof, "CoarseMof.from_decomposition makes one")
+    return mofs
+
 # %% ../../nbs/4_mofdiff/28_assembly.ipynb #b0b4b49e
 def _assemble_part(mofs, **settings):
     "`assemble_batch`; where that breaks, one framework at a time, so that only the broken ones fail."
@@ -401,7 +411,7 @@ def assemble(
     How the given blocks are turned does not matter. seed: same seed, same result bit for bit on the same
     device; n_jobs: processes, CPU only; progress: text of a bar. What cannot be assembled has crystal
     None and row["reason"]."""
-    mofs = [coarse] if isinstance(coarse, CoarseMof) else list(coarse)
+    mofs = _to_assemble(coarse, options)
     out = [failed(mof, why_not(mof)) for mof in mofs]
     parts = _in_parts(mofs, options.batch_size or (4 if str(device) == "cpu" else 32))
     work = partial(_assemble_part, seed=seed, options=options, device=device)

@@ -6,6 +6,7 @@ __all__ = ['BEAD_COLORS', 'PAPER_LIMITS', 'CoarseMof', 'JoinablePair', 'joinable
            'coarse_grain']
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #827bedf5
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +31,21 @@ def _keep_edges(coarse, cells):
     object.__setattr__(coarse, "edges", rows[:, :2])
     object.__setattr__(coarse, "shifts", rows[:, 2:])
 
+
+def _check_arrays(coarse):
+    "MatgenError where the given values are no cell, no positions or no blocks."
+    positions = (len(coarse.blocks or ()), 3)
+    for name, shape in (("lattice", (3, 3)), ("frac_coords", positions)):
+        try:
+            value = np.asarray(getattr(coarse, name), dtype=np.float64)
+        except (TypeError, ValueError):
+            value = np.full(1, np.nan)
+        if value.size != math.prod(shape) or not np.isfinite(value).all():
+            raise MatgenError(
+                f"{name} of a coarse framework must be finite numbers of shape {shape}: a cell, and one "
+                "position for each block"
+            )
+
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #186ae1bb
 @dataclass(frozen=True, eq=False)
 class CoarseMof:
@@ -49,6 +65,7 @@ class CoarseMof:
     shifts: np.ndarray | None = None
 
     def __post_init__(self):
+        _check_arrays(self)
         given = np.asarray(self.frac_coords, dtype=np.float64).reshape(-1, 3)
         frac = given - np.floor(given)
         frac = np.where(frac >= 1, 0.0, frac)
@@ -290,7 +307,7 @@ def excess(coarse: CoarseMof, limits: Limits = Limits(), dimension: int = 3) -> 
     reasons = [
         (
             over(len(coarse), limits.max_blocks),
-            f"{len(coarse)} blocks in the primitive cell, the limit is {limits.max_blocks}",
+            f"{len(coarse)} blocks in the primitive cell, the limit is {limits.max_blocks} (--max-blocks)",
         ),
         (
             over(size, limits.max_block_atoms),

@@ -14,7 +14,7 @@ from ..drawing import camera, render_scene
 from .bonds import Mof, connected, integer_basis, is_metal
 from .building_blocks import BuildingBlock, block_scene, hill_formula
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, patch
+from ..utils import check_kind, MatgenError, patch
 
 # %% ../../nbs/4_mofdiff/03_decomposition.ipynb #95cbda0a
 def _oxo(mof, metal, piece):
@@ -316,6 +316,8 @@ def decompose(mof: Mof) -> Decomposition:
     except in endless rods, where those that bridge metals become bridges; solvent is removed; blocks
     with a single neighbour merge. Returns a `Decomposition`. MatgenError with the reason where there is
     no metal, no carbon, no framework, or a part without end."""
+    instead = "Mof.from_cif reads a file or text, Mof.from_crystal takes a Crystal"
+    check_kind("what decompose takes apart", mof, Mof, instead)
     elements, name = mof.crystal.elements, mof.name or "MOF"
     if not is_metal(elements).any():
         raise MatgenError(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from .data import MofData
 from .nets import decomposition_graph, framework_key
 from .net_fitting import topology_key
 from ..symmetry.crystal import Crystal
-from ..utils import MatgenError, share
+from ..utils import check_kind, MatgenError, share
 from ..parallel import Failure, parallel_map, time_limit
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #74282924
@@ -211,6 +212,9 @@ def evaluate_mofs(
     rows: what is known of each (`matched`, `assembled`, `converged`, `volume_change` are used; a stage
     without an entry was not requested). timeout: s, each. valid: see `is_valid`; unique: the first valid
     one of its identity; vnu: valid, novel, unique."""
+    check_kind("the frameworks to evaluate", mofs, (list, tuple), "give a list of Crystal or Mof")
+    kinds = (list, tuple, set, frozenset, NoneType)
+    check_kind("reference", reference, kinds, "give a list of identities or Crystals")
     if rows is not None and len(rows) != len(mofs):
         raise MatgenError(f"{len(rows)} rows for {len(mofs)} frameworks: give one row for each")
     given: list[dict] = [r or {} for r in rows] if rows else [{} for _ in mofs]

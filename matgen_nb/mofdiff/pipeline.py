@@ -31,7 +31,7 @@ from .relaxation import RelaxationOptions, relax
 from .decoding import MofSample, describe_coarse
 from .sampling import MofDiff, MofSamplingOptions
 from ..parallel import MapOptions, parallel_map, time_limit
-from ..utils import MatgenError, check_limits, described, option, share
+from ..utils import check_kind, MatgenError, check_limits, described, option, share
 
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22boptio
 @described
@@ -463,6 +463,8 @@ def generate(
     """Sample, assemble, relax and evaluate n frameworks of a `MofDiff`.
 
     known: identities for novelty; default: those of the training set that came with the weights."""
+    check_kind("the model", model, MofDiff, 'MofDiff.from_pretrained("mofdiff-small") reads one')
+    check_kind("options", options, PipelineOptions, "for example PipelineOptions(relax=False)")
     samples, results = numbered(sample_best(model, n, seed, options)), Results()
     run_stages(samples, results, seed, options, n_jobs, assembly_device(model))
     known, nets = known_frameworks(model, known)

@@ -23,7 +23,7 @@ from .force_field import Uff
 from ..symmetry.crystal import Crystal
 from ..symmetry.lattice import lattice_parameters
 from ..parallel import Failure, parallel_map
-from ..utils import MatgenError, option
+from ..utils import check_kind, MatgenError, option
 
 # %% ../../nbs/4_mofdiff/31_relaxation.ipynb #o21c0e02
 @dataclass(frozen=True, eq=False)
@@ -297,6 +297,7 @@ def relax(structure: Any, options: RelaxationOptions = RelaxationOptions(), name
     Converged: the last stage reached forces and stress below the limits. What ran out of steps or time,
     or blew up, comes back with converged=False, the reason in row["stopped"], and the best structure so
     far. MatgenError for what has no force field: no bonds, unknown elements, overlapping atoms."""
+    check_kind("options", options, RelaxationOptions, "for example RelaxationOptions(time_limit=60)")
     begin, crystal = time.monotonic(), _crystal_of(structure)
     deadline = math.inf if options.time_limit is None else begin + options.time_limit
     name = name or getattr(structure, "name", "") or crystal.formula
@@ -314,7 +315,11 @@ def relax(structure: Any, options: RelaxationOptions = RelaxationOptions(), name
 
 
 def _crystal_of(structure: Any) -> Crystal:
-    return getattr(structure, "crystal", structure)
+    crystal = getattr(structure, "crystal", structure)
+    check_kind(
+        "what is relaxed", crystal, Crystal, "give a Crystal, a Mof, or an Assembled that was assembled"
+    )
+    return crystal
 
 
 def _as_relaxed(name, uff, crystal, run):

@@ -29,7 +29,16 @@ from .model import Library
 from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
 from .nets import framework_key
 from .network import Beads
-from ..utils import check_limits, described, MatgenError, option, patch, progress_bar, torch_stream
+from matgen_nb.utils import (
+    check_kind,
+    check_limits,
+    described,
+    MatgenError,
+    option,
+    patch,
+    progress_bar,
+    torch_stream,
+)
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19nets2
 @described
@@ -249,8 +258,9 @@ def check_sample_request(
             "Apple's GPU (mps) has no float64, which the choice of blocks needs: sample with model.to('cpu')"
         )
     for name, value in (("number of samples", n), ("num_blocks", num_blocks)):
-        if value is not None and (int(value) != value or value < 1):
-            raise MatgenError(f"{name} must be a whole number of at least 1, got {value}")
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+        if not whole and not (value is None and name == "num_blocks"):
+            raise MatgenError(f"{name} must be a whole number of at least 1, got {value!r}")
     latent = model.config.latent
     if z is not None and tuple(np.shape(z)) != (n, latent):
         shape = tuple(np.shape(z))
@@ -344,6 +354,8 @@ def sample(
     samples, else from the latent vectors. z (n, latent): latent vectors that are given. library: blocks to
     decode with, else the model's own. Nets are used where the weights carry them (`model.nets`).
     MatgenError for what cannot be sampled. Same seed, arguments, options and device: same MOFs."""
+    check_kind("options", options, MofSamplingOptions, "for example MofSamplingOptions(steps=100)")
+    check_kind("seed", seed, (int, np.integer), "a whole number, such as 0")
     check_sample_request(self, n, num_blocks, z, library)
     given = _Conditions(target, num_blocks, z, library, net_decoder(self, library, options.nets))
     group = max(1, options.batch_size // options.samples_per_latent)

@@ -353,6 +353,8 @@ def read_mof_source(
     path = Path(source)
     if path.is_dir():
         return read_mof_folder(path, properties, notes)
+    if path.is_file() and re.search(r"\.m?cif(\.gz)?$", path.name.lower()):
+        raise MatgenError(f"{path} is a single CIF file: give the folder that it lies in, {path.parent}")
     if path.is_file():
         return read_mof_csv(path, column, notes)
     raise MatgenError(

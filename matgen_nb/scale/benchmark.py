@@ -148,7 +148,7 @@ def environment(device: str) -> dict[str, str]:
 
 # %% ../../nbs/5_scale/12_benchmark.ipynb #b10row02
 OUT_OF_MEMORY = "out of memory"
-OVER = "the time was over (--max-seconds)"
+OVER = "the time was over: give more --max-seconds, or fewer tasks"
 
 
 @described

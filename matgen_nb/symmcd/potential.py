@@ -19,7 +19,7 @@ import numpy as np
 from .fingerprints import crystal_key, site_neighbours
 from ..symmetry.crystal import Crystal, element_table
 from ..parallel import time_limit
-from ..utils import MatgenError, atomic_write, progress_bar
+from ..utils import check_kind, MatgenError, atomic_write, progress_bar
 
 # %% ../../nbs/3_symmcd/19_potential.ipynb #e13b0010
 GPA = 160.21766208  # GPa in one eV/A^3
@@ -318,12 +318,12 @@ def energies(
 
     Primitive cells are used. With a `cache` nothing is computed twice, and a run that is stopped loses at
     most 256 crystals."""
+    check_kind("the potential", potential, Potential, 'get_potential("chgnet") makes one')
     cache = EnergyCache(None) if cache is None else cache
     keys = [crystal_key(c, potential.name) if isinstance(c, Crystal) else None for c in crystals]
     known = lambda key: key in cache.rows and (not forces or "max_force" in cache.rows[key])
-    todo = {key: c for key, c in zip(keys, crystals) if key is not None and not known(key)}
+    parts = [*{key: c for key, c in zip(keys, crystals) if key is not None and not known(key)}.items()]
     failed: dict[str | None, str] = {None: "no crystal"}
-    parts = list(todo.items())
     with progress_bar(progress, len(parts), show=bool(progress and parts)) as advance:
         for first in range(0, len(parts), 256):
             part = parts[first : first + 256]

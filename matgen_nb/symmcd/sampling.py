@@ -20,7 +20,15 @@ from .requests import Conditions, check_whole, plan, refuse_forced
 from .reverse import RESAMPLE, Sample, SamplingOptions, sample_requests
 from .stages import Times
 from ..symmetry.asymmetric_unit import AsymmetricUnit
-from ..utils import MatgenError, numpy_stream, patch, progress_bar, stream_seed, torch_stream
+from matgen_nb.utils import (
+    check_kind,
+    MatgenError,
+    numpy_stream,
+    patch,
+    progress_bar,
+    stream_seed,
+    torch_stream,
+)
 
 # %% ../../nbs/3_symmcd/14_sampling.ipynb #n12dbt2
 def _cell_error(model, batch, t, generator):
@@ -138,6 +146,9 @@ def _in_batches(model, requests, seed, options, advance):
 def check_options(model: SymmCD, n: int, seed: int, options: SamplingOptions) -> None:
     """MatgenError for numbers of samples, seeds and steps that cannot be, and for a device that cannot
     sample. (Limits that need no model are checked when the options are made.)"""
+    check_kind("options", options, SamplingOptions, "for example SamplingOptions(steps=100)")
+    if n is None:
+        raise MatgenError("the number of samples must be a whole number from 1, not None")
     if model.device.type == "mps":
         raise MatgenError(
             "Apple's GPU (mps) has no float64, which placing atoms on their sites needs: "

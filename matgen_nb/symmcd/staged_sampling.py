@@ -41,7 +41,7 @@ from ..symmetry.lattice import lattice_to_k
 from ..symmetry.normalizers import canonical_template
 from ..symmetry.projection import Projection
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import MatgenError, numpy_stream, patch, progress_bar, torch_stream
+from ..utils import check_kind, MatgenError, numpy_stream, patch, progress_bar, torch_stream
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg120005
 def before_geometry(
@@ -360,6 +360,11 @@ def _check_prediction(model, units, n):
         raise MatgenError(
             "predict needs staged weights (lesson 3.8), and these are not: use symmcd-mp20-small, "
             "or train with --preset small"
+        )
+    check_kind("the units of predict", units, (list, tuple), "give a list of AsymmetricUnit")
+    for unit in units:
+        check_kind(
+            "each of the units of predict", unit, AsymmetricUnit, "AsymmetricUnit.from_crystal makes one"
         )
     if not units or n < 1:
         raise MatgenError(

@@ -35,7 +35,7 @@ from matgen_nb.symmetry.symmetry_search import (
     only_group,
     symmetry_dataset,
 )
-from ..utils import atomic_write, patch
+from ..utils import check_kind, atomic_write, patch
 
 # %% ../../nbs/1_symmetry/09_asymmetric_unit.ipynb #43df3f7c
 def standard_orbits(found: Any) -> list[tuple[int, np.ndarray]]:
@@ -254,6 +254,10 @@ def from_crystal(
 
     "Exactly" speaks of the result: at 0.1 A a nearly symmetric input comes back idealised to a higher
     group than its own (perov-5 and carbon-24 keep theirs in 51 and 46 %). 0.01 keeps nearly all."""
+    instead = (
+        "Crystal.from_cif reads a CIF file or text, Crystal.from_pymatgen and from_ase read their objects"
+    )
+    check_kind("an asymmetric unit is made of a crystal, which", crystal, Crystal, instead)
     check_symprec(symprec)
     reasons = []
     for tolerance in (symprec, symprec / 3, symprec / 10, symprec / 100, 1e-5):

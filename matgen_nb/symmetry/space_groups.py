@@ -353,7 +353,7 @@ class WyckoffPosition:
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #43d8ba11
 def check_space_group(number: int) -> None:
     "Raise ValueError unless `number` is an integer from 1 to 230."
-    if isinstance(number, bool) or int(number) != number or not 1 <= number <= 230:
+    if isinstance(number, bool) or number not in range(1, 231):
         raise ValueError(f"space group must be an integer from 1 to 230, got {number!r}")
 
 # %% ../../nbs/1_symmetry/07_space_groups.ipynb #2fdf7e4a

@@ -44,8 +44,8 @@ def spglib_errors() -> Iterator[Any]:
 
 def check_symprec(symprec: float) -> None:
     "CrystalError where a tolerance (A) of the symmetry search is none: spglib takes nan, and crashes."
-    if not 0 < symprec <= 10:
-        raise CrystalError(f"symprec must be a length in A above 0 and at most 10, not {symprec}")
+    if not isinstance(symprec, (int, float, np.number)) or not 0 < symprec <= 10:
+        raise CrystalError(f"symprec must be a length in A above 0 and at most 10, not {symprec!r}")
 
 # %% ../../nbs/1_symmetry/08_symmetry_search.ipynb #my000011
 # function (crystal, symprec) that searches in place of spglib (lesson 1.12)
