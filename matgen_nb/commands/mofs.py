@@ -7,8 +7,8 @@ __all__ = ['SOURCES', 'MaxBlocks', 'ReferenceOption', 'PreparedMofs', 'labelled'
            'work_of_one', 'preparing_options', 'write_prepared', 'prepare_mofs_command', 'train_blocks_command',
            'train_mofdiff_command', 'mof_sampling', 'mof_nets', 'mof_assembly', 'mof_pipeline', 'mof_run',
            'parse_target', 'pipeline_options', 'run_options', 'sample_mofdiff_command', 'evaluate_mofs_command',
-           'design_goal', 'design_options', 'options_of_design', 'LearnedOptions', 'taught', 'model_of_design',
-           'design_command']
+           'design_goal', 'design_options', 'options_of_design', 'LearnedOptions', 'taught', 'DesignInputs',
+           'model_of_design', 'design_command']
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #df4d69bf
 import time
@@ -443,8 +443,18 @@ def taught(model: Any, goal: dict, learned: LearnedOptions) -> Any:
     return made, wanted
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00036
-def model_of_design(weights: str, device: opt.Device, goal: dict, learned: dict, out: Path) -> tuple:
-    "(model, `Goal`, what is known of the weights, inputs by flag) of a design."
+@dataclass(frozen=True)
+class DesignInputs:
+    "The model and the `Goal` of a design, what is known of the weights, and its input files by flag."
+
+    model: Any
+    goal: Any
+    about: dict[str, Any]
+    files: dict[str, Any]
+
+
+def model_of_design(weights: str, device: opt.Device, goal: dict, learned: dict, out: Path) -> DesignInputs:
+    "`DesignInputs` from what was given; with --values the model learns the property of the goal first."
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.sampling import MofDiff
 
@@ -454,7 +464,7 @@ def model_of_design(weights: str, device: opt.Device, goal: dict, learned: dict,
     about = say_weights(path, out)
     if table:  # another table, another design
         about = about | dict(hash=f"{about['hash']} with {file_hash(table)}")
-    return model, wanted, about, {"--weights": path, "--values": table}
+    return DesignInputs(model, wanted, about, {"--weights": path, "--values": table})
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #8635a4ec
 @opt.app.command(
@@ -491,10 +501,10 @@ def design_command(
     "Frameworks with a wanted property, measured on what was made, beside random ones."
     from matgen_nb.scale.mof_runs import design_run
 
-    model, wanted, about, inputs = model_of_design(weights, device, goal, learned, out)
-    options = options_of_design(model, design, sampling, pipeline)
-    run = run_options(about, inputs, chunk=n, n_jobs=n_jobs, resume=resume, overwrite=overwrite)
-    made = design_run(model, wanted, n, out, seed, options, run)
+    given = model_of_design(weights, device, goal, learned, out)
+    options = options_of_design(given.model, design, sampling, pipeline)
+    run = run_options(given.about, given.files, chunk=n, n_jobs=n_jobs, resume=resume, overwrite=overwrite)
+    made = design_run(given.model, given.goal, n, out, seed, options, run)
     for strategy, summary in made.summary.items():
         say(f"{strategy}\n{summary_text(summary)}")
     say(f"results: {out}\nlook at {page_link(out / 'gallery.html')}")
