@@ -116,6 +116,7 @@ STREAMS = {
     "charges": "which crystals have to be charge-neutral",
     "letters": "Wyckoff positions for given site-symmetry groups",
     "nets": "which frameworks of a batch are put onto nets, by the number of the first",
+    "new nets": "whether a sample gets a new net and the search for it, by its number",
     "latents": "latent vectors that a design begins with",
     "path": "the one sample whose way from noise is shown",
     "generation": "seed of a generation of the search for orientations, by its number",

@@ -22,6 +22,7 @@ from .coarse_graining import CoarseMof, joinable_beads
 from .data import MofData
 from .nets import decomposition_graph, framework_key
 from .net_fitting import topology_key
+from .new_nets import drawn_key
 from ..symmetry.crystal import Crystal
 from ..utils import check_kind, MatgenError, share
 from ..parallel import Failure, parallel_map, time_limit
@@ -89,7 +90,7 @@ def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: floa
     `connectivity_preserved` says whether the bonds that the atoms show make the same blocks and net.
     None: nothing was made.
     timeout: s; min_pld: A."""
-    row: dict = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None)
+    row: dict = dict(formula="", num_atoms=0, num_blocks=None, identity=None, net_key=None, drawn_key=None)
     if made is None:
         not_passed = dict.fromkeys([*CHECKS, "porous"], False)
         return row | not_passed | {"failure": "no crystal", "checks_passed": False}
@@ -97,23 +98,26 @@ def describe_mof(made: Crystal | Mof | None, timeout: float = 120, min_pld: floa
     row |= dict(formula=crystal.formula, num_atoms=len(crystal))
     with time_limit(timeout):
         row |= check_mof(crystal, min_pld)
-        row["num_blocks"], row["identity"], failure, row["net_key"] = _identity(crystal)
+        found, failure = _identity(crystal)
+        row |= found
         if made is not crystal:
-            row["connectivity_preserved"] = (
-                row["identity"] is not None and row["identity"] == _identity(made)[1]
-            )
+            row["connectivity_preserved"] = row["identity"] is not None and row["identity"] == _identity(
+                made
+            )[0].get("identity")
     row["failure"] = "; ".join(filter(None, [row["failure"], failure]))
     return row | {"checks_passed": all(row[name] for name in [*CHECKS, "porous"])}
 
 
 def _identity(made):
-    """Number of blocks and `framework_identity` of a Crystal, or of a Mof by its listed bonds, why there is
-    none, and the key of the net alone."""
+    """Of a Crystal, or of a Mof by its listed bonds: columns num_blocks, identity (`framework_identity`) and
+    the keys of the net alone, labelled and as it is drawn; and why there are none."""
     try:
         d = decompose(made if isinstance(made, Mof) else Mof.from_crystal(made))
     except (MatgenError, ValueError) as error:
-        return None, None, f"decomposition: {error}", None
-    return len(d), framework_identity(d), "", topology_key(decomposition_graph(d))
+        return {}, f"decomposition: {error}"
+    graph = decomposition_graph(d)
+    keys = dict(net_key=topology_key(graph), drawn_key=drawn_key(graph))
+    return dict(num_blocks=len(d), identity=framework_identity(d)) | keys, ""
 
 # %% ../../nbs/4_mofdiff/33_evaluation.ipynb #shw00002
 def shows_what_was_built(made: Mof) -> bool:
@@ -158,8 +162,8 @@ def add_novelty(
     """Write unique, novel and vnu into the rows: by `framework_identity`; a framework without one counts as
     neither. known: identities; None, nothing to compare with: novel and vnu are None.
 
-    known_nets: keys of the nets of the training set; then net_novel and strict_vnu (the net is new as
-    well) too."""
+    known_nets: keys of the nets of the training set (`known_net_keys`); then net_novel and strict_vnu (the
+    net is new as well) too."""
     seen = set()
     for row in table:
         identity = row["identity"]
@@ -167,7 +171,8 @@ def add_novelty(
         row["novel"] = None if known is None else identity is not None and identity not in known
         row["vnu"] = None if known is None else row["valid"] and row["unique"] and row["novel"]
         if known_nets is not None:
-            row["net_novel"] = row.get("net_key") is not None and row["net_key"] not in known_nets
+            keys = {row.get("net_key"), row.get("drawn_key")}
+            row["net_novel"] = row.get("net_key") is not None and not keys & set(known_nets)
             row["strict_vnu"] = None if known is None else bool(row["vnu"] and row["net_novel"])
         if row["valid"]:
             seen.add(identity)

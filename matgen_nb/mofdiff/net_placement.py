@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['BlockEnds', 'ends_of', 'half_edges', 'DirectionFit', 'fit_directions', 'choose_states', 'Plan', 'vertex_ways',
-           'linker_twist', 'turn_vertices', 'Pose', 'place_blocks', 'join_ends', 'pose_gaps', 'solve_pose']
+           'linker_twist', 'turn_vertices', 'Pose', 'lay_linker', 'place_blocks', 'join_ends', 'pose_gaps',
+           'solve_pose']
 
 # %% ../../nbs/4_mofdiff/11_net_placement.ipynb #0d641ff3
 import functools
@@ -179,11 +180,11 @@ class Plan:
 
 # %% ../../nbs/4_mofdiff/11_net_placement.ipynb #a7cb527c
 @functools.lru_cache(20000)
-def _ways(directions, ends, block, kinds):
+def _ways(directions, ends, block, kinds, tolerance):
     """Ways of a block at a vertex, and the angle of each end's frame about its edge (ways, c); nan where
     an end has no frame. directions: bytes of (c, 3)."""
     site, directions = ends_of(block), np.frombuffer(directions).reshape(-1, 3)
-    ways = fit_directions(site, directions, kinds)
+    ways = fit_directions(site, directions, kinds, tolerance)
     angles = np.full((len(ways), len(ends)), np.nan)
     for k, end in enumerate(ends):
         axis = directions[k] * (1 - 2 * end)
@@ -197,11 +198,13 @@ def _ways(directions, ends, block, kinds):
     return ways, angles
 
 
-def vertex_ways(net: Net, v: int, block: BuildingBlock, kinds: tuple) -> tuple[list, np.ndarray]:
+def vertex_ways(
+    net: Net, v: int, block: BuildingBlock, kinds: tuple, tolerance: float = 0.35
+) -> tuple[list, np.ndarray]:
     """`fit_directions` of a block at vertex v of a net, and the angles of its frames; remembered, also
     for other nets with the same directions."""
     half, directions = half_edges(net, v)
-    return _ways(np.round(directions, 6).tobytes(), tuple(end for _, end in half), block, kinds)
+    return _ways(np.round(directions, 6).tobytes(), tuple(end for _, end in half), block, kinds, tolerance)
 
 # %% ../../nbs/4_mofdiff/11_net_placement.ipynb #ffa84830
 def linker_twist(block: BuildingBlock) -> float:
@@ -215,13 +218,15 @@ def linker_twist(block: BuildingBlock) -> float:
     )
 
 # %% ../../nbs/4_mofdiff/11_net_placement.ipynb #f7e50259
-def turn_vertices(plan: Plan, rng: np.random.Generator) -> tuple[float, list]:
+def turn_vertices(plan: Plan, rng: np.random.Generator, tolerance: float = 0.35) -> tuple[float, list]:
     """Choose the way of every vertex so that the twists match: (mean mismatch of an edge, list of (R,
-    {(edge, end): end of the block})). MatgenError where a block does not fit its vertex."""
+    {(edge, end): end of the block})). tolerance: see `fit_directions`. MatgenError where a block does
+    not fit its vertex."""
     net, options, pairs = plan.net, [], []
     for v, block in enumerate(plan.vertex_blocks):
         half = half_edges(net, v)[0]
-        options.append(vertex_ways(net, v, block, tuple(int(plan.edge_kinds[e]) for e, _ in half)))
+        kinds = tuple(int(plan.edge_kinds[e]) for e, _ in half)
+        options.append(vertex_ways(net, v, block, kinds, tolerance))
         if not options[v][0]:
             raise MatgenError(f"{block.formula} does not fit vertex {v} of {net.name}")
     column = lambda v, e, end: options[v][1][:, half_edges(net, v)[0].index((e, end))]
@@ -252,9 +257,11 @@ class Pose:
         return self.t[k] + self.blocks[k].connection_points[ends] @ self.R[k].T
 
 
-def _aligned(direction, frame, site, first, rng):
-    """Rotation that lays a linker along `direction` with end `first` behind and that end's frame along
-    `frame`, up to a half turn; a random spin where there is none."""
+def lay_linker(
+    direction: np.ndarray, frame: np.ndarray, site: BlockEnds, first: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Rotation (3, 3) that lays a linker along a unit vector, end `first` behind, that end's frame along
+    `frame` (3,) up to a half turn; a random spin where there is none."""
     axis, own = unit(site.centres[1 - first] - site.centres[first]), site.frames[first]
     if not own.any() or not frame.any():
         own, frame = rng.normal(size=(2, 3))
@@ -288,7 +295,7 @@ def place_blocks(plan: Plan, rng: np.random.Generator) -> tuple[Pose, float]:
         along, first = net.vectors[e] @ np.linalg.inv(net.lattice) @ lattice, int(rng.integers(2))
         links += [(i, a, len(blocks), first, 0 * shift), (j, b, len(blocks), 1 - first, -shift)]
         R.append(
-            _aligned(
+            lay_linker(
                 unit(along), R[i] @ ends_of(blocks[i]).frames[a], ends_of(plan.edge_blocks[e]), first, rng
             )
         )

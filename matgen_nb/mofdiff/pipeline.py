@@ -27,6 +27,7 @@ from matgen_nb.mofdiff.evaluation import (
     summarise,
     volume_kept,
 )
+from .new_nets import known_net_keys
 from .relaxation import RelaxationOptions, relax
 from .decoding import MofSample, describe_coarse
 from .sampling import MofDiff, MofSamplingOptions
@@ -328,7 +329,7 @@ def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> 
 
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bvercb
 _OF_ASSEMBLY = ("cp_error", "bond_success", "clashes", "moved", "strain")
-_OF_NETS = ("metals", "linkers", "volume", "density", "min_distance", "candidate")
+_OF_NETS = ("num_blocks", "metals", "linkers", "volume", "density", "min_distance", "candidate")
 _OF_RELAXATION = ("energy_per_atom", "volume_change", "stopped")
 
 
@@ -341,6 +342,9 @@ def _assembled_row(row, assembled):
     row = row | _some(assembled, _OF_ASSEMBLY) | dict(assembled=assembled.get("bond_success") == 1)
     if "net" in row:
         row |= {k: assembled[k] for k in _OF_NETS if k in assembled}
+    if row.get("net_choices") and row.get("candidate"):
+        source, name = row["net_choices"].split(";")[int(row["candidate"])].split(":")
+        row |= dict(net=name, net_source=source)
     blocks = row.get("num_blocks")
     return row | dict(sampled_blocks=int(blocks) if blocks else None)
 
@@ -449,7 +453,7 @@ def known_frameworks(model: MofDiff, known: list[str] | None = None) -> tuple:
     if known is None:
         known = getattr(model, "info", {}).get("identities")
     nets = getattr(model, "nets", None)
-    return known, None if nets is None else nets.keys
+    return known, None if nets is None else known_net_keys(nets)
 
 # %% ../../nbs/4_mofdiff/34_pipeline.ipynb #22bgenc3
 def generate(

@@ -7,6 +7,7 @@ __all__ = ['NetOptions', 'Candidate', 'NetDecoder', 'put_on_nets', 'MofSamplingO
            'which_on_nets']
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n21bimp1
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,13 +28,17 @@ from matgen_nb.mofdiff.decoding import (
 from .loss import MofDiff
 from .model import Library
 from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
+from .net_placement import ends_of, linker_twist
 from .nets import framework_key
 from .network import Beads
+from .net_search import NewFramework, net_design, new_frameworks
+from .new_nets import known_net_keys
 from matgen_nb.utils import (
+    MatgenError,
     check_kind,
     check_limits,
     described,
-    MatgenError,
+    numpy_stream,
     option,
     patch,
     progress_bar,
@@ -44,12 +49,19 @@ from matgen_nb.utils import (
 @described
 @dataclass(frozen=True)
 class NetOptions:
-    "How samples are put onto nets of the training set (lesson 4.14)."
+    "How samples are put onto nets (lessons 4.14 and 4.15b)."
 
     net_share: float = option(
         1.0,
         "Share of the samples that are put onto a net of the training set; "
         "0: coordinates as the model gives them.",
+        min=0,
+        max=1,
+    )
+    new_net_share: float = option(
+        0.0,
+        "Share of these samples for which a net is searched that no training framework has; "
+        "where none fits the blocks they keep one of the training set.",
         min=0,
         max=1,
     )
@@ -96,7 +108,7 @@ class NetDecoder:
             raise MatgenError("the model carries no nets: train it with them, or sample with net_share=0")
         tensor = lambda x: torch.as_tensor(x).float().to(model.device)
         standard = lambda x: model.standard_features(tensor(x)).cpu().numpy()
-        self.features = standard(library.embeddings)
+        self.features, self.nets = standard(library.embeddings), nets
         self.known = set(getattr(model, "info", {}).get("identities", ()))
         sites = nets.sites
         self.by_size: dict[int, list[PlacedNet]] = {}
@@ -182,23 +194,53 @@ def candidates(self: NetDecoder, features: np.ndarray, index: np.ndarray) -> lis
         kept = [replace(c, known=_is_known(self, c)) for c in kept]
     return sorted(kept, key=lambda c: c.known)[:most]
 
-# %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19nets7
-def put_on_nets(
-    b: Beads, samples: list[MofSample], use: Tensor | np.ndarray, decoder: NetDecoder
-) -> list[MofSample]:
-    """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses; the others,
-    and what no net fits, as they are.
-
-    Their rows say `net` (RCSR name), `net_source` and, where there is none, `net_reason`; further
-    candidates are in `others`."""
-    number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
-    for s, features, chosen in zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist()):
-        index = np.array([number[id(block)] for block in s.coarse.blocks])
-        found = decoder.candidates(features.numpy(), index) if chosen else []
-        out.append(_on_net(s, found, decoder.library.blocks, chosen))
+# %% ../../nbs/4_mofdiff/24_sampling.ipynb #nnw24cd1
+def _linker_choices(decoder, candidate, most=2):
+    """Blocks that each vertex with two neighbours may carry, {vertex: blocks}: the chosen one first, then the
+    nearest in embedding space, `most` for every 30 degrees of twist between the two ends."""
+    blocks, out = decoder.library.blocks, {}
+    for members in candidate.net.classes:
+        first = candidate.blocks[members[0]]
+        if blocks[first].is_metal or len(ends_of(blocks[first])) != 2:
+            continue
+        site = decoder.number[candidate.net.sites[members[0]]]
+        fits = np.flatnonzero(decoder.misfit[:, site] < decoder.options.misfit)
+        far = ((decoder.features[fits] - decoder.features[first]) ** 2).mean(-1)
+        order = dict.fromkeys([first, *fits[np.argsort(far, kind="stable")]])
+        kept, turns = [], Counter()
+        for k in order:
+            same = sorted(ends_of(blocks[k]).kinds > 0) == sorted(ends_of(blocks[first]).kinds > 0)
+            turn = int(np.degrees(linker_twist(blocks[k])) % 180 // 30) if same else -1
+            if same and turns[turn] < most:
+                turns[turn] += 1
+                kept.append(blocks[k])
+        out |= dict.fromkeys(members.tolist(), kept)
     return out
 
 
+@patch
+def new_nets(
+    self: NetDecoder, found: list[Candidate], rng: np.random.Generator, max_blocks: int = 20
+) -> list[NewFramework]:
+    """At most one framework on a net that the training set does not have, from the first three candidates.
+
+    Its blocks are those of a candidate, once, twice or three times (at most `max_blocks`); linkers may
+    become others of another twist. The smallest gap wins; below 0.35 A the search ends."""
+    known, best = known_net_keys(self.nets), []
+    for c in found[:3]:
+        blocks = [self.library.blocks[k] for k in c.blocks]
+        design = net_design(c.net, blocks, _linker_choices(self, c))
+        if design is None:
+            continue
+        for n in (2, 1, 3):
+            if n * len(blocks) <= max_blocks and n * len(design.vertices) > 1:
+                made = new_frameworks(design, n, known, rng)
+                best = sorted([*best, *made], key=lambda new: new.gap)[:1]
+            if best and best[0].gap < 0.35:
+                return best
+    return best
+
+# %% ../../nbs/4_mofdiff/24_sampling.ipynb #n19nets7
 def _carried(candidate, blocks):
     "The beads of a candidate; None where no cell fits."
     try:
@@ -207,10 +249,14 @@ def _carried(candidate, blocks):
         return None
 
 
-def _on_net(s, found, blocks, chosen):
-    "One sample on the first of its candidates."
-    made = [(coarse, c) for c in found if (coarse := _carried(c, blocks)) is not None]
+def _on_net(s, found, new, blocks, chosen):
+    "One sample on the first of its candidates, new nets before those of the training set."
+    made = [(n.coarse, ("new", "unnamed")) for n in new]
+    carried = [(_carried(c, blocks), c.net.name or "unnamed") for c in found]
+    made += [(coarse, ("training set", name)) for coarse, name in carried if coarse is not None]
     columns = dict(net="", net_source="model", net_reason="")
+    if new:
+        columns["net_gap"] = new[0].gap
     if not made:
         if chosen:
             columns["net_reason"] = (
@@ -218,10 +264,35 @@ def _on_net(s, found, blocks, chosen):
                 "coordinates as the model gives them"
             )
         return replace(s, row=s.row | columns)
-    coarse, best = made[0]
-    columns |= dict(net=best.net.name or "unnamed", net_source="training set")
+    coarse, (source, name) = made[0]
+    choices = ";".join(f"{source}:{name}" for _, (source, name) in made)
+    columns |= dict(net=name, net_source=source, net_choices=choices)
     row = s.row | dict(matched=True, reason="") | describe_coarse(coarse) | columns
     return replace(s, coarse=coarse, row=row, others=[other for other, _ in made[1:]])
+
+# %% ../../nbs/4_mofdiff/24_sampling.ipynb #nnw24cd2
+def put_on_nets(
+    b: Beads,
+    samples: list[MofSample],
+    use: Tensor | np.ndarray,
+    decoder: NetDecoder,
+    streams: dict[int, np.random.Generator] | None = None,
+) -> list[MofSample]:
+    """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses; the others,
+    and what no net fits, as they are.
+
+    streams {number of a sample: generator}: for these a new net is searched first. Their rows say `net` (RCSR
+    name), `net_source`, `net_gap` (A, of a new net: see `NewFramework`) and, where there is none,
+    `net_reason`; further candidates are in `others`, and `net_choices` says "source:name" of each."""
+    number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
+    rows = zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist())
+    for k, (s, features, chosen) in enumerate(rows):
+        index = np.array([number[id(block)] for block in s.coarse.blocks])
+        found = decoder.candidates(features.numpy(), index) if chosen else []
+        rng = (streams or {}).get(k)
+        new = decoder.new_nets(found, rng) if chosen and rng is not None else []
+        out.append(_on_net(s, found, new, decoder.library.blocks, chosen))
+    return out
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n21bopts
 @described
@@ -290,6 +361,12 @@ def which_on_nets(n: int, share: float, seed: int, first: int) -> Tensor:
     generator = torch_stream(seed, "nets", first)
     return torch.rand(n, generator=generator) < share
 
+
+def _streams_of_new(n, share, seed, first):
+    "Random numbers of the searches for new nets, {number in the batch: generator}, for any batch the same."
+    streams = {k: numpy_stream(seed, "new nets", first + k) for k in range(n)}
+    return {k: rng for k, rng in streams.items() if rng.random() < share}
+
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #941aa423
 @dataclass(frozen=True)
 class _Conditions:
@@ -325,7 +402,8 @@ def _batch_samples(model, given, rows, seed, options, advance):
     if given.decoder is None:
         return found
     use = which_on_nets(len(found), options.nets.net_share, seed, rows.start)
-    return put_on_nets(clean, found, use, given.decoder)
+    streams = _streams_of_new(len(found), options.nets.new_net_share, seed, rows.start)
+    return put_on_nets(clean, found, use, given.decoder, streams)
 
 # %% ../../nbs/4_mofdiff/24_sampling.ipynb #n21bsamp
 def _with_numbers(samples, seed):

@@ -91,8 +91,9 @@ def known_here(results: FolderResults, names: list[str], known: tuple) -> dict:
     "Of the known identities and nets (each None, or a collection) those that these frameworks have."
     rows = [row for n in names for row in results.load("evaluated", n).row.values() if isinstance(row, dict)]
     found = {}
-    for key, column, among in zip(("identities", "nets"), ("identity", "net_key"), known):
-        here = {str(row[column]) for row in rows if row.get(column) is not None}
+    of_each = (("identities", ("identity",)), ("nets", ("net_key", "drawn_key")))
+    for (key, columns), among in zip(of_each, known):
+        here = {str(row[name]) for row in rows for name in columns if row.get(name) is not None}
         found[key] = None if among is None else sorted(here & set(among))
     return found
 

@@ -4,6 +4,11 @@
     matgen prepare mofs core-mof --measure --out real.safetensors
     python tests/benchmarks/core_mof_statistics.py real.safetensors
 
+The other subsets are counted only (set: their file's name without ending), and may be added later; then the rows of the first
+command stay as they are:
+
+    python tests/benchmarks/core_mof_statistics.py --counted 2014.safetensors 2019-FSR.safetensors all.safetensors
+
 One line a number (part, set, name, low, high, value). part "files": how many structures were read and kept, how many distinct
 blocks they have; "lost": how many structures go for each kind of reason (from real.run.json); "histogram": frameworks with a
 property between low and high, of the real ones and of those that ship with the package; "cost": what grows with the number of
@@ -11,6 +16,7 @@ blocks in the cell (low). Two minutes of one thread.
 """
 
 import argparse
+import csv
 import json
 import time
 from collections import Counter
@@ -22,6 +28,7 @@ from kept import write_rows
 from matgen_nb import MofDiff, assemble
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.bonds import textbook_mof
+from matgen_nb.mofdiff.core_mof import LEFT_OUT, read_core_mof
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
@@ -59,7 +66,7 @@ def values_of(data, name):
     return values[np.isfinite(values)]
 
 
-def file_rows(data, failures):
+def file_rows(data, failures, which="real"):
     "How many structures were read and kept, their blocks, and why the others go."
     kinds = MofPrepareReport(0, len(data), failures, {}, 0.0).by_reason()
     repeated = sum(n for reason, n in kinds if "as another" in reason or "evaluation" in reason)
@@ -72,8 +79,8 @@ def file_rows(data, failures):
         blocks=len(identities),
         metal_blocks=len({block.identity for block in data.library if block.is_metal}),
     )
-    yield from (dict(part="files", set="real", name=name, value=n) for name, n in counts.items())
-    yield from (dict(part="lost", set="real", name=reason, value=n) for reason, n in kinds)
+    yield from (dict(part="files", set=which, name=name, value=n) for name, n in counts.items())
+    yield from (dict(part="lost", set=which, name=reason, value=n) for reason, n in kinds)
 
 
 def histogram_rows(sets):
@@ -139,15 +146,37 @@ def cost_rows(data):
             yield dict(part="cost", set="real", name=name, low=size, high=size, value=f"{value:.3g}")
 
 
+def counted_rows(path):
+    "The counts of another prepared file of CoRE MOF, none of whose frameworks is one that is left out."
+    data, codes = MofData.load(path), read_core_mof("all").codes
+    left = [name for name in data.names if name.startswith(LEFT_OUT) or codes.get(name) in LEFT_OUT]
+    assert not left, f"{path} holds frameworks that are kept for evaluation: {left}"
+    return [*file_rows(data, failures_of(path), path.stem)]
+
+
+def all_rows(path):
+    "All rows of the set that the lesson shows."
+    real = MofData.load(path)
+    both = histogram_rows(dict(real=real, hypothetical=embedded_mofs()))
+    return [*file_rows(real, failures_of(path)), *both, *cost_rows(real)]
+
+
+def other_rows(without):
+    "The rows of the table as it is, but for those of some sets."
+    with (DATA / "core_mof.csv").open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["set"] not in without]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("real", type=Path, help="prepared file; its .run.json has to lie beside it")
+    parser.add_argument("real", type=Path, nargs="?", help="prepared file, its .run.json beside it")
+    parser.add_argument("--counted", type=Path, nargs="*", default=[], help="other subsets, the same")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    real = MofData.load(given.real)
-    rows = [*file_rows(real, failures_of(given.real))]
-    rows += [*histogram_rows(dict(real=real, hypothetical=embedded_mofs())), *cost_rows(real)]
-    write_rows(DATA / "core_mof.csv", COLUMNS, rows)
+    new = all_rows(given.real) if given.real else []
+    new += [row for path in given.counted for row in counted_rows(path)]
+    kept = other_rows({row["set"] for row in new})
+    write_rows(DATA / "core_mof.csv", COLUMNS, [*kept, *new])
 
 
 if __name__ == "__main__":
