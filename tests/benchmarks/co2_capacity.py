@@ -5,12 +5,13 @@
     python tests/benchmarks/co2_capacity.py again              longer runs where the error exceeds a tenth of the capacity
     python tests/benchmarks/co2_capacity.py table              the file, from what was measured
 
-One line a framework: set (random; selected, prior: of designed and of random latent vectors), name, valid, uptake, residual,
-working_capacity (mol/kg) and their errors (half-widths of 95 % intervals), predicted (by the regressor on latent vectors),
-seconds of CPU. Protocol for all: vacuum swing "pure" (CO2 at 298 K and 0.15 bar, then at 363 K and 0.1 bar, without the
-nitrogen of Boyd et al. 2019), UFF and TraPPE, charges by extended charge equilibration, rigid, not relaxed. Atoms of training
-frameworks are put together from their blocks, as those of designed ones are. About ten seconds of an idle core each, so about
-three quarters of an hour for 270; each result is kept in --work at once, and a run that was stopped goes on.
+One line a framework: set (random; selected, prior: of designed and of random latent vectors), name, valid, novel, unique,
+predicted (by the regressor on latent vectors, in mol/kg), uptake, residual and working_capacity (mol/kg) with errors (half-widths
+of 95 % intervals), insertions of each simulation, seconds of CPU, and the failure where there is no number. Protocol for all:
+vacuum swing "pure" (CO2 at 298 K and 0.15 bar, then at 363 K and 0.1 bar, without the nitrogen of Boyd et al. 2019), UFF and
+TraPPE, charges by extended equilibration, rigid, not relaxed, 12 A. Training frameworks are put together from their blocks, as
+designed ones are; of designed ones those are simulated that are valid. About six seconds of an idle core each, so half an
+hour for 288. Each result is kept in --work at once, and a run that was stopped goes on.
 """
 
 import argparse
