@@ -750,7 +750,7 @@ def test_target_is_parsed():
         mc.parse_target("0.5")
 
 
-@pytest.mark.parametrize("name", ["mofdiff-small", "blocks-small"])
+@pytest.mark.parametrize("name", ["mofdiff-small", "mofdiff-core-mof", "blocks-small"])
 def test_shipped_weights(name, data):
     path = find_weights(name)
     assert path.stat().st_size < 5e6 and path.with_suffix(".md").read_text().startswith(f"# {name}")

@@ -65,7 +65,7 @@ def test_space_groups_are_counted_once():
 def test_the_funnel_only_narrows():
     rows = rows_of("framework_results.csv")
     found = {(r["model"], r["relaxed"], r["blocks"], r["figure"]): r for r in rows}
-    for model in ("nets", "alone"):
+    for model in ("nets", "alone", "core_nets", "core_alone"):
         for relaxed in ("False", "True"):
             shares = [
                 float(found[model, relaxed, "all", s]["value"])
@@ -89,7 +89,7 @@ def test_the_funnel_only_narrows():
 
 def test_properties_are_those_of_frameworks():
     rows = rows_of("framework_properties.csv")
-    assert {r["set"] for r in rows} == {"nets", "alone", "real"}
+    assert {r["set"] for r in rows} == {"nets", "checked_nets", "alone", "core_nets", "core_alone", "real"}
     for row in rows:
         assert 0 <= float(row["void_fraction"]) <= 1 and 0 < float(row["density"]) < 10
         assert float(row["pld"]) <= float(row["lcd"]) + 0.3, (
@@ -172,3 +172,21 @@ def test_card_and_lesson_say_what_the_design_file_says():
     for row in rows:
         value, low, high = (float(row[name] or "nan") for name in ("value", "low", "high"))
         assert row["protocol"] and (math.isnan(low) or low <= value * 1.001 and value <= high * 1.001), row
+
+
+def test_card_of_the_weights_with_real_frameworks_says_what_the_files_say():
+    "Shares of the funnel, before and after relaxation, and of the outside check."
+    card = (DATA / "weights" / "mofdiff-core-mof.md").read_text(encoding="utf-8")
+    figures = ("assembled", "clash_free", "valid", "vnu", "strict_vnu")
+    for row in rows_of("framework_results.csv"):
+        of_card = row["figure"] in figures or row["figure"].startswith("mofchecker")
+        if row["model"].startswith("core_") and row["blocks"] == "all" and of_card:
+            value, low, high = (100 * float(row[key]) for key in ("value", "low", "high"))
+            assert f"{value:.0f} % ({low:.0f} to {high:.0f})" in card, row
+    checks = {row["name"]: float(row["value"]) for row in rows_of("core_mof.csv") if row["part"] == "checks"}
+    read = next(
+        float(r["value"]) for r in rows_of("core_mof.csv") if (r["part"], r["name"]) == ("files", "kept")
+    )
+    assert f"{checks['passed']:,.0f} ({checks['passed'] / read:.0%})".replace("%)", " %)") in card
+    for name in ("has_hydrogen", "no_undercoordinated_c", "no_overcoordinated_c"):
+        assert f"{checks[name]:.0f}" in card, name

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write matgen_nb/data/framework_results.csv and framework_properties.csv: the measurements behind lesson 4.38.
 
-    matgen sample mofdiff -n 200 --seed 0 --no-relax --starts 32 --generations 2 --device cpu --out nets
+    matgen sample mofdiff -n 200 --seed 0 --no-relax --starts 32 --generations 2 --no-check-candidates --device cpu --out nets
     matgen sample mofdiff -n 200 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
     python tests/benchmarks/framework_results.py --runs nets alone --real FOLDER_OF_CIF_FILES --relax 20 --gcmc 4
     matgen sample mofdiff --weights mofdiff-core-mof -n 500 ... --out core_nets, and with --net-share 0 --out core_alone
@@ -18,6 +18,7 @@ kept in --work, so that a run that was stopped goes on.
 
 import argparse
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from matgen_nb.mofdiff.pipeline import (
     relax_stage,
 )
 from matgen_nb.scale.mof_runs import FolderResults
-from matgen_nb.utils import MatgenError
+from matgen_nb.utils import MatgenError, wilson
 
 DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
 RESULTS = ("model", "relaxed", "blocks", "figure", "value", "low", "high", "n", "protocol")
@@ -58,9 +59,9 @@ def relaxed_results(run, work, names):
     return results
 
 
-def tables_of(folder, work, relax):
+def tables_of(folder, weights, work, relax):
     "{False: table before relaxation, True: table of the first `relax` after it} and summaries, of a run."
-    run, (known, nets) = FolderResults(folder), known_frameworks(MofDiff.from_pretrained("mofdiff-small"))
+    run, (known, nets) = FolderResults(folder), known_frameworks(MofDiff.from_pretrained(weights))
     rows = [s.row for s in run.all_samples()]
     found = {False: evaluate_results(rows, run, False, known, nets)}
     if relax:
@@ -83,6 +84,16 @@ def result_rows(model, evaluations):
             numbers = {k: f"{line[k]:.4g}" for k in ("value", "low", "high")}
             about = {k: line[k] for k in ("blocks", "figure", "n", "protocol")}
             yield dict(model=model, relaxed=relaxed) | about | numbers
+
+
+def outside_row(model, path, first):
+    "The line of the shares that pass MOFChecker, of the first samples: what has no file counts as failed."
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    passed = sum(found.get(name) == [] for name in first)
+    low, high = wilson(passed, len(first))
+    protocol = "MOFChecker 0.9.6 without charges and exposed metals, before relaxation; 95 % Wilson interval"
+    numbers = dict(value=passed / len(first), low=low, high=high, n=len(first))
+    return dict(model=model, relaxed=False, blocks="all", figure="mofchecker", protocol=protocol) | numbers
 
 
 def capacity_by_henry(crystal, n=2000):
@@ -159,6 +170,9 @@ def main():
         "--runs", nargs="+", required=True, help="folders of matgen sample mofdiff --no-relax"
     )
     parser.add_argument("--weights", default="mofdiff-small", help="weights that made the runs")
+    parser.add_argument(
+        "--mofchecker", help="what mofchecker_check.py wrote of the first frameworks of a run"
+    )
     parser.add_argument("--real", help="folder of CIF files of real frameworks")
     parser.add_argument("--relax", type=int, default=20, help="how many of each run are relaxed")
     parser.add_argument(
@@ -173,6 +187,10 @@ def main():
         model = Path(folder).name
         run, evaluations = tables_of(folder, args.weights, Path(args.work) / f"relaxed-{model}", args.relax)
         results += result_rows(model, evaluations)
+        if args.mofchecker:
+            seen = json.loads(Path(args.mofchecker).read_text(encoding="utf-8"))
+            first = [row["name"] for row in evaluations[False].table[: len(seen)]]
+            results.append(outside_row(model, args.mofchecker, first))
         sets.append(list(generated_rows(model, run, evaluations[False], kept, args.uptake)))
     if args.real:
         sets.append(list(real_rows(args.real, kept)))
