@@ -7,7 +7,8 @@ __all__ = ['SOURCES', 'MaxBlocks', 'ReferenceOption', 'PreparedMofs', 'labelled'
            'work_of_one', 'preparing_options', 'write_prepared', 'prepare_mofs_command', 'train_blocks_command',
            'train_mofdiff_command', 'mof_sampling', 'mof_nets', 'mof_assembly', 'mof_pipeline', 'mof_run',
            'parse_target', 'pipeline_options', 'run_options', 'sample_mofdiff_command', 'evaluate_mofs_command',
-           'design_goal', 'design_options', 'options_of_design', 'design_command']
+           'design_goal', 'design_options', 'options_of_design', 'LearnedOptions', 'taught', 'DesignInputs',
+           'model_of_design', 'design_command']
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #df4d69bf
 import time
@@ -24,11 +25,11 @@ from ..scale.crystal_evaluation import summary_text
 from ..scale.crystal_runs import FitOptions, RunOptions, pick_device, without_nan
 from ..scale.mof_training import BLOCK_TRAINING, MOF_TRAINING, evaluate_frameworks
 from ..scale.mof_training import fit_blocks, fit_mofdiff, reference_identities
-from ..scale.records import run_record, say, say_weights, typed_command, write_json
+from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
 from ..scale.runs import fresh_file, fresh_folder, record_of
 from ..scale.shards import Shard
 from ..pages import page_link
-from ..utils import MatgenError
+from ..utils import MatgenError, described, option
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.data import MofData
@@ -400,6 +401,71 @@ def options_of_design(model: Any, design: dict, sampling: dict, pipeline: dict) 
     known = tuple(getattr(model, "info", {}).get("identities", ()))
     return design_options()(**design, reference=known, pipeline=stages)
 
+# %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00031
+@described
+@dataclass(frozen=True)
+class LearnedOptions:
+    "A property that a model learns from a table before a design."
+
+    values: Path | None = option(
+        None,
+        "CSV with columns name and --property (a table of matgen gcmc): the model learns from it.",
+    )
+    data: str = option("embedded", "The frameworks that --values names: embedded, or a prepared file.")
+    swing: str = option("mixture", "Vacuum swing by which working_capacity is measured: mixture or pure.")
+
+# %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00033
+def taught(model: Any, goal: dict, learned: LearnedOptions) -> Any:
+    """(model, `Goal`): with --values the model has learned the property of the goal from a table; a working
+    capacity is measured by GCMC. MatgenError for a table without the property."""
+    from matgen_nb.mofdiff.adsorption import SWINGS
+    from matgen_nb.mofdiff.data import MofData
+    from matgen_nb.mofdiff.hypothetical import embedded_mofs
+    from matgen_nb.mofdiff.latent_regression import (
+        CapacityMeasure,
+        encoded,
+        labelled_frameworks,
+        with_property,
+    )
+
+    if learned.swing not in SWINGS:
+        raise MatgenError(f"--swing must be {' or '.join(SWINGS)}, not {learned.swing!r}")
+    measure = CapacityMeasure(learned.swing) if goal["property"] == "working_capacity" else None
+    wanted = design_goal()(**goal, measure=measure)
+    if learned.values is None:
+        return model, wanted
+    data: Any = embedded_mofs() if learned.data == "embedded" else MofData.load(learned.data)
+    found = labelled_frameworks(learned.values, wanted.property, data)
+    z = encoded(model, data.subset(found.indices))
+    made, fit = with_property(model, wanted.property, z, found.values)
+    learned_from = f"{wanted.property} learned from {len(found.values)} frameworks"
+    say(f"{learned_from}; it explains {fit.explained():.0%} of the variance of those left out")
+    return made, wanted
+
+# %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00036
+@dataclass(frozen=True)
+class DesignInputs:
+    "The model and the `Goal` of a design, what is known of the weights, and its input files by flag."
+
+    model: Any
+    goal: Any
+    about: dict[str, Any]
+    files: dict[str, Any]
+
+
+def model_of_design(weights: str, device: opt.Device, goal: dict, learned: dict, out: Path) -> DesignInputs:
+    "`DesignInputs` from what was given; with --values the model learns the property of the goal first."
+    from matgen_nb.diffusion.pretrained import find_weights
+    from matgen_nb.mofdiff.sampling import MofDiff
+
+    path, table = find_weights(weights), learned.get("values")
+    plain = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
+    model, wanted = taught(plain, goal, LearnedOptions(**learned))
+    about = say_weights(path, out)
+    if table:  # another table, another design
+        about = about | dict(hash=f"{about['hash']} with {file_hash(table)}")
+    return DesignInputs(model, wanted, about, {"--weights": path, "--values": table})
+
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #8635a4ec
 @opt.app.command(
     "design",
@@ -414,10 +480,12 @@ def options_of_design(model: Any, design: dict, sampling: dict, pipeline: dict) 
     kinds={"strategies": str},
     shown={"strategies": "optimised,selected"},
 )
+@with_options(LearnedOptions, into="learned")
 @with_options(mof_sampling, into="sampling", only=("samples_per_latent",))
 @with_options(mof_pipeline, into="pipeline", only=("relax",), shown={"relax": "no-relax"})
 def design_command(
     goal: dict,
+    learned: dict,
     design: dict,
     sampling: dict,
     pipeline: dict,
@@ -431,16 +499,12 @@ def design_command(
     device: opt.On = opt.Device.auto,
 ) -> None:
     "Frameworks with a wanted property, measured on what was made, beside random ones."
-    from matgen_nb.diffusion.pretrained import find_weights
-    from matgen_nb.mofdiff.sampling import MofDiff
     from matgen_nb.scale.mof_runs import design_run
 
-    path, wanted = find_weights(weights), design_goal()(**goal)
-    model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
-    options = options_of_design(model, design, sampling, pipeline)
-    about = say_weights(path, out)
-    run = run_options(about, {"--weights": path}, chunk=n, n_jobs=n_jobs, resume=resume, overwrite=overwrite)
-    made = design_run(model, wanted, n, out, seed, options, run)
+    given = model_of_design(weights, device, goal, learned, out)
+    options = options_of_design(given.model, design, sampling, pipeline)
+    run = run_options(given.about, given.files, chunk=n, n_jobs=n_jobs, resume=resume, overwrite=overwrite)
+    made = design_run(given.model, given.goal, n, out, seed, options, run)
     for strategy, summary in made.summary.items():
         say(f"{strategy}\n{summary_text(summary)}")
     say(f"results: {out}\nlook at {page_link(out / 'gallery.html')}")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'check_property', 'property_objective', 'TrustRegion', 'trust_region', 'Goal', 'Optimised',
-           'optimise_latents', 'check_strategies', 'DesignOptions', 'choose_latents', 'measure_all', 'add_measured',
-           'Design', 'design', 'summarise_strategy', 'plot_design', 'Screening', 'build_trial', 'passes_screen',
-           'enumerate_and_screen']
+           'optimise_latents', 'check_strategies', 'DesignOptions', 'highest_latents', 'choose_latents', 'measure_all',
+           'add_measured', 'Design', 'design', 'summarise_strategy', 'plot_design', 'Screening', 'build_trial',
+           'passes_screen', 'enumerate_and_screen']
 
 # %% ../../nbs/4_mofdiff/36_property_design.ipynb #c5e9af2b
 import math
@@ -107,13 +107,15 @@ class Goal:
     """A property, the value aimed at (or 'max', 'min', for `optimise_latents`), and how near counts as hit.
 
     tolerance: default a tenth of |target|. measure: a function of a Crystal; default the pore property of
-    that name, see `PORES`."""
+    that name, see `PORES`. at_least: values above the target are hits as well, and the highest predicted
+    are chosen."""
 
     property: str = option(help="One that the model was trained with, such as density or void_fraction.")
     target: float | str = option(
         help="The value aimed at, in the unit of the training set (density: g/cm3, lcd: A)."
     )
     tolerance: float | None = option(None, "How near counts as hit.")
+    at_least: bool = option(False, "Whatever is not below the target counts as hit.")
     measure: Callable[[Crystal], float] | None = None
 
     def checked(self, model: MofDiff) -> "Goal":
@@ -134,7 +136,13 @@ class Goal:
     def interval(self) -> tuple[float, float]:
         "The values of a `checked` goal that count as hit: from, to."
         target, tolerance = float(self.target), float(self.tolerance or 0)
-        return target - tolerance, target + tolerance
+        return (target, math.inf) if self.at_least else (target - tolerance, target + tolerance)
+
+    def text(self) -> str:
+        "A `checked` goal in words, behind the name of its property."
+        return (
+            f"at least {self.target:g}" if self.at_least else f"within {self.tolerance:g} of {self.target:g}"
+        )
 
 # %% ../../nbs/4_mofdiff/36_property_design.ipynb #9ea6bb71
 @dataclass(frozen=True)
@@ -209,6 +217,16 @@ class DesignOptions:
         check_strategies(self.strategies)
 
 # %% ../../nbs/4_mofdiff/36_property_design.ipynb #8a887fab
+def highest_latents(
+    model: MofDiff, n: int, property: str, generator: torch.Generator | None = None, tries: int = 32
+) -> torch.Tensor:
+    "The n latent vectors (n, latent) of the highest predicted property, of tries x n from the prior."
+    z, column = sample_latents(model, tries * n, generator), model.property_names.index(property)
+    with torch.no_grad():
+        predicted = model.decode_properties(z)[:, column]
+    return z[predicted.argsort(descending=True, stable=True)[:n]]
+
+
 def choose_latents(
     model: MofDiff, strategy: str, n: int, goal: Goal, seed: int = 0, options: DesignOptions = DesignOptions()
 ) -> torch.Tensor:
@@ -220,6 +238,8 @@ def choose_latents(
     if strategy == "random":
         return sample_latents(model, n, generator)
     if strategy == "selected":
+        if goal.at_least:
+            return highest_latents(model, n, goal.property, generator)
         return latents_for_target(model, n, {goal.property: float(goal.target)}, generator)
     start = options.start
     cloud = sample_latents(model, max(512, n), generator) if start is None else start.to(model.device)
@@ -229,43 +249,59 @@ def choose_latents(
         chosen = torch.randperm(len(cloud), generator=generator)[:n]
     region = None if options.trust is None else trust_region(cloud, options.trust)
     begin = cloud[chosen.to(cloud.device)]
-    return optimise_latents(model, begin, goal, options.steps, options.lr, region).latents
+    wanted = replace(goal, target="max") if goal.at_least else goal
+    return optimise_latents(model, begin, wanted, options.steps, options.lr, region).latents
 
 # %% ../../nbs/4_mofdiff/36_property_design.ipynb #30a5f9d3
+@dataclass(frozen=True)
+class _Keeping:
+    "Measure one (name, Crystal) and keep the value among the results of a design."
+
+    measure: Callable[[Crystal], float]
+    results: Results
+
+    def __call__(self, item: tuple[str, Crystal]) -> float:
+        value = float(self.measure(item[1]))
+        self.results.save("measured", item[0], StageResult(dict(measured=value)))
+        return value
+
+
 def measure_all(
     crystals: list[Crystal | None],
     measure: Callable[[Crystal], float],
     names: list[str] | None = None,
     n_jobs: int = 1,
+    results: Results | None = None,
 ) -> tuple[np.ndarray, list]:
     """measure(crystal) for each crystal, nan where there is none or it fails: values (n,), and the list of
-    failures. Each may take ten minutes."""
-    there = [i for i, c in enumerate(crystals) if c is not None]
-    found, failures = parallel_map(
-        measure,
-        [crystals[i] for i in there],
-        [str(i if names is None else names[i]) for i in there],
-        n_jobs=n_jobs,
-        timeout=600,
-        progress=None,
-    )
-    values = np.full(len(crystals), np.nan)
-    for i, value in zip(there, found):
-        values[i] = np.nan if value is None else value
-    return values, failures
+    failures. Each may take ten minutes; what the `results` of a design hold is not measured again."""
+    stored, names = results or Results(), names or [str(i) for i in range(len(crystals))]
+    there = {name: crystal for name, crystal in zip(names, crystals) if crystal is not None}
+    todo = [(name, crystal) for name, crystal in there.items() if not stored.done("measured", name)]
+    stored.begin("measured", [name for name, _ in todo])
+    work, labels = _Keeping(measure, stored), [name for name, _ in todo]
+    found, failures = parallel_map(work, todo, labels, n_jobs=n_jobs, timeout=600, progress=None)
+    now = {name: value for name, value in zip(labels, found) if value is not None}
+    known = {name: stored.load("measured", name).row.get("measured") for name in there} | now
+    values = [math.nan if (v := known.get(name)) is None else v for name in names]
+    return np.array(values, dtype=float), failures
 
-
-def add_measured(table: list[dict], mofs: list[Mof | None], goal: Goal, n_jobs: int = 1) -> list:
+# %% ../../nbs/4_mofdiff/36_property_design.ipynb #30a5f9d4
+def add_measured(
+    table: list[dict], mofs: list[Mof | None], goal: Goal, n_jobs: int = 1, results: Results | None = None
+) -> list:
     """Add to the rows `measured`, `hit` (within the tolerance, finite) and `success` (hit and valid).
-    Returns the list of failures. goal: `checked`; mofs: what the rows are about, None: nothing was made."""
+    Returns the list of failures. goal: `checked`; mofs: what the rows are about, None: nothing was made;
+    results: of a design, which keep what is measured."""
     crystals = [None if m is None else m.crystal for m in mofs]
     if goal.measure is None:
         found = [None if c is None else row.get(goal.property) for c, row in zip(crystals, table)]
         values, failures = np.array([math.nan if v is None else v for v in found], dtype=float), []
     else:
-        values, failures = measure_all(crystals, goal.measure, [r["name"] for r in table], n_jobs)
+        values, failures = measure_all(crystals, goal.measure, [r["name"] for r in table], n_jobs, results)
+    low, high = goal.interval()
     for row, value in zip(table, values.tolist()):
-        hit = math.isfinite(value) and abs(value - goal.target) <= goal.tolerance
+        hit = math.isfinite(value) and low <= value <= high
         row |= dict(measured=value, hit=hit, success=hit and bool(row["valid"]))
     return failures
 
@@ -329,7 +365,7 @@ def design(
         run_stages(samples, results, seed, pipeline, n_jobs)
         found = evaluate_results([s.row for s in samples], results, pipeline.relax, known)
         mofs = [atoms(row["name"], results) for row in found.table]
-        out.failures += add_measured(found.table, mofs, goal, n_jobs)
+        out.failures += add_measured(found.table, mofs, goal, n_jobs, results)
         out.rows += [dict(strategy=strategy, **row) for row in found.table]
         out.mofs += mofs
         out.summary[strategy] = summarise_strategy(found.table, found.summary, goal, pipeline.relax)
@@ -339,8 +375,7 @@ def design(
 def summarise_strategy(table: list[dict], summary: dict, goal: Goal, relaxed: bool = False) -> dict:
     "The shares of one strategy: those of the `summary` of its table that count, `hit` and `success`."
     when = "after" if relaxed else "without"
-    near = f"within {goal.tolerance:g} of {goal.target:g}"
-    what = f"{goal.property} measured {when} relaxation {near}; all inputs"
+    what = f"{goal.property} measured {when} relaxation {goal.text()}; all inputs"
     names = ("matched", "assembled", "converged", "volume_kept", "connectivity_preserved", "valid")
     shares = {name: summary[name] for name in names if name in summary}
     if "assembled" in shares:
@@ -360,6 +395,8 @@ def plot_design(result: Design, ax: Any = None) -> Any:
         ax = plt.figure(figsize=(6, 0.8 + 0.7 * len(result.summary))).add_subplot()
     goal, rng = result.goal, numpy_stream(0, "jitter")
     low, high = goal.interval()
+    if not math.isfinite(high):
+        high = max([low, *(r["measured"] for r in result.rows if np.isfinite(r["measured"]))]) * 1.1
     ax.axvspan(low, high, color=COLORS["sky"], alpha=0.3, lw=0, label="target")
     labels = []
     for line, strategy in enumerate(result.summary):

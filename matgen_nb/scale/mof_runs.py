@@ -367,6 +367,8 @@ def design_request(
         samples_per_latent=pipeline.sampling.samples_per_latent,
     )
     wanted |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
+    wanted |= dict(at_least=True) if goal.at_least else {}
+    wanted |= dict(measure=repr(goal.measure)) if goal.measure is not None else {}
     return dict(model="mofdiff", weights=run.weights, n=n, **seeded(seed), **wanted)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5des002
@@ -388,7 +390,8 @@ def design_run(
         facts: dict[str, Any] = dict(tolerance=made.goal.tolerance, summary=summary)
         facts |= {"weights": run.known_weights} if run.known_weights else {}
         record = run_record(run.command, seed, time.monotonic() - start, **facts)
-        title = f"Design: {goal.property} = {goal.target:g}"
+        aim = made.goal.text() if goal.at_least else f"= {goal.target:g}"
+        title = f"Design: {goal.property} {aim}"
         write_results(folder, made.crystals, made.rows, title, record)
         write_json(folder.path("summary.json"), made.summary)
         return made
