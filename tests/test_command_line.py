@@ -704,7 +704,7 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         "cpu",
         "--out",
         tmp_path / "s",
-        *(x for k, v in choices.items() for x in (f"--{k}", v)),
+        *(x for k, v in choices.items() for x in (f"--{k.replace('_', '-')}", v)),
     ]
     assert run(*line) == 0
     assert {name: getattr(requested[0]["options"], name) for name in choices} == choices
@@ -713,7 +713,7 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
     assert run(*line, "--resume") == 0 and len(requested) == 1
     for key in choices:
         changed = list(map(str, line))
-        changed[changed.index(f"--{key}") + 1] = "1" if key != "corrector" else "3"
+        changed[changed.index(f"--{key.replace('_', '-')}") + 1] = "1" if key != "corrector" else "3"
         capsys.readouterr()
         assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
     assert run(*line[:4], "--guidance", 2, "--out", tmp_path / "t") == 2
@@ -733,7 +733,7 @@ def test_the_request_is_the_dataclass(tmp_path):
     right = {f.name: getattr(resolved(model, given, False), f.name) for f in fields(SamplingOptions)}
     for name in ("accept", "progress", "batch_size"):
         del right[name]
-    own = {"model", "weights", "n", "chunk", "seed"}
+    own = {"model", "weights", "n", "chunk", "seed", "seed_rule"}
     assert {k: v for k, v in request.items() if k not in own} == right
     assert None not in right.values(), "what was left open is resolved"
     assert json.loads((tmp_path / "s" / "run.json").read_text())["request"] == request

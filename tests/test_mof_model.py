@@ -315,7 +315,7 @@ def test_weights_come_back_with_their_library(tmp_path, dtype):
     )
     for a, b in zip(loaded.library.blocks, model.library.blocks):
         assert (
-            np.allclose(a.connection_points, b.connection_points, atol=1e-5)
+            np.allclose(a.connection_points, b.connection_points, atol=5.1e-4)
             and a.is_metal == b.is_metal
             and a.identity == b.identity
         )
@@ -323,7 +323,13 @@ def test_weights_come_back_with_their_library(tmp_path, dtype):
         a, b = (
             m.sample(4, seed=1, options=MofSamplingOptions(steps=5, progress=False)) for m in (loaded, model)
         )
-        assert [s.row for s in a] == [s.row for s in b]
+        for one, other in zip(a, b):  # the library is stored to 0.001 A, its embeddings to three digits
+            assert one.row.keys() == other.row.keys()
+            for name, value in one.row.items():
+                same = (
+                    pytest.approx(other.row[name], rel=5e-3) if isinstance(value, float) else other.row[name]
+                )
+                assert value == same, name
     else:
         assert (tmp_path / "m.safetensors").stat().st_size < 3e6
 

@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from matgen_nb.scale.crystal_runs import RunOptions
 from matgen_nb.scale.records import read_json, read_table
+from matgen_nb.scale.runs import RunChunk
 from matgen_nb.scale.shard_kinds import (
     FRAMEWORKS,
     PREPARED,
@@ -345,13 +346,13 @@ def test_shards_of_frameworks_and_their_harms(frameworks, tmp_path):
 
 def test_kinds_know_their_files(frameworks, prepared):
     one = read_shard(frameworks / "new" / "1", FRAMEWORKS)
-    assert FRAMEWORKS.files(one.path, one.request, (0, 0, 1))[:2] == [
+    assert FRAMEWORKS.files(one.path, one.request, RunChunk(0, 0, 1))[:2] == [
         "sampled/00000.csv",
         "sampled/00000.safetensors",
     ]
-    assert not FRAMEWORKS.finished(frameworks / "killed" / "2", one.request, (3, 3, 1))
-    assert FRAMEWORKS.finished(frameworks / "new" / "2", one.request, (3, 3, 1))
-    assert not PREPARED.finished(prepared / "killed" / "2", {}, (3, 6, 2))
+    assert not FRAMEWORKS.finished(frameworks / "killed" / "2", one.request, RunChunk(3, 3, 1))
+    assert FRAMEWORKS.finished(frameworks / "new" / "2", one.request, RunChunk(3, 3, 1))
+    assert not PREPARED.finished(prepared / "killed" / "2", {}, RunChunk(3, 6, 2))
 
 
 def test_the_commands(tmp_path):
