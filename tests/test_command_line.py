@@ -715,7 +715,7 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, cap
         changed = list(map(str, line))
         changed[changed.index(f"--{key.replace('_', '-')}") + 1] = "1" if key != "corrector" else "3"
         capsys.readouterr()
-        assert run(*changed, "--resume") == 2 and f"{key} was" in capsys.readouterr().err
+        assert run(*changed, "--resume") == 2 and f"{key.replace('_', '-')} was" in capsys.readouterr().err
     assert run(*line[:4], "--guidance", 2, "--out", tmp_path / "t") == 2
     assert not (tmp_path / "t").exists()
 

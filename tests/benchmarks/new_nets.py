@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write matgen_nb/data/new_nets.csv: the measurements behind lesson 4.15c.
 
-    matgen sample mofdiff -n 40 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new
-    python tests/benchmarks/new_nets.py --run new --timing 6
+    matgen sample mofdiff -n 100 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new
+    python tests/benchmarks/new_nets.py --run new --relax 20 --timing 6
 
 One line a figure (run, relaxed, blocks, figure, value, low, high, n, protocol): shares of all samples of the run with 95 % Wilson
 intervals, before relaxation and, of the first --relax samples, after it; what becomes of the samples for which a new net was
@@ -33,7 +33,7 @@ OF_NEW = {
 def known_rows():
     "The lines of the default, nets of the training set, before and after relaxation."
     with (DATA / "framework_results.csv").open(encoding="utf-8") as file:
-        return [dict(r, run="known nets") for r in csv.DictReader(file) if r["model"] == "nets"]
+        return [dict(r, run="known nets") for r in csv.DictReader(file) if r["model"] == "checked_nets"]
 
 
 def outcome_rows(table, relaxed):
@@ -69,7 +69,7 @@ def main():
     parser.add_argument("--timing", type=int, default=10, help="how many samples are timed")
     parser.add_argument("--work", default="new-nets", help="folder for what has been relaxed")
     args = parser.parse_args()
-    _, evaluations = tables_of(args.run, Path(args.work), args.relax)
+    _, evaluations = tables_of(args.run, "mofdiff-small", Path(args.work), args.relax)
     rows = [row | dict(run="new nets") for row in result_rows("", evaluations)]
     for relaxed, evaluation in evaluations.items():
         rows += outcome_rows(evaluation.table, relaxed)
