@@ -6,9 +6,9 @@
 __all__ = ['SOURCES', 'MaxBlocks', 'ReferenceOption', 'PreparedMofs', 'labelled', 'prepare_sources', 'mof_preparing',
            'work_of_one', 'preparing_options', 'write_prepared', 'prepare_mofs_command', 'train_blocks_command',
            'train_mofdiff_command', 'mof_sampling', 'mof_nets', 'mof_assembly', 'mof_pipeline', 'mof_run',
-           'parse_target', 'pipeline_options', 'run_options', 'sample_mofdiff_command', 'evaluate_mofs_command',
-           'design_goal', 'design_options', 'options_of_design', 'LearnedOptions', 'taught', 'DesignInputs',
-           'model_of_design', 'design_command']
+           'pipeline_options', 'run_options', 'sample_mofdiff_command', 'evaluate_mofs_command', 'design_goal',
+           'design_options', 'options_of_design', 'LearnedOptions', 'taught', 'DesignInputs', 'model_of_design',
+           'design_command']
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #df4d69bf
 import time
@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from . import options as opt
-from .options import own_option, with_options
+from .options import own_option, parse_target, with_options
 from ..scale.crystal_evaluation import summary_text
 from ..scale.crystal_runs import FitOptions, RunOptions, pick_device, without_nan
 from ..scale.mof_training import BLOCK_TRAINING, MOF_TRAINING, evaluate_frameworks
@@ -84,14 +84,14 @@ def prepare_sources(
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #27c00004
 def mof_preparing() -> type:
-    "`MofPrepareOptions` of frameworks (lesson 4.18)."
+    "`MofPrepareOptions` of frameworks (lesson 4.20)."
     from matgen_nb.mofdiff.preparing import MofPrepareOptions
 
     return MofPrepareOptions
 
 
 def work_of_one(source: list[str], given: dict, options: "MofPrepareOptions", chunk: int | None) -> Any:
-    """The work that shards divide (lesson 5.27); MatgenError where there are several sources, or options
+    """The work that shards divide (lesson 5.28); MatgenError where there are several sources, or options
     that shards do not know. given: the options that were given."""
     from matgen_nb.scale.shard_kinds import PREPARE_CHUNK, framework_work
 
@@ -241,28 +241,28 @@ def train_mofdiff_command(
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00001
 def mof_sampling() -> type:
-    "`MofSamplingOptions` (lesson 4.24)."
+    "`MofSamplingOptions` (lesson 4.26)."
     from matgen_nb.mofdiff.sampling import MofSamplingOptions
 
     return MofSamplingOptions
 
 
 def mof_nets() -> type:
-    "`NetOptions` (lesson 4.24)."
+    "`NetOptions` (lesson 4.26)."
     from matgen_nb.mofdiff.sampling import NetOptions
 
     return NetOptions
 
 
 def mof_assembly() -> type:
-    "`AssemblyOptions` (lesson 4.28)."
+    "`AssemblyOptions` (lesson 4.30)."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
 
     return AssemblyOptions
 
 
 def mof_pipeline() -> type:
-    "`PipelineOptions` (lesson 4.34)."
+    "`PipelineOptions` (lesson 4.36)."
     from matgen_nb.mofdiff.pipeline import PipelineOptions
 
     return PipelineOptions
@@ -275,19 +275,6 @@ def mof_run() -> type:
     return MofRunOptions
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00003
-def parse_target(text: str | None) -> dict[str, float] | None:
-    "'void_fraction=0.8' -> {'void_fraction': 0.8}; several with commas. None -> None."
-    if text is None:
-        return None
-    try:
-        found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        found = {"": np.nan}
-    if not np.isfinite([*found.values()]).all():
-        raise MatgenError(f"--target must be name=value, such as void_fraction=0.8, not {text!r}")
-    return found
-
-
 def pipeline_options(sampling: dict, nets: dict, assembly: dict, pipeline: dict) -> "PipelineOptions":
     "`PipelineOptions` from what was given of each dataclass."
     pipeline = pipeline | dict(target=parse_target(pipeline.get("target")))
@@ -379,14 +366,14 @@ def evaluate_mofs_command(
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00009
 def design_goal() -> type:
-    "`Goal` (lesson 4.36)."
+    "`Goal` (lesson 4.38)."
     from matgen_nb.mofdiff.property_design import Goal
 
     return Goal
 
 
 def design_options() -> type:
-    "`DesignOptions` (lesson 4.36)."
+    "`DesignOptions` (lesson 4.38)."
     from matgen_nb.mofdiff.property_design import DesignOptions
 
     return DesignOptions

@@ -7,12 +7,13 @@ __all__ = ['app', 'COMMAND_GROUPS', 'prepare_app', 'train_app', 'sample_app', 'e
            'Resume', 'Jobs', 'Weights', 'InitFrom', 'Precision', 'Compile', 'InShards', 'TRAIN_OPTIONS',
            'training_options', 'SourceShard', 'SourceChunk', 'our_error', 'own_option', 'debugging', 'help_of',
            'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields', 'LateCommand', 'with_options',
-           'symmcd_conditions', 'symmcd_sampling', 'Device', 'given_training', 'part_of_source', 'report_training',
-           'flags_of_commands', 'with_flags']
+           'symmcd_conditions', 'symmcd_sampling', 'Device', 'given_training', 'part_of_source', 'parse_target',
+           'report_training', 'flags_of_commands', 'with_flags']
 
 # %% ../../nbs/5_scale/09_options.ipynb #a072008c
 import ast
 import inspect
+import math
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -396,6 +397,19 @@ def part_of_source(shard: str | None, chunk: int | None, resume: bool) -> Shard 
     if shard is None and (resume or chunk is not None):
         raise MatgenError("--resume and --chunk go with --shard, which prepares a part of the source")
     return None if shard is None else Shard.parse(shard)
+
+# %% ../../nbs/5_scale/09_options.ipynb #target01
+def parse_target(text: str | None) -> dict[str, float] | None:
+    "'void_fraction=0.8' -> {'void_fraction': 0.8}; several with commas. None -> None."
+    if text is None:
+        return None
+    try:
+        found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        found = {"": math.nan}
+    if not all(map(math.isfinite, found.values())):
+        raise MatgenError(f"--target must be name=value, such as void_fraction=0.8, not {text!r}")
+    return found
 
 # %% ../../nbs/5_scale/09_options.ipynb #n25rep01
 def report_training(

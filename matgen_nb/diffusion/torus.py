@@ -122,7 +122,7 @@ class TorusDiffusion:
         return wrap(x0 + delta), wrapped_normal_score(delta, safe) / self.scale(t, x0).clamp(min=1e-30)
 
 # %% ../../nbs/2_diffusion/02_torus.ipynb #84f06602
-SCORE_SCALE = 3.0  # what both models' samplers use; measured in lessons 3.14 and 4.23 and on the cards
+SCORE_SCALE = 3.0  # what both models' samplers use; measured in lessons 3.14 and 4.25 and on the cards
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def cut_off(rows: list[dict]) -> list[str]:
 
 
 LATE = ("took longer than", "Timeout", "timeout", "hung in compiled code")
-"What messages of a time limit have in common (lesson 0.3)."
+"What messages of a time limit have in common (lesson 0.4)."
 
 
 def figure_png(figure: Any, path: Path) -> bytes:

@@ -289,7 +289,7 @@ def sample_chunks(
 ) -> Iterator[list[MofSample]]:
     """The samples of a run, chunk by chunk; finished chunks are read, the others sampled and kept.
 
-    parts: only these chunks, as `chunks` lists them (lesson 5.27)."""
+    parts: only these chunks, as `chunks` lists them (lesson 5.28)."""
     sampling = replace(options.sampling, batch_size=request["chunk"])
     for i, first, n in chunks(request["n"], request["chunk"]) if parts is None else parts:
         found = results.samples(i)

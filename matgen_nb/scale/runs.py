@@ -308,7 +308,7 @@ def stream(
     """Generate the `n` structures of a request in chunks of `chunk`: `generate(number, how many)` ->
     (crystals, rows).
 
-    Finished chunks are passed over. parts: only these chunks (lesson 5.26). Returns how many were
+    Finished chunks are passed over. parts: only these chunks (lesson 5.27). Returns how many were
     generated now. An interruption loses at most the chunk in work."""
     folder, parts = as_folder(out), parts or chunks(request["n"], request["chunk"])
     todo = [(i, first, n) for i, first, n in parts if folder.clear_first or not is_finished(folder, i, n)]

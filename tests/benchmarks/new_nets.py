@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write matgen_nb/data/new_nets.csv: the measurements behind lesson 4.15c.
+"""Write matgen_nb/data/new_nets.csv: the measurements behind lesson 4.17.
 
     matgen sample mofdiff -n 100 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new
     python tests/benchmarks/new_nets.py --run new --relax 20 --timing 6
