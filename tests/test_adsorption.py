@@ -89,9 +89,9 @@ def test_molecules_do_not_sit_in_each_other():
     for b in range(len(chains.group)):
         n = int(chains.count[b, 0])
         centres = chains.sites[b, 0, :n, 1]
-        apart = centres[:, None] - centres
-        apart -= np.round(apart @ chains.inverse) @ chains.lattice
-        distance = np.linalg.norm(apart, axis=-1)[~np.eye(n, dtype=bool)]
+        gap = centres[:, None] - centres
+        gap -= np.round(gap @ chains.inverse) @ chains.lattice
+        distance = np.linalg.norm(gap, axis=-1)[~np.eye(n, dtype=bool)]
         assert distance.min() > 2.4, "two molecules in one place"
 
 

@@ -116,12 +116,12 @@ def test_at_least_chooses_the_highest_and_counts_what_is_above(learned):
 
 
 class Counting:
-    "A measure that counts how often it was asked, and fails for small crystals."
+    "A measure that counts how often it was requested, and fails for small crystals."
 
-    asked = 0
+    requested = 0
 
     def __call__(self, crystal):
-        Counting.asked += 1
+        Counting.requested += 1
         return 1 / 0 if len(crystal) > 120 else float(len(crystal))
 
 
@@ -129,13 +129,13 @@ class Counting:
 def test_what_was_measured_is_not_measured_again(tmp_path, where):
     results = Results() if where == "memory" else FolderResults(tmp_path)
     crystals = [textbook_mof("IRMOF-1").crystal, textbook_mof("ZIF-8").crystal, None]
-    names, Counting.asked = ["mof_00000", "mof_00001", "mof_00002"], 0
+    names, Counting.requested = ["mof_00000", "mof_00001", "mof_00002"], 0
     if where == "folder":
         (tmp_path / "measured").mkdir()
     for turn in range(2):
         values, failures = pd.measure_all(crystals, Counting(), names, 1, results)
         assert values[0] == 106 and np.isnan(values[1:]).all() and [f.name for f in failures] == ["mof_00001"]
-        assert Counting.asked == 2 + turn, "the one that failed is tried again"
+        assert Counting.requested == 2 + turn, "the one that failed is tried again"
     results.save("measured", "mof_00000", StageResult(dict(measured=7.0)))
     assert pd.measure_all(crystals, Counting(), names, 1, results)[0][0] == 7
 

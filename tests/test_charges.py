@@ -28,8 +28,8 @@ def random_crystal(seed, n=6):
     points = []
     while len(points) < n:
         new = rng.random(3)
-        apart = np.array(points).reshape(-1, 3) - new
-        if not len(points) or np.linalg.norm((apart - np.round(apart)) @ lattice, axis=1).min() > 1.2:
+        gap = np.array(points).reshape(-1, 3) - new
+        if not len(points) or np.linalg.norm((gap - np.round(gap)) @ lattice, axis=1).min() > 1.2:
             points.append(new)
     return Crystal(lattice, rng.choice([1, 6, 7, 8, 30, 29, 40], n), np.array(points))
 

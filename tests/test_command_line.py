@@ -253,8 +253,8 @@ def test_help_and_completion_know_what_the_parser_knows():
         kinds = lambda made: [(p.default, p.annotation.__origin__) for p in made]
         assert kinds(sketch) == kinds(real), one.into
         for written, imported in zip(sketch, real):
-            told, known = (vars(p.annotation.__metadata__[0]) for p in (written, imported))
-            assert told == known, written.name
+            reported, known = (vars(p.annotation.__metadata__[0]) for p in (written, imported))
+            assert reported == known, written.name
 
 
 def test_late_options_belong_to_late_commands():

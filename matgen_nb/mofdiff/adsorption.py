@@ -209,8 +209,8 @@ class GasState:
     def __post_init__(self):
         unknown = sorted(set(self.fractions) - set(GASES))
         if unknown or not self.fractions:
-            asked = ", ".join(unknown) or "an empty mixture"
-            raise MatgenError(f"no model of {asked}; there are {', '.join(GASES)}")
+            requested = ", ".join(unknown) or "an empty mixture"
+            raise MatgenError(f"no model of {requested}; there are {', '.join(GASES)}")
         if not (self.temperature > 0 and self.pressure > 0 and min(self.fractions.values()) >= 0):
             raise MatgenError("temperature and pressure must be positive, mole fractions not negative")
         if abs(sum(self.fractions.values()) - 1) > 1e-6:
@@ -262,9 +262,9 @@ class Chains:
 def _interaction(chains, probe, kind, itself):
     """Energy (B,) in K of one molecule in each chain, sites probe (B, 3, 3), with the others of the chain.
     itself (B,): the number of the molecule where it is one of them, else -1."""
-    apart = chains.sites[:, :, :, 1] - probe[:, None, None, 1]
-    shift = np.round(apart @ chains.inverse) @ chains.lattice
-    close = ((apart - shift) ** 2).sum(-1) < chains.host.cutoff**2
+    gap = chains.sites[:, :, :, 1] - probe[:, None, None, 1]
+    shift = np.round(gap @ chains.inverse) @ chains.lattice
+    close = ((gap - shift) ** 2).sum(-1) < chains.host.cutoff**2
     close &= np.arange(close.shape[2]) < chains.count[..., None]
     removed = np.flatnonzero(itself >= 0)
     close[removed, kind[removed], itself[removed]] = False

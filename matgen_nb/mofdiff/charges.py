@@ -204,8 +204,8 @@ def charges_in_cif(text: str, crystal: Crystal, name: str = "the CIF") -> np.nda
     images, of = np.concatenate(moved), np.tile(charges, len(moved))
     found = np.empty(len(crystal))
     for i, place in enumerate(crystal.frac_coords):
-        apart = images - place
-        distance = np.linalg.norm((apart - np.round(apart)) @ crystal.lattice, axis=1)
+        gap = images - place
+        distance = np.linalg.norm((gap - np.round(gap)) @ crystal.lattice, axis=1)
         nearest = int(distance.argmin())
         if distance[nearest] > 0.2:
             raise MatgenError(f"{name}: no charge is listed for atom {i + 1} at {place.round(3).tolist()}")

@@ -98,7 +98,7 @@ class Fit:
 
 def fit_kernel(z: Tensor, y: Tensor) -> Fit:
     """The best `KernelRegressor` of latent vectors z (n, latent) and values y (n,), among widths from 0.4 to
-    2 times the typical distance and ridges from 0.03 to 3, judged by leaving out one at a time."""
+    2 times the typical distance and ridges from 0.03 to 3, evaluated by leaving out one at a time."""
     points, values = z.double(), y.double()
     square = torch.cdist(points, points) ** 2
     typical, mean, best = square.flatten().median().sqrt(), values.mean(), None
