@@ -43,7 +43,7 @@ from matgen_nb.mofdiff.new_nets import (
     sublattices,
     wired_graph,
 )
-from ..utils import MatgenError
+from ..utils import MatgenError, numpy_stream
 
 # %% ../../nbs/4_mofdiff/17_net_search.ipynb #nncfit
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def net_design(
     between = [None if v < 0 else blocks[v] for *_, v in rows]
     plan = Plan(drawn, [blocks[v] for v in kept], between, _end_kinds(rows, blocks))
     try:
-        turns = turn_vertices(plan, np.random.default_rng(0), tolerance=1.5)[1]
+        turns = turn_vertices(plan, numpy_stream(0, "new nets", 0), tolerance=1.5)[1]
     except MatgenError:
         return None
     first = np.cumsum([0, *(len(ends_of(blocks[v])) for v in kept)])
