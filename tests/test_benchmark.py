@@ -383,7 +383,7 @@ def short_sampling(monkeypatch):
     from matgen_nb.symmcd.reverse import SamplingOptions
 
     def make(device, seed, n, candidates):
-        options = SamplingOptions(2, 2, 2, candidates=1, progress=False)
+        options = SamplingOptions(steps=2, site_steps=2, element_steps=2, candidates=1, progress=False)
         model = command.shipped(device)
         return lambda: model.sample(n, seed=seed, options=options), n
 
