@@ -111,8 +111,9 @@ def _texts_of(source: Path) -> dict[str, Any]:
     return dict(read_crystal_folder(folder).items if folder.is_dir() else read_file(source))
 
 
-def guests_of(source: str | Path, n_jobs: int = 1) -> list[Guest]:
-    "The frameworks of a source, in order. MatgenError where there are none."
+def guests_of(source: str | Path, n_jobs: int = 1, with_texts: bool = True) -> list[Guest]:
+    """The frameworks of a source, in order; with_texts: with the texts of their CIF files. MatgenError where
+    there are none."""
     from matgen_nb.scale.mof_runs import is_run, run_frameworks
 
     source = Path(source)
@@ -121,7 +122,8 @@ def guests_of(source: str | Path, n_jobs: int = 1) -> list[Guest]:
         pairs = zip(found.rows, found.mofs)
         missing = "its blocks were not put together"
         return [Guest(row["name"], m and m.crystal, "" if m else missing) for row, m in pairs]
-    read, texts = read_crystals(source, n_jobs, framework=True), _texts_of(source)
+    read = read_crystals(source, n_jobs, framework=True)
+    texts = _texts_of(source) if with_texts else {}
     reason = {failure.name: failure.reason for failure in read.failures}
     text = lambda name: t if isinstance(t := texts.get(name), str) else ""
     stem = lambda name: name.removesuffix(".cif")
@@ -130,26 +132,10 @@ def guests_of(source: str | Path, n_jobs: int = 1) -> list[Guest]:
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00027
 def check_framework(crystal: "Crystal") -> None:
     "MatgenError where no chain of bonds goes on for ever: molecules, or loose atoms."
-    import numpy as np
+    from matgen_nb.mofdiff.bonds import connected, find_bonds
 
-    from matgen_nb.mofdiff.bonds import find_bonds
-
-    bonds, images = find_bonds(crystal)
-    seen: dict[int, Any] = {}
-    links: dict[int, list] = {}
-    for (i, j), image in zip(bonds.tolist(), images):
-        links.setdefault(i, []).append((j, image))
-        links.setdefault(j, []).append((i, -image))
-    for start in links:
-        todo = [(start, np.zeros(3, dtype=int))] if start not in seen else []
-        while todo:
-            atom, cell = todo.pop()
-            if atom in seen and (seen[atom] != cell).any():
-                return
-            if atom not in seen:
-                seen[atom] = cell
-                todo += [(other, cell + image) for other, image in links[atom]]
-    raise MatgenError("this is no framework: no chain of bonds goes on from cell to cell")
+    if not connected(len(crystal), *find_bonds(crystal)).loops:
+        raise MatgenError("this is no framework: no chain of bonds goes on from cell to cell")
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00012
 def charges_of(guest: Guest, choice: str) -> Any:
@@ -253,13 +239,17 @@ def measure_all_guests(
     return _rows_of(folder, guests, failures)
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00017
+def _measured_column(rows):
+    "The column of a run that is drawn and summed up; None where no framework has a number."
+    wanted = (k for row in rows for k in row if k == "working_capacity" or k.startswith("uptake_"))
+    return next(wanted, None)
+
+
 def plot_uptakes(rows: list[dict], protocol: str = "") -> Any:
     "The numbers of a run in ascending order with their errors; the figure."
     import matplotlib.pyplot as plt
 
-    column = next(
-        (k for row in rows for k in row if k == "working_capacity" or k.startswith("uptake_")), None
-    )
+    column = _measured_column(rows)
     shown = sorted((r for r in rows if column in r), key=lambda r: r[column])
     figure, ax = plt.subplots(figsize=(6, 3))
     values = [r[column] for r in shown]
@@ -273,9 +263,7 @@ def plot_uptakes(rows: list[dict], protocol: str = "") -> Any:
 
 def summary_of(rows: list[dict]) -> dict[str, dict]:
     "Number, median and highest value of a run, as figures with a protocol each."
-    column = next(
-        (k for row in rows for k in row if k == "working_capacity" or k.startswith("uptake_")), None
-    )
+    column = _measured_column(rows)
     values = sorted(row[column] for row in rows if column in row)
     errors = sorted(row[f"{column}_error"] / row[column] for row in rows if row.get(column, 0) > 0)
     entry = lambda value, what: dict(value=value, low=None, high=None, n=len(rows), protocol=what)
@@ -350,7 +338,7 @@ def gcmc_command(
         from matgen_nb.mofdiff.gas_uptake import raspa as look_for_raspa
 
         look_for_raspa()
-    guests = guests_of(source, n_jobs)
+    guests = guests_of(source, n_jobs, with_texts=options.charges == "file")
     request = uptake_request(source, options, how, cycles)
     with open_run(out, request, resume, overwrite, {"SOURCE": source}) as folder:
         write_json(folder.path("request.json"), request)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .charges import COULOMB, check_charges, wave_vectors
-from .gas_uptake import GASES, SITES, Estimate, framework_lj, periodic_images, repeats
+from .charges import COULOMB, check_charges, periodic_images, wave_vectors
+from .gas_uptake import GASES, SITES, Estimate, capacity_columns, check_gases
+from .gas_uptake import framework_lj, random_axes, repeats
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, check_limits, described, numpy_stream, option
 
@@ -39,7 +40,7 @@ class Host:
         self.charges = check_charges(given, len(crystal))
         self.epsilon, self.sigma = framework_lj(crystal.elements)
         margin = (cutoff + 1.5) * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
-        self.positions, self.atom = periodic_images(crystal, margin)
+        self.positions, self.atom = periodic_images(crystal.lattice, crystal.frac_coords, margin)
         self.tree = cKDTree(self.positions)
         self.waves = wave_vectors(crystal.lattice, 2 * self.split * 3.3)
         self.amplitudes = self._amplitudes()
@@ -157,15 +158,9 @@ class Insertions:
 _RADIUS, _ANYWHERE, _SEARCH = 0.8, 0.2, 450.0  # A; share; K
 
 
-def _axes(rng, n):
-    "Random unit vectors (n, 3)."
-    u = rng.normal(size=(n, 3))
-    return u / np.linalg.norm(u, axis=1, keepdims=True)
-
-
 def random_insertions(host: Host, gas: str, n: int, rng: np.random.Generator) -> Insertions:
     "n molecules anywhere in the cell of a `Host`."
-    centres, directions = rng.random((n, 3)), _axes(rng, n)
+    centres, directions = rng.random((n, 3)), random_axes(rng, n)
     return Insertions(centres, directions, host_energy(host, gas, centres, directions), np.ones(n))
 
 
@@ -175,8 +170,7 @@ def _density(host, centres, sites, shares):
 
     crystal = host.crystal
     margin = _RADIUS * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
-    marks = Crystal(crystal.lattice, np.ones(len(sites), dtype=int), sites)
-    positions, which = periodic_images(marks, margin)
+    positions, which = periodic_images(crystal.lattice, sites, margin)
     here = cKDTree(centres % 1 @ crystal.lattice)
     near = here.sparse_distance_matrix(cKDTree(positions), _RADIUS, output_type="ndarray")
     in_balls = np.bincount(near["i"], shares[which[near["j"]]], len(centres))
@@ -191,10 +185,10 @@ def drawn_insertions(host: Host, gas: str, found: Insertions, n: int, rng: np.ra
     kept = np.flatnonzero(share > 1e-8 * share.sum())
     share = share[kept] / share[kept].sum()
     parent = kept[rng.choice(len(kept), n, p=share)]
-    step = _axes(rng, n) * (_RADIUS * rng.random(n) ** (1 / 3))[:, None]
+    step = random_axes(rng, n) * (_RADIUS * rng.random(n) ** (1 / 3))[:, None]
     near = found.centres[parent] + step @ np.linalg.inv(host.crystal.lattice)
     centres = np.where(rng.random((n, 1)) < _ANYWHERE, rng.random((n, 3)), near) % 1
-    directions, density = _axes(rng, n), _density(host, centres, found.centres[kept], share)
+    directions, density = random_axes(rng, n), _density(host, centres, found.centres[kept], share)
     return Insertions(centres, directions, host_energy(host, gas, centres, directions), density)
 
 # %% ../../nbs/4_mofdiff/41_adsorption.ipynb #ads00020
@@ -207,10 +201,7 @@ class GasState:
     fractions: dict[str, float]
 
     def __post_init__(self):
-        unknown = sorted(set(self.fractions) - set(GASES))
-        if unknown or not self.fractions:
-            requested = ", ".join(unknown) or "an empty mixture"
-            raise MatgenError(f"no model of {requested}; there are {', '.join(GASES)}")
+        check_gases(self.fractions)
         if not (self.temperature > 0 and self.pressure > 0 and min(self.fractions.values()) >= 0):
             raise MatgenError("temperature and pressure must be positive, mole fractions not negative")
         if abs(sum(self.fractions.values()) - 1) > 1e-6:
@@ -402,22 +393,9 @@ SWINGS = dict(
 "Vacuum swings by name."
 
 # %% ../../nbs/4_mofdiff/41_adsorption.ipynb #ads00037
-def _columns(name: str, estimate: Estimate) -> dict[str, float]:
-    "An estimate as two columns of a table."
-    return {name: estimate.value, f"{name}_error": estimate.error}
-
-
 def capacity_of(swing: Swing, filled: dict[str, Estimate], left: dict[str, Estimate]) -> dict[str, Any]:
-    """What a table says of a swing, from the uptakes (mol/kg) in its two states: working_capacity, uptake,
-    residual with *_error each, and of a mixture uptake_n2 and the selectivity."""
-    up, rest = filled["CO2"], left["CO2"]
-    error = math.hypot(up.error, rest.error)
-    row = _columns("working_capacity", Estimate(up.value - rest.value, error))
-    row |= _columns("uptake", up) | _columns("residual", rest)
-    if (n2 := filled.get("N2")) is not None:
-        per = {gas: filled[gas].value / y for gas, y in swing.adsorption.fractions.items()}
-        row |= _columns("uptake_n2", n2) | dict(selectivity=per["CO2"] / per["N2"] if per["N2"] else math.inf)
-    return row
+    "The `capacity_columns` of a swing, from the uptakes (mol/kg) in its two states."
+    return capacity_columns(swing.adsorption.fractions, filled, left)
 
 
 def working_capacity(

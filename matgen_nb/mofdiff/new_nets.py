@@ -10,11 +10,12 @@ __all__ = ['lattice_index', 'is_one_net', 'balanced_positions', 'standard_cell',
 # %% ../../nbs/4_mofdiff/16_new_nets.ipynb #nnbimp01
 import functools
 import itertools
-from collections.abc import Collection
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .bonds import connected
 from .building_blocks import BuildingBlock
 from .net_fitting import NetTable
 from .net_placement import ends_of, linker_twist
@@ -22,7 +23,7 @@ from .nets import QuotientGraph, contract, net_key
 from ..utils import MatgenError
 
 # %% ../../nbs/4_mofdiff/16_new_nets.ipynb #nnbone
-def lattice_index(vectors: Collection[tuple]) -> int:
+def lattice_index(vectors: Iterable[Sequence[int]]) -> int:
     """How many times larger the cell of the lattice spanned by integer vectors (n, 3) is than the unit cell.
 
     0 where they span no lattice in three dimensions. By integer elimination, exact."""
@@ -47,18 +48,8 @@ def is_one_net(graph: QuotientGraph) -> bool:
     "Whether a graph is connected as an infinite net, periodic in three directions, and repeats no edge."
     if sum(map(len, graph.around)) != 2 * len(graph.edges):
         return False
-    cell: dict[int, tuple[int, ...]] = {0: (0, 0, 0)}
-    cycles, todo = set(), [0]
-    while todo:
-        i = todo.pop()
-        for j, *s in graph.around[i]:
-            to = tuple(int(a + b) for a, b in zip(cell[i], s))
-            if j in cell:
-                cycles.add(tuple(a - b for a, b in zip(to, cell[j])))
-            else:
-                cell[j] = to
-                todo.append(j)
-    return len(cell) == len(graph) and lattice_index(cycles) == 1
+    whole = connected(len(graph), graph.edges, graph.shifts)
+    return not whole.label.any() and lattice_index(whole.loops.get(0, ())) == 1
 
 # %% ../../nbs/4_mofdiff/16_new_nets.ipynb #nnbbalance
 def balanced_positions(

@@ -364,7 +364,7 @@ def which_on_nets(n: int, share: float, seed: int, first: int) -> Tensor:
 
 def _streams_of_new(n, share, seed, first):
     "Random numbers of the searches for new nets, {number in the batch: generator}, for any batch the same."
-    streams = {k: numpy_stream(seed, "new nets", first + k) for k in range(n)}
+    streams = {k: numpy_stream(seed, "new nets", first + k) for k in range(n if share else 0)}
     return {k: rng for k, rng in streams.items() if rng.random() < share}
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #941aa423

@@ -17,7 +17,6 @@ blocks in the cell (low). Ten minutes of one thread.
 """
 
 import argparse
-import csv
 import json
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kept import write_rows
+from kept import rows_but, write_rows
 from matgen_nb import MofDiff, assemble
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.bonds import Mof, textbook_mof
@@ -182,12 +181,6 @@ def all_rows(path):
     return [*file_rows(real, failures_of(path)), *check_rows(real), *both, *cost_rows(real)]
 
 
-def other_rows(without):
-    "The rows of the table as it is, but for those of some sets."
-    with (DATA / "core_mof.csv").open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["set"] not in without]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("real", type=Path, nargs="?", help="prepared file, its .run.json beside it")
@@ -196,7 +189,7 @@ def main():
     torch.set_num_threads(1)
     new = all_rows(given.real) if given.real else []
     new += [row for path in given.counted for row in counted_rows(path)]
-    kept = other_rows({row["set"] for row in new})
+    kept = rows_but(DATA / "core_mof.csv", "set", {row["set"] for row in new})
     write_rows(DATA / "core_mof.csv", COLUMNS, [*kept, *new])
 
 

@@ -17,12 +17,11 @@ kept in --work, so that a run that was stopped goes on.
 """
 
 import argparse
-import csv
 import json
 import math
 from pathlib import Path
 
-from kept import Kept, write_rows
+from kept import Kept, rows_but, write_rows
 from matgen_nb import MofDiff
 from matgen_nb.mofdiff.bonds import TEXTBOOK, Mof, textbook_crystal
 from matgen_nb.mofdiff.evaluation import describe_mof, funnel
@@ -154,14 +153,6 @@ def add_gcmc(pairs, most, kept):
         row |= dict(co2_gcmc=found["working_capacity"], co2_gcmc_error=found["working_capacity_error"])
 
 
-def others(path, column, measured):
-    "Lines of an earlier table whose `column` is none of those measured now."
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row[column] not in measured]
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -198,8 +189,8 @@ def main():
         add_gcmc(pairs, args.gcmc, kept)
     table, properties = (Path(args.out) / f"framework_{name}.csv" for name in ("results", "properties"))
     measured = {row["set"] for rows in sets for row, _ in rows} | {Path(folder).name for folder in args.runs}
-    results = others(table, "model", measured) + results
-    made = others(properties, "set", measured) + [row for rows in sets for row, _ in rows]
+    results = rows_but(table, "model", measured) + results
+    made = rows_but(properties, "set", measured) + [row for rows in sets for row, _ in rows]
     write_rows(table, RESULTS, results, "{:.4g}")
     write_rows(properties, PROPERTIES, made, "{:.4g}")
 

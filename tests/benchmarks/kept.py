@@ -28,6 +28,14 @@ class Kept:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
+def rows_but(path, column, measured):
+    "The lines of a table, as they are, whose `column` is none of those measured now; none where there is no table."
+    if not Path(path).exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row[column] not in measured]
+
+
 def write_rows(path, columns, rows, number="{}"):
     "A CSV of these columns of rows (dicts), whole or not at all; number: format of a float."
     text = lambda v: number.format(v) if isinstance(v, float) else v
