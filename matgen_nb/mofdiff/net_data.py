@@ -220,4 +220,4 @@ def net_data(data: MofData, tolerance: float = 0.1) -> NetData:
             rows[i] = made
     if not rows:
         raise MatgenError(f"no framework is left to train with: {left_out}")
-    return _together(data, counted, rows, left_out)
+    return _together(data, counted, rows, left_out).to(data.lattice.device)

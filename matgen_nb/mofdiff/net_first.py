@@ -212,7 +212,7 @@ NetFirstConfig.PRESETS = dict(
 @dataclass(frozen=True)
 class NetScales:
     """Scales of the training set: cell_mean, cell_std (6,) of k of the barycentric cell; change_mean,
-    change_std (6,) of the true k minus that; offset (1,): root mean square of the offsets, A."""
+    change_std (6,) of the true k minus that; offset (1,): root mean square of the components of offsets, A."""
 
     cell_mean: Tensor
     cell_std: Tensor
