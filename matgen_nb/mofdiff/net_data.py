@@ -16,7 +16,7 @@ from ..diffusion.layers import rows_of
 from .building_blocks import BuildingBlock
 from .data import MofBatch, MofData
 from .model import Library
-from .net_fitting import NetTable, PlacedNet, counted_nets, net_table
+from .net_fitting import NetTable, PlacedNet, counted_nets, net_table, topology_key
 from .new_nets import balanced_positions, is_one_net, standard_cell
 from ..symmetry.lattice import k_to_lattice, lattice_to_k
 from ..utils import MatgenError
@@ -193,7 +193,9 @@ def _together(data, counted, rows, left_out):
     "The `NetData` of the frameworks whose number is a key of rows {i: see `_row`}."
     used = sorted({counted.number[i] for i in rows})
     kept = counted._replace(different=[counted.different[k] for k in used])
-    table = replace(net_table(data, counted=kept), keys=net_table(data, counted=counted).keys)
+    table, rest = net_table(data, counted=kept), set(range(len(counted.different))) - set(used)
+    keys = {topology_key(counted.different[k][0].graph) for k in rest}
+    table = replace(table, keys=table.keys | keys)
     often = np.array([-count for _, count in kept.different])
     rank = np.argsort(
         np.argsort(often, kind="stable"), kind="stable"
