@@ -10,7 +10,7 @@ from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.mofdiff.model import Library
 from matgen_nb.mofdiff.net_data import arm_lengths, block_barycentre, net_data, part_of_batch
 from matgen_nb.mofdiff.net_first import NetFirst, NetFirstConfig, NetState, placed_blocks, share_of_nets
-from matgen_nb.mofdiff.net_first_sampling import draw, framework_model, starting_placement
+from matgen_nb.mofdiff.net_first_sampling import draw, framework_model, starting_placement, with_some_nets
 from matgen_nb.mofdiff.net_fitting import placed_net
 from matgen_nb.mofdiff.network import toy_embeddings
 from matgen_nb.mofdiff.nets import framework_key
@@ -124,13 +124,13 @@ def test_the_table_counts_the_nets(data):
 
 
 def test_frameworks_without_a_net_are_counted_and_left_out(mofs):
-    apart = replace(mofs, lattice=mofs.lattice.clone()).subset(range(4))
-    apart.lattice[1] *= 3  # its blocks no longer meet
-    found = net_data(apart)
+    loose = replace(mofs, lattice=mofs.lattice.clone()).subset(range(4))
+    loose.lattice[1] *= 3  # its blocks no longer meet
+    found = net_data(loose)
     assert len(found) == 3 and found.left_out == {"its beads show no net": 1}
-    assert found.mofs.names == [name for n, name in enumerate(apart.names) if n != 1]
+    assert found.mofs.names == [name for n, name in enumerate(loose.names) if n != 1]
     with pytest.raises(MatgenError, match="no framework is left.*show no net"):
-        net_data(apart.subset([1]))
+        net_data(loose.subset([1]))
 
 
 def test_blocks_without_embeddings_are_refused(mofs):
@@ -348,3 +348,31 @@ def test_a_library_that_fits_no_net_is_refused(model):
     size = len(model.nets.nets[0])
     with pytest.raises(MatgenError, match=f"no blocks for any net with {size} vertices"):
         model.sample(2, library=few, num_blocks=size, options=QUIET)
+
+
+def test_a_model_with_some_nets_draws_only_these(model):
+    numbers = [2, 0]
+    few, z = with_some_nets(model, numbers), torch.randn(500, 16, generator=seeded())
+    with torch.no_grad():
+        assert torch.allclose(few.net_head(z), model.net_head(z)[:, numbers])
+    drawn = few.draw_nets(z, net_decoder(few), seeded(1))
+    expected = few.net_head(z).softmax(1).mean(0)
+    assert (torch.bincount(drawn, minlength=2) / 500 - expected).abs().max() < 0.08
+    assert few.nets.keys == model.nets.keys and len(model.nets) > 2, "what is new stays the same"
+    with pytest.raises(MatgenError, match="no net is left"):
+        with_some_nets(model, [])
+
+
+def test_blocks_that_compete_are_those_of_the_batch_among_others(model, batch, monkeypatch):
+    monkeypatch.setattr("matgen_nb.mofdiff.net_first.MOST_CHOICES", 3)
+    noise = model.sample_noise(batch, seeded())
+    assert set(batch.block.tolist()) <= set(noise.choices.tolist()) and len(noise.choices) < len(
+        batch.choices
+    )
+    assert torch.equal(noise.choices, noise.choices.sort().values)
+    with torch.no_grad():
+        some, every = (
+            model.loss(batch, seeded())["block"],
+            model._choice_loss(batch, model.encode(batch), torch.arange(len(batch.choices)))["block"],
+        )
+    assert some.isfinite() and every.isfinite()

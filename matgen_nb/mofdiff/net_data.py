@@ -18,10 +18,10 @@ from ..diffusion.layers import rows_of
 from .building_blocks import BuildingBlock
 from .data import MofBatch, MofData
 from .model import Library
-from .net_fitting import NetTable, PlacedNet, counted_nets, net_table
+from .net_fitting import NetTable, PlacedNet, counted_nets, net_table, topology_key
 from .new_nets import balanced_positions, is_one_net, standard_cell
 from ..symmetry.lattice import k_to_lattice, lattice_to_k
-from ..utils import MatgenError
+from ..utils import MatgenError, patch
 
 # %% ../../nbs/4_mofdiff/26b_net_data.ipynb #ndacbary
 def arm_lengths(blocks: Sequence[BuildingBlock]) -> np.ndarray:
@@ -147,35 +147,39 @@ class NetData:
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return replace(self, mofs=self.mofs.to(device), **moved)
 
-    def select(self, indices: list | np.ndarray | Tensor) -> NetBatch:
-        "The `NetBatch` of some frameworks (n,), on the device of the data."
-        mofs = self.mofs
-        plain = mofs.select(indices)
-        chosen = torch.as_tensor(indices, dtype=torch.long, device=mofs.num_blocks.device)
-        beads, _ = rows_of(mofs.num_blocks, chosen)
-        rows, of = rows_of(mofs.num_edges, chosen)
-        first = torch.cumsum(plain.num_blocks, 0) - plain.num_blocks
-        return NetBatch(
-            **vars(plain),
-            net=self.net[chosen],
-            num_edges=mofs.num_edges[chosen],
-            edges=mofs.edges[rows] + first[of, None],
-            shifts=mofs.shifts[rows].float(),
-            lengths=self.lengths[rows],
-            x=self.x[beads],
-            k=self.k[chosen],
-            offset=self.offset[beads],
-            choices=mofs.embeddings,
-            charges=self.charges,
-            arms=self.arms[plain.block],
-        )
+# %% ../../nbs/4_mofdiff/26b_net_data.ipynb #ndacsele
+@patch
+def select(self: NetData, indices: list | np.ndarray | Tensor) -> NetBatch:
+    "The `NetBatch` of some frameworks (n,), on the device of the data."
+    mofs = self.mofs
+    plain = mofs.select(indices)
+    chosen = torch.as_tensor(indices, dtype=torch.long, device=mofs.num_blocks.device)
+    beads, _ = rows_of(mofs.num_blocks, chosen)
+    rows, of = rows_of(mofs.num_edges, chosen)
+    first = torch.cumsum(plain.num_blocks, 0) - plain.num_blocks
+    return NetBatch(
+        **vars(plain),
+        net=self.net[chosen],
+        num_edges=mofs.num_edges[chosen],
+        edges=mofs.edges[rows] + first[of, None],
+        shifts=mofs.shifts[rows].float(),
+        lengths=self.lengths[rows],
+        x=self.x[beads],
+        k=self.k[chosen],
+        offset=self.offset[beads],
+        choices=mofs.embeddings,
+        charges=self.charges,
+        arms=self.arms[plain.block],
+    )
 
 # %% ../../nbs/4_mofdiff/26b_net_data.ipynb #ndactogether
 def _together(data, counted, rows, left_out):
     "The `NetData` of the frameworks whose number is a key of rows {i: see `_row`}."
     used = sorted({counted.number[i] for i in rows})
     kept = counted._replace(different=[counted.different[k] for k in used])
-    table = replace(net_table(data, counted=kept), keys=net_table(data, counted=counted).keys)
+    table, rest = net_table(data, counted=kept), set(range(len(counted.different))) - set(used)
+    keys = {topology_key(counted.different[k][0].graph) for k in rest}
+    table = replace(table, keys=table.keys | keys)
     often = np.array([-count for _, count in kept.different])
     order = np.argsort(often, kind="stable")  # the table has the frequent ones first
     rank = np.argsort(order, kind="stable")

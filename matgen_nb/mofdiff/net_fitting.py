@@ -238,16 +238,17 @@ def shape_groups(sites: list, tolerance: float = 0.1) -> list:
     """A number for each `Site`: equal where kind and, within the tolerance, shape are.
 
     It is the index of the first one of the group."""
-    first, groups = {}, []
-    for n, s in enumerate(sites):
-        near = (
-            m for m in first.setdefault(s.kind, []) if np.linalg.norm(sites[m].shape - s.shape) < tolerance
-        )
-        m = next(near, n)
-        if m == n:
-            first[s.kind].append(n)
-        groups.append(m)
-    return groups
+    groups = np.arange(len(sites))
+    for kind in dict.fromkeys(s.kind for s in sites):
+        rows = np.array([n for n, s in enumerate(sites) if s.kind == kind])
+        shapes = np.stack([sites[n].shape for n in rows])
+        left = np.arange(len(rows))
+        while len(left):  # the first that is left takes all that are near it
+            near = np.linalg.norm(shapes[left] - shapes[left[0]], axis=1) < tolerance
+            near[0] = True
+            groups[rows[left[near]]] = rows[left[0]]
+            left = left[~near]
+    return groups.tolist()
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,10 @@ import math
 from pathlib import Path
 
 from kept import Kept, rows_but, write_rows
-from matgen_nb import MofDiff
 from matgen_nb.mofdiff.bonds import TEXTBOOK, Mof, textbook_crystal
 from matgen_nb.mofdiff.evaluation import describe_mof, funnel
 from matgen_nb.mofdiff.gas_uptake import GcmcOptions, co2_working_capacity, henry_coefficient
+from matgen_nb.mofdiff.net_first_sampling import framework_model
 from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
     evaluate_results,
@@ -60,7 +60,7 @@ def relaxed_results(run, work, names):
 
 def tables_of(folder, weights, work, relax):
     "{False: table before relaxation, True: table of the first `relax` after it} and summaries, of a run."
-    run, (known, nets) = FolderResults(folder), known_frameworks(MofDiff.from_pretrained(weights))
+    run, (known, nets) = FolderResults(folder), known_frameworks(framework_model(weights))
     rows = [s.row for s in run.all_samples()]
     found = {False: evaluate_results(rows, run, False, known, nets)}
     if relax:
