@@ -354,7 +354,7 @@ def test_a_model_with_some_nets_draws_only_these(model):
     numbers = [2, 0]
     few, z = with_some_nets(model, numbers), torch.randn(500, 16, generator=seeded())
     with torch.no_grad():
-        assert torch.allclose(few.net_head(z), model.net_head(z)[:, numbers])
+        assert torch.allclose(few.net_head(z), model.net_head(z)[:, numbers], atol=1e-5)
     drawn = few.draw_nets(z, net_decoder(few), seeded(1))
     expected = few.net_head(z).softmax(1).mean(0)
     assert (torch.bincount(drawn, minlength=2) / 500 - expected).abs().max() < 0.08
@@ -371,8 +371,6 @@ def test_blocks_that_compete_are_those_of_the_batch_among_others(model, batch, m
     )
     assert torch.equal(noise.choices, noise.choices.sort().values)
     with torch.no_grad():
-        some, every = (
-            model.loss(batch, seeded())["block"],
-            model._choice_loss(batch, model.encode(batch), torch.arange(len(batch.choices)))["block"],
-        )
-    assert some.isfinite() and every.isfinite()
+        z, every = model.encode(batch), torch.arange(len(batch.choices))
+        few, whole = (model._choice_loss(batch, z, choices)["block"] for choices in (noise.choices, every))
+    assert 0 < few < whole, "fewer competitors, a smaller cross entropy"
