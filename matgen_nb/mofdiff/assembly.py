@@ -41,6 +41,7 @@ from matgen_nb.mofdiff.joining import (
 from matgen_nb.mofdiff.orientations import (
     choose_jointly,
     ends,
+    joined_to,
     pair_rewards,
     rotations_of_choice,
     scan,
@@ -103,19 +104,29 @@ def mismatch(coarse: CoarseMof, rotations: int = 400) -> float:
 
 # %% ../../nbs/4_mofdiff/30_assembly.ipynb #c507f489
 def _spots_around(coarse, k, R, frac, device):
-    """Connection points (n, 3) of the blocks of the other kind, relative to bead k, A, and their outward
-    directions."""
+    """Connection points (n, 3) of the blocks that may be joined to bead k, relative to it, A, and their
+    outward directions."""
     tensor = lambda x: torch.as_tensor(x, device=device)
-    shifts = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(frac)
     spots, facing = [], []
-    for j, block in enumerate(coarse.blocks):
-        if block.is_metal == coarse.blocks[k].is_metal:
-            continue
-        end, delta = ends(block), frac[j] - frac[k]
-        centres = (delta - delta.round() + shifts) @ tensor(coarse.lattice)
+    for j, delta in _near_beads(coarse, k, frac):
+        end, centres = ends(coarse.blocks[j]), delta @ tensor(coarse.lattice)
         spots.append((centres[:, None] + tensor(end.points) @ R[j].T).flatten(0, 1))
-        facing.append((tensor(end.out) @ R[j].T).repeat(len(shifts), 1))
+        facing.append((tensor(end.out) @ R[j].T).repeat(len(delta), 1))
     return torch.cat(spots), torch.cat(facing)
+
+
+def _near_beads(coarse, k, frac):
+    """Pairs (bead, fractional vectors (n, 3) to it from bead k): of those joined to it, else of all of the
+    other kind in the nearest cells."""
+    index, cells = joined_to(coarse, k)
+    for j in dict.fromkeys(index.tolist()):
+        yield j, frac[j] - frac[k] + torch.as_tensor(cells[index == j]).to(frac)
+    if not len(index):
+        shifts = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(frac)
+        for j, block in enumerate(coarse.blocks):
+            if block.is_metal != coarse.blocks[k].is_metal:
+                delta = frac[j] - frac[k]
+                yield j, delta - delta.round() + shifts
 
 
 def rescan(
@@ -214,11 +225,13 @@ def explore(
     """The best solutions that choosing jointly and pulling together find, `options.keep` of each framework,
     best first.
 
-    Where the best costs more than `solved` (A^2 a bond), there is another generation."""
+    Where the best costs more than `solved` (A^2 a bond) and edges are not known, there is another
+    generation."""
     candidates = [torch.stack([scan(m, k, grid) for k in range(len(m))]) for m in mofs]
     limits, pools = [solved * n for n in joints.mask.sum(1).tolist()], {}
     for generation in range(options.generations):
-        todo = [b for b in range(len(mofs)) if b not in pools or pools[b].cost.min() > limits[b]]
+        unsolved = lambda b: mofs[b].edges is None and pools[b].cost.min() > limits[b]
+        todo = [b for b in range(len(mofs)) if b not in pools or unsolved(b)]
         if not todo:
             break
         for b in set(todo) & set(pools):
@@ -323,8 +336,8 @@ def best_assembly(
 ) -> Assembled:
     """The `Assembled` with the least badness among the solutions (1, S, ...) of one framework, settled.
 
-    Of those within `tie` of it the least crowded, blocks turned where points leave a choice; `tries`: of
-    how many solutions, the best by gaps and bonds."""
+    Where it forms all bonds: of those within `tie` of it the least crowded, blocks turned where points leave
+    a choice. `tries`: of how many solutions, the best by gaps and bonds."""
     quality = bond_quality(joints, solutions)
     order = unlike((quality.gap.square().sum(-1) + (~quality.good).sum(-1))[0])[:tries].tolist()
     found = [solutions.start(i) for i in order]
@@ -335,6 +348,8 @@ def best_assembly(
         found.append(settled)
         built.append(to_atoms(coarse, joints, settled))
     best = min(built, key=badness)
+    if best.row["bond_success"] < 1:
+        return best
     tied = [one for one, b in zip(found, built) if badness(b) <= badness(best) + tie]
     solution = least_crowded(coarse, tied)
     for _ in range(2):
