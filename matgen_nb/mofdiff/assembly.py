@@ -182,7 +182,7 @@ class AssemblyOptions:
     starts: int = option(64, "Joint choices of orientations that compete in assembly.", min=1)
     rotations: int = option(4096, "size of the rotation grid", min=1)
     keep: int = option(8, "solutions that are polished", min=1)
-    generations: int = option(3, "Rounds of search in assembly, at most.", min=1)
+    generations: int = option(3, "Rounds of search in assembly, at most; one for samples on nets.", min=1)
     free_cell: bool = option(True, "the cell may adapt to the blocks")
     batch_size: int | None = option(
         None, "frameworks in one tensor; default 4 on the CPU, 32 elsewhere", min=1
@@ -225,13 +225,11 @@ def explore(
     """The best solutions that choosing jointly and pulling together find, `options.keep` of each framework,
     best first.
 
-    Where the best costs more than `solved` (A^2 a bond) and edges are not known, there is another
-    generation."""
+    Where the best costs more than `solved` (A^2 a bond), there is another generation."""
     candidates = [torch.stack([scan(m, k, grid) for k in range(len(m))]) for m in mofs]
     limits, pools = [solved * n for n in joints.mask.sum(1).tolist()], {}
     for generation in range(options.generations):
-        unsolved = lambda b: mofs[b].edges is None and pools[b].cost.min() > limits[b]
-        todo = [b for b in range(len(mofs)) if b not in pools or unsolved(b)]
+        todo = [b for b in range(len(mofs)) if b not in pools or pools[b].cost.min() > limits[b]]
         if not todo:
             break
         for b in set(todo) & set(pools):

@@ -163,7 +163,7 @@ def shell_fit(R: torch.Tensor, around: Surroundings, cap: float = 4.0) -> ShellF
     cost, chosen = (off_sphere**2 + off_angle**2).min(-1)
     return ShellFit(cost.clamp(max=cap).sum(-1), chosen)
 
-# %% ../../nbs/4_mofdiff/27_orientations.ipynb #1da76344
+# %% ../../nbs/4_mofdiff/27_orientations.ipynb #handcd01
 @functools.lru_cache(4096)
 def has_hand(block: BuildingBlock, tolerance: float = 0.3) -> bool:
     """Whether connection points and bonds of a block differ from their mirror image by more than
@@ -183,15 +183,15 @@ def kabsch_of_hand(H: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     hand = torch.linalg.det(like).sign()[..., None, None]
     return hand * kabsch(hand * H)
 
-
+# %% ../../nbs/4_mofdiff/27_orientations.ipynb #1da76344
 def scan(
     coarse: CoarseMof, k: int, grid: torch.Tensor, keep: int = 256, out: int = 48, steps: int = 4
 ) -> torch.Tensor:
     """The `out` most promising rotations (out, 3, 3) of block k, best first.
 
-    Every rotation of the grid (every second where edges are known), and for a block with a hand every mirrored
-    one, is scored against the shells of the partners; the `keep` best are polished (each point moves to the
-    nearest point of its shell, then Kabsch); those within 12 degrees of a better one go."""
+    Every rotation of the grid (every second where edges are known), and for a block with a hand every
+    mirrored one, is scored against the shells of the partners; the `keep` best are polished (each point moves
+    to the nearest point of its shell, then Kabsch); those within 12 degrees of a better one go."""
     around = surroundings(coarse, k, grid.device)
     if len(joined_to(coarse, k)[0]):
         grid = grid[::2]

@@ -81,7 +81,8 @@ class NetOptions:
     )
     fullness: float = option(
         0.4,
-        "Share of the cell that the atoms of a candidate may fill (lesson 4.26); fuller ones come last.",
+        "Share of the cell that the atoms of a candidate may fill (spheres of covalent radius + 0.4 A); "
+        "fuller candidates are tried last.",
         min=1e-9,
     )
     misfit: float = option(0.3, "Largest misfit of the connection points of a block on a vertex.", min=1e-9)
