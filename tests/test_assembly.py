@@ -402,6 +402,9 @@ def test_the_next_arrangement_is_tried_where_the_atoms_fail_the_checks():
     oxygen = (np.sort(made.crystal.elements[made.bonds], 1) == (6, 8)).all(1)
     torn = replace(made, bonds=made.bonds[~oxygen], images=made.images[~oxygen])
     assert shows_what_was_built(made) and not shows_what_was_built(torn)
+    one = np.flatnonzero((np.sort(made.crystal.elements[made.bonds], 1) == (8, 30)).all(1))[:1]
+    less = replace(made, bonds=np.delete(made.bonds, one, 0), images=np.delete(made.images, one, 0))
+    assert not shows_what_was_built(less), "the atoms show one bond more than was put together"
 
 
 def test_a_lattice_that_is_no_numbers_is_rejected():
