@@ -190,8 +190,8 @@ def pull_together(
 ) -> Solution:
     """Anneal soft matches: rotations and centres that bring the connection points together.
 
-    For each width (A, wide to narrow) all pairs of points that may meet get soft weights, every point is to go
-    half-way to its partners, and every block follows with the best rotation (Kabsch) and shift. `ridge`:
+    For each width (A, wide to narrow) all pairs of points that may meet get soft weights, every point is to
+    go half-way to its partners, and every block follows with the best rotation (Kabsch) and shift. `ridge`:
     how many points' worth of force pulls a bead back to where it was given."""
     given, lattice = solution.frac, solution.lattice
     inverse, none = torch.linalg.inv(lattice), ~joints.may_meet[:, None]

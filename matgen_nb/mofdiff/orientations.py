@@ -90,7 +90,7 @@ def joined_to(coarse: CoarseMof, k: int) -> tuple[np.ndarray, np.ndarray]:
     rows = coarse.edges[:, own] == k
     return coarse.edges[rows, 1 - own], (1 - 2 * own) * coarse.shifts[rows]
 
-
+# %% ../../nbs/4_mofdiff/27_orientations.ipynb #partcd01
 def partners(coarse: CoarseMof, k: int, slack: float = 1.5) -> Partners:
     """The beads, images included, that could be joined to bead k: where its edges are known, those of
     `joined_to`.

@@ -193,8 +193,10 @@ def _accepted(built, limit):
 
 # %% ../../nbs/4_mofdiff/36_pipeline.ipynb #22bassco
 def _assemble_each(arrangements, seed, options, device, accept):
-    """`assemble_first` of each list of arrangements, in order. Beads that were fitted to a net (their edges are
-    known) get one generation: another one changes next to nothing there."""
+    """`assemble_first` of each list of arrangements, in order.
+
+    Beads that were fitted to a net (their edges are known) get one generation: another one changes next to
+    nothing there."""
     built = {}
     for on_net in (True, False):
         some = [k for k, a in enumerate(arrangements) if (a[0].edges is not None) == on_net]
@@ -222,7 +224,7 @@ def _assemble_part(samples, save, seed, device, options):
         name = choices[0].name
         save(name, StageResult(row, None if a.crystal is None else a.to_mof(name)))
 
-
+# %% ../../nbs/4_mofdiff/36_pipeline.ipynb #22bassc2
 def assemble_stage(
     samples: list[MofSample],
     results: Results,

@@ -186,14 +186,14 @@ def _is_known(decoder, candidate):
     identities = [decoder.library.blocks[k].identity for k in candidate.blocks]
     return framework_key(identities, candidate.net.graph) in decoder.known
 
-
+# %% ../../nbs/4_mofdiff/26_sampling.ipynb #fullcd01
 def filled_share(coarse: CoarseMof) -> float:
     "The share of the cell that the atoms of all blocks fill, as spheres of covalent radius + 0.4 A."
     radius = element_table().radius
     atoms = sum(((radius[b.elements] + 0.4) ** 3).sum() for b in coarse.blocks)
     return float(4 / 3 * np.pi * atoms / abs(np.linalg.det(coarse.lattice)))
 
-
+# %% ../../nbs/4_mofdiff/26_sampling.ipynb #fullcd03
 def _fitted(decoder, candidate):
     "The candidate with its beads on the net; without them where no cell fits."
     try:
