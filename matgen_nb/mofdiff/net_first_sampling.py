@@ -32,6 +32,7 @@ from matgen_nb.mofdiff.sampling import (
     MofDiff,
     MofSamplingOptions,
     NetDecoder,
+    filled_share,
     sample_on_nets,
     streams_of_new,
 )
@@ -111,15 +112,25 @@ def draw_blocks(
     return blocks
 
 # %% ../../nbs/4_mofdiff/26d_net_first_sampling.ipynb #nfscplans
+def _has_room(decoder, candidate):
+    "Whether the atoms leave room in the cell of the barycentric placement, see `NetOptions`."
+    blocks = [decoder.library.blocks[k] for k in candidate.blocks]
+    start = block_barycentre(candidate.net, arm_lengths(blocks))
+    beads = CoarseMof(start.lattice, start.frac_coords, blocks)
+    return filled_share(beads) < decoder.options.fullness
+
+
 def _distinct_plans(decoder, plans, most):
-    "At most so many `Candidate`s of plans (net, blocks) in the order of drawing, new ones first."
+    """At most so many `Candidate`s of plans (net, blocks) in the order of drawing: new ones first, and full
+    ones last."""
     kept, options = {}, decoder.options
     for net, blocks in plans:
         identities = [decoder.library.blocks[k].identity for k in blocks]
         key = framework_key(identities, net.graph)
         known = options.new_first and key in decoder.known
         kept.setdefault(key, Candidate(float(len(kept)), net, blocks, known))
-    return sorted(kept.values(), key=lambda c: c.known)[:most]
+    order = sorted(kept.values(), key=lambda c: c.known)
+    return sorted(order, key=lambda c: not _has_room(decoder, c))[:most]
 
 
 @patch
