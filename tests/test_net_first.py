@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matgen_nb.mofdiff.coarse_graining import CoarseMof
 from matgen_nb.mofdiff.evaluation import known_identities
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.mofdiff.model import Library
@@ -14,7 +15,7 @@ from matgen_nb.mofdiff.net_first_sampling import draw, framework_model, starting
 from matgen_nb.mofdiff.net_fitting import placed_net
 from matgen_nb.mofdiff.network import toy_embeddings
 from matgen_nb.mofdiff.nets import framework_key
-from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions, net_decoder
+from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions, filled_share, net_decoder
 from matgen_nb.symmetry.lattice import k_to_lattice, lattice_to_k
 from matgen_nb.utils import MatgenError
 
@@ -276,11 +277,20 @@ def test_draws_have_the_probabilities_of_the_softmax():
     assert (found - logits.softmax(0)).abs().max() < 0.01 and found[3] == 0
 
 
+def fullness_of(decoder, candidate):
+    "The share of the barycentric cell that the atoms of a candidate fill."
+    blocks = [decoder.library.blocks[k] for k in candidate.blocks]
+    placed = block_barycentre(candidate.net, arm_lengths(blocks))
+    return filled_share(CoarseMof(placed.lattice, placed.frac_coords, blocks))
+
+
 def test_plans_have_one_fitting_block_for_each_class(model):
     decoder, z = net_decoder(model), torch.randn(6, 16, generator=seeded())
     for group in model.plans(z, decoder, seeded(1)):
         known = [c.known for c in group]
-        assert 1 <= len(group) <= decoder.options.net_candidates and known == sorted(known)
+        full = [fullness_of(decoder, c) >= decoder.options.fullness for c in group]
+        assert 1 <= len(group) <= decoder.options.net_candidates
+        assert list(zip(full, known)) == sorted(zip(full, known)), "with room first, of these new ones first"
         keys = [
             framework_key([decoder.library.blocks[k].identity for k in c.blocks], c.net.graph) for c in group
         ]

@@ -112,10 +112,20 @@ def draw_blocks(
     return blocks
 
 # %% ../../nbs/4_mofdiff/26d_net_first_sampling.ipynb #nfscplans
+def _placement(net, arms):
+    "The `Barycentre` of a net of the model."
+    found = block_barycentre(net, arms)
+    if found is None:
+        raise MatgenError(
+            f"net {net.name or '(unnamed)'} of the model repeats in fewer than three directions"
+        )
+    return found
+
+
 def _has_room(decoder, candidate):
     "Whether the atoms leave room in the cell of the barycentric placement, see `NetOptions`."
     blocks = [decoder.library.blocks[k] for k in candidate.blocks]
-    start = block_barycentre(candidate.net, arm_lengths(blocks))
+    start = _placement(candidate.net, arm_lengths(blocks))
     beads = CoarseMof(start.lattice, start.frac_coords, blocks)
     return filled_share(beads) < decoder.options.fullness
 
@@ -156,16 +166,6 @@ def plans(
     return [_distinct_plans(decoder, group, most) for group in groups]
 
 # %% ../../nbs/4_mofdiff/26d_net_first_sampling.ipynb #nfscplacing
-def _placement(net, arms):
-    "The `Barycentre` of a net of the model."
-    found = block_barycentre(net, arms)
-    if found is None:
-        raise MatgenError(
-            f"net {net.name or 'without a name'} of the model repeats in less than three directions"
-        )
-    return found
-
-
 def starting_placement(
     candidates: list[Candidate], decoder: NetDecoder, device: torch.device
 ) -> PlacedBlocks:
