@@ -111,7 +111,7 @@ def draw_blocks(
         blocks[b][members] = block
     return blocks
 
-# %% ../../nbs/4_mofdiff/26d_net_first_sampling.ipynb #nfscplans
+# %% ../../nbs/4_mofdiff/26d_net_first_sampling.ipynb #nfscdistin
 def _placement(net, arms):
     "The `Barycentre` of a net of the model."
     found = block_barycentre(net, arms)
@@ -142,7 +142,7 @@ def _distinct_plans(decoder, plans, most):
     order = sorted(kept.values(), key=lambda c: c.known)
     return sorted(order, key=lambda c: not _has_room(decoder, c))[:most]
 
-
+# %% ../../nbs/4_mofdiff/26d_net_first_sampling.ipynb #nfscplans
 @patch
 def plans(
     self: NetFirst,
