@@ -82,7 +82,9 @@ def in_single_precision(path, out):
     "The same weights as files were before numbers were stored in steps: library and nets as plain numbers."
     texts, tensors = load_tensors(path)
     of_blocks = {n: t for n, t in tensors.items() if n.startswith(("library.", "nets."))}
-    plain = {n: t.float() if t.is_floating_point() else t.long() for n, t in unpack_tensors(of_blocks).items()}
+    plain = {
+        n: t.float() if t.is_floating_point() else t.long() for n, t in unpack_tensors(of_blocks).items()
+    }
     names = {n: t for n, t in of_blocks.items() if n.endswith(("identities", "keys"))}
     out.write_bytes(tensor_bytes(tensors_without(tensors, of_blocks) | plain | names, texts))
 
