@@ -19,7 +19,7 @@ from ..diffusion.gaussian import random_normal, random_uniform
 from ..diffusion.pretrained import find_weights
 from ..diffusion.sampler import reverse_process, time_grid
 from .coarse_graining import CoarseMof
-from .decoding import MofSample
+from .decoding import MofSample, sample_on_nets
 from .model import Library
 from .net_data import arm_lengths, block_barycentre
 from .net_first import NetFirst, PlacedBlocks
@@ -33,7 +33,6 @@ from matgen_nb.mofdiff.sampling import (
     MofSamplingOptions,
     NetDecoder,
     filled_share,
-    sample_on_nets,
     streams_of_new,
 )
 from ..symmetry.lattice import lattice_to_k

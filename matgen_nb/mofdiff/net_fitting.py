@@ -276,11 +276,13 @@ def topology_key(graph: QuotientGraph) -> str:
 
 
 class CountedNets(NamedTuple):
-    """The nets of n frameworks. placed: the `PlacedNet` of each, None where its beads show none; number: which
-    of `different` it is (None); different: (net, how many) each; failures: why there is none."""
+    """The nets of n frameworks.
 
-    placed: list
-    number: list
+    placed: the `PlacedNet` of each, None where its beads show none; number: which of `different` it is, or
+    None; different: (net, how many) each; failures: why there is none."""
+
+    placed: list[PlacedNet | None]
+    number: list[int | None]
     different: list
     failures: list
 
@@ -297,23 +299,24 @@ def counted_nets(data: Any, tolerance: float = 0.1) -> CountedNets:
         id(b): first.setdefault((b.identity, n), s) for b, n, s in zip(data.library, number, each)
     }  # alike: one class
     group = dict(zip(each, number))
-    found, placed, number_of, failures = {}, [], [], []
+    found: dict[frozenset, list[_Met]] = {}
+    counted = CountedNets([], [], [], [])
     for i in range(len(data)):
+        net, which = None, None
         try:
             net = placed_net(data[i], lambda b: sites[id(b)], named=False)
         except MatgenError as error:
-            failures.append(str(error))
-            placed.append(None)
-            number_of.append(None)
-            continue
-        labels = tuple((s.kind, group[s]) for s in net.sites)
-        graph = QuotientGraph(labels, net.edges, net.shifts, net.graph.classes)
-        placed.append(net)
-        number_of.append(_count(found, net, graph))
-    entries = sorted((e for groups in found.values() for e in groups), key=lambda e: e.number)
-    return CountedNets(placed, number_of, [(e.net, e.count) for e in entries], failures)
+            counted.failures.append(str(error))
+        if net is not None:
+            labels = tuple((s.kind, group[s]) for s in net.sites)
+            graph = QuotientGraph(labels, net.edges, net.shifts, net.graph.classes)
+            which = _count(found, net, graph)
+        counted.placed.append(net)
+        counted.number.append(which)
+    met = sorted((m for group in found.values() for m in group), key=lambda m: m.number)
+    return counted._replace(different=[(m.net, m.count) for m in met])
 
-
+# %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047t
 def net_table(
     data: Any, tolerance: float = 0.1, info: dict | None = None, counted: CountedNets | None = None
 ) -> NetTable:

@@ -97,7 +97,7 @@ def sound_library(library: "Library") -> "Library":
         return library
     return Library(blocks, library.embeddings[keep])
 
-
+# %% ../../nbs/5_scale/17_mof_training.ipynb #7ab3ce02
 def fit_mofdiff(
     data: "MofData",
     encoder: "BlockEncoder",
