@@ -286,7 +286,7 @@ class CountedNets(NamedTuple):
     different: list
     failures: list
 
-
+# %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047c
 def counted_nets(data: Any, tolerance: float = 0.1) -> CountedNets:
     """The net of every framework of a `MofData`, numbered in the order in which they are first met.
 
