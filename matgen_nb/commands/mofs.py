@@ -451,9 +451,7 @@ def screened_design(options: Any, given: DesignInputs, learned: dict, screen: di
     cls=opt.LateCommand,
     epilog="Example: `matgen design --property void_fraction --target 0.8 -n 16 --out designed`",
 )
-@with_options(
-    opt.design_goal, into="goal", kinds={"target": float}, shown={"tolerance": "a tenth of the target"}
-)
+@with_options(opt.design_goal, into="goal", kinds={"target": float}, shown={"tolerance": "target / 10"})
 @with_options(
     opt.design_options,
     into="design",

@@ -151,7 +151,7 @@ def with_property(model: MofDiff, name: str, z: Tensor, values: list[float]) -> 
     made.stat_property_std = torch.cat([model.stat_property_std, std[None]])
     return made.requires_grad_(False).eval(), fit
 
-
+# %% ../../nbs/4_mofdiff/42_capacity.ipynb #cap00026
 def named_frameworks(name: str | Path) -> MofData:
     "The frameworks that ship, 'embedded', or those of a prepared file."
     return embedded_mofs() if str(name) == "embedded" else MofData.load(name)
