@@ -8,12 +8,13 @@
 
 One line a framework: set (random; selected, prior: of designed and of random latent vectors; screened, enumerated: of the
 second round), name, net, metals, linkers, valid, novel, unique, predicted (by the regressor on latent vectors, in mol/kg),
-rough (`RoughCapacity`, mol/kg), charge (the largest, e), nearest (the shortest distance of two atoms, A), uptake, residual and working_capacity (mol/kg) with errors (half-widths
-of 95 % intervals), insertions of each simulation, seconds of CPU, and the failure where there is no number. Protocol for all:
-vacuum swing "pure" (CO2 at 298 K and 0.15 bar, then at 363 K and 0.1 bar, without the nitrogen of Boyd et al. 2019), UFF and
-TraPPE, charges by extended equilibration, rigid, not relaxed, 12 A. Training frameworks are put together from their blocks, as
-designed ones are; of designed ones those are simulated that are valid. About six seconds of an idle core each, so half an
-hour for 288. Each result is kept in --work at once, and a run that was stopped goes on.
+rough (`RoughCapacity`, mol/kg), charge (the largest, e), nearest (the shortest distance of two atoms, A), uptake, residual
+and working_capacity (mol/kg) with errors (half-widths of 95 % intervals), insertions of each simulation, seconds of CPU, and
+the failure where there is no number. Protocol for all: vacuum swing "pure" (CO2 at 298 K and 0.15 bar, then at 363 K and
+0.1 bar, without the nitrogen of Boyd et al. 2019), UFF and TraPPE, charges by extended equilibration, rigid, not relaxed,
+12 A. Training frameworks are put together from their blocks, as designed ones are; of designed ones those are simulated that
+are valid. About six seconds of an idle core each, so half an hour for 288. Each result is kept in --work at once, and a run
+that was stopped goes on.
 
 The second round ("screened") learns from everything that the first has simulated: latent vectors are chosen by the
 regressor of latent vectors, 24 for each framework; of the samples, those with the best estimate from their blocks are put
@@ -106,14 +107,15 @@ def of_training(data, i, kept):
 
 def checked_atoms(row, kept):
     "A row with the rough value of its crystal, the largest charge and the shortest distance of its atoms."
-    if "crystal" not in row:
+    if "crystal" not in row or row["set"] in ("selected", "prior"):
         return row
 
     def step():
         crystal = Crystal(**row["crystal"])
         charges = equilibrated_charges(crystal)
         nearest = float(neighbour_pairs(crystal, 3.0)[3].min())
-        return dict(rough=ROUGH(crystal), charge=float(np.abs(charges).max()), nearest=nearest)
+        rough = row["rough"] if "rough" in row else ROUGH(crystal)
+        return dict(rough=rough, charge=float(np.abs(charges).max()), nearest=nearest)
 
     return row | kept(f"atoms-{row['set']}-{row.get('index', row['name'])}", step)
 
@@ -179,7 +181,7 @@ def of_design(strategy, row, results, kept):
             return dict(failure=f"not valid, so not simulated: {row['reason'] or row['failure']}")
         return measured(mof.crystal) | dict(crystal=plain_crystal(mof.crystal))
 
-    columns = ("name", "net", "metals", "linkers", "valid", "novel", "unique", "predicted")
+    columns = ("name", "net", "metals", "linkers", "valid", "novel", "unique", "predicted", "rough")
     about = {k: row[k] for k in columns if k in row}
     return dict(set=strategy) | about | kept(f"{strategy}-{row['name']}", step)
 
@@ -266,7 +268,7 @@ def enumeration(n, seconds):
             found.setdefault(key, (value, mof))
     best = sorted(found.values(), key=lambda pair: -pair[0])[:n]
     about = dict(set="enumerated", chosen=n, looked_at=trials, put_together=len(found), rough=len(found))
-    return [mof for _, mof in best], about | dict(seconds=time.process_time() - start)
+    return best, about | dict(seconds=time.process_time() - start)
 
 
 def plain_mof(mof):
@@ -283,7 +285,7 @@ def enumerated_rows(n, work):
     def step():
         designed = kept("about-screened", dict)
         mofs, about = enumeration(n, designed["seconds"] * n / designed["chosen"])
-        return dict(mofs=[plain_mof(mof) for mof in mofs], about=about)
+        return dict(mofs=[plain_mof(mof) | dict(rough=value) for value, mof in mofs], about=about)
 
     made, results, rows = kept("enumeration", step), Results(), []
     kept("about-enumerated", lambda: made["about"])
@@ -294,7 +296,8 @@ def enumerated_rows(n, work):
         results.save("assembled", mof.name, StageResult(row, mof))
         text = kept(f"described-{mof.name}", lambda: describe_mof(mof))
         results.save("evaluated", mof.name, StageResult(dict(assembled=text)))
-        rows.append(dict(name=mof.name, matched=True, reason="", num_atoms=len(crystal)))
+        about = dict(matched=True, reason="", num_atoms=len(crystal), rough=one["rough"])
+        rows.append(dict(name=mof.name) | about)
     known = MofDiff.from_pretrained("mofdiff-small").info["identities"]
     for row in evaluate_results(rows, results, False, known).table:
         yield of_design("enumerated", row, results, kept)
