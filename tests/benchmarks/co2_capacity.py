@@ -217,7 +217,7 @@ def first_round(work):
 
 
 def screened_samples(n, work, goal):
-    "Results, the n chosen samples, and what it took: the second design, up to its evaluation."
+    "The n chosen samples of the second design; keeps what it took."
     z, estimate, values = first_round(work)
     start = time.process_time()
     plain = MofDiff.from_pretrained("mofdiff-small").requires_grad_(False)
@@ -239,18 +239,22 @@ def screened_samples(n, work, goal):
     tried = sum(results.done("assembled", s.row["name"]) for s in samples)
     rough = sum(results.done("screened", s.row["name"]) for s in samples)
     about = dict(set="screened", chosen=n, looked_at=many, put_together=tried, rough=rough, seconds=seconds)
-    return results, chosen, Kept(work / "results")("about-screened", lambda: about)
+    Kept(work / "results")("about-screened", lambda: about)
+    return chosen
 
 
 def screened_rows(n, work, goal):
     "The rows of the second design."
-    results, chosen, _ = screened_samples(n, work, goal)
-    names = [s.row["name"] for s in chosen]
-    evaluate_stage(names, results, STAGES)
+    kept, results = Kept(work / "results"), FolderResults(work / "screened")
+    pick = lambda: {s.row["name"]: s.row.get("rough") for s in screened_samples(n, work, goal)}
+    chosen = kept("chosen-screened", pick)  # kept, since longer runs change what is learned
+    rows = {s.row["name"]: s.row for s in numbered(results.samples())}
+    evaluate_stage(list(chosen), results, STAGES)
     known = MofDiff.from_pretrained("mofdiff-small").info["identities"]
-    for row in evaluate_results([s.row for s in chosen], results, False, known).table:
+    mine = [rows[name] | dict(rough=value) for name, value in chosen.items()]
+    for row in evaluate_results(mine, results, False, known).table:
         row["predicted"] = row["predicted_working_capacity"]
-        yield of_design("screened", row, results, Kept(work / "results"))
+        yield of_design("screened", row, results, kept)
 
 
 def enumeration(n, seconds):
