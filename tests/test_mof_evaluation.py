@@ -1,6 +1,7 @@
 """Judging MOFs: checks that find what was broken, pores against closed forms and invariances, identity of blocks and net."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from matgen_nb.mofdiff.decomposition import decompose
 from matgen_nb.mofdiff.checks import (
     CHECKS,
     Environment,
+    block_faults,
     check_mof,
     free_sphere_radius,
     open_angle,
@@ -47,6 +49,50 @@ def test_missing_atoms_are_found(element, name):
     keep = np.setdiff1d(np.arange(len(c)), gone)
     row = check_mof(Crystal(c.lattice, c.elements[keep], c.frac_coords[keep]))
     assert not row[name] or element == 7 and not row["no_exposed_metal"]
+
+
+def test_blocks_that_fail_wherever_they_stand():
+    "Whole blocks pass; a bond that is too long, an atom too many or too near is named; ends do not count."
+    linker = next(b for b in decompose(MOF["ZIF-8"]).blocks if not b.is_metal)
+    assert not any(block_faults(b) for mof in MOF.values() for b in decompose(mof).blocks)
+    assert (linker.elements[linker.connection_atoms] == 7).all(), "nitrogen atoms that wait for zinc"
+    hydrogen = np.flatnonzero(linker.elements == 1)
+
+    def moved(atom, to):
+        return replace(
+            linker, cart_coords=np.where(np.arange(len(linker))[:, None] == atom, to, linker.cart_coords)
+        )
+
+    near = linker.cart_coords[hydrogen[1]] + 0.2
+    assert {"no_overcoordinated_h", "no_overlap"} <= set(block_faults(moved(hydrogen[0], near)))
+    ring = decompose(MOF["IRMOF-1"]).blocks[-1]
+    lost = replace(
+        ring, bonds=ring.bonds[~np.isin(ring.bonds, np.flatnonzero(ring.elements == 1)[:1]).any(1)]
+    )
+    assert block_faults(lost) == ["no_undercoordinated_c"]
+
+
+def test_sound_libraries_leave_them_out():
+    import torch
+    from matgen_nb.mofdiff.model import Library
+    from matgen_nb.scale.mof_training import sound_library
+
+    good = decompose(MOF["IRMOF-1"]).blocks
+    ring = good[-1]
+    bad = replace(ring, bonds=ring.bonds[~np.isin(ring.bonds, np.flatnonzero(ring.elements == 1)[:1]).any(1)])
+    mixed = sound_library(Library([*good, bad], torch.arange(len(good) + 1.0)[:, None]))
+    assert mixed.blocks == list(good) and mixed.embeddings[:, 0].tolist() == list(range(len(good)))
+    metal = next(b for b in good if b.is_metal)
+    only = Library([metal, bad], torch.zeros(2, 1))
+    assert sound_library(only) is only, "nothing could be built without an organic block"
+
+
+def test_shipped_libraries_hold_sound_blocks_only():
+    from matgen_nb import MofDiff
+
+    for name in ("mofdiff-small", "mofdiff-core-mof"):
+        library = MofDiff.from_pretrained(name).library
+        assert not [b.formula for b in library.blocks if block_faults(b)], name
 
 
 def test_extra_atoms_are_found():

@@ -40,7 +40,7 @@ from matgen_nb.mofdiff.network import (
 )
 from matgen_nb.diffusion.sampler import DenoisingOptions
 from matgen_nb.mofdiff.decoding import balance, choose_blocks, decode, denoise
-from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
+from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetDecoder, NetOptions, filled_share
 from matgen_nb.diffusion.sampler import time_grid
 from matgen_nb.symmetry.lattice import lattice_to_k, volume
 from matgen_nb.utils import MatgenError
@@ -699,6 +699,34 @@ def test_samples_on_nets_are_matched_coherent_and_reproducible():
         charge = sum(x.num_connections * (1 if x.is_metal else -1) for x in s.coarse.blocks)
         assert charge == 0 and len(s.coarse) == s.row["num_blocks"]
     assert any(bead_graph(s.coarse) for s in a if s.row["net_source"] == "training set")
+
+
+def test_candidates_with_room_come_first():
+    "Nets whose cell the atoms would fill are tried after the others, the fullest last."
+    model, data, seen = with_nets(), toy_data(), 0
+    batch = data.select(torch.arange(8))
+    ends = [0, *batch.num_blocks.cumsum(0).tolist()]
+
+    def ask(i, limit):
+        some = NetOptions(net_candidates=8, new_first=False, fullness=limit)
+        rows = slice(ends[i], ends[i + 1])
+        features = model.standard_features(batch.features[rows]).numpy()
+        found = NetDecoder(model, model.library, some).candidates(features, batch.block[rows].numpy())
+        return [filled_share(c.coarse) for c in found]
+
+    try:
+        for i in range(8):
+            by_cost = ask(i, 1e9)
+            limit = float(np.median(by_cost)) + 1e-9 if by_cost else 1.0
+            found, first = ask(i, limit), [s for s in by_cost if s < limit]
+            full = [s for s in found if s >= limit]
+            assert found[: len(first)] == first and found[len(found) - len(full) :] == sorted(full)
+            seen += len(full) > 0
+    finally:
+        model.nets = None
+    assert seen > 2
+    wide = replace(data[0], lattice=2 * data[0].lattice)
+    assert filled_share(wide) == pytest.approx(filled_share(data[0]) / 8)
 
 
 def test_a_library_that_fits_no_net_leaves_the_coordinates_and_says_so():

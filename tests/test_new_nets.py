@@ -184,6 +184,21 @@ def test_annealing_finds_nothing_where_nothing_may_be_kept():
     assert len(ways) == 0 and len(repeated_design.vertices) == 2
 
 
+def test_hopeless_walks_end_early(monkeypatch):
+    "After a quarter of the steps, where none of them has come near; else they go on to the end."
+    from matgen_nb.mofdiff import net_search
+
+    design, counted = design_of("dia")[0], []
+    propose = net_search.propose
+    monkeypatch.setattr(net_search, "propose", lambda *a: counted.append(1) or propose(*a))
+    steps = {}
+    for hopeless in ((0.0, 0.0), (1e9, 0.0), (1e9, 1e9)):
+        counted.clear()
+        anneal(design, 1, numpy_stream(0, "new nets", 2), SearchOptions(4, 20, most=1e-9, hopeless=hopeless))
+        steps[hopeless] = len(counted) - 6  # the moves that shake the walks off their start
+    assert list(steps.values()) == [5, 10, 20]
+
+
 def test_the_row_names_the_net_that_assembly_kept():
     row = dict(
         name="a", net="unnamed", net_source="new", net_choices="new:unnamed;training set:pcu", num_blocks=8

@@ -18,7 +18,7 @@ from matgen_nb.diffusion.pretrained import (
 )
 from matgen_nb.mofdiff.model import COORDINATE_STEP
 from matgen_nb.mofdiff.net_fitting import carry, misfit, site_of_block
-from matgen_nb.utils import content_hash
+from matgen_nb.utils import content_hash, load_tensors, tensor_bytes
 
 
 @given(st.lists(st.integers(-(2**40), 2**40), max_size=8), st.integers(0, 40))
@@ -78,19 +78,38 @@ def test_lists_of_names_become_bytes_and_come_back(value, moved):
     assert put_names(rest, tensors, "info") == values == put_names(rest, tensors, "info", "names", "other")
 
 
+def in_single_precision(path, out):
+    "The same weights as files were before numbers were stored in steps: library and nets as plain numbers."
+    texts, tensors = load_tensors(path)
+    of_blocks = {n: t for n, t in tensors.items() if n.startswith(("library.", "nets."))}
+    plain = {
+        n: t.float() if t.is_floating_point() else t.long() for n, t in unpack_tensors(of_blocks).items()
+    }
+    names = {n: t for n, t in of_blocks.items() if n.endswith(("identities", "keys"))}
+    out.write_bytes(tensor_bytes(tensors_without(tensors, of_blocks) | plain | names, texts))
+
+
+def tensors_without(tensors, some):
+    return {name: t for name, t in tensors.items() if name not in some}
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    "The framework model that ships, and the same written again; both paths."
-    path = tmp_path_factory.mktemp("small") / "model.safetensors"
-    old = MofDiff.from_pretrained("mofdiff-small")
+    "The framework model that ships, from an old file and from one written again; both paths."
+    folder = tmp_path_factory.mktemp("small")
+    in_single_precision(find_weights("mofdiff-small"), folder / "old.safetensors")
+    old = MofDiff.from_pretrained(folder / "old.safetensors")
+    path = folder / "model.safetensors"
     old.save_pretrained(path, old.info, torch.bfloat16)
     return old, MofDiff.from_pretrained(path), path
 
 
 def test_library_and_nets_come_back_from_a_smaller_file(both, tmp_path):
     old, new, path = both
-    before, after = (p.stat().st_size for p in (find_weights("mofdiff-small"), path))
+    before, after = (p.stat().st_size for p in (path.with_name("old.safetensors"), path))
     assert after < 0.85 * before and new.info == old.info
+    shipped = MofDiff.from_pretrained("mofdiff-small").library
+    assert [b.identity for b in shipped.blocks] == [b.identity for b in old.library.blocks]
     assert len(new.library) == len(old.library) and torch.equal(new.library.charges, old.library.charges)
     for a, b in zip(old.library.blocks, new.library.blocks):
         assert a.identity == b.identity and a.is_metal == b.is_metal

@@ -41,6 +41,7 @@ from matgen_nb.mofdiff.joining import (
 from matgen_nb.mofdiff.orientations import (
     choose_jointly,
     ends,
+    joined_to,
     pair_rewards,
     rotations_of_choice,
     scan,
@@ -103,19 +104,29 @@ def mismatch(coarse: CoarseMof, rotations: int = 400) -> float:
 
 # %% ../../nbs/4_mofdiff/30_assembly.ipynb #c507f489
 def _spots_around(coarse, k, R, frac, device):
-    """Connection points (n, 3) of the blocks of the other kind, relative to bead k, A, and their outward
-    directions."""
+    """Connection points (n, 3) of the blocks that may be joined to bead k, relative to it, A, and their
+    outward directions."""
     tensor = lambda x: torch.as_tensor(x, device=device)
-    shifts = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(frac)
     spots, facing = [], []
-    for j, block in enumerate(coarse.blocks):
-        if block.is_metal == coarse.blocks[k].is_metal:
-            continue
-        end, delta = ends(block), frac[j] - frac[k]
-        centres = (delta - delta.round() + shifts) @ tensor(coarse.lattice)
+    for j, delta in _near_beads(coarse, k, frac):
+        end, centres = ends(coarse.blocks[j]), delta @ tensor(coarse.lattice)
         spots.append((centres[:, None] + tensor(end.points) @ R[j].T).flatten(0, 1))
-        facing.append((tensor(end.out) @ R[j].T).repeat(len(shifts), 1))
+        facing.append((tensor(end.out) @ R[j].T).repeat(len(delta), 1))
     return torch.cat(spots), torch.cat(facing)
+
+
+def _near_beads(coarse, k, frac):
+    """Pairs (bead, fractional vectors (n, 3) to it from bead k): of those joined to it, else of all of the
+    other kind in the nearest cells."""
+    index, cells = joined_to(coarse, k)
+    for j in dict.fromkeys(index.tolist()):
+        yield j, frac[j] - frac[k] + torch.as_tensor(cells[index == j]).to(frac)
+    if not len(index):
+        shifts = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(frac)
+        for j, block in enumerate(coarse.blocks):
+            if block.is_metal != coarse.blocks[k].is_metal:
+                delta = frac[j] - frac[k]
+                yield j, delta - delta.round() + shifts
 
 
 def rescan(
@@ -171,7 +182,7 @@ class AssemblyOptions:
     starts: int = option(64, "Joint choices of orientations that compete in assembly.", min=1)
     rotations: int = option(4096, "size of the rotation grid", min=1)
     keep: int = option(8, "solutions that are polished", min=1)
-    generations: int = option(3, "Rounds of search in assembly, at most.", min=1)
+    generations: int = option(3, "Rounds of search in assembly, at most; one for samples on nets.", min=1)
     free_cell: bool = option(True, "the cell may adapt to the blocks")
     batch_size: int | None = option(
         None, "frameworks in one tensor; default 4 on the CPU, 32 elsewhere", min=1
@@ -323,8 +334,8 @@ def best_assembly(
 ) -> Assembled:
     """The `Assembled` with the least badness among the solutions (1, S, ...) of one framework, settled.
 
-    Of those within `tie` of it the least crowded, blocks turned where points leave a choice; `tries`: of
-    how many solutions, the best by gaps and bonds."""
+    Where it forms all bonds: of those within `tie` of it the least crowded, blocks turned where points leave
+    a choice. `tries`: of how many solutions, the best by gaps and bonds."""
     quality = bond_quality(joints, solutions)
     order = unlike((quality.gap.square().sum(-1) + (~quality.good).sum(-1))[0])[:tries].tolist()
     found = [solutions.start(i) for i in order]
@@ -335,6 +346,8 @@ def best_assembly(
         found.append(settled)
         built.append(to_atoms(coarse, joints, settled))
     best = min(built, key=badness)
+    if best.row["bond_success"] < 1:
+        return best
     tied = [one for one, b in zip(found, built) if badness(b) <= badness(best) + tie]
     solution = least_crowded(coarse, tied)
     for _ in range(2):

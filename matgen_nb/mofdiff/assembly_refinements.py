@@ -130,16 +130,19 @@ def alternatives(block: BuildingBlock, tolerance: float = 0.3, spins: int = 24) 
     return tried[fits][distinct_rotations(tried[fits])]
 
 # %% ../../nbs/4_mofdiff/29_assembly_refinements.ipynb #82f3602c
-def _atoms_around(coarse, k, layout):
+def _atoms_around(coarse, k, layout, reach):
     """Atoms (n, 3) of the other blocks and images, relative to the centre of block k, A, and their radii
-    (n,), A."""
-    radius, spots, sizes = element_table().radius, [], []
+    (n,), A: all those within `reach` (A) of it, and some beyond."""
+    radius = element_table().radius
+    spots, sizes = [np.zeros((0, 3))], [np.zeros(0)]
     shifts = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
     for j, other in enumerate(coarse.blocks):
         delta = layout.frac[j] - layout.frac[k]
         centres = (delta - np.round(delta) + shifts) @ layout.lattice
         if j == k:
             centres = centres[shifts.any(1)]
+        size = np.linalg.norm(other.cart_coords, axis=1).max()
+        centres = centres[np.linalg.norm(centres, axis=1) < reach + size]
         atoms = other.cart_coords @ layout.R[j].T
         spots.append((centres[:, None] + atoms).reshape(-1, 3))
         sizes.append(np.tile(radius[other.elements], len(centres)))
@@ -154,8 +157,9 @@ def steric_energy(
 
     (sum of radii + contact - distance)^2 over all atoms of others that are nearer than that. `contact`
     is what two atoms that are not bonded keep beside their covalent radii, A."""
-    block, (spots, sizes) = coarse.blocks[k], _atoms_around(coarse, k, layout)
+    block = coarse.blocks[k]
     reach = np.linalg.norm(block.cart_coords, axis=1).max() + contact + 2 * 2.6
+    spots, sizes = _atoms_around(coarse, k, layout, reach)
     near = np.linalg.norm(spots, axis=1) < reach
     turned = block.cart_coords @ choices.transpose(0, 2, 1)
     distance = np.linalg.norm(turned[:, :, None] - spots[near], axis=-1)

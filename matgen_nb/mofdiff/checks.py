@@ -7,7 +7,7 @@ __all__ = ['MOST_NEIGHBOURS', 'ACROSS_A_CAGE', 'TRIPLE_BOND', 'MULTIPLE_ON_METAL
            'EXPOSED', 'OVERLAP', 'CHECKS', 'NITROGEN', 'PORES', 'MIN_PLD', 'NEEDS_NO_BONDS', 'Environment',
            'countable_neighbours', 'overcoordinated', 'crowded_hydrogens', 'bond_angles', 'pauling_bond_orders',
            'undercoordinated', 'sphere_points', 'open_angle', 'exposed_metals', 'overlaps', 'lone_molecules',
-           'void_regions', 'free_sphere_radius', 'surface_area', 'pore_properties', 'check_mof']
+           'void_regions', 'free_sphere_radius', 'surface_area', 'pore_properties', 'check_mof', 'block_faults']
 
 # %% ../../nbs/4_mofdiff/34_checks.ipynb #21himpor
 from collections.abc import Callable
@@ -16,6 +16,7 @@ import numpy as np
 
 from .bonds import Mof, connected, is_metal, neighbour_pairs
 from .builder import vdw_radii
+from .building_blocks import BuildingBlock
 from .hypothetical import clearance, clearance_grid, largest_sphere, void_fraction
 from ..symmetry.crystal import Crystal, element_table
 from ..utils import MatgenError, numpy_stream
@@ -307,3 +308,21 @@ def check_mof(crystal: Crystal | Mof, min_pld: float = MIN_PLD, spacing: float =
         failures.append(f"pores: {error}")
     row["porous"] = row["pld"] is not None and row["pld"] >= min_pld
     return row | {"failure": "; ".join(failures)}
+
+# %% ../../nbs/4_mofdiff/34_checks.ipynb #blkfc001
+def block_faults(block: BuildingBlock) -> list[str]:
+    """Names of the `CHECKS` that a block fails wherever it stands, sorted: those of its atoms that no bond to
+    another block changes."""
+    size = 2 * np.linalg.norm(block.cart_coords, axis=1).max() + 20
+    crystal = Crystal(size * np.eye(3), block.elements, block.cart_coords / size + 0.5)
+    env = Environment(Mof(crystal, block.bonds, np.zeros((len(block.bonds), 3), dtype=int)))
+    wrong = dict(
+        no_overcoordinated_h=crowded_hydrogens(crystal),
+        no_overcoordinated_c=overcoordinated(env, 6),
+        no_overcoordinated_n=overcoordinated(env, 7),
+        no_undercoordinated_c=undercoordinated(env, 6),
+        no_undercoordinated_n=undercoordinated(env, 7),
+    )
+    ends = set(block.connection_atoms.tolist())
+    found = [name for name, atoms in wrong.items() if set(atoms) - ends]
+    return found + ["no_overlap"] * bool(overlaps(crystal))

@@ -130,8 +130,8 @@ def shows_what_was_built(made: Mof) -> bool:
     environment = Environment(seen)
     if not all(check(seen, environment) for check in CHECKS.values()):
         return False
-    identity = _identity(seen)[1]
-    return identity is not None and identity == _identity(made)[1]
+    identity = _identity(seen)[0].get("identity")
+    return identity is not None and identity == _identity(made)[0].get("identity")
 
 # %% ../../nbs/4_mofdiff/35_evaluation.ipynb #22e00002
 MAX_VOLUME_CHANGE = 0.25  # relative, by relaxation

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from .coarse_graining import CoarseMof
-from .orientations import ends
+from .orientations import ends, kabsch_of_hand
 from matgen_nb.mofdiff.rigid import (
     STRAINS,
     cross_matrix,
     gauss_newton_step,
-    kabsch,
     rotation_from_vector,
 )
 from ..symmetry.crystal import element_table
@@ -33,7 +32,8 @@ class Joints:
 
     frac (B, K, 3), lattice (B, 3, 3); points and out (B, 2C, 3), A; half and radius (B, 2C): half the
     stored bond length and the covalent radius of the bonded atom, A; member (B, 2C, K): 1 where a point
-    belongs to a bead, all 0 for padding; mask (B, C) True where there is a point."""
+    belongs to a bead, all 0 for padding; mask (B, C) True where there is a point; may_meet (B, C, C): which
+    metal points may meet which organic ones, by the edges where these are known."""
 
     frac: torch.Tensor
     lattice: torch.Tensor
@@ -43,12 +43,21 @@ class Joints:
     radius: torch.Tensor
     member: torch.Tensor
     mask: torch.Tensor
+    may_meet: torch.Tensor
 
     def select(self, rows: list[int]) -> "Joints":
         "The joints of some of the frameworks."
         return Joints(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 # %% ../../nbs/4_mofdiff/28_joining.ipynb #34b029fd
+def _joined_points(member, edges):
+    "Which metal and organic points (C, C) belong to beads that an edge joins; member (2C, K)."
+    joined = np.zeros((member.shape[1],) * 2)
+    joined[edges[:, 0], edges[:, 1]] = 1
+    metal, organic = np.split(member, 2)
+    return metal @ joined @ organic.T > 0
+
+
 def collate(mofs: Sequence[CoarseMof], device: str | torch.device = "cpu") -> Joints:
     "The `Joints` of a list of coarse frameworks, each with as many metal as organic connection points."
     C = max(sum(b.num_connections for b in m.blocks if b.is_metal) for m in mofs)
@@ -67,7 +76,11 @@ def collate(mofs: Sequence[CoarseMof], device: str | torch.device = "cpu") -> Jo
             at[block.is_metal] = rows.stop
         mask[i, : at[True]] = True
     lattice = np.stack([m.lattice for m in mofs])
-    parts = frac, lattice, points, out, half, radius, member, mask
+    may_meet = mask[:, :, None] & mask[:, None]
+    for i, mof in enumerate(mofs):
+        if mof.edges is not None and len(mof.edges):
+            may_meet[i] &= _joined_points(member[i], mof.edges)
+    parts = frac, lattice, points, out, half, radius, member, mask, may_meet
     return Joints(*(torch.as_tensor(a, device=device) for a in parts))
 
 # %% ../../nbs/4_mofdiff/28_joining.ipynb #o20b0007
@@ -161,10 +174,11 @@ def soften(log_weights: torch.Tensor, rounds: int = 4, floor: float = -12.0) -> 
     """Sinkhorn's balancing of log weights (..., C, C): rows and columns sum to 1 in turn.
 
     A point whose best partner is worse than `floor` keeps a small sum."""
+    weights, least = log_weights.exp(), np.exp(floor)
     for _ in range(rounds):
-        log_weights = log_weights - torch.logsumexp(log_weights, -1, keepdim=True).clamp(min=floor)
-        log_weights = log_weights - torch.logsumexp(log_weights, -2, keepdim=True).clamp(min=floor)
-    return log_weights.exp()
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=least)
+        weights = weights / weights.sum(-2, keepdim=True).clamp(min=least)
+    return weights
 
 # %% ../../nbs/4_mofdiff/28_joining.ipynb #09794112
 WIDTHS = tuple(np.geomspace(1.5, 0.3, 16).tolist())
@@ -176,11 +190,11 @@ def pull_together(
 ) -> Solution:
     """Anneal soft matches: rotations and centres that bring the connection points together.
 
-    For each width (A, wide to narrow) all pairs of points get soft weights, every point is to go
-    half-way to its partners, and every block follows with the best rotation (Kabsch) and shift. `ridge`:
+    For each width (A, wide to narrow) all pairs of points that may meet get soft weights, every point is to
+    go half-way to its partners, and every block follows with the best rotation (Kabsch) and shift. `ridge`:
     how many points' worth of force pulls a bead back to where it was given."""
-    given, lattice, mask = solution.frac, solution.lattice, joints.mask
-    inverse, none = torch.linalg.inv(lattice), ~(mask[:, None, :, None] & mask[:, None, None])
+    given, lattice = solution.frac, solution.lattice
+    inverse, none = torch.linalg.inv(lattice), ~joints.may_meet[:, None]
     to_beads = joints.member.mT[:, None]
     for width in widths:
         g = joint_gaps(joints, solution)
@@ -193,7 +207,7 @@ def pull_together(
         H = target * joints.points[:, None, :, None] + facing * joints.out[:, None, :, None]
         shift = to_beads @ half_way.flatten(2, 3) + ridge * (given - solution.frac) @ lattice
         total = to_beads @ weight.flatten(2)[..., None] + ridge
-        R = kabsch((to_beads @ H.flatten(-2)).unflatten(-1, (3, 3)) + 1e-6 * solution.R)
+        R = kabsch_of_hand((to_beads @ H.flatten(-2)).unflatten(-1, (3, 3)) + 1e-6 * solution.R, solution.R)
         solution = replace(solution, R=R, frac=solution.frac + shift / total @ inverse)
     return solution
 
@@ -211,13 +225,15 @@ def match(joints: Joints, solution: Solution) -> Matched:
     """The cheapest one-to-one matching of metal with organic points, exactly (Hungarian method), for every
     start.
 
-    The cost of a pair is distance^2 + |out + out'|^2, A^2."""
+    The cost of a pair is distance^2 + |out + out'|^2, A^2. Points that may not meet are paired only where
+    nothing else is left."""
     from scipy.optimize import linear_sum_assignment
 
     g = joint_gaps(joints, solution)
     cost = g.square
     to = torch.arange(cost.shape[-1]).expand(cost.shape[:3]).clone()
-    counts, table = joints.mask.sum(-1).tolist(), cost.cpu().numpy()
+    counts = joints.mask.sum(-1).tolist()
+    table = (cost + 1e4 * ~joints.may_meet[:, None]).cpu().numpy()
     for b, c in enumerate(counts):
         for s in range(len(table[b])):
             to[b, s, :c] = torch.as_tensor(linear_sum_assignment(table[b, s, :c, :c])[1])

@@ -63,9 +63,9 @@ class WiringFit:
 def _best_turns(design, directions):
     "Rotations (B, V, 3, 3) that turn the ends of each block towards directions (B, S, 3)."
     own = unit(design.centres)
-    H = np.zeros((len(directions), len(design.vertices), 3, 3))
     outer = directions[..., :, None] * own[:, None, :]
-    np.add.at(H, (np.arange(len(H))[:, None], design.owner), outer)
+    ends_of_vertex = np.equal(np.arange(len(design.vertices))[:, None], design.owner).astype(float)
+    H = (ends_of_vertex @ outer.reshape(*outer.shape[:2], 9)).reshape(len(outer), -1, 3, 3)
     U, _, Vt = np.linalg.svd(H)
     U[..., 2] *= np.linalg.det(U @ Vt)[..., None].round()
     return U @ Vt
@@ -225,7 +225,8 @@ class SearchOptions:
     chains: walks side by side; steps of each; hot, cold: temperatures in units of the cost; most: cost of
     what is kept; approach: of edges that are not joined, A, at least; tries: nets that are built with
     blocks, the cheapest first; gap: of connection points that should meet, A, at most; contact: in sums
-    of van der Waals radii, at least; density (low, high), g/cm3."""
+    of van der Waals radii, at least; density (low, high), g/cm3; hopeless: after a quarter and after half of
+    the steps walks end of which none has come below so many times `most`."""
 
     chains: int = 48
     steps: int = 200
@@ -237,6 +238,7 @@ class SearchOptions:
     gap: float = 0.6
     contact: float = 0.66
     density: tuple = (0.15, 3.0)
+    hopeless: tuple = (2.0, 1.5)
 
 
 def starts(design: WiringPlan, n: int, chains: int, rng: np.random.Generator) -> Wiring:
@@ -267,20 +269,24 @@ def anneal(
     """Walks over nets, from n copies of a design, that end where its blocks fit.
 
     Returns the repeated design and the ways that cost less than `options.most`, the cheapest first.
-    Metropolis steps at falling temperature; up to six moves first shake each walk off its start."""
+    Metropolis steps at falling temperature; up to six moves first shake each walk off its start. Walks that
+    are far from being kept end early, see `SearchOptions.hopeless`."""
     design, wiring = repeated(base, n), starts(base, n, options.chains, rng)
     shakes = rng.integers(1, 7, options.chains)
     for k in range(6):
         wiring = wiring.where(shakes > k, propose(design, wiring, measure(design, wiring).frac, rng))
     (cost, fit), found = _total(design, wiring, options.most), {}
-    frac = fit.frac
-    for T in np.geomspace(options.hot, options.cold, options.steps):
+    frac, least = fit.frac, cost.min()
+    limits = {options.steps // n: most * options.most for n, most in zip((4, 2), options.hopeless)}
+    for step, T in enumerate(np.geomspace(options.hot, options.cold, options.steps)):
+        if least > limits.get(step, np.inf):
+            break
         new = propose(design, wiring, frac, rng)
         other, fit = _total(design, new, options.most)
         rise = np.where(np.isfinite(other), other - np.where(np.isfinite(cost), cost, 1e3), np.inf)
         taken = rng.random(options.chains) < np.exp(-rise.clip(0) / T)
         wiring, cost = wiring.where(taken, new), np.where(taken, other, cost)
-        frac = np.where(taken[:, None, None], fit.frac, frac)
+        frac, least = np.where(taken[:, None, None], fit.frac, frac), min(least, cost.min())
         for c in np.flatnonzero(taken & (cost < options.most)):
             found.setdefault(round(float(cost[c]), 4), wiring.select([c]))
     kept = [found[c] for c in sorted(found)] or [wiring.select([])]

@@ -192,13 +192,27 @@ def _accepted(built, limit):
         return False
 
 # %% ../../nbs/4_mofdiff/36_pipeline.ipynb #22bassco
+def _assemble_each(arrangements, seed, options, device, accept):
+    """`assemble_first` of each list of arrangements, in order.
+
+    Beads that were fitted to a net (their edges are known) get one generation: another one changes next to
+    nothing there."""
+    built = {}
+    for on_net in (True, False):
+        some = [k for k, a in enumerate(arrangements) if (a[0].edges is not None) == on_net]
+        how = replace(options, generations=1) if on_net else options
+        found = assemble_first([arrangements[k] for k in some], seed, how, device, accept=accept)
+        built |= dict(zip(some, found))
+    return [built[k] for k in range(len(arrangements))]
+
+
 def _assemble_part(samples, save, seed, device, options):
     "Assemble the arrangements of some samples (see `assemble_first`) and save those that are kept."
     arrangements = [[s.coarse, *s.others] for s in samples]
     with time_limit(options.assemble_limit * sum(map(len, arrangements))):
         check = partial(_accepted, limit=options.evaluate_limit)
         accept = check if options.sampling.nets.check_candidates else None
-        built = assemble_first(arrangements, seed, options.assembly, device, accept=accept)
+        built = _assemble_each(arrangements, seed, options.assembly, device, accept)
     late = any(a.crystal is None and "took longer" in a.row["reason"] for a in built)
     if late and len(samples) > 1:
         for s in samples:
@@ -210,7 +224,7 @@ def _assemble_part(samples, save, seed, device, options):
         name = choices[0].name
         save(name, StageResult(row, None if a.crystal is None else a.to_mof(name)))
 
-
+# %% ../../nbs/4_mofdiff/36_pipeline.ipynb #22bassc2
 def assemble_stage(
     samples: list[MofSample],
     results: Results,

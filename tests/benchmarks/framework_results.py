@@ -1,40 +1,54 @@
 #!/usr/bin/env python
 """Write matgen_nb/data/framework_results.csv and framework_properties.csv: the measurements behind lesson 4.43.
 
-    matgen sample mofdiff -n 200 --seed 0 --no-relax --starts 32 --generations 2 --no-check-candidates --device cpu --out nets
-    matgen sample mofdiff -n 200 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
-    python tests/benchmarks/framework_results.py --runs nets alone --real FOLDER_OF_CIF_FILES --relax 20 --gcmc 4
-    matgen sample mofdiff --weights mofdiff-core-mof -n 500 ... --out core_nets, and with --net-share 0 --out core_alone
-    python tests/benchmarks/framework_results.py --weights mofdiff-core-mof --runs core_nets core_alone --relax 200 --uptake 0
+    matgen sample mofdiff -n 500 --seed 0 --new-net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out nets
+    matgen sample mofdiff -n 500 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
+    matgen sample mofdiff -n 300 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new_nets
+    python tests/benchmarks/framework_results.py --runs nets new_nets --relax 60 --uptake 0 --timing 40
+    python tests/benchmarks/framework_results.py --runs alone --relax 0 --uptake 0
+    matgen sample mofdiff --weights mofdiff-core-mof -n 200 --seed 0 --new-net-share 0 --no-relax ... --out core_nets
+    python tests/benchmarks/mofchecker_check.py core_nets/assembled mofchecker.json --first 50
+    python tests/benchmarks/framework_results.py --weights mofdiff-core-mof --runs core_nets --mofchecker mofchecker.json \
+        --data prepared.safetensors --relax 50 --uptake 0 --timing 40
 
 framework_results.csv has one line a figure (model, relaxed, blocks, figure, value, low, high, n, protocol): shares of all samples
-with 95 % Wilson intervals, before relaxation and, of the first --relax samples, after it. framework_properties.csv has one line a
-framework: density, pores, and CO2 working capacities in mol/kg, without charges of the framework. co2_henry: Henry's law with
-Widom insertion, of the first --uptake valid frameworks of a run and of every real one that passes the checks. co2_gcmc:
-grand-canonical Monte Carlo (the extra gcmc) of the --gcmc with the highest co2_henry of each set. Properties of the training
-data are not repeated here: they are those of `embedded_mofs`. Lines of runs that are not named stay as they are. About half an hour of one CPU thread; what has been measured is
-kept in --work, so that a run that was stopped goes on.
+with 95 % Wilson intervals, before relaxation and, of the first --relax samples, after it; how many of the valid ones have more
+than eight blocks, and of all samples more than two kinds of linker or more than one of metal, beside the same shares of the
+training data (model "data of WEIGHTS"; --data: the prepared file, else the set that ships); CPU seconds a framework for sampling
+and assembly (--timing). framework_properties.csv has one line a framework: density, pores, and CO2 working capacities in mol/kg,
+without charges of the framework. co2_henry: Henry's law with Widom insertion, of the first --uptake valid frameworks of a run and
+of every real one (--real FOLDER_OF_CIF_FILES) that passes the checks. co2_gcmc: grand-canonical Monte Carlo (the extra gcmc) of
+the --gcmc with the highest co2_henry of each set. Lines of runs that are not named stay as they are, and so do uptakes of
+frameworks of the same run that are not computed again (--uptake 0). What has been measured is kept in --work, so that a run that
+was stopped goes on.
 """
 
 import argparse
 import json
 import math
+import time
 from pathlib import Path
 
 from kept import Kept, rows_but, write_rows
 from matgen_nb import MofDiff
+from matgen_nb.mofdiff.data import MofData
+from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.mofdiff.bonds import TEXTBOOK, Mof, textbook_crystal
 from matgen_nb.mofdiff.evaluation import describe_mof, funnel
 from matgen_nb.mofdiff.gas_uptake import GcmcOptions, co2_working_capacity, henry_coefficient
 from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
+    Results,
+    assemble_stage,
     evaluate_results,
     evaluate_stage,
     known_frameworks,
+    numbered,
     relax_stage,
 )
+from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions
 from matgen_nb.scale.mof_runs import FolderResults
-from matgen_nb.utils import MatgenError, wilson
+from matgen_nb.utils import MatgenError, share, wilson
 
 DATA = Path(__file__).resolve().parents[2] / "matgen_nb" / "data"
 RESULTS = ("model", "relaxed", "blocks", "figure", "value", "low", "high", "n", "protocol")
@@ -83,6 +97,52 @@ def result_rows(model, evaluations):
             numbers = {k: f"{line[k]:.4g}" for k in ("value", "low", "high")}
             about = {k: line[k] for k in ("blocks", "figure", "n", "protocol")}
             yield dict(model=model, relaxed=relaxed) | about | numbers
+
+
+MANY = {
+    "more_than_8_blocks": "more than 8 blocks in the cell; of the valid ones",
+    "more_than_2_linkers": "more than two kinds of linker, by formula; all samples",
+    "more_than_1_metal": "more than one kind of metal block, by formula; all samples",
+}
+
+
+def variety(sizes, linkers, metals):
+    "Shares of frameworks with many blocks (of `sizes`) and many kinds of blocks, as lines."
+    values = [k > 8 for k in sizes], [k > 2 for k in linkers], [k > 1 for k in metals]
+    for (figure, words), found in zip(MANY.items(), values):
+        yield dict(blocks="all", figure=figure, relaxed=False) | share(found, words)
+
+
+def variety_rows(model, table):
+    "Lines of a run: how many blocks the valid ones have, and how many kinds of block the samples."
+    kinds = lambda name: [len(row[name].split()) for row in table]
+    sizes = [row["sampled_blocks"] for row in table if row["valid"]]
+    for row in variety(sizes, kinds("linkers"), kinds("metals")):
+        yield dict(model=model) | row
+
+
+def data_rows(weights, path=None):
+    "The same lines of training data: a prepared file, else the set that ships."
+    data = MofData.load(path) if path else embedded_mofs()
+    formulas = [(b.is_metal, b.formula) for b in data.library]
+    used = [{formulas[b] for b in part.tolist()} for part in data.block.split(data.num_blocks.tolist())]
+    count = lambda kind: [sum(is_metal == kind for is_metal, _ in found) for found in used]
+    for row in variety(data.num_blocks.tolist(), count(False), count(True)):
+        yield dict(model=f"data of {weights}") | row
+
+
+def timing_row(model, weights, n, options):
+    "CPU seconds a framework of sampling and assembly, one thread."
+    run = MofDiff.from_pretrained(weights)
+    sampling = MofSamplingOptions(nets=NetOptions(**options), progress=False)
+    run.sample(2, seed=1, options=sampling)
+    begin = time.process_time()
+    samples = numbered(run.sample(n, seed=0, options=sampling))
+    assemble_stage(samples, Results(), options=PipelineOptions(sampling=sampling))
+    value = (time.process_time() - begin) / n
+    protocol = "CPU s a framework, sampling and assembly without relaxation, one thread, default options"
+    about = dict(model=model, relaxed=False, blocks="all", figure="cpu_seconds", protocol=protocol)
+    return about | dict(value=f"{value:.3g}", low="", high="", n=n)
 
 
 def outside_row(model, path, first):
@@ -169,6 +229,10 @@ def main():
     parser.add_argument(
         "--uptake", type=int, default=80, help="of how many valid ones of each run CO2 is computed"
     )
+    parser.add_argument(
+        "--data", help="prepared file that --weights were trained on; else the set that ships"
+    )
+    parser.add_argument("--timing", type=int, default=0, help="how many samples of each run are timed")
     parser.add_argument("--gcmc", type=int, default=0, help="how many of each set are simulated")
     parser.add_argument("--work", default="framework-results", help="folder for what has been measured")
     parser.add_argument("--out", default=DATA)
@@ -177,7 +241,10 @@ def main():
     for folder in args.runs:
         model = Path(folder).name
         run, evaluations = tables_of(folder, args.weights, Path(args.work) / f"relaxed-{model}", args.relax)
-        results += result_rows(model, evaluations)
+        results += [*result_rows(model, evaluations), *variety_rows(model, evaluations[False].table)]
+        if args.timing:
+            nets = json.loads((Path(folder) / "request.json").read_text(encoding="utf-8"))["nets"]
+            results.append(timing_row(model, args.weights, args.timing, nets))
         if args.mofchecker:
             seen = json.loads(Path(args.mofchecker).read_text(encoding="utf-8"))
             first = [row["name"] for row in evaluations[False].table[: len(seen)]]
@@ -188,7 +255,12 @@ def main():
     for pairs in sets if args.gcmc else ():
         add_gcmc(pairs, args.gcmc, kept)
     table, properties = (Path(args.out) / f"framework_{name}.csv" for name in ("results", "properties"))
-    measured = {row["set"] for rows in sets for row, _ in rows} | {Path(folder).name for folder in args.runs}
+    results += data_rows(args.weights, args.data)
+    measured = (
+        {f"data of {args.weights}"}
+        | {row["set"] for rows in sets for row, _ in rows}
+        | {Path(folder).name for folder in args.runs}
+    )
     results = rows_but(table, "model", measured) + results
     made = rows_but(properties, "set", measured) + [row for rows in sets for row, _ in rows]
     write_rows(table, RESULTS, results, "{:.4g}")

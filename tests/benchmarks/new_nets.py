@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Write matgen_nb/data/new_nets.csv: the measurements behind lesson 4.17.
 
-    matgen sample mofdiff -n 100 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new
-    python tests/benchmarks/new_nets.py --run new --relax 20 --timing 6
+    matgen sample mofdiff -n 300 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new_nets
+    python tests/benchmarks/new_nets.py --run new_nets --relax 60 --timing 20 --work framework-results/relaxed-new_nets
 
 One line a figure (run, relaxed, blocks, figure, value, low, high, n, protocol): shares of all samples of the run with 95 % Wilson
 intervals, before relaxation and, of the first --relax samples, after it; what becomes of the samples for which a new net was
-found; CPU seconds a sample, with and without the search. The run "known nets" is taken from framework_results.csv, which the script
-framework_results.py writes from 200 samples with the same options and nets of the training set.
+found; CPU seconds a sample, with and without the search. The run "known nets" is taken from framework_results.csv (run "nets"), which
+framework_results.py writes from samples with the same options on nets of the training set; --work is its folder.
 """
 
 import argparse
@@ -33,7 +33,7 @@ OF_NEW = {
 def known_rows():
     "The lines of the default, nets of the training set, before and after relaxation."
     with (DATA / "framework_results.csv").open(encoding="utf-8") as file:
-        return [dict(r, run="known nets") for r in csv.DictReader(file) if r["model"] == "checked_nets"]
+        return [dict(r, run="known nets") for r in csv.DictReader(file) if r["model"] == "nets"]
 
 
 def outcome_rows(table, relaxed):
