@@ -6,9 +6,8 @@
 __all__ = ['SOURCES', 'MaxBlocks', 'ReferenceOption', 'PreparedMofs', 'labelled', 'prepare_sources', 'mof_preparing',
            'work_of_one', 'preparing_options', 'write_prepared', 'prepare_mofs_command', 'train_blocks_command',
            'train_mofdiff_command', 'mof_sampling', 'mof_nets', 'mof_assembly', 'mof_pipeline', 'mof_run',
-           'pipeline_options', 'run_options', 'sample_mofdiff_command', 'evaluate_mofs_command', 'design_goal',
-           'design_options', 'options_of_design', 'LearnedOptions', 'taught', 'DesignInputs', 'model_of_design',
-           'design_command']
+           'pipeline_options', 'run_options', 'sample_mofdiff_command', 'evaluate_mofs_command', 'options_of_design',
+           'LearnedOptions', 'taught', 'DesignInputs', 'model_of_design', 'screened_design', 'design_command']
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #df4d69bf
 import time
@@ -364,29 +363,15 @@ def evaluate_mofs_command(
         result = evaluate_frameworks(folder, source, reference, n_jobs, timeout)
     say(f"{summary_text(result.summary)}\nresults: {out}\nlook at {page_link(out / 'gallery.html')}")
 
-# %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00009
-def design_goal() -> type:
-    "`Goal` (lesson 4.38)."
-    from matgen_nb.mofdiff.property_design import Goal
-
-    return Goal
-
-
-def design_options() -> type:
-    "`DesignOptions` (lesson 4.38)."
-    from matgen_nb.mofdiff.property_design import DesignOptions
-
-    return DesignOptions
-
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00010
 def options_of_design(model: Any, design: dict, sampling: dict, pipeline: dict) -> Any:
     "`DesignOptions` from what was given; what the model was trained on counts as known."
     if "strategies" in design:
         words = design["strategies"].split(",")
         design = design | dict(strategies=tuple(word.strip() for word in words if word.strip()))
-    stages = mof_pipeline()(mof_sampling()(**sampling), **(dict(relax=False) | pipeline))
+    stages = replace(opt.design_options()().pipeline, sampling=mof_sampling()(**sampling), **pipeline)
     known = tuple(getattr(model, "info", {}).get("identities", ()))
-    return design_options()(**design, reference=known, pipeline=stages)
+    return opt.design_options()(**design, reference=known, pipeline=stages)
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00031
 @described
@@ -406,26 +391,17 @@ def taught(model: Any, goal: dict, learned: LearnedOptions) -> Any:
     """(model, `Goal`): with --values the model has learned the property of the goal from a table; a working
     capacity is measured by GCMC. MatgenError for a table without the property."""
     from matgen_nb.mofdiff.adsorption import SWINGS
-    from matgen_nb.mofdiff.data import MofData
-    from matgen_nb.mofdiff.hypothetical import embedded_mofs
-    from matgen_nb.mofdiff.latent_regression import (
-        CapacityMeasure,
-        encoded,
-        labelled_frameworks,
-        with_property,
-    )
+    from matgen_nb.mofdiff.latent_regression import CapacityMeasure, named_frameworks, taught_by_table
 
     if learned.swing not in SWINGS:
         raise MatgenError(f"--swing must be {' or '.join(SWINGS)}, not {learned.swing!r}")
     measure = CapacityMeasure(learned.swing) if goal["property"] == "working_capacity" else None
-    wanted = design_goal()(**goal, measure=measure)
+    wanted = opt.design_goal()(**goal, measure=measure)
     if learned.values is None:
         return model, wanted
-    data: Any = embedded_mofs() if learned.data == "embedded" else MofData.load(learned.data)
-    found = labelled_frameworks(learned.values, wanted.property, data)
-    z = encoded(model, data.subset(found.indices))
-    made, fit = with_property(model, wanted.property, z, found.values)
-    learned_from = f"{wanted.property} learned from {len(found.values)} frameworks"
+    data = named_frameworks(learned.data)
+    made, fit = taught_by_table(model, wanted.property, learned.values, data)
+    learned_from = f"{wanted.property} learned from {len(fit.values)} frameworks"
     say(f"{learned_from}; it explains {fit.explained():.0%} of the variance of those left out")
     return made, wanted
 
@@ -453,26 +429,44 @@ def model_of_design(weights: str, device: opt.Device, goal: dict, learned: dict,
         about = about | dict(hash=f"{about['hash']} with {file_hash(table)}")
     return DesignInputs(model, wanted, about, {"--weights": path, "--values": table})
 
+# %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00039
+def screened_design(options: Any, given: DesignInputs, learned: dict, screen: dict) -> Any:
+    "`DesignOptions` with the `Screen` of what was given; without one where nothing is known of the property."
+    from matgen_nb.mofdiff.latent_regression import named_frameworks
+    from matgen_nb.mofdiff.screening import block_estimate, with_screen
+
+    how, source, goal = (
+        opt.design_screen()(**screen),
+        LearnedOptions(**learned),
+        given.goal.checked(given.model),
+    )
+    if how.pool == 1:
+        return options
+    estimate = block_estimate(goal.property, named_frameworks(source.data), source.values)
+    return with_screen(options, goal, estimate, how, source.swing)
+
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #8635a4ec
 @opt.app.command(
     "design",
     cls=opt.LateCommand,
     epilog="Example: `matgen design --property void_fraction --target 0.8 -n 16 --out designed`",
 )
-@with_options(design_goal, into="goal", kinds={"target": float}, shown={"tolerance": "a tenth of the target"})
+@with_options(opt.design_goal, into="goal", kinds={"target": float}, shown={"tolerance": "target / 10"})
 @with_options(
-    design_options,
+    opt.design_options,
     into="design",
     only=("strategies",),
     kinds={"strategies": str},
     shown={"strategies": "optimised,selected"},
 )
 @with_options(LearnedOptions, into="learned")
+@with_options(opt.design_screen, into="screen")
 @with_options(mof_sampling, into="sampling", only=("samples_per_latent",))
 @with_options(mof_pipeline, into="pipeline", only=("relax",), shown={"relax": "no-relax"})
 def design_command(
     goal: dict,
     learned: dict,
+    screen: dict,
     design: dict,
     sampling: dict,
     pipeline: dict,
@@ -490,6 +484,7 @@ def design_command(
 
     given = model_of_design(weights, device, goal, learned, out)
     options = options_of_design(given.model, design, sampling, pipeline)
+    options = screened_design(options, given, learned, screen)
     run = run_options(given.about, given.files, chunk=n, n_jobs=n_jobs, resume=resume, overwrite=overwrite)
     made = design_run(given.model, given.goal, n, out, seed, options, run)
     for strategy, summary in made.summary.items():

@@ -7,8 +7,8 @@ __all__ = ['app', 'COMMAND_GROUPS', 'prepare_app', 'train_app', 'sample_app', 'e
            'Resume', 'Jobs', 'Weights', 'InitFrom', 'Precision', 'Compile', 'InShards', 'TRAIN_OPTIONS',
            'training_options', 'SourceShard', 'SourceChunk', 'our_error', 'own_option', 'debugging', 'help_of',
            'default_of', 'flag_of', 'default_in_words', 'parameter', 'FromFields', 'LateCommand', 'with_options',
-           'symmcd_conditions', 'symmcd_sampling', 'Device', 'given_training', 'part_of_source', 'parse_target',
-           'report_training', 'flags_of_commands', 'with_flags']
+           'symmcd_conditions', 'symmcd_sampling', 'design_goal', 'design_options', 'design_screen', 'Device',
+           'given_training', 'part_of_source', 'parse_target', 'report_training', 'flags_of_commands', 'with_flags']
 
 # %% ../../nbs/5_scale/09_options.ipynb #a072008c
 import ast
@@ -317,6 +317,27 @@ def symmcd_sampling() -> type:
     from matgen_nb.symmcd.reverse import SamplingOptions
 
     return SamplingOptions
+
+
+def design_goal() -> type:
+    "`Goal` (lesson 4.38)."
+    from matgen_nb.mofdiff.property_design import Goal
+
+    return Goal
+
+
+def design_options() -> type:
+    "`DesignOptions` (lesson 4.38)."
+    from matgen_nb.mofdiff.property_design import DesignOptions
+
+    return DesignOptions
+
+
+def design_screen() -> type:
+    "`ScreenOptions` (lesson 4.42b)."
+    from matgen_nb.mofdiff.screening import ScreenOptions
+
+    return ScreenOptions
 
 # %% ../../nbs/5_scale/09_options.ipynb #n25opt06
 class Device(StrEnum):

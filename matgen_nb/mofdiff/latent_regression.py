@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Labelled', 'labelled_frameworks', 'KernelRegressor', 'Fit', 'fit_kernel', 'encoded', 'with_property',
-           'CapacityMeasure']
+           'named_frameworks', 'taught_by_table', 'CapacityMeasure']
 
 # %% ../../nbs/4_mofdiff/42_capacity.ipynb #cap00003
 import copy
@@ -20,6 +20,7 @@ from .adsorption import AdsorptionOptions, working_capacity
 from .charges import equilibrated_charges
 from .data import MofData
 from .embedding import BlockEncoder
+from .hypothetical import embedded_mofs
 from .model import MofDiff, squash
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError
@@ -149,6 +150,17 @@ def with_property(model: MofDiff, name: str, z: Tensor, values: list[float]) -> 
     made.stat_property_mean = torch.cat([model.stat_property_mean, mean[None]])
     made.stat_property_std = torch.cat([model.stat_property_std, std[None]])
     return made.requires_grad_(False).eval(), fit
+
+# %% ../../nbs/4_mofdiff/42_capacity.ipynb #cap00026
+def named_frameworks(name: str | Path) -> MofData:
+    "The frameworks that ship, 'embedded', or those of a prepared file."
+    return embedded_mofs() if str(name) == "embedded" else MofData.load(name)
+
+
+def taught_by_table(model: MofDiff, name: str, table: str | Path, data: MofData) -> tuple[MofDiff, Fit]:
+    "`with_property` from a CSV that gives the property to frameworks of `data` (see `labelled_frameworks`)."
+    known = labelled_frameworks(table, name, data)
+    return with_property(model, name, encoded(model, data.subset(known.indices)), known.values)
 
 # %% ../../nbs/4_mofdiff/42_capacity.ipynb #cap00016
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from ..figures import COLORS
+from .assembly import AssemblyOptions
 from .bonds import Mof
 from .builder import Rejected, bonds_of
 from .checks import PORES
@@ -30,6 +32,7 @@ from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
     Results,
     StageResult,
+    assemble_stage,
     atoms,
     best_fitting,
     evaluate_results,
@@ -209,7 +212,11 @@ class DesignOptions:
     start: torch.Tensor | None = option(None, "Latent vectors (m, latent) to start from.")
     sampling_steps: int = option(50, "Denoising steps.", min=1)
     reference: tuple = option((), "Identities that count as known.")
-    pipeline: PipelineOptions = PipelineOptions(relax=False)
+    pipeline: PipelineOptions = PipelineOptions(assembly=AssemblyOptions(starts=8), relax=False)
+    pool: int = option(1, "Samples for each framework, of which `screen` chooses.", min=1)
+    screen: Callable[..., list] | None = option(
+        None, "How n of n * pool samples are chosen, see `Screen` of lesson 4.42b; not for random ones."
+    )
     progress: bool = option(True, "Show a progress bar.")
 
     def __post_init__(self):
@@ -232,15 +239,18 @@ def choose_latents(
 ) -> torch.Tensor:
     """n latent vectors by one of the `STRATEGIES`: samples of the learned prior; the best of 32 n of them;
     or samples, respectively vectors out of `options.start` (for instance encoded training MOFs),
-    optimised within the `trust_region` that holds the share `options.trust` of them (None: no region)."""
+    optimised within the `trust_region` that holds the share `options.trust` of them (None: no region).
+    With a pool there are more to choose from already: then the best of 32 n / pool, at least 4 n."""
     check_strategies([strategy])
     generator = torch_stream(seed, "latents")
     if strategy == "random":
         return sample_latents(model, n, generator)
     if strategy == "selected":
+        tries = max(4, 32 // options.pool)
         if goal.at_least:
-            return highest_latents(model, n, goal.property, generator)
-        return latents_for_target(model, n, {goal.property: float(goal.target)}, generator)
+            return highest_latents(model, n, goal.property, generator, tries)
+        target = {goal.property: float(goal.target)}
+        return latents_for_target(model, n, target, generator, tries=tries)
     start = options.start
     cloud = sample_latents(model, max(512, n), generator) if start is None else start.to(model.device)
     if len(cloud) < n:
@@ -259,10 +269,11 @@ class _Keeping:
 
     measure: Callable[[Crystal], float]
     results: Results
+    stage: str
 
     def __call__(self, item: tuple[str, Crystal]) -> float:
         value = float(self.measure(item[1]))
-        self.results.save("measured", item[0], StageResult(dict(measured=value)))
+        self.results.save(self.stage, item[0], StageResult({self.stage: value}))
         return value
 
 
@@ -272,17 +283,19 @@ def measure_all(
     names: list[str] | None = None,
     n_jobs: int = 1,
     results: Results | None = None,
+    stage: str = "measured",
 ) -> tuple[np.ndarray, list]:
     """measure(crystal) for each crystal, nan where there is none or it fails: values (n,), and the list of
-    failures. Each may take ten minutes; what the `results` of a design hold is not measured again."""
+    failures. Each may take ten minutes; what a stage of the `results` of a design holds is not measured
+    again."""
     stored, names = results or Results(), names or [str(i) for i in range(len(crystals))]
     there = {name: crystal for name, crystal in zip(names, crystals) if crystal is not None}
-    todo = [(name, crystal) for name, crystal in there.items() if not stored.done("measured", name)]
-    stored.begin("measured", [name for name, _ in todo])
-    work, labels = _Keeping(measure, stored), [name for name, _ in todo]
+    todo = [(name, crystal) for name, crystal in there.items() if not stored.done(stage, name)]
+    stored.begin(stage, [name for name, _ in todo])
+    work, labels = _Keeping(measure, stored, stage), [name for name, _ in todo]
     found, failures = parallel_map(work, todo, labels, n_jobs=n_jobs, timeout=600, progress=None)
     now = {name: value for name, value in zip(labels, found) if value is not None}
-    known = {name: stored.load("measured", name).row.get("measured") for name in there} | now
+    known = {name: stored.load(stage, name).row.get(stage) for name in there} | now
     values = [math.nan if (v := known.get(name)) is None else v for name in names]
     return np.array(values, dtype=float), failures
 
@@ -359,9 +372,14 @@ def design(
     out, known = Design(goal), options.reference or None
     for strategy in dict.fromkeys(("random", *options.strategies)):
         results = store(strategy)
+        screen = None if strategy == "random" else options.screen
+        many = n if screen is None else n * options.pool
         if results.samples() is None:
-            results.save_samples(_samples(model, strategy, n, goal, seed, options))
+            results.save_samples(_samples(model, strategy, many, goal, seed, options))
         samples = results.samples() or []  # a run that is continued and one that is not see the same numbers
+        if screen is not None:
+            assemble = partial(assemble_stage, results=results, seed=seed, options=pipeline, n_jobs=n_jobs)
+            samples = screen(samples, n, results, assemble, n_jobs)
         run_stages(samples, results, seed, pipeline, n_jobs)
         found = evaluate_results([s.row for s in samples], results, pipeline.relax, known)
         mofs = [atoms(row["name"], results) for row in found.table]

@@ -369,6 +369,8 @@ def design_request(
     wanted |= dict(starts=pipeline.assembly.starts, generations=pipeline.assembly.generations)
     wanted |= dict(at_least=True) if goal.at_least else {}
     wanted |= dict(measure=repr(goal.measure)) if goal.measure is not None else {}
+    if options.screen is not None:
+        wanted |= dict(pool=options.pool, screen=repr(options.screen))
     return dict(model="mofdiff", weights=run.weights, n=n, **seeded(seed), **wanted)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5des002

@@ -70,7 +70,8 @@ _FILES = (
     r"reference.npz|mof.cif|"
     r"(last|best|weights|train|val|mofs|crystals).safetensors|"
     r"uptake/\d{5,}.json|cif/\d{5,}.cif|(chunks|sampled)/\d{5,}.csv|sampled/\d{5,}.safetensors|"
-    r"(random/|selected/|optimised/)?(assembled|relaxed|evaluated|judged|measured)/mof_\d{5,}.(cif|json)"
+    r"(random/|selected/|optimised/)?(assembled|screened|relaxed|evaluated|judged|measured)"
+    r"/mof_\d{5,}.(cif|json)"
 )
 _FOLDERS = "training|trained|shipped|samples|runs|mof"
 _OURS = re.compile(f"(({_FOLDERS})/)*({_FILES.replace('.', '[.]')})")  # names that runs write
