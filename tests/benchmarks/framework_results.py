@@ -59,26 +59,26 @@ IN_REAL = ("checks_passed", "num_blocks", "density", "void_fraction", "lcd", "pl
 BAR = 1e5  # Pa
 
 
-def relaxed_results(run, work, names):
+def relaxed_results(run, work, names, limit):
     "FolderResults in `work` with the assembled frameworks of a run, relaxed and evaluated."
     results = FolderResults(work)
     for name in names:
         if not results.done("assembled", name):
             results.begin("assembled", [name])
             results.save("assembled", name, run.load("assembled", name))
-    options = PipelineOptions(relax_limit=120.0)
+    options = PipelineOptions(relax_limit=limit)
     relax_stage(names, results, options)
     evaluate_stage(names, results, options)
     return results
 
 
-def tables_of(folder, weights, work, relax):
+def tables_of(folder, weights, work, relax, limit=120.0):
     "{False: table before relaxation, True: table of the first `relax` after it} and summaries, of a run."
     run, (known, nets) = FolderResults(folder), known_frameworks(framework_model(weights))
     rows = [s.row for s in run.all_samples()]
     found = {False: evaluate_results(rows, run, False, known, nets)}
     if relax:
-        after = relaxed_results(run, work, [row["name"] for row in rows[:relax]])
+        after = relaxed_results(run, work, [row["name"] for row in rows[:relax]], limit)
         found[True] = evaluate_results(rows[:relax], after, True, known, nets)
     return run, found
 
@@ -227,6 +227,9 @@ def main():
     parser.add_argument("--real", help="folder of CIF files of real frameworks")
     parser.add_argument("--relax", type=int, default=20, help="how many of each run are relaxed")
     parser.add_argument(
+        "--relax-limit", type=float, default=120.0, help="s by the clock, more on a busy machine"
+    )
+    parser.add_argument(
         "--uptake", type=int, default=80, help="of how many valid ones of each run CO2 is computed"
     )
     parser.add_argument(
@@ -240,7 +243,8 @@ def main():
     kept, results, sets = Kept(Path(args.work) / "kept"), [], []
     for folder in args.runs:
         model = Path(folder).name
-        run, evaluations = tables_of(folder, args.weights, Path(args.work) / f"relaxed-{model}", args.relax)
+        work = Path(args.work) / f"relaxed-{model}"
+        run, evaluations = tables_of(folder, args.weights, work, args.relax, args.relax_limit)
         results += [*result_rows(model, evaluations), *variety_rows(model, evaluations[False].table)]
         if args.timing:
             nets = json.loads((Path(folder) / "request.json").read_text(encoding="utf-8"))["nets"]
