@@ -203,7 +203,7 @@ def train_blocks_command(
     opt.report_training(model, history, out, seed, time.monotonic() - start, follow)
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #33105926
-_PRESETS = "tiny, small, full, release (as published), net-first or net-first-full (lesson 4.28)."
+_PRESETS = "tiny, small, full, release (as published), net-first or net-first-full (lesson 4.26c)."
 
 
 @opt.train_app.command(

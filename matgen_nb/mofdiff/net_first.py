@@ -237,8 +237,8 @@ class NetFirst(MofDiff):
     for each of its node classes; a denoiser moves the beads from their barycentric placement, and the cell.
 
     Encoder, latent prior and properties are those of `MofDiff`. config: `NetFirstConfig`; statistics and
-    scales: measured on the training set; nets: its `NetTable`. `loss` takes a `NetBatch` (lesson 4.27),
-    `sample(...)` (lesson 4.29) samples MOFs."""
+    scales: measured on the training set; nets: its `NetTable`. `loss` takes a `NetBatch` (lesson 4.26b),
+    `sample(...)` (lesson 4.26d) samples MOFs."""
 
     FORMAT = "matgen_nb netfirst 1"
     LATER = dict(sample="matgen_nb.mofdiff.net_first_sampling")
