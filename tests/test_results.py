@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT
 
 DATA = ROOT / "matgen_nb" / "data"
-LESSONS = [ROOT / "nbs" / p for p in ("3_symmcd/23_results.ipynb", "4_mofdiff/43_results.ipynb")]
+LESSONS = [ROOT / "nbs" / p for p in ("3_symmcd/23_results.ipynb", "4_mofdiff/47_results.ipynb")]
 FILES = ("crystal_results.csv", "framework_results.csv")
-DESIGN = ROOT / "nbs" / "4_mofdiff" / "38_property_design.ipynb"
+DESIGN = ROOT / "nbs" / "4_mofdiff" / "41_property_design.ipynb"
 
 
 def rows_of(name):

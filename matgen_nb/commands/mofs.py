@@ -203,7 +203,7 @@ def train_blocks_command(
     opt.report_training(model, history, out, seed, time.monotonic() - start, follow)
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #33105926
-_PRESETS = "tiny, small, full, release (as published), net-first or net-first-full (lesson 4.26c)."
+_PRESETS = "tiny, small, full, release (as published), net-first or net-first-full (lesson 4.28)."
 
 
 @opt.train_app.command(
@@ -257,14 +257,14 @@ def mof_nets() -> type:
 
 
 def mof_assembly() -> type:
-    "`AssemblyOptions` (lesson 4.30)."
+    "`AssemblyOptions` (lesson 4.33)."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
 
     return AssemblyOptions
 
 
 def mof_pipeline() -> type:
-    "`PipelineOptions` (lesson 4.36)."
+    "`PipelineOptions` (lesson 4.39)."
     from matgen_nb.mofdiff.pipeline import PipelineOptions
 
     return PipelineOptions

@@ -74,7 +74,7 @@ class NetOptions:
     )
     check_candidates: bool = option(
         True,
-        "Try the next net also where the atoms fail the chemical checks of lesson 4.34, or do not show the "
+        "Try the next net also where the atoms fail the chemical checks of lesson 4.37, or do not show the "
         "blocks and the net that were put together.",
     )
     coherent: bool = option(True, "One block for each node class of the net, or blocks as sampled.")

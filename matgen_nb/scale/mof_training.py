@@ -69,7 +69,7 @@ def fit_blocks(
 
 # %% ../../nbs/5_scale/17_mof_training.ipynb #7ab3ce01
 def _fit_net_first(data, preset, config, out, init_from, options):
-    "Train a `NetFirst` (lesson 4.26c) on a `MofData` with embeddings, see `fit_mofdiff`."
+    "Train a `NetFirst` (lesson 4.28) on a `MofData` with embeddings, see `fit_mofdiff`."
     from matgen_nb.mofdiff.net_data import net_data
     from matgen_nb.mofdiff.net_first import NetFirst, NetFirstConfig
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write matgen_nb/data/framework_results.csv and framework_properties.csv: the measurements behind lesson 4.43.
+"""Write matgen_nb/data/framework_results.csv and framework_properties.csv: the measurements behind lesson 4.47.
 
     matgen sample mofdiff -n 500 --seed 0 --new-net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out nets
     matgen sample mofdiff -n 500 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
