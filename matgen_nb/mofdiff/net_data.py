@@ -116,7 +116,7 @@ _TENSORS = ("net", "x", "k", "offset", "lengths", "charges", "arms")
 
 @dataclass(eq=False)
 class NetData:
-    """A `MofData` of frameworks with known nets, for training the model of lesson 4.29.
+    """A `MofData` of frameworks with known nets, for training the model of lesson 4.28.
 
     mofs: the frameworks, with edges; table: their different nets; net (n,), x and offset (sum K, 3), k
     (n, 6), lengths (sum E,), charges (L,): as in `NetBatch`; arms (L,): of the blocks, A; left_out: why
