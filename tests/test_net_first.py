@@ -16,8 +16,10 @@ from matgen_nb.mofdiff.net_fitting import placed_net
 from matgen_nb.mofdiff.network import toy_embeddings
 from matgen_nb.mofdiff.nets import framework_key
 from matgen_nb.mofdiff.sampling import MofSamplingOptions, NetOptions, filled_share, net_decoder
+from matgen_nb.scale.crystal_runs import FitOptions, fit_model
+from matgen_nb.scale.optimization import TrainConfig
 from matgen_nb.symmetry.lattice import k_to_lattice, lattice_to_k
-from matgen_nb.utils import MatgenError
+from matgen_nb.utils import MatgenError, seed_torch
 
 QUIET = MofSamplingOptions(progress=False, steps=8)
 
@@ -384,3 +386,16 @@ def test_blocks_that_compete_are_those_of_the_batch_among_others(model, batch, m
         z, every = model.encode(batch), torch.arange(len(batch.choices))
         few, whole = (model._choice_loss(batch, z, choices)["block"] for choices in (noise.choices, every))
     assert 0 < few < whole, "fewer competitors, a smaller cross entropy"
+
+
+def test_training_resumes_exactly(data, tmp_path):
+    def run(out, steps, resume=False):
+        seed_torch(0, "weights")
+        config = TrainConfig(steps=steps, batch_size=8, schedule="constant", device="cpu", progress=False)
+        model = NetFirst.from_data(NetFirstConfig(width=32, layers=2, latent=16), data)
+        return fit_model(model, data, config, tmp_path / out, FitOptions(resume=resume))[0]
+
+    whole, _ = run("whole", 6), run("parts", 3)
+    again = run("parts", 6, resume=True)
+    pairs = zip(whole.state_dict().values(), again.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in pairs)

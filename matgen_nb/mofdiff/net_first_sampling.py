@@ -250,7 +250,9 @@ def samples_of(
     Every node class has one block, whatever `coherent` and `joint` say."""
     decoder, z = given.decoder, batch.z
     if decoder is None or options.nets.net_share < 1:
-        raise MatgenError("this model has no coordinates without a net: sample it with net_share=1")
+        raise MatgenError(
+            "this model has no coordinates without a net: sample it with net_share=1 (--net-share 1)"
+        )
     found = self.plans(z, decoder, batch.generator, given.num_blocks)
     arranged = _arrangements(self, found, z, batch, decoder, options)
     streams = streams_of_new(len(z), options.nets.new_net_share, batch.seed, batch.first)
