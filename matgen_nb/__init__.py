@@ -15,6 +15,7 @@ _FRONT_DOOR = {
     "BlockEncoder": ("matgen_nb.mofdiff.embedding", "matgen_nb.mofdiff.embedding"),
     "CoarseMof": ("matgen_nb.mofdiff.coarse_graining", "matgen_nb.mofdiff.coarse_graining"),
     "MofDiff": ("matgen_nb.mofdiff.model", "matgen_nb.mofdiff.sampling"),
+    "NetFirst": ("matgen_nb.mofdiff.net_first", "matgen_nb.mofdiff.net_first_sampling"),
     "assemble": ("matgen_nb.mofdiff.assembly", "matgen_nb.mofdiff.assembly"),
     "relax": ("matgen_nb.mofdiff.relaxation", "matgen_nb.mofdiff.relaxation"),
     "evaluate_mofs": ("matgen_nb.mofdiff.evaluation", "matgen_nb.mofdiff.evaluation"),

@@ -17,6 +17,7 @@ from matgen_nb.mofdiff.embedding import BlockEncoder, BlockConfig
 from matgen_nb.mofdiff import evaluation
 from matgen_nb.mofdiff.evaluation import framework_identity
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig, mof_statistics
+from matgen_nb.mofdiff.net_first_sampling import framework_model
 from matgen_nb.diffusion.pretrained import find_weights
 from matgen_nb.commands import main as entry, mofs as mc, options
 from matgen_nb.mofdiff import pictures, pipeline
@@ -752,14 +753,14 @@ def test_target_is_parsed():
         mc.parse_target("0.5")
 
 
-@pytest.mark.parametrize("name", ["mofdiff-small", "mofdiff-core-mof", "blocks-small"])
+@pytest.mark.parametrize("name", ["mofdiff-small", "mofdiff-core-mof", "netfirst-small", "blocks-small"])
 def test_shipped_weights(name, data):
     path = find_weights(name)
     assert path.stat().st_size < 5e6 and path.with_suffix(".md").read_text().startswith(f"# {name}")
     if name == "blocks-small":
         assert BlockEncoder.from_pretrained(name).encode(data.library).isfinite().all()
     else:
-        model = MofDiff.from_pretrained(name)
+        model = framework_model(name)
         found = model.sample(3, seed=0, options=MofSamplingOptions(steps=10, progress=False))
         assert len(model.info["identities"]) > 500 and all(
             isinstance(s.coarse, CoarseMof) and s.row["matched"] for s in found

@@ -1,4 +1,4 @@
-"""Pore diameters of lesson 4.34 against Zeo++ (pyzeo, Apache-2.0 wrapper of Zeo++; development only)."""
+"""Pore diameters of lesson 4.37 against Zeo++ (pyzeo, Apache-2.0 wrapper of Zeo++; development only)."""
 
 import subprocess
 import sys

@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT
 
 DATA = ROOT / "matgen_nb" / "data"
-LESSONS = [ROOT / "nbs" / p for p in ("3_symmcd/23_results.ipynb", "4_mofdiff/43_results.ipynb")]
+LESSONS = [ROOT / "nbs" / p for p in ("3_symmcd/23_results.ipynb", "4_mofdiff/47_results.ipynb")]
 FILES = ("crystal_results.csv", "framework_results.csv")
-DESIGN = ROOT / "nbs" / "4_mofdiff" / "38_property_design.ipynb"
+DESIGN = ROOT / "nbs" / "4_mofdiff" / "41_property_design.ipynb"
 
 
 def rows_of(name):
@@ -33,8 +33,8 @@ def test_every_figure_has_interval_number_and_protocol(name):
     rows = rows_of(name)
     assert len(rows) > 60
     for row in rows:
-        value, low, high, n = (float(row[k]) for k in ("value", "low", "high", "n"))
-        if n and not math.isnan(value):
+        value, low, high, n = (float(row[k] or "nan") for k in ("value", "low", "high", "n"))
+        if n and not math.isnan(value) and row["low"]:
             slack = 1e-3 * max(1, abs(value))
             assert low - slack <= value <= high + slack, row
         assert row["protocol"], row
@@ -89,7 +89,8 @@ def test_the_funnel_only_narrows():
 
 def test_properties_are_those_of_frameworks():
     rows = rows_of("framework_properties.csv")
-    assert {r["set"] for r in rows} == {"nets", "checked_nets", "alone", "core_nets", "core_alone", "real"}
+    runs = {"nets", "checked_nets", "alone", "core_nets", "core_alone", "first_nets", "first_new"}
+    assert {r["set"] for r in rows} == {*runs, "real"}
     for row in rows:
         assert 0 <= float(row["void_fraction"]) <= 1 and 0 < float(row["density"]) < 10
         assert float(row["pld"]) <= float(row["lcd"]) + 0.3, (
@@ -172,6 +173,22 @@ def test_card_and_lesson_say_what_the_design_file_says():
     for row in rows:
         value, low, high = (float(row[name] or "nan") for name in ("value", "low", "high"))
         assert row["protocol"] and (math.isnan(low) or low <= value * 1.001 and value <= high * 1.001), row
+
+
+def test_card_and_readme_say_of_net_first_what_the_file_says():
+    "Shares of the funnel on known nets and with a search, before and after relaxation."
+    card = (DATA / "weights" / "netfirst-small.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    figures, seen = ("assembled", "clash_free", "valid", "vnu", "strict_vnu"), 0
+    for row in rows_of("framework_results.csv"):
+        if row["model"].startswith("first_") and row["blocks"] == "all" and row["figure"] in figures:
+            value, low, high = (100 * float(row[key]) for key in ("value", "low", "high"))
+            assert f"{value:.0f} % ({low:.0f} to {high:.0f})" in card, row
+            of_readme = row["model"] == "first_new" and row["relaxed"] == "False"
+            if of_readme and row["figure"] in ("valid", "vnu", "strict_vnu"):
+                assert f"{value:.0f} % ({low:.0f} to {high:.0f})" in readme, row
+            seen += 1
+    assert seen == 2 * 2 * len(figures)
 
 
 def test_card_of_the_weights_with_real_frameworks_says_what_the_files_say():

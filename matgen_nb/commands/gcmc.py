@@ -291,14 +291,14 @@ def write_uptakes(folder: RunFolder, guests: list[Guest], rows: list[dict], reco
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00020
 def adsorption_options() -> type:
-    "`AdsorptionOptions` (lesson 4.41)."
+    "`AdsorptionOptions` (lesson 4.44)."
     from matgen_nb.mofdiff.adsorption import AdsorptionOptions
 
     return AdsorptionOptions
 
 
 def raspa_options() -> type:
-    "`GcmcOptions` (lesson 4.40)."
+    "`GcmcOptions` (lesson 4.43)."
     from matgen_nb.mofdiff.gas_uptake import GcmcOptions
 
     return GcmcOptions

@@ -203,6 +203,9 @@ def train_blocks_command(
     opt.report_training(model, history, out, seed, time.monotonic() - start, follow)
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #33105926
+_PRESETS = "tiny, small, full, release (as published), net-first or net-first-full (lesson 4.28)."
+
+
 @opt.train_app.command(
     "mofdiff",
     epilog="Example: `matgen train mofdiff mofs.safetensors --blocks blocks/weights.safetensors "
@@ -216,7 +219,7 @@ def train_mofdiff_command(
     blocks: Annotated[
         str, own_option("Weights of a block encoder, or the name of weights that ship.")
     ] = "blocks-small",
-    preset: Annotated[str, own_option("tiny, small, full, or release (as published).")] = "small",
+    preset: Annotated[str, own_option(_PRESETS)] = "small",
     init_from: opt.InitFrom = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
@@ -254,14 +257,14 @@ def mof_nets() -> type:
 
 
 def mof_assembly() -> type:
-    "`AssemblyOptions` (lesson 4.30)."
+    "`AssemblyOptions` (lesson 4.33)."
     from matgen_nb.mofdiff.assembly import AssemblyOptions
 
     return AssemblyOptions
 
 
 def mof_pipeline() -> type:
-    "`PipelineOptions` (lesson 4.36)."
+    "`PipelineOptions` (lesson 4.39)."
     from matgen_nb.mofdiff.pipeline import PipelineOptions
 
     return PipelineOptions
@@ -325,7 +328,7 @@ def sample_mofdiff_command(
 ) -> None:
     "Generate frameworks: sample, assemble, relax, evaluate; every stage on the disk, restartable."
     from matgen_nb.diffusion.pretrained import find_weights
-    from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.mofdiff.net_first_sampling import framework_model
     from matgen_nb.scale.mof_runs import advice, make_mofs
     from matgen_nb.scale.shard_kinds import sample_framework_shard
 
@@ -333,7 +336,7 @@ def sample_mofdiff_command(
     path, options = find_weights(weights), pipeline_options(sampling, nets, assembly, pipeline)
     about, inputs = say_weights(path, out), {"--weights": path, "--reference": reference}
     how = run_options(about, inputs, n_jobs=n_jobs, resume=resume, overwrite=overwrite, known=known, **run)
-    model = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
+    model = framework_model(weights, pick_device(device, float64=True))
     job, rest, part = (model, n, out), (seed, options, how), shard and Shard.parse(shard)
     found = sample_framework_shard(*job, part, *rest) if part else make_mofs(*job, *rest)
     valid = sum(r["valid"] for r in found.table)
@@ -419,10 +422,10 @@ class DesignInputs:
 def model_of_design(weights: str, device: opt.Device, goal: dict, learned: dict, out: Path) -> DesignInputs:
     "`DesignInputs` from what was given; with --values the model learns the property of the goal first."
     from matgen_nb.diffusion.pretrained import find_weights
-    from matgen_nb.mofdiff.sampling import MofDiff
+    from matgen_nb.mofdiff.net_first_sampling import framework_model
 
     path, table = find_weights(weights), learned.get("values")
-    plain = MofDiff.from_pretrained(weights, pick_device(device, float64=True))
+    plain = framework_model(weights, pick_device(device, float64=True))
     model, wanted = taught(plain, goal, LearnedOptions(**learned))
     about = say_weights(path, out)
     if table:  # another table, another design

@@ -320,21 +320,21 @@ def symmcd_sampling() -> type:
 
 
 def design_goal() -> type:
-    "`Goal` (lesson 4.38)."
+    "`Goal` (lesson 4.41)."
     from matgen_nb.mofdiff.property_design import Goal
 
     return Goal
 
 
 def design_options() -> type:
-    "`DesignOptions` (lesson 4.38)."
+    "`DesignOptions` (lesson 4.41)."
     from matgen_nb.mofdiff.property_design import DesignOptions
 
     return DesignOptions
 
 
 def design_screen() -> type:
-    "`ScreenOptions` (lesson 4.42b)."
+    "`ScreenOptions` (lesson 4.46)."
     from matgen_nb.mofdiff.screening import ScreenOptions
 
     return ScreenOptions

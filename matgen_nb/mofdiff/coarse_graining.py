@@ -190,7 +190,7 @@ def _meeting_points(coarse, tolerance):
 def to_decomposition(self: CoarseMof, tolerance: float = 0.1) -> Decomposition:
     """The `Decomposition` of beads whose blocks are turned so that every connection point of a metal
     block lies within `tolerance` (A) of one of an organic block. MatgenError where points are left
-    over: then assembly (lesson 4.30) has to find the orientations first."""
+    over: then assembly (lesson 4.33) has to find the orientations first."""
     (m, o, shift), owner, number, metal = _meeting_points(self, tolerance)
     met = [sorted(x.tolist()) == np.flatnonzero(side).tolist() for x, side in ((m, metal), (o, ~metal))]
     if not all(met):

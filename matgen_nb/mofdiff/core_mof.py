@@ -130,7 +130,7 @@ LEFT_OUT = ("ABAVIJ", "ABAXUZ", "ABEXEM", "ADABIS", "AGARUW", "AMUFIZ", "COKNUN"
 
 def beads_identity(coarse: CoarseMof) -> str:
     """A short name (16 hexadecimal digits) of the blocks and the net of beads whose blocks are turned as in
-    the crystal that they were cut from: the `framework_identity` of lesson 4.35."""
+    the crystal that they were cut from: the `framework_identity` of lesson 4.38."""
     d = coarse.to_decomposition()
     nets = count_nets(len(d), d.connections, d.images).nets
     return framework_key([b.identity for b in d.blocks], decomposition_graph(d), nets)

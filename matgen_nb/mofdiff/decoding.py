@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['sample_latents', 'latents_for_target', 'start_beads', 'reverse_beads', 'correct_beads', 'denoise', 'nearest_blocks',
            'NearestByCharge', 'nearest_by_charge', 'balance', 'BlockChoice', 'choose_blocks', 'check_library',
-           'MofSample', 'describe_coarse', 'decode']
+           'MofSample', 'describe_coarse', 'sample_on_nets', 'decode']
 
 # %% ../../nbs/4_mofdiff/25_decoding.ipynb #f2c6876f
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -286,6 +286,23 @@ def describe_coarse(coarse: CoarseMof) -> dict:
         density=1.66053907 * float(element_table().mass[elements].sum()) / volume,
         min_distance=float(d[d > 1e-9].min()),
     )
+
+# %% ../../nbs/4_mofdiff/25_decoding.ipynb #sonets01
+def sample_on_nets(
+    row: dict, made: list[tuple[CoarseMof, tuple[str, str]]], gap: float | None = None
+) -> MofSample:
+    """The `MofSample` of arrangements on nets, the first of which is tried first.
+
+    row: what its table is to say besides; made: for each a `CoarseMof`, and where the net comes from with
+    its name; gap: of a new net (see `NewFramework`), A."""
+    coarse, (source, name) = made[0]
+    choices = ";".join(f"{source}:{name}" for _, (source, name) in made)
+    columns: dict[str, Any] = dict(net=name, net_source=source, net_reason="")
+    if gap is not None:
+        columns["net_gap"] = gap
+    columns["net_choices"] = choices
+    row = row | dict(matched=True, reason="") | describe_coarse(coarse) | columns
+    return MofSample(coarse, row, [other for other, _ in made[1:]])
 
 # %% ../../nbs/4_mofdiff/25_decoding.ipynb #897dff08
 def decode(model: MofDiff, b: Beads, library: Library | None = None, joint: bool = True) -> list[MofSample]:

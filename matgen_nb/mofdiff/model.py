@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COORDINATE_STEP', 'MofDiffConfig', 'Library', 'typical', 'thin_library', 'MofStatistics', 'per_bead', 'squash',
            'unsquash', 'mof_statistics', 'mlp', 'LatentPrior', 'MofDiff', 'library_tensors', 'library_from_tensors',
-           'fine_tuned_mofdiff']
+           'FileParts', 'file_parts', 'fine_tuned_mofdiff']
 
 # %% ../../nbs/4_mofdiff/23_model.ipynb #34c25a2d
 import json
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -281,12 +281,18 @@ class MofDiff(_Measured):
         self.nets: NetTable | None = None  # where sampling may use nets (lesson 4.14)
         self._keep(statistics, config.scale)
         network, w, d = config.network(len(self.stat_feature_mean)), config.width, config.latent
-        self.encoder, self.denoiser = BeadEncoder(network), BeadDenoiser(network)
+        self.encoder = BeadEncoder(network)
+        self._add_decoder(network)
         self.latent_prior = LatentPrior(d, 2 * w)
-        self.to_k, self.to_num_blocks = mlp(d + 1, w, w, 6), mlp(d, w, len(self.stat_num_blocks))
         self.to_properties = mlp(d, w, len(self.property_names)) if self.property_names else None
-        self.feature_noise = GaussianDiffusion(config.T, clip=5.0)
         self.latent_noise = GaussianDiffusion(config.T, clip=5.0)
+
+    def _add_decoder(self, network):
+        "The parts that turn a latent vector into beads (another kind of model has others)."
+        config, w, d = self.config, self.config.width, self.config.latent
+        self.denoiser = BeadDenoiser(network)
+        self.to_k, self.to_num_blocks = mlp(d + 1, w, w, 6), mlp(d, w, len(self.stat_num_blocks))
+        self.feature_noise = GaussianDiffusion(config.T, clip=5.0)
         self.coordinate_noise = TorusDiffusion(config.T, config.sigma_min, config.sigma_max)
 
     @property
@@ -431,9 +437,16 @@ def to_file(self: MofDiff) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     return texts, tensors
 
 # %% ../../nbs/4_mofdiff/23_model.ipynb #c726a99e
-@patch(cls_method=True)
-def from_file(cls: type[MofDiff], config: dict, texts: dict, tensors: dict) -> MofDiff:
-    "The model of a file's configuration, texts and tensors."
+class FileParts(NamedTuple):
+    "What a file of weights holds: the state of the networks, the statistics, and the nets or None."
+
+    state: dict[str, Tensor]
+    statistics: MofStatistics
+    nets: NetTable | None
+
+
+def file_parts(texts: dict, tensors: dict) -> FileParts:
+    "The `FileParts` of the texts and tensors of a file, see `to_file`."
     blocks = {n: t for n, t in tensors.items() if n.startswith("library.")}
     nets = {n: t for n, t in tensors.items() if n.startswith("nets.")}
     state = {n: t.float() for n, t in tensors.items() if n not in blocks and n not in nets}
@@ -445,9 +458,16 @@ def from_file(cls: type[MofDiff], config: dict, texts: dict, tensors: dict) -> M
         property_names=tuple(json.loads(texts["property_names"])),
         library=library,
     )
-    model = cls(MofDiffConfig(**config), stats)
-    model.load_state_dict(state)
-    model.nets = unpack_nets(nets, texts["nets"]) if nets else None
+    return FileParts(state, stats, unpack_nets(nets, texts["nets"]) if nets else None)
+
+
+@patch(cls_method=True)
+def from_file(cls: type[MofDiff], config: dict, texts: dict, tensors: dict) -> MofDiff:
+    "The model of a file's configuration, texts and tensors."
+    parts = file_parts(texts, tensors)
+    model = cls(MofDiffConfig(**config), parts.statistics)
+    model.load_state_dict(parts.state)
+    model.nets = parts.nets
     return model
 
 # %% ../../nbs/4_mofdiff/23_model.ipynb #n18fine1

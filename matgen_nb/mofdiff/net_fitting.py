@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['NET_STEPS', 'connection_bonds', 'point_set_shape', 'Site', 'site_of_block', 'misfit', 'PlacedNet', 'signature',
            'placed_net', 'assign', 'NetFitOptions', 'edge_goals', 'fit_net', 'carry', 'shape_groups', 'NetTable',
-           'topology_key', 'net_table', 'pack_nets', 'unpack_nets']
+           'topology_key', 'CountedNets', 'counted_nets', 'net_table', 'pack_nets', 'unpack_nets']
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #b305c7cc
 import functools
@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -238,16 +238,17 @@ def shape_groups(sites: list, tolerance: float = 0.1) -> list:
     """A number for each `Site`: equal where kind and, within the tolerance, shape are.
 
     It is the index of the first one of the group."""
-    first, groups = {}, []
-    for n, s in enumerate(sites):
-        near = (
-            m for m in first.setdefault(s.kind, []) if np.linalg.norm(sites[m].shape - s.shape) < tolerance
-        )
-        m = next(near, n)
-        if m == n:
-            first[s.kind].append(n)
-        groups.append(m)
-    return groups
+    groups = np.arange(len(sites))
+    for kind in dict.fromkeys(s.kind for s in sites):
+        rows = np.array([n for n, s in enumerate(sites) if s.kind == kind])
+        shapes = np.stack([sites[n].shape for n in rows])
+        left = np.arange(len(rows))
+        while len(left):  # the first that is left takes all that are near it
+            near = np.linalg.norm(shapes[left] - shapes[left[0]], axis=1) < tolerance
+            near[0] = True
+            groups[rows[left[near]]] = rows[left[0]]
+            left = left[~near]
+    return groups.tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,13 +275,23 @@ def topology_key(graph: QuotientGraph) -> str:
     return net_key(QuotientGraph(tuple(label[0] for label in graph.labels), graph.edges, graph.shifts))
 
 
-def net_table(data: Any, tolerance: float = 0.1, info: dict | None = None) -> NetTable:
-    """The `NetTable` of a `MofData`; with embeddings, sites know those of their blocks.
+class CountedNets(NamedTuple):
+    """The nets of n frameworks.
 
-    Frameworks whose beads show no net are left out.
+    placed: the `PlacedNet` of each, None where its beads show none; number: which of `different` it is, or
+    None; different: (net, how many) each; failures: why there is none."""
 
-    tolerance: of the shapes of sites, see `point_set_shape`. info: kept with the table, for instance its
-    source."""
+    placed: list[PlacedNet | None]
+    number: list[int | None]
+    different: list
+    failures: list
+
+# %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047c
+def counted_nets(data: Any, tolerance: float = 0.1) -> CountedNets:
+    """The net of every framework of a `MofData`, numbered in the order in which they are first met.
+
+    tolerance: of the shapes of sites, see `point_set_shape`. With embeddings, sites know those of their
+    blocks."""
     embeddings = [()] * len(data.library) if data.embeddings is None else data.embeddings.cpu().numpy()
     each = [site_of_block(b, e) for b, e in zip(data.library, embeddings)]
     number, first = shape_groups(each, tolerance), {}
@@ -288,21 +299,37 @@ def net_table(data: Any, tolerance: float = 0.1, info: dict | None = None) -> Ne
         id(b): first.setdefault((b.identity, n), s) for b, n, s in zip(data.library, number, each)
     }  # alike: one class
     group = dict(zip(each, number))
-    found, failures = {}, []
+    found: dict[frozenset, list[_Met]] = {}
+    counted = CountedNets([], [], [], [])
     for i in range(len(data)):
+        net, which = None, None
         try:
             net = placed_net(data[i], lambda b: sites[id(b)], named=False)
         except MatgenError as error:
-            failures.append(str(error))
-            continue
-        labels = tuple((s.kind, group[s]) for s in net.sites)
-        _count(found, net, QuotientGraph(labels, net.edges, net.shifts, net.graph.classes))
-    nets = [
-        replace(net, name=rcsr_name(net.graph), count=n) for groups in found.values() for net, _, n in groups
-    ]
+            counted.failures.append(str(error))
+        if net is not None:
+            labels = tuple((s.kind, group[s]) for s in net.sites)
+            graph = QuotientGraph(labels, net.edges, net.shifts, net.graph.classes)
+            which = _count(found, net, graph)
+        counted.placed.append(net)
+        counted.number.append(which)
+    met = sorted((m for group in found.values() for m in group), key=lambda m: m.number)
+    return counted._replace(different=[(m.net, m.count) for m in met])
+
+# %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047t
+def net_table(
+    data: Any, tolerance: float = 0.1, info: dict | None = None, counted: CountedNets | None = None
+) -> NetTable:
+    """The `NetTable` of a `MofData`; with embeddings, sites know those of their blocks.
+
+    Frameworks whose beads show no net are left out. tolerance: of the shapes of sites, see
+    `point_set_shape`. info: kept with the table, for instance its source. counted: its `counted_nets`, where
+    they are there already."""
+    counted = counted_nets(data, tolerance) if counted is None else counted
+    nets = [replace(net, name=rcsr_name(net.graph), count=n) for net, n in counted.different]
     nets.sort(key=lambda net: -net.count)
     keys = frozenset(topology_key(net.graph) for net in nets)
-    return NetTable(nets, keys, dict(info or {}, frameworks=len(data), failures=failures))
+    return NetTable(nets, keys, dict(info or {}, frameworks=len(data), failures=counted.failures))
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047b
 def _same(a, b):
@@ -313,14 +340,25 @@ def _same(a, b):
         return False
 
 
+@dataclass
+class _Met:
+    "A net that was met `count` times, the `number`th different one."
+
+    net: PlacedNet
+    graph: QuotientGraph
+    number: int
+    count: int = 1
+
+
 def _count(found, net, graph):
-    "Put a net into found {colours: [[net, graph, how many]]}, to the one that it is isomorphic to."
+    "Put a net into found {colours: [_Met]}, to the one that it is isomorphic to. Returns its number."
     groups = found.setdefault(frozenset(Counter(vertex_colours(graph)).items()), [])
-    for entry in groups:
-        if _same(graph, entry[1]):
-            entry[2] += 1
-            return
-    groups.append([net, graph, 1])
+    for met in groups:
+        if _same(graph, met.graph):
+            met.count += 1
+            return met.number
+    groups.append(_Met(net, graph, sum(map(len, found.values()))))
+    return groups[-1].number
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0055
 NET_STEPS = {

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['NetOptions', 'Candidate', 'NetDecoder', 'filled_share', 'put_on_nets', 'MofSamplingOptions', 'check_sample_request',
-           'net_decoder', 'which_on_nets']
+           'net_decoder', 'which_on_nets', 'streams_of_new', 'MofConditions', 'LatentBatch']
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #n21bimp1
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +18,16 @@ from torch import Tensor
 
 from ..diffusion.gaussian import reproducible
 from ..diffusion.sampler import DenoisingOptions, time_grid
-from .coarse_graining import CoarseMof
 from matgen_nb.mofdiff.decoding import (
     MofSample,
     check_library,
     decode,
     denoise,
-    describe_coarse,
     latents_for_target,
     sample_latents,
+    sample_on_nets,
 )
+from .coarse_graining import CoarseMof
 from .loss import MofDiff
 from .model import Library
 from .net_fitting import PlacedNet, assign, carry, misfit, signature, site_of_block
@@ -72,7 +74,7 @@ class NetOptions:
     )
     check_candidates: bool = option(
         True,
-        "Try the next net also where the atoms fail the chemical checks of lesson 4.34, or do not show the "
+        "Try the next net also where the atoms fail the chemical checks of lesson 4.37, or do not show the "
         "blocks and the net that were put together.",
     )
     coherent: bool = option(True, "One block for each node class of the net, or blocks as sampled.")
@@ -287,21 +289,15 @@ def _on_net(s, found, new, chosen):
     "One sample on the first of its candidates, new nets before those of the training set."
     made = [(n.coarse, ("new", "unnamed")) for n in new]
     made += [(c.coarse, ("training set", c.net.name or "unnamed")) for c in found]
+    if made:
+        return sample_on_nets(s.row, made, new[0].gap if new else None)
     columns = dict(net="", net_source="model", net_reason="")
-    if new:
-        columns["net_gap"] = new[0].gap
-    if not made:
-        if chosen:
-            columns["net_reason"] = (
-                f"no net with {len(s.coarse)} vertices that blocks of the library fit: "
-                "coordinates as the model gives them"
-            )
-        return replace(s, row=s.row | columns)
-    coarse, (source, name) = made[0]
-    choices = ";".join(f"{source}:{name}" for _, (source, name) in made)
-    columns |= dict(net=name, net_source=source, net_choices=choices)
-    row = s.row | dict(matched=True, reason="") | describe_coarse(coarse) | columns
-    return replace(s, coarse=coarse, row=row, others=[other for other, _ in made[1:]])
+    if chosen:
+        columns["net_reason"] = (
+            f"no net with {len(s.coarse)} vertices that blocks of the library fit: "
+            "coordinates as the model gives them"
+        )
+    return replace(s, row=s.row | columns)
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #nnw24cd2
 def put_on_nets(
@@ -395,15 +391,15 @@ def which_on_nets(n: int, share: float, seed: int, first: int) -> Tensor:
     return torch.rand(n, generator=generator) < share
 
 
-def _streams_of_new(n, share, seed, first):
+def streams_of_new(n: int, share: float, seed: int, first: int) -> dict[int, np.random.Generator]:
     "Random numbers of the searches for new nets, {number in the batch: generator}, for any batch the same."
     streams = {k: numpy_stream(seed, "new nets", first + k) for k in range(n if share else 0)}
     return {k: rng for k, rng in streams.items() if rng.random() < share}
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #941aa423
 @dataclass(frozen=True)
-class _Conditions:
-    "What all batches of a call share, see `MofDiff.sample`."
+class MofConditions:
+    "What all batches of a call of `MofDiff.sample` share; decoder: chooses nets, None without them."
 
     target: dict | None
     num_blocks: int | None
@@ -421,21 +417,32 @@ def _batch_latents(model, given, rows, generator, prior):
         return latents_for_target(model, size, given.target, generator, prior)
     return sample_latents(model, size, generator, prior)
 
+# %% ../../nbs/4_mofdiff/26_sampling.ipynb #941aa424
+class LatentBatch(NamedTuple):
+    """Latent vectors z (B, latent) that one batch of samples is made of. first: number of its first sample;
+    seed, of the call; generator: the random numbers of the batch; advance(n): n denoising steps are done."""
 
-def _batch_samples(model, given, rows, seed, options, advance):
-    "The samples `rows` (a slice), `options.samples_per_latent` of each latent vector."
-    generator = torch_stream(seed, "batch", rows.start)
-    z = _batch_latents(model, given, rows, generator, options.prior).repeat_interleave(
-        options.samples_per_latent, 0
-    )
-    K = None if given.num_blocks is None else torch.full((len(z),), given.num_blocks, device=model.device)
-    watch = lambda b, s: advance(len(z))
-    clean = denoise(model, z, K, generator=generator, options=options, watch=watch)
-    found = decode(model, clean, given.library, options.joint)
+    z: Tensor
+    first: int
+    seed: int
+    generator: torch.Generator
+    advance: Callable[[int], object]
+
+
+@patch
+def samples_of(
+    self: MofDiff, batch: LatentBatch, given: MofConditions, options: MofSamplingOptions
+) -> list[MofSample]:
+    "One `MofSample` for each latent vector of a batch."
+    z, B = batch.z, len(batch.z)
+    K = None if given.num_blocks is None else torch.full((B,), given.num_blocks, device=self.device)
+    watch = lambda b, s: batch.advance(B)
+    clean = denoise(self, z, K, generator=batch.generator, options=options, watch=watch)
+    found = decode(self, clean, given.library, options.joint)
     if given.decoder is None:
         return found
-    use = which_on_nets(len(found), options.nets.net_share, seed, rows.start)
-    streams = _streams_of_new(len(found), options.nets.new_net_share, seed, rows.start)
+    use = which_on_nets(B, options.nets.net_share, batch.seed, batch.first)
+    streams = streams_of_new(B, options.nets.new_net_share, batch.seed, batch.first)
     return put_on_nets(clean, found, use, given.decoder, streams)
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #n21bsamp
@@ -468,11 +475,15 @@ def sample(
     check_kind("options", options, MofSamplingOptions, "for example MofSamplingOptions(steps=100)")
     check_kind("seed", seed, (int, np.integer), "a whole number, such as 0")
     check_sample_request(self, n, num_blocks, z, library)
-    given = _Conditions(target, num_blocks, z, library, net_decoder(self, library, options.nets))
+    given = MofConditions(target, num_blocks, z, library, net_decoder(self, library, options.nets))
     group = max(1, options.batch_size // options.samples_per_latent)
     calls = n * options.samples_per_latent * (len(time_grid(self.config.T, options.steps)) - 1)
     batches, samples = [slice(first, min(first + group, n)) for first in range(0, n, group)], []
     with progress_bar("sampling", calls, show=options.progress) as advance, reproducible(self.device):
         for rows in batches:
-            samples += _batch_samples(self, given, rows, seed, options, advance)
+            generator = torch_stream(seed, "batch", rows.start)
+            latent = _batch_latents(self, given, rows, generator, options.prior)
+            latent = latent.repeat_interleave(options.samples_per_latent, 0)
+            batch = LatentBatch(latent, rows.start, seed, generator, advance)
+            samples += self.samples_of(batch, given, options)
     return _with_numbers(samples, seed)

@@ -136,7 +136,7 @@ def crystal_steps(job: Job, reference: "Reference", steps: int, corrector: int) 
 
 def framework_steps(job: Job, steps: int, corrector: int) -> list[dict]:
     """The same for frameworks, assembled and evaluated but not relaxed, and how well their beads go together
-    (`mismatch` of lesson 4.30, mean, Å^2); the CPU seconds are those of all of this."""
+    (`mismatch` of lesson 4.33, mean, Å^2); the CPU seconds are those of all of this."""
     from matgen_nb.diffusion.pretrained import find_weights
     from matgen_nb.mofdiff.assembly import mismatch
     from matgen_nb.mofdiff.sampling import MofDiff

@@ -10,7 +10,7 @@ command stay as they are:
     python tests/benchmarks/core_mof_statistics.py --counted 2014.safetensors 2019-FSR.safetensors all.safetensors
 
 One line a number (part, set, name, low, high, value). part "files": how many structures were read and kept, how many distinct
-blocks they have; "checks": how many of those that were kept pass all chemical checks of lesson 4.34, and how many fail each;
+blocks they have; "checks": how many of those that were kept pass all chemical checks of lesson 4.37, and how many fail each;
 "lost": how many structures go for each kind of reason (from real.run.json); "histogram": frameworks with a
 property between low and high, of the real ones and of those that ship with the package; "cost": what grows with the number of
 blocks in the cell (low). Ten minutes of one thread.

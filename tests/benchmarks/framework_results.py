@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write matgen_nb/data/framework_results.csv and framework_properties.csv: the measurements behind lesson 4.43.
+"""Write matgen_nb/data/framework_results.csv and framework_properties.csv: the measurements behind lesson 4.47.
 
     matgen sample mofdiff -n 500 --seed 0 --new-net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out nets
     matgen sample mofdiff -n 500 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
@@ -31,12 +31,12 @@ from pathlib import Path
 
 import numpy as np
 from kept import Kept, rows_but, write_rows
-from matgen_nb import MofDiff
 from matgen_nb.mofdiff.data import MofData
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.mofdiff.bonds import TEXTBOOK, Mof, textbook_crystal
 from matgen_nb.mofdiff.evaluation import describe_mof, funnel
 from matgen_nb.mofdiff.gas_uptake import GcmcOptions, co2_working_capacity, henry_coefficient
+from matgen_nb.mofdiff.net_first_sampling import framework_model
 from matgen_nb.mofdiff.pipeline import (
     PipelineOptions,
     Results,
@@ -75,7 +75,7 @@ def relaxed_results(run, work, names, limit):
 
 def tables_of(folder, weights, work, relax, limit=120.0):
     "{False: table before relaxation, True: table of the first `relax` after it} and summaries, of a run."
-    run, (known, nets) = FolderResults(folder), known_frameworks(MofDiff.from_pretrained(weights))
+    run, (known, nets) = FolderResults(folder), known_frameworks(framework_model(weights))
     rows = [s.row for s in run.all_samples()]
     found = {False: evaluate_results(rows, run, False, known, nets)}
     if relax:
@@ -134,7 +134,7 @@ def data_rows(weights, path=None):
 
 def timing_row(model, weights, n, options):
     "CPU seconds a framework of sampling and assembly, one thread."
-    run = MofDiff.from_pretrained(weights)
+    run = framework_model(weights)
     sampling = MofSamplingOptions(nets=NetOptions(**options), progress=False)
     run.sample(2, seed=1, options=sampling)
     begin = time.process_time()

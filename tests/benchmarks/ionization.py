@@ -1,4 +1,4 @@
-"""Write matgen_nb/data/ionization.csv: what charge equilibration (lesson 4.39) knows of each element.
+"""Write matgen_nb/data/ionization.csv: what charge equilibration (lesson 4.42) knows of each element.
 
     python tests/benchmarks/ionization.py
 

@@ -53,7 +53,7 @@ def point_home_picture(match):
 
 ANIMATIONS = {
     "nbs/images/crystal.gif": ("nbs/3_symmcd/15_staged_sampling.ipynb", "sg12pth2"),
-    "nbs/images/framework.gif": ("nbs/4_mofdiff/37_pictures.ipynb", "22cdenc3"),
+    "nbs/images/framework.gif": ("nbs/4_mofdiff/40_pictures.ipynb", "22cdenc3"),
 }
 "Animations of the first page: the saved output of a cell of a lesson."
 
