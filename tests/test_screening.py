@@ -122,10 +122,10 @@ class Assembled:
     "Pretends to put samples together: the crystal is a box whose edge says how good it is."
 
     def __init__(self, results, edges):
-        self.results, self.edges, self.asked = results, edges, []
+        self.results, self.edges, self.requested = results, edges, []
 
     def __call__(self, samples):
-        self.asked.append([s.row["name"] for s in samples])
+        self.requested.append([s.row["name"] for s in samples])
         for s in samples:
             edge = self.edges[s.row["name"]]
             crystal = Crystal((edge or 3.0) * np.eye(3), [6], [[0, 0, 0]])
@@ -150,11 +150,11 @@ def test_a_screen_keeps_the_best_rough_values_of_what_it_put_together(data, at_l
     screen, assemble = sc.Screen(goal, estimate, edge_of, options), Assembled(results, edges)
     chosen = screen(samples, 2, results, assemble)
     assert [s.row["rough"] for s in chosen] == wanted
-    assert [len(part) for part in assemble.asked] == [4, 4, 4]
-    assert len({name for part in assemble.asked for name in part}) == 12, "nothing is put together twice"
+    assert [len(part) for part in assemble.requested] == [4, 4, 4]
+    assert len({name for part in assemble.requested for name in part}) == 12, "nothing is put together twice"
     again = Assembled(results, edges)
     assert [s.row["name"] for s in screen(samples, 2, results, again)] == [s.row["name"] for s in chosen]
-    assert again.asked == assemble.asked, "a run that goes on asks for the same frameworks"
+    assert again.requested == assemble.requested, "a run that goes on asks for the same frameworks"
 
 
 def test_a_screen_by_blocks_alone_and_one_with_too_few_samples(data):
@@ -185,10 +185,10 @@ def test_options_and_what_has_no_rough_value(data):
 
 def test_a_design_hands_its_pool_to_the_screen_and_leaves_random_ones_alone(data):
     "Without sampling: the pool of every strategy but random is as large as the options say."
-    asked = []
+    requested = []
 
     def screen(samples, n, results, assemble, n_jobs):
-        asked.append((len(samples), n, isinstance(assemble, partial)))
+        requested.append((len(samples), n, isinstance(assemble, partial)))
         return samples[:n]
 
     class Model:
@@ -203,4 +203,4 @@ def test_a_design_hands_its_pool_to_the_screen_and_leaves_random_ones_alone(data
         context.setattr(pd, "choose_latents", lambda *a: None)
         context.setattr(pd, "run_stages", lambda *a: None)
         made = pd.design(Model(), pd.Goal("density", 1.0), 2, options=options)
-    assert asked == [(6, 2, True)] and len(made.rows) == 4
+    assert requested == [(6, 2, True)] and len(made.rows) == 4
