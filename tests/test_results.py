@@ -89,7 +89,7 @@ def test_the_funnel_only_narrows():
 
 def test_properties_are_those_of_frameworks():
     rows = rows_of("framework_properties.csv")
-    runs = {"nets", "checked_nets", "alone", "core_nets", "core_alone", "first_nets", "first_new"}
+    runs = {"nets", "checked_nets", "alone", "core_nets", "core_alone", "first_nets", "first_new", "now_nets"}
     assert {r["set"] for r in rows} == {*runs, "real"}
     for row in rows:
         assert 0 <= float(row["void_fraction"]) <= 1 and 0 < float(row["density"]) < 10
