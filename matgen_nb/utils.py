@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['SEED_RULE', 'STREAMS', 'FIRST_IS_SEED', 'KEPT', 'MatgenError', 'option', 'option_help', 'described', 'check_limits',
            'patch', 'stream_seed', 'numpy_stream', 'torch_stream', 'seed_torch', 'check_kind', 'atomic_write',
-           'progress_bar', 'content_hash', 'tensor_bytes', 'load_tensors', 'read_prepared', 'CsvTable', 'reason',
-           'read_csv_table', 'fetch', 'wilson', 'share']
+           'progress_bar', 'content_hash', 'tensor_bytes', 'stored_texts', 'load_tensors', 'read_prepared', 'CsvTable',
+           'reason', 'read_csv_table', 'fetch', 'wilson', 'share']
 
 # %% ../nbs/0_utilities/01_utils.ipynb #1e5db884
 import csv
@@ -341,12 +341,19 @@ def tensor_bytes(tensors: dict, metadata: dict[str, str]) -> bytes:
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[start:]
 
+# %% ../nbs/0_utilities/01_utils.ipynb #u0chk00h
+def stored_texts(path: str | Path) -> dict[str, str]:
+    "The texts in the header of a safetensors file, without its tensors; safetensors' errors pass through."
+    from safetensors import safe_open
+
+    with safe_open(str(path), "numpy") as file:
+        return file.metadata() or {}
+
 # %% ../nbs/0_utilities/01_utils.ipynb #u0chk003
 def load_tensors(
     path: str | Path, finite: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, str], dict]:
-    """(texts of the header, {name: tensor}) of a safetensors file, checked: ValueError says what is wrong
-    with it.
+    """(texts of the header, {name: tensor}) of a safetensors file. ValueError says what is wrong with it.
 
     It must be whole, its checksum (where it has one) must be right, and tensors for which `finite(name)`
     must hold no NaN and no infinity."""

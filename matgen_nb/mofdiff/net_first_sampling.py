@@ -19,10 +19,11 @@ from ..diffusion.gaussian import random_normal, random_uniform
 from ..diffusion.pretrained import find_weights
 from ..diffusion.sampler import reverse_process, time_grid
 from .coarse_graining import CoarseMof
-from .decoding import MofSample, sample_on_nets
+from .decoding import MofSample
 from .model import Library
-from .net_data import arm_lengths, block_barycentre
+from .net_data import block_barycentre
 from .net_first import NetFirst, PlacedBlocks
+from .net_fitting import arm_lengths
 from .nets import framework_key
 from .network import without_mean
 from matgen_nb.mofdiff.sampling import (
@@ -33,10 +34,11 @@ from matgen_nb.mofdiff.sampling import (
     MofSamplingOptions,
     NetDecoder,
     filled_share,
+    sample_on_candidates,
     streams_of_new,
 )
 from ..symmetry.lattice import lattice_to_k
-from ..utils import MatgenError, load_tensors, patch
+from ..utils import MatgenError, patch, stored_texts
 
 # %% ../../nbs/4_mofdiff/29_net_first_sampling.ipynb #nfscdraw
 def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -223,8 +225,8 @@ def move_blocks(
     return final.x, final.lattice
 
 # %% ../../nbs/4_mofdiff/29_net_first_sampling.ipynb #nfscsample
-def _arrangements(self, found, z, batch, decoder, options):
-    "Beads of all candidates of all samples: a list of `CoarseMof`s for each sample."
+def _placed(self, found, z, batch, decoder, options):
+    "The candidates of all samples, a list for each sample, with their beads."
     flat = [c for group in found for c in group]
     owner = torch.tensor([b for b, group in enumerate(found) for _ in group], device=z.device)
     made = []
@@ -236,7 +238,8 @@ def _arrangements(self, found, z, batch, decoder, options):
         parts = zip(some, lattice.double().cpu().numpy(), x.double().cpu().split(sizes))
         for c, cell, frac in parts:
             blocks = [decoder.library.blocks[k] for k in c.blocks]
-            made.append(CoarseMof(cell, frac.numpy(), blocks, "", {}, c.net.edges, c.net.shifts))
+            beads = CoarseMof(cell, frac.numpy(), blocks, "", {}, c.net.edges, c.net.shifts)
+            made.append(replace(c, coarse=beads))
     rest = iter(made)
     return [[next(rest) for _ in group] for group in found]
 
@@ -254,15 +257,13 @@ def samples_of(
             "this model has no coordinates without a net: sample it with net_share=1 (--net-share 1)"
         )
     found = self.plans(z, decoder, batch.generator, given.num_blocks)
-    arranged = _arrangements(self, found, z, batch, decoder, options)
+    placed = _placed(self, found, z, batch, decoder, options)
     streams = streams_of_new(len(z), options.nets.new_net_share, batch.seed, batch.first)
     predicted, out = self.decode_properties(z).tolist(), []
-    for k, (group, beads) in enumerate(zip(found, arranged)):
+    for k, group in enumerate(placed):
         new = decoder.new_nets(group, streams[k]) if k in streams else []
-        made = [(n.coarse, ("new", "unnamed")) for n in new]
-        made += [(coarse, ("training set", c.net.name or "unnamed")) for coarse, c in zip(beads, group)]
         row = {f"predicted_{name}": y for name, y in zip(self.property_names, predicted[k])}
-        out.append(sample_on_nets(row, made, new[0].gap if new else None))
+        out.append(sample_on_candidates(row, group, new))
     batch.advance(len(z) * (len(time_grid(self.config.T, options.steps)) - 1))
     return out
 
@@ -271,8 +272,8 @@ def framework_model(name_or_path: str | Path, device: str | torch.device = "cpu"
     "The `MofDiff` or `NetFirst` of a file or name of weights, whichever it holds; see `from_pretrained`."
     path = find_weights(name_or_path)
     try:
-        kind = load_tensors(path)[0].get("format")
-    except ValueError:
+        kind = stored_texts(path).get("format")
+    except Exception:
         kind = None  # the reader below says what is wrong
     return (NetFirst if kind == NetFirst.FORMAT else MofDiff).from_pretrained(path, device)
 

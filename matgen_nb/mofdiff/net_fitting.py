@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['NET_STEPS', 'connection_bonds', 'point_set_shape', 'Site', 'site_of_block', 'misfit', 'PlacedNet', 'signature',
-           'placed_net', 'assign', 'NetFitOptions', 'edge_goals', 'fit_net', 'carry', 'shape_groups', 'NetTable',
-           'topology_key', 'CountedNets', 'counted_nets', 'net_table', 'pack_nets', 'unpack_nets']
+           'placed_net', 'assign', 'NetFitOptions', 'arm_lengths', 'edge_goals', 'fit_net', 'carry', 'shape_groups',
+           'NetTable', 'topology_key', 'CountedNets', 'counted_nets', 'net_table', 'pack_nets', 'unpack_nets']
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #b305c7cc
 import functools
@@ -11,13 +11,14 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..diffusion.pretrained import pack_tensors, pull_names, put_names, unpack_tensors
+from .building_blocks import BuildingBlock
 from .coarse_graining import CoarseMof
 from matgen_nb.mofdiff.nets import (
     QuotientGraph,
@@ -184,6 +185,11 @@ class NetFitOptions:
     shortest: float = 0.3
 
 
+def arm_lengths(blocks: Sequence[BuildingBlock]) -> np.ndarray:
+    "Mean distance of the connection points of each block from its centre, (K,), A."
+    return np.array([np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks])
+
+
 def edge_goals(net: PlacedNet, radii: list | np.ndarray, shortest: float = 0.3) -> np.ndarray:
     """The lengths that the edges should have, (E,), A.
 
@@ -230,8 +236,7 @@ def fit_net(
 
 def carry(net: PlacedNet, blocks: list, name: str = "") -> CoarseMof:
     "The `CoarseMof` of blocks (list of K) on the vertices of a net, beads and cell fitted to their size."
-    radii = [np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks]
-    return CoarseMof(*fit_net(net, radii), blocks, name, {}, net.edges, net.shifts)
+    return CoarseMof(*fit_net(net, arm_lengths(blocks)), blocks, name, {}, net.edges, net.shifts)
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0047
 def shape_groups(sites: list, tolerance: float = 0.1) -> list:

@@ -19,7 +19,7 @@ from .coarse_graining import CoarseMof
 from .decomposition import recompose
 from .metal_nodes import unit
 from .net_catalogue import Net
-from .net_fitting import PlacedNet, fit_net, topology_key
+from .net_fitting import PlacedNet, arm_lengths, fit_net, topology_key
 from matgen_nb.mofdiff.net_placement import (
     Plan,
     Pose,
@@ -156,7 +156,7 @@ def net_design(
         return None
     kept = [v for v in range(len(net)) if _is_vertex(blocks[v])]
     number = {v: k for k, v in enumerate(kept)}
-    lattice, frac = fit_net(net, [np.linalg.norm(b.connection_points, axis=1).mean() for b in blocks])
+    lattice, frac = fit_net(net, arm_lengths(blocks))
     edges = np.array([(number[u], number[v]) for u, v, *_ in rows])
     shifts = np.array([s for _, _, s, _ in rows])
     plain = np.arange(len(edges))

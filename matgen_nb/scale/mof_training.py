@@ -38,12 +38,9 @@ MOF_TRAINING: dict[str, dict[str, Any]] = {
     "small": dict(steps=10_000, batch_size=64, lr=1.5e-3, warmup_steps=100, ema_decay=0.998, log_every=20),
     "full": dict(steps=200_000, batch_size=256, lr=5e-4, warmup_steps=1000, ema_decay=0.9995),
     "release": dict(steps=200_000, batch_size=128, lr=3e-4, warmup_steps=0, ema_decay=0.0),
-    "net-first": dict(
-        steps=10_000, batch_size=64, lr=1.5e-3, warmup_steps=100, ema_decay=0.998, log_every=20
-    ),
-    "net-first-full": dict(steps=200_000, batch_size=256, lr=5e-4, warmup_steps=1000, ema_decay=0.9995),
 }
 NET_FIRST = {"net-first": "small", "net-first-full": "full"}  # preset of the command -> of NetFirstConfig
+MOF_TRAINING |= {name: MOF_TRAINING[size] for name, size in NET_FIRST.items()}
 
 # %% ../../nbs/5_scale/17_mof_training.ipynb #ceae4314
 def fit_blocks(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import matgen_nb
-from ..utils import MatgenError, atomic_write, content_hash
+from ..utils import MatgenError, atomic_write, content_hash, stored_texts
 from ..pages import PageOptions, figure_html, write_page
 
 # %% ../../nbs/5_scale/04_records.ipynb #r24b0006
@@ -250,10 +250,7 @@ def input_identity(source: str | Path | None) -> str | None:
 # %% ../../nbs/5_scale/04_records.ipynb #r24wght1
 def weights_header(path: str | Path) -> dict:
     "Format and `info` of a weights file: data, structures, steps, how the training ended, as far as known."
-    from safetensors import safe_open
-
-    with safe_open(str(path), "numpy") as file:
-        texts = file.metadata() or {}
+    texts = stored_texts(path)
     info = json.loads(texts.get("info", "{}"))
     known = {key: value for key, value in info.items() if isinstance(value, (str, int, float, bool))}
     return dict(format=texts.get("format", ""), info=known)

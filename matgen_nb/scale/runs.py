@@ -25,7 +25,7 @@ from matgen_nb.scale.records import (
     write_json,
     write_table,
 )
-from ..utils import atomic_write, MatgenError, patch, SEED_RULE
+from ..utils import atomic_write, MatgenError, patch, SEED_RULE, stored_texts
 from ..pages import PageOptions, made_by
 from ..folders import LOCK, RECORD, FolderLock, OwnFiles
 
@@ -390,11 +390,8 @@ def fresh_file(out: str | Path, overwrite: bool = False, inputs: dict | None = N
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r4b00006
 def _is_prepared(path: Path) -> bool:
-    from safetensors import safe_open
-
     try:
-        with safe_open(str(path), "numpy") as file:
-            return (file.metadata() or {}).get("format", "").startswith("matgen_nb ")
+        return stored_texts(path).get("format", "").startswith("matgen_nb ")
     except Exception:  # safetensors has no error of its own for all that can be wrong
         return False
 
