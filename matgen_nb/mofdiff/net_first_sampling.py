@@ -226,17 +226,17 @@ def move_blocks(
 
 # %% ../../nbs/4_mofdiff/29_net_first_sampling.ipynb #nfscsample
 def _placed(self, found, z, batch, decoder, options):
-    "The candidates of all samples, a list for each sample, with their beads."
+    "The candidates of all samples, a list for each sample, with their beads moved."
     flat = [c for group in found for c in group]
     owner = torch.tensor([b for b, group in enumerate(found) for _ in group], device=z.device)
-    made = []
+    part, made = len(z) / max(len(flat), 1), []
     for rows in torch.arange(len(flat)).split(1024):
         some = [flat[k] for k in rows.tolist()]
         placed = starting_placement(some, decoder, z.device)
-        x, lattice = self.move_blocks(placed, z[owner[rows.to(z.device)]], batch.generator, options)
+        watch = lambda state, s: batch.advance(round(part * len(rows)))
+        x, lattice = self.move_blocks(placed, z[owner[rows.to(z.device)]], batch.generator, options, watch)
         sizes = placed.num_blocks.tolist()
-        parts = zip(some, lattice.double().cpu().numpy(), x.double().cpu().split(sizes))
-        for c, cell, frac in parts:
+        for c, cell, frac in zip(some, lattice.double().cpu().numpy(), x.double().cpu().split(sizes)):
             blocks = [decoder.library.blocks[k] for k in c.blocks]
             beads = CoarseMof(cell, frac.numpy(), blocks, "", {}, c.net.edges, c.net.shifts)
             made.append(replace(c, coarse=beads))
@@ -264,7 +264,7 @@ def samples_of(
         new = decoder.new_nets(group, streams[k]) if k in streams else []
         row = {f"predicted_{name}": y for name, y in zip(self.property_names, predicted[k])}
         out.append(sample_on_candidates(row, group, new))
-    batch.advance(len(z) * (len(time_grid(self.config.T, options.steps)) - 1))
+        batch.advance(given.placing)
     return out
 
 # %% ../../nbs/4_mofdiff/29_net_first_sampling.ipynb #nfscread

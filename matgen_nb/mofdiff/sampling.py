@@ -136,9 +136,7 @@ class NetDecoder:
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #n19net4b
 def _one_block_each(decoder, net, sites, features, blocks):
-    """For each node class one library block, (K,), and its cost.
-
-    None where the library has none that fits.
+    """For each node class one library block, (K,), and its cost; None where the library has none that fits.
 
     sites (K,): numbers of the sites; features (K, d): sampled features on the vertices; blocks
     (K,): sampled blocks there."""
@@ -311,13 +309,15 @@ def put_on_nets(
     use: Tensor | np.ndarray,
     decoder: NetDecoder,
     streams: dict[int, np.random.Generator] | None = None,
+    advance: Callable[[], object] = lambda: None,
 ) -> list[MofSample]:
     """`MofSample`s of clean `Beads` b, those of `use` (B,) bool on nets that `decoder` chooses; the others,
     and what no net fits, as they are.
 
     streams {number of a sample: generator}: for these a new net is searched first. Their rows say `net` (RCSR
     name), `net_source`, `net_gap` (A, of a new net: see `NewFramework`) and, where there is none,
-    `net_reason`; further candidates are in `others`, and `net_choices` says "source:name" of each."""
+    `net_reason`; further candidates are in `others`, and `net_choices` says "source:name" of each. advance()
+    is called after each."""
     number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
     rows = zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist())
     for k, (s, features, chosen) in enumerate(rows):
@@ -326,6 +326,7 @@ def put_on_nets(
         rng = (streams or {}).get(k)
         new = decoder.new_nets(found, rng) if chosen and rng is not None else []
         out.append(_on_net(s, found, new, chosen))
+        advance()
     return out
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #n21bopts
@@ -366,9 +367,8 @@ def check_sample_request(
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
         if not whole and not (value is None and name == "num_blocks"):
             raise MatgenError(f"{name} must be a whole number of at least 1, got {value!r}")
-    latent = model.config.latent
-    if z is not None and tuple(np.shape(z)) != (n, latent):
-        shape = tuple(np.shape(z))
+    latent, shape = model.config.latent, () if z is None else np.shape(z)
+    if z is not None and shape != (n, latent):
         raise MatgenError(f"{n} latent vectors of size {latent} are needed, z has the shape {shape}")
     known = model.stat_num_blocks.nonzero()[:, 0].tolist()
     if num_blocks is not None and num_blocks not in known:
@@ -404,13 +404,15 @@ def streams_of_new(n: int, share: float, seed: int, first: int) -> dict[int, np.
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #941aa423
 @dataclass(frozen=True)
 class MofConditions:
-    "What all batches of a call of `MofDiff.sample` share; decoder: chooses nets, None without them."
+    """What all batches of a call of `MofDiff.sample` share; decoder: chooses nets, None without them;
+    placing: about how many denoising steps last as long as finding a net."""
 
     target: dict | None
     num_blocks: int | None
     z: Tensor | np.ndarray | None
     library: Library | None
     decoder: NetDecoder | None
+    placing: int = 0
 
 
 def _batch_latents(model, given, rows, generator, prior):
@@ -448,7 +450,8 @@ def samples_of(
         return found
     use = which_on_nets(B, options.nets.net_share, batch.seed, batch.first)
     streams = streams_of_new(B, options.nets.new_net_share, batch.seed, batch.first)
-    return put_on_nets(clean, found, use, given.decoder, streams)
+    advance = lambda: batch.advance(given.placing)
+    return put_on_nets(clean, found, use, given.decoder, streams, advance)
 
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #n21bsamp
 def _with_numbers(samples, seed):
@@ -480,15 +483,17 @@ def sample(
     check_kind("options", options, MofSamplingOptions, "for example MofSamplingOptions(steps=100)")
     check_kind("seed", seed, (int, np.integer), "a whole number, such as 0")
     check_sample_request(self, n, num_blocks, z, library)
-    given = MofConditions(target, num_blocks, z, library, net_decoder(self, library, options.nets))
-    group = max(1, options.batch_size // options.samples_per_latent)
-    calls = n * options.samples_per_latent * (len(time_grid(self.config.T, options.steps)) - 1)
+    decoder = net_decoder(self, library, options.nets)
+    placing = 0 if decoder is None else round(20 + 1000 * options.nets.new_net_share)
+    given = MofConditions(target, num_blocks, z, library, decoder, placing)
+    each, calls = options.samples_per_latent, len(time_grid(self.config.T, options.steps)) - 1
+    group, work = max(1, options.batch_size // each), n * each * (calls + placing)
     batches, samples = [slice(first, min(first + group, n)) for first in range(0, n, group)], []
-    with progress_bar("sampling", calls, show=options.progress) as advance, reproducible(self.device):
+    with progress_bar("sampling", work, show=options.progress) as advance, reproducible(self.device):
         for rows in batches:
             generator = torch_stream(seed, "batch", rows.start)
             latent = _batch_latents(self, given, rows, generator, options.prior)
-            latent = latent.repeat_interleave(options.samples_per_latent, 0)
+            latent = latent.repeat_interleave(each, 0)
             batch = LatentBatch(latent, rows.start, seed, generator, advance)
             samples += self.samples_of(batch, given, options)
     return _with_numbers(samples, seed)
