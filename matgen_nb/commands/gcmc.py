@@ -25,7 +25,15 @@ from ..scale.crystal_evaluation import figure_png, read_crystals
 from ..scale.records import input_identity, read_json, run_record, say, typed_command, write_json
 from ..scale.records import write_gallery, write_table
 from ..scale.runs import RunFolder, open_run
-from ..utils import MatgenError, atomic_write, check_limits, described, option
+from matgen_nb.utils import (
+    MatgenError,
+    SharedOptions,
+    atomic_write,
+    check_limits,
+    described,
+    option,
+    option_of,
+)
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.adsorption import AdsorptionOptions, GasState
@@ -51,12 +59,12 @@ class UptakeOptions:
     charges: str = option(
         "model", "Charges of the framework: model (charge equilibration), file (_atom_site_charge), or none."
     )
-    engine: str = option("biased", "biased (of this package), or raspa (the extra gcmc; slower).")
-    time_limit: float = option(600.0, "How long one framework may take.", unit="s", min=0.1)
+    simulator: str = option("biased", "biased (of this package), or raspa (the extra gcmc; slower).")
+    timeout: float = option_of(SharedOptions, "timeout", 600.0)
 
     def __post_init__(self):
         check_limits(self)
-        choices = dict(protocol=PROTOCOLS, engine=SIMULATORS, charges=CHARGES)
+        choices = dict(protocol=PROTOCOLS, simulator=SIMULATORS, charges=CHARGES)
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 words = f"{', '.join(known[:-1])} or {known[-1]}"
@@ -90,7 +98,9 @@ def protocol_text(options: UptakeOptions, how: "AdsorptionOptions") -> str:
     charges = dict(model="charges by equilibration", file="charges of the files", none="no charges")
     program = dict(biased="biased insertions", raspa="RASPA")
     cutoff = f"cutoff {how.cutoff:g} A"
-    return f"{states}; rigid, UFF + TraPPE, {charges[options.charges]}, {cutoff}, {program[options.engine]}"
+    return (
+        f"{states}; rigid, UFF + TraPPE, {charges[options.charges]}, {cutoff}, {program[options.simulator]}"
+    )
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00009
 @dataclass(frozen=True)
@@ -155,8 +165,8 @@ def charges_of(guest: Guest, choice: str) -> Any:
 
 
 def _uptakes_of(crystal, charges, options, how, cycles):
-    "Uptakes of the states of a protocol by the chosen engine; cycles: of RASPA, (averaged, before)."
-    if options.engine == "biased":
+    "Uptakes of the states of a protocol by the chosen simulator; cycles: of RASPA, (averaged, before)."
+    if options.simulator == "biased":
         from matgen_nb.mofdiff.adsorption import uptakes
 
         return uptakes(crystal, states_of(options), charges, how)
@@ -233,7 +243,7 @@ def measure_all_guests(
     (Path(folder) / "uptake").mkdir(exist_ok=True)
     work = partial(_measure_one, folder=str(folder), options=options, how=how, cycles=cycles)
     names = [guest.name for _, guest in todo]
-    _, failures = parallel_map(work, todo, names, n_jobs, options.time_limit, "gas uptake")
+    _, failures = parallel_map(work, todo, names, n_jobs, options.timeout, "gas uptake")
     if failures:
         say(describe_failures(failures, len(guests)))
     return _rows_of(folder, guests, failures)
@@ -306,7 +316,7 @@ def raspa_options() -> type:
 
 def uptake_request(source: Path, options: UptakeOptions, how: "AdsorptionOptions", cycles: tuple) -> dict:
     "The request of a run, as it is stored: a run may only go on with the same."
-    wanted = {k: v for k, v in asdict(options).items() if k != "time_limit"}
+    wanted = {k: v for k, v in asdict(options).items() if k != "timeout"}
     return dict(source=input_identity(source), cycles=list(cycles), **wanted, **asdict(how))
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00034
@@ -334,7 +344,7 @@ def gcmc_command(
     how, long = adsorption_options()(**simulation, seed=seed), raspa_options()(**raspa)
     cycles = (long.cycles, long.start_cycles)
     states_of(options)  # a gas without a model is refused before anything is read
-    if options.engine == "raspa":
+    if options.simulator == "raspa":
         from matgen_nb.mofdiff.gas_uptake import raspa as look_for_raspa
 
         look_for_raspa()

@@ -237,6 +237,11 @@ class Screen:
     rough: Callable[[Crystal], float] | None = None
     options: ScreenOptions = ScreenOptions()
 
+    @property
+    def pool(self) -> int:
+        "Samples for each framework of a design."
+        return self.options.pool
+
     def __repr__(self) -> str:
         about = f"{len(self.estimate.values)} frameworks known, rough={self.rough!r}"
         return f"Screen({self.goal.text()}, {about}, {self.options!r})"
@@ -312,4 +317,4 @@ def with_screen(
     rough = rough_value(goal.property, swing) if how.assembled > 1 else None
     if how.assembled > 1 and rough is None:
         raise MatgenError(f"{goal.property} has no rough value on atoms: leave out --assembled")
-    return replace(options, pool=how.pool, screen=Screen(goal, estimate, rough, how))
+    return replace(options, screen=Screen(goal, estimate, rough, how))

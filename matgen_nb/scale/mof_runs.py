@@ -62,6 +62,7 @@ from matgen_nb.scale.runs import (
     CHUNK,
     RunChunk,
     RunFolder,
+    RunOptions,
     as_folder,
     chunks,
     open_run,
@@ -70,7 +71,8 @@ from matgen_nb.scale.runs import (
 )
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
-from ..utils import atomic_write, check_limits, described, MatgenError, option, patch, stream_seed
+from ..utils import MatgenError, SharedOptions, atomic_write, check_limits, described
+from ..utils import option, option_of, patch, stream_seed
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.model import MofDiff
@@ -248,16 +250,12 @@ def atoms_shown(row: dict, results: Results) -> Mof | None:
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24crunco
 @described
 @dataclass(frozen=True)
-class MofRunOptions:
+class MofRunOptions(RunOptions):
     "How a run uses its folder and the machine; apart from `chunk`, nothing of it changes the frameworks."
 
     chunk: int = option(CHUNK, "Frameworks sampled together. Another number, other frameworks.", min=1)
-    n_jobs: int = option(1, "Processes; -1: one for each core.")
-    resume: bool = option(False, "Continue the run in the folder.")
-    overwrite: bool = option(False, "Write into a folder that is not empty.")
-    weights: str = option("", "What the request says of the weights: a hash.")
-    inputs: dict = option({}, "Files that the folder must not touch, by flag, see `check_out`.")
-    known_weights: dict = option({}, "What is known of the weights, see `describe_weights`.")
+    n_jobs: int = option_of(SharedOptions, "n_jobs")
+    weights_hash: str = option("", "What the request says of the weights: a hash.")
     known: list | None = option(None, "Identities for novelty; None: those of the training set.")
     command: str = option("", "The command, for the record.")
 
@@ -272,7 +270,7 @@ def mof_run_request(
     sampling = {f.name: getattr(options.sampling, f.name) for f in fields(MofSamplingOptions)}
     nets = sampling.pop("nets")
     sampling = {k: v for k, v in sampling.items() if k not in ("batch_size", "progress")}
-    request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk) | seeded(seed)
+    request = dict(model="mofdiff", weights=run.weights_hash, n=n, chunk=run.chunk) | seeded(seed)
     request |= dict(starts=options.assembly.starts, generations=options.assembly.generations)
     request |= dict(num_blocks=options.num_blocks, target=options.target, **sampling)
     if getattr(model, "nets", None) is not None and nets.net_share > 0:
@@ -360,9 +358,10 @@ def design_request(
     "The request of a design, as it is stored."
     goal, pipeline = goal.checked(model), options.pipeline
     wanted: dict[str, Any] = dict(property=goal.property, target=goal.target, tolerance=goal.tolerance)
-    wanted |= dict(strategies=list(options.strategies), trust=options.trust, steps=options.steps)
+    wanted |= dict(strategies=list(options.strategies), trust=options.trust)
+    wanted |= dict(latent_steps=options.latent_steps)
     wanted |= dict(
-        sampling_steps=options.sampling_steps,
+        steps=pipeline.sampling.steps,
         relax=pipeline.relax,
         samples_per_latent=pipeline.sampling.samples_per_latent,
     )
@@ -370,8 +369,8 @@ def design_request(
     wanted |= dict(at_least=True) if goal.at_least else {}
     wanted |= dict(measure=repr(goal.measure)) if goal.measure is not None else {}
     if options.screen is not None:
-        wanted |= dict(pool=options.pool, screen=repr(options.screen))
-    return dict(model="mofdiff", weights=run.weights, n=n, **seeded(seed), **wanted)
+        wanted |= dict(screen=repr(options.screen))
+    return dict(model="mofdiff", weights=run.weights_hash, n=n, **seeded(seed), **wanted)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5des002
 def design_run(

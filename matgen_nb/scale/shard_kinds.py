@@ -22,7 +22,6 @@ from matgen_nb.mofdiff.pipeline import (
     known_frameworks,
     run_stages,
 )
-from .crystal_runs import RunOptions
 from matgen_nb.scale.mof_runs import (
     FolderResults,
     MofRunOptions,
@@ -35,7 +34,7 @@ from matgen_nb.scale.mof_runs import (
 
 # %% ../../nbs/5_scale/28_shard_kinds.ipynb #k7b00004
 from .records import input_identity, read_json, run_record, say, typed_command, write_json
-from .runs import RunChunk, RunFolder, chunks, fresh_file, open_run, record_of
+from .runs import RunChunk, RunFolder, RunOptions, chunks, fresh_file, open_run, record_of
 from matgen_nb.scale.shards import (
     Shard,
     ShardKind,
@@ -246,7 +245,7 @@ def framework_work(
         prepare="mofs", source=str(source), content=input_identity(source), n=len(items)
     )
     request |= dict(chunk=chunk, limits=asdict(options.limits), disorder=options.disorder)
-    request |= dict(tolerance=options.tolerance, properties=input_identity(options.properties))
+    request |= dict(tolerance=options.block_tolerance, properties=input_identity(options.properties))
     skipped = cif_folder(source).skipped if Path(source).is_dir() else []
     notes = [f"{name}: {line}" for name, lines in tables.items() for line in lines]
     return PreparingWork(request, items, prepare, [*skipped, *notes])
