@@ -84,7 +84,7 @@ def value_in_source(node: ast.AST, module: str) -> Any:
             return value_in_source(line.value, module)
     raise ValueError(f"{ast.unparse(node)} in {module} is no plain value")
 
-
+# %% ../nbs/0_utilities/02_written.ipynb #wrt0008b
 def field_in_source(written: WrittenField) -> Field | None:
     """The field of an options dataclass from `option(default, help, ...)`, or from `option_of`, as it is
     written; None for others."""

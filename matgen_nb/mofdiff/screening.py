@@ -237,11 +237,6 @@ class Screen:
     rough: Callable[[Crystal], float] | None = None
     options: ScreenOptions = ScreenOptions()
 
-    @property
-    def pool(self) -> int:
-        "Samples for each framework of a design."
-        return self.options.pool
-
     def __repr__(self) -> str:
         about = f"{len(self.estimate.values)} frameworks known, rough={self.rough!r}"
         return f"Screen({self.goal.text()}, {about}, {self.options!r})"
@@ -274,6 +269,12 @@ def _rough_values(screen, samples, results, n_jobs):
     found = [results.load("assembled", name) for name in names]
     crystals = [r.mof.crystal if r.mof is not None and r.row.get("assembled") else None for r in found]
     return measure_all(crystals, screen.rough, names, n_jobs, results, "screened")[0]
+
+
+@patch(as_prop=True)
+def pool(self: Screen) -> int:
+    "Samples for each framework of a design."
+    return self.options.pool
 
 
 @patch

@@ -142,7 +142,7 @@ def element_exchanges(unit: AsymmetricUnit, most: int = 20) -> list:
 # %% ../../nbs/3_symmcd/21_group_relaxation.ipynb #e13b0090
 @dataclass(frozen=True)
 class RelaxOptions:
-    "How a crystal is relaxed within its space group. `fmax` bounds the stress too (eV/atom a unit of strain)."
+    "How a crystal is relaxed within its space group; fmax: of the stress too (eV/atom a unit of strain)."
 
     fmax: float = option_of(SharedOptions, "fmax")
     steps: int = option(100, "Steps of the optimiser, at most.")
