@@ -25,7 +25,7 @@ from matgen_nb.scale.optimization import TrainConfig
 from matgen_nb.symmcd.composition import composition_validity
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
-from matgen_nb.symmetry.crystal import Crystal
+from matgen_nb import Crystal
 from matgen_nb.symmetry.space_groups import SpaceGroup
 from matgen_nb.utils import MatgenError, numpy_stream
 
@@ -540,7 +540,7 @@ def draw(i, n, log=None):
 def stream_whole(out, **choices):
     with runs.open_run(out, REQUEST, **choices) as folder:
         made = runs.stream(folder, REQUEST, draw)
-    runs.finish_stream(out, "T", records.run_record("test", 5, 0.0, request=REQUEST), Crystal.from_cif)
+    runs.finish_stream(out, "T", records.run_record("test", 5, 0.0, request=REQUEST))
     return made
 
 
@@ -610,9 +610,7 @@ def test_a_generated_crystal_with_atoms_in_one_place_does_not_stop_the_run(tmp_p
             request,
             lambda i, n: ([CESIUM_CHLORIDE, twice], [{"formula": "CsCl"}, {"formula": "TmSn"}]),
         )
-    runs.finish_stream(
-        tmp_path / "a", "T", records.run_record("test", 5, 0.0, request=request), Crystal.from_cif
-    )
+    runs.finish_stream(tmp_path / "a", "T", records.run_record("test", 5, 0.0, request=request))
     assert (
         len(records.read_table(tmp_path / "a" / "table.csv")) == 2
         and (tmp_path / "a" / "gallery.html").read_text().count("base64,") == 1

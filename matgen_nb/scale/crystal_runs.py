@@ -144,8 +144,6 @@ def sample_stream(
     it; returns how many were generated now.
 
     sampling: conditions, and `options` (batch size and progress are set here)."""
-    from matgen_nb.symmetry.crystal import Crystal
-
     start, one = time.monotonic(), request["n"] <= request["chunk"]
     how = replace(sampling["options"], batch_size=request["chunk"], progress=one)
     with (
@@ -165,7 +163,7 @@ def sample_stream(
             known["weights"] = options.weights
         seconds = time.monotonic() - start
         record = run_record(typed_command(), request["seed"], seconds, request=request, **known)
-        finish_stream(folder, title, record, Crystal.from_cif)
+        finish_stream(folder, title, record)
     return made
 
 # %% ../../nbs/5_scale/07_crystal_runs.ipynb #8c7462d4

@@ -376,16 +376,16 @@ def finish_stream(
     out: str | Path | RunFolder,
     title: str,
     record: dict,
-    read: Callable[[Path], Any],
     rows: int = 1000,
     parts: list | None = None,
 ) -> None:
-    """One table of all chunks, a gallery of the first structures (`read(path)` -> crystal), the record.
-    The chunks stay: they are what --resume looks at."""
+    """One table of all chunks, a gallery of the first structures, the record. The chunks stay:
+    they are what --resume looks at."""
+    from matgen_nb.symmetry.cif import read_cif
 
     def picture(row: dict) -> Any:
         try:
-            return read(folder / "cif" / row["file"])
+            return read_cif(folder / "cif" / row["file"]).crystal
         except (MatgenError, ValueError, KeyError, OSError):  # two atoms at one position, say
             return None  # the row stays in the table
 

@@ -22,6 +22,7 @@ from .counting import parse_formula
 from .dataset import CrystalData
 from .preparing import ENERGY_COLUMNS, read_columns, to_number
 from .potential import EnergyCache, Potential, energies
+from ..symmetry.cif import read_cif
 from ..symmetry.crystal import Crystal, formula_of
 from ..parallel import parallel_map
 from ..utils import described, MatgenError, numpy_stream, option, share
@@ -78,7 +79,7 @@ def _composition_of_cif(text: str) -> dict:
             raise MatgenError("no sum formula")
         return parse_formula(found[1].strip("'\""))
     except MatgenError:
-        crystal = _or_none(lambda _: Crystal.from_cif(f"{text}\n"), 0)
+        crystal = _or_none(lambda _: read_cif(f"{text}\n").crystal, 0)
         return {} if crystal is None else dict(Counter(crystal.elements.tolist()))
 
 
@@ -88,7 +89,7 @@ def _reference_of_csv(path: Path) -> EnergyReference:
     known = np.flatnonzero(np.isfinite(formation) & np.isfinite(above))
     compositions = {i: composition for i in known if (composition := _composition_of_cif(table[i]["cif"]))}
     rows = list(compositions)
-    read = lambda i: Crystal.from_cif(f"{table[rows[i]]['cif']}\n")
+    read = lambda i: read_cif(f"{table[rows[i]]['cif']}\n").crystal
     return EnergyReference(list(compositions.values()), formation[rows], above[rows], read)
 
 # %% ../../nbs/3_symmcd/20_hull.ipynb #e13b0032
