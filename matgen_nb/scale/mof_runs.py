@@ -372,7 +372,7 @@ NOT_OF_A_DESIGN = (
 def design_request(
     model: "MofDiff", goal: Goal, n: int, seed: int, options: DesignOptions, run: MofRunOptions
 ) -> dict:
-    "The request of a design, as it is stored; relaxation is part of it, since the property is measured after."
+    "The request of a design, as it is stored; with relaxation, after which the property is measured."
     request = dict(model="mofdiff", weights=run.weights, n=n) | seeded(seed)
     return request | stored_options(goal.checked(model)) | stored_options(options, NOT_OF_A_DESIGN)
 

@@ -285,7 +285,7 @@ def run_recipe(
     inputs = {"--data": options.data, "--val": options.val}
     check_out(out, inputs)
     check_inputs(RECIPES[name].kind, options.data, options.val)
-    request = dict(recipe=name, settings=chosen) | seeded(options.seed)
+    request: dict[str, Any] = dict(recipe=name, settings=chosen) | seeded(options.seed)
     request |= stored_options(options, ("data", "val", "n_jobs", "resume", "overwrite"))
     request |= dict(data=input_identity(options.data), val=input_identity(options.val))
     with open_recipe(out, request, options.resume, options.overwrite, inputs) as folder:

@@ -303,7 +303,7 @@ def open_run(
     folder.files.remove_torn()
     return folder
 
-
+# %% ../../nbs/5_scale/05_runs.ipynb #r24b041b
 def _check_request(folder: RunFolder, request: dict) -> None:
     before, now = read_json(folder / "request.json"), json.loads(json.dumps(request))
     if "request.json" not in folder.files.names:

@@ -260,7 +260,6 @@ MAY_CHANGE = (
     "max_skipped device devices num_nodes strategy compile progress"
 ).split()
 "Options that may change when a run is resumed: how long it goes on, where, and what it writes and shows."
-
 SAME = [one.name for one in fields(TrainConfig) if one.name not in MAY_CHANGE]
 "Options that may not: they decide its curve."
 
