@@ -10,7 +10,7 @@ __all__ = ['PROTOCOLS', 'SIMULATORS', 'CHARGES', 'UptakeOptions', 'fractions_of'
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00003
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,16 +24,9 @@ from ..parallel import describe_failures, parallel_map
 from ..scale.crystal_evaluation import figure_png, read_crystals
 from ..scale.records import input_identity, read_json, run_record, say, typed_command, write_json
 from ..scale.records import write_gallery, write_table
-from ..scale.runs import RunFolder, open_run
-from matgen_nb.utils import (
-    MatgenError,
-    SharedOptions,
-    atomic_write,
-    check_limits,
-    described,
-    option,
-    option_of,
-)
+from ..scale.runs import RunFolder, open_run, seeded, stored_options
+from ..utils import MatgenError, SharedOptions, atomic_write, check_limits
+from ..utils import described, option, option_of
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.adsorption import AdsorptionOptions, GasState
@@ -316,8 +309,8 @@ def raspa_options() -> type:
 
 def uptake_request(source: Path, options: UptakeOptions, how: "AdsorptionOptions", cycles: tuple) -> dict:
     "The request of a run, as it is stored: a run may only go on with the same."
-    wanted = {k: v for k, v in asdict(options).items() if k != "timeout"}
-    return dict(source=input_identity(source), cycles=list(cycles), **wanted, **asdict(how))
+    request = dict(source=input_identity(source), cycles=list(cycles)) | seeded(how.seed)
+    return request | stored_options(options, ["timeout"]) | stored_options(how)
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00034
 @opt.app.command(
