@@ -1,9 +1,9 @@
 __version__ = "0.1.0"
 
-# The front door: what most people need, each loaded (with everything that belongs to it) when it is first asked for.
-# name: the module that defines it, and the last module of the course that gives it methods, where there is one.
+# The front door: what most people need, each loaded (with all that belongs to it) when it is first asked for.
+# name: the module that defines it, and the last module of the course that gives it methods.
 _FRONT_DOOR = {
-    "Crystal": ("matgen_nb.symmetry.crystal", "matgen_nb.symmetry.crystal"),
+    "Crystal": ("matgen_nb.symmetry.crystal", "matgen_nb.symmetry.structure_files"),
     "AsymmetricUnit": ("matgen_nb.symmetry.asymmetric_unit", "matgen_nb.symmetry.asymmetric_unit"),
     "SpaceGroup": ("matgen_nb.symmetry.space_groups", "matgen_nb.symmetry.space_groups"),
     "SymmCD": ("matgen_nb.symmcd.model", "matgen_nb.symmcd.staged_sampling"),
@@ -28,8 +28,10 @@ def __getattr__(name):
     if name not in _FRONT_DOOR:
         raise AttributeError(f"module 'matgen_nb' has no attribute {name!r}")
     from importlib import import_module
+
     home, complete = _FRONT_DOOR[name]
-    import_module(complete)
+    for module in (_FRONT_DOOR["Crystal"][1], complete):  # whatever it is, crystals come with all their methods
+        import_module(module)
     return getattr(import_module(home), name)
 
 

@@ -19,7 +19,8 @@ from matgen_nb.symmcd.counting import forced_group
 from matgen_nb.symmetry import symmetry_search as module
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, free_parameters
 from matgen_nb.symmetry.cif import read_cif
-from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
+from matgen_nb import Crystal
+from matgen_nb.symmetry.crystal import CrystalError, min_distance
 from matgen_nb.symmetry.lattice import constrain_k, lattice_from_parameters, lattice_to_k
 from matgen_nb.symmetry.normalizers import generic_unit
 from matgen_nb.symmetry.space_groups import SpaceGroup

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from matgen_nb.symmetry.crystal import Crystal, CrystalError
+from matgen_nb import Crystal
+from matgen_nb.symmetry.crystal import CrystalError
 from matgen_nb.utils import MatgenError
 
 CELL = {"length_a": 5, "length_b": 5, "length_c": 5, "angle_alpha": 90, "angle_beta": 90, "angle_gamma": 90}

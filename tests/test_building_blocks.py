@@ -28,7 +28,8 @@ from matgen_nb.mofdiff.bonds import (
 )
 from matgen_nb.mofdiff.building_blocks import BuildingBlock
 from matgen_nb.mofdiff.decomposition import decompose, recompose
-from matgen_nb.symmetry.crystal import Crystal, CrystalError
+from matgen_nb import Crystal
+from matgen_nb.symmetry.crystal import CrystalError
 from matgen_nb.utils import MatgenError
 
 REAL = (

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from matgen_nb.mofdiff import charges as ch
 from matgen_nb.mofdiff.bonds import textbook_crystal
-from matgen_nb.symmetry.crystal import Crystal
+from matgen_nb import Crystal
 from matgen_nb.utils import MatgenError
 
 FACE = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from matgen_nb.symmetry.cif import read_cif
-from matgen_nb.symmetry.crystal import Crystal, CrystalError, element_table, formula_of, min_distance
+from matgen_nb import Crystal
+from matgen_nb.symmetry.crystal import CrystalError, element_table, formula_of, min_distance
 
 quick = settings(max_examples=40, deadline=None)
 lattices = arrays(float, (3, 3), elements=st.floats(-2, 2, width=32)).map(lambda noise: noise + 5 * np.eye(3))

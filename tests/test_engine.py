@@ -13,7 +13,8 @@ from matgen_nb.symmcd.dataset import prepare_noted, prototypes
 from matgen_nb.symmcd.preparing import CrystalPrepareOptions, prepare
 from matgen_nb.symmetry.asymmetric_unit import AsymmetricUnit, standard_orbits
 from matgen_nb.symmetry.symmetry_search import symmetry_dataset
-from matgen_nb.symmetry.crystal import Crystal, CrystalError
+from matgen_nb import Crystal
+from matgen_nb.symmetry.crystal import CrystalError
 from matgen_nb.symmetry.formats import moyo_dataset, symmetry_engine
 from matgen_nb.utils import MatgenError
 

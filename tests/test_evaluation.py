@@ -13,7 +13,7 @@ import pytest
 from conftest import rock_salt
 
 from matgen_nb.symmcd import evaluation as ev, fingerprints as fp, hull, matching
-from matgen_nb.symmetry.crystal import Crystal
+from matgen_nb import Crystal
 from matgen_nb.utils import MatgenError
 
 SALT = rock_salt()
@@ -271,7 +271,7 @@ def test_rock_salt_from_the_other_origin_is_not_new():
 @pytest.fixture
 def training_csv(tmp_path):
     "A CSV of three crystals, a function that writes it again with others, and what is described from then on."
-    from matgen_nb.symmetry.crystal import Crystal
+    from matgen_nb import Crystal
 
     corners = [[0, 0, 0], [0.5, 0.5, 0.5]]
     crystals = [Crystal(a * np.eye(3), [z, 17], corners) for a, z in ((4.1, 55), (3.9, 81), (3.8, 37))]
@@ -290,7 +290,7 @@ def test_training_crystals_are_described_once(training_csv, monkeypatch):
     "Kept beside the CSV, found by content: nothing is trusted of a source that changed, or of a damaged file."
     from matgen_nb.scale import crystal_evaluation as runs
     from matgen_nb.symmcd import evaluation
-    from matgen_nb.symmetry.crystal import Crystal
+    from matgen_nb import Crystal
 
     path, crystals, write = training_csv
     options, described, real = runs.EvaluationOptions(n_jobs=1), [], evaluation._describe_all

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import rock_salt
 
-from matgen_nb.symmetry.crystal import Crystal, CrystalError
+from matgen_nb import Crystal
+from matgen_nb.symmetry.crystal import CrystalError
 from matgen_nb.symmetry.formats import read_extxyz, read_poscar
 from matgen_nb.symmetry.structure_files import (
     read_item,

@@ -30,12 +30,13 @@ APART = {("symmcd", "mofdiff"), ("mofdiff", "symmcd")}
 "Parts that never import each other."
 MODULES = [p for p in modules() if module_name(p) != "matgen_nb"]
 NAMES = {module_name(p) for p in MODULES}
+PACKAGES = {module_name(p) for p in MODULES if p.name == "__init__.py"}
 part_of = lambda name: name.split(".")[1]
 
 
 def rooms():
-    "Module -> (part, place of its notebook in the part)."
-    found = {}
+    "Module -> (part, place of its notebook in the part); a package runs before all modules in it."
+    found = {name: (PARTS[part_of(name)], -1, "", name) for name in PACKAGES}
     for path in notebooks():
         text = path.read_text(encoding="utf-8")
         if written := re.search(r'"#\| *default_exp ([\w.]+)', text):
@@ -70,6 +71,7 @@ def imports_of(path):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in ("import_module", "__import__", "run_module"):
                 found.add("by string: " + ast.unparse(node))
+    found |= {".".join(name.split(".")[:2]) for name in [module, *found]}  # the package runs first
     known = {name for name in found if name in NAMES and ROOMS.get(name)}
     front = {f for f in found if re.fullmatch(r"matgen_nb\.[A-Z]\w*", f)}
     return (known | front | {name for name in found if name.startswith("by string")}) - {module}
@@ -100,8 +102,8 @@ def arrows():
 
 
 def test_every_module_has_its_room():
-    packages = {name for name in NAMES if (ROOT / name.replace(".", "/") / "__init__.py").exists()}
-    assert NAMES - packages <= ROOMS.keys(), "modules without a notebook"
+    assert NAMES <= ROOMS.keys(), "modules without a notebook"
+    assert len(PACKAGES) == 6, "every folder of the package is walked"
     assert {part_of(name) for name in NAMES} <= PARTS.keys()
 
 
@@ -162,3 +164,23 @@ def test_the_walk_sees_what_it_must(tmp_path, monkeypatch, source, reason):
     monkeypatch.setattr("tools.house_debts.ROOT", tmp_path)
     reasons = " ".join(wrong("matgen_nb.symmcd.model", imported) for imported in imports_of(path))
     assert (reason in reasons) if reason else not reasons.strip(), reasons
+
+
+def test_a_package_that_loads_its_rooms_is_seen(tmp_path, monkeypatch):
+    "Whatever `__init__` imports, every module of the package imports too."
+    path = tmp_path / "matgen_nb" / "symmetry" / "__init__.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("from matgen_nb.symmetry import structure_files\n")
+    monkeypatch.setattr("tools.house_debts.ROOT", tmp_path)
+    assert imports_of(path) == {"matgen_nb.symmetry.structure_files"}
+    assert "a later room" in wrong("matgen_nb.symmetry", "matgen_nb.symmetry.structure_files")
+    (path.parent / "lattice.py").write_text("import math\n")
+    assert imports_of(path.parent / "lattice.py") == {"matgen_nb.symmetry"}, "the package runs first"
+
+
+@pytest.mark.parametrize("module, loaded", [("lattice", []), ("crystal", ["crystal", "lattice"])])
+def test_a_room_loads_no_later_one(module, loaded):
+    "In a fresh process, as Python really does it."
+    code = f"import sys, matgen_nb.symmetry.{module}; print(*(m for m in sys.modules if 'b.symmetry.' in m))"
+    found = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split()
+    assert {name.split(".")[-1] for name in found} == {module, *loaded}

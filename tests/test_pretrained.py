@@ -160,3 +160,32 @@ def test_a_method_of_a_later_lesson_names_its_import(module, name, weights, meth
     assert lines[0].startswith(f"{name}.{method} comes with a later lesson: import {later}")
     assert lines[0].endswith(f"or take {name} from matgen_nb") and lines[1] == "True"
     assert "no_such_thing" in lines[2] and "later" not in lines[2]
+
+
+METHODS = ["from_cif", "from_file", "from_ase", "to_ase", "to_poscar", "to_extxyz"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_later_method_of_crystal_names_its_import(method):
+    "Taken from its module alone, `Crystal` says what to import; with that import it has the method."
+    code = (
+        "from matgen_nb.symmetry.crystal import Crystal\n"
+        "one = Crystal([[4, 0, 0], [0, 4, 0], [0, 0, 4]], [84], [[0, 0, 0]])\n"
+        f"for own in (Crystal, one):\n  try: own.{method}\n  except AttributeError as error: print(error)\n"
+    )
+    lines = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert len(lines) == 2 and len(set(lines)) == 1
+    assert lines[0].startswith(f"Crystal.{method} comes with a later lesson: import matgen_nb.symmetry.")
+    module = lines[0].split("import ")[1].split(",")[0]
+    then = (
+        f"import {module}\nfrom matgen_nb.symmetry.crystal import Crystal\nprint(callable(Crystal.{method}))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", then], text=True).strip() == "True"
+
+
+def test_what_the_front_door_gives_has_complete_crystals():
+    code = (
+        "import matgen_nb\nmatgen_nb.AsymmetricUnit\nfrom matgen_nb.symmetry.crystal import Crystal\n"
+        f"print(all(callable(getattr(Crystal, name)) for name in {METHODS}))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"

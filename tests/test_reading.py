@@ -12,7 +12,8 @@ from conftest import ROOT
 from matgen_nb.symmetry.cif import read_cif
 from matgen_nb.symmetry.cif_atoms import close_pairs
 from matgen_nb.symmetry.cif_statements import settings_of_symbol, stated_formula, tidy_symbol
-from matgen_nb.symmetry.crystal import Crystal, CrystalError, min_distance
+from matgen_nb import Crystal
+from matgen_nb.symmetry.crystal import CrystalError, min_distance
 
 CASES = ROOT / "tests" / "cases"
 CUBE = (5.64, 5.64, 5.64, 90, 90, 90)

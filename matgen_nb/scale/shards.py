@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import matgen_nb
-from .crystal_runs import RunOptions, sample_rows
+from .crystal_runs import sample_rows
 from .records import read_json, run_record, say, typed_command, write_json
 from matgen_nb.scale.runs import (
+    RunOptions,
     RunChunk,
     RunFolder,
     chunks,
@@ -166,8 +167,6 @@ def sample_shard(
 ) -> int:
     """Generate the chunks of a shard of `request["n"]` samples into a folder, see `sample_stream`; returns
     how many were generated now. MatgenError where the shard has no chunk."""
-    from matgen_nb.symmetry.crystal import Crystal
-
     start, request = time.monotonic(), shard_request(request, shard)
     parts = shard_parts(request, shard)
     how = sampling | {"options": replace(sampling["options"], batch_size=request["chunk"], progress=False)}
@@ -183,11 +182,11 @@ def sample_shard(
 
         before = sealed_before(CRYSTALS, folder, request, parts)
         made, known = stream(folder, request, generate, parts), {}
-        if options.weights:
-            known["weights"] = options.weights
+        if options.known_weights:
+            known["weights"] = options.known_weights
         seconds = time.monotonic() - start
         record = run_record(typed_command(), request["seed"], seconds, request=request, **known)
-        finish_stream(folder, f"Shard {shard}", record, Crystal.from_cif, parts=parts)
+        finish_stream(folder, f"Shard {shard}", record, parts=parts)
         seal(CRYSTALS, folder, request, before)
     return made
 
@@ -328,9 +327,7 @@ def merge_shards(folders: Sequence[str | Path], out: str | Path, overwrite: bool
     What comes out has the tables and files of the run that was not cut. MatgenError where a shard is
     missing, given twice, not finished, of another lineage (other weights, seed, options or version), or was
     changed after it was sealed. Shards of other runs: `merge_any` of lesson 5.28."""
-    from matgen_nb.symmetry.crystal import Crystal
-
-    end = lambda folder, request, record: finish_stream(folder, "Merged samples", record, Crystal.from_cif)
+    end = lambda folder, request, record: finish_stream(folder, "Merged samples", record)
     return merged_folder(CRYSTALS, collect(folders), out, overwrite, end)
 
 # %% ../../nbs/5_scale/27_shards.ipynb #sh000048

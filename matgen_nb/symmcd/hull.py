@@ -22,9 +22,10 @@ from .counting import parse_formula
 from .dataset import CrystalData
 from .preparing import ENERGY_COLUMNS, read_columns, to_number
 from .potential import EnergyCache, Potential, energies
+from ..symmetry.cif import read_cif
 from ..symmetry.crystal import Crystal, formula_of
 from ..parallel import parallel_map
-from ..utils import described, MatgenError, numpy_stream, option, share
+from ..utils import MatgenError, SharedOptions, described, numpy_stream, option, option_of, share
 
 # %% ../../nbs/3_symmcd/20_hull.ipynb #8c5cf94d
 def hull_energy(elements: Iterable[int], entries: Sequence[tuple]) -> float | None:
@@ -78,7 +79,7 @@ def _composition_of_cif(text: str) -> dict:
             raise MatgenError("no sum formula")
         return parse_formula(found[1].strip("'\""))
     except MatgenError:
-        crystal = _or_none(lambda _: Crystal.from_cif(f"{text}\n"), 0)
+        crystal = _or_none(lambda _: read_cif(f"{text}\n").crystal, 0)
         return {} if crystal is None else dict(Counter(crystal.elements.tolist()))
 
 
@@ -88,7 +89,7 @@ def _reference_of_csv(path: Path) -> EnergyReference:
     known = np.flatnonzero(np.isfinite(formation) & np.isfinite(above))
     compositions = {i: composition for i in known if (composition := _composition_of_cif(table[i]["cif"]))}
     rows = list(compositions)
-    read = lambda i: Crystal.from_cif(f"{table[rows[i]]['cif']}\n")
+    read = lambda i: read_cif(f"{table[rows[i]]['cif']}\n").crystal
     return EnergyReference(list(compositions.values()), formation[rows], above[rows], read)
 
 # %% ../../nbs/3_symmcd/20_hull.ipynb #e13b0032
@@ -290,9 +291,9 @@ class StabilityOptions:
 
     threshold: float = option(0.1, "largest energy above hull of a stable crystal", unit="eV/atom")
     relax_steps: int = option(100, "most steps of a relaxation")
-    n_jobs: int = option(1, "processes")
-    timeout: float = option(600, "time for one crystal", unit="s")
-    progress: bool = option(True, "show progress")
+    n_jobs: int = option_of(SharedOptions, "n_jobs")
+    timeout: float = option_of(SharedOptions, "timeout", 600.0)
+    progress: bool = option_of(SharedOptions, "progress")
 
 
 def stability(
