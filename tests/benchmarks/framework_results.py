@@ -3,8 +3,11 @@
 
     matgen sample mofdiff -n 500 --seed 0 --new-net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out nets
     matgen sample mofdiff -n 500 --seed 0 --net-share 0 --no-relax --starts 32 --generations 2 --device cpu --out alone
-    matgen sample mofdiff -n 300 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new_nets
-    python tests/benchmarks/framework_results.py --runs nets new_nets --relax 60 --uptake 0 --timing 40
+    matgen sample mofdiff -n 500 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new_nets
+    python tests/benchmarks/mofchecker_check.py nets/assembled mofchecker-nets.json --first 60
+    python tests/benchmarks/framework_results.py --runs nets --relax 60 --relax-limit 300 --uptake 0 --timing 40 \
+        --mofchecker mofchecker-nets.json
+    python tests/benchmarks/framework_results.py --runs new_nets --relax 60 --relax-limit 300 --uptake 0 --timing 40
     python tests/benchmarks/framework_results.py --runs alone --relax 0 --uptake 0
     matgen sample mofdiff --weights mofdiff-core-mof -n 200 --seed 0 --new-net-share 0 --no-relax ... --out core_nets
     python tests/benchmarks/mofchecker_check.py core_nets/assembled mofchecker.json --first 50

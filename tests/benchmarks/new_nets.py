@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write matgen_nb/data/new_nets.csv: the measurements behind lesson 4.17.
 
-    matgen sample mofdiff -n 300 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new_nets
+    matgen sample mofdiff -n 500 --seed 0 --new-net-share 1 --no-relax --starts 32 --generations 2 --device cpu --out new_nets
     python tests/benchmarks/new_nets.py --run new_nets --relax 60 --timing 20 --work framework-results/relaxed-new_nets
 
 One line a figure (run, relaxed, blocks, figure, value, low, high, n, protocol): shares of all samples of the run with 95 % Wilson
