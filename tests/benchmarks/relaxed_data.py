@@ -52,7 +52,7 @@ def main():
     args = parser.parse_args()
     samples, results = chosen(MofData.load(args.data), args.n, args.like, args.seed), FolderResults(args.work)
     options, names = PipelineOptions(relax_limit=args.relax_limit), [s.coarse.name for s in samples]
-    assemble_stage(samples, results, options)
+    assemble_stage(samples, results, options=options)
     relax_stage(names, results, options)
     evaluate_stage(names, results, options)
     rows = [s.row for s in samples]
