@@ -42,7 +42,6 @@ from matgen_nb.mofdiff.pipeline import (
     run_stages,
 )
 from .decoding import latents_for_target, sample_latents
-from .sampling import MofSamplingOptions
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
 from ..utils import check_limits, described, MatgenError, numpy_stream, option, share, torch_stream
