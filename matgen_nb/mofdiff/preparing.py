@@ -230,7 +230,7 @@ def _embedded(out, n_jobs, progress, start, options):
     nets are three-dimensional. notes: which are charged, see `formal_charge`."""
     try:
         building = progress and "building MOFs"
-        data = many_mofs(options.limit, options.seed, n_jobs=n_jobs, progress=building)
+        data: MofData = many_mofs(options.limit, options.seed, n_jobs=n_jobs, progress=building)
     except OSError as error:
         raise MatgenError(
             f"the embedded set cannot be read here ({error}); use a folder of CIF files"
@@ -239,7 +239,9 @@ def _embedded(out, n_jobs, progress, start, options):
     failures = [
         Failure(name, "outside the limits: " + "; ".join(r)) for name, r in zip(data.names, reasons) if r
     ]
-    total, data = len(data), data.subset([i for i, r in enumerate(reasons) if not r]) if failures else data
+    total = len(data)
+    if failures:
+        data = data.subset([i for i, r in enumerate(reasons) if not r])
     if not len(data):
         raise MatgenError(
             f"none of the {total} embedded frameworks could be prepared; the first failure: {failures[0]}"

@@ -159,7 +159,8 @@ def _uptakes_of(crystal, charges, options, how, cycles):
         return uptakes(crystal, states_of(options), charges, how)
     from matgen_nb.mofdiff.gas_uptake import GcmcOptions, gcmc
 
-    long = GcmcOptions(*cycles, cutoff=how.cutoff, seed=how.seed)
+    averaged, before = cycles
+    long = GcmcOptions(cycles=averaged, start_cycles=before, cutoff=how.cutoff, seed=how.seed)
     states = states_of(options)
     return [gcmc(crystal, s.temperature, s.pressure, s.fractions, charges, long) for s in states]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matgen_nb.mofdiff.evaluation import MofEvaluation
     from matgen_nb.mofdiff.model import Library, MofDiff
     from matgen_nb.mofdiff.property_design import DesignOptions
-    from matgen_nb.mofdiff.screening import Screen
+    from matgen_nb.mofdiff.screening import ScreenOptions
     from matgen_nb.scale.mof_runs import Frameworks
 
 # %% ../../nbs/5_scale/17_mof_training.ipynb #7c817055
@@ -81,7 +81,8 @@ def _fit_net_first(data, preset, config, out, init_from, options):
         say(f"{n} frameworks are left out: {reason}")
     seed_torch(config.seed, "weights")
     model = NetFirst.from_data(NetFirstConfig.preset(NET_FIRST[preset]), ready)
-    model.library = sound_library(model.library)
+    if model.library is not None:
+        model.library = sound_library(model.library)
     return fit_model(model, ready, config, out, options)
 
 
@@ -273,7 +274,7 @@ def model_of_design(
 
 # %% ../../nbs/5_scale/17_mof_training.ipynb #mcm00039
 def screened_design(
-    options: "DesignOptions", given: DesignInputs, learned: LearnedOptions, how: "Screen"
+    options: "DesignOptions", given: DesignInputs, learned: LearnedOptions, how: "ScreenOptions"
 ) -> "DesignOptions":
     "`DesignOptions` with a `Screen`; without one where nothing is known of the property."
     from matgen_nb.mofdiff.latent_regression import named_frameworks
