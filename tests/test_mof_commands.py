@@ -393,7 +393,8 @@ def test_options_of_the_sampler_reach_it_and_belong_to_the_request(tmp_path, wei
     assert run(*line) == 0 and len(requested) == 2
     assert all(getattr(requested[0]["options"], name) == value for name, value in choices.items())
     request = json.loads((tmp_path / "s" / "request.json").read_text())
-    assert request | choices | dict(starts=4, generations=1, chunk=1) == request
+    assert request["chunk"] == 1 and request["sampling"] | choices == request["sampling"]
+    assert request["assembly"] | dict(starts=4, generations=1) == request["assembly"]
     for option, value in (("--eta", 1), ("--prior", "learned"), ("--starts", 8), ("--chunk", 2)):
         changed = list(map(str, line))
         changed[changed.index(option) + 1] = str(value)
@@ -860,8 +861,9 @@ def test_a_run_on_nets(tmp_path, data, model):
     assert not any(r["strict_vnu"] for r in table if r["net_source"] == "training set"), (
         "a net of the training set is not new"
     )
-    assert json.loads((tmp_path / "on" / "request.json").read_text())["nets"]["net_share"] == 1
-    assert "nets" not in json.loads((tmp_path / "off" / "request.json").read_text())
+    assert json.loads((tmp_path / "on" / "request.json").read_text())["sampling"]["nets"]["net_share"] == 1
+    without = json.loads((tmp_path / "off" / "request.json").read_text())
+    assert without["sampling"]["nets"]["net_share"] == 0
     for a, b in zip(off, plain):
         assert {k: v for k, v in a.items() if k not in ("net_novel", "strict_vnu")} == b and "net" not in a
     with pytest.raises(MatgenError):

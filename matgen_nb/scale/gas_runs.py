@@ -10,7 +10,7 @@ __all__ = ['PROTOCOLS', 'SIMULATORS', 'CHARGES', 'UptakeOptions', 'fractions_of'
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00003
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from .crystal_evaluation import figure_png, read_crystals
 from .crystal_runs import RunOptions
 from .records import input_identity, read_json, run_record, say, typed_command, write_json
 from .records import write_gallery, write_table
-from .runs import RunFolder, open_run
+from .runs import RunFolder, open_run, seeded, stored_options
 from ..utils import MatgenError, atomic_write, check_limits, described, option
 
 if TYPE_CHECKING:
@@ -290,8 +290,8 @@ def write_uptakes(folder: RunFolder, guests: list[Guest], rows: list[dict], reco
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00020
 def uptake_request(source: Path, options: UptakeOptions, how: "AdsorptionOptions", cycles: tuple) -> dict:
     "The request of a run, as it is stored: a run may only go on with the same."
-    wanted = {k: v for k, v in asdict(options).items() if k != "time_limit"}
-    return dict(source=input_identity(source), cycles=list(cycles), **wanted, **asdict(how))
+    request = dict(source=input_identity(source), cycles=list(cycles)) | seeded(how.seed)
+    return request | stored_options(options, ["time_limit"]) | stored_options(how)
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00034
 def uptake_run(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .crystal_runs import load_data
 from .full_training import FullOptions
 from .records import input_identity, run_record, typed_command, write_json, write_table
-from .runs import RunFolder, as_folder, check_out, open_run, seeded
+from .runs import RunFolder, as_folder, check_out, open_run, seeded, stored_options
 from ..utils import MatgenError, atomic_write, check_limits, option
 
 # %% ../../nbs/5_scale/21_recipes.ipynb #ae290005
@@ -285,8 +285,9 @@ def run_recipe(
     inputs = {"--data": options.data, "--val": options.val}
     check_out(out, inputs)
     check_inputs(RECIPES[name].kind, options.data, options.val)
-    request = dict(recipe=name, scale=options.scale, device=options.device) | seeded(options.seed)
-    request |= dict(data=input_identity(options.data), val=input_identity(options.val), settings=chosen)
+    request: dict[str, Any] = dict(recipe=name, settings=chosen) | seeded(options.seed)
+    request |= stored_options(options, ("data", "val", "n_jobs", "resume", "overwrite"))
+    request |= dict(data=input_identity(options.data), val=input_identity(options.val))
     with open_recipe(out, request, options.resume, options.overwrite, inputs) as folder:
         how = (options.data, options.val, options.seed, options.device, options.n_jobs, options.resume)
         rows, figure = RECIPES[name].run(Job(name, chosen, folder.out, *how))

@@ -2,18 +2,22 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'check_out', 'RunFolder', 'as_folder', 'close_folders', 'fresh_folder', 'written_now', 'write_cifs',
-           'write_results', 'RunChunk', 'chunks', 'seeded', 'open_run', 'is_finished', 'stream', 'finish_stream',
-           'record_of', 'fresh_file']
+           'write_results', 'RunChunk', 'chunks', 'seeded', 'stored_options', 'open_run', 'is_finished', 'stream',
+           'finish_stream', 'record_of', 'fresh_file']
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0003
 import csv
+import hashlib
 import json
 import os
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from matgen_nb.scale.records import (
     gallery_png,
@@ -242,6 +246,37 @@ def seeded(seed: int) -> dict[str, int]:
     the seed itself, so a small run is `model.sample(n, seed=seed)`."""
     return dict(seed=seed, seed_rule=SEED_RULE)
 
+# %% ../../nbs/5_scale/05_runs.ipynb #r24breq2
+def _stored(value: Any) -> Any:
+    "A value as a request stores it, see `stored_options`."
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _stored(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_stored(one) for one in value]
+    if hasattr(value, "numpy") or hasattr(value, "dtype"):  # a tensor, an array
+        array = np.ascontiguousarray(value.detach().cpu().numpy() if hasattr(value, "numpy") else value)
+        content = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
+        return f"{list(array.shape)} with hash {content[:16]}"
+    if is_dataclass(value) and not isinstance(value, type):
+        return stored_options(value)
+    named = callable(value) and "<" not in getattr(value, "__qualname__", "<")
+    return f"{value.__module__}.{value.__qualname__}" if named else repr(value)
+
+
+def stored_options(options: Any, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of an options dataclass as the request of a run stores them, all but those in `leave`
+    ("progress", or "sampling.progress" for a field of a field).
+
+    Options within options become dicts, arrays a hash, functions their name."""
+    made = {}
+    for name in (one.name for one in fields(options) if one.name not in leave):
+        value, start = getattr(options, name), f"{name}."
+        inside = [one.removeprefix(start) for one in leave if one.startswith(start)]
+        made[name] = stored_options(value, inside) if inside else _stored(value)
+    return made
+
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0041
 def open_run(
     out: str | Path, request: dict, resume: bool = False, overwrite: bool = False, inputs: dict | None = None
@@ -268,7 +303,7 @@ def open_run(
     folder.files.remove_torn()
     return folder
 
-
+# %% ../../nbs/5_scale/05_runs.ipynb #r24b041b
 def _check_request(folder: RunFolder, request: dict) -> None:
     before, now = read_json(folder / "request.json"), json.loads(json.dumps(request))
     if "request.json" not in folder.files.names:
@@ -281,10 +316,20 @@ def _check_request(folder: RunFolder, request: dict) -> None:
             f"cannot resume in {folder}: a version that takes other random numbers from a seed began it "
             f"(rule {before.get('seed_rule', 1)}, now {now['seed_rule']}): start it again with another --out"
         )
-    differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if differ:
-        found = [f"{key} was {before.get(key)} and is now {now.get(key)}" for key in differ]
-        raise MatgenError(f"cannot resume in {folder}: {'; '.join(found)}")
+    if differ := list(_differences(before, now)):
+        raise MatgenError(f"cannot resume in {folder}: {'; '.join(differ)}")
+
+
+def _differences(before: dict, now: dict, of: str = "") -> Iterator[str]:
+    "Entries in which two requests differ, in words; of: where they stand, such as 'sampling: '."
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{key}: ")
+        elif old is None and isinstance(new, dict):
+            yield f"{key} was not noted (a run of an earlier version): start it again with another --out"
+        elif old != new:
+            yield f"{of}{key} was {old} and is now {new}"
 
 # %% ../../nbs/5_scale/05_runs.ipynb #r24b0043
 def is_finished(out: str | Path | RunFolder, i: int, n: int | None = None) -> bool:

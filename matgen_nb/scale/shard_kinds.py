@@ -9,7 +9,7 @@ __all__ = ['FRAMEWORKS', 'PREPARE_CHUNK', 'PREPARED', 'FrameworkShards', 'known_
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from matgen_nb.scale.mof_runs import (
 
 # %% ../../nbs/5_scale/28_shard_kinds.ipynb #k7b00004
 from .records import input_identity, read_json, run_record, say, typed_command, write_json
-from .runs import RunChunk, RunFolder, chunks, fresh_file, open_run, record_of
+from .runs import RunChunk, RunFolder, chunks, fresh_file, open_run, record_of, stored_options
 from matgen_nb.scale.shards import (
     Shard,
     ShardKind,
@@ -111,7 +111,7 @@ def sample_framework_shard(
     The evaluation is of the shard alone. MatgenError where the shard has no chunk."""
     start, given = time.monotonic(), None if run.known is None else sorted(run.known)
     known = None if given is None else hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
-    whole = mof_run_request(model, n, seed, options, run) | dict(relax=options.relax, known=known)
+    whole = mof_run_request(n, seed, options, run) | dict(relax=options.relax, known=known)
     request = shard_request(whole, shard)
     parts = shard_parts(request, shard)
     with open_run(out, request, run.resume, run.overwrite, run.inputs) as folder:
@@ -245,8 +245,8 @@ def framework_work(
     request: dict[str, Any] = dict(
         prepare="mofs", source=str(source), content=input_identity(source), n=len(items)
     )
-    request |= dict(chunk=chunk, limits=asdict(options.limits), disorder=options.disorder)
-    request |= dict(tolerance=options.tolerance, properties=input_identity(options.properties))
+    request |= dict(chunk=chunk, properties=input_identity(options.properties))
+    request |= stored_options(options, ("properties", "limit", "timeout", "chunk"))  # n is in it
     skipped = cif_folder(source).skipped if Path(source).is_dir() else []
     notes = [f"{name}: {line}" for name, lines in tables.items() for line in lines]
     return PreparingWork(request, items, prepare, [*skipped, *notes])

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from .crystal_evaluation import EvaluationOptions, evaluate_against, read_crystals
 from .crystal_evaluation import training_reference
-from .crystal_runs import TRAINING, FitOptions, RunOptions, choose_training, fit_model
-from .crystal_runs import fit_symmcd, load_data, sample_stream
+from .crystal_runs import NOT_STORED, TRAINING, FitOptions, RunOptions
+from .crystal_runs import choose_training, fit_model, fit_symmcd, load_data, sample_stream
 from .full_training import FullOptions
 from .mof_training import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
 from .recipes import Job, claimed, figure_row, figure_rows, recipe, trained
 from .records import file_hash, say, write_json, write_table
-from .runs import CHUNK, as_folder, seeded
+from .runs import CHUNK, as_folder, seeded, stored_options
 from ..utils import numpy_stream, seed_torch, share, torch_stream
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ def sampled_crystals(
 
     s, out = job.settings, job.out / "samples"
     request = dict(model="symmcd", weights=file_hash(weights), n=s["n"], chunk=CHUNK) | seeded(job.seed)
-    request["steps"] = s["sample_steps"]
+    options = SamplingOptions(steps=s["sample_steps"], candidates=1)
+    request |= stored_options(options, NOT_STORED)
     as_folder(job.out).claim("samples/")
-    how = dict(options=SamplingOptions(steps=s["sample_steps"], candidates=1))
     resume = RunOptions(resume=(out / "request.json").exists())
-    sample_stream(model, request, how, out, job.name, resume)
+    sample_stream(model, request, dict(options=options), out, job.name, resume)
     crystals, names, _ = read_crystals(out, job.n_jobs)
     return crystals, names
 

@@ -255,7 +255,8 @@ def main():
         run, evaluations = tables_of(folder, args.weights, work, args.relax, args.relax_limit)
         results += [*result_rows(model, evaluations), *variety_rows(model, evaluations[False].table)]
         if args.timing:
-            nets = json.loads((Path(folder) / "request.json").read_text(encoding="utf-8"))["nets"]
+            request = json.loads((Path(folder) / "request.json").read_text(encoding="utf-8"))
+            nets = request.get("sampling", request)["nets"]
             results.append(timing_row(model, args.weights, args.timing, nets))
         if args.mofchecker:
             seen = json.loads(Path(args.mofchecker).read_text(encoding="utf-8"))
