@@ -193,5 +193,5 @@ def test_without_raspalib_the_engine_says_what_to_install(tmp_path, cifs, monkey
     whole = builtins.__import__
     fake = lambda name, *rest: whole("no_such_module_at_all" if name == "raspalib" else name, *rest)
     monkeypatch.setattr(builtins, "__import__", fake)
-    assert run("gcmc", cifs, "--engine", "raspa", "--out", tmp_path / "o") == 2
+    assert run("gcmc", cifs, "--simulator", "raspa", "--out", tmp_path / "o") == 2
     assert "pip install raspalib" in capsys.readouterr().err and not (tmp_path / "o").exists()

@@ -20,13 +20,13 @@ import typer
 from . import options as opt
 from .options import own_option, parse_target, with_options
 from ..scale.crystal_evaluation import summary_text
-from ..scale.crystal_runs import FitOptions, RunOptions, pick_device, without_nan
+from ..scale.crystal_runs import FitOptions, pick_device, without_nan
 from ..scale.mof_training import BLOCK_TRAINING, MOF_TRAINING, evaluate_frameworks
 from ..scale.mof_training import LearnedOptions, fit_blocks, fit_mofdiff, model_of_design
 from ..scale.mof_training import reference_identities, screened_design
 from ..scale.gas_runs import UptakeOptions, uptake_run
 from ..scale.records import run_record, say, say_weights, typed_command, write_json
-from ..scale.runs import fresh_file, fresh_folder, record_of
+from ..scale.runs import RunOptions, fresh_file, fresh_folder, record_of
 from ..scale.shards import Shard
 from ..pages import page_link
 from ..utils import MatgenError
@@ -244,7 +244,7 @@ def pipeline_options(sampling: dict, nets: dict, assembly: dict, pipeline: dict)
 
 def run_options(about: dict, inputs: dict, **chosen: Any) -> "MofRunOptions":
     "`MofRunOptions` of a command; about: what is known of the weights; inputs: paths by flag."
-    stored: dict[str, Any] = dict(weights=about["hash"], known_weights=about, inputs=inputs)
+    stored: dict[str, Any] = dict(weights_hash=about["hash"], known_weights=about, inputs=inputs)
     return mof_run()(**stored, **chosen, command=typed_command())
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #mcm00006

@@ -17,7 +17,7 @@ from ..scale import comparing_recipes, training_recipes  # noqa: F401  (they reg
 from ..scale.arithmetic import TrainingSetting
 from ..scale.benchmark import BenchmarkOptions, read_benchmark
 from ..scale.crystal_runs import pick_device
-from ..scale.device_benchmark import IN_WORDS, BenchmarkChoices, Comparison, chosen_suite
+from ..scale.device_benchmark import LIMIT, BenchmarkChoices, Comparison, chosen_suite
 from ..scale.device_benchmark import write_benchmark
 from ..scale.full_training import FullOptions
 from ..scale.recipes import SETTINGS, RecipeOptions, list_text, run_recipe, settings, show_rows
@@ -64,7 +64,7 @@ def reproduce(
     epilog="Example: `matgen benchmark --out here`, then on another machine "
     "`matgen benchmark --compare here/table.csv`"
 )
-@with_options(BenchmarkChoices, into="chosen", shown=IN_WORDS)
+@with_options(BenchmarkChoices, into="chosen", shown={"max_seconds": f"{LIMIT:.0f} for network, else none"})
 def benchmark(
     chosen: dict,
     out: opt.Out = Path("matgen-benchmark"),

@@ -32,7 +32,7 @@ from .hypothetical import many_mofs, pore_labels
 from .sources import read_mof_source
 from ..symmetry.cif_text import cif_folder, describe_notes
 from ..parallel import Failure, describe_failures, parallel_map
-from ..utils import MatgenError, described, option
+from ..utils import MatgenError, SharedOptions, option_of, described, option
 
 # %% ../../nbs/4_mofdiff/20_preparing.ipynb #e8f8f0d2
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MofPrepareOptions:
     "How frameworks are prepared."
 
     limits: Limits = option(Limits(), "What is left out, see `Limits`.")
-    column: str = option("cif", "Column of CIF texts in a CSV file.")
+    column: str = option_of(SharedOptions, "column")
     properties: str | Path | None = option(
         None, "CSV of numbers for a folder of CIF files; its rows are matched by the names of the structures."
     )
@@ -94,10 +94,10 @@ class MofPrepareOptions:
         "built here from the seed and kept in the cache (5,000 more: 8 minutes on two cores).",
         min=1,
     )
-    timeout: float = option(60.0, "Time that one framework may take.", "s", min=0.1)
-    tolerance: float = option(0.1, "Blocks of one identity that are alike within it are one.", "A")
+    timeout: float = option_of(SharedOptions, "timeout")
+    block_tolerance: float = option(0.1, "Blocks of one identity that are alike within it are one.", "A")
     chunk: int = option(5000, "Frameworks read at a time.", min=1)
-    seed: int = option(0, "Random seed of the frameworks that are built for 'embedded'.")
+    seed: int = option_of(SharedOptions, "seed")
     disorder: str = option(
         "refuse",
         "Alternative positions: refuse the structure, or keep the first (most occupied) and drop partly "
@@ -215,7 +215,7 @@ def prepare_mofs(
             f"none of the {total} structures in {str(source)[:80]} could be prepared; the first failure: "
             f"{failures[0] if failures else 'the source is empty'}"
         )
-    data = MofData.from_coarse(kept, _info(source, options), options.tolerance)
+    data = MofData.from_coarse(kept, _info(source, options), options.block_tolerance)
     data = data.with_properties(options.labels) if options.labels else data
     if out is not None:
         data.save(out)

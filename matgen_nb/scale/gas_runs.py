@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ..pages import PageOptions, made_by
 from ..parallel import describe_failures, parallel_map
 from .crystal_evaluation import figure_png, read_crystals
-from .crystal_runs import RunOptions
 from .records import input_identity, read_json, run_record, say, typed_command, write_json
 from .records import write_gallery, write_table
-from .runs import RunFolder, open_run, seeded, stored_options
-from ..utils import MatgenError, atomic_write, check_limits, described, option
+from .runs import RunFolder, RunOptions, open_run, seeded, stored_options
+from ..utils import MatgenError, SharedOptions, atomic_write, check_limits
+from ..utils import described, option, option_of
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.adsorption import AdsorptionOptions, GasState
@@ -48,12 +48,12 @@ class UptakeOptions:
     charges: str = option(
         "model", "Charges of the framework: model (charge equilibration), file (_atom_site_charge), or none."
     )
-    engine: str = option("biased", "biased (of this package), or raspa (the extra gcmc; slower).")
-    time_limit: float = option(600.0, "How long one framework may take.", unit="s", min=0.1)
+    simulator: str = option("biased", "biased (of this package), or raspa (the extra gcmc; slower).")
+    timeout: float = option_of(SharedOptions, "timeout", 600.0)
 
     def __post_init__(self):
         check_limits(self)
-        choices = dict(protocol=PROTOCOLS, engine=SIMULATORS, charges=CHARGES)
+        choices = dict(protocol=PROTOCOLS, simulator=SIMULATORS, charges=CHARGES)
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 words = f"{', '.join(known[:-1])} or {known[-1]}"
@@ -87,7 +87,9 @@ def protocol_text(options: UptakeOptions, how: "AdsorptionOptions") -> str:
     charges = dict(model="charges by equilibration", file="charges of the files", none="no charges")
     program = dict(biased="biased insertions", raspa="RASPA")
     cutoff = f"cutoff {how.cutoff:g} A"
-    return f"{states}; rigid, UFF + TraPPE, {charges[options.charges]}, {cutoff}, {program[options.engine]}"
+    return (
+        f"{states}; rigid, UFF + TraPPE, {charges[options.charges]}, {cutoff}, {program[options.simulator]}"
+    )
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00009
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ def charges_of(guest: Guest, choice: str) -> Any:
 
 
 def _uptakes_of(crystal, charges, options, how, cycles):
-    "Uptakes of the states of a protocol by the chosen engine; cycles: of RASPA, (averaged, before)."
-    if options.engine == "biased":
+    "Uptakes of the states of a protocol by the chosen simulator; cycles: of RASPA, (averaged, before)."
+    if options.simulator == "biased":
         from matgen_nb.mofdiff.adsorption import uptakes
 
         return uptakes(crystal, states_of(options), charges, how)
@@ -231,7 +233,7 @@ def measure_all_guests(
     (Path(folder) / "uptake").mkdir(exist_ok=True)
     work = partial(_measure_one, folder=str(folder), options=options, how=how, cycles=cycles)
     names = [guest.name for _, guest in todo]
-    _, failures = parallel_map(work, todo, names, n_jobs, options.time_limit, "gas uptake")
+    _, failures = parallel_map(work, todo, names, n_jobs, options.timeout, "gas uptake")
     if failures:
         say(describe_failures(failures, len(guests)))
     return _rows_of(folder, guests, failures)
@@ -291,7 +293,7 @@ def write_uptakes(folder: RunFolder, guests: list[Guest], rows: list[dict], reco
 def uptake_request(source: Path, options: UptakeOptions, how: "AdsorptionOptions", cycles: tuple) -> dict:
     "The request of a run, as it is stored: a run may only go on with the same."
     request = dict(source=input_identity(source), cycles=list(cycles)) | seeded(how.seed)
-    return request | stored_options(options, ["time_limit"]) | stored_options(how)
+    return request | stored_options(options, ["timeout"]) | stored_options(how)
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00034
 def uptake_run(
@@ -308,7 +310,7 @@ def uptake_run(
     MatgenError where an option cannot be, before anything is read."""
     start, (cycles, n_jobs) = time.monotonic(), run
     states_of(options)  # a gas without a model is refused
-    if options.engine == "raspa":
+    if options.simulator == "raspa":
         from matgen_nb.mofdiff.gas_uptake import raspa as look_for_raspa
 
         look_for_raspa()

@@ -201,7 +201,9 @@ class Conditions:
     formula: str | None = option(None, "Exact composition, such as BaTiO3.")
     chemical_system: str | None = option(None, "Elements, each of which appears, such as Li-Fe-O.")
     num_atoms: int | None = option(None, "Atoms in the conventional cell.")
-    num_orbits: int | None = option(None, "Orbits, which are symmetry-equivalent sets of atoms.")
+    num_orbits: int | None = option(
+        None, "Orbits (sets of symmetry-equivalent atoms); not given: as in the training set.", min=1
+    )
 
 
 class Checked(NamedTuple):

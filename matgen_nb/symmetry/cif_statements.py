@@ -33,7 +33,7 @@ def _plain_formula(text):
     text = re.sub(r"(?<=[A-Za-z])[+-]\d*(?=[\s,)]|$)", "", text)
     return re.sub(r"(?<=[A-Za-z]1)[+-](?=[\s,)]|$)", "", text).strip()
 
-
+# %% ../../nbs/1_symmetry/04_statements.ipynb #rx-amountsof
 def _amounts_of(text, capitals=False):
     """{symbol: amount} of a formula, parentheses and factors multiplied out; {} where it cannot be read.
     capitals: NA is sodium."""
