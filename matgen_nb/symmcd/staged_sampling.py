@@ -30,7 +30,7 @@ from matgen_nb.symmcd.reverse import (
     element_aims,
     finish_samples,
     known_of,
-    layout_of,
+    orbit_layout,
     prior_contents,
     score_reach,
 )
@@ -55,7 +55,7 @@ def before_geometry(
     are sampled from their priors, free coordinates at random on their positions; the cell has the mean
     shape and the size of its contents."""
     device = model.device
-    group, orbits, batch = layout_of(requests, device)
+    group, orbits, batch = orbit_layout(requests, device)
     known = known_of(model, requests)
     elements, sites = prior_contents(model, known, group[batch], generator)
     elements = torch.where(known.elements >= 0, known.elements, elements)
