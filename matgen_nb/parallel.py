@@ -24,12 +24,12 @@ class Failure:
     """One item that could not be processed: its name and the reason, for a person to read.
 
     kind: the words that failures of its kind share, where the exception says so; raised: where that was
-    raised, file and line."""
+    raised, module and line."""
 
     name: str
     reason: str
-    kind: str = field(default="", compare=False)
-    raised: str = field(default="", compare=False)
+    kind: str = field(default="", compare=False, repr=False)
+    raised: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -124,9 +124,9 @@ def _attempt(
 
 
 def _raised(error: Exception) -> str:
-    "File and line where an exception was raised."
+    "Module and line where an exception was raised."
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    return f"{frame.f_code.co_filename}:{line}"
+    return f"{frame.f_globals.get('__name__')}:{line}"
 
 # %% ../nbs/0_utilities/04_parallel.ipynb #20df4e90
 def _parallel(jobs: dict, n_jobs: int, batch_size: int | str, advance: Callable, out: dict) -> bool:
