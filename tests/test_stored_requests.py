@@ -36,7 +36,7 @@ OTHERS = dict(
     measure=max,
     protocol="pure",
     gas="N2=1",
-    engine="raspa",
+    simulator="raspa",
     charges="none",
     accept=bool,
     max_lattice_error=0.15,
@@ -86,7 +86,7 @@ def test_every_option_of_a_run_of_frameworks_is_part_of_its_request():
     how = MofRunOptions()
     found = without_effect(lambda o: mof_run_request(4, 0, o, how), PipelineOptions())
     assert found == set(NOT_OF_A_RUN)
-    for name, other in dict(chunk=7, weights="w").items():
+    for name, other in dict(chunk=7, weights_hash="w").items():
         assert mof_run_request(4, 0, PipelineOptions(), how) != mof_run_request(
             4, 0, PipelineOptions(), replace(how, **{name: other})
         )
