@@ -195,10 +195,6 @@ def load_data(path: str | Path) -> "CrystalData":
     is missing or damaged."""
     from matgen_nb.symmcd.dataset import CrystalData
 
-    if not Path(path).is_file():
-        raise MatgenError(
-            f"there is no prepared file {path}: make one with matgen prepare crystals SOURCE --out {path}"
-        )
     return without_nan(CrystalData.load(path), path)
 
 
