@@ -88,7 +88,7 @@ class PageOptions:
     "What a page holds besides pictures and rows."
 
     intro: str = option("", "Text under the title.")
-    limit: int = option(60, "Pictures at most.", min=0)
+    most_pictures: int = option(60, "Pictures at most.", min=0)
     wide: Sequence = option((), "Larger pictures, shown first: pairs (PNG bytes, caption).")
     summary: dict | None = option(None, "Figures, as in summary.json.")
 

@@ -84,14 +84,28 @@ def value_in_source(node: ast.AST, module: str) -> Any:
             return value_in_source(line.value, module)
     raise ValueError(f"{ast.unparse(node)} in {module} is no plain value")
 
-
+# %% ../nbs/0_utilities/02_written.ipynb #wrt0008b
 def field_in_source(written: WrittenField) -> Field | None:
-    "The field of an options dataclass from `option(default, help, ...)` as it is written; None for others."
+    """The field of an options dataclass from `option(default, help, ...)`, or from `option_of`, as it is
+    written; None for others."""
     call = written.line.value
-    if not isinstance(call, ast.Call) or ast.unparse(call.func) != "option":
+    if not isinstance(call, ast.Call) or ast.unparse(call.func) not in ("option", "option_of"):
         return None
+    if ast.unparse(call.func) == "option_of":
+        return _field_of(written, call)
     given = [value_in_source(value, written.module) for value in call.args]
     named = {one.arg: value_in_source(one.value, written.module) for one in call.keywords if one.arg}
     made = option(*given, **named)
     made.name = written.name
+    return made
+
+
+def _field_of(written: WrittenField, call: ast.Call) -> Field | None:
+    "The field from `option_of(options, name, default)`: that of the other class, which is read as well."
+    options, name, *other = call.args
+    found = {one.name: one for one in written_fields(written.module, ast.unparse(options))}
+    made = field_in_source(found[value_in_source(name, written.module)])
+    if made is not None and other:
+        made = option(value_in_source(other[0], written.module), **made.metadata)
+        made.name = written.name
     return made

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from matgen_nb.commands import gcmc as gc, main as entry
+from matgen_nb.commands import main as entry
 from matgen_nb.mofdiff import adsorption as ad, gas_uptake as gu
 from matgen_nb.mofdiff.bonds import textbook_crystal
+from matgen_nb.scale import gas_runs as gc
 from matgen_nb.scale.records import read_json, read_table
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError
@@ -192,5 +193,5 @@ def test_without_raspalib_the_engine_says_what_to_install(tmp_path, cifs, monkey
     whole = builtins.__import__
     fake = lambda name, *rest: whole("no_such_module_at_all" if name == "raspalib" else name, *rest)
     monkeypatch.setattr(builtins, "__import__", fake)
-    assert run("gcmc", cifs, "--engine", "raspa", "--out", tmp_path / "o") == 2
+    assert run("gcmc", cifs, "--simulator", "raspa", "--out", tmp_path / "o") == 2
     assert "pip install raspalib" in capsys.readouterr().err and not (tmp_path / "o").exists()

@@ -106,7 +106,7 @@ def test_at_least_chooses_the_highest_and_counts_what_is_above(learned):
     prior = pd.choose_latents(taught, "random", 400, goal, 2)
     predicted = lambda z: taught.decode_properties(z)[:, -1]
     assert predicted(chosen).min() > predicted(prior).quantile(0.9)
-    up = pd.choose_latents(taught, "optimised", 6, goal, 1, pd.DesignOptions(steps=30))
+    up = pd.choose_latents(taught, "optimised", 6, goal, 1, pd.DesignOptions(latent_steps=30))
     assert predicted(up).median() > predicted(prior).median()
     mofs = [Mof.from_crystal(textbook_mof("IRMOF-1").crystal), None]
     for target, hit in ((3.0, True), (1000.0, False)):
@@ -148,9 +148,7 @@ def test_a_design_measures_by_the_goal(learned):
         relax=False,
     )
     goal = pd.Goal("sweetness", 1.0, at_least=True, measure=lambda crystal: float(len(crystal)))
-    made = pd.design(
-        taught, goal, 2, options=pd.DesignOptions(strategies=("selected",), pipeline=how, progress=False)
-    )
+    made = pd.design(taught, goal, 2, options=pd.DesignOptions(strategies=("selected",), pipeline=how))
     assert [row["strategy"] for row in made.rows] == ["random", "random", "selected", "selected"]
     for row, crystal in zip(made.rows, made.crystals):
         assert row["hit"] == (crystal is not None) and (crystal is None or row["measured"] == len(crystal))

@@ -1,5 +1,6 @@
 """The command line: help, errors, files; the models are stand-ins, the end-to-end run has its own test."""
 
+import ast
 import errno
 import gzip
 import inspect
@@ -10,18 +11,21 @@ import subprocess
 import sys
 import types
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tools import house_debts as debts
 from typer.testing import CliRunner
 
 from matgen_nb.commands import main as entry, options
 from matgen_nb.scale import crystal_evaluation, crystal_runs, records, runs
 from matgen_nb.scale.crystal_evaluation import EvaluationOptions
 from matgen_nb.scale.optimization import TrainConfig
+from matgen_nb.scale.runs import RunOptions
 from matgen_nb.symmcd.composition import composition_validity
 from matgen_nb.symmcd.model import SymmCD
 from matgen_nb.symmcd.templates import unpack_templates
@@ -114,7 +118,6 @@ BY_HAND = {
     "seed": "one option for all parts of a run",
     "device": "one option for all parts of a run",
     "out": "where to write",
-    "weights": "a file or a name; the field of that name is a hash",
     "chunk": "of a shard; the field of that name is another number",
     "overwrite": "help of `RunOptions`",
     "resume": "help of `RunOptions`",
@@ -135,8 +138,47 @@ def test_no_option_is_written_by_hand_where_a_field_exists():
     assert seen > 100
 
 
+# Names that stand in several dataclasses of options, which mean a thing of their own in each of them.
+SEVERAL = {
+    "batch_size": "of a training; of the sampler; of the assembly; of a benchmark, by the device",
+    "chunk": "read at a time; sent to a worker; sampled together",
+    "data": "a name or a file, with what goes by default; of a recipe that knows its own",
+    "device": "of a training, which knows `auto`; elsewhere a device",
+    "limits": "of the builder; of what is read: two dataclasses",
+    "max_seconds": "of a training; of a benchmark; of one relaxation",
+    "n": "how many of what the dataclass is about",
+    "seconds": "of a benchmark; of the training in the demo",
+    "steps": "of the reverse process; of a training; of a relaxation",
+    "target": "value of the property of a goal; property and value together",
+    "val": "data in memory; the file of a recipe",
+}
+
+
+def written_options():
+    "{name: classes} of the fields that are written with `option` anywhere in the package."
+    found = defaultdict(list)
+    for path in debts.modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for line in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Call):
+                    if ast.unparse(line.value.func) == "option":
+                        found[ast.unparse(line.target)].append(f"{path.stem}.{node.name}")
+    return found
+
+
+def test_an_option_is_written_once():
+    "A field that stands in two dataclasses is taken from the same definition (`option_of`), or means two things."
+    found = written_options()
+    assert (
+        len(found) > 150
+        and found["seed"] == ["utils.SharedOptions"]
+        and found["lr"] == ["optimization.TrainConfig"]
+    )
+    assert {name for name, classes in found.items() if len(classes) > 1} == SEVERAL.keys(), found
+
+
 def test_help_that_is_shared_is_that_of_its_field():
-    known = {f.name: f.metadata["help"] for f in fields(crystal_runs.RunOptions)}
+    known = {f.name: f.metadata["help"] for f in fields(RunOptions)}
     known |= {f.name: f.metadata["help"] for f in fields(TrainConfig)}
     known["n_jobs"] = next(f for f in fields(EvaluationOptions) if f.name == "n_jobs").metadata["help"]
     compared = 0

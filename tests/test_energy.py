@@ -412,7 +412,7 @@ def test_scale_and_evaluation():
         crystals[:2],
         scale,
         PAIRS,
-        options=EnergyOptions(progress=False, exchanges=False, relaxed_with="pairs"),
+        options=EnergyOptions(progress=False, try_exchanges=False, relaxed_with="pairs"),
     )
     assert (
         "not independent" in reported.summary["e_above_hull"]["protocol"]

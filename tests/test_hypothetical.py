@@ -318,7 +318,7 @@ def test_trials_depend_on_their_seed_alone(tmp_path):
             n_jobs=1,
             out=tmp_path / "c.safetensors",
             progress=None,
-            options=hypothetical.HypotheticalOptions(trials=3),
+            options=hypothetical.HypotheticalOptions(max_trials=3),
         )
     assert not (tmp_path / "c.safetensors").exists()
 

@@ -85,7 +85,7 @@ def test_impossible_requests(model, property, target):
 
 
 def test_strategies_are_reproducible_and_unknown_ones_refused(model):
-    goal, how = pd.Goal(NAME, 300.0), pd.DesignOptions(steps=5)
+    goal, how = pd.Goal(NAME, 300.0), pd.DesignOptions(latent_steps=5)
     for strategy in pd.STRATEGIES:
         a, b = (pd.choose_latents(model, strategy, 3, goal, 5, how) for _ in range(2))
         assert a.shape == (3, model.config.latent) and torch.equal(a, b)
@@ -101,11 +101,11 @@ GOAL = pd.Goal(NAME, 300.0, measure=lambda c: c.volume)
 
 def test_design_reports_both_strategies_and_counts_failures_as_misses(model):
     quick = PipelineOptions(
-        MofSamplingOptions(samples_per_latent=2),
+        MofSamplingOptions(samples_per_latent=2, steps=4, progress=False),
         assembly=AssemblyOptions(starts=4, generations=2),
         relax=False,
     )
-    how = dict(strategies=("optimised",), steps=3, sampling_steps=4, pipeline=quick, progress=False)
+    how = dict(strategies=("optimised",), latent_steps=3, pipeline=quick)
     out = pd.design(model, GOAL, n=2, options=pd.DesignOptions(**how))
     assert [r["strategy"] for r in out.rows] == ["random"] * 2 + ["optimised"] * 2 and len(out.crystals) == 4
     for s in out.summary.values():
@@ -169,7 +169,7 @@ def test_lost_connectivity_is_no_success():
 def test_design_refuses(model, changes):
     n = changes.pop("n", 2)
     with pytest.raises(MatgenError):
-        pd.design(model, replace(GOAL, **changes), n=n, options=pd.DesignOptions(progress=False))
+        pd.design(model, replace(GOAL, **changes), n=n, options=pd.DesignOptions())
 
 
 def test_a_property_without_a_measure_is_refused(model, monkeypatch):

@@ -197,7 +197,8 @@ def test_a_design_hands_its_pool_to_the_screen_and_leaves_random_ones_alone(data
         def sample(self, n, seed, z, options):
             return samples_of(data, range(n))
 
-    options = pd.DesignOptions(strategies=("selected",), pool=3, screen=screen)
+    screen.pool = 3
+    options = pd.DesignOptions(strategies=("selected",), screen=screen)
     patched = pytest.MonkeyPatch()
     with patched.context() as context:
         context.setattr(pd, "choose_latents", lambda *a: None)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from matgen_nb.scale.crystal_runs import RunOptions
+from matgen_nb.scale.runs import RunOptions
 from matgen_nb.scale.records import read_json, read_table
 from matgen_nb.scale.runs import RunChunk
 from matgen_nb.scale.shard_kinds import (
@@ -32,7 +32,7 @@ from matgen_nb.utils import MatgenError
 PREPARING = """
 import sys, time
 from dataclasses import replace
-from matgen_nb.scale.crystal_runs import RunOptions
+from matgen_nb.scale.runs import RunOptions
 from matgen_nb.scale.shard_kinds import {kind}_work, prepare_shard
 from matgen_nb.scale.shards import Shard
 
@@ -78,7 +78,7 @@ class Textbook:
 
 
 options = PipelineOptions(assembly=AssemblyOptions(starts=8, generations=1), relax=False)
-run = MofRunOptions(chunk=1, resume=True, weights={weights!r})
+run = MofRunOptions(chunk=1, resume=True, weights_hash={weights!r})
 sample_framework_shard(Textbook(), {n}, {out!r}, Shard.parse({shard!r}), {seed}, options, run)
 """
 

@@ -19,7 +19,8 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from matgen_nb.scale.crystal_runs import RunOptions, sample_stream
+from matgen_nb.scale.crystal_runs import sample_stream
+from matgen_nb.scale.runs import RunOptions
 from matgen_nb.scale.shards import Shard, sample_shard
 from matgen_nb.symmcd.reverse import SamplingOptions
 from matgen_nb.symmetry.crystal import Crystal

@@ -17,8 +17,8 @@ from matgen_nb.utils import (
     option,
     option_help,
     patch,
-    read_csv_table,
 )
+from matgen_nb.symmetry.structure_files import read_csv_table
 from matgen_nb.parallel import Failure, describe_failures, parallel_map, time_limit
 
 

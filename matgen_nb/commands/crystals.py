@@ -21,19 +21,13 @@ from . import options as opt
 from .options import own_option, with_options
 from ..scale.crystal_evaluation import EnergyChoices, EvaluationInputs, EvaluationOptions
 from ..scale.crystal_evaluation import evaluate_to, read_crystals, summary_text
-from matgen_nb.scale.crystal_runs import (
-    NOT_STORED,
-    TRAINING,
-    FitOptions,
-    QualityChoices,
-    RunOptions,
-    fit_symmcd,
-)
+from ..scale.crystal_runs import NOT_STORED, TRAINING, FitOptions, QualityChoices, fit_symmcd
 from ..scale.crystal_runs import higher_note, load_data, pick_device, quality_callbacks
 from ..scale.crystal_runs import relaxing, relaxing_potential, sample_stream
 from ..scale.predictions import PredictOptions, given_units, predict_to
 from ..scale.records import file_hash, run_record, say, say_weights, typed_command, write_json
-from ..scale.runs import CHUNK, check_out, fresh_file, fresh_folder, record_of, seeded, stored_options
+from ..scale.runs import CHUNK, RunOptions, check_out, fresh_file, fresh_folder
+from ..scale.runs import record_of, seeded, stored_options
 from ..scale.shards import Shard, sample_shard
 from ..folders import OwnFiles
 from ..pages import page_link

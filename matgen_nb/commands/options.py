@@ -26,10 +26,10 @@ import typer
 import typer.core
 
 from ..scale.crystal_evaluation import EvaluationOptions
-from ..scale.crystal_runs import RunOptions, choose_training
+from ..scale.crystal_runs import choose_training
 from ..scale.optimization import TrainConfig
 from ..scale.records import run_record, say, typed_command, write_json
-from ..scale.runs import check_out
+from ..scale.runs import RunOptions, check_out
 from ..scale.shards import Shard
 from ..folders import OwnFiles
 from ..pages import page_link

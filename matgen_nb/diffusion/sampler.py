@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from .torus import SCORE_SCALE
-from ..utils import MatgenError, check_limits, described, option
+from .torus import SCORE_SCALE, StepOptions
+from ..utils import MatgenError, SharedOptions, check_limits, described, option, option_of
 
 # %% ../../nbs/2_diffusion/07_sampler.ipynb #p8d00006
 def time_grid(T: int, steps: int) -> list[int]:
@@ -53,12 +53,16 @@ class DenoisingOptions:
     "How the reverse process of the coordinates runs, and with how many steps."
 
     steps: int = option(50, "Denoising steps: calls of the network.", min=1)
-    eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
-    score_scale: float = option(SCORE_SCALE, "Score scale of the coordinates; 1: as learned.", min=1, max=100)
+    eta: float = option_of(StepOptions, "eta")
+    score_scale: float = option_of(StepOptions, "score_scale", SCORE_SCALE)
     corrector: int = option(
         0, "Langevin steps of the coordinates after each step, one more network call each.", min=0, max=100
     )
     snr: float = option(0.2, "Relative size of a Langevin step.", min=1e-6, max=10)
+    batch_size: int = option(
+        256, "Structures sampled together; another number, other structures.", min=1, max=10**6
+    )
+    progress: bool = option_of(SharedOptions, "progress")
 
     def __post_init__(self):
         check_limits(self)

@@ -129,8 +129,14 @@ SCORE_SCALE = 3.0  # what both models' samplers use; measured in lessons 3.14 an
 class StepOptions:
     "How a step back from x_t to x_s is taken."
 
-    eta: float = option(1.0, "1: ancestral sampling; 0: no new noise")
-    score_scale: float = option(1.0, "so many times the way along the score, at most to the estimate of x_0")
+    eta: float = option(1.0, "1: stochastic; 0: deterministic given the start.", min=0, max=1)
+    score_scale: float = option(
+        1.0,
+        "Score scale of the coordinates: so many times the way along the score, at most to the estimate of "
+        "x_0; 1: as learned.",
+        min=1,
+        max=100,
+    )
 
 
 @patch

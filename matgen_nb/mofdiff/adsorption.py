@@ -15,10 +15,18 @@ from typing import Any
 import numpy as np
 
 from .charges import COULOMB, check_charges, periodic_images, wave_vectors
-from .gas_uptake import GASES, SITES, Estimate, capacity_columns, check_gases
+from .gas_uptake import GASES, SITES, Estimate, GcmcOptions, capacity_columns, check_gases
 from .gas_uptake import framework_lj, random_axes, repeats
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import MatgenError, check_limits, described, numpy_stream, option
+from matgen_nb.utils import (
+    MatgenError,
+    SharedOptions,
+    check_limits,
+    described,
+    numpy_stream,
+    option,
+    option_of,
+)
 
 # %% ../../nbs/4_mofdiff/44_adsorption.ipynb #ads00006
 BOLTZMANN = 1.380649e-23  # J / K
@@ -133,8 +141,8 @@ class AdsorptionOptions:
     groups: int = option(8, "Independent simulations; their spread is the statistical error.", min=3)
     chains: int = option(4, "Markov chains of each simulation.", min=1)
     moves: int = option(1000, "Moves of each chain that are averaged, at least.", min=10)
-    cutoff: float = option(12.0, "Cutoff of the interactions.", unit="A", min=5.0)
-    seed: int = option(0, "Random seed.", min=0)
+    cutoff: float = option_of(GcmcOptions, "cutoff")
+    seed: int = option_of(SharedOptions, "seed")
 
     def __post_init__(self):
         check_limits(self)

@@ -19,7 +19,15 @@ import numpy as np
 from .atom_types import uff_table
 from .charges import check_charges, periodic_images
 from ..symmetry.crystal import Crystal, element_table
-from ..utils import check_limits, described, MatgenError, numpy_stream, option
+from matgen_nb.utils import (
+    MatgenError,
+    SharedOptions,
+    check_limits,
+    described,
+    numpy_stream,
+    option,
+    option_of,
+)
 from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/43_gas_uptake.ipynb #0f190dc7
@@ -192,8 +200,8 @@ class GcmcOptions:
 
     cycles: int = option(2000, "Cycles that are averaged; each is at least 20 moves.", min=1)
     start_cycles: int = option(2000, "Cycles before, to reach equilibrium.", min=0)
-    cutoff: float = option(12.0, "Cutoff of the interactions.", unit="A", min=1.0)
-    seed: int = option(0, "Random seed.", min=0)
+    cutoff: float = option(12.0, "Cutoff of the interactions.", unit="A", min=5.0)
+    seed: int = option_of(SharedOptions, "seed")
 
     def __post_init__(self):
         check_limits(self)

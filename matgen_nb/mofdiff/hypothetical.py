@@ -369,13 +369,13 @@ class HypotheticalOptions:
     "How random frameworks are built."
 
     limits: BuildLimits = option(LIMITS, "what the builder rejects, see `BuildLimits`")
-    trials: int | None = option(None, "give up after so many trials; None: 60 n + 200", min=1)
-    known: tuple = option((), "names of frameworks that shall not occur again")
+    max_trials: int | None = option(None, "give up after so many trials; None: 60 n + 200", min=1)
+    exclude: tuple = option((), "names of frameworks that shall not occur again")
 
 
 def _recipe(n, seed, nets, options):
     "A text that is the same for equal requests."
-    known = [short_hash("\n".join(options.known))] if len(options.known) else []
+    known = [short_hash("\n".join(options.exclude))] if len(options.exclude) else []
     blocks = [block for group in load_library().values() for block in group]
     shapes = b"".join(np.round(block.cart_coords, 3).tobytes() for block in blocks)
     library = hashlib.sha256(shapes).hexdigest()[:12]  # other blocks give other frameworks
@@ -389,7 +389,7 @@ def _keep_new(results, found, known, stages):
         if mof is not None and (mof.name in found or mof.name in known):
             stage = "repeated"
         stages[stage] += 1
-        if stage == "ok":
+        if mof is not None and stage == "ok":
             found[mof.name] = mof
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #58413a2a
@@ -406,13 +406,13 @@ def make_hypothetical(
 
     Kept in the user's cache (or in `out`, a .safetensors file) and read from there the next time. nets: names
     to sample from (None: all). Properties: density (g/cm3), void_fraction, lcd (A). info: how many trials
-    failed at which stage. MatgenError where there are too few after `options.trials`."""
+    failed at which stage. MatgenError where there are too few after `options.max_trials`."""
     recipe = _recipe(n, seed, nets, options)
     path = Path(out) if out else cache_path(f"hypothetical-{n}-{seed}", recipe)
     if path.exists() and (data := MofData.load(path)).info.get("recipe") == recipe:
         return data
-    found, stages, at, most = {}, Counter(), 0, options.trials or 60 * n + 200
-    work, known = functools.partial(hypothetical, limits=options.limits, nets=nets), set(options.known)
+    found, stages, at, most = {}, Counter(), 0, options.max_trials or 60 * n + 200
+    work, known = functools.partial(hypothetical, limits=options.limits, nets=nets), set(options.exclude)
     while len(found) < n and at < most:
         size = min(2048, max(64, 8 * (n - len(found))))
         batch = [(seed, k) for k in range(at, min(most, at + size))]
@@ -424,7 +424,7 @@ def make_hypothetical(
     if len(found) < n:
         raise MatgenError(
             f"only {len(found)} of {n} frameworks after {at} trials ({dict(stages)}); take fewer, or "
-            "allow more with HypotheticalOptions(trials=...)"
+            "allow more with HypotheticalOptions(max_trials=...)"
         )
     info = dict(source="hypothetical", recipe=recipe, seed=seed, stages=dict(stages))
     data = MofData.from_coarse(list(found.values())[:n], info, tolerance=0.02)
@@ -480,7 +480,7 @@ def many_mofs(
             nets=nets,
             n_jobs=n_jobs,
             progress=progress and f"{progress}, {done}",
-            options=HypotheticalOptions(known=tuple(names)),
+            options=HypotheticalOptions(exclude=tuple(names)),
         )
         parts.append(built)
         names += built.names

@@ -42,7 +42,6 @@ from matgen_nb.mofdiff.pipeline import (
     run_stages,
 )
 from .decoding import latents_for_target, sample_latents
-from .sampling import MofSamplingOptions
 from ..symmetry.crystal import Crystal
 from ..parallel import parallel_map
 from ..utils import check_limits, described, MatgenError, numpy_stream, option, share, torch_stream
@@ -207,21 +206,23 @@ class DesignOptions:
         "selected (best of many samples). Random ones always stand beside them.",
     )
     trust: float | None = option(0.9, "Share of the cloud that the trust region holds.", min=0, max=1)
-    steps: int = option(100, "Steps of the optimiser.", min=1)
-    lr: float = option(0.05, "Learning rate of the optimiser.", min=0)
+    latent_steps: int = option(100, "Steps of the optimiser of the latent vectors.", min=1)
+    latent_lr: float = option(0.05, "Its learning rate.", min=0)
     start: torch.Tensor | None = option(None, "Latent vectors (m, latent) to start from.")
-    sampling_steps: int = option(50, "Denoising steps.", min=1)
     reference: tuple = option((), "Identities that count as known.")
     pipeline: PipelineOptions = PipelineOptions(assembly=AssemblyOptions(starts=8), relax=False)
-    pool: int = option(1, "Samples for each framework, of which `screen` chooses.", min=1)
-    screen: Callable[..., list] | None = option(
-        None, "How n of n * pool samples are chosen, see `Screen` of lesson 4.46; not for random ones."
+    screen: Any = option(
+        None, "How n of `screen.pool` * n samples are chosen, a `Screen` of lesson 4.46; not for random ones."
     )
-    progress: bool = option(True, "Show a progress bar.")
 
     def __post_init__(self):
         check_limits(self)
         check_strategies(self.strategies)
+
+    @property
+    def pool(self) -> int:
+        "Samples for each framework: those that `screen` wants, 1 without it."
+        return 1 if self.screen is None else self.screen.pool
 
 # %% ../../nbs/4_mofdiff/41_property_design.ipynb #8a887fab
 def highest_latents(
@@ -260,7 +261,7 @@ def choose_latents(
     region = None if options.trust is None else trust_region(cloud, options.trust)
     begin = cloud[chosen.to(cloud.device)]
     wanted = replace(goal, target="max") if goal.at_least else goal
-    return optimise_latents(model, begin, wanted, options.steps, options.lr, region).latents
+    return optimise_latents(model, begin, wanted, options.latent_steps, options.latent_lr, region).latents
 
 # %% ../../nbs/4_mofdiff/41_property_design.ipynb #30a5f9d3
 @dataclass(frozen=True)
@@ -347,7 +348,7 @@ class Design:
 def _samples(model, strategy, n, goal, seed, options):
     "Samples of one strategy: of each latent vector the best fitting one."
     z = choose_latents(model, strategy, n, goal, seed, options)
-    how = replace(options.pipeline.sampling, steps=options.sampling_steps, progress=options.progress)
+    how = options.pipeline.sampling
     return numbered(best_fitting(model.sample(n, seed=seed, z=z, options=how), how.samples_per_latent))
 
 
@@ -373,7 +374,7 @@ def design(
     for strategy in dict.fromkeys(("random", *options.strategies)):
         results = store(strategy)
         screen = None if strategy == "random" else options.screen
-        many = n if screen is None else n * options.pool
+        many = n if screen is None else n * screen.pool
         if results.samples() is None:
             results.save_samples(_samples(model, strategy, many, goal, seed, options))
         samples = results.samples() or []  # a run that is continued and one that is not see the same numbers
@@ -481,8 +482,7 @@ def enumerate_and_screen(
     """Frameworks for a `checked` goal without a model: nets and blocks at random, screened by the property,
     for so many `seconds` of CPU time (what is begun is finished).
 
-    Of `options` the stages of `pipeline` and the `reference` are used. Same seed: the same sequence of
-    trials."""
+    Of `options` it uses `pipeline` and `reference`. Same seed: the same sequence of trials."""
     start, trials, built, rows, results = time.process_time(), 0, 0, [], Results()
     while time.process_time() - start < seconds:
         mof = build_trial((seed, trials), f"built_{trials:06d}")

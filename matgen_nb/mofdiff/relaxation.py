@@ -23,7 +23,7 @@ from .force_field import Uff
 from ..symmetry.crystal import Crystal
 from ..symmetry.lattice import lattice_parameters
 from ..parallel import Failure, parallel_map
-from ..utils import check_kind, MatgenError, option
+from ..utils import MatgenError, SharedOptions, check_kind, option, option_of
 
 # %% ../../nbs/4_mofdiff/36_relaxation.ipynb #o21c0e02
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class RelaxationOptions:
     stages: tuple[bool, ...] = option(
         (False, True, False, True), "for each stage, whether the cell moves too"
     )
-    fmax: float = option(0.02, "converged: no force above this", unit="eV/A", min=0)
+    fmax: float = option_of(SharedOptions, "fmax", 0.02)
     smax: float = option(3e-4, "converged: no stress above this (3e-4 is 0.05 GPa)", unit="eV/A^3", min=0)
     steps: int = option(1000, "steps of a stage at most", min=1)
     time_limit: float | None = option(120.0, "seconds for one framework in all; None: no limit", unit="s")

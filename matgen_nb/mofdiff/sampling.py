@@ -341,8 +341,6 @@ class MofSamplingOptions(DenoisingOptions):
         1, "Sample so many for each framework and keep the one whose blocks fit best.", min=1
     )
     nets: NetOptions = NetOptions()
-    batch_size: int = option(256, "Frameworks a batch; another number, other frameworks.", min=1)
-    progress: bool = option(True, "Show a progress bar.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -271,6 +271,12 @@ def _rough_values(screen, samples, results, n_jobs):
     return measure_all(crystals, screen.rough, names, n_jobs, results, "screened")[0]
 
 
+@patch(as_prop=True)
+def pool(self: Screen) -> int:
+    "Samples for each framework of a design."
+    return self.options.pool
+
+
 @patch
 def _tried(self: Screen, pool, n, results, assemble, n_jobs):
     "The samples that were put together, round by round, and their rough values (m,)."
@@ -312,4 +318,4 @@ def with_screen(
     rough = rough_value(goal.property, swing) if how.assembled > 1 else None
     if how.assembled > 1 and rough is None:
         raise MatgenError(f"{goal.property} has no rough value on atoms: leave out --assembled")
-    return replace(options, pool=how.pool, screen=Screen(goal, estimate, rough, how))
+    return replace(options, screen=Screen(goal, estimate, rough, how))

@@ -23,7 +23,9 @@ from typing import Any, NamedTuple, TYPE_CHECKING
 import torch
 
 import matgen_nb
-from ..utils import check_limits, MatgenError, option, seed_torch, stream_seed, torch_stream
+from .optimization import TrainConfig
+from ..utils import MatgenError, SharedOptions, check_limits, option
+from ..utils import option_of, seed_torch, stream_seed, torch_stream
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -139,10 +141,10 @@ SAMPLERS = {
 class Budget:
     "What every variant gets."
 
-    steps: int = option(1200, "Steps of the training.", min=1)
+    steps: int = option_of(TrainConfig, "steps", 1200)
     n: int = option(400, "Samples that are evaluated, for each way to sample.", min=1)
     sample_steps: int = option(25, "Denoising steps of a sample.", min=1)
-    device: str = option("cpu", "Where to compute.")
+    device: str = option_of(SharedOptions, "device")
 
     def __post_init__(self):
         check_limits(self)
@@ -180,7 +182,6 @@ def train_variant(
 ) -> "tuple[dict[str, SymmCD], dict[str, float]]":
     """Train a variant: {'averaged': model, 'raw': model}, {parameters, CPU seconds, seconds}. A run that was
     stopped goes on with `resume`; CPU seconds then count the last part only."""
-    from matgen_nb.scale.optimization import TrainConfig
     from matgen_nb.scale.training import Trainer
 
     model, data = variant_model(name, data, seed)
@@ -341,12 +342,8 @@ FIGURES = {
     "loss_k": ("held-out loss, k", "less"),
 }
 "Column -> (heading, whether more or less is better)."
-POOL = {
-    "clipped": "default",
-    "balanced": "default",
-    "no guidance": "neither",
-    "no contact distance": "neither",
-}
+POOL = dict.fromkeys(("clipped", "balanced"), "default")
+POOL |= dict.fromkeys(("no guidance", "no contact distance"), "neither")
 "Samplers that few settings have -> the sampler whose spread they take."
 _SHARES = ("struct_valid", "comp_valid", "group_kept")  # of the samples
 

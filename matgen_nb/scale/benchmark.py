@@ -21,7 +21,7 @@ from typing import Any
 
 from ..parallel import time_limit
 from .records import read_table
-from ..utils import MatgenError, check_limits, described, option, reason
+from ..utils import MatgenError, SharedOptions, check_limits, described, option, option_of, reason
 
 # %% ../../nbs/5_scale/12_benchmark.ipynb #58e3aea2
 def wait_for(device: str) -> None:
@@ -156,12 +156,12 @@ OVER = "the time was over: give more --max-seconds, or fewer tasks"
 class BenchmarkOptions:
     "How a benchmark is run."
 
-    device: str = option("cpu", "Where to compute.")
+    device: str = option_of(SharedOptions, "device")
     seconds: float = option(120.0, "For the measurements of all rows together.", "s", min=1e-9, max=1e9)
     max_seconds: float | None = option(
         None, "No row begins later than this, and the one that runs is cut off.", "s", min=1e-9
     )
-    seed: int = option(0, "Random seed: same seed, same inputs.", min=0)
+    seed: int = option_of(SharedOptions, "seed")
 
     def __post_init__(self):
         check_limits(self)

@@ -21,7 +21,7 @@ from .records import read_table, run_record, say, typed_command, write_json
 from .runs import RunFolder, write_results, written_now
 from ..parallel import Failure, describe_failures, parallel_map
 from ..pages import heading
-from ..utils import MatgenError, atomic_write, option
+from ..utils import MatgenError, SharedOptions, atomic_write, option, option_of
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -129,10 +129,10 @@ def described_beside(source: str | Path) -> Path | None:
 class EvaluationOptions:
     "How crystals are evaluated."
 
-    n_jobs: int = option(-1, "Processes; -1: one for each core.")
-    timeout: float = option(60.0, "Time that a step of one crystal may take.", "s", min=0.1)
-    symprec: float = option(0.1, "Tolerance of the symmetry search.", "A")
-    seed: int = option(0, "Random seed: same seed, same result.", min=0)
+    n_jobs: int = option_of(SharedOptions, "n_jobs", -1)
+    timeout: float = option_of(SharedOptions, "timeout")
+    symprec: float = option_of(SharedOptions, "symprec")
+    seed: int = option_of(SharedOptions, "seed")
 
 # %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6b00008
 def evaluate_against(
@@ -181,12 +181,7 @@ class EnergyChoices:
         "--training or --reference must be a file with energies.",
     )
     potential: str = option("chgnet", "For --energy: chgnet (the extra stability) or sevenn.")
-    relaxations: int = option(
-        0,
-        "For --energy: so many crystals, the first, are also relaxed within their space groups, "
-        "for the energy lost and the change of volume (1 to 3 s each).",
-        min=0,
-    )
+    relaxations: int = option_of(SharedOptions, "relaxations")
     stability: bool = option(False, "Relax and evaluate with CHGNet (needs the extra).")
 
 

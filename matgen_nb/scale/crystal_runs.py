@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'NOT_STORED', 'choose_training', 'new_symmcd', 'FitOptions', 'fit_model', 'averaged', 'fit_symmcd',
-           'sample_rows', 'RunOptions', 'sample_stream', 'pick_device', 'load_data', 'without_nan', 'QualityChoices',
+           'sample_rows', 'sample_stream', 'pick_device', 'load_data', 'without_nan', 'QualityChoices',
            'quality_callbacks', 'higher_note', 'relaxing_potential', 'relaxing']
 
 # %% ../../nbs/5_scale/07_crystal_runs.ipynb #n24d0003
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from .optimization import UNLIMITED, TrainConfig, held_out
 from .records import read_table, run_record, say, typed_command
-from .runs import finish_stream, open_run, stream
-from ..utils import MatgenError, option, progress_bar, seed_torch, stream_seed
+from .runs import RunOptions, finish_stream, open_run, stream
+from ..utils import MatgenError, option, option_of, progress_bar, seed_torch, stream_seed
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -60,8 +60,8 @@ def new_symmcd(preset: str, data: "CrystalData", init_from: str | None = None) -
 class FitOptions:
     "How a training begins and what it takes along: see `fit_model`."
 
-    resume: bool = option(False, "Continue the run in the folder.")
-    overwrite: bool = option(False, "Train anew where a run is.")
+    resume: bool = option_of(RunOptions, "resume")
+    overwrite: bool = option_of(RunOptions, "overwrite")
     val: Any = option(None, "Validation data.")
     callbacks: tuple = option((), "Callbacks of the Trainer (lesson 5.3).")
     info: Callable[[], dict] | None = option(None, "Function whose result goes with the weights.")
@@ -119,19 +119,6 @@ def sample_rows(samples: list, p1: bool = False) -> tuple[list, list[dict]]:
     written = [s.crystal if p1 else getattr(s, "unit", s.crystal) for s in samples]
     return written, [dict(s.row) for s in samples]
 
-# %% ../../nbs/5_scale/07_crystal_runs.ipynb #c4385c07
-@dataclass(frozen=True)
-class RunOptions:
-    "How a streamed run begins."
-
-    resume: bool = option(False, "Continue the run in the folder.")
-    overwrite: bool = option(
-        False,
-        "Write into a folder that is not empty; what an earlier run made there is deleted, nothing else.",
-    )
-    inputs: dict | None = option(None, "Inputs of the command by flag, see `check_out`.")
-    weights: dict | None = option(None, "What is known of the weights, see `describe_weights`.")
-
 # %% ../../nbs/5_scale/07_crystal_runs.ipynb #c6smp002
 NOT_STORED = ("accept", "progress", "batch_size")
 "Options of the sampler that no request holds: the chunk of a run is the batch, and `accept` is for programs."
@@ -159,8 +146,8 @@ def sample_stream(
             return sample_rows(found, request.get("p1", False))
 
         made, known = stream(folder, request, generate), {}
-        if options.weights:
-            known["weights"] = options.weights
+        if options.known_weights:
+            known["weights"] = options.known_weights
         seconds = time.monotonic() - start
         record = run_record(typed_command(), request["seed"], seconds, request=request, **known)
         finish_stream(folder, title, record)

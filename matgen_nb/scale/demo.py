@@ -10,7 +10,6 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from matgen_nb.scale.records import (
     write_table,
 )
 from .runs import RunFolder, write_results
-from ..utils import atomic_write, option, share, torch_stream
+from ..utils import SharedOptions, atomic_write, option, option_of, share, torch_stream
 
 # %% ../../nbs/5_scale/25_demo.ipynb #n31dem06
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class DemoOptions:
     n: int = option(8, "Crystals of each model.", min=1)
     seconds: float = option(120.0, "Time for the training; 0: no training.", "s", min=0)
     mofs: int = option(8, "Frameworks to sample until one is valid; 0: none.", min=0)
-    seed: int = option(0, "Random seed: same seed, same result.", min=0)
-    device: str = option("cpu", "Where to compute.")
+    seed: int = option_of(SharedOptions, "seed")
+    device: str = option_of(SharedOptions, "device")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arithmetic import count_flop, peak_flop, training_step
-from ..utils import numpy_stream, option, seed_torch
+from .optimization import TrainConfig
+from ..utils import numpy_stream, option, option_of, seed_torch
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.dataset import CrystalData
@@ -26,11 +27,11 @@ class FullOptions:
 
     width: int = option(384, "Width of the network; its file has 11.5 MB.", min=8)
     layers: int = option(5, "Layers of the network.", min=1)
-    batch_size: int = option(1024, "Crystals in a step, on all devices together.", min=1)
-    lr: float = option(8e-4, "Learning rate.")
-    precision: str = option("bf16-mixed", "32-true or bf16-mixed.")
-    compile: bool = option(False, "torch.compile of the network's parts.")
-    max_seconds: float = option(360.0, "Time of the training; the learning rate follows it.", "s", min=1)
+    batch_size: int = option_of(TrainConfig, "batch_size", 1024)
+    lr: float = option_of(TrainConfig, "lr", 8e-4)
+    precision: str = option_of(TrainConfig, "precision", "bf16-mixed")
+    compile: bool = option_of(TrainConfig, "compile")
+    max_seconds: float = option_of(TrainConfig, "max_seconds", 360.0)
     matched: int = option(260, "Crystals of each set that have to be put back.", min=1)
     n: int = option(1000, "Samples that are timed.", min=1)
 

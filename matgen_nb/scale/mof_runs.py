@@ -52,11 +52,12 @@ from ..mofdiff.sampling import NetOptions
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cimpo2
 from .records import read_json, read_table, run_record, save_small_png
 from .records import say, write_gallery, write_json, write_table
-from .runs import CHUNK, RunChunk, RunFolder, as_folder, chunks
+from .runs import CHUNK, RunChunk, RunFolder, RunOptions, as_folder, chunks
 from .runs import open_run, seeded, stored_options, write_results
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
-from ..utils import atomic_write, check_limits, described, MatgenError, option, patch, stream_seed
+from ..utils import MatgenError, SharedOptions, atomic_write, check_limits, described
+from ..utils import option, option_of, patch, stream_seed
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.model import MofDiff
@@ -234,16 +235,12 @@ def atoms_shown(row: dict, results: Results) -> Mof | None:
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24crunco
 @described
 @dataclass(frozen=True)
-class MofRunOptions:
+class MofRunOptions(RunOptions):
     "How a run uses its folder and the machine; apart from `chunk`, nothing of it changes the frameworks."
 
     chunk: int = option(CHUNK, "Frameworks sampled together. Another number, other frameworks.", min=1)
-    n_jobs: int = option(1, "Processes; -1: one for each core.")
-    resume: bool = option(False, "Continue the run in the folder.")
-    overwrite: bool = option(False, "Write into a folder that is not empty.")
-    weights: str = option("", "What the request says of the weights: a hash.")
-    inputs: dict = option({}, "Files that the folder must not touch, by flag, see `check_out`.")
-    known_weights: dict = option({}, "What is known of the weights, see `describe_weights`.")
+    n_jobs: int = option_of(SharedOptions, "n_jobs")
+    weights_hash: str = option("", "What the request says of the weights: a hash.")
     known: list | None = option(None, "Identities for novelty; None: those of the training set.")
     command: str = option("", "The command, for the record.")
 
@@ -264,7 +261,7 @@ NOT_OF_A_RUN = (
 
 def mof_run_request(n: int, seed: int, options: PipelineOptions, run: MofRunOptions) -> dict:
     "The request of a run, as it is stored: a run may only go on with the same."
-    request = dict(model="mofdiff", weights=run.weights, n=n, chunk=run.chunk) | seeded(seed)
+    request = dict(model="mofdiff", weights=run.weights_hash, n=n, chunk=run.chunk) | seeded(seed)
     return request | stored_options(options, NOT_OF_A_RUN)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cmakco
@@ -343,7 +340,6 @@ def run_facts(request: dict, relaxed: bool, late: list[str], run: MofRunOptions)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cdesco
 NOT_OF_A_DESIGN = (
-    "progress",
     "reference",
     "pipeline.sampling.progress",
     "pipeline.assemble_limit",
@@ -358,7 +354,7 @@ def design_request(
     model: "MofDiff", goal: Goal, n: int, seed: int, options: DesignOptions, run: MofRunOptions
 ) -> dict:
     "The request of a design, as it is stored; with relaxation, after which the property is measured."
-    request = dict(model="mofdiff", weights=run.weights, n=n) | seeded(seed)
+    request = dict(model="mofdiff", weights=run.weights_hash, n=n) | seeded(seed)
     return request | stored_options(goal.checked(model)) | stored_options(options, NOT_OF_A_DESIGN)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5des002

@@ -11,7 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..utils import MatgenError, option, torch_stream
+from ..utils import MatgenError, SharedOptions, option, option_of, torch_stream
 
 if TYPE_CHECKING:  # the command line asks for options alone, which takes no torch
     import torch
@@ -31,7 +31,7 @@ class TrainConfig:
     schedule: str = option("cosine", "How the learning rate ends: cosine or constant.")
     clip_norm: float | None = option(1.0, "Longest gradient; None: any.")
     ema_decay: float = option(0.999, "Decay of the averaged weights; 0: no averaging.")
-    seed: int = option(0, "Random seed: same seed, same result.", min=0)
+    seed: int = option_of(SharedOptions, "seed")
     val_fraction: float = option(0.0, "Share of the data held out where no validation data are given.")
     val_every: int | None = option(None, "Steps between validations; None: twenty in the run.")
     log_every: int = option(50, "Steps between rows of the history.")
@@ -45,7 +45,7 @@ class TrainConfig:
     strategy: str = option("auto", "How processes share the work, a name of Lightning Fabric; auto: ddp.")
     precision: str = option("32-true", "32-true or bf16-mixed.")
     compile: bool = option(False, "torch.compile of the network's parts.")
-    progress: bool = option(True, "A bar of the progress.")
+    progress: bool = option_of(SharedOptions, "progress")
 
 # %% ../../nbs/5_scale/01_optimization.ipynb #7bcef952
 WARMUP_SHARE = 0.1  # of a time budget, at most

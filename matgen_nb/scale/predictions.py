@@ -16,7 +16,7 @@ from .crystal_runs import load_data
 from .records import run_record, say, typed_command, write_json
 from .runs import RunFolder, write_results
 from ..parallel import Failure, parallel_map
-from ..utils import MatgenError, check_limits, option
+from ..utils import MatgenError, SharedOptions, check_limits, option, option_of
 
 if TYPE_CHECKING:
     from matgen_nb.symmcd.model import SymmCD
@@ -76,9 +76,9 @@ class PredictOptions:
     "What is predicted for each crystal, and what becomes of it."
 
     n: int = option(1, "Structures for each crystal.", min=1)
-    symprec: float = option(0.1, "Tolerance of the symmetry search, for CIF files.", "A")
+    symprec: float = option_of(SharedOptions, "symprec")
     compare: bool = option(True, "Compare with what was handed in.")
-    seed: int = option(0, "Random seed: same seed, same result.", min=0)
+    seed: int = option_of(SharedOptions, "seed")
 
     def __post_init__(self):
         check_limits(self)

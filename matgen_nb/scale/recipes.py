@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 from .crystal_runs import load_data
 from .full_training import FullOptions
 from .records import input_identity, run_record, typed_command, write_json, write_table
-from .runs import RunFolder, as_folder, check_out, open_run, seeded, stored_options
-from ..utils import MatgenError, atomic_write, check_limits, option
+from .runs import RunFolder, RunOptions, as_folder, check_out, open_run
+from .runs import seeded, stored_options
+from ..utils import MatgenError, SharedOptions, atomic_write, check_limits, option, option_of
 
 # %% ../../nbs/5_scale/21_recipes.ipynb #ae290005
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -235,11 +236,11 @@ class RecipeOptions:
     )
     val: str | None = option(None, "The same, of crystals held out; not given: see --list.")
     scale: float = option(1.0, "A fraction of 1 makes it short: 0.01 shows that it runs, not what it finds.")
-    n_jobs: int = option(1, "Processes; -1: one for each core.")
-    seed: int = option(0, "Random seed: same seed, same result.", min=0)
-    device: str = option("cpu", "Where to compute.")
-    resume: bool = option(False, "Continue the run in the folder.")
-    overwrite: bool = option(False, "Write into a folder that is not empty.")
+    n_jobs: int = option_of(SharedOptions, "n_jobs")
+    seed: int = option_of(SharedOptions, "seed")
+    device: str = option_of(SharedOptions, "device")
+    resume: bool = option_of(RunOptions, "resume")
+    overwrite: bool = option_of(RunOptions, "overwrite")
 
     def __post_init__(self):
         check_limits(self)

@@ -190,9 +190,9 @@ def caption(row: dict) -> str:
 def write_gallery(
     path: str | Path, title: str, crystals: list, rows: list[dict], options: PageOptions = PageOptions()
 ) -> None:
-    """One self-contained HTML page (lesson 0.8): pictures of the first `options.limit` crystals (base64 PNG;
-    None is left out) and a sortable table of all `rows`."""
-    shown = [(c, row) for c, row in zip(crystals, rows) if c is not None][: options.limit]
+    """One self-contained HTML page (lesson 0.8): pictures of the first crystals (base64 PNG; at most
+    `options.most_pictures`, None is left out) and a sortable table of all `rows`."""
+    shown = [(c, row) for c, row in zip(crystals, rows) if c is not None][: options.most_pictures]
     write_page(path, title, [figure_html(crystal_png(c), caption(row)) for c, row in shown], rows, options)
 
 # %% ../../nbs/5_scale/04_records.ipynb #r24b0019

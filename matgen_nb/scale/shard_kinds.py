@@ -22,7 +22,6 @@ from matgen_nb.mofdiff.pipeline import (
     known_frameworks,
     run_stages,
 )
-from .crystal_runs import RunOptions
 from matgen_nb.scale.mof_runs import (
     FolderResults,
     MofRunOptions,
@@ -35,7 +34,8 @@ from matgen_nb.scale.mof_runs import (
 
 # %% ../../nbs/5_scale/28_shard_kinds.ipynb #k7b00004
 from .records import input_identity, read_json, run_record, say, typed_command, write_json
-from .runs import RunChunk, RunFolder, chunks, fresh_file, open_run, record_of, stored_options
+from .runs import RunChunk, RunFolder, RunOptions, chunks, fresh_file, open_run
+from .runs import record_of, stored_options
 from matgen_nb.scale.shards import (
     Shard,
     ShardKind,

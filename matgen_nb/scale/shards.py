@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import matgen_nb
-from .crystal_runs import RunOptions, sample_rows
+from .crystal_runs import sample_rows
 from .records import read_json, run_record, say, typed_command, write_json
 from matgen_nb.scale.runs import (
+    RunOptions,
     RunChunk,
     RunFolder,
     chunks,
@@ -181,8 +182,8 @@ def sample_shard(
 
         before = sealed_before(CRYSTALS, folder, request, parts)
         made, known = stream(folder, request, generate, parts), {}
-        if options.weights:
-            known["weights"] = options.weights
+        if options.known_weights:
+            known["weights"] = options.known_weights
         seconds = time.monotonic() - start
         record = run_record(typed_command(), request["seed"], seconds, request=request, **known)
         finish_stream(folder, f"Shard {shard}", record, parts=parts)

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .crystal_evaluation import EvaluationOptions, evaluate_against, read_crystals
 from .crystal_evaluation import training_reference
-from .crystal_runs import NOT_STORED, TRAINING, FitOptions, RunOptions
+from .crystal_runs import NOT_STORED, TRAINING, FitOptions
 from .crystal_runs import choose_training, fit_model, fit_symmcd, load_data, sample_stream
 from .full_training import FullOptions
 from .mof_training import BLOCK_TRAINING, MOF_TRAINING, fit_mofdiff
 from .recipes import Job, claimed, figure_row, figure_rows, recipe, trained
 from .records import file_hash, say, write_json, write_table
-from .runs import CHUNK, as_folder, seeded, stored_options
+from .runs import CHUNK, RunOptions, as_folder, seeded, stored_options
 from ..utils import numpy_stream, seed_torch, share, torch_stream
 
 if TYPE_CHECKING:
@@ -248,7 +246,7 @@ def unrelaxed(job: Job, folder: Path, weights: str, steps: int, **sampling: Any)
     assembly = AssemblyOptions(starts=s["starts"], generations=s["generations"])
     options = PipelineOptions(sampler, assembly=assembly, relax=False)
     resume = (folder / "request.json").exists()
-    return options, MofRunOptions(n_jobs=job.n_jobs, resume=resume, weights=weights)
+    return options, MofRunOptions(n_jobs=job.n_jobs, resume=resume, weights_hash=weights)
 
 
 @recipe(

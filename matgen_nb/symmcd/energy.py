@@ -22,7 +22,7 @@ from .reverse import Sample, SamplingOptions
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, element_table
 from ..parallel import time_limit
-from ..utils import MatgenError, numpy_stream, option, progress_bar, share
+from ..utils import MatgenError, SharedOptions, numpy_stream, option, option_of, progress_bar, share
 
 # %% ../../nbs/3_symmcd/22_energy.ipynb #e13b0040
 ANIONS = frozenset((7, 8, 9, 15, 16, 17, 33, 34, 35, 52, 53))  # N, P, As; O, S, Se, Te; F, Cl, Br, I
@@ -109,24 +109,20 @@ def _share_of(values: list, test: Callable, protocol: str) -> dict:
 # %% ../../nbs/3_symmcd/22_energy.ipynb #e13b0061
 @dataclass(frozen=True)
 class EnergyOptions:
-    """What `evaluate_energies` does. Every field has its unit and its reason."""
+    """What `evaluate_energies` does. symprec: for crystals that come without asymmetric unit; min_contact: of
+    the sampler that made them; seed: of the bootstrap."""
 
-    exchanges: bool = option(True, "Try the exchanges of elements too (about two energies a crystal more).")
-    relaxations: int = option(
-        0,
-        "So many crystals, the first, are also relaxed within their groups (1 to 3 s each with CHGNet).",
+    try_exchanges: bool = option(
+        True, "Try the exchanges of elements too (about two energies a crystal more)."
     )
+    relaxations: int = option_of(SharedOptions, "relaxations")
     relaxed_with: str = option(
         "", "Name of the potential with which the crystals were relaxed before, if any."
     )
-    symprec: float = option(
-        0.1, "Tolerance for the orbits of crystals that come without asymmetric unit.", "A"
-    )
-    threshold: float = option(
-        0.75, "Contacts at which the sampler pushes atoms apart.", "sums of covalent radii"
-    )
-    seed: int = option(0, "Of the bootstrap.")
-    progress: bool = option(True, "Show a progress bar.")
+    symprec: float = option_of(SharedOptions, "symprec")
+    min_contact: float = option_of(SamplingOptions, "min_contact")
+    seed: int = option_of(SharedOptions, "seed")
+    progress: bool = option_of(SharedOptions, "progress")
 
 
 @dataclass
@@ -246,7 +242,7 @@ def summarise_energies(table: list, potential: str, options: EnergyOptions = Ene
     out["e_above_hull"] = median_entry(values("e_above_hull"), f"median, eV/atom; {hull}", options.seed)
     out["e_above_hull<0.1"] = _share_of(values("e_above_hull"), lambda v: v < 0.1, f"eV/atom; {hull}")
     out["e_above_hull>0.5"] = _share_of(values("e_above_hull"), lambda v: v > 0.5, f"eV/atom; {hull}")
-    if options.exchanges:
+    if options.try_exchanges:
         text = f"{potential}; of crystals with orbits of equal size: an exchange saves > 0.1 eV/atom"
         out["exchange_gains"] = _share_of(values("exchange_gain"), lambda v: v > 0.1, text)
     if options.relaxations:
@@ -260,7 +256,7 @@ def summarise_energies(table: list, potential: str, options: EnergyOptions = Ene
 # %% ../../nbs/3_symmcd/22_energy.ipynb #e13b0205
 def _summarise_geometry(values: Callable, options: EnergyOptions) -> dict:
     "The part of the summary that needs no potential; values(name): a column of the table."
-    low, high = options.threshold - 0.005, options.threshold + 0.01
+    low, high = options.min_contact - 0.005, options.min_contact + 0.01
     out, radii = {}, "sums of covalent radii (Cordero)"
     out["contact<0.8"] = _share_of(
         values("shortest_contact"), lambda v: v < 0.8, f"shortest contact, {radii}"
@@ -343,9 +339,9 @@ def evaluate_energies(
     table = [dict(**_geometry_row(c, scale), **row) for c, row in zip(crystals, rows)]
     for crystal, row in zip(crystals, table):
         row["e_above_hull"] = None if row["energy"] is None else scale.above_hull(crystal, row["energy"])
-    if units is None and (options.exchanges or options.relaxations):
+    if units is None and (options.try_exchanges or options.relaxations):
         units = [_unit_or_none(c, options.symprec) for c in crystals]
-    if options.exchanges and units is not None:
+    if options.try_exchanges and units is not None:
         gains = exchange_gains(units, rows, potential, cache, "exchanges" if options.progress else None)
         for row, (gain, text) in zip(table, gains):
             row |= dict(exchange_gain=gain, exchange=text)
@@ -407,7 +403,7 @@ class QualityLog:
         out["match_free"] = float(np.mean(free)) if free else math.nan
         if self.potential is None or self.scale is None:
             return out
-        options = EnergyOptions(exchanges=False, progress=False)
+        options = EnergyOptions(try_exchanges=False, progress=False)
         energy = evaluate_energies(found, self.scale, self.potential, options=options).summary
         return out | {name: energy[name]["value"] for name in ("e_above_hull", "e_above_hull<0.1")}
 

@@ -23,7 +23,7 @@ from ..symmetry.symmetry_search import symmetry_dataset
 from ..symmetry.crystal import Crystal, element_table, min_distance
 from ..symmetry.lattice import K_BASIS, constrain_k, k_mask, k_to_lattice
 from ..symmetry.space_groups import SpaceGroup
-from ..utils import option, progress_bar
+from ..utils import SharedOptions, option, option_of, progress_bar
 
 # %% ../../nbs/3_symmcd/21_group_relaxation.ipynb #e13b0080
 @functools.lru_cache(None)
@@ -142,11 +142,9 @@ def element_exchanges(unit: AsymmetricUnit, most: int = 20) -> list:
 # %% ../../nbs/3_symmcd/21_group_relaxation.ipynb #e13b0090
 @dataclass(frozen=True)
 class RelaxOptions:
-    "How a crystal is relaxed within its space group."
+    "How a crystal is relaxed within its space group; fmax: of the stress too (eV/atom a unit of strain)."
 
-    fmax: float = option(
-        0.1, "Largest force that counts as relaxed (stress: eV/atom a unit of strain).", "eV/A"
-    )
+    fmax: float = option_of(SharedOptions, "fmax")
     steps: int = option(100, "Steps of the optimiser, at most.")
     max_seconds: float = option(600.0, "Time for a crystal, at most.", "s")
     exchanges: int = option(20, "Exchanges of elements that are tried first, at most; 0: none.")

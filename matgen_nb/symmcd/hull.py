@@ -25,7 +25,7 @@ from .potential import EnergyCache, Potential, energies
 from ..symmetry.cif import read_cif
 from ..symmetry.crystal import Crystal, formula_of
 from ..parallel import parallel_map
-from ..utils import described, MatgenError, numpy_stream, option, share
+from ..utils import MatgenError, SharedOptions, described, numpy_stream, option, option_of, share
 
 # %% ../../nbs/3_symmcd/20_hull.ipynb #8c5cf94d
 def hull_energy(elements: Iterable[int], entries: Sequence[tuple]) -> float | None:
@@ -291,9 +291,9 @@ class StabilityOptions:
 
     threshold: float = option(0.1, "largest energy above hull of a stable crystal", unit="eV/atom")
     relax_steps: int = option(100, "most steps of a relaxation")
-    n_jobs: int = option(1, "processes")
-    timeout: float = option(600, "time for one crystal", unit="s")
-    progress: bool = option(True, "show progress")
+    n_jobs: int = option_of(SharedOptions, "n_jobs")
+    timeout: float = option_of(SharedOptions, "timeout", 600.0)
+    progress: bool = option_of(SharedOptions, "progress")
 
 
 def stability(

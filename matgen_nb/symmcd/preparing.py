@@ -25,8 +25,9 @@ from matgen_nb.symmetry.structure_files import (
     file_frames,
     folder_items,
     is_table,
+    read_csv_table,
 )
-from ..utils import MatgenError, described, fetch, option, read_csv_table
+from ..utils import MatgenError, SharedOptions, described, fetch, option, option_of
 
 # %% ../../nbs/3_symmcd/02_preparing.ipynb #042c4c51
 def read_crystal_folder(path: str | Path) -> SourceItems:
@@ -196,16 +197,14 @@ def source_columns(
 class CrystalPrepareOptions:
     "How crystals are turned into asymmetric units."
 
-    symprec: float = option(
-        0.1, "Tolerance of the symmetry search; 0.01 keeps the group of nearly symmetric crystals.", unit="A"
-    )
+    symprec: float = option_of(SharedOptions, "symprec")
     max_orbits: int = option(64, "crystals with more orbits are left out")
     max_atoms: int = option(400, "crystals with more atoms in the conventional cell are left out")
     engine: str = option(
         "spglib", "What finds the symmetry: spglib, or moyopy (the extra fast; four times as quick)."
     )
-    column: str = option("cif", "column of a CSV that holds the CIF texts")
-    timeout: float = option(60, "time for one crystal", unit="s")
+    column: str = option_of(SharedOptions, "column")
+    timeout: float = option_of(SharedOptions, "timeout")
 
 # %% ../../nbs/3_symmcd/02_preparing.ipynb #prp00012
 def prepare(

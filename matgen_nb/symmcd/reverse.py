@@ -27,12 +27,12 @@ from matgen_nb.symmcd.refinements import (
     settle_elements,
     fixed_logits,
 )
-from .requests import Request, check_whole
+from .requests import Conditions, Request, check_whole
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal, element_table, min_distance
 from ..symmetry.projection import assign_wyckoff, nearest_on_members
 from ..symmetry.space_groups import wyckoff_tables
-from ..utils import MatgenError, check_limits, described, option
+from ..utils import MatgenError, check_limits, described, option, option_of
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #0b67fdf6
 @dataclass
@@ -131,7 +131,7 @@ class SamplingOptions(DenoisingOptions):
     """How crystals are sampled (`SymmCD.sample`) and predicted (`SymmCD.predict`, lesson 3.15). Same seed,
     arguments, options and device: same crystals."""
 
-    steps: int = option(25, "Network calls for cell and coordinates.", min=1)
+    steps: int = option_of(DenoisingOptions, "steps", 25)
     site_steps: int = option(12, "Network calls for the sites that are free, of staged models.", min=1)
     element_steps: int = option(16, "Network calls for the elements that are free, of staged models.", min=1)
     guidance: float = option(0.5, "Last share of the time, with site-projection guidance.", min=0, max=1)
@@ -142,7 +142,7 @@ class SamplingOptions(DenoisingOptions):
     neutral: bool = option(False, "Balance 1, and crystals that still are not neutral are rejected.")
     templates: float = option(1.0, "Share of the known Wyckoff templates, expected at the Good-Turing "
         "rate, that is taken; 0: all sites by the network.", min=0, max=1)
-    num_orbits: int | None = option(None, "Orbits of a crystal; not given: as in the training set.", min=1)
+    num_orbits: int | None = option_of(Conditions, "num_orbits")
     closest: float = option(0.5, "Crystals with atoms nearer than this are rejected.", "A", min=0)
     retries: int | None = option(None, "Times, at most, that a rejected crystal is sampled again; "
         "not given: 0, with neutral 5.", min=0, max=1000)
@@ -154,9 +154,7 @@ class SamplingOptions(DenoisingOptions):
         min=0, max=1000)
     candidates: int = option(4, "Crystals made for each request, of which the one that the model finds "
         "likeliest is kept (staged models); 1: the plain sampler, and as much faster.", min=1, max=1000)
-    batch_size: int = option(256, "Crystals a batch; another number, other crystals.", min=1, max=10**6)
     accept: Callable | None = option(None, "Function of a `Sample`: False rejects it.")
-    progress: bool = option(True, "Show a progress bar.")
 
     def __post_init__(self):
         check_values(self)

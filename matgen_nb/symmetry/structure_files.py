@@ -3,10 +3,12 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'LEMAT_COLUMN', 'EXPORTS', 'read_optimade', 'split_optimade', 'named_format', 'content_format', 'format_of',
            'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'SourceItems', 'folder_items',
-           'check_no_tensors', 'is_table', 'read_item', 'lemat_rows', 'export_file', 'file_stems', 'export_text']
+           'check_no_tensors', 'is_table', 'read_item', 'CsvTable', 'read_csv_table', 'lemat_rows', 'export_file',
+           'file_stems', 'export_text']
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #sf-imports
 import csv
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +30,7 @@ from matgen_nb.symmetry.formats import (
     read_poscar,
     split_extxyz,
 )
-from ..utils import atomic_write, patch
+from ..utils import MatgenError, atomic_write, patch, reason
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #fm-optimade-read
 _FEATURES = {
@@ -341,6 +343,33 @@ def read_item(item: str | Frame, framework: bool = False, min_contact: float = C
     if isinstance(item, Frame):
         return item.read(min_contact)
     return read_cif(f"{item}\n", framework, min_contact=min_contact)
+
+# %% ../../nbs/1_symmetry/13_structure_files.ipynb #u0csv002
+@dataclass(frozen=True)
+class CsvTable:
+    "A CSV file in memory: names of its columns, and its rows, each a dict column -> text."
+
+    columns: Sequence[str]
+    rows: list[dict[str, str]]
+
+
+def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
+    """All rows of a CSV file (.gz too). MatgenError where it is no readable CSV file, or lacks the
+    column of CIF texts that is named."""
+    csv.field_size_limit(10**9)
+    opened: Any = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, EOFError, csv.Error) as error:
+        raise MatgenError(f"{path} is not a readable CSV file: {reason(error)}") from None
+    if column is not None and column not in columns:
+        there = ", ".join(map(repr, columns[:20])) or "no columns"
+        raise MatgenError(
+            f"{path} has no column {column!r}; it has {there}. Rename the column that holds the CIF texts"
+        )
+    return CsvTable(columns, rows)
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #fm-export-code
 LEMAT_COLUMN = "cif_string"

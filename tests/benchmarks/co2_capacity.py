@@ -229,7 +229,8 @@ def screened_samples(n, work, goal):
     results, many = FolderResults(work / "screened"), n * SCREEN.pool
     if results.samples() is None:
         (work / "screened").mkdir(parents=True, exist_ok=True)
-        z = choose_latents(model, "selected", many, goal, SEED + 1, DesignOptions(pool=SCREEN.pool))
+        how = DesignOptions(screen=Screen(goal, estimate, ROUGH, SCREEN))
+        z = choose_latents(model, "selected", many, goal, SEED + 1, how)
         results.save_samples(numbered(model.sample(many, seed=SEED + 1, z=z, options=STAGES.sampling)))
     samples = numbered(results.samples())
     print(f"{many} samples after {time.process_time() - start:.0f} s", flush=True)

@@ -74,9 +74,7 @@ def designed(model, experiment, n, seed):
     "The lines of the strategies of one `design`, and the CPU seconds of each."
     starts = []
     store = lambda strategy: starts.append((strategy, time.process_time())) or Results()
-    options = DesignOptions(
-        reference=tuple(model.info["identities"]), pipeline=EXPERIMENTS[experiment], progress=False
-    )
+    options = DesignOptions(reference=tuple(model.info["identities"]), pipeline=EXPERIMENTS[experiment])
     begin = time.process_time()
     if experiment == "nets":
         options = with_screen(options, GOAL.checked(model), learned_from(embedded_mofs(), GOAL.property))

@@ -66,7 +66,7 @@ def main():
             scale,
             potential,
             units,
-            options=EnergyOptions(exchanges=False, progress=False),
+            options=EnergyOptions(try_exchanges=False, progress=False),
         )
         for i, row in enumerate(found.table):
             figures = float(losses[i]), row["e_above_hull"]
