@@ -4,7 +4,7 @@
 __all__ = ['SEED_RULE', 'STREAMS', 'FIRST_IS_SEED', 'KEPT', 'MatgenError', 'reason', 'option', 'option_help', 'option_of',
            'SharedOptions', 'described', 'check_limits', 'patch', 'stream_seed', 'numpy_stream', 'torch_stream',
            'seed_torch', 'check_kind', 'atomic_write', 'progress_bar', 'content_hash', 'tensor_bytes', 'stored_texts',
-           'load_tensors', 'read_prepared', 'CsvTable', 'read_csv_table', 'fetch', 'wilson', 'share']
+           'load_tensors', 'read_prepared', 'fetch', 'wilson', 'share']
 
 # %% ../nbs/0_utilities/01_utils.ipynb #1e5db884
 import hashlib
@@ -424,38 +424,6 @@ def read_prepared(path: str | Path, format: str, command: str, needed: Sequence[
             f"{path} lacks {', '.join(missing)}: it is damaged or from another version; prepare it again"
         )
     return texts, tensors
-
-# %% ../nbs/0_utilities/01_utils.ipynb #u0csv002
-@dataclass(frozen=True)
-class CsvTable:
-    "A CSV file in memory: names of its columns, and its rows, each a dict column -> text."
-
-    columns: Sequence[str]
-    rows: list[dict[str, str]]
-
-
-def reason(error: BaseException) -> str:
-    "Why something failed, in words; of an error of the disk without its number, which says nothing."
-    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
-    """All rows of a CSV file (.gz too). MatgenError where it is no readable CSV file, or lacks the
-    column of CIF texts that is named."""
-    csv.field_size_limit(10**9)
-    opened: Any = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, EOFError, csv.Error) as error:
-        raise MatgenError(f"{path} is not a readable CSV file: {reason(error)}") from None
-    if column is not None and column not in columns:
-        there = ", ".join(repr(c[:40]) for c in columns[:12]) or "no columns"
-        raise MatgenError(
-            f"{path} has no column {column!r}; it has {there}. Rename the column that holds the CIF texts"
-        )
-    return CsvTable(columns, rows)
 
 # %% ../nbs/0_utilities/01_utils.ipynb #u0ret001
 def _retrieve(url: str, name: str, folder: Path, expected: str | None, kept: bool, instead: str) -> Path:

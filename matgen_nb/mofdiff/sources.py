@@ -21,8 +21,8 @@ import numpy as np
 
 from .coarse_graining import NamedMof
 from ..symmetry.cif_text import cif_file_text, cif_folder
-from ..symmetry.structure_files import check_no_tensors, named_format
-from ..utils import MatgenError, fetch, read_csv_table
+from ..symmetry.structure_files import check_no_tensors, named_format, read_csv_table
+from ..utils import MatgenError, fetch
 
 # %% ../../nbs/4_mofdiff/18_sources.ipynb #425f0d09
 KEYS = ("file", "filename", "material_id", "MOFname", "name")  # columns that can name a structure

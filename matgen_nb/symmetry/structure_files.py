@@ -365,7 +365,7 @@ def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
     except (OSError, EOFError, csv.Error) as error:
         raise MatgenError(f"{path} is not a readable CSV file: {reason(error)}") from None
     if column is not None and column not in columns:
-        there = ", ".join(map(repr, columns[:20])) or "no columns"
+        there = ", ".join(repr(c[:40]) for c in columns[:12]) or "no columns"
         raise MatgenError(
             f"{path} has no column {column!r}; it has {there}. Rename the column that holds the CIF texts"
         )
