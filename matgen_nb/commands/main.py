@@ -124,7 +124,7 @@ class Stoppable(typer.core.TyperGroup):
             raise
 
 
-options.app.info.cls = Stoppable
+setattr(options.app.info, "cls", Stoppable)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -260,7 +260,7 @@ def read_mof_csv(path: str | Path, column: str = "cif", notes: dict | None = Non
     notes: a dict that takes what is odd, {name of the file: list of text}."""
     table = read_csv_table(path, column)
     columns, rows = table.columns, table.rows
-    key = next(iter(_key_order(columns)), None)
+    key = next(iter(_key_order(columns)), "")
     names = [row.get(key) or f"row {i}" for i, row in enumerate(rows, 1)]
     count = Counter(names)
     values, odd = _numbers(rows, (column, *KEYS), lambda i: names[i])

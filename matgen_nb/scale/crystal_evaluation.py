@@ -42,7 +42,7 @@ class ReadCrystals(NamedTuple):
     names: list[str]
     failures: list[Failure]
 
-
+# %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6run001
 def _of_run(source: Path) -> ReadCrystals | None:
     "The frameworks of a run, each once (lesson 5.6); None for any other source. MatgenError without any."
     if not (source / "sampled").is_dir():
@@ -58,7 +58,7 @@ def _of_run(source: Path) -> ReadCrystals | None:
         raise MatgenError(f"none of the {len(names)} frameworks in {source} was put together")
     return ReadCrystals(crystals, names, [Failure(n, "its blocks were not put together") for n in missing])
 
-
+# %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6run002
 def read_crystals(source: str | Path, n_jobs: int = -1, framework: bool = False) -> ReadCrystals:
     """The crystals of a folder of structures (or of one that holds a folder `cif`), of a file, or of a CSV
     with a column `cif` (lesson 1.13), or the frameworks of a run (lesson 5.6). Files in a folder that this
