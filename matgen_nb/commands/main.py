@@ -124,11 +124,9 @@ class Stoppable(typer.core.TyperGroup):
             raise
 
 
-setattr(options.app.info, "cls", Stoppable)
-
-
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; our own errors become one red line and exit code 2, Ctrl-C 130."
+    options.app.info.cls = Stoppable
     try:
         code = options.app(args=arguments, prog_name="matgen", standalone_mode=False)
     except typer.Exit as stop:
