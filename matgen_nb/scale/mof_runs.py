@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_OF_A_RUN', 'NOT_OF_A_DESIGN', 'FolderResults', 'write_sheet', 'advice', 'finish_run', 'atoms_shown',
            'MofRunOptions', 'mof_run_request', 'sample_chunks', 'cut_off_stages', 'make_mofs', 'run_facts',
-           'design_request', 'design_run', 'is_run', 'Frameworks', 'was_relaxed', 'run_frameworks', 'Demo', 'demo_mof']
+           'design_request', 'design_run', 'is_run', 'Frameworks', 'run_frameworks', 'Demo', 'demo_mof']
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cimpor
 import json
@@ -386,7 +386,7 @@ class Frameworks:
     rows: list[dict]
 
 
-def was_relaxed(out: str | Path) -> bool:
+def _was_relaxed(out: str | Path) -> bool:
     "Whether the results of a run are relaxed ones, as its record says; without a record, as its files do."
     known = read_json(Path(out) / "run.json") if (Path(out) / "run.json").exists() else {}
     return known.get("relax", any((Path(out) / "relaxed").glob("mof_*.json")))
@@ -395,7 +395,7 @@ def was_relaxed(out: str | Path) -> bool:
 def run_frameworks(out: str | Path) -> Frameworks:
     """All frameworks of a run, relaxed where its record says so, and says which; rows with name, matched,
     assembled and, of a relaxed run, converged and volume_change."""
-    results, rows, mofs, relaxed = FolderResults(out), [], [], was_relaxed(out)
+    results, rows, mofs, relaxed = FolderResults(out), [], [], _was_relaxed(out)
     kind = "relaxed frameworks (assembled ones where relaxation left none)" if relaxed else "assembled ones"
     say(f"{out} is a run: its {kind} are read")
     last = atoms if relaxed else lambda name, results: results.load("assembled", name).mof
