@@ -387,7 +387,7 @@ def test_guided_score_leads_onto_the_sites(one_time):
         )
         assert placed.distance.max() < 1e-3
         general = wyckoff_tables().class_dof[state.space_group[state.batch], known.classes] == 3
-        assert torch.allclose(score[general], out[1][general], atol=1e-3)
+        assert torch.allclose(score[general], out.x[general], atol=1e-3)
         clean = state.x + one_time.coordinate_noise.sigma(t) ** 2 * one_time.coordinate_noise.scale(
             t
         ) * guided_score(one_time, state, known, out, t, 0.75)

@@ -238,7 +238,7 @@ def quality_callbacks(
     config: TrainConfig,
     source: str | Path,
     choices: QualityChoices,
-) -> tuple:
+) -> tuple[Callable, ...]:
     """Trainer callbacks (none where `quality_every` is 0) that predict held-out crystals (lesson 3.22).
     val: their CrystalData, or None: what the Trainer holds out; of either the first 100 even rows are
     predicted, so that the odd ones stay for the report; source: file of the data, for energies."""

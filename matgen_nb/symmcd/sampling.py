@@ -35,11 +35,11 @@ def _cell_error(model, batch, t, generator):
     """Squared error (B, 6) of the noise of k that the network names at times t (B,); staged models are
     shown sites and elements clean."""
     if not model.config.staged:
-        state, (eps, *_) = model.noisy(batch, t, generator)
-        return (model.network(state)[0] - eps) ** 2
+        state, added = model.noisy(batch, t, generator)
+        return (model.network(state).k - added.eps) ** 2
     zero = torch.zeros_like(t)
     state, targets = model.noisy_in_stages(batch, Times(t, zero, zero, zero), generator)
-    v = model.network(state)[0]
+    v = model.network(state).k
     return (model.lattice_noise.signal(t, v) * (v - targets.v)) ** 2  # lesson 3.8, eq. (4)
 
 
