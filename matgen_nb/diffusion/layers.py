@@ -30,7 +30,12 @@ Flat = TypeVar("Flat", bound="FlatBatch")
 
 
 class FlatBatch:
-    "Base of dataclasses whose fields are flat tensors of several structures."
+    "Base of dataclasses of flat tensors of several structures; `counted` names one with a row for each."
+
+    counted = ""
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.counted))
 
     def to(self: Flat, device: str | torch.device) -> Flat:
         "The same batch on a device."

@@ -34,9 +34,7 @@ class MofBatch(FlatBatch):
     features: torch.Tensor
     batch: torch.Tensor
     properties: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.num_blocks)
+    counted = "num_blocks"
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #edgesof1
 _TENSORS = ("lattice", "num_blocks", "frac_coords", "block", "properties")

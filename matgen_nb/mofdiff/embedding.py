@@ -7,7 +7,7 @@ __all__ = ['MAX_ELEMENT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'Blo
            'of_all']
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #288ca95c
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,9 +57,7 @@ class BlockBatch(FlatBatch):
     num_nodes: torch.Tensor
     num_bonds: torch.Tensor
     identity: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.num_nodes)
+    counted = "num_nodes"
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #70c84e55
 def _nodes(block):

@@ -176,9 +176,7 @@ class Batch(FlatBatch):
     frac_coords: torch.Tensor
     wyckoff: torch.Tensor
     batch: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.space_group)
+    counted = "num_orbits"
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #3a7bb595
 @dataclass(eq=False)
