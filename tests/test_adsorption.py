@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from matgen_nb.commands import gcmc as gc, main as entry
+from matgen_nb.commands import main as entry
 from matgen_nb.mofdiff import adsorption as ad, gas_uptake as gu
 from matgen_nb.mofdiff.bonds import textbook_crystal
+from matgen_nb.scale import gas_runs as gc
 from matgen_nb.scale.records import read_json, read_table
 from matgen_nb.symmetry.crystal import Crystal
 from matgen_nb.utils import MatgenError

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from matgen_nb.commands import main as entry
-from matgen_nb.commands import benchmark as command
 from matgen_nb.scale import arithmetic as ar, benchmark as bm, benchmark_tasks as bt, records, runs
+from matgen_nb.scale import device_benchmark as command
 from matgen_nb.scale.arithmetic import TrainingSetting
 from matgen_nb.utils import MatgenError
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..course import write_course
-from . import benchmark, crystals, gcmc, mofs, options, reproduce
+from . import crystals, mofs, options, reproduce
 from .options import app, own_option, with_options
 from ..scale.crystal_runs import pick_device
 from ..scale.demo import DemoOptions, run_demo
@@ -59,7 +59,7 @@ def course(
     say(f"{len(made)} notebooks for {who}: {out}\nopen them with: jupyter lab {out}")
 
 # %% ../../nbs/5_scale/26_main.ipynb #n3000009
-GROUP_MODULES = (benchmark, crystals, gcmc, mofs, reproduce)
+GROUP_MODULES = (crystals, mofs, reproduce)
 "Modules that put their commands into the groups of `options` when they are imported."
 
 

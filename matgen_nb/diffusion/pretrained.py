@@ -104,7 +104,7 @@ class allocation_limit(TorchDispatchMode):
 
     def __init__(self, numbers: int):
         super().__init__()
-        self.numbers, self.made = numbers, 0
+        self.numbers, self.made = numbers, 0.0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function._schema.name.removeprefix("aten::") in _MAKERS:

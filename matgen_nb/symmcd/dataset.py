@@ -69,7 +69,7 @@ def _symbols_for(old, counts, rng, tries):
     table, symbols = element_table(), list(OXIDATION_STATES)
     chi = dict(zip(table.symbol.tolist(), np.nan_to_num(table.electronegativity, nan=2.0)))
     for _ in range(tries):
-        new = sorted(rng.choice(symbols, len(old), replace=False), key=chi.get)
+        new = sorted(rng.choice(symbols, len(old), replace=False), key=chi.__getitem__)
         if len(old) == 1 or can_balance(new, counts):
             return new
     return None

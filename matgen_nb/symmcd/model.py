@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
 
 from ..diffusion.categorical import CategoricalDiffusion
 from ..diffusion.gaussian import GaussianDiffusion

@@ -319,8 +319,8 @@ def _cells_for(prior, chosen, conditions, checked, templates):
     group has. chosen: {group: weight}."""
     search, counts, groups = _searched(conditions, checked), checked.counts, checked.groups
     limits = search.exactly, search.least, templates
-    missing = lambda: set(groups or ()) - {g for g, _, _ in cells}
     cells = find_cells(prior, chosen, search.contents, *limits)
+    missing = lambda: set(groups or ()) - {g for g, _, _ in cells}
     if counts and not conditions.num_atoms and (more := missing()):
         larger = _contents(tuple(counts.values()), MOST_UNITS[0] + 1, MOST_UNITS[1])
         cells += find_cells(prior, {g: chosen[g] for g in more}, larger, *limits)
@@ -376,6 +376,7 @@ def _filled(prior, number, counts, orbits, free, rng):
     i = sample_index([unknown, *(w for _, w in known)], rng) if known else 0
     if i == 0:
         sampled = sample_sites(number, counts, prior.shares(number), orbits * free, rng)
+        assert sampled is not None, "a choice of weight zero was made"
         return (
             tuple(c for of_one in sampled for c in of_one),
             tuple(e for e, of_one in enumerate(sampled) for _ in of_one),

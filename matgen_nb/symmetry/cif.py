@@ -161,7 +161,8 @@ def _formula(listing, trial):
 def _by_name(listing, stated):
     """(`Trial`, notes) of a symmetry that is given by Hall symbol, Hermann-Mauguin symbol or number; None
     where all are unknown."""
-    notes, outcomes = (), []
+    notes: tuple[str, ...] = ()
+    outcomes = []
     if stated.hall:
         setting = hall_setting(stated.hall)
         if setting is None:
@@ -364,7 +365,7 @@ def _difference(elements, stated):
 
 def _amount_notes(listing, verdict, off):
     "Notes on the amounts of a formula that agrees: Z, and fractions that are nearly whole."
-    notes = ()
+    notes: tuple[str, ...] = ()
     if 0.01 < off < np.inf:
         notes += (f"the stated formula differs by {100 * off:.2g} % from the atoms (partly occupied sites?)",)
     if not z_fits(listing.stated, verdict.units, listing.z):
