@@ -7,7 +7,7 @@ __all__ = ['MOF_FORMAT', 'MofBatch', 'MofData', 'merged', 'pack_blocks', 'unpack
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #ac5bc09e
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
