@@ -280,7 +280,7 @@ def site_prior(self: SymmCD, space_group: torch.Tensor) -> torch.Tensor:
     mean = (share[..., None, None] * hots).sum(1)
     return 0.99 * mean + 0.01 / 13
 
-# %% ../../nbs/3_symmcd/07_model.ipynb #adce50ca
+# %% ../../nbs/3_symmcd/07_model.ipynb #adce50cb
 class NoiseTargets(NamedTuple):
     """What the network should answer for a noised batch: eps (B, 6) of k, score (M, 3) of the coordinates,
     elements (M,) 0-based, site (M,) or (M, 15)."""
@@ -290,7 +290,7 @@ class NoiseTargets(NamedTuple):
     elements: torch.Tensor
     site: torch.Tensor
 
-
+# %% ../../nbs/3_symmcd/07_model.ipynb #adce50ca
 @patch
 def noisy(
     self: SymmCD, batch: Batch, t: torch.Tensor, generator: torch.Generator | None = None
