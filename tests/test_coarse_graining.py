@@ -180,10 +180,10 @@ def test_files_of_another_kind(tmp_path, textbook):
 def test_limits():
     assert excess(COARSE["UiO-66"], PAPER_LIMITS) and not excess(COARSE["UiO-66"])
     assert [len(excess(c)) for c in COARSE.values()] == [0, 0, 0, 0, 0, 0, 0, 1]
-    assert "atoms" in excess(COARSE["MOF-177"], Limits(max_blocks=None, max_block_atoms=50))[0]
-    assert "dimension 1" in excess(COARSE["MIL-53"], dimension=1)[0]
+    assert "atoms" in excess(COARSE["MOF-177"], Limits(max_blocks=None, max_block_atoms=50))[0].text
+    assert "dimension 1" in excess(COARSE["MIL-53"], dimension=1)[0].text
     near = CoarseMof(10 * np.eye(3), [[0, 0, 0], [0, 0, 0.95]], COARSE["IRMOF-1"].blocks[:2])
-    assert np.isclose(bead_distance(near), 0.5) and "from each other" in excess(near)[0]
+    assert np.isclose(bead_distance(near), 0.5) and "from each other" in excess(near)[0].text
 
 
 @pytest.mark.parametrize("points", [0, 1])

@@ -23,7 +23,7 @@ from matgen_nb.commands import main as entry, mofs as mc, options
 from matgen_nb.mofdiff import pictures, pipeline
 from matgen_nb.mofdiff.assembly import AssemblyOptions
 from matgen_nb.mofdiff.pipeline import PipelineOptions, StageResult
-from matgen_nb.mofdiff.decoding import MofSample
+from matgen_nb.mofdiff.decoding import MofSample, NetChoice
 from matgen_nb.mofdiff.sampling import MofSamplingOptions
 from matgen_nb.scale import mof_runs, mof_training, runs
 from matgen_nb.scale.mof_runs import FolderResults
@@ -808,17 +808,20 @@ def test_the_second_arrangement_is_built_where_the_first_does_not_close(tmp_path
     named = pipeline.numbered([MofSample(data[i], row(data[i])) for i in range(len(data))])
     first = named[0]
     broken = replace(first.coarse, frac_coords=rng.random((len(first.coarse), 3)))
-    named[0] = MofSample(broken, first.row, [first.coarse])
+    nets = [NetChoice("new", "unnamed"), NetChoice("training set", "pcu")]
+    named[0] = MofSample(broken, first.row | nets[0].columns(), [first.coarse], nets)
     results = FolderResults(tmp_path)
     results.save_samples(named)
     samples = results.all_samples()
-    assert [len(s.others) for s in samples] == [1, 0, 0]
+    assert [len(s.others) for s in samples] == [1, 0, 0] and [s.nets for s in samples] == [nets, [], []]
+    assert all(isinstance(one, NetChoice) for one in samples[0].nets)
     options = PipelineOptions(assembly=AssemblyOptions(starts=8, generations=1), relax=False)
     pipeline.assemble_stage(samples[:2], results, options=options)
     rows = [results.load("assembled", s.coarse.name).row for s in samples[:2]]
     assert [r["candidate"] for r in rows] == [1, 0] and all(r["assembled"] for r in rows)
     found = collect(tmp_path, False)
     table = found.table
+    assert (table[0]["net"], table[0]["net_source"]) == ("pcu", "training set")
     mof_runs.finish_run(results, samples, found, dict(command="test"))
     assert (
         table[0]["candidate"] == 1

@@ -266,7 +266,7 @@ def test_weights_come_back(model, batch, tmp_path):
     with torch.no_grad():
         one, other = (float(m.loss(batch, seeded())["loss"]) for m in (model, read))
     assert one == other
-    first, again = ([s.row["net_choices"] for s in m.sample(4, seed=1, options=QUIET)] for m in (model, read))
+    first, again = ([s.nets for s in m.sample(4, seed=1, options=QUIET)] for m in (model, read))
     assert first == again
 
 
@@ -324,7 +324,7 @@ def test_same_seed_same_samples(model):
         assert np.array_equal(a.coarse.lattice, b.coarse.lattice)
     assert {s.row["net_source"] for s in one} == {"training set"} and {s.row["seed"] for s in one} == {3}
     different = model.sample(4, seed=4, options=QUIET)
-    assert any(a.row["net_choices"] != b.row["net_choices"] for a, b in zip(one, different))
+    assert any(a.nets != b.nets for a, b in zip(one, different))
 
 
 def test_requested_numbers_of_blocks(model, data):
@@ -339,7 +339,7 @@ def test_requested_numbers_of_blocks(model, data):
 def test_a_new_net_comes_first_and_known_ones_stand_by(model):
     options = replace(QUIET, nets=NetOptions(new_net_share=1.0))
     for new, plain in zip(model.sample(1, seed=2, options=options), model.sample(1, seed=2, options=QUIET)):
-        choices, known = (s.row["net_choices"].split(";") for s in (new, plain))
+        choices, known = (s.nets for s in (new, plain))
         assert choices[-len(known) :] == known
         assert (new.row["net_source"] == "new") == (len(choices) == len(known) + 1)
 

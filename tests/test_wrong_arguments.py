@@ -215,4 +215,4 @@ def test_too_many_blocks_name_the_option():
 
     from matgen_nb.mofdiff.coarse_graining import Limits, excess
 
-    assert "(--max-blocks)" in excess(thing("coarse"), replace(Limits(), max_blocks=3))[0]
+    assert "(--max-blocks)" in excess(thing("coarse"), replace(Limits(), max_blocks=3))[0].text

@@ -29,6 +29,7 @@ from ..scale.records import run_record, say, say_weights, typed_command, write_j
 from ..scale.runs import RunOptions, fresh_file, fresh_folder, record_of
 from ..scale.shards import Shard
 from ..pages import page_link
+from ..parallel import count_reasons
 from ..utils import MatgenError
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ def write_prepared(found: "PreparedMofs", out: Path, seed: int, seconds: float) 
     "The file of a prepared set and its record; says what was prepared."
     found.data.save(out)
     size = dict(frameworks=len(found.data), blocks=len(found.data.library))
-    failures = [str(failure) for failure in found.failures]
-    record = run_record(typed_command(), seed, seconds, **size, failures=failures, notes=found.notes)
+    lost = dict(failures=[str(f) for f in found.failures], reasons=count_reasons(found.failures))
+    record = run_record(typed_command(), seed, seconds, **size, **lost, notes=found.notes)
     write_json(record_of(out), record)
     say(f"{found.text}\n{size['blocks']} different blocks\nwritten: {out}")
     say(f"next: matgen train blocks {out} --out blocks")

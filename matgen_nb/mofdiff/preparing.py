@@ -7,16 +7,15 @@ __all__ = ['MEASURED', 'MofPrepareReport', 'MofPrepareOptions', 'prepare_mofs', 
 
 # %% ../../nbs/4_mofdiff/20_preparing.ipynb #0426a749
 import itertools
-import re
 import textwrap
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from .block_library import formal_charge
-from .coarse_graining import CoarseMof, Limits, NamedMof, coarse_grain, excess
+from .coarse_graining import CoarseMof, Limits, NamedMof, OutsideLimits
+from .coarse_graining import coarse_grain, excess
 from matgen_nb.mofdiff.core_mof import (
     CITATION,
     LICENCE,
@@ -31,7 +30,7 @@ from .decomposition import recompose
 from .hypothetical import many_mofs, pore_labels
 from .sources import read_mof_source
 from ..symmetry.cif_text import cif_folder, describe_notes
-from ..parallel import Failure, describe_failures, parallel_map
+from ..parallel import Failure, count_reasons, describe_failures, parallel_map
 from ..utils import MatgenError, SharedOptions, option_of, described, option
 
 # %% ../../nbs/4_mofdiff/20_preparing.ipynb #e8f8f0d2
@@ -52,12 +51,8 @@ class MofPrepareReport:
     skipped: list = field(default_factory=list)
 
     def by_reason(self) -> list[tuple[str, int]]:
-        "How many frameworks failed for each kind of reason, the most frequent first."
-        kind = lambda reason: re.sub(r"\b\w*\d[\w.]*", "#", reason.split(";")[0]).split(" (")[0]
-        kind_of = lambda reason: kind(re.sub(r"^CIF \S+: ", "", reason))
-        return Counter(
-            kind_of(re.sub(r"^\([^)]*\) ", "", f.reason.removeprefix(f"{f.name} "))) for f in self.failures
-        ).most_common()
+        "How many frameworks failed for each kind of reason, the most frequent first: see `count_reasons`."
+        return count_reasons(self.failures)
 
     def __str__(self) -> str:
         said = [f"{self.kept} of {self.total} frameworks prepared in {self.seconds:.1f} s"]
@@ -162,7 +157,7 @@ def _coarse_grain_all(items, n_jobs, progress, options, identify=False):
         done, failed = parallel_map(
             work, part, names, n_jobs=n_jobs, timeout=options.timeout, progress=progress
         )
-        failures += [Failure(f.name, f.reason.removeprefix(f"{f.name}: ")) for f in failed]
+        failures += [replace(f, reason=f.reason.removeprefix(f"{f.name}: ")) for f in failed]
         for coarse, report, identity in (x for x in done if x is not None):
             kept.append(coarse)
             identities.append(identity)
@@ -236,9 +231,8 @@ def _embedded(out, n_jobs, progress, start, options):
             f"the embedded set cannot be read here ({error}); use a folder of CIF files"
         ) from None
     reasons = [excess(data[i], options.limits) for i in range(len(data))]
-    failures = [
-        Failure(name, "outside the limits: " + "; ".join(r)) for name, r in zip(data.names, reasons) if r
-    ]
+    errors = [(name, OutsideLimits(r)) for name, r in zip(data.names, reasons) if r]
+    failures = [Failure(name, str(error), error.kind) for name, error in errors]
     total = len(data)
     if failures:
         data = data.subset([i for i, r in enumerate(reasons) if not r])

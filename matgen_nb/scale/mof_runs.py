@@ -46,7 +46,7 @@ from matgen_nb.mofdiff.pipeline import (
     sample_best,
 )
 from ..mofdiff.property_design import Design, DesignOptions, Goal, design
-from ..mofdiff.decoding import MofSample
+from ..mofdiff.decoding import MofSample, NetChoice
 from ..mofdiff.sampling import NetOptions
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cimpo2
@@ -153,7 +153,8 @@ def save_samples(self: FolderResults, samples: list[MofSample], chunk: int = 0) 
     if others:
         kept = self.folder.path(f"{self.prefix}alternatives/{chunk:05d}.safetensors")
         MofData.from_coarse(others, tolerance=1e-6).save(kept)
-    MofData.from_coarse([s.coarse for s in samples], tolerance=1e-6).save(path)
+    nets = dict(nets={s.coarse.name: s.nets for s in samples if s.nets})
+    MofData.from_coarse([s.coarse for s in samples], nets, tolerance=1e-6).save(path)
     write_table(table, [s.row for s in samples])
 
 
@@ -170,9 +171,7 @@ def _plain(x: Any) -> Any:
     return x.tolist() if hasattr(x, "tolist") else str(x)
 
 
-def _coarse_of(path: Path) -> list[CoarseMof]:
-    "All beads of a file, as list."
-    data = MofData.load(path)
+def _all_beads(data: MofData) -> list[CoarseMof]:
     return [data[i] for i in range(len(data))]
 
 
@@ -180,10 +179,12 @@ def _read_samples(path: Path, table: Path) -> list[MofSample]:
     "The samples of a chunk, with their further arrangements."
     others: dict[str, list[CoarseMof]] = {}
     extra = path.parent.parent / "alternatives" / path.name
-    for coarse in _coarse_of(extra) if extra.exists() else ():
+    for coarse in _all_beads(MofData.load(extra)) if extra.exists() else ():
         others.setdefault(coarse.name, []).append(coarse)
-    rows = read_table(table)
-    return [MofSample(c, row, others.get(c.name, [])) for c, row in zip(_coarse_of(path), rows)]
+    data, rows = MofData.load(path), read_table(table)
+    nets = {name: [NetChoice(*one) for one in kept] for name, kept in data.info.get("nets", {}).items()}
+    pairs = zip(_all_beads(data), rows)
+    return [MofSample(c, row, others.get(c.name, []), nets.get(c.name, [])) for c, row in pairs]
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cfinco
 def _to_show(table: list[dict], most: int) -> list[int]:
@@ -264,14 +265,9 @@ class MofRunOptions(RunOptions):
         check_limits(self)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5req002
-NOT_OF_A_RUN = (
-    "sampling.progress",
-    "sampling.batch_size",  # the chunk of the run is the batch
-    "relax",
-    "assemble_limit",
-    "relax_limit",
-    "evaluate_limit",
-)
+_LIMITS = ("assemble_limit", "relax_limit", "evaluate_limit")
+# the chunk of a run is the batch of its sampling
+NOT_OF_A_RUN = ("sampling.progress", "sampling.batch_size", "relax", *_LIMITS)
 "Fields of `PipelineOptions` that the request of a run leaves out."
 
 
@@ -355,14 +351,8 @@ def run_facts(request: dict, relaxed: bool, late: list[str], run: MofRunOptions)
     return facts | ({"weights": run.known_weights} if run.known_weights else {})
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cdesco
-NOT_OF_A_DESIGN = (
-    "reference",
-    "pipeline.sampling.progress",
-    "pipeline.assemble_limit",
-    "pipeline.relax_limit",
-    "pipeline.evaluate_limit",
-    "pipeline.evaluate_all",  # always
-)
+_OF_STAGES = (f"pipeline.{name}" for name in ("sampling.progress", "evaluate_all", *_LIMITS))
+NOT_OF_A_DESIGN = ("reference", *_OF_STAGES)
 "Fields of `DesignOptions` that the request of a design leaves out."
 
 
