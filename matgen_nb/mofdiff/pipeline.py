@@ -321,7 +321,7 @@ def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> 
         return f"assembly: {assembled['reason']}"
     if assembled.get("bond_success") != 1:
         missing = 1 - assembled.get("bond_success", 0)
-        return f"assembly: {missing:.0%} of the bonds between blocks do not close"
+        return f"assembly: {missing:.0%} of the bonds between blocks are not formed"
     if relaxed and not relaxed.get("converged"):
         return relaxed.get("reason", "relaxation: did not converge")
     if volume_kept(relaxed) is False:

@@ -157,7 +157,7 @@ def sample_stream(
 def pick_device(device: Any, float64: bool = False) -> str:
     """'cpu', 'cuda' or 'mps' for a Device or its name; MatgenError if this machine does not have it.
     float64: for work that needs it, such as the projection of atoms onto their sites. Apple's GPU (mps) has
-    none: "auto" passes over it, and it is refused where it is named."""
+    none: "auto" passes over it, and it is rejected where it is named."""
     import torch
 
     device = getattr(device, "value", device)

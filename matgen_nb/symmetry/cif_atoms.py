@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'CONTACT', 'ADVICE', 'on_special', 'images_of', 'Atoms', 'expand', 'few_names', 'AtomPairs', 'close_pairs',
-           'Coincidence', 'merge_atoms', 'present_sites', 'refuse_disorder', 'choose_groups', 'bonded_pairs',
+           'Coincidence', 'merge_atoms', 'present_sites', 'reject_disorder', 'choose_groups', 'bonded_pairs',
            'one_alternative']
 
 # %% ../../nbs/1_symmetry/05_atoms.ipynb #rc-03
@@ -183,7 +183,7 @@ def present_sites(sites: Sites) -> tuple[Sites, tuple[str, ...]]:
     return (sites if keep.all() else sites.take(keep)), tuple(notes)
 
 
-def refuse_disorder(sites: Sites, name: str) -> None:
+def reject_disorder(sites: Sites, name: str) -> None:
     """CrystalError where sites are partly occupied, or alternative groups of one disorder assembly are
     both there."""
     groups = {}
