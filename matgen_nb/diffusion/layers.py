@@ -42,12 +42,16 @@ class FlatBatch:
         return type(self)(*(getattr(self, f.name).to(device) for f in fields(self)))  # type: ignore[arg-type]
 
 # %% ../../nbs/2_diffusion/05_layers.ipynb #d4cf2942
-def rows_of(counts: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_of(
+    counts: torch.Tensor, chosen: torch.Tensor, start: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (n,) that the structures `chosen` (C,) have in a flat tensor with counts (B,) rows each, and
-    owner (n,): whose each is, 0..C-1. A structure may be chosen twice."""
+    owner (n,): whose each is, 0..C-1. A structure may be chosen twice. start (B,): first row of each, where
+    it is known already."""
     n = counts[chosen]
     owner = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
-    first = (torch.cumsum(counts, 0) - counts)[chosen] - (torch.cumsum(n, 0) - n)
+    start = torch.cumsum(counts, 0) - counts if start is None else start
+    first = start[chosen] - (torch.cumsum(n, 0) - n)
     return first[owner] + torch.arange(len(owner), device=n.device), owner
 
 # %% ../../nbs/2_diffusion/05_layers.ipynb #32ca90a4

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..diffusion.layers import rows_of
 from .building_blocks import BuildingBlock
 from .coarse_graining import BlockLibrary, CoarseMof
 from ..diffusion.layers import FlatBatch
@@ -142,19 +143,14 @@ def with_properties(self: MofData, names: list[str] | tuple[str, ...]) -> MofDat
 def select(self: MofData, indices: list | np.ndarray | torch.Tensor) -> MofBatch:
     "The `MofBatch` of some frameworks (n,) of the data set, on its device."
     indices = torch.as_tensor(indices, dtype=torch.long, device=self.num_blocks.device)
-    counts = self.num_blocks[indices]
-    batch = torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts)
-    rows = (
-        torch.arange(len(batch), device=counts.device)
-        + (self.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
-    )
+    rows, batch = rows_of(self.num_blocks, indices, self.start)
     block = self.block[rows]
     features = (
         torch.zeros(len(block), 0, device=block.device) if self.embeddings is None else self.embeddings[block]
     )
     return MofBatch(
         self.lattice[indices].float(),
-        counts,
+        self.num_blocks[indices],
         self.frac_coords[rows].float(),
         block,
         features,

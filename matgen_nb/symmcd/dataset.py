@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..diffusion.layers import rows_of
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.symmetry_search import symmetry_dataset
 from ..symmetry.formats import symmetry_engine
@@ -246,16 +247,11 @@ def from_units(
 def select(self: CrystalData, indices: Sequence[int] | torch.Tensor) -> Batch:
     "The `Batch` of some crystals (n,) of a data set, on the device of the self."
     indices = torch.as_tensor(indices, dtype=torch.long, device=self.num_orbits.device)
-    counts = self.num_orbits[indices]
-    batch = torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts)
-    rows = (
-        torch.arange(len(batch), device=counts.device)
-        + (self.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
-    )
+    rows, batch = rows_of(self.num_orbits, indices, self.start)
     return Batch(
         self.space_group[indices],
         self.k[indices].float(),
-        counts,
+        self.num_orbits[indices],
         self.elements[rows],
         self.frac_coords[rows].float(),
         self.wyckoff[rows],

@@ -30,6 +30,8 @@ from matgen_nb.symmcd.reverse import (
     element_aims,
     finish_samples,
     known_of,
+    orbit_layout,
+    prior_contents,
     score_reach,
 )
 from ..diffusion.sampler import time_grid
@@ -53,12 +55,9 @@ def before_geometry(
     are sampled from their priors, free coordinates at random on their positions; the cell has the mean
     shape and the size of its contents."""
     device = model.device
-    group = torch.tensor([r.space_group for r in requests], device=device)
-    orbits = torch.tensor([r.num_orbits for r in requests], device=device)
-    batch = torch.repeat_interleave(torch.arange(len(requests), device=device), orbits)
+    group, orbits, batch = orbit_layout(requests, device)
     known = known_of(model, requests)
-    elements = model.element_noise.prior_sample(known.prior, generator)
-    sites = model.site_noise.prior_sample(model.site_prior(group[batch]), generator)
+    elements, sites = prior_contents(model, known, group[batch], generator)
     elements = torch.where(known.elements >= 0, known.elements, elements)
     sites = torch.where(known.classes >= 0, known.classes, sites)
     axes, origin, free = position_axes(group[batch], known.positions.clamp(min=0))
