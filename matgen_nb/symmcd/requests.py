@@ -185,7 +185,7 @@ def nearest_possible(prior: Prior, number: int, search: Search) -> str:
 def _reject(prior, number, what, search):
     labels = sorted({w.label for w in SpaceGroup(number).wyckoff_positions}, key=lambda s: (int(s[:-1]), s))
     raise MatgenError(
-        f"space group {number} ({SpaceGroup(number).symbol}) does not allow {what}: its Wyckoff positions are "
+        f"space group {number} ({SpaceGroup(number).symbol}) does not allow {what}: its positions are "
         f"{' '.join(labels)}, and those without a free coordinate can be used once. "
         f"{nearest_possible(prior, number, search)}."
     )
