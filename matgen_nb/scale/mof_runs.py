@@ -67,7 +67,7 @@ class FolderResults(Results):
     """`Results` in a folder of a run: sampled/00000.*, assembled/mof_00000.* and so on.
 
     prefix: a folder inside it, such as "random/". request: written beside the first samples, and not
-    before something was sampled, so that what is refused leaves nothing."""
+    before something was sampled, so that what is rejected leaves nothing."""
 
     shared = True
 
