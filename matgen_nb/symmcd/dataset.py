@@ -25,6 +25,7 @@ from ..symmetry.formats import symmetry_engine
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.space_groups import wyckoff_tables
 from ..symmetry.structure_files import read_item
+from ..diffusion.layers import FlatBatch
 from ..utils import atomic_write, MatgenError, numpy_stream, patch, read_prepared, tensor_bytes
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #74fc59ad
@@ -162,7 +163,7 @@ def _holds(crystal, found, tolerance, most=1_000_000):
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #20c3150d
 @dataclass(frozen=True)
-class Batch:
+class Batch(FlatBatch):
     """B crystals as flat tensors.
 
     space_group (B,) int64, k (B, 6) float32, num_orbits (B,) int64; of all orbits one after another:
@@ -176,13 +177,7 @@ class Batch:
     frac_coords: torch.Tensor
     wyckoff: torch.Tensor
     batch: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.space_group)
-
-    def to(self, device: str | torch.device) -> "Batch":
-        "The same batch on a device."
-        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+    counted = "num_orbits"
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #3a7bb595
 @dataclass(eq=False)

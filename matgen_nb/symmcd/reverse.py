@@ -18,7 +18,7 @@ from ..diffusion.categorical import masked_logits
 from ..diffusion.sampler import DenoisingOptions, time_grid
 from ..diffusion.torus import StepOptions, wrap_difference
 from .model import SymmCD, add_log_volume
-from .network import Noisy, pairs_of
+from .network import Noisy, Predicted, pairs_of
 from matgen_nb.symmcd.refinements import (
     at_threshold,
     balanced_elements,
@@ -270,11 +270,12 @@ def reverse_step(
     s: int,
     generator: torch.Generator,
     options: SamplingOptions = SamplingOptions(),
-) -> tuple[Noisy, tuple[torch.Tensor, ...]]:
+) -> tuple[Noisy, Predicted]:
     """One step of all four kinds of noise from t to s < t, from one call of the network. Returns (state,
     outputs of the network). options: eta; score_scale (lesson 2.2); guidance and min_contact, explained with
     `guided_score` below."""
-    eps, score, elements, site = out = model.network(n)
+    out = model.network(n)
+    score = out.x
     if 0 < s:
         guided = t <= options.guidance * model.config.T
         score = (
@@ -283,11 +284,11 @@ def reverse_step(
             else held_score(model, n, known, score, t)
         )
     mask = model.mask(n.space_group)
-    k = model.lattice_noise.step(n.k, eps * mask, t, s, generator, options.eta) * mask
+    k = model.lattice_noise.step(n.k, out.k * mask, t, s, generator, options.eta) * mask
     x = model.coordinate_noise.step(
         n.x, score, t, s, generator, StepOptions(options.eta, options.score_scale)
     )
-    aims = element_aims(model, n, known, elements, generator)
+    aims = element_aims(model, n, known, out.elements, generator)
     new = replace(
         n,
         t=torch.full_like(n.t, s / model.config.T),
@@ -295,7 +296,7 @@ def reverse_step(
         lattice=model.lattice(k, n.space_group),
         x=x,
         elements=model.element_noise.step(n.elements, aims, t, s, known.prior, generator),
-        site=_next_sites(model, n, fixed_logits(site, known.sites), t, s, generator),
+        site=_next_sites(model, n, fixed_logits(out.site, known.sites), t, s, generator),
         sigma=model.coordinate_noise.sigma(max(s, 1), n.sigma[:1]).expand_as(n.sigma),
     )
     return new, out
@@ -304,7 +305,7 @@ def reverse_step(
 def corrector_step(model: SymmCD, n: Noisy, s: int, generator: torch.Generator, snr: float) -> Noisy:
     """One Langevin step of the coordinates at noise level s >= 1, of relative size `snr`, from one more call
     of the network; lattice, elements and sites stay."""
-    return replace(n, x=model.coordinate_noise.correct(n.x, model.network(n)[1], s, generator, snr))
+    return replace(n, x=model.coordinate_noise.correct(n.x, model.network(n).x, s, generator, snr))
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #1e4b8ebf
 def settle_sites(
@@ -363,7 +364,7 @@ def _clipped(model, n):
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #9474d65f
 def finish_samples(
-    model: SymmCD, n: Noisy, out: tuple, known: Known, requests: Sequence[Request], min_contact: float
+    model: SymmCD, n: Noisy, out: Predicted, known: Known, requests: Sequence[Request], min_contact: float
 ) -> list[Sample]:
     """From the last state and the network's last outputs to a list of `Sample`: settle sites and
     elements, project, resolve contacts (see `resolve_contacts`), write out."""
@@ -372,8 +373,8 @@ def finish_samples(
             "sampling ended in numbers that are not finite: the weights are damaged, "
             "or their training diverged"
         )
-    sites, sites_changed = settle_sites(model, n, out[3], known)
-    elements, elements_changed = settle_elements(n, out[2], known.prior, requests)
+    sites, sites_changed = settle_sites(model, n, out.site, known)
+    elements, elements_changed = settle_elements(n, out.elements, known.prior, requests)
     n, sites, elements = _to_cpu(n), sites.cpu(), elements.cpu()
     clipped, k = _clipped(model, n), model.raw_k(n.k.double(), n.space_group, n.content)
     placed = assign_wyckoff(
@@ -425,24 +426,24 @@ def _sample(group, k, elements, points, wyckoff, moved, **bent):
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #a1db31a7
 def guided_score(
-    model: SymmCD, n: Noisy, known: Known, out: tuple, t: int, min_contact: float
+    model: SymmCD, n: Noisy, known: Known, out: Predicted, t: int, min_contact: float
 ) -> torch.Tensor:
     """The score (M, 3), scaled as the network's, that leads to the sites: the x_0 that the network's
     score implies is moved to the nearest position of the class it believes in, and there a little out
     of its own images and its neighbours (`resolve_contacts`). Orbits without a class more likely than all
     others together keep their score."""
     T = wyckoff_tables(str(n.x.device))
-    likely = _class_scores(model, n, fixed_logits(out[3], known.sites), T)
+    likely = _class_scores(model, n, fixed_logits(out.site, known.sites), T)
     classes, _ = fit_sites(n, likely.argmax(-1), likely, known.classes >= 0)
     per_score = score_reach(model, t)
-    clean = n.x + per_score * out[1]
+    clean = n.x + per_score * out.x
     placed = assign_wyckoff(
         clean, n.space_group[n.batch], classes, n.lattice.double()[n.batch], n.batch, known.positions
     )
     placed, _ = resolve_contacts(n, placed, n.elements, min_contact, 3, n.pairs)
     goal = clean + wrap_difference(placed.frac_coords.to(clean) - clean)
     sure = likely.gather(1, classes[:, None]).exp() > 0.5
-    return torch.where(sure, (goal - n.x) / per_score, out[1])
+    return torch.where(sure, (goal - n.x) / per_score, out.x)
 
 # %% ../../nbs/3_symmcd/12_reverse.ipynb #1f7514fb
 @torch.no_grad()
