@@ -30,8 +30,8 @@ def __getattr__(name):
     from importlib import import_module
 
     home, complete = _FRONT_DOOR[name]
-    for module in (_FRONT_DOOR["Crystal"][1], complete):  # whatever it is, crystals come with all their methods
-        import_module(module)
+    import_module(_FRONT_DOOR["Crystal"][1])  # whatever it is, crystals come with all their methods
+    import_module(complete)
     return getattr(import_module(home), name)
 
 

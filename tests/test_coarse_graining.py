@@ -180,10 +180,10 @@ def test_files_of_another_kind(tmp_path, textbook):
 def test_limits():
     assert excess(COARSE["UiO-66"], PAPER_LIMITS) and not excess(COARSE["UiO-66"])
     assert [len(excess(c)) for c in COARSE.values()] == [0, 0, 0, 0, 0, 0, 0, 1]
-    assert "atoms" in excess(COARSE["MOF-177"], Limits(max_blocks=None, max_block_atoms=50))[0]
-    assert "dimension 1" in excess(COARSE["MIL-53"], dimension=1)[0]
+    assert "atoms" in excess(COARSE["MOF-177"], Limits(max_blocks=None, max_block_atoms=50))[0].text
+    assert "dimension 1" in excess(COARSE["MIL-53"], dimension=1)[0].text
     near = CoarseMof(10 * np.eye(3), [[0, 0, 0], [0, 0, 0.95]], COARSE["IRMOF-1"].blocks[:2])
-    assert np.isclose(bead_distance(near), 0.5) and "from each other" in excess(near)[0]
+    assert np.isclose(bead_distance(near), 0.5) and "from each other" in excess(near)[0].text
 
 
 @pytest.mark.parametrize("points", [0, 1])
@@ -379,7 +379,7 @@ def test_download_without_network(tmp_path, monkeypatch):
 
 
 def test_download_is_checked_against_what_the_archive_states(tmp_path, monkeypatch):
-    "A server that plays the archive, with the real pooch: the right file is taken, another one is refused and nothing stays."
+    "A server that plays the archive, with the real pooch: the right file is taken, another one is rejected and nothing stays."
     import functools, http.server, threading
     import pooch
 
@@ -463,7 +463,7 @@ def test_a_part_of_the_embedded_set_holds_its_own_blocks_only(tmp_path):
         ] and np.array_equal(data[i].frac_coords, whole[i].frac_coords)
 
 
-def test_properties_are_refused_where_they_would_be_ignored(tmp_path):
+def test_properties_are_rejected_where_they_would_be_ignored(tmp_path):
     (tmp_path / "p.csv").write_text("file,x\na,1\n")
     (tmp_path / "all.csv").write_text("name,cif\na,b\n")
     for source in ("embedded", "bw-db", tmp_path / "all.csv"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matgen_nb.mofdiff.decoding import NetChoice
 from matgen_nb.mofdiff.evaluation import add_novelty
 from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.mofdiff.net_catalogue import load_net, net_facts
@@ -200,12 +201,12 @@ def test_hopeless_walks_end_early(monkeypatch):
 
 
 def test_the_row_names_the_net_that_assembly_kept():
-    row = dict(
-        name="a", net="unnamed", net_source="new", net_choices="new:unnamed;training set:pcu", num_blocks=8
-    )
-    for candidate, expected in ((0, ("unnamed", "new")), (1, ("pcu", "training set"))):
-        results = Results()
+    nets = [NetChoice("new", "unnamed"), NetChoice("training set", "pcu")]
+    row = dict(name="a", num_blocks=8, net_choices="new:unnamed;training set:pcu", **nets[0].columns())
+    for candidate, earlier in ((0, False), (1, False), (0, True), (1, True)):
+        results, expected = Results(), (nets[candidate].name, nets[candidate].source)
         about = dict(candidate=candidate, bond_success=0.5, num_blocks=4 if candidate else 8)
+        about |= {} if earlier else nets[candidate].columns()  # an earlier version kept the number alone
         results.save("assembled", "a", StageResult(about))
         found = verdict(row, results, relaxed=False).row
         assert (found["net"], found["net_source"]) == expected

@@ -7,7 +7,7 @@ import torch
 
 from matgen_nb import SymmCD
 from matgen_nb.commands.crystals import stored_request
-from matgen_nb.commands.gcmc import UptakeOptions, uptake_request
+from matgen_nb.scale.gas_runs import UptakeOptions, uptake_request
 from matgen_nb.mofdiff.adsorption import AdsorptionOptions
 from matgen_nb.mofdiff.net_first_sampling import framework_model
 from matgen_nb.mofdiff.pipeline import PipelineOptions
@@ -36,7 +36,7 @@ OTHERS = dict(
     measure=max,
     protocol="pure",
     gas="N2=1",
-    engine="raspa",
+    simulator="raspa",
     charges="none",
     accept=bool,
     max_lattice_error=0.15,
@@ -86,7 +86,7 @@ def test_every_option_of_a_run_of_frameworks_is_part_of_its_request():
     how = MofRunOptions()
     found = without_effect(lambda o: mof_run_request(4, 0, o, how), PipelineOptions())
     assert found == set(NOT_OF_A_RUN)
-    for name, other in dict(chunk=7, weights="w").items():
+    for name, other in dict(chunk=7, weights_hash="w").items():
         assert mof_run_request(4, 0, PipelineOptions(), how) != mof_run_request(
             4, 0, PipelineOptions(), replace(how, **{name: other})
         )
@@ -112,7 +112,7 @@ def test_every_option_of_a_run_of_crystals_is_part_of_its_request():
 
 def test_every_option_of_gas_uptake_is_part_of_its_request(tmp_path):
     request = lambda o, how=AdsorptionOptions(), cycles=(1, 1): uptake_request(tmp_path, o, how, cycles)
-    assert without_effect(request, UptakeOptions()) == {"time_limit"}
+    assert without_effect(request, UptakeOptions()) == {"timeout"}
     assert not without_effect(lambda how: request(UptakeOptions(), how), AdsorptionOptions())
     assert request(UptakeOptions()) != request(UptakeOptions(), cycles=(2, 1))
     assert "seed_rule" in request(UptakeOptions())
@@ -138,7 +138,7 @@ def test_what_a_request_stores():
     assert measured == dict(swing="pure", trials=2000, insertions=4000, seed=0)
 
 
-def test_the_options_that_differ_are_named_and_earlier_runs_are_refused(tmp_path):
+def test_the_options_that_differ_are_named_and_earlier_runs_are_rejected(tmp_path):
     first = mof_run_request(4, 0, PipelineOptions(), MofRunOptions())
     with open_run(tmp_path / "run", first) as folder:
         write_json(folder.path("request.json"), first)

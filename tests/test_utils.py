@@ -19,7 +19,7 @@ from matgen_nb.utils import (
     patch,
 )
 from matgen_nb.symmetry.structure_files import read_csv_table
-from matgen_nb.parallel import Failure, describe_failures, parallel_map, time_limit
+from matgen_nb.parallel import Failure, count_reasons, describe_failures, parallel_map, time_limit
 
 
 def shout(text):
@@ -73,6 +73,25 @@ def test_parallel_map_keeps_order_and_names_failures(n_jobs):
     assert (
         failures[0] == Failure("w", "bad word") and failures[1].name == "y" and "longer" in failures[1].reason
     )
+
+
+def _limited(number):
+    if number > 2:
+        error = MatgenError(f"{number} is above the limit")
+        error.kind = "above the limit"
+        raise error
+    if number < 0:
+        raise ValueError(f"{number} is negative (a number)")
+    return [1][number]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_failures_of_one_kind_are_counted_together(n_jobs):
+    _, failures = parallel_map(_limited, [7, -1, -2, 0, 1, 5, -3], n_jobs=n_jobs, progress=None)
+    expected = [("-1 is negative (a number)", 3), ("above the limit", 2)]
+    assert count_reasons(failures) == [*expected, ("IndexError: list index out of range", 1)]
+    by_hand = [Failure("a", "no net"), Failure("b", "no net"), Failure("c", "too large (9)", "too large")]
+    assert count_reasons(by_hand) == [("no net", 2), ("too large", 1)] and count_reasons([]) == []
 
 
 def test_parallel_map_survives_a_dead_worker():

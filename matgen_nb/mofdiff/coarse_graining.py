@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['BEAD_COLORS', 'PAPER_LIMITS', 'CoarseMof', 'JoinablePair', 'joinable_beads', 'bead_scene', 'handedness',
-           'block_signature', 'BlockLibrary', 'Limits', 'bead_distance', 'check_block', 'excess', 'NamedMof',
-           'coarse_grain']
+           'block_signature', 'BlockLibrary', 'Limits', 'bead_distance', 'check_block', 'OverLimit', 'excess',
+           'OutsideLimits', 'NamedMof', 'coarse_grain']
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #827bedf5
 import math
@@ -299,37 +299,55 @@ def check_block(block: BuildingBlock) -> None:
         )
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #9451977f
-def excess(coarse: CoarseMof, limits: Limits = Limits(), dimension: int = 3) -> list[str]:
-    "The reasons (list of text) why a coarse framework is outside the limits; empty where it is inside."
+class OverLimit(NamedTuple):
+    "A limit that a framework exceeds: which one, and by how much, in words."
+
+    kind: str
+    text: str
+
+
+def excess(coarse: CoarseMof, limits: Limits = Limits(), dimension: int = 3) -> list[OverLimit]:
+    "Why a coarse framework is outside the limits: the `OverLimit`s; empty where it is inside."
     size = max(len(b) + b.num_connections for b in coarse.blocks)
     joints = max(b.num_connections for b in coarse.blocks)
-    over = lambda value, most: most is not None and value > most
-    reasons = [
-        (
-            over(len(coarse), limits.max_blocks),
-            f"{len(coarse)} blocks in the primitive cell, the limit is {limits.max_blocks} (--max-blocks)",
-        ),
-        (
-            over(size, limits.max_block_atoms),
-            f"a block with {size} atoms and connection points, the limit is {limits.max_block_atoms}",
-        ),
-        (
-            over(joints, limits.max_connections),
-            f"a block with {joints} connection points, the limit is {limits.max_connections}",
-        ),
-        (
-            over(limits.min_dimension, dimension),
-            f"a net of dimension {dimension}, the limit is {limits.min_dimension}",
-        ),
-    ]
     gap = bead_distance(coarse)
-    reasons.append(
+    found = (
         (
-            limits.min_bead_distance is not None and gap < limits.min_bead_distance,
-            f"two blocks {gap:.2f} A from each other, the limit is {limits.min_bead_distance} A",
-        )
+            len(coarse),
+            limits.max_blocks,
+            "blocks in the primitive cell",
+            "{} {}, the limit is {} (--max-blocks)",
+        ),
+        (size, limits.max_block_atoms, "atoms and connection points", "a block with {} {}, the limit is {}"),
+        (joints, limits.max_connections, "connection points", "a block with {} {}, the limit is {}"),
     )
-    return [text for bad, text in reasons if bad]
+    over = [
+        OverLimit(f"{kind} of a block" if "a block" in text else kind, text.format(value, kind, most))
+        for value, most, kind, text in found
+        if most is not None and value > most
+    ]
+    if limits.min_dimension is not None and dimension < limits.min_dimension:
+        over.append(
+            OverLimit(
+                "dimension of the net", f"a net of dimension {dimension}, the limit is {limits.min_dimension}"
+            )
+        )
+    least = limits.min_bead_distance
+    if least is not None and gap < least:
+        over.append(
+            OverLimit(
+                "distance of two blocks", f"two blocks {gap:.2f} A from each other, the limit is {least} A"
+            )
+        )
+    return over
+
+# %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #9451977h
+class OutsideLimits(MatgenError):
+    "A framework that is outside the limits; kind: the first that it exceeds."
+
+    def __init__(self, found: list[OverLimit]):
+        super().__init__("outside the limits: " + "; ".join(one.text for one in found))
+        self.kind = f"outside the limits: {found[0].kind}"
 
 # %% ../../nbs/4_mofdiff/06_coarse_graining.ipynb #c10d9770
 class NamedMof(NamedTuple):
@@ -341,7 +359,7 @@ class NamedMof(NamedTuple):
 
 
 def coarse_grain(
-    item: NamedMof, limits: Limits = Limits(), disorder: str = "refuse"
+    item: NamedMof, limits: Limits = Limits(), disorder: str = "reject"
 ) -> tuple[CoarseMof, list]:
     """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that
     cannot be.
@@ -356,7 +374,7 @@ def coarse_grain(
     coarse = CoarseMof.from_decomposition(d, name, properties)
     reasons = excess(coarse, limits, d.dimension)
     if reasons:
-        raise MatgenError("outside the limits: " + "; ".join(reasons))
+        raise OutsideLimits(reasons)
     for block in coarse.blocks:
         check_block(block)
         _ = block.identity  # computed once, and stored with the block

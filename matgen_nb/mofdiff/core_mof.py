@@ -149,16 +149,16 @@ def without_repeats(
     by_code, by_identity, kept, gone = {}, {}, [], []
     for mof, identity in zip(coarse, identities):
         if evaluated(mof):
-            reason = "kept for evaluation"
+            kind, first = "kept for evaluation", ""
         elif identity in closed:
-            reason = f"blocks and net of a framework that is kept for evaluation ({closed[identity]})"
+            kind, first = "blocks and net of a framework that is kept for evaluation", closed[identity]
         elif code(mof) in by_code:
-            reason = f"the same reference code as another ({by_code[code(mof)]})"
+            kind, first = "the same reference code as another", by_code[code(mof)]
         elif identity in by_identity:
-            reason = f"the same blocks and net as another ({by_identity[identity]})"
+            kind, first = "the same blocks and net as another", by_identity[identity]
         else:
             by_code[code(mof)] = by_identity[identity] = mof.name
             kept.append(mof)
             continue
-        gone.append(Failure(mof.name, reason))
+        gone.append(Failure(mof.name, f"{kind} ({first})" if first else kind, kind))
     return kept, gone

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_latents', 'latents_for_target', 'start_beads', 'reverse_beads', 'correct_beads', 'denoise', 'nearest_blocks',
            'NearestByCharge', 'nearest_by_charge', 'balance', 'BlockChoice', 'choose_blocks', 'check_library',
-           'MofSample', 'describe_coarse', 'sample_on_nets', 'decode']
+           'NetChoice', 'MofSample', 'describe_coarse', 'sample_on_nets', 'decode']
 
 # %% ../../nbs/4_mofdiff/25_decoding.ipynb #f2c6876f
 from collections.abc import Callable
@@ -261,15 +261,39 @@ def check_library(library: Library | None, size: int) -> Library:
     return library
 
 # %% ../../nbs/4_mofdiff/25_decoding.ipynb #9dd0dbe2
+class NetChoice(NamedTuple):
+    """The net that beads are on: source, where it comes from (training set, new), and its name (of RCSR, or
+    unnamed)."""
+
+    source: str
+    name: str
+
+    def columns(self) -> dict[str, str]:
+        "What a table says about it."
+        return dict(net=self.name, net_source=self.source)
+
+    @classmethod
+    def of_earlier(cls, text: str, number: int) -> "NetChoice":
+        "One of the choices in a table of an earlier version: 'new:unnamed;training set:pcu'."
+        return cls(*text.split(";")[number].split(":"))
+
+
 @dataclass
 class MofSample:
-    "One generated MOF: beads, blocks and cell; its row of the table (dict); others: further arrangements."
+    """One generated MOF: beads, blocks and cell; its row of the table (dict); others: further arrangements.
+    nets: the net of each arrangement, the first and the others; nothing without nets."""
 
     coarse: CoarseMof
     row: dict
     others: list[CoarseMof] = field(default_factory=list)
+    nets: list[NetChoice] = field(default_factory=list)
 
+    def renamed(self, name: str, row: dict) -> "MofSample":
+        "The same arrangements under another name, with another row."
+        coarse, *others = (replace(one, name=name) for one in (self.coarse, *self.others))
+        return MofSample(coarse, row, others, self.nets)
 
+# %% ../../nbs/4_mofdiff/25_decoding.ipynb #9dd0dbe3
 def describe_coarse(coarse: CoarseMof) -> dict:
     """What a table says about a `CoarseMof`: K, formula, volume (A^3), density (g/cm^3), smallest
     distance of two beads (A)."""
@@ -288,21 +312,18 @@ def describe_coarse(coarse: CoarseMof) -> dict:
     )
 
 # %% ../../nbs/4_mofdiff/25_decoding.ipynb #sonets01
-def sample_on_nets(
-    row: dict, made: list[tuple[CoarseMof, tuple[str, str]]], gap: float | None = None
-) -> MofSample:
+def sample_on_nets(row: dict, made: list[tuple[CoarseMof, NetChoice]], gap: float | None = None) -> MofSample:
     """The `MofSample` of arrangements on nets, the first of which is tried first.
 
-    row: what its table is to say besides; made: for each a `CoarseMof`, and where the net comes from with
-    its name; gap: of a new net (see `NewFramework`), A."""
-    coarse, (source, name) = made[0]
-    choices = ";".join(f"{source}:{name}" for _, (source, name) in made)
-    columns: dict[str, Any] = dict(net=name, net_source=source, net_reason="")
+    row: what its table is to say besides; made: for each a `CoarseMof` and its `NetChoice`; gap: of a new
+    net (see `NewFramework`), A."""
+    (coarse, net), nets = made[0], [one for _, one in made]
+    columns: dict[str, Any] = net.columns() | dict(net_reason="")
     if gap is not None:
         columns["net_gap"] = gap
-    columns["net_choices"] = choices
+    columns["net_choices"] = "; ".join(f"{one.source}: {one.name}" for one in nets)  # for people
     row = row | dict(matched=True, reason="") | describe_coarse(coarse) | columns
-    return MofSample(coarse, row, [other for other, _ in made[1:]])
+    return MofSample(coarse, row, [other for other, _ in made[1:]], nets)
 
 # %% ../../nbs/4_mofdiff/25_decoding.ipynb #897dff08
 def decode(model: MofDiff, b: Beads, library: Library | None = None, joint: bool = True) -> list[MofSample]:

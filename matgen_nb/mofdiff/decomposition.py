@@ -234,9 +234,9 @@ def _block(mof, atoms, cell, points, docks, is_metal):
     return BuildingBlock(
         mof.crystal.elements[atoms],
         to_cart(frac),
-        bonds,
+        np.array(bonds, dtype=np.int64).reshape(-1, 2),
         to_cart(points),
-        [place[a] for a in docks.tolist()],
+        np.array([place[a] for a in docks.tolist()], dtype=np.int64),
         is_metal,
     ), centre
 

@@ -389,7 +389,7 @@ def _keep_new(results, found, known, stages):
         if mof is not None and (mof.name in found or mof.name in known):
             stage = "repeated"
         stages[stage] += 1
-        if stage == "ok":
+        if mof is not None and stage == "ok":
             found[mof.name] = mof
 
 # %% ../../nbs/4_mofdiff/13_hypothetical.ipynb #58413a2a

@@ -6,13 +6,13 @@
 __all__ = ['Save', 'PROGRESS', 'PipelineOptions', 'StageResult', 'Results', 'WorkItem', 'run_stage', 'best_fitting',
            'sample_best', 'numbered', 'assemble_stage', 'formed', 'relax_stage', 'evaluate_stage', 'Verdict',
            'first_reason', 'verdict', 'evaluate_results', 'run_stages', 'arrangement', 'Generated', 'atoms',
-           'assembly_device', 'known_frameworks', 'generate']
+           'assembly_device', 'KnownFrameworks', 'known_frameworks', 'generate']
 
 # %% ../../nbs/4_mofdiff/39_pipeline.ipynb #22bimpor
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from .assembly import AssemblyOptions, assemble_first, mismatch
 from .bonds import Mof
@@ -29,7 +29,7 @@ from matgen_nb.mofdiff.evaluation import (
 )
 from .new_nets import known_net_keys
 from .relaxation import RelaxationOptions, relax
-from .decoding import MofSample, describe_coarse
+from .decoding import MofSample, NetChoice, describe_coarse
 from .sampling import MofDiff, MofSamplingOptions
 from ..parallel import MapOptions, parallel_map, time_limit
 from ..utils import check_kind, MatgenError, check_limits, described, option, share
@@ -138,7 +138,6 @@ def run_stage(
     found, failures = parallel_map(
         partial(_one_part, work=work, results=results if results.shared else None, stage=stage),
         todo,
-        [" ".join(p.names) for p in todo],
         n_jobs=n_jobs,
         timeout=timeout,
         progress=PROGRESS[stage] if len(todo) > 1 else None,
@@ -147,8 +146,9 @@ def run_stage(
     for made in filter(None, found):
         for name, result in made.items():
             results.save(stage, name, result)
-    for failure in failures:
-        for name in failure.name.split():
+    failed = [part for part, made in zip(todo, found) if made is None]
+    for part, failure in zip(failed, failures):
+        for name in part.names:
             if not results.done(stage, name):
                 results.save(stage, name, StageResult(dict(reason=failure.reason)))
 
@@ -175,12 +175,8 @@ def sample_best(model: MofDiff, n: int, seed: int, options: PipelineOptions) -> 
 
 def numbered(samples: list[MofSample], first: int = 0) -> list[MofSample]:
     "The same samples, named by their number in a run: mof_00000 and so on, from `first`."
-    out = []
-    for k, s in enumerate(samples, first):
-        name = f"mof_{k:05d}"
-        others = [replace(c, name=name) for c in s.others]
-        out.append(MofSample(replace(s.coarse, name=name), {**s.row, "name": name, "index": k}, others))
-    return out
+    named = ((k, f"mof_{k:05d}", s) for k, s in enumerate(samples, first))
+    return [s.renamed(name, s.row | dict(name=name, index=k)) for k, name, s in named]
 
 # %% ../../nbs/4_mofdiff/39_pipeline.ipynb #accept01
 def _accepted(built, limit):
@@ -218,9 +214,10 @@ def _assemble_part(samples, save, seed, device, options):
         for s in samples:
             _assemble_part([s], save, seed, device, options)
         return
-    for choices, a in zip(arrangements, built):
+    for s, choices, a in zip(samples, arrangements, built):
         kept = a.row.get("candidate", 0)
         row = a.row | describe_coarse(choices[kept]) if kept else a.row
+        row = row | s.nets[kept].columns() if s.nets else row
         name = choices[0].name
         save(name, StageResult(row, None if a.crystal is None else a.to_mof(name)))
 
@@ -324,7 +321,7 @@ def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> 
         return f"assembly: {assembled['reason']}"
     if assembled.get("bond_success") != 1:
         missing = 1 - assembled.get("bond_success", 0)
-        return f"assembly: {missing:.0%} of the bonds between blocks do not close"
+        return f"assembly: {missing:.0%} of the bonds between blocks are not formed"
     if relaxed and not relaxed.get("converged"):
         return relaxed.get("reason", "relaxation: did not converge")
     if volume_kept(relaxed) is False:
@@ -343,7 +340,10 @@ def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> 
 
 # %% ../../nbs/4_mofdiff/39_pipeline.ipynb #22bvercb
 _OF_ASSEMBLY = ("cp_error", "bond_success", "clashes", "moved", "strain")
-_OF_NETS = ("num_blocks", "metals", "linkers", "volume", "density", "min_distance", "candidate")
+_OF_NETS = (
+    *("num_blocks", "metals", "linkers", "volume", "density", "min_distance"),
+    *("candidate", "net", "net_source"),
+)
 _OF_RELAXATION = ("energy_per_atom", "volume_change", "stopped")
 
 
@@ -356,9 +356,9 @@ def _assembled_row(row, assembled):
     row = row | _some(assembled, _OF_ASSEMBLY) | dict(assembled=assembled.get("bond_success") == 1)
     if "net" in row:
         row |= {k: assembled[k] for k in _OF_NETS if k in assembled}
-    if row.get("net_choices") and row.get("candidate"):
-        source, name = row["net_choices"].split(";")[int(row["candidate"])].split(":")
-        row |= dict(net=name, net_source=source)
+    if row.get("candidate") and row.get("net_choices") and "net" not in assembled:
+        # a run of an earlier version
+        row |= NetChoice.of_earlier(row["net_choices"], int(row["candidate"])).columns()
     blocks = row.get("num_blocks")
     return row | dict(sampled_blocks=int(blocks) if blocks else None)
 
@@ -462,12 +462,19 @@ def assembly_device(model: MofDiff) -> str:
     return "cuda" if model.device.type == "cuda" else "cpu"
 
 
-def known_frameworks(model: MofDiff, known: list[str] | None = None) -> tuple:
+class KnownFrameworks(NamedTuple):
+    "What is not new: identities of frameworks, and keys of nets; None: nothing is known of them."
+
+    identities: list[str] | None
+    nets: frozenset[str] | None
+
+
+def known_frameworks(model: MofDiff, known: list[str] | None = None) -> KnownFrameworks:
     "Identities (given, or of the training set) and keys of nets that count as known to a model."
     if known is None:
         known = getattr(model, "info", {}).get("identities")
     nets = getattr(model, "nets", None)
-    return known, None if nets is None else known_net_keys(nets)
+    return KnownFrameworks(known, None if nets is None else known_net_keys(nets))
 
 # %% ../../nbs/4_mofdiff/39_pipeline.ipynb #22bgenc3
 def generate(

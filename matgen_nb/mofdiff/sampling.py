@@ -20,6 +20,7 @@ from ..diffusion.gaussian import reproducible
 from ..diffusion.sampler import DenoisingOptions, time_grid
 from matgen_nb.mofdiff.decoding import (
     MofSample,
+    NetChoice,
     check_library,
     decode,
     denoise,
@@ -285,8 +286,8 @@ def new_nets(
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #n19nets7
 def sample_on_candidates(row: dict, found: list[Candidate], new: list[NewFramework]) -> MofSample:
     "The `MofSample` of new frameworks and, after them, of candidates with beads; see `sample_on_nets`."
-    made: list = [(n.coarse, ("new", "unnamed")) for n in new]
-    made += [(c.coarse, ("training set", c.net.name or "unnamed")) for c in found]
+    made: list = [(n.coarse, NetChoice("new", "unnamed")) for n in new]
+    made += [(c.coarse, NetChoice("training set", c.net.name or "unnamed")) for c in found]
     return sample_on_nets(row, made, new[0].gap if new else None)
 
 
@@ -316,8 +317,7 @@ def put_on_nets(
 
     streams {number of a sample: generator}: for these a new net is searched first. Their rows say `net` (RCSR
     name), `net_source`, `net_gap` (A, of a new net: see `NewFramework`) and, where there is none,
-    `net_reason`; further candidates are in `others`, and `net_choices` says "source:name" of each. advance()
-    is called after each."""
+    `net_reason`; further candidates are in `others`, and their nets in `nets`. advance() is called after each."""
     number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
     rows = zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist())
     for k, (s, features, chosen) in enumerate(rows):
@@ -454,11 +454,7 @@ def samples_of(
 # %% ../../nbs/4_mofdiff/26_sampling.ipynb #n21bsamp
 def _with_numbers(samples, seed):
     "The samples with number and seed in their rows, and their number as name."
-    out = []
-    for i, s in enumerate(samples):
-        coarse, *others = (replace(c, name=f"mof_{i:05d}") for c in (s.coarse, *s.others))
-        out.append(MofSample(coarse, dict(index=i, seed=seed, **s.row), others))
-    return out
+    return [s.renamed(f"mof_{i:05d}", dict(index=i, seed=seed, **s.row)) for i, s in enumerate(samples)]
 
 
 @patch

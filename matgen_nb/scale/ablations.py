@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TYPE_CHECKING
 import torch
 
 import matgen_nb
+from ..pages import at_tolerance, without_tolerance
 from .optimization import TrainConfig
 from ..utils import MatgenError, SharedOptions, check_limits, option
 from ..utils import option_of, seed_torch, stream_seed, torch_stream
@@ -214,13 +215,12 @@ def evaluate_samples(samples: "list[Sample]", reference: "Reference", seed: int 
     "One flat dict of figures for a list of `Sample`, all of them counted, without coverage: see lesson 3.18."
     from matgen_nb.symmcd.evaluation import evaluate_crystals
 
-    symprec, metrics = reference.symprecs[0], ("validity", "distributions", "symmetry")
-    how: dict[str, Any] = dict(metrics=metrics, n_jobs=1, seed=seed, progress=False)
-    result = evaluate_crystals([s.crystal for s in samples], reference, **how)
-    row = {key.split("@")[0]: round(float(entry["value"]), 5) for key, entry in result.summary.items()}
+    column = at_tolerance("space_group", reference.symprecs[0])
+    crystals, metrics = [s.crystal for s in samples], ("validity", "distributions", "symmetry")
+    result = evaluate_crystals(crystals, reference, metrics, n_jobs=1, seed=seed, progress=False)
+    row = {without_tolerance(key): round(float(entry["value"]), 5) for key, entry in result.summary.items()}
     moved = torch.cat([torch.as_tensor(s.moved) for s in samples])
-    pairs = zip(result.table, samples)
-    kept = [found.get(f"space_group@{symprec:g}") == s.row["space_group"] for found, s in pairs]
+    kept = [one.get(column) == s.row["space_group"] for one, s in zip(result.table, samples)]
     return row | dict(
         group_kept=sum(kept) / len(kept),
         moved_far=float((moved > 0.5).float().mean()),

@@ -46,30 +46,14 @@ from matgen_nb.mofdiff.pipeline import (
     sample_best,
 )
 from ..mofdiff.property_design import Design, DesignOptions, Goal, design
-from ..mofdiff.decoding import MofSample
+from ..mofdiff.decoding import MofSample, NetChoice
 from ..mofdiff.sampling import NetOptions
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cimpo2
-from matgen_nb.scale.records import (
-    read_table,
-    run_record,
-    save_small_png,
-    write_gallery,
-    write_json,
-    write_table,
-)
-from matgen_nb.scale.runs import (
-    CHUNK,
-    RunChunk,
-    RunFolder,
-    RunOptions,
-    as_folder,
-    chunks,
-    open_run,
-    seeded,
-    stored_options,
-    write_results,
-)
+from .records import read_json, read_table, run_record, save_small_png
+from .records import say, write_gallery, write_json, write_table
+from .runs import CHUNK, RunChunk, RunFolder, RunOptions, as_folder, chunks
+from .runs import open_run, seeded, stored_options, write_results
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, SharedOptions, atomic_write, check_limits, described
@@ -83,7 +67,7 @@ class FolderResults(Results):
     """`Results` in a folder of a run: sampled/00000.*, assembled/mof_00000.* and so on.
 
     prefix: a folder inside it, such as "random/". request: written beside the first samples, and not
-    before something was sampled, so that what is refused leaves nothing."""
+    before something was sampled, so that what is rejected leaves nothing."""
 
     shared = True
 
@@ -153,7 +137,8 @@ def save_samples(self: FolderResults, samples: list[MofSample], chunk: int = 0) 
     if others:
         kept = self.folder.path(f"{self.prefix}alternatives/{chunk:05d}.safetensors")
         MofData.from_coarse(others, tolerance=1e-6).save(kept)
-    MofData.from_coarse([s.coarse for s in samples], tolerance=1e-6).save(path)
+    nets = dict(nets={s.coarse.name: s.nets for s in samples if s.nets})
+    MofData.from_coarse([s.coarse for s in samples], nets, tolerance=1e-6).save(path)
     write_table(table, [s.row for s in samples])
 
 
@@ -170,9 +155,7 @@ def _plain(x: Any) -> Any:
     return x.tolist() if hasattr(x, "tolist") else str(x)
 
 
-def _coarse_of(path: Path) -> list[CoarseMof]:
-    "All beads of a file, as list."
-    data = MofData.load(path)
+def _all_beads(data: MofData) -> list[CoarseMof]:
     return [data[i] for i in range(len(data))]
 
 
@@ -180,10 +163,12 @@ def _read_samples(path: Path, table: Path) -> list[MofSample]:
     "The samples of a chunk, with their further arrangements."
     others: dict[str, list[CoarseMof]] = {}
     extra = path.parent.parent / "alternatives" / path.name
-    for coarse in _coarse_of(extra) if extra.exists() else ():
+    for coarse in _all_beads(MofData.load(extra)) if extra.exists() else ():
         others.setdefault(coarse.name, []).append(coarse)
-    rows = read_table(table)
-    return [MofSample(c, row, others.get(c.name, [])) for c, row in zip(_coarse_of(path), rows)]
+    data, rows = MofData.load(path), read_table(table)
+    nets = {name: [NetChoice(*one) for one in kept] for name, kept in data.info.get("nets", {}).items()}
+    pairs = zip(_all_beads(data), rows)
+    return [MofSample(c, row, others.get(c.name, []), nets.get(c.name, [])) for c, row in pairs]
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cfinco
 def _to_show(table: list[dict], most: int) -> list[int]:
@@ -264,14 +249,9 @@ class MofRunOptions(RunOptions):
         check_limits(self)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #c5req002
-NOT_OF_A_RUN = (
-    "sampling.progress",
-    "sampling.batch_size",  # the chunk of the run is the batch
-    "relax",
-    "assemble_limit",
-    "relax_limit",
-    "evaluate_limit",
-)
+_LIMITS = ("assemble_limit", "relax_limit", "evaluate_limit")
+# the chunk of a run is the batch of its sampling
+NOT_OF_A_RUN = ("sampling.progress", "sampling.batch_size", "relax", *_LIMITS)
 "Fields of `PipelineOptions` that the request of a run leaves out."
 
 
@@ -355,14 +335,8 @@ def run_facts(request: dict, relaxed: bool, late: list[str], run: MofRunOptions)
     return facts | ({"weights": run.known_weights} if run.known_weights else {})
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cdesco
-NOT_OF_A_DESIGN = (
-    "reference",
-    "pipeline.sampling.progress",
-    "pipeline.assemble_limit",
-    "pipeline.relax_limit",
-    "pipeline.evaluate_limit",
-    "pipeline.evaluate_all",  # always
-)
+_OF_STAGES = (f"pipeline.{name}" for name in ("sampling.progress", "evaluate_all", *_LIMITS))
+NOT_OF_A_DESIGN = ("reference", *_OF_STAGES)
 "Fields of `DesignOptions` that the request of a design leaves out."
 
 
@@ -412,11 +386,19 @@ class Frameworks:
     rows: list[dict]
 
 
+def _was_relaxed(out: str | Path) -> bool:
+    "Whether the results of a run are relaxed ones, as its record says; without a record, as its files do."
+    known = read_json(Path(out) / "run.json") if (Path(out) / "run.json").exists() else {}
+    return known.get("relax", any((Path(out) / "relaxed").glob("mof_*.json")))
+
+
 def run_frameworks(out: str | Path) -> Frameworks:
-    """All frameworks of a run as its last stage left them; rows with name, matched, assembled and, of a
-    relaxed run, converged and volume_change."""
-    results, rows, mofs = FolderResults(out), [], []
-    relaxed = any((Path(out) / "relaxed").glob("mof_*.json"))
+    """All frameworks of a run, relaxed where its record says so, and says which; rows with name, matched,
+    assembled and, of a relaxed run, converged and volume_change."""
+    results, rows, mofs, relaxed = FolderResults(out), [], [], _was_relaxed(out)
+    kind = "relaxed frameworks (assembled ones where relaxation left none)" if relaxed else "assembled ones"
+    say(f"{out} is a run: its {kind} are read")
+    last = atoms if relaxed else lambda name, results: results.load("assembled", name).mof
     for s in results.all_samples():
         name = s.row["name"]
         row = dict(name=name, matched=s.row["matched"], assembled=bool(formed([name], results)))
@@ -424,7 +406,7 @@ def run_frameworks(out: str | Path) -> Frameworks:
             after = results.load("relaxed", name).row
             row |= dict(converged=after.get("converged", False), volume_change=after.get("volume_change"))
         rows.append(row)
-        mofs.append(atoms(name, results) if row["assembled"] else None)
+        mofs.append(last(name, results) if row["assembled"] else None)
     return Frameworks(mofs, rows)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cdemco

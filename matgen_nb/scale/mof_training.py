@@ -4,27 +4,30 @@
 
 # %% auto #0
 __all__ = ['BLOCK_TRAINING', 'MOF_TRAINING', 'NET_FIRST', 'fit_blocks', 'sound_library', 'fit_mofdiff', 'reference_identities',
-           'frameworks_of', 'evaluate_frameworks']
+           'frameworks_of', 'evaluate_frameworks', 'LearnedOptions', 'taught', 'DesignInputs', 'model_of_design',
+           'screened_design']
 
 # %% ../../nbs/5_scale/17_mof_training.ipynb #mtr00002
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .crystal_evaluation import cut_off, figure_png, read_crystals
 from .crystal_runs import FitOptions, fit_model
 from .optimization import TrainConfig
-from .records import run_record, say, typed_command, write_json
+from .records import file_hash, run_record, say, say_weights, typed_command, write_json
 from .runs import RunFolder, write_results
 from ..parallel import Failure, describe_failures, parallel_map
-from ..utils import MatgenError, seed_torch
+from ..utils import MatgenError, described, option, seed_torch
 
 if TYPE_CHECKING:
     from matgen_nb.mofdiff.data import MofData
     from matgen_nb.mofdiff.embedding import BlockEncoder
     from matgen_nb.mofdiff.evaluation import MofEvaluation
     from matgen_nb.mofdiff.model import Library, MofDiff
+    from matgen_nb.mofdiff.property_design import DesignOptions
+    from matgen_nb.mofdiff.screening import ScreenOptions
     from matgen_nb.scale.mof_runs import Frameworks
 
 # %% ../../nbs/5_scale/17_mof_training.ipynb #7c817055
@@ -78,7 +81,8 @@ def _fit_net_first(data, preset, config, out, init_from, options):
         say(f"{n} frameworks are left out: {reason}")
     seed_torch(config.seed, "weights")
     model = NetFirst.from_data(NetFirstConfig.preset(NET_FIRST[preset]), ready)
-    model.library = sound_library(model.library)
+    if model.library is not None:
+        model.library = sound_library(model.library)
     return fit_model(model, ready, config, out, options)
 
 
@@ -208,3 +212,76 @@ def evaluate_frameworks(
     write_results(folder, crystals, result.table, "Evaluation of frameworks", record, wide)
     write_json(folder.path("summary.json"), result.summary)
     return result
+
+# %% ../../nbs/5_scale/17_mof_training.ipynb #mcm00031
+@described
+@dataclass(frozen=True)
+class LearnedOptions:
+    "A property that a model learns from a table before a design."
+
+    values: Path | None = option(
+        None,
+        "CSV with columns name and --property (a table of matgen gcmc): the model learns from it.",
+    )
+    data: str = option("embedded", "The frameworks that --values names: embedded, or a prepared file.")
+    swing: str = option("mixture", "Vacuum swing by which working_capacity is measured: mixture or pure.")
+
+# %% ../../nbs/5_scale/17_mof_training.ipynb #mcm00033
+def taught(model: Any, goal: dict, learned: LearnedOptions) -> Any:
+    """(model, `Goal`): with --values the model has learned the property of the goal from a table; a working
+    capacity is measured by GCMC. MatgenError for a table without the property."""
+    from matgen_nb.mofdiff.adsorption import SWINGS
+    from matgen_nb.mofdiff.latent_regression import CapacityMeasure, named_frameworks, taught_by_table
+    from matgen_nb.mofdiff.property_design import Goal
+
+    if learned.swing not in SWINGS:
+        raise MatgenError(f"--swing must be {' or '.join(SWINGS)}, not {learned.swing!r}")
+    measure = CapacityMeasure(learned.swing) if goal["property"] == "working_capacity" else None
+    wanted = Goal(**goal, measure=measure)
+    if learned.values is None:
+        return model, wanted
+    data = named_frameworks(learned.data)
+    made, fit = taught_by_table(model, wanted.property, learned.values, data)
+    learned_from = f"{wanted.property} learned from {len(fit.values)} frameworks"
+    say(f"{learned_from}; it explains {fit.explained():.0%} of the variance of those left out")
+    return made, wanted
+
+# %% ../../nbs/5_scale/17_mof_training.ipynb #mcm00036
+@dataclass(frozen=True)
+class DesignInputs:
+    "The model and the `Goal` of a design, what is known of the weights, and its input files by flag."
+
+    model: Any
+    goal: Any
+    about: dict[str, Any]
+    files: dict[str, Any]
+
+
+def model_of_design(
+    weights: str, device: str, goal: dict, learned: LearnedOptions, out: str | Path
+) -> DesignInputs:
+    "`DesignInputs` from the fields of a `Goal`; with --values the model learns its property first."
+    from matgen_nb.diffusion.pretrained import find_weights
+    from matgen_nb.mofdiff.net_first_sampling import framework_model
+
+    path, table = find_weights(weights), learned.values
+    plain = framework_model(weights, device)
+    model, wanted = taught(plain, goal, learned)
+    about = say_weights(path, out)
+    if table:  # another table, another design
+        about = about | dict(hash=f"{about['hash']} with {file_hash(table)}")
+    return DesignInputs(model, wanted, about, {"--weights": path, "--values": table})
+
+# %% ../../nbs/5_scale/17_mof_training.ipynb #mcm00039
+def screened_design(
+    options: "DesignOptions", given: DesignInputs, learned: LearnedOptions, how: "ScreenOptions"
+) -> "DesignOptions":
+    "`DesignOptions` with a `Screen`; without one where nothing is known of the property."
+    from matgen_nb.mofdiff.latent_regression import named_frameworks
+    from matgen_nb.mofdiff.screening import block_estimate, with_screen
+
+    goal = given.goal.checked(given.model)
+    if how.pool == 1:
+        return options
+    estimate = block_estimate(goal.property, named_frameworks(learned.data), learned.values)
+    return with_screen(options, goal, estimate, how, learned.swing)

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import matgen_nb
 from ..utils import MatgenError, atomic_write, content_hash, stored_texts
-from ..pages import PageOptions, figure_html, write_page
+from ..pages import PageOptions, at_tolerance, figure_html, write_page
 
 # %% ../../nbs/5_scale/04_records.ipynb #r24b0006
 def run_record(command: str, seed: int | None, seconds: float, **extra: Any) -> dict:
@@ -182,7 +182,7 @@ def crystal_png(crystal: Any, size: float = 2.2) -> bytes:
 def caption(row: dict) -> str:
     """Text under a picture: name, formula, space group, as far as the row has them; and the group that
     was found, where it is higher than the requested one."""
-    found = f"found {row.get('space_group@0.1')}" if row.get("higher_symmetry") else None
+    found = f"found {row.get(at_tolerance('space_group', 0.1))}" if row.get("higher_symmetry") else None
     parts = [row.get("file") or row.get("name"), row.get("formula"), row.get("space_group"), found]
     return " · ".join(str(p) for p in parts if p is not None)
 
@@ -249,9 +249,15 @@ def input_identity(source: str | Path | None) -> str | None:
 
 # %% ../../nbs/5_scale/04_records.ipynb #r24wght1
 def weights_header(path: str | Path) -> dict:
-    "Format and `info` of a weights file: data, structures, steps, how the training ended, as far as known."
-    texts = stored_texts(path)
-    info = json.loads(texts.get("info", "{}"))
+    """Format and `info` of a weights file: data, structures, steps, how the training ended, as far as known.
+    MatgenError where the file cannot be read."""
+    from matgen_nb.diffusion.pretrained import unreadable_weights
+
+    try:
+        texts = stored_texts(path)
+        info = json.loads(texts.get("info", "{}"))
+    except Exception as error:  # safetensors has several, and none of its own
+        raise unreadable_weights(path, error) from None
     known = {key: value for key, value in info.items() if isinstance(value, (str, int, float, bool))}
     return dict(format=texts.get("format", ""), info=known)
 

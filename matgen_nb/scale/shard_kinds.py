@@ -9,7 +9,7 @@ __all__ = ['FRAMEWORKS', 'PREPARE_CHUNK', 'PREPARED', 'FrameworkShards', 'known_
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,7 +236,7 @@ def framework_work(
         part = items[first : first + n]
         names = [name for name, *_ in part]
         done, failed = parallel_map(work, part, names, n_jobs=n_jobs, timeout=options.timeout, progress=None)
-        failures = [Failure(f.name, f.reason.removeprefix(f"{f.name}: ")) for f in failed]
+        failures = [replace(f, reason=f.reason.removeprefix(f"{f.name}: ")) for f in failed]
         kept = [found for found in done if found is not None]
         notes = {coarse.name: report for coarse, report in kept if report}
         # tolerance 0: every block is kept as it is, and merged once, over all shards
@@ -284,8 +284,9 @@ def prepare_shard(
                 _prepare_chunk(work, folder, request, part, n_jobs)
             except KeyboardInterrupt:
                 kept = len(parts) - len(todo) + at
-                say(f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume")
-                raise
+                told = f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume"
+                say(told)
+                raise KeyboardInterrupt(told) from None
             advance(part.size)
         record = run_record(typed_command(), None, time.monotonic() - start, request=request)
         write_json(folder.path("run.json"), record)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .crystal_evaluation import EvaluationOptions, evaluate_against, read_crystals
 from .crystal_evaluation import training_reference
 from .crystal_runs import NOT_STORED, TRAINING, FitOptions

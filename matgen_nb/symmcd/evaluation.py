@@ -33,6 +33,7 @@ from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import Crystal
 from ..symmetry.normalizers import canonical_label
 from ..symmetry.symmetry_search import symmetry_dataset
+from ..pages import at_tolerance, without_tolerance
 from ..parallel import parallel_map, time_limit
 from ..utils import atomic_write, MatgenError, numpy_stream, patch, share
 
@@ -87,7 +88,7 @@ def _steps(symprecs: Sequence[float], fingerprints: bool) -> dict[str, Callable]
         "struct_valid": structure_validity,
         "contact_ratio": contact_ratio,
         "comp_valid": lambda c: composition_validity(c.elements),
-        **{f"space_group@{s:g}": number(s) for s in symprecs},
+        **{at_tolerance("space_group", s): number(s) for s in symprecs},
         "template": _symmetric(lambda c: AsymmetricUnit.from_crystal(c, first).wyckoff_template),
     }
     return {**steps, "fingerprint": _symmetric(structure_fingerprint)} if fingerprints else steps
@@ -147,7 +148,7 @@ class WorkOptions:
     progress: bool = True
 
     @property
-    def symprecs(self) -> tuple:
+    def symprecs(self) -> tuple[float, ...]:
         "All tolerances; MatgenError where one is no positive number."
         found = tuple(np.atleast_1d(np.asarray(self.symprec, dtype=float)).tolist())
         if not found or not all(0 < s < math.inf for s in found):
@@ -295,10 +296,10 @@ def summarise_symmetry(table: list[Row], reference: Reference, rng: np.random.Ge
     "Jensen-Shannon distance of space groups with its floor, and P1 share, at every symprec."
     out = {}
     for s in reference.symprecs:
-        name = f"space_group@{s:g}"
+        name = at_tolerance("space_group", s)
         mine, real = ([r[name] for r in rows if r.get(name)] for rows in (table, reference.rows))
         where = f"spglib, symprec {s:g} A; crystals with a space group"
-        out[f"p1_share@{s:g}"] = share([g == 1 for g in mine], where)
+        out[at_tolerance("p1_share", s)] = share([g == 1 for g in mine], where)
         if not mine or not real:
             continue
         q = group_histogram(real)
@@ -308,7 +309,7 @@ def summarise_symmetry(table: list[Row], reference: Reference, rng: np.random.Ge
             f"Jensen-Shannon distance, natural log, 230 bins, symprec {s:g} A on both sides; floor "
             f"{floor:.3f} = as many crystals taken at random from the reference itself; {_SPREAD}"
         )
-        out[f"space_group_jsd@{s:g}"] = value | dict(n=len(mine), protocol=text)
+        out[at_tolerance("space_group_jsd", s)] = value | dict(n=len(mine), protocol=text)
     return out
 
 # %% ../../nbs/3_symmcd/18_evaluation.ipynb #n13temp2
@@ -390,7 +391,9 @@ def plot(self: Evaluation) -> Any:
     fig = Figure(figsize=(6, 4.2), dpi=90, layout="constrained")
     axes = fig.subplots(2, 2)
     columns = self.table[0] if self.table else {}
-    group = next((name for name in columns if name.startswith("space_group@")), "space_group")
+    group = next(
+        (c for c in columns if c != "space_group" and without_tolerance(c) == "space_group"), "space_group"
+    )
     edges = {"n_elements": np.arange(0.5, 8), group: np.linspace(0, 230, 24)}
     labels = {"density": "density (g/cm$^3$)", "n_elements": "elements", group: "space group"}
     real = self.reference.rows if self.reference else []

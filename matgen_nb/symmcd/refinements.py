@@ -24,6 +24,7 @@ from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.crystal import element_table
 from ..symmetry.projection import Projection, metric_pseudoinverse
 from ..symmetry.space_groups import SpaceGroup, wyckoff_tables
+from ..pages import at_tolerance
 
 # %% ../../nbs/3_symmcd/11_refinements.ipynb #c1dbeed0
 def fixed_logits(logits: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -187,7 +188,7 @@ def group_columns(unit: AsymmetricUnit, symprecs: tuple[float, ...] = SYMPRECS) 
     for symprec in symprecs:
         if found is None or found.operations != order:  # else a finer tolerance finds the same
             found = unit.found_group(symprec)
-        columns[f"space_group@{symprec:g}"] = found.number if found else None
+        columns[at_tolerance("space_group", symprec)] = found.number if found else None
         if found:
             higher = bool(higher) or found.operations > order
     return dict(**columns, higher_symmetry=higher)

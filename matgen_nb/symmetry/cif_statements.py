@@ -9,7 +9,7 @@ __all__ = ['GUESTS', 'IDENTITY', 'MAX_STRAIN', 'stated_formula', 'FormulaVerdict
 import functools
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,29 +33,34 @@ def _plain_formula(text):
     text = re.sub(r"(?<=[A-Za-z])[+-]\d*(?=[\s,)]|$)", "", text)
     return re.sub(r"(?<=[A-Za-z]1)[+-](?=[\s,)]|$)", "", text).strip()
 
-
+# %% ../../nbs/1_symmetry/04_statements.ipynb #rx-amountsof
 def _amounts_of(text, capitals=False):
     """{symbol: amount} of a formula, parentheses and factors multiplied out; {} where it cannot be read.
     capitals: NA is sodium."""
-    stack, factors, waiting, at = [Counter()], [], 1.0, 0
+    stack: list[dict[str, float]] = [defaultdict(float)]
+    factors, waiting, at = [], 1.0, 0
     text = re.sub(r"[A-Z]{2}", lambda m: m.group().capitalize(), text) if capitals else text
     while at < len(text):
         unit = _UNIT.match(text, at)
-        kind, at = (unit.lastgroup, unit.end()) if unit else ("", at)
+        if unit is None:
+            return {}
+        kind, at = unit.lastgroup, unit.end()
         if kind == "part" or (kind == "factor" and text[at : at + 1] == "("):
             waiting = float(unit.group()) if kind == "factor" else waiting
             continue
         amount = _AMOUNT.match(text, at) if kind in ("symbol", "close") else None
         at = amount.end() if amount else at
+        number = float(amount.group() or 1) if amount else 1.0
         if kind == "symbol":
-            stack[-1][unit.group()] += float(amount.group() or 1)
+            stack[-1][unit.group()] += number
         elif kind == "open":
-            stack.append(Counter())
+            stack.append(defaultdict(float))
             factors.append(waiting)
             waiting = 1.0
         elif kind == "close" and len(stack) > 1:
-            inner, times = stack.pop(), factors.pop() * float(amount.group() or 1)
-            stack[-1].update({symbol: n * times for symbol, n in inner.items()})
+            inner, times = stack.pop(), factors.pop() * number
+            for symbol, n in inner.items():
+                stack[-1][symbol] += n * times
         else:
             return {}
     return dict(stack[0]) if len(stack) == 1 else {}
@@ -270,7 +275,7 @@ def _short_symbol(symbol):
 
 # %% ../../nbs/1_symmetry/04_statements.ipynb #rx-settingsof
 @functools.lru_cache(1000)
-def settings_of_symbol(symbol: str, code: str = "") -> tuple:
+def settings_of_symbol(symbol: str, code: str = "") -> tuple[str, ...]:
     """The settings (symbols of gemmi's table, the one that is meant first) that a Hermann-Mauguin symbol
     allows: other origins and axes follow. code: the origin or axes stated elsewhere. Empty where the
     symbol is not known."""
@@ -292,7 +297,7 @@ def settings_of_symbol(symbol: str, code: str = "") -> tuple:
 
 
 @functools.lru_cache(1000)
-def settings_of_number(number: int, code: str = "") -> tuple:
+def settings_of_number(number: int, code: str = "") -> tuple[str, ...]:
     "The settings of a group number, the usual first, as `settings_of_symbol`; empty for none of 1..230."
     import gemmi
 

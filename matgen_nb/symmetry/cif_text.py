@@ -182,7 +182,7 @@ def _element_of_label(label, stated):
     known = atomic_numbers()
     if re.search(r"[/,+&]|\d\.\d", label) and len(_named_elements(label)) > 1:
         return 0
-    letters = re.match(r"[A-Za-z]*", label).group()
+    letters = re.split(r"[^A-Za-z]", label, maxsplit=1)[0]
     two, one = known.get(letters[:2].capitalize(), 0), known.get(letters[:1].upper(), 0)
     if len(letters) < 2 or (stated and two not in stated and one in stated):
         return one
@@ -193,7 +193,7 @@ def _two_elements(label, stated):
     """Whether a label names two elements, as 'AlSi1' and 'NaK' do. One letter that counts (ZnB, ZnC; FeII)
     is no element; a stated formula that has only the first of them decides for it."""
     known = atomic_numbers()
-    letters = re.match(r"[A-Za-z]*", label).group()
+    letters = re.split(r"[^A-Za-z]", label, maxsplit=1)[0]
     names = re.findall(r"[A-Z][a-z]*", letters)
     if len(names) < 2 or "".join(names) != letters or not all(name in known for name in names[:2]):
         return False
@@ -333,7 +333,7 @@ class Folder:
     skipped: list
 
     def texts(self) -> list:
-        "The texts of the files, in order; one that cannot be read has the reason instead, and is refused."
+        "The texts of the files, in order; one that cannot be read has the reason instead, and is rejected."
         return [_text_or_reason(path) for path in self.files]
 
 

@@ -36,8 +36,7 @@ from matgen_nb.mofdiff.hypothetical import embedded_mofs
 from matgen_nb.mofdiff.model import fine_tuned_mofdiff
 from matgen_nb.mofdiff.net_fitting import carry, placed_net
 from matgen_nb.mofdiff.nets import decomposition_graph, rcsr_name
-from matgen_nb.mofdiff.preparing import MofPrepareReport
-from matgen_nb.parallel import Failure, time_limit
+from matgen_nb.parallel import time_limit
 from matgen_nb.scale.runs import record_of
 from matgen_nb.utils import MatgenError
 
@@ -53,10 +52,9 @@ SIZES = (10, 20, 30, 40)
 BATCH = 16
 
 
-def failures_of(path):
-    "The `Failure`s in the record of a prepared file."
-    lines = json.loads(record_of(path).read_text(encoding="utf-8"))["failures"]
-    return [Failure(*line.split(": ", 1)) for line in lines]
+def reasons_of(path):
+    "(reason, number) of what was not kept, from the record of a prepared file."
+    return json.loads(record_of(path).read_text(encoding="utf-8"))["reasons"]
 
 
 def values_of(data, name):
@@ -67,13 +65,12 @@ def values_of(data, name):
     return values[np.isfinite(values)]
 
 
-def file_rows(data, failures, which="real"):
+def file_rows(data, kinds, which="real"):
     "How many structures were read and kept, their blocks, and why the others go."
-    kinds = MofPrepareReport(0, len(data), failures, {}, 0.0).by_reason()
     repeated = sum(n for reason, n in kinds if "as another" in reason or "evaluation" in reason)
     identities = Counter(block.identity for block in data.library)
     counts = dict(
-        read=len(data) + len(failures),
+        read=len(data) + sum(n for _, n in kinds),
         prepared=len(data) + repeated,
         kept=len(data),
         conformers=len(data.library),
@@ -171,14 +168,14 @@ def counted_rows(path):
     data, codes = MofData.load(path), read_core_mof("all").codes
     left = [name for name in data.names if name.startswith(LEFT_OUT) or codes.get(name) in LEFT_OUT]
     assert not left, f"{path} holds frameworks that are kept for evaluation: {left}"
-    return [*file_rows(data, failures_of(path), path.stem)]
+    return [*file_rows(data, reasons_of(path), path.stem)]
 
 
 def all_rows(path):
     "All rows of the set that the lesson shows."
     real = MofData.load(path)
     both = histogram_rows(dict(real=real, hypothetical=embedded_mofs()))
-    return [*file_rows(real, failures_of(path)), *check_rows(real), *both, *cost_rows(real)]
+    return [*file_rows(real, reasons_of(path)), *check_rows(real), *both, *cost_rows(real)]
 
 
 def main():

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['MODEL_SIZES', 'LEAST_BATCH', 'SUITES', 'LIMIT', 'NetworkOptions', 'settled', 'training_task', 'shipped',
            'make_shipped_sampling', 'make_sampling_step', 'network_tasks', 'Protocol', 'BenchmarkChoices', 'suite_of',
-           'comparison_text', 'Comparison', 'write_benchmark', 'benchmark']
+           'Suite', 'chosen_suite', 'comparison_text', 'Comparison', 'write_benchmark']
 
 # %% ../../nbs/5_scale/15_device_benchmark.ipynb #b1d00003
 import time
@@ -11,30 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-from matgen_nb.commands.options import (
-    Compile,
-    Device,
-    On,
-    Out,
-    Overwrite,
-    Precision,
-    Seed,
-    app,
-    own_option,
-    with_options,
-)
+from typing import Any, NamedTuple
 
 # %% ../../nbs/5_scale/15_device_benchmark.ipynb #b1d00047
-from ..scale.arithmetic import TrainingSetting, arithmetic, step_profile
+from .arithmetic import TrainingSetting, arithmetic, step_profile
 from matgen_nb.scale.benchmark import (
     BenchmarkOptions,
     Task,
     compare_speeds,
     environment,
     plot_benchmark,
-    read_benchmark,
     run_benchmark,
 )
 from matgen_nb.scale.benchmark_tasks import (
@@ -45,9 +31,8 @@ from matgen_nb.scale.benchmark_tasks import (
     planned,
     symmcd_presets,
 )
-from ..scale.crystal_runs import pick_device
-from ..scale.records import run_record, say, typed_command, write_json, write_table
-from ..scale.runs import RunFolder, fresh_folder
+from .records import run_record, say, typed_command, write_json, write_table
+from .runs import RunFolder
 from matgen_nb.utils import (
     MatgenError,
     atomic_write,
@@ -276,6 +261,24 @@ def suite_of(choices: BenchmarkChoices, setting: TrainingSetting, device: str) -
     default = "network" if str(device).startswith("cuda") and not for_stages else "stages"
     return choices.suite or default
 
+# %% ../../nbs/5_scale/15_device_benchmark.ipynb #b1d00048
+class Suite(NamedTuple):
+    "What is measured: `tasks(keep)` gives the rows, see `network_tasks`; limit: seconds, or None."
+
+    tasks: Callable[[list], list[Task]]
+    limit: float | None
+
+
+def chosen_suite(choices: BenchmarkChoices, setting: TrainingSetting, device: str) -> Suite:
+    "The suite of some choices, in a setting; MatgenError where they contradict each other."
+    plain = TrainingSetting(precision=setting.precision, compile=setting.compile)
+    if suite_of(choices, plain, device) == "network":
+        suite = Suite(partial(_network, choices, setting, device), choices.max_seconds or LIMIT)
+    else:
+        suite = Suite(lambda keep: _stages(choices, setting), choices.max_seconds)
+    suite.tasks([])
+    return suite
+
 # %% ../../nbs/5_scale/15_device_benchmark.ipynb #b1d00034
 def comparison_text(row: dict, other: str | Path) -> str:
     "A task of this table compared with the same task of another, in words."
@@ -318,39 +321,3 @@ def write_benchmark(
         plot_benchmark(rows, other.rows, ("this run", str(other.path))).savefig(file, format="png")
     _record(folder, options, time.monotonic() - protocol.start)
     return rows
-
-# %% ../../nbs/5_scale/15_device_benchmark.ipynb #b1d00036
-@app.command(
-    epilog="Example: `matgen benchmark --out here`, then on another machine "
-    "`matgen benchmark --compare here/table.csv`"
-)
-@with_options(BenchmarkChoices, into="chosen", shown={"max_seconds": f"{LIMIT:.0f} for network, else none"})
-def benchmark(
-    chosen: dict,
-    out: Out = Path("matgen-benchmark"),
-    compare_with: Annotated[Path | None, own_option("table.csv of another run.", "none", "--compare")] = None,
-    precision: Precision = "32-true",
-    compile: Compile = False,
-    overwrite: Overwrite = False,
-    seed: Seed = 0,
-    device: On = Device.auto,
-) -> None:
-    """Measure this machine: every stage of the course (--suite stages), or training and sampling of SymmCD at
-    several sizes and precisions, with memory, operations and profiles (--suite network, the default on a
-    GPU). A table, a plot and a log, compared with the table of another run. A preset, batch size, precision
-    or --compile asks for training alone (or what --only names), in rows of their own names."""
-    import torch
-
-    choices = BenchmarkChoices(**chosen)
-    rows = read_benchmark(compare_with) if compare_with else []
-    place = pick_device(device, float64=True)
-    setting = TrainingSetting(choices.preset or "small", choices.batch_size, precision, compile)
-    network = suite_of(choices, TrainingSetting(precision=precision, compile=compile), place) == "network"
-    plan = partial(_network, choices, setting, place) if network else lambda keep: _stages(choices, setting)
-    plan([])
-    limit = choices.max_seconds or (LIMIT if network else None)
-    options = BenchmarkOptions(place, choices.seconds, limit, seed)
-    with fresh_folder(out, overwrite, {"--compare": compare_with}) as folder:
-        torch.set_num_threads(choices.threads)
-        write_benchmark(folder, plan, options, Comparison(rows, compare_with))
-    say(f"results: {out}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'SIMULATORS', 'CHARGES', 'UptakeOptions', 'fractions_of', 'states_of', 'protocol_text', 'Guest',
            'guests_of', 'check_framework', 'charges_of', 'uptake_row', 'measure_all_guests', 'plot_uptakes',
-           'summary_of', 'write_uptakes', 'adsorption_options', 'raspa_options', 'uptake_request', 'gcmc_command']
+           'summary_of', 'write_uptakes', 'uptake_request', 'uptake_run']
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00003
 import json
@@ -13,18 +13,14 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from . import options as opt
-from .options import with_options
-from ..pages import PageOptions, made_by, page_link
+from ..pages import PageOptions, made_by
 from ..parallel import describe_failures, parallel_map
-from ..scale.crystal_evaluation import figure_png, read_crystals
-from ..scale.records import input_identity, read_json, run_record, say, typed_command, write_json
-from ..scale.records import write_gallery, write_table
-from ..scale.runs import RunFolder, open_run, seeded, stored_options
+from .crystal_evaluation import figure_png, read_crystals
+from .records import input_identity, read_json, run_record, say, typed_command, write_json
+from .records import write_gallery, write_table
+from .runs import RunFolder, RunOptions, open_run, seeded, stored_options
 from ..utils import MatgenError, SharedOptions, atomic_write, check_limits
 from ..utils import described, option, option_of
 
@@ -165,7 +161,8 @@ def _uptakes_of(crystal, charges, options, how, cycles):
         return uptakes(crystal, states_of(options), charges, how)
     from matgen_nb.mofdiff.gas_uptake import GcmcOptions, gcmc
 
-    long = GcmcOptions(*cycles, cutoff=how.cutoff, seed=how.seed)
+    averaged, before = cycles
+    long = GcmcOptions(cycles=averaged, start_cycles=before, cutoff=how.cutoff, seed=how.seed)
     states = states_of(options)
     return [gcmc(crystal, s.temperature, s.pressure, s.fractions, charges, long) for s in states]
 
@@ -293,62 +290,36 @@ def write_uptakes(folder: RunFolder, guests: list[Guest], rows: list[dict], reco
     write_json(run, record)
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00020
-def adsorption_options() -> type:
-    "`AdsorptionOptions` (lesson 4.44)."
-    from matgen_nb.mofdiff.adsorption import AdsorptionOptions
-
-    return AdsorptionOptions
-
-
-def raspa_options() -> type:
-    "`GcmcOptions` (lesson 4.43)."
-    from matgen_nb.mofdiff.gas_uptake import GcmcOptions
-
-    return GcmcOptions
-
-
 def uptake_request(source: Path, options: UptakeOptions, how: "AdsorptionOptions", cycles: tuple) -> dict:
     "The request of a run, as it is stored: a run may only go on with the same."
     request = dict(source=input_identity(source), cycles=list(cycles)) | seeded(how.seed)
     return request | stored_options(options, ["timeout"]) | stored_options(how)
 
 # %% ../../nbs/5_scale/19_gcmc_command.ipynb #gcm00034
-@opt.app.command(
-    "gcmc",
-    cls=opt.LateCommand,
-    epilog="Example: `matgen gcmc my_cifs/ --protocol pure --out capacities`, later `--resume`",
-)
-@with_options(UptakeOptions, into="uptake")
-@with_options(adsorption_options, into="simulation", leave=("seed",))
-@with_options(raspa_options, into="raspa", only=("cycles", "start_cycles"))
-def gcmc_command(
-    uptake: dict,
-    simulation: dict,
-    raspa: dict,
-    source: Annotated[Path, typer.Argument(help="CIF file, folder of them, CSV, or folder of a run.")],
-    out: opt.Out,
-    n_jobs: opt.Jobs = 1,
-    resume: opt.Resume = False,
-    overwrite: opt.Overwrite = False,
-    seed: opt.Seed = 0,
-) -> None:
-    "CO2 working capacity or gas uptake of frameworks, by grand-canonical Monte Carlo."
-    start, options = time.monotonic(), UptakeOptions(**uptake)
-    how, long = adsorption_options()(**simulation, seed=seed), raspa_options()(**raspa)
-    cycles = (long.cycles, long.start_cycles)
-    states_of(options)  # a gas without a model is refused before anything is read
+def uptake_run(
+    source: str | Path,
+    out: str | Path,
+    options: UptakeOptions,
+    how: "AdsorptionOptions",
+    run: tuple[tuple[int, int], int] = ((2000, 2000), 1),
+    begin: RunOptions = RunOptions(),
+) -> dict[str, Any]:
+    """Measure the frameworks of a source into a folder; the record of the run, with protocol and summary.
+
+    run: cycles of RASPA (averaged, before), and number of processes; begin: how the folder is opened.
+    MatgenError where an option cannot be, before anything is read."""
+    start, (cycles, n_jobs) = time.monotonic(), run
+    states_of(options)  # a gas without a model is rejected
     if options.simulator == "raspa":
         from matgen_nb.mofdiff.gas_uptake import raspa as look_for_raspa
 
         look_for_raspa()
     guests = guests_of(source, n_jobs, with_texts=options.charges == "file")
-    request = uptake_request(source, options, how, cycles)
-    with open_run(out, request, resume, overwrite, {"SOURCE": source}) as folder:
+    request = uptake_request(Path(source), options, how, cycles)
+    with open_run(out, request, begin.resume, begin.overwrite, begin.inputs) as folder:
         write_json(folder.path("request.json"), request)
-        rows = measure_all_guests(folder, guests, options, how, (cycles, n_jobs))
+        rows = measure_all_guests(folder, guests, options, how, run)
         facts = dict(request=request, protocol=protocol_text(options, how), summary=summary_of(rows))
-        record = run_record(typed_command(), seed, time.monotonic() - start, **facts)
+        record = run_record(typed_command(), how.seed, time.monotonic() - start, **facts)
         write_uptakes(folder, guests, rows, record)
-    for name, entry in record["summary"].items():
-        say(f"{name:15} {entry['value']:.4g}   {entry['protocol']}")
-    say(f"{record['protocol']}\nresults: {out}\nlook at {page_link(out / 'gallery.html')}")
+    return record
