@@ -317,7 +317,8 @@ def put_on_nets(
 
     streams {number of a sample: generator}: for these a new net is searched first. Their rows say `net` (RCSR
     name), `net_source`, `net_gap` (A, of a new net: see `NewFramework`) and, where there is none,
-    `net_reason`; further candidates are in `others`, and their nets in `nets`. advance() is called after each."""
+    `net_reason`; further candidates are in `others`, and their nets in `nets`. advance() is called
+    after each."""
     number, out = {id(block): k for k, block in enumerate(decoder.library.blocks)}, []
     rows = zip(samples, b.features.cpu().split(b.num_blocks.tolist()), use.tolist())
     for k, (s, features, chosen) in enumerate(rows):
