@@ -195,3 +195,15 @@ def test_without_raspalib_the_engine_says_what_to_install(tmp_path, cifs, monkey
     monkeypatch.setattr(builtins, "__import__", fake)
     assert run("gcmc", cifs, "--simulator", "raspa", "--out", tmp_path / "o") == 2
     assert "pip install raspalib" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_where_no_molecule_fits_the_uptake_is_none_and_nothing_is_warned_of():
+    "Rock salt has no pores: no place for a molecule is found."
+    import warnings
+
+    from conftest import rock_salt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = ad.uptakes(rock_salt(), [ad.GasState(298.0, 1e5, {"CO2": 1.0})])
+    assert found["CO2"].value == found["CO2"].error == 0

@@ -294,7 +294,7 @@ def _move(chains):
     probe, itself = _propose(chains, kind, insert)
     energy = _interaction(chains, probe, kind, itself) / chains.temperature
     n, ideal = chains.count[np.arange(size), kind], chains.ideal[kind, chains.group]
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # no place, or no molecule: the rule below says no
         up, down = np.log(ideal / (n + 1)) - energy, np.log(n) - np.log(ideal) + energy
     rule = np.where(insert, up, np.where(n > 0, down, -np.inf))
     accepted = np.log(chains.rng.random(size)) < rule
