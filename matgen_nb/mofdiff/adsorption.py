@@ -203,8 +203,10 @@ class GasState:
 
     def __post_init__(self):
         check_gases(self.fractions)
-        if not (self.temperature > 0 and self.pressure > 0 and min(self.fractions.values()) >= 0):
-            raise MatgenError("temperature and pressure must be positive, mole fractions not negative")
+        if not (self.temperature > 0 and self.pressure > 0):
+            raise MatgenError("temperature and pressure must be positive")
+        if wrong := {gas: y for gas, y in self.fractions.items() if not y >= 0}:
+            raise MatgenError(f"mole fractions must not be negative, got {wrong}")
         if abs(sum(self.fractions.values()) - 1) > 1e-6:
             raise MatgenError(f"the mole fractions add up to {sum(self.fractions.values()):g}, not to 1")
 
