@@ -96,7 +96,7 @@ def test_molecules_do_not_sit_in_each_other():
         assert distance.min() > 2.4, "two molecules in one place"
 
 
-def test_states_and_swings_refuse_what_they_cannot_do():
+def test_states_and_swings_reject_what_they_cannot_do():
     for change in (
         dict(fractions={}),
         dict(fractions=dict(Xe=1.0)),
@@ -142,7 +142,7 @@ def test_a_run_reports_skips_resumes_and_keeps_its_protocol(tmp_path, cifs, caps
     assert "--charges was model and is now none" in capsys.readouterr().err
 
 
-def test_charges_of_files_are_taken_or_refused(tmp_path, cifs, capsys):
+def test_charges_of_files_are_taken_or_rejected(tmp_path, cifs, capsys):
     "Neutral charges are used; a sum that is not zero fails that framework and is named."
     crystal = textbook_crystal("MIL-53")
     lines = [*crystal.to_cif().split("\n")]
@@ -174,7 +174,7 @@ def test_charges_of_files_are_taken_or_refused(tmp_path, cifs, capsys):
         (["--charges", "ddec"], "--charges must be model, file or none"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_read(tmp_path, capsys, flags, message):
+def test_wrong_options_are_rejected_before_anything_is_read(tmp_path, capsys, flags, message):
     assert run("gcmc", tmp_path / "nowhere", *flags, "--out", tmp_path / "o") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
 

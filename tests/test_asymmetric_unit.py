@@ -133,7 +133,7 @@ def test_random_crystals_keep_their_group(start):
         )
 
 
-def test_parts_that_do_not_fit_are_refused():
+def test_parts_that_do_not_fit_are_rejected():
     with pytest.raises(ValueError, match="Wyckoff"):
         AsymmetricUnit(225, np.zeros(6), [11], [[0, 0, 0]], [99])
     with pytest.raises(ValueError, match="frac_coords"):

@@ -1,4 +1,4 @@
-"""Bad input is refused with a message that says what, where and what to do; nothing odd gets through in silence."""
+"""Bad input is rejected with a message that says what, where and what to do; nothing odd gets through in silence."""
 
 import os
 
@@ -26,7 +26,7 @@ def cif(*sites, columns=COLUMNS, **changes):
     return "\n".join(lines) + "\n"
 
 
-def refused(text, *words):
+def rejected(text, *words):
     with pytest.raises(CrystalError) as caught:
         Crystal.from_cif(text)
     for word in words:
@@ -52,24 +52,24 @@ def test_the_good_one_is_read():
     ],
 )
 def test_no_cif(text):
-    refused(text)
+    rejected(text)
 
 
 def test_a_file_that_is_not_there():
-    refused("not_there.cif", "not_there.cif", "file")
+    rejected("not_there.cif", "not_there.cif", "file")
 
 
 def test_a_file_is_named_in_its_error(tmp_path):
     path = tmp_path / "broken_one.cif"
     path.write_text(cif("Na1 Na 0 0 0 0.5"))
-    refused(path, "broken_one.cif", "Na1")
+    rejected(path, "broken_one.cif", "Na1")
     (tmp_path / "binary.cif").write_bytes(bytes(range(256)))
-    refused(tmp_path / "binary.cif", "binary.cif")
-    refused(tmp_path, "neither")
+    rejected(tmp_path / "binary.cif", "binary.cif")
+    rejected(tmp_path, "neither")
 
 
 def test_partial_occupancy():
-    refused(cif("Fe1 Fe 0 0 0 0.5", "Ni1 Ni 0 0 0 0.5"), "Fe1", "0.5", "disordered")
+    rejected(cif("Fe1 Fe 0 0 0 0.5", "Ni1 Ni 0 0 0 0.5"), "Fe1", "0.5", "disordered")
 
 
 def test_deuterium_is_hydrogen():
@@ -78,22 +78,22 @@ def test_deuterium_is_hydrogen():
 
 @pytest.mark.parametrize("symbol", ["Am", "Og", "X", "Qq", "."])
 def test_elements_we_do_not_know(symbol):
-    refused(cif(*GOOD, f"Zz1 {symbol} 0.2 0.2 0.2 1"), "Zz1", "94")
+    rejected(cif(*GOOD, f"Zz1 {symbol} 0.2 0.2 0.2 1"), "Zz1", "94")
 
 
 @pytest.mark.parametrize("value", ["?", ".", "nan", "abc"])
 def test_missing_coordinates(value):
-    refused(cif(*GOOD, f"O1 O 0.1 {value} 0.1 1"), "O1", "coordinates")
+    rejected(cif(*GOOD, f"O1 O 0.1 {value} 0.1 1"), "O1", "coordinates")
 
 
 def test_cartesian_coordinates_only():
-    refused(cif("Na1 Na 0 0 0", columns="label type_symbol Cartn_x Cartn_y Cartn_z"), "fract")
+    rejected(cif("Na1 Na 0 0 0", columns="label type_symbol Cartn_x Cartn_y Cartn_z"), "fract")
 
 
 def test_duplicate_atoms():
     assert len(Crystal.from_cif(cif(*GOOD, "Na2 Na 0.0001 0 1.0 1"))) == 2  # the same atom again, rounded
-    refused(cif(*GOOD, "Na2 Na 0.06 0 1.0 1"), "overlap", "Na")  # 0.3 A away: another position of it
-    refused(cif(*GOOD, "K1 K 0.0001 0 1.0 1"), "overlap", "K1")
+    rejected(cif(*GOOD, "Na2 Na 0.06 0 1.0 1"), "overlap", "Na")  # 0.3 A away: another position of it
+    rejected(cif(*GOOD, "K1 K 0.0001 0 1.0 1"), "overlap", "K1")
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,17 @@ def test_duplicate_atoms():
     ],
 )
 def test_a_cell_that_is_none(change):
-    refused(cif(*GOOD, **change))
+    rejected(cif(*GOOD, **change))
 
 
 @pytest.mark.parametrize("key", CELL)
 def test_an_incomplete_cell(key):
-    refused(cif(*GOOD, **{key: None}), key, "missing")
+    rejected(cif(*GOOD, **{key: None}), key, "missing")
 
 
 @pytest.mark.parametrize("value", ["225.", "x"])
 def test_a_number_that_is_none(value):
-    refused(cif(*GOOD).replace("data_", f"data_t\n_symmetry_Int_Tables_number {value}\n#", 1))
+    rejected(cif(*GOOD).replace("data_", f"data_t\n_symmetry_Int_Tables_number {value}\n#", 1))
 
 
 def test_one_atom():

@@ -105,7 +105,7 @@ def test_a_table_to_compare_with_is_read_before_anything_is_measured(
     assert column in said and "positive number" in said and not (tmp_path / "o").exists()
 
 
-def test_a_row_with_too_many_fields_is_refused(tmp_path):
+def test_a_row_with_too_many_fields_is_rejected(tmp_path):
     (tmp_path / "x.csv").write_text("task,unit,per_second,low,high\nsum,sums,3,2,4,5,6\n")
     with pytest.raises(MatgenError):
         bm.read_benchmark(tmp_path / "x.csv")
@@ -125,7 +125,7 @@ def test_a_row_with_too_many_fields_is_refused(tmp_path):
         (["--only", "sum", "--compile"], "sum"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_measured(
+def test_wrong_options_are_rejected_before_anything_is_measured(
     tmp_path, quick, monkeypatch, capsys, options, words
 ):
     monkeypatch.setattr(bm, "measure_speed", lambda *a, **k: pytest.fail("measured"))

@@ -1,4 +1,4 @@
-"""Frameworks taken apart: the right blocks for textbook MOFs, the same blocks in any cell, exact re-composition, and a reason for what is refused."""
+"""Frameworks taken apart: the right blocks for textbook MOFs, the same blocks in any cell, exact re-composition, and a reason for what is rejected."""
 
 import itertools
 import os
@@ -296,12 +296,12 @@ def test_endless_pieces_are_found():
         ),
     ],
 )
-def test_refused_with_a_reason(text, crystal):
+def test_rejected_with_a_reason(text, crystal):
     with pytest.raises(MatgenError, match=text):
         decompose(Mof.from_crystal(crystal(), "sample"))
 
 
-def test_disordered_cif_is_refused():
+def test_disordered_cif_is_rejected():
     cif = re.sub(r"(?m)^(C C.*) 1$", r"\1 0.5", textbook_mof("MIL-53").crystal.to_cif())
     with pytest.raises(CrystalError, match="disordered"):
         Mof.from_cif(cif)
@@ -407,7 +407,7 @@ def test_stored_identity_needs_no_rdkit(monkeypatch):
         (dict(elements=[]), "positions"),
     ],
 )
-def test_broken_blocks_are_refused(change, text):
+def test_broken_blocks_are_rejected(change, text):
     good = dict(
         elements=[6, 8],
         cart_coords=[[0, 0, 0], [1.2, 0, 0]],

@@ -79,7 +79,7 @@ def test_a_taught_model_keeps_what_it_knew_and_predicts_more(toy, learned):
         (None, "cannot be read as a table"),
     ],
 )
-def test_a_table_without_the_property_is_refused(tmp_path, toy, text, message):
+def test_a_table_without_the_property_is_rejected(tmp_path, toy, text, message):
     path = tmp_path / "t.csv"
     if text is not None:
         path.write_text(text)

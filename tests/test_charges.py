@@ -92,7 +92,7 @@ def test_charges_are_neutral_and_do_not_depend_on_the_description(seed):
     assert np.allclose(ch.equilibrated_charges(twice), np.tile(before, 2), atol=1e-6)
 
 
-def test_refusals(monkeypatch):
+def test_rejections(monkeypatch):
     box, whole = 8 * np.eye(3), ch.ionization_table()
     monkeypatch.setattr(ch, "ionization_table", lambda: {z: e for z, e in whole.items() if z not in (76, 89)})
     with pytest.raises(MatgenError, match="no ionisation energies for Os, Ac"):

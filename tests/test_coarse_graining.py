@@ -379,7 +379,7 @@ def test_download_without_network(tmp_path, monkeypatch):
 
 
 def test_download_is_checked_against_what_the_archive_states(tmp_path, monkeypatch):
-    "A server that plays the archive, with the real pooch: the right file is taken, another one is refused and nothing stays."
+    "A server that plays the archive, with the real pooch: the right file is taken, another one is rejected and nothing stays."
     import functools, http.server, threading
     import pooch
 
@@ -463,7 +463,7 @@ def test_a_part_of_the_embedded_set_holds_its_own_blocks_only(tmp_path):
         ] and np.array_equal(data[i].frac_coords, whole[i].frac_coords)
 
 
-def test_properties_are_refused_where_they_would_be_ignored(tmp_path):
+def test_properties_are_rejected_where_they_would_be_ignored(tmp_path):
     (tmp_path / "p.csv").write_text("file,x\na,1\n")
     (tmp_path / "all.csv").write_text("name,cif\na,b\n")
     for source in ("embedded", "bw-db", tmp_path / "all.csv"):

@@ -48,13 +48,13 @@ def test_fractional_amounts_are_scaled_to_whole_ones(formula, whole, rule):
 
 
 @pytest.mark.parametrize("formula, changed", [("Ge7B4Ir9", 77), ("Pr6IrBr10", 77), ("PmTlRu2", 61)])
-def test_three_formulas_that_newer_versions_of_smact_refuse(formula, changed, monkeypatch):
-    "They pass with smact 2.2.1, which the code of CDVAE pins; later Ir lost the state -2, and a missing electronegativity refuses."
+def test_three_formulas_that_newer_versions_of_smact_reject(formula, changed, monkeypatch):
+    "They pass with smact 2.2.1, which the code of CDVAE pins; later Ir lost the state -2, and a missing electronegativity rejects."
     assert co.composition_validity(formula)
     table = co.element_data()
     oxidation, chi = table.oxidation.copy(), table.electronegativity.copy()
     oxidation[77] = np.where(oxidation[77] == -2, -3, oxidation[77])
-    chi[61] = 9.0 if changed == 61 else chi[61]  # compared with nothing, refused by everything
+    chi[61] = 9.0 if changed == 61 else chi[61]  # compared with nothing, rejected by everything
     monkeypatch.setattr(
         co,
         "element_data",
@@ -109,7 +109,7 @@ def test_missing_electronegativities_do_not_stop_it():
     assert co.charges_balance(torch.zeros(0, 94, dtype=torch.long)).shape == (0,)
 
 
-def test_refusals():
+def test_rejections():
     with pytest.raises(ValueError, match="1 to 94"):
         co.composition_validity([])
     with pytest.raises(ValueError, match="1 to 94"):

@@ -190,7 +190,7 @@ def test_an_interrupted_copy_is_finished(small_course, tmp_path):
     assert write_course(tmp_path / "out", notebooks=small_course)[0].exists()
 
 
-def test_folders_that_are_refused(small_course, tmp_path):
+def test_folders_that_are_rejected(small_course, tmp_path):
     write_course(tmp_path / "students", notebooks=small_course)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")

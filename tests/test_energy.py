@@ -569,8 +569,8 @@ def test_relaxed_samples_say_what_happened():
         assert row["volume"] == pytest.approx(s.crystal.volume) and s.unit.space_group == unit.space_group
         assert row["relax_volume_change"] == pytest.approx(s.crystal.volume / unit.to_crystal().volume - 1)
         json.dumps(dict(row.items()))
-    refused = relax_samples([_sample(cube(3.9))], Failing(), progress=None)[0]
-    assert refused.row["relax_reason"] == "no graph for Ti" and refused.row["energy_after"] is None
+    rejected = relax_samples([_sample(cube(3.9))], Failing(), progress=None)[0]
+    assert rejected.row["relax_reason"] == "no graph for Ti" and rejected.row["energy_after"] is None
 
 
 @pytest.mark.parametrize("moved", [None, np.array([0.1, 0, 2.5])])

@@ -101,7 +101,7 @@ def test_the_engine_is_asked_only_inside():
     assert hasattr(symmetry_dataset(salt, 0.1), "hall"), "spglib's, though it has seen the same crystal"
 
 
-def test_touching_atoms_are_refused_with_words():
+def test_touching_atoms_are_rejected_with_words():
     crowded = Crystal(4 * np.eye(3), [11, 11], [[0, 0, 0], [0.001, 0, 0]])
     with pytest.raises(CrystalError, match="moyopy"):
         moyo_dataset(crowded, 0.1)

@@ -233,7 +233,7 @@ def test_elements_behind_the_coordinates_are_a_statement():
     assert_same(SALT, read_poscar("\n".join(labelled)).crystal)
 
 
-def test_partial_occupancy_of_ase_is_refused():
+def test_partial_occupancy_of_ase_is_rejected():
     ase = pytest.importorskip("ase")
     atoms = ase.Atoms("Na", cell=[4] * 3, pbc=True, info=dict(occupancy={"0": {"Na": 0.5, "K": 0.5}}))
     with pytest.raises(CrystalError, match="partly occupied"):

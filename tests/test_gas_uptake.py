@@ -1,4 +1,4 @@
-"""Gas uptake: the gas models give published numbers, and what cannot be simulated is refused."""
+"""Gas uptake: the gas models give published numbers, and what cannot be simulated is rejected."""
 
 import importlib.util
 
@@ -82,7 +82,7 @@ def test_without_raspalib_the_error_says_what_to_install(monkeypatch):
     "changes",
     [dict(fractions={}), dict(fractions=dict(Xe=1.0)), dict(charges=[1.0]), dict(charges=[0.0, 0.0])],
 )
-def test_gcmc_refuses(changes):
+def test_gcmc_rejects(changes):
     with pytest.raises(MatgenError):
         gu.gcmc(helium(30.0), **{**dict(temperature=298.0, pressure=1e5, fractions=dict(CO2=1.0)), **changes})
 

@@ -70,7 +70,7 @@ def test_coordination_sequences_survive_doubling(name, known):
         assert (neighbours(net_catalogue.doubled(net, parity), 3) == known).all()
 
 
-def test_nets_that_contradict_themselves_are_refused():
+def test_nets_that_contradict_themselves_are_rejected():
     text = "CRYSTAL\nNAME x\nGROUP Pm-3m\nCELL 1 1 1 90 90 90\nNODE 1 {} 0 0 0\nEDGE 0 0 0 0 0 {}\nEND"
     assert net_catalogue.net_from_facts(net_catalogue.read_cgd(text.format(6, 1))).degrees.tolist() == [6]
     for bad, word in [
@@ -138,7 +138,7 @@ def test_library_is_complete_and_well_formed():
             assert block.is_metal or len(seen) == n, f"{name} is in pieces"
 
 
-def test_linkers_are_reproducible_and_bad_ones_refused():
+def test_linkers_are_reproducible_and_bad_ones_rejected():
     smiles = block_library.fill_scaffold(block_library.SCAFFOLDS["fum"])
     a, b = block_library.make_linker(smiles), block_library.make_linker(smiles)
     assert all(np.array_equal(x.cart_coords, y.cart_coords) for x, y in zip(a, b))
@@ -175,7 +175,7 @@ def test_no_double_bond_of_the_library_is_left_open_or_on_the_wrong_side(name):
 @pytest.mark.parametrize(
     "text", ["XC=CX", "XC=Cc1ccc(C=CX)cc1", "Xc1ccc(cc1)N=Nc1ccc(X)cc1", "X/C=C/C=CX", "XC(C)=CX"]
 )
-def test_a_linker_without_the_geometry_of_its_double_bonds_is_refused(text):
+def test_a_linker_without_the_geometry_of_its_double_bonds_is_rejected(text):
     with pytest.raises(MatgenError, match=r"on which side of \d double bond.*write / or .* \(cis\)"):
         block_library.make_linker(block_library.fill_scaffold(text))
 
@@ -272,7 +272,7 @@ def test_what_is_built_comes_apart_the_same_way():
     assert np.linalg.norm(cart[pairs[:, 1]] + cells @ d.lattice - cart[pairs[:, 0]], axis=1).max() < 2.7
 
 
-def test_plans_that_cannot_be_are_refused_with_the_stage():
+def test_plans_that_cannot_be_are_rejected_with_the_stage():
     stage = lambda plan, **limits: (
         pytest.raises(
             builder.Rejected, builder.build, plan, np.random.default_rng(0), replace(builder.LIMITS, **limits)

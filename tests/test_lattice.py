@@ -96,7 +96,7 @@ def test_decoding_is_differentiable():
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3, 3), torch.full((3, 3), float("nan")), torch.ones(3, 3)])
-def test_a_flat_lattice_is_refused(bad):
+def test_a_flat_lattice_is_rejected(bad):
     with pytest.raises(ValueError, match="flat or not finite"):
         lattice_to_k(bad)
 
@@ -104,13 +104,13 @@ def test_a_flat_lattice_is_refused(bad):
 @pytest.mark.parametrize(
     "lengths, angles", [([0, 1, 1], [90] * 3), ([1, 1, 1], [10, 20, 100]), ([1, 1, float("nan")], [90] * 3)]
 )
-def test_impossible_parameters_are_refused(lengths, angles):
+def test_impossible_parameters_are_rejected(lengths, angles):
     with pytest.raises(ValueError, match="no cell has"):
         lattice_from_parameters(lengths, angles)
 
 
 @pytest.mark.parametrize("number", [-1, 231])
-def test_unknown_groups_are_refused(number):
+def test_unknown_groups_are_rejected(number):
     for function in (crystal_family, k_mask, k_offset):
         with pytest.raises(ValueError, match="1 to 230"):
             function(number)

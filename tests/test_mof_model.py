@@ -334,7 +334,7 @@ def test_weights_come_back_with_their_library(tmp_path, dtype):
         assert (tmp_path / "m.safetensors").stat().st_size < 3e6
 
 
-def test_bad_weights_are_refused(tmp_path):
+def test_bad_weights_are_rejected(tmp_path):
     from safetensors.torch import save_file
 
     tiny().save_pretrained(tmp_path / "good.safetensors")
@@ -355,7 +355,7 @@ def test_bad_weights_are_refused(tmp_path):
             MofDiff.from_pretrained(tmp_path / f"{name}.safetensors")
 
 
-def test_data_without_or_with_other_embeddings_are_refused():
+def test_data_without_or_with_other_embeddings_are_rejected():
     with pytest.raises(MatgenError, match="no block embeddings"):
         mof_statistics(MofData.from_coarse(toy_mofs(3)))
     batch = toy_data().select(range(3))
@@ -747,7 +747,7 @@ def test_a_library_that_fits_no_net_leaves_the_coordinates_and_says_so():
         assert s.row["net_source"] == "model" and "no net with" in s.row["net_reason"]
 
 
-def test_net_options_refuse_what_cannot_be():
+def test_net_options_reject_what_cannot_be():
     for bad in (dict(net_share=-1), dict(net_share=1.1), dict(net_candidates=0), dict(misfit=0)):
         with pytest.raises(MatgenError):
             NetOptions(**bad)

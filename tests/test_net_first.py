@@ -136,7 +136,7 @@ def test_frameworks_without_a_net_are_counted_and_left_out(mofs):
         net_data(loose.subset([1]))
 
 
-def test_blocks_without_embeddings_are_refused(mofs):
+def test_blocks_without_embeddings_are_rejected(mofs):
     with pytest.raises(MatgenError, match="no block embeddings"):
         net_data(replace(mofs, embeddings=None))
 
@@ -333,7 +333,7 @@ def test_requested_numbers_of_blocks(model, data):
     with pytest.raises(MatgenError, match="has 77 blocks; there are"):
         model.sample(2, num_blocks=77, options=QUIET)
     with pytest.raises(MatgenError, match="no net of the training set has 77 vertices; there are nets with"):
-        model.draw_nets(torch.zeros(1, 16), net_decoder(model), num_blocks=77)
+        model.sample_nets(torch.zeros(1, 16), net_decoder(model), num_blocks=77)
 
 
 def test_a_new_net_comes_first_and_known_ones_stand_by(model):
@@ -345,12 +345,12 @@ def test_a_new_net_comes_first_and_known_ones_stand_by(model):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_coordinates_without_a_net_are_refused(model, share):
+def test_coordinates_without_a_net_are_rejected(model, share):
     with pytest.raises(MatgenError, match="net_share=1"):
         model.sample(2, options=replace(QUIET, nets=NetOptions(net_share=share)))
 
 
-def test_a_library_that_fits_no_net_is_refused(model):
+def test_a_library_that_fits_no_net_is_rejected(model):
     blocks = model.library.blocks
     points = [b.num_connections if b.is_metal else -b.num_connections for b in blocks]
     pair = [int(np.argmax(points)), int(np.argmin(points))]
@@ -367,7 +367,7 @@ def test_a_model_with_some_nets_draws_only_these(model):
     few, z = with_some_nets(model, numbers), torch.randn(500, 16, generator=seeded())
     with torch.no_grad():
         assert torch.allclose(few.net_head(z), model.net_head(z)[:, numbers], atol=1e-5)
-    drawn = few.draw_nets(z, net_decoder(few), seeded(1))
+    drawn = few.sample_nets(z, net_decoder(few), seeded(1))
     expected = few.net_head(z).softmax(1).mean(0)
     assert (torch.bincount(drawn, minlength=2) / 500 - expected).abs().max() < 0.08
     assert few.nets.keys == model.nets.keys and len(model.nets) > 2, "what is new stays the same"

@@ -281,7 +281,7 @@ def test_textbook_templates(a, b, same):
     assert (canonical_label(a) == canonical_label(b)) is same
 
 
-def test_what_does_not_exist_is_refused():
+def test_what_does_not_exist_is_rejected():
     with pytest.raises(KeyError, match="no Wyckoff position 'z'"):
         canonical_template(225, "az")
     with pytest.raises(ValueError, match="space group"):

@@ -61,7 +61,7 @@ def outer(out, gpu):
 
 
 def compute(func, args, kwargs):
-    "One operation: refused where tensors with dimensions come from both devices, as a GPU refuses it."
+    "One operation: rejected where tensors with dimensions come from both devices, as a GPU rejects it."
     name, flat = func._schema.name.split("::")[1], tree_flatten((args, kwargs))[0]
     ours = [x for x in flat if isinstance(x, Pretended)]
     plain = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, Pretended)]

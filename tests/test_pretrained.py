@@ -60,7 +60,7 @@ def test_every_model_reads_its_weights_the_same_way(model):
     ],
 )
 def test_shipped_weights_come_back_as_they_are(model, name, tmp_path):
-    "What is written again has the texts and tensors of what was read; other models refuse it."
+    "What is written again has the texts and tensors of what was read; other models reject it."
     first = model.from_pretrained(name)
     assert not first.training
     first.save_pretrained(tmp_path / "model.safetensors", first.info, torch.float32)

@@ -154,7 +154,7 @@ def test_given_positions_are_taken_however_far():
         assert torch.equal(plain.wyckoff, none.wyckoff) and torch.equal(plain.frac_coords, none.frac_coords)
 
 
-def test_too_many_orbits_are_refused():
+def test_too_many_orbits_are_rejected():
     with pytest.raises(ValueError, match="share"):
         assign_wyckoff(
             torch.rand(3, 3),
@@ -165,7 +165,7 @@ def test_too_many_orbits_are_refused():
         )
 
 
-def test_unknown_positions_are_refused():
+def test_unknown_positions_are_rejected():
     with pytest.raises(ValueError, match="Wyckoff"):
         project([[0, 0, 0]], 1, 5, torch.eye(3))
     with pytest.raises(ValueError, match="1..230"):

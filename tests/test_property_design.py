@@ -46,7 +46,7 @@ def test_region_holds_its_share_and_clipping_stays_inside(seed, share, n):
     assert torch.allclose(region.clip(near), near)
 
 
-def test_region_refuses_what_it_cannot_fit():
+def test_region_rejects_what_it_cannot_fit():
     for codes, held in ((torch.zeros(1, 3), 0.9), (torch.randn(5, 3), 0.0), (torch.randn(5, 3), 1.1)):
         with pytest.raises(MatgenError):
             pd.trust_region(codes, held)
@@ -84,7 +84,7 @@ def test_impossible_requests(model, property, target):
         pd.property_objective(model, property, target)
 
 
-def test_strategies_are_reproducible_and_unknown_ones_refused(model):
+def test_strategies_are_reproducible_and_unknown_ones_rejected(model):
     goal, how = pd.Goal(NAME, 300.0), pd.DesignOptions(latent_steps=5)
     for strategy in pd.STRATEGIES:
         a, b = (pd.choose_latents(model, strategy, 3, goal, 5, how) for _ in range(2))
@@ -166,14 +166,14 @@ def test_lost_connectivity_is_no_success():
     "changes",
     [dict(target="max"), dict(target=math.inf), dict(n=0), dict(tolerance=0.0), dict(target=0.0)],
 )
-def test_design_refuses(model, changes):
+def test_design_rejects(model, changes):
     n = changes.pop("n", 2)
     with pytest.raises(MatgenError):
         pd.design(model, replace(GOAL, **changes), n=n, options=pd.DesignOptions())
 
 
-def test_a_property_without_a_measure_is_refused(model, monkeypatch):
-    monkeypatch.setattr(pd, "choose_latents", lambda *a, **k: pytest.fail("sampled before it refused"))
+def test_a_property_without_a_measure_is_rejected(model, monkeypatch):
+    monkeypatch.setattr(pd, "choose_latents", lambda *a, **k: pytest.fail("sampled before it rejected"))
     with pytest.raises(MatgenError, match="measure="):
         pd.design(model, pd.Goal(NAME, 300.0), n=1)
     with pytest.raises(MatgenError, match="not trained on"):

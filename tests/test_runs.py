@@ -1,4 +1,4 @@
-"""Result folders: nobody's files are lost, one run at a time, damaged files are refused; commands with --overwrite beside foreign files."""
+"""Result folders: nobody's files are lost, one run at a time, damaged files are rejected; commands with --overwrite beside foreign files."""
 
 import json
 import math
@@ -124,7 +124,7 @@ from matgen_nb.folders import FolderLock
 from matgen_nb.utils import MatgenError
 while time.time() < float(sys.argv[2]): time.sleep(.001)
 try: lock = FolderLock(sys.argv[1])
-except MatgenError: print("refused")
+except MatgenError: print("rejected")
 else:
     print("held", flush=True)
     time.sleep(3)
@@ -142,7 +142,7 @@ def test_of_several_that_break_a_stale_lock_one_gets_it(tmp_path):
         )
         for _ in range(3)
     ]
-    assert sorted(t.communicate()[0].strip() for t in takers) == ["held", "refused", "refused"]
+    assert sorted(t.communicate()[0].strip() for t in takers) == ["held", "rejected", "rejected"]
     assert [p.name for p in tmp_path.iterdir()] == [], "nothing is left behind"
 
 
@@ -478,7 +478,7 @@ def test_equal_weights_are_equal_files_and_content_counts(tmp_path):
 
 @pytest.mark.parametrize("width", [10**9, 10**5, "huge", -1, None, 1e30])
 @pytest.mark.parametrize("field", ["width", "layers", "frequencies"])
-def test_absurd_sizes_are_refused_quickly(tmp_path, field, width):
+def test_absurd_sizes_are_rejected_quickly(tmp_path, field, width):
     from matgen_nb.symmcd.model import SymmCD
 
     config = json.loads(load_tensors(WEIGHTS / "symmcd-mp20-small.safetensors")[0]["config"])
@@ -509,7 +509,7 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path_factory, place, bit):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_with_nan_are_refused(tmp_path, value):
+def test_weights_with_nan_are_rejected(tmp_path, value):
     from matgen_nb.symmcd.model import SymmCD
 
     _, tensors = load_tensors(WEIGHTS / "symmcd-mp20-small.safetensors")

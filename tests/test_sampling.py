@@ -1,4 +1,4 @@
-"""Sampling: the requested group holds exactly, fixed sites are used once, formulas are met, what cannot be is refused, all on record, seeds repeat."""
+"""Sampling: the requested group holds exactly, fixed sites are used once, formulas are met, what cannot be is rejected, all on record, seeds repeat."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from matgen_nb.symmcd import counting
 from matgen_nb.symmcd import staged_sampling  # noqa: F401  (staged models sample with it)
 from matgen_nb.symmcd.model import CrystalStatistics, SymmCD, SymmCDConfig
 from matgen_nb.symmcd.network import pairs_of
-from matgen_nb.symmcd.requests import Conditions, Prior, Request, make_request, plan, refuse_forced
+from matgen_nb.symmcd.requests import Conditions, Prior, Request, make_request, plan, reject_forced
 from matgen_nb.symmcd.reverse import (
     SamplingOptions,
     RESAMPLE,
@@ -234,7 +234,7 @@ def test_counting_agrees_with_trying(number, counts, seed):
 
 
 def test_a_group_whose_smallest_cell_is_large():
-    "Fm-3c holds LiO2 with no fewer than 24 formula units: found, not refused."
+    "Fm-3c holds LiO2 with no fewer than 24 formula units: found, not rejected."
     request = plan(OURS, Conditions(space_group=226, formula="LiO2"))(np.random.default_rng(0))
     multiplicity = {c: m for c, m, _ in site_classes(226)}
     atoms = Counter()
@@ -257,7 +257,7 @@ FORMULAS = st.dictionaries(ELEMENTS, st.integers(1, 5), min_size=1, max_size=4).
     st.integers(0, 10**6),
 )
 @settings(max_examples=25, deadline=None)
-def test_formula_is_met_exactly_or_refused(formula, group, units, orbits, seed):
+def test_formula_is_met_exactly_or_rejected(formula, group, units, orbits, seed):
     counts = parse_formula(formula)
     requested = dict(
         space_group=group,
@@ -309,7 +309,7 @@ def test_number_of_atoms_or_true_alternatives(group, n, seed):
         r"Nearest possible numbers of atoms in its conventional cell: ([\d, ]+)", str(error.value)
     )
     assert near and all(int(m) in possible_atoms(group, 200) for m in near[1].split(","))
-    groups = re.search(r"Groups near it that can hold \d+ atoms of this kind: ([\d, ]+)", str(error.value))
+    groups = re.search(r"Groups near it that allow \d+ atoms of this kind: ([\d, ]+)", str(error.value))
     assert groups and all(n in possible_atoms(int(g), 200) for g in groups[1].split(","))
 
 
@@ -387,7 +387,7 @@ def test_guided_score_leads_onto_the_sites(one_time):
         )
         assert placed.distance.max() < 1e-3
         general = wyckoff_tables().class_dof[state.space_group[state.batch], known.classes] == 3
-        assert torch.allclose(score[general], out[1][general], atol=1e-3)
+        assert torch.allclose(score[general], out.x[general], atol=1e-3)
         clean = state.x + one_time.coordinate_noise.sigma(t) ** 2 * one_time.coordinate_noise.scale(
             t
         ) * guided_score(one_time, state, known, out, t, 0.75)
@@ -659,12 +659,12 @@ def test_damaged_weights_are_named():
         (dict(retries=-1), "retries"),
     ],
 )
-def test_refusals_say_why(requested, says):
+def test_rejections_say_why(requested, says):
     with pytest.raises(MatgenError, match=says):
         sample_by_name(OURS, **{"n": 2, "steps": 1, "progress": False, **requested})
 
 
-def test_crowded_requests_are_refused_at_once():
+def test_crowded_requests_are_rejected_at_once():
     "Ten single atoms compete for the eight fixed sites of Pmmm; trying all combinations would take hours."
     start = time.process_time()
     with pytest.raises(MatgenError, match="47"):
@@ -826,7 +826,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize("requested, names", IMPOSSIBLE)
-def test_what_only_a_higher_group_can_meet_is_refused(requested, names):
+def test_what_only_a_higher_group_can_meet_is_rejected(requested, names):
     with pytest.raises(MatgenError) as error:
         sample_by_name(OURS, 2, steps=1, progress=False, **requested)
     text = str(error.value)
@@ -836,7 +836,7 @@ def test_what_only_a_higher_group_can_meet_is_refused(requested, names):
     if near := re.search(r"or for ([\d, ]+) atoms", text):
         group = max(np.atleast_1d(requested["space_group"])) if requested["space_group"] != [62, 1] else 1
         for n in map(int, near[1].split(",")):
-            refuse_forced(Conditions(int(group), requested.get("formula"), num_atoms=n))
+            reject_forced(Conditions(int(group), requested.get("formula"), num_atoms=n))
     made = sample_by_name(OURS, 2, steps=1, progress=False, resample_higher=0, **requested)
     assert all(s.row["higher_symmetry"] is not False for s in made if s.row["space_group"] != 62), (
         "kept and flagged"
@@ -857,13 +857,13 @@ def test_what_only_a_higher_group_can_meet_is_refused(requested, names):
         dict(space_group=225, num_atoms=2000),
     ],
 )
-def test_what_can_be_met_is_not_refused(requested):
-    refuse_forced(Conditions(**requested))
+def test_what_can_be_met_is_not_rejected(requested):
+    reject_forced(Conditions(**requested))
 
 
 @given(st.integers(1, 230), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
-def test_refused_means_that_no_crystal_has_just_the_group(number, n, distinct, seed):
+def test_rejected_means_that_no_crystal_has_just_the_group(number, n, distinct, seed):
     "Random crystals of all ways to place the atoms, where that is called impossible."
     found = try_arrangements(number, (n,), distinct=distinct)
     if found.possible:

@@ -1,4 +1,4 @@
-"""A run cut into shards: two workers at once, one of them killed; the union is the whole run, and stale shards are refused."""
+"""A run cut into shards: two workers at once, one of them killed; the union is the whole run, and stale shards are rejected."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_which_folders_are_given(cluster, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", [dict(weights="other"), dict(seed=4), dict(n=18)], ids=str)
-def test_shards_of_another_run_are_refused(cluster, change, tmp_path):
+def test_shards_of_another_run_are_rejected(cluster, change, tmp_path):
     finish(start(tmp_path / "stale", "2/2", **change))
     with pytest.raises(MatgenError, match=f"of another run.*{next(iter(change))}"):
         merge_shards([cluster / "shards" / "1", tmp_path / "stale"], tmp_path / "out")

@@ -153,6 +153,6 @@ def test_tables_agree_with_groups():
 
 
 @pytest.mark.parametrize("number", [0, 231, -1, 2.5, True])
-def test_unknown_groups_are_refused(number):
+def test_unknown_groups_are_rejected(number):
     with pytest.raises(ValueError, match="1 to 230"):
         SpaceGroup(number)

@@ -131,7 +131,7 @@ def test_prediction_uses_no_cell_and_no_coordinate(data):
     assert [s.row["unit"] for s in twice] == [0, 0]
 
 
-def test_prediction_refuses_what_it_cannot_do(data):
+def test_prediction_rejects_what_it_cannot_do(data):
     common = SymmCD(
         SymmCDConfig.preset("common", width=16, layers=1, frequencies=4), crystal_statistics(data)
     ).eval()

@@ -138,7 +138,7 @@ def test_what_a_request_stores():
     assert measured == dict(swing="pure", trials=2000, insertions=4000, seed=0)
 
 
-def test_the_options_that_differ_are_named_and_earlier_runs_are_refused(tmp_path):
+def test_the_options_that_differ_are_named_and_earlier_runs_are_rejected(tmp_path):
     first = mof_run_request(4, 0, PipelineOptions(), MofRunOptions())
     with open_run(tmp_path / "run", first) as folder:
         write_json(folder.path("request.json"), first)

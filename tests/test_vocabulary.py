@@ -26,6 +26,12 @@ WORDS = {
     "judged": "evaluated",
     "judging": "evaluating",
     "forgotten": "uniform",
+    "refuse": "reject",
+    "refused": "rejected",
+    "refuse_forced": "reject_forced",
+    "refuse_disorder": "reject_disorder",
+    "draw_nets": "sample_nets",
+    "draw_blocks": "sample_blocks",
 }
 "Words of our own, and those of the field in their stead."
 
@@ -40,6 +46,14 @@ PHRASES = [
     (r"--(sharpen|doubt|draws|guide|apart)\b", "the option's name"),
     (r"`(" + "|".join(WORDS) + r")`", "the name in the table above"),
     (r"\bplaces of (the )?atoms\b", "coordinates"),
+    (r"(?<![A-Za-z])[Rr]efus(e|es|ed|ing|al|als)(?![A-Za-z])", "reject"),
+    (r"\bled to (the|their) sites\b", "site-projection guidance"),
+    (r"\ball bonds close\b|\bbonds between blocks do not close\b", "all bonds are formed"),
+    (r"\bgroups?( \d+)? (\([^)]*\) )?(cannot|can) hold\b", "the Wyckoff positions allow"),
+    (r"\bwhat a user asks\b|\boptions ask for\b", "requests"),
+    (r"\blearn(s|t|ed)? (it |them )?by heart\b", "memorise, overfit"),
+    (r"\bmonsters?\b|\bbeside the field's tool\b|\bislands of real codes\b", "the field's word"),
+    (r"\blooks? into the open\b|\broom for every image\b|\bon floor \d\b", "the field's word"),
 ]
 "Phrases of our own in prose, and what to write."
 

@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from configparser import ConfigParser
 
 import pytest
 import yaml
 from conftest import ROOT
+from tools.house_debts import code_cells, notebooks
 
 FLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 ACTIONS = {
@@ -115,3 +118,21 @@ def test_the_way_of_a_new_user_is_run():
 def test_developers_on_windows_need_nothing_that_has_no_wheel():
     "pyzeo has wheels for Linux and macOS alone."
     assert "pyzeo==0.2.0;sys_platform!='win32'" in settings()["dev_requirements"].split()
+
+
+def test_a_run_says_what_it_left_out():
+    "At its end, however it ends: cells that were not run, and what the short way of a new user leaves out."
+    script = (ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
+    assert "trap" in script and "-rs" in script
+    tools = [line.split() for line in ("execute.py --not-run", "new_user.py --left-out")]
+    for name, option in tools:
+        assert f"tests/tools/{name} {option}" in script
+    said = [
+        subprocess.check_output([sys.executable, f"tests/tools/{name}", option], cwd=ROOT, text=True)
+        for name, option in tools
+    ]
+    marked = lambda text: re.search(r"^#\| *(eval: *false|slow|gpu)\b", text, re.M)
+    cells = [cell for path in notebooks() for cell in code_cells(path) if marked(cell)]
+    assert said[0].startswith(f"{len(cells)} cells of") and len(cells) > 10
+    assert "eval: false" in said[0] and "(takes minutes" in said[0] and "left out by its flag" not in said[0]
+    assert "--preset tiny" in said[1] and said[1].startswith(f"{len(said[1].splitlines()) - 1} things")

@@ -58,8 +58,8 @@ def work_of_one(source: list[str], given: dict, options: "MofPrepareOptions", ch
 
 
 SOURCES = (
-    "embedded, core-mof (real frameworks; the extra core-mof), bw-db, a folder of CIF files, a CSV with a "
-    "cif column, or a prepared file; several are put together."
+    "embedded, core-mof (real frameworks; the extra core-mof), bw-db, a folder of CIF files, a CIF "
+    "file, a CSV with a cif column, or a prepared file; several are put together."
 )
 "Help of the argument SOURCE."
 

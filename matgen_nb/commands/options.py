@@ -445,7 +445,7 @@ def report_training(
     write_json(OwnFiles(out).claim("run.json")[0], record)
     say(f"weights: {out}/weights.safetensors   curve: {page_link(Path(out) / 'loss.png')}")
     if model.stopped:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped")  # the training has said so
     say(f"next: {follow}")
 
 # %% ../../nbs/5_scale/09_options.ipynb #n25flag1

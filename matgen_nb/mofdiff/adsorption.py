@@ -18,15 +18,8 @@ from .charges import COULOMB, check_charges, periodic_images, wave_vectors
 from .gas_uptake import GASES, SITES, Estimate, GcmcOptions, capacity_columns, check_gases
 from .gas_uptake import framework_lj, random_axes, repeats
 from ..symmetry.crystal import Crystal, element_table
-from matgen_nb.utils import (
-    MatgenError,
-    SharedOptions,
-    check_limits,
-    described,
-    numpy_stream,
-    option,
-    option_of,
-)
+from ..utils import MatgenError, SharedOptions, check_limits, described
+from ..utils import numpy_stream, option, option_of
 
 # %% ../../nbs/4_mofdiff/44_adsorption.ipynb #ads00006
 BOLTZMANN = 1.380649e-23  # J / K

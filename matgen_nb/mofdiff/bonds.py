@@ -385,9 +385,9 @@ def from_cif(
     text_or_path: str | Path,
     name: str = "",
     tolerance: float = BOND_TOLERANCE,
-    disorder: str = "refuse",
+    disorder: str = "reject",
 ) -> Mof:
-    """The framework in a CIF (text or path); named after the file. disorder: 'refuse', or 'first' to keep one
+    """The framework in a CIF (text or path); named after the file. disorder: 'reject', or 'first' to keep one
     of the alternatives, see `read_cif` (lesson 1.6). What reading changed is in the notes."""
     text = str(text_or_path)
     if not name and "\n" not in text:

@@ -359,7 +359,7 @@ class NamedMof(NamedTuple):
 
 
 def coarse_grain(
-    item: NamedMof, limits: Limits = Limits(), disorder: str = "refuse"
+    item: NamedMof, limits: Limits = Limits(), disorder: str = "reject"
 ) -> tuple[CoarseMof, list]:
     """One framework -> (CoarseMof, report of its decomposition); MatgenError with the reason where that
     cannot be.

@@ -7,20 +7,22 @@ __all__ = ['MOF_FORMAT', 'MofBatch', 'MofData', 'merged', 'pack_blocks', 'unpack
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #ac5bc09e
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..diffusion.layers import rows_of
 from .building_blocks import BuildingBlock
 from .coarse_graining import BlockLibrary, CoarseMof
+from ..diffusion.layers import FlatBatch
 from ..utils import MatgenError, atomic_write, patch, read_prepared, tensor_bytes
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #514494ba
 @dataclass(frozen=True)
-class MofBatch:
+class MofBatch(FlatBatch):
     """B frameworks as flat tensors: lattice (B, 3, 3) float32, num_blocks (B,) int64; of all beads one
     after another frac_coords (M, 3) float32, block (M,) int64 index into the library, features (M, d)
     float32 embeddings of the blocks (d = 0 where there are none), batch (M,) the framework of each
@@ -33,12 +35,7 @@ class MofBatch:
     features: torch.Tensor
     batch: torch.Tensor
     properties: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.num_blocks)
-
-    def to(self, device: str | torch.device) -> "MofBatch":
-        return MofBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+    counted = "num_blocks"
 
 # %% ../../nbs/4_mofdiff/07_data.ipynb #edgesof1
 _TENSORS = ("lattice", "num_blocks", "frac_coords", "block", "properties")
@@ -146,19 +143,14 @@ def with_properties(self: MofData, names: list[str] | tuple[str, ...]) -> MofDat
 def select(self: MofData, indices: list | np.ndarray | torch.Tensor) -> MofBatch:
     "The `MofBatch` of some frameworks (n,) of the data set, on its device."
     indices = torch.as_tensor(indices, dtype=torch.long, device=self.num_blocks.device)
-    counts = self.num_blocks[indices]
-    batch = torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts)
-    rows = (
-        torch.arange(len(batch), device=counts.device)
-        + (self.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
-    )
+    rows, batch = rows_of(self.num_blocks, indices, self.start)
     block = self.block[rows]
     features = (
         torch.zeros(len(block), 0, device=block.device) if self.embeddings is None else self.embeddings[block]
     )
     return MofBatch(
         self.lattice[indices].float(),
-        counts,
+        self.num_blocks[indices],
         self.frac_coords[rows].float(),
         block,
         features,

@@ -7,14 +7,14 @@ __all__ = ['MAX_ELEMENT', 'draw_block', 'BlockBatch', 'make_batch', 'take', 'Blo
            'of_all']
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #288ca95c
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..diffusion.layers import radial, rows_of
+from ..diffusion.layers import FlatBatch, radial, rows_of
 from ..diffusion.pretrained import Presets, Pretrained
 from .rigid import random_rotation
 from ..utils import MatgenError, patch
@@ -44,7 +44,7 @@ def draw_block(ax: Any, block: Any, centre: np.ndarray, size: float) -> None:
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #7186d0f5
 @dataclass(frozen=True, eq=False)
-class BlockBatch:
+class BlockBatch(FlatBatch):
     """B blocks as flat tensors. elements (M,) atomic numbers of the nodes (atoms, then connection
     points: 0), coords (M, 3) float32 A, batch (M,) block of each node; bonds (b, 2) pairs of nodes
     counted within their block; per block num_nodes, num_bonds and identity (B,): an integer, equal
@@ -57,12 +57,7 @@ class BlockBatch:
     num_nodes: torch.Tensor
     num_bonds: torch.Tensor
     identity: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.num_nodes)
-
-    def to(self, device: str | torch.device) -> Any:
-        return BlockBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+    counted = "num_nodes"
 
 # %% ../../nbs/4_mofdiff/05_embedding.ipynb #70c84e55
 def _nodes(block):

@@ -19,15 +19,8 @@ import numpy as np
 from .atom_types import uff_table
 from .charges import check_charges, periodic_images
 from ..symmetry.crystal import Crystal, element_table
-from matgen_nb.utils import (
-    MatgenError,
-    SharedOptions,
-    check_limits,
-    described,
-    numpy_stream,
-    option,
-    option_of,
-)
+from ..utils import MatgenError, SharedOptions, check_limits, described
+from ..utils import numpy_stream, option, option_of
 from ..parallel import parallel_map
 
 # %% ../../nbs/4_mofdiff/43_gas_uptake.ipynb #0f190dc7

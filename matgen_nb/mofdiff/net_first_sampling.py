@@ -49,7 +49,7 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
 # %% ../../nbs/4_mofdiff/29_net_first_sampling.ipynb #nfscnets
 @patch
 @torch.no_grad()
-def draw_nets(
+def sample_nets(
     self: NetFirst,
     z: Tensor,
     decoder: NetDecoder,
@@ -86,7 +86,7 @@ def _vertices(nets):
 
 @patch
 @torch.no_grad()
-def draw_blocks(
+def sample_blocks(
     self: NetFirst,
     z: Tensor,
     net: Tensor,
@@ -158,10 +158,10 @@ def plans(
     set does not have."""
     most = decoder.options.net_candidates
     repeated = z.repeat_interleave(4 * most, 0)
-    net = self.draw_nets(repeated, decoder, generator, num_blocks)
+    net = self.sample_nets(repeated, decoder, generator, num_blocks)
     drawn = []
     for rows in torch.arange(len(repeated), device=z.device).split(256):
-        blocks = self.draw_blocks(repeated[rows], net[rows], decoder, generator)
+        blocks = self.sample_blocks(repeated[rows], net[rows], decoder, generator)
         drawn += [(decoder.nets.nets[k], b) for k, b in zip(net[rows].tolist(), blocks)]
     groups = [drawn[i : i + 4 * most] for i in range(0, len(drawn), 4 * most)]
     return [_distinct_plans(decoder, group, most) for group in groups]

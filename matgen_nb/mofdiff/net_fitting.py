@@ -137,7 +137,7 @@ class PlacedNet:
         return [np.flatnonzero([t is s for t in self.sites]) for s in dict.fromkeys(self.sites)]
 
 # %% ../../nbs/4_mofdiff/15_net_fitting.ipynb #n16c0037a
-def signature(kinds: list) -> tuple:
+def signature(kinds: list[tuple]) -> tuple[tuple[tuple, int], ...]:
     "The multiset of (is metal, number of connection points), as a sorted tuple of pairs (kind, how many)."
     return tuple(sorted(Counter(kinds).items()))
 

@@ -71,12 +71,12 @@ def coordination_sequence(graph: QuotientGraph, start: int, shells: int = 10) ->
     return counts
 
 
-def sequence_totals(counts: list) -> tuple:
+def sequence_totals(counts: list[Counter]) -> tuple[int, ...]:
     "The plain coordination sequence: all labels together."
     return tuple(sum(count.values()) for count in counts)
 
 # %% ../../nbs/4_mofdiff/14_nets.ipynb #n16c0013
-def shell_profile(graph: QuotientGraph, start: int, shells: int = 6) -> tuple:
+def shell_profile(graph: QuotientGraph, start: int, shells: int = 6) -> tuple[tuple, ...]:
     """What lies 1, 2, ..., `shells` steps from `start`, as a tuple with an entry for each number of steps.
 
     An entry holds pairs ((label, number of shortest paths), how many vertices), sorted."""
@@ -170,7 +170,7 @@ class Cycles:
             np.abs(self.A - np.round(self.A)).max() < 1e-6 and abs(abs(np.linalg.det(self.A)) - 1) < 1e-6
         )
 
-    def extend(self, s: tuple, d: tuple) -> "Cycles | None":
+    def extend(self, s: tuple[int, ...], d: tuple[int, ...]) -> "Cycles | None":
         """The cycles and one more, (s, d): longer, or the same where it follows from them.
 
         None where no such A can have them all."""

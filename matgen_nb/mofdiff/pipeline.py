@@ -6,13 +6,13 @@
 __all__ = ['Save', 'PROGRESS', 'PipelineOptions', 'StageResult', 'Results', 'WorkItem', 'run_stage', 'best_fitting',
            'sample_best', 'numbered', 'assemble_stage', 'formed', 'relax_stage', 'evaluate_stage', 'Verdict',
            'first_reason', 'verdict', 'evaluate_results', 'run_stages', 'arrangement', 'Generated', 'atoms',
-           'assembly_device', 'known_frameworks', 'generate']
+           'assembly_device', 'KnownFrameworks', 'known_frameworks', 'generate']
 
 # %% ../../nbs/4_mofdiff/39_pipeline.ipynb #22bimpor
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from .assembly import AssemblyOptions, assemble_first, mismatch
 from .bonds import Mof
@@ -321,7 +321,7 @@ def first_reason(row: dict, assembled: dict, relaxed: dict, evaluated: dict) -> 
         return f"assembly: {assembled['reason']}"
     if assembled.get("bond_success") != 1:
         missing = 1 - assembled.get("bond_success", 0)
-        return f"assembly: {missing:.0%} of the bonds between blocks do not close"
+        return f"assembly: {missing:.0%} of the bonds between blocks are not formed"
     if relaxed and not relaxed.get("converged"):
         return relaxed.get("reason", "relaxation: did not converge")
     if volume_kept(relaxed) is False:
@@ -462,12 +462,19 @@ def assembly_device(model: MofDiff) -> str:
     return "cuda" if model.device.type == "cuda" else "cpu"
 
 
-def known_frameworks(model: MofDiff, known: list[str] | None = None) -> tuple:
+class KnownFrameworks(NamedTuple):
+    "What is not new: identities of frameworks, and keys of nets; None: nothing is known of them."
+
+    identities: list[str] | None
+    nets: frozenset[str] | None
+
+
+def known_frameworks(model: MofDiff, known: list[str] | None = None) -> KnownFrameworks:
     "Identities (given, or of the training set) and keys of nets that count as known to a model."
     if known is None:
         known = getattr(model, "info", {}).get("identities")
     nets = getattr(model, "nets", None)
-    return known, None if nets is None else known_net_keys(nets)
+    return KnownFrameworks(known, None if nets is None else known_net_keys(nets))
 
 # %% ../../nbs/4_mofdiff/39_pipeline.ipynb #22bgenc3
 def generate(

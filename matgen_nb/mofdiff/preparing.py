@@ -94,8 +94,8 @@ class MofPrepareOptions:
     chunk: int = option(5000, "Frameworks read at a time.", min=1)
     seed: int = option_of(SharedOptions, "seed")
     disorder: str = option(
-        "refuse",
-        "Alternative positions: refuse the structure, or keep the first (most occupied) and drop partly "
+        "reject",
+        "Alternative positions: reject the structure, or keep the first (most occupied) and drop partly "
         "occupied guests, with a note.",
     )
     subset: str = option("2019-ASR", "Part of core-mof: 2019-ASR, 2019-FSR, 2014, or all.")
@@ -107,8 +107,8 @@ class MofPrepareOptions:
 # %% ../../nbs/4_mofdiff/20_preparing.ipynb #3163869g
 def _check_options(source, options):
     "MatgenError for options that cannot be, or do not go with a source."
-    if options.disorder not in ("refuse", "first"):
-        raise MatgenError(f"--disorder must be refuse or first, not {options.disorder!r}")
+    if options.disorder not in ("reject", "first"):
+        raise MatgenError(f"--disorder must be reject or first, not {options.disorder!r}")
     if options.limit is not None and options.limit < 1:
         raise MatgenError(f"limit must be at least 1, got {options.limit}")
     if options.properties is not None and not _is_folder(source):

@@ -399,7 +399,7 @@ def summarise_strategy(table: list[dict], summary: dict, goal: Goal, relaxed: bo
     shares = {name: summary[name] for name in names if name in summary}
     if "assembled" in shares:
         flags = [bool(r["assembled"]) and r["hit"] for r in table]
-        shares["assembled_hit"] = share(flags, "all bonds close and " + what)
+        shares["assembled_hit"] = share(flags, "all bonds formed and " + what)
     shares["hit"] = share([r["hit"] for r in table], what)
     shares["success"] = share([r["success"] for r in table], "valid and " + what)
     return shares

@@ -157,7 +157,7 @@ def sample_stream(
 def pick_device(device: Any, float64: bool = False) -> str:
     """'cpu', 'cuda' or 'mps' for a Device or its name; MatgenError if this machine does not have it.
     float64: for work that needs it, such as the projection of atoms onto their sites. Apple's GPU (mps) has
-    none: "auto" passes over it, and it is refused where it is named."""
+    none: "auto" passes over it, and it is rejected where it is named."""
     import torch
 
     device = getattr(device, "value", device)
@@ -182,10 +182,6 @@ def load_data(path: str | Path) -> "CrystalData":
     is missing or damaged."""
     from matgen_nb.symmcd.dataset import CrystalData
 
-    if not Path(path).is_file():
-        raise MatgenError(
-            f"there is no prepared file {path}: make one with matgen prepare crystals SOURCE --out {path}"
-        )
     return without_nan(CrystalData.load(path), path)
 
 
@@ -238,7 +234,7 @@ def quality_callbacks(
     config: TrainConfig,
     source: str | Path,
     choices: QualityChoices,
-) -> tuple:
+) -> tuple[Callable, ...]:
     """Trainer callbacks (none where `quality_every` is 0) that predict held-out crystals (lesson 3.22).
     val: their CrystalData, or None: what the Trainer holds out; of either the first 100 even rows are
     predicted, so that the odd ones stay for the report; source: file of the data, for energies."""

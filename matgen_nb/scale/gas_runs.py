@@ -309,7 +309,7 @@ def uptake_run(
     run: cycles of RASPA (averaged, before), and number of processes; begin: how the folder is opened.
     MatgenError where an option cannot be, before anything is read."""
     start, (cycles, n_jobs) = time.monotonic(), run
-    states_of(options)  # a gas without a model is refused
+    states_of(options)  # a gas without a model is rejected
     if options.simulator == "raspa":
         from matgen_nb.mofdiff.gas_uptake import raspa as look_for_raspa
 

@@ -84,7 +84,7 @@ def site_classes(number: int) -> tuple[SiteClass, ...]:
 # %% ../../nbs/3_symmcd/09_counting.ipynb #aecb538c
 @lru_cache(4096)
 def possible_atoms(number: int, most: int = 200) -> tuple[int, ...]:
-    "Numbers of atoms, up to `most`, that the conventional cell of a group can hold: sorted tuple."
+    "Numbers of atoms in the conventional cell, up to `most`, that a group allows: sorted tuple."
     reach = {0}
     for _, m, capacity in site_classes(number):
         for _ in range(min(capacity, most // m)):

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..diffusion.layers import rows_of
 from ..symmetry.asymmetric_unit import AsymmetricUnit
 from ..symmetry.symmetry_search import symmetry_dataset
 from ..symmetry.formats import symmetry_engine
 from ..symmetry.crystal import Crystal, CrystalError, element_table
 from ..symmetry.space_groups import wyckoff_tables
 from ..symmetry.structure_files import read_item
+from ..diffusion.layers import FlatBatch
 from ..utils import atomic_write, MatgenError, numpy_stream, patch, read_prepared, tensor_bytes
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #74fc59ad
@@ -161,7 +163,7 @@ def _holds(crystal, found, tolerance, most=1_000_000):
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #20c3150d
 @dataclass(frozen=True)
-class Batch:
+class Batch(FlatBatch):
     """B crystals as flat tensors.
 
     space_group (B,) int64, k (B, 6) float32, num_orbits (B,) int64; of all orbits one after another:
@@ -175,13 +177,7 @@ class Batch:
     frac_coords: torch.Tensor
     wyckoff: torch.Tensor
     batch: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.space_group)
-
-    def to(self, device: str | torch.device) -> "Batch":
-        "The same batch on a device."
-        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+    counted = "num_orbits"
 
 # %% ../../nbs/3_symmcd/01_dataset.ipynb #3a7bb595
 @dataclass(eq=False)
@@ -251,16 +247,11 @@ def from_units(
 def select(self: CrystalData, indices: Sequence[int] | torch.Tensor) -> Batch:
     "The `Batch` of some crystals (n,) of a data set, on the device of the self."
     indices = torch.as_tensor(indices, dtype=torch.long, device=self.num_orbits.device)
-    counts = self.num_orbits[indices]
-    batch = torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts)
-    rows = (
-        torch.arange(len(batch), device=counts.device)
-        + (self.start[indices] - (torch.cumsum(counts, 0) - counts))[batch]
-    )
+    rows, batch = rows_of(self.num_orbits, indices, self.start)
     return Batch(
         self.space_group[indices],
         self.k[indices].float(),
-        counts,
+        self.num_orbits[indices],
         self.elements[rows],
         self.frac_coords[rows].float(),
         self.wyckoff[rows],

@@ -148,7 +148,7 @@ class WorkOptions:
     progress: bool = True
 
     @property
-    def symprecs(self) -> tuple:
+    def symprecs(self) -> tuple[float, ...]:
         "All tolerances; MatgenError where one is no positive number."
         found = tuple(np.atleast_1d(np.asarray(self.symprec, dtype=float)).tolist())
         if not found or not all(0 < s < math.inf for s in found):

@@ -66,7 +66,7 @@ class SymmetricCell:
     def free_u(self) -> np.ndarray:
         return np.stack([np.abs(self.unit.positions[w].A[0]).sum(0) > 0 for w in self.unit.wyckoff])
 
-    def start(self) -> tuple:
+    def start(self) -> tuple[np.ndarray, np.ndarray]:
         "(k, u) of the unit."
         return self.unit.k.copy(), free_parameters(
             self.unit.frac_coords, self.unit.space_group, self.unit.wyckoff
@@ -105,7 +105,9 @@ def symmetric_cell(unit: AsymmetricUnit) -> SymmetricCell:
     return SymmetricCell(unit, np.array(orbit), np.stack(A), np.stack(t), basis)
 
 # %% ../../nbs/3_symmcd/21_group_relaxation.ipynb #e13b0083
-def symmetric_gradient(cell: SymmetricCell, k: np.ndarray, crystal: Crystal, point: SinglePoint) -> tuple:
+def symmetric_gradient(
+    cell: SymmetricCell, k: np.ndarray, crystal: Crystal, point: SinglePoint
+) -> tuple[np.ndarray, np.ndarray]:
     """Derivatives of the energy of the primitive cell (eV) with respect to the free numbers: (6,) for k, (M,
     3) for u.
 
@@ -213,7 +215,7 @@ class _Variables:
     def crystal(self, y: np.ndarray) -> Crystal:
         return self.cell.crystal(*self.numbers(y))
 
-    def numbers(self, y: np.ndarray) -> tuple:
+    def numbers(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "(k, u) at displacement y from the start."
         k = self.k + y[:6] / self.scale_k * self.cell.free_k
         return (
@@ -221,7 +223,7 @@ class _Variables:
             self.u + y[6:].reshape(-1, 3) / self.scale_u * self.cell.free_u,
         )
 
-    def gradient(self, y: np.ndarray, crystal: Crystal, point: SinglePoint) -> tuple:
+    def gradient(self, y: np.ndarray, crystal: Crystal, point: SinglePoint) -> tuple[np.ndarray, float]:
         "(gradient along y in eV/A, size of the cell's part in eV/atom a unit of strain)."
         for_k, for_u = symmetric_gradient(self.cell, self.numbers(y)[0], crystal, point)
         strain = np.abs(for_k / self.basis_norm).max() / self.per_atom

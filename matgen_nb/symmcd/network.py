@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLOCKS', 'CONTENTS', 'PARTS', 'OrbitNetworkConfig', 'OrbitPairs', 'pairs_of', 'atom_images', 'image_vectors',
-           'image_features', 'class_features', 'class_kinds', 'Noisy', 'OrbitNetwork', 'without_geometry']
+           'image_features', 'class_features', 'class_kinds', 'Noisy', 'OrbitNetwork', 'without_geometry', 'Predicted']
 
 # %% ../../nbs/3_symmcd/06_network.ipynb #489a9eaa
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -385,14 +385,22 @@ def _pooled(self: OrbitNetwork, n, h):
     return torch.cat([pooled, mean(h * atoms, count)], 1)
 
 # %% ../../nbs/3_symmcd/06_network.ipynb #n10st004
-PARTS = ("k", "x", "elements", "site")  # the predictions of `OrbitNetwork`
+class Predicted(NamedTuple):
+    """The predictions of `OrbitNetwork` for a batch: k (B, 6), x the score (M, 3), logits of the elements
+    (M, 94) and of the sites, see `OrbitNetwork`; None for those that were not computed."""
+
+    k: torch.Tensor
+    x: torch.Tensor
+    elements: torch.Tensor
+    site: torch.Tensor
+
+
+PARTS = Predicted._fields
 
 
 @patch
-def forward(self: OrbitNetwork, n: Noisy, parts: Sequence[str] = PARTS) -> tuple[torch.Tensor | None, ...]:
-    """The four predictions for a `Noisy` batch, see `OrbitNetwork`; None for those that are not among
-    `parts`,
-    for which nothing is computed."""
+def forward(self: OrbitNetwork, n: Noisy, parts: Sequence[str] = PARTS) -> Predicted:
+    "The four predictions for a `Noisy` batch; None for those not among `parts`, which are not computed."
     pairs = n.pairs or pairs_of(n.num_orbits, n.space_group)
     i, j = pairs.i, pairs.j
     if self.config.staged:
@@ -407,12 +415,16 @@ def forward(self: OrbitNetwork, n: Noisy, parts: Sequence[str] = PARTS) -> tuple
         h, message = layer(h, edge, i, j, degree)
         messages.append(message)
     h = self.norm(h)
-    return (
-        self.to_k(self._pooled(n, h)) if "k" in parts else None,
-        self._score(n, h, messages, vectors, pairs) if "x" in parts else None,
-        self._element_logits(n, h, messages[-1], pairs) if "elements" in parts else None,
-        self._site_logits(n, h) if "site" in parts else None,
-    )
+    made: Any = dict.fromkeys(PARTS)
+    if "k" in parts:
+        made["k"] = self.to_k(self._pooled(n, h))
+    if "x" in parts:
+        made["x"] = self._score(n, h, messages, vectors, pairs)
+    if "elements" in parts:
+        made["elements"] = self._element_logits(n, h, messages[-1], pairs)
+    if "site" in parts:
+        made["site"] = self._site_logits(n, h)
+    return Predicted(**made)
 
 # %% ../../nbs/3_symmcd/06_network.ipynb #out00001
 @patch

@@ -57,8 +57,8 @@ class Potential:
 
     name = "potential"
     covered = frozenset(range(1, 95))
-    max_atoms = 200  # larger cells are refused
-    # A^3 per atom; denser cells are refused: they have thousands of neighbours, and no potential was fitted
+    max_atoms = 200  # larger cells are rejected
+    # A^3 per atom; denser cells are rejected: they have thousands of neighbours, and no potential was fitted
     # there
     min_volume = 3.0
 
@@ -67,7 +67,7 @@ class Potential:
         the crystal that causes it."""
         raise NotImplementedError
 
-    def refusal(self, crystal: Crystal | None) -> str:
+    def rejection(self, crystal: Crystal | None) -> str:
         "Why this potential cannot take a crystal; empty where it can."
         if not isinstance(crystal, Crystal):
             return "no crystal"
@@ -254,7 +254,7 @@ def single_points(
     crystals: list of Crystal (None: no crystal). timeout: seconds a crystal. Returns a list with a
     SinglePoint for each crystal, or a text that says why there is none: an element that is not covered,
     too many atoms, a graph that fails, numbers that are not finite."""
-    found = [potential.refusal(c) for c in crystals]
+    found = [potential.rejection(c) for c in crystals]
     todo = [i for i, reason in enumerate(found) if not reason]
     with progress_bar(progress, len(todo), show=bool(progress and todo)) as advance:
         for group in batches([len(crystals[i]) for i in todo]):

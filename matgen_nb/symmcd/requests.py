@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['MOST_UNITS', 'Request', 'Prior', 'PossibleCell', 'find_cells', 'Search', 'nearest_possible', 'Conditions', 'Checked',
-           'check_whole', 'check_request', 'plan', 'RequestSampler', 'make_request', 'refuse_forced']
+           'check_whole', 'check_request', 'plan', 'RequestSampler', 'make_request', 'reject_forced']
 
 # %% ../../nbs/3_symmcd/10_requests.ipynb #req00003
 import itertools
@@ -125,7 +125,7 @@ def find_cells(
     least: int = 1,
     templates: float = 0.0,
 ) -> list[PossibleCell]:
-    """All cells that can hold what is requested.
+    """All cells whose Wyckoff positions allow what is requested.
 
     groups: {number: weight}; contents: list of tuples of atoms per element; templates: how much known
     templates count, against sites sampled independently."""
@@ -176,16 +176,16 @@ def nearest_possible(prior: Prior, number: int, search: Search) -> str:
             f"Nearest possible numbers of atoms in its conventional cell: {_listed(sorted(near[:5]))}"
         )
     others = sorted({*range(1, 231)} - {number}, key=lambda g: (abs(g - number), g))
-    can_hold = (g for g in others if find_cells(prior, {g: 1}, search.contents[:1], *limits))
-    if groups := list(itertools.islice(can_hold, 5)):
-        text.append(f"Groups near it that can hold {wanted} atoms of this kind: {_listed(sorted(groups))}")
+    allowing = (g for g in others if find_cells(prior, {g: 1}, search.contents[:1], *limits))
+    if groups := list(itertools.islice(allowing, 5)):
+        text.append(f"Groups near it that allow {wanted} atoms of this kind: {_listed(sorted(groups))}")
     return ". ".join(text) or "Nothing near it is possible either"
 
 
-def _refuse(prior, number, what, search):
+def _reject(prior, number, what, search):
     labels = sorted({w.label for w in SpaceGroup(number).wyckoff_positions}, key=lambda s: (int(s[:-1]), s))
     raise MatgenError(
-        f"space group {number} ({SpaceGroup(number).symbol}) cannot hold {what}: its Wyckoff positions are "
+        f"space group {number} ({SpaceGroup(number).symbol}) does not allow {what}: its positions are "
         f"{' '.join(labels)}, and those without a free coordinate can be used once. "
         f"{nearest_possible(prior, number, search)}."
     )
@@ -244,7 +244,7 @@ def _check_room(conditions: Conditions, what: str, least: int) -> None:
     for noun, n in (("orbits", conditions.num_orbits), ("atoms", conditions.num_atoms)):
         if n and n < least:
             raise MatgenError(
-                f"{n} {noun} cannot hold the {least} elements of {what}: ask for at least {least} {noun}"
+                f"{n} {noun} are too few for the {least} elements of {what}: request at least {least} {noun}"
             )
 
 # %% ../../nbs/3_symmcd/10_requests.ipynb #req00021
@@ -292,7 +292,7 @@ def _contents(one, first, last):
 
 
 def _described(conditions, checked):
-    "The contents that conditions ask for, in words."
+    "The contents that conditions request, in words."
     counts, atoms, text = checked.counts, conditions.num_atoms, conditions.formula or ""
     if atoms:
         text += f" with {atoms} atoms" if counts else f"{atoms} atoms"
@@ -326,10 +326,10 @@ def _cells_for(prior, chosen, conditions, checked, templates):
         cells += find_cells(prior, {g: chosen[g] for g in more}, larger, *limits)
     what = _described(conditions, checked)
     if missing():
-        _refuse(prior, min(missing()), what, search)
+        _reject(prior, min(missing()), what, search)
     if not cells:
         raise MatgenError(
-            f"no space group of the training set can hold {what}. {nearest_possible(prior, 1, search)}."
+            f"no space group of the training set allows {what}. {nearest_possible(prior, 1, search)}."
         )
     return cells
 
@@ -337,7 +337,7 @@ def _cells_for(prior, chosen, conditions, checked, templates):
 def plan(
     model: SymmCD, conditions: Conditions = Conditions(), templates: float = 1.0
 ) -> Callable[[np.random.Generator], Request]:
-    """Check what a user asks for, count in how many ways it can be had, and return a function rng ->
+    """Check what a user requests, count in how many ways it can be had, and return a function rng ->
     `Request` that is random in all that was left open. MatgenError, with the reason and the nearest
     possible requests, where it is impossible. templates: the share of the known templates expected
     (lesson 3.5) that are taken; the other requests leave the sites to the network or, where atoms are
@@ -412,12 +412,12 @@ class RequestSampler:
 def make_request(
     model: SymmCD, rng: np.random.Generator, conditions: Conditions = Conditions(), templates: float = 1.0
 ) -> Request:
-    "One `Request` for what a user asks, see `plan`."
+    "One `Request` for what a user requests, see `plan`."
     return plan(model, conditions, templates)(rng)
 
 # %% ../../nbs/3_symmcd/10_requests.ipynb #n12grp09
 def _units_tried(number, counts, conditions):
-    "Numbers of formula units (or of atoms, without a formula) for which `refuse_forced` tries a group."
+    "Numbers of formula units (or of atoms, without a formula) for which `reject_forced` tries a group."
     if conditions.num_atoms:
         return [conditions.num_atoms // sum(counts or [1])]
     if counts:
@@ -427,7 +427,7 @@ def _units_tried(number, counts, conditions):
     return [orbits * general] if orbits else []  # all on the general position: least symmetry
 
 
-def refuse_forced(conditions: Conditions) -> None:
+def reject_forced(conditions: Conditions) -> None:
     """MatgenError where conditions with a space group can only be met by crystals of a higher one, because
     its Wyckoff positions force that. Says which, and numbers of atoms with which the group can be met."""
     checked = check_request(conditions)
@@ -448,7 +448,7 @@ def refuse_forced(conditions: Conditions) -> None:
 
 # %% ../../nbs/3_symmcd/10_requests.ipynb #req00023
 def _forced_words(conditions, number, higher, sizes):
-    "Why a group cannot be met, and what to ask for. higher: groups that are forced; sizes: atoms that do."
+    "Why a group cannot be met, and what to request. higher: groups that are forced; sizes: atoms that do."
     words = [conditions.formula or "crystals"]
     if conditions.num_atoms:
         words.append(f"with {conditions.num_atoms} atoms")

@@ -15,7 +15,7 @@ from .composition import composition_validity
 from .dataset import from_units
 from .model import SymmCD
 from .refinements import group_columns, unforced_request
-from .requests import Conditions, check_whole, plan, refuse_forced
+from .requests import Conditions, check_whole, plan, reject_forced
 from .reverse import RESAMPLE, Sample, SamplingOptions, sample_requests
 from .stages import Times
 from ..symmetry.asymmetric_unit import AsymmetricUnit
@@ -34,11 +34,11 @@ def _cell_error(model, batch, t, generator):
     """Squared error (B, 6) of the noise of k that the network names at times t (B,); staged models are
     shown sites and elements clean."""
     if not model.config.staged:
-        state, (eps, *_) = model.noisy(batch, t, generator)
-        return (model.network(state)[0] - eps) ** 2
+        state, added = model.noisy(batch, t, generator)
+        return (model.network(state).k - added.eps) ** 2
     zero = torch.zeros_like(t)
     state, targets = model.noisy_in_stages(batch, Times(t, zero, zero, zero), generator)
-    v = model.network(state)[0]
+    v = model.network(state).k
     return (model.lattice_noise.signal(t, v) * (v - targets.v)) ** 2  # lesson 3.8, eq. (4)
 
 
@@ -89,7 +89,7 @@ def _consistent(model, requests, generator, options, advance):
 
 # %% ../../nbs/3_symmcd/14_sampling.ipynb #69fe2be4
 def _good(sample, options):
-    "Whether a `Sample` has no atoms nearer than `closest`, and what else the options ask for."
+    "Whether a `Sample` has no atoms nearer than `closest`, and what else the options require."
     if sample.row["min_distance"] < options.closest:
         return False
     if options.accept is not None and not options.accept(sample):
@@ -204,7 +204,7 @@ def sample(
     conditions = Conditions(space_group, formula, chemical_system, num_atoms, options.num_orbits)
     sampler, rng = plan(self, conditions, options.templates), numpy_stream(seed, "requests")
     if options.resample_higher and space_group is not None:
-        refuse_forced(conditions)
+        reject_forced(conditions)
     share, limit = float(options.balance or 0), int(options.resample_higher or 0)
     balanced = numpy_stream(seed, "charges").random(n) < share
     requests = [replace(sampler(rng), balance=bool(b)) for b in balanced]

@@ -20,7 +20,7 @@ from ..diffusion.torus import StepOptions, wrap
 from . import sampling, stages  # noqa: F401  (give SymmCD its sample, and the noise in stages)
 from .consistency import choose_candidates
 from .model import SymmCD
-from .network import Noisy, pairs_of
+from .network import Noisy, Predicted, pairs_of
 from .refinements import fit_sites, resolve_contacts, settle_elements
 from .requests import Request
 from matgen_nb.symmcd.reverse import (
@@ -30,6 +30,8 @@ from matgen_nb.symmcd.reverse import (
     element_aims,
     finish_samples,
     known_of,
+    orbit_layout,
+    prior_contents,
     score_reach,
 )
 from ..diffusion.sampler import time_grid
@@ -53,12 +55,9 @@ def before_geometry(
     are sampled from their priors, free coordinates at random on their positions; the cell has the mean
     shape and the size of its contents."""
     device = model.device
-    group = torch.tensor([r.space_group for r in requests], device=device)
-    orbits = torch.tensor([r.num_orbits for r in requests], device=device)
-    batch = torch.repeat_interleave(torch.arange(len(requests), device=device), orbits)
+    group, orbits, batch = orbit_layout(requests, device)
     known = known_of(model, requests)
-    elements = model.element_noise.prior_sample(known.prior, generator)
-    sites = model.site_noise.prior_sample(model.site_prior(group[batch]), generator)
+    elements, sites = prior_contents(model, known, group[batch], generator)
     elements = torch.where(known.elements >= 0, known.elements, elements)
     sites = torch.where(known.classes >= 0, known.classes, sites)
     axes, origin, free = position_axes(group[batch], known.positions.clamp(min=0))
@@ -126,7 +125,7 @@ def _generated_sites(model, requests, generator, steps):
     state, known = before_geometry(model, requests, generator)
     T, prior = model.config.T, model.site_prior(state.space_group[state.batch])
     for t, s in itertools.pairwise(time_grid(T, steps)):
-        logits = model.network(state, ("site",))[3]
+        logits = model.network(state, ("site",)).site
         sites = model.site_noise.step(state.site, logits, t, s, prior, generator)
         state = sized(model, replace(state, site=sites, t_site=torch.full_like(state.t, s / T)))
     likely = torch.where(prior > 0, logits, -torch.inf).log_softmax(-1)
@@ -192,7 +191,7 @@ def choose_elements(
     state, known = before_geometry(model, open_, generator)
     state, T = replace(state, t_site=torch.zeros_like(state.t)), model.config.T
     for t, s in itertools.pairwise(time_grid(T, steps)):
-        logits = model.network(state, ("elements",))[2]
+        logits = model.network(state, ("elements",)).elements
         aims = element_aims(model, state, known, logits, generator)
         elements = model.element_noise.step(state.elements, aims, t, s, known.prior, generator)
         state = sized(model, replace(state, elements=elements, t_elements=torch.full_like(state.t, s / T)))
@@ -241,9 +240,11 @@ class GeometrySampler:
 def reverse(self: GeometrySampler, t: int, s: int, options: SamplingOptions) -> None:
     "One step of k and u from time t to s < t, from one call of the network."
     model, noise = self.model, self.model.lattice_noise
-    v, score, _, _ = model.network(self.state, ("k", "x"))
-    eps = (noise.noise(t, self.k) * self.k + noise.signal(t, self.k) * v) * self.mask  # lesson 3.8, eq. (4)
-    along = (self.axes.mT @ score[..., None])[..., 0] * self.free  # lesson 3.8, eq. (2)
+    predicted = model.network(self.state, ("k", "x"))
+    eps = (
+        noise.noise(t, self.k) * self.k + noise.signal(t, self.k) * predicted.k
+    ) * self.mask  # lesson 3.8, eq. (4)
+    along = (self.axes.mT @ predicted.x[..., None])[..., 0] * self.free  # lesson 3.8, eq. (2)
     if options.min_contact and 0 < s and t <= options.guidance * model.config.T:
         along = self.uncrowded(along, t, options.min_contact)
     self.k = noise.step(self.k, eps, t, s, self.generator, options.eta) * self.mask
@@ -272,7 +273,7 @@ def uncrowded(self: GeometrySampler, along: torch.Tensor, t: int, min_contact: f
 @patch
 def correct(self: GeometrySampler, s: int, options: SamplingOptions) -> None:
     "One Langevin step of u at noise time s >= 1, from one more call of the network; the cell stays."
-    score = self.model.network(self.state, ("x",))[1]
+    score = self.model.network(self.state, ("x",)).x
     along = (self.axes.mT @ score[..., None])[..., 0] * self.free
     self.u = self.model.coordinate_noise.correct(self.u, along, s, self.generator, options.snr) * self.free
     self.at(s)
@@ -296,9 +297,8 @@ def geometry_of(
     n = geometry.state
     elements = torch.zeros(len(n.x), 94, device=n.x.device)
     sites = torch.zeros(len(n.x), 15, device=n.x.device)
-    return finish_samples(
-        model, n, (None, None, elements, sites), geometry.known, requests, options.min_contact
-    )
+    nothing = Predicted(torch.zeros_like(n.k), torch.zeros_like(n.x), elements, sites)  # all is decided
+    return finish_samples(model, n, nothing, geometry.known, requests, options.min_contact)
 
 # %% ../../nbs/3_symmcd/15_staged_sampling.ipynb #sg12018d
 LAST = 1e3  # added to the loss of candidates that are only taken where there is no other

@@ -95,8 +95,7 @@ def content_volume(
     return torch.zeros(len(space_group), device=volume.device).index_add_(0, batch, volume).log()
 
 # %% ../../nbs/3_symmcd/08_stages.ipynb #st110018
-@dataclass
-class Targets:
+class Targets(NamedTuple):
     """What the network should answer for a batch noised in stages. Per crystal: v (B, 6) of eq. (4),
     stage (B,) index in STAGES. Per orbit: score (M, 3) along the free parameters, elements (M,)
     0-based, site (M,) class, axes (M, 3, 3) the A of eq. (1), free (M, 3)."""
@@ -191,18 +190,18 @@ def _swapped(self: SymmCD, batch, stage, generator):
 @patch
 def stage_losses(self: SymmCD, state: Noisy, targets: Targets) -> dict[str, torch.Tensor]:
     "Errors of each crystal (B,): {'k', 'x', 'elements', 'site'}, of one call of the network."
-    v, score, element_logits, site_logits = self.network(state)
+    predicted = self.network(state)
     mask = self.mask(state.space_group)
     total = lambda values: torch.zeros(len(state.t), device=values.device).index_add_(
         0, state.batch, values.float()
     )
-    along = (targets.axes.mT @ score.float()[..., None])[..., 0] * targets.free  # eq. (2)
+    along = (targets.axes.mT @ predicted.x.float()[..., None])[..., 0] * targets.free  # eq. (2)
     freedom = total(targets.free.sum(1)).clamp(min=1)
     prior = self.site_prior(state.space_group[state.batch])
-    elements = self.element_noise.loss(element_logits, targets.elements, reduction="none")
-    site = self.site_noise.loss(site_logits, targets.site, prior, reduction="none")
+    elements = self.element_noise.loss(predicted.elements, targets.elements, reduction="none")
+    site = self.site_noise.loss(predicted.site, targets.site, prior, reduction="none")
     return dict(
-        k=((v - targets.v) ** 2 * mask).sum(1) / mask.sum(1),
+        k=((predicted.k - targets.v) ** 2 * mask).sum(1) / mask.sum(1),
         x=total(((along - targets.score) ** 2).sum(1)) / freedom,
         elements=total(elements) / state.num_orbits,
         site=total(site) / state.num_orbits,
@@ -224,12 +223,7 @@ def loss_in_stages(
     with torch.autocast(batch.k.device.type, enabled=False):
         state, targets = self.noisy_in_stages(batch, times, generator)
     if share:
-        crystals, *orbits = vars(targets).values()
-        stage, *orbits = orbits
-        state, (v, *orbits) = share_of_crystals(
-            state, (torch.cat([crystals, stage[:, None]], 1), *orbits), *share
-        )
-        targets = Targets(v[:, :6], v[:, 6].long(), *orbits)
+        state, targets = share_of_crystals(state, targets, *share)
     errors = self.stage_losses(state, targets)
     stages = dict(k=(0,), x=(0,), elements=(1, 2), site=(3,))
     parts = {}

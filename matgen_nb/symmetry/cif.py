@@ -21,7 +21,7 @@ from matgen_nb.symmetry.cif_atoms import (
     merge_atoms,
     one_alternative,
     present_sites,
-    refuse_disorder,
+    reject_disorder,
 )
 from matgen_nb.symmetry.cif_statements import (
     IDENTITY,
@@ -47,11 +47,11 @@ from .lattice import lattice_parameters
 # %% ../../nbs/1_symmetry/06_reading.ipynb #rx-Policy
 @dataclass(frozen=True)
 class Policy:
-    """How to read: framework (a MOF, from which solvent may have been removed), disorder ('refuse' or
+    """How to read: framework (a MOF, from which solvent may have been removed), disorder ('reject' or
     'first'), closest contact in A."""
 
     framework: bool = False
-    disorder: str = "refuse"
+    disorder: str = "reject"
     min_contact: float = CONTACT
 
 
@@ -402,7 +402,7 @@ def _read_block(tags, name, text, policy):
         sites, more = choose_groups(sites)
         notes += more
     else:
-        refuse_disorder(sites, name)
+        reject_disorder(sites, name)
     listing = Listing(
         sites, lattice, stated, number_of((tags.get("_cell_formula_units_z") or [""])[0]), policy
     )
@@ -419,18 +419,18 @@ def _read_block(tags, name, text, policy):
 
 # %% ../../nbs/1_symmetry/06_reading.ipynb #rx-readcif
 def read_cif(
-    text_or_path: str | Path, framework: bool = False, disorder: str = "refuse", min_contact: float = CONTACT
+    text_or_path: str | Path, framework: bool = False, disorder: str = "reject", min_contact: float = CONTACT
 ) -> Reading:
     """The crystal in a CIF (its text, or the path of a file, .gz too) as a `Reading`: first data block
     with atoms, symmetry expanded.
 
     framework: a MOF, from which solvent may have been removed although the formula states it (noted; else
-    refused). disorder: 'refuse', or 'first' to keep the most occupied, else the first, of alternatives and
+    rejected). disorder: 'reject', or 'first' to keep the most occupied, else the first, of alternatives and
     to drop partly occupied guests. min_contact: A; atoms that are closer and not one atom listed twice are
-    refused; 0.01 where generated structures are to be evaluated. CrystalError for anything that is not one
+    rejected; 0.01 where generated structures are to be evaluated. CrystalError for anything that is not one
     ordered crystal of the elements 1..94, or that contradicts its own stated formula, operations or cell."""
-    if disorder not in ("refuse", "first"):
-        raise ValueError(f"disorder must be 'refuse' or 'first', not {disorder!r}")
+    if disorder not in ("reject", "first"):
+        raise ValueError(f"disorder must be 'reject' or 'first', not {disorder!r}")
     text, name = text_and_name(text_or_path)
     blocks = structures_of(text, name)
     first, tags = next(iter(blocks.items()))

@@ -275,7 +275,7 @@ def _short_symbol(symbol):
 
 # %% ../../nbs/1_symmetry/04_statements.ipynb #rx-settingsof
 @functools.lru_cache(1000)
-def settings_of_symbol(symbol: str, code: str = "") -> tuple:
+def settings_of_symbol(symbol: str, code: str = "") -> tuple[str, ...]:
     """The settings (symbols of gemmi's table, the one that is meant first) that a Hermann-Mauguin symbol
     allows: other origins and axes follow. code: the origin or axes stated elsewhere. Empty where the
     symbol is not known."""
@@ -297,7 +297,7 @@ def settings_of_symbol(symbol: str, code: str = "") -> tuple:
 
 
 @functools.lru_cache(1000)
-def settings_of_number(number: int, code: str = "") -> tuple:
+def settings_of_number(number: int, code: str = "") -> tuple[str, ...]:
     "The settings of a group number, the usual first, as `settings_of_symbol`; empty for none of 1..230."
     import gemmi
 

@@ -333,7 +333,7 @@ class Folder:
     skipped: list
 
     def texts(self) -> list:
-        "The texts of the files, in order; one that cannot be read has the reason instead, and is refused."
+        "The texts of the files, in order; one that cannot be read has the reason instead, and is rejected."
         return [_text_or_reason(path) for path in self.files]
 
 

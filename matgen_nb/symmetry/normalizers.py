@@ -53,7 +53,7 @@ def _hexagonal_maps() -> list:
     return [P for P in blocks if (P.T @ metric @ P == metric).all()]
 
 # %% ../../nbs/1_symmetry/10_normalizers.ipynb #n04b0011
-def group_operations(number: int) -> tuple:
+def group_operations(number: int) -> tuple[np.ndarray, np.ndarray]:
     "Rotations (n, 3, 3) and translations (n, 3) in 24ths of a group, int64."
     rotations, translations = SpaceGroup(number).operations
     return rotations.astype(np.int64), (translations * DENOMINATOR).round().astype(np.int64) % DENOMINATOR
@@ -157,7 +157,7 @@ def _alike(number, position):
     return [w.index for w in all_positions if (w.multiplicity, w.dof) == (this.multiplicity, this.dof)]
 
 
-def rename(number: int, P: np.ndarray, p: np.ndarray) -> tuple:
+def rename(number: int, P: np.ndarray, p: np.ndarray) -> tuple[list[int], list[int]]:
     """What a map of the normalizer (p in 24ths) does to the W Wyckoff positions of a group, two lists (W,):
 
     the position that each becomes, and the operation of the group that then leads to its first member."""
@@ -277,14 +277,14 @@ def _equivalent(number, template):
     return tuple(sorted({tuple(sorted(letters[w] for w in template)) for letters in _letterings(number)}))
 
 
-def equivalent_templates(number: int, template: Sequence) -> tuple:
+def equivalent_templates(number: int, template: Sequence) -> tuple[tuple[int, ...], ...]:
     """All labellings of a Wyckoff sequence that describe the same arrangement, sorted tuples (0 = 'a').
 
     number: space group; template: letters ('ch') or indices, in any order. KeyError for an unknown letter."""
     return _equivalent(int(number), _indices(number, template))
 
 
-def canonical_template(number: int, template: Sequence) -> tuple:
+def canonical_template(number: int, template: Sequence) -> tuple[int, ...]:
     "The smallest of the `equivalent_templates`: the same tuple of indices for all names of an arrangement."
     return equivalent_templates(number, template)[0]
 
@@ -365,7 +365,7 @@ def normalizer_tables(device: str = "cpu") -> NormalizerTables:
 # %% ../../nbs/1_symmetry/10_normalizers.ipynb #n04b0038
 def transform_orbits(
     x: torch.Tensor, group: torch.Tensor, wyckoff: torch.Tensor, coset: torch.Tensor, eps: float = 1e-9
-) -> tuple:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Orbits in another setting of their group: coordinates (M, 3), Wyckoff indices (M,).
 
     x: (M, 3) fractional, on first members; group: (M,) numbers; wyckoff: (M,); coset: (M,) rows of the table.

@@ -5,6 +5,7 @@
     python tests/tools/execute.py nbs/1_symmetry/*.ipynb    these
     python tests/tools/execute.py --check -j 2              run, save nothing (what the tests do)
     python tests/tools/execute.py --flags slow NB           also run the cells marked `#| slow`
+    python tests/tools/execute.py --not-run                 only say which cells are not run, and why
 
 The skip rules are those of nbdev_test: cells marked `#| eval: false`, `#| slow` or `#| gpu` are not run and keep the output
 that is saved. A cell that fails ends its notebook: nothing of it is saved, the error is shown, and the exit status is 1.
@@ -33,13 +34,38 @@ from nbdev.process import extract_directives
 from execnb.nbio import read_nb
 
 
+REASONS = {
+    "eval: false": "for a reader to run: live views, an example of code, how a file that ships was made",
+    "slow": "takes minutes; its saved output stays",
+    "gpu": "needs a GPU; its saved output stays",
+}
+"Why cells with these marks are not run."
+
+
 def skipped(cell, flags):
-    "Whether nbdev_test would not run this cell."
+    "The mark for which nbdev_test would not run this cell, or None."
     directives = extract_directives(cell, remove=False) if cell.cell_type == "code" else {}
     if not isinstance(directives, dict):
-        return False
-    not_evaluated = (directives.get("eval:") or [""])[0].lower() == "false"
-    return not_evaluated or bool(flags & directives.keys())
+        return None
+    if (directives.get("eval:") or [""])[0].lower() == "false":
+        return "eval: false"
+    return next((flag for flag in sorted(flags) if flag in directives), None)
+
+
+def not_run(notebooks, flags):
+    "What is not run of some notebooks, in words: a line for each mark, with its number, reason and notebooks."
+    found = {}
+    for path in notebooks:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if mark := skipped(cell, flags):
+                found.setdefault(mark, []).append(path.stem)
+    lines = [f"{sum(map(len, found.values()))} cells of {len(notebooks)} notebooks are not run"]
+    for mark, names in sorted(found.items()):
+        where = ", ".join(dict.fromkeys(names))
+        lines.append(
+            f"  {len(names)} marked `#| {mark}` ({REASONS.get(mark, 'left out by its flag')}): {where}"
+        )
+    return "\n".join(lines)
 
 
 class Runner(NotebookClient):
@@ -101,11 +127,14 @@ def main():
     parser.add_argument(
         "--flags", default="", help="flags whose cells are run although they are skipped otherwise"
     )
+    parser.add_argument("--not-run", action="store_true", help="only say which cells are not run, and why")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="notebooks at a time")
     parser.add_argument("--timeout", type=int, default=600, help="seconds a cell may take")
     args = parser.parse_args()
     flags = frozenset(get_config(path=ROOT).tst_flags.split()) - set(args.flags.split())
     failed, notebooks = [], find_notebooks(args.notebooks)
+    if args.not_run:
+        return print(not_run(notebooks, flags))
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(run_notebook, p, flags, not args.check, args.timeout) for p in notebooks]
         for job in jobs:

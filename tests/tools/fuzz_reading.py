@@ -6,7 +6,7 @@
     python tests/tools/fuzz_reading.py --folder my_cifs   of the CIF files in a folder, read as frameworks
 
 Every file states a formula. A mutation cuts the file off, drops, doubles or swaps lines, or changes characters, digits, symbols
-and operations. A reading is right if it is refused, or if the atoms have the formula that the (mutated) file states, or if a note says
+and operations. A reading is right if it is rejected, or if the atoms have the formula that the (mutated) file states, or if a note says
 what is missing; anything else is printed, and the exit status is 1. An exception other than CrystalError is wrong as well.
 """
 
@@ -170,7 +170,7 @@ def fault(text, framework=False):
     try:
         reading = read_cif(text, framework=framework)
     except CrystalError:
-        return "refused", ""
+        return "rejected", ""
     except Exception as error:
         return "error", f"{type(error).__name__}: {error}"
     match = re.search(r"(?im)^_chemical_formula_sum\s+(?:'([^'\n]*)'|\"([^\"\n]*)\"|(\S+))", text)

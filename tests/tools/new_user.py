@@ -3,6 +3,7 @@
 
     python tests/tools/new_user.py             the whole way, with an installation of everything (20 minutes)
     python tests/tools/new_user.py --short     what CI does: packages of this environment, short runs (5 minutes)
+    python tests/tools/new_user.py --left-out  only say what --short leaves out
     python tests/tools/new_user.py --keep DIR  leave everything in DIR to look at
 
 Steps: wheel, environment, own files, Python snippets of the README, demo, commands of the README (own CIF files,
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAVE = shutil.ignore_patterns(".git", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "shared")
 SHORTER = {"train": ["--preset", "tiny", "--max-seconds", "5"], "sample": ["-n", "4"]}
 "Options that make a command of the README quick; the last one that is given counts."
+SHORT_DEMO = ["-n", 4, "--mofs", 4, "--seconds", 10]
 OWN_FILES = """
 import numpy as np
 from pathlib import Path
@@ -59,6 +61,22 @@ def commands_of(block):
 def shortened(command):
     "A command of the README with options that make it quick."
     return [*command, *SHORTER.get(command[1], [])]
+
+
+def left_out():
+    "What --short leaves out, a line each."
+    words = lambda options: " ".join(map(str, options))
+    yield "the installation of the packages from the index: those of this environment are taken"
+    yield f"the demo in its full length (instead: {words(SHORT_DEMO)})"
+    yield from (
+        f"matgen {name} in its full length (instead: {words(options)})" for name, options in SHORTER.items()
+    )
+
+
+def left_out_text():
+    "`left_out` with its number, for the end of a run."
+    lines = list(left_out())
+    return "\n".join([f"{len(lines)} things are left out by new_user.py --short", *(f"  {x}" for x in lines)])
 
 
 class Way:
@@ -143,7 +161,7 @@ def readme_snippets(way, text):
 
 def demo(way):
     "matgen demo: as the README has it, or short."
-    options = ["-n", 4, "--mofs", 4, "--seconds", 10] if way.short else []
+    options = SHORT_DEMO if way.short else []
     said = way.run("matgen demo", "matgen", "demo", *options)
     record = json.loads((way.home / "matgen-demo" / "run.json").read_text(encoding="utf-8"))
     way.check("gallery.html" in said and record["difference"], "the demo compares nothing")
@@ -210,8 +228,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--short", action="store_true", help="packages of this environment, short runs")
+    parser.add_argument("--left-out", action="store_true", help="only say what --short leaves out")
     parser.add_argument("--keep", type=Path, help="folder (new) for everything")
     args = parser.parse_args()
+    if args.left_out:
+        return print(left_out_text())
     folder = args.keep or Path(tempfile.mkdtemp(prefix="new_user_"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     try:
@@ -224,6 +245,8 @@ def main():
         readme_commands(way, text)
         resume(way)
         print(f"a new user arrives after {time.monotonic() - way.start:.0f} s")
+        if args.short:
+            print(left_out_text())
     finally:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
