@@ -407,11 +407,11 @@ def load_tensors(
 # %% ../nbs/0_utilities/01_utils.ipynb #u0prp002
 def read_prepared(path: str | Path, format: str, command: str, needed: Sequence[str]) -> tuple[dict, dict]:
     """(texts of the header, {name: tensor}) of a prepared data set. MatgenError where the file is missing,
-    damaged, not of this `format`, or lacks one of the tensors or texts `needed`.
-
-    command: what makes such a file, for the message."""
-    if not Path(path).exists():
-        raise MatgenError(f"{path} does not exist; make it with: {command} SOURCE --out {path}")
+    damaged, not of this `format`, or lacks one of the tensors or texts `needed`. command: what makes one."""
+    if not Path(path).is_file():
+        a_folder = "is a folder; make a file of it", "FILE.safetensors"
+        made, name = a_folder if Path(path).is_dir() else ("does not exist; make it", path)
+        raise MatgenError(f"{path} {made} with: {command} SOURCE --out {name}")
     try:
         texts, tensors = load_tensors(path, finite=lambda name: False)
     except Exception as error:

@@ -319,6 +319,38 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "o").exists() and not (tmp_path / "f").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "reason", "answer"),
+    [
+        ("sample symmcd -n 1 --out {}/o", (), "stopped; go on with --resume\n"),
+        ("--debug train symmcd none --out {}/o", (), "stopped; go on with --resume\n"),
+        ("prepare crystals embedded --out {}/o.safetensors", (), "stopped\n"),
+        ("prepare crystals embedded --shard 1/2 --out {}/o", (), "stopped; go on with --resume\n"),
+        ("evaluate mofs {} --out {}/o", (), "stopped\n"),
+        ("sample symmcd -n 1 --out {}/o", ("2 of 3 chunks are kept",), ""),
+    ],
+)
+def test_an_interruption_says_how_to_go_on(tmp_path, capsys, monkeypatch, line, reason, answer):
+    "Unless it brings a text, which was said where it was caught."
+
+    def stop(*args, **more):
+        raise KeyboardInterrupt(*reason)
+
+    for name in ("matgen_nb.symmcd.model.SymmCD.from_pretrained", "matgen_nb.commands.crystals.fresh_file"):
+        monkeypatch.setattr(name, stop)
+    for name in ("matgen_nb.scale.shard_kinds.crystal_work", "matgen_nb.commands.crystals.load_data"):
+        monkeypatch.setattr(name, stop)
+    monkeypatch.setattr("matgen_nb.commands.mofs.fresh_folder", stop)
+    with pytest.raises(SystemExit) as end:
+        entry.main(line.replace("{}", str(tmp_path)).split())
+    assert end.value.code == 130 and capsys.readouterr().err == answer
+
+
+def test_a_message_with_bytes_of_a_file_stays_short_and_printable():
+    said = entry.error_text(MatgenError("no number: \x00\x1b[31m\n" + 9000 * "x"))
+    assert said.startswith("no number: ??[31m\n") and len(said) < 1600
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(MatgenError):
         entry.main(["--debug", "train", "symmcd", str(tmp_path / "no"), "--out", str(tmp_path / "o")])

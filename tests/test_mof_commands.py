@@ -490,6 +490,30 @@ def test_evaluating_a_run_knows_what_did_not_come_out(tmp_path, data):
     )
 
 
+@pytest.mark.parametrize(("relaxed", "cell"), [(True, 1.1), (False, 1.0), (None, 1.1)])
+def test_what_reads_a_run_takes_the_stage_of_its_record(tmp_path, data, capsys, relaxed, cell):
+    "A run that was relaxed, and then finished without: its relaxed structures are there, and stale."
+    run_, mof = tmp_path / "run", textbook_mofs()["IRMOF-1"]
+    wide = replace(mof, crystal=replace(mof.crystal, lattice=1.1 * mof.crystal.lattice))
+    first, second, _ = put_sampled(run_, data)
+    put_stage(run_, "assembled", first.name, dict(bond_success=1, clashes=0), mof)
+    put_stage(run_, "relaxed", first.name, dict(converged=True, volume_change=0.3), wide)
+    put_stage(run_, "assembled", second.name, dict(bond_success=0.5, clashes=0), mof)
+    if relaxed is not None:
+        (run_ / "run.json").write_text(json.dumps(dict(command="test", relax=relaxed)))
+    found = mof_runs.run_frameworks(run_)
+    assert np.allclose(found.mofs[0].crystal.lattice, cell * mof.crystal.lattice)
+    assert found.mofs[1:] == [None, None] and ("converged" in found.rows[0]) == (cell > 1)
+    assert run("export", run_, "--format", "lemat", "--n-jobs", 1, "--out", tmp_path / "all.csv") == 0
+    said = capsys.readouterr().out
+    assert said.count("is a run: its relaxed") == 2 * (cell > 1) and said.count(
+        "is a run: its assembled"
+    ) == 2 * (cell == 1)
+    (row,) = runs.read_table(tmp_path / "all.csv")
+    written = Crystal.from_cif(row["cif_string"])
+    assert row["material_id"] == first.name and np.isclose(written.volume, cell**3 * mof.crystal.volume)
+
+
 def test_references(tmp_path, cifs, capsys):
     assert (
         mof_training.reference_identities("mofdiff-small")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import matgen_nb as m
+from matgen_nb.diffusion.pretrained import find_weights
 from matgen_nb.mofdiff.bonds import textbook_mof
 from matgen_nb.mofdiff.property_design import Goal
 from matgen_nb.parallel import check_processes, parallel_map
@@ -157,8 +158,57 @@ def cif_folder(path):
     return path
 
 
+def odd_files(path):
+    "A weights file, the same cut short, an empty one, and bytes that are called a table."
+    path.mkdir()
+    whole = find_weights(WEIGHTS).read_bytes()
+    texts = dict(tensors=whole, cut=whole[: len(whole) // 2], empty=b"", bytes=bytes(range(256)) * 20)
+    for name, text in texts.items():
+        (path / f"{name}.{'csv' if name == 'bytes' else 'safetensors'}").write_bytes(text)
+    return {p.stem: p for p in path.iterdir()}
+
+
 COMMANDS = {
-    "one CIF": ("prepare mofs {cifs}/salt.cif --out {out}.safetensors", "single CIF file: give the folder"),
+    "a state for a swing": (
+        "gcmc {cifs} --temperature 200 --gas CO2=0.5 --out {out}",
+        "--gas, --temperature would change nothing with --protocol mixture: add --protocol state$",
+    ),
+    "cycles without RASPA": (
+        "gcmc {cifs} --cycles 10 --out {out}",
+        "--cycles would change nothing with --simulator biased: add --simulator raspa$",
+    ),
+    "insertions of RASPA": (
+        "gcmc {cifs} --simulator raspa --trials 900 --out {out}",
+        "--trials would change",
+    ),
+    "resume and overwrite": (
+        "sample mofdiff --resume --overwrite --out {out}",
+        "--resume goes on with a run and --overwrite replaces it: give one of them$",
+    ),
+    "steps and epochs": (
+        "train symmcd none --steps 2 --epochs 3 --out {out}",
+        "--steps and --epochs both say",
+    ),
+    "tensors as structures": (
+        "gcmc {tensors} --out {out}",
+        "tensors.safetensors is a prepared file or weights: give CIF files, a CSV or the folder of a run$",
+    ),
+    "tensors to export": ("export {tensors} --out {out}", "is a prepared file or weights"),
+    "tensors to evaluate": ("evaluate mofs {tensors} --out {out}", "is a prepared file or weights"),
+    "bytes as a table": ("export {bytes} --out {out}", r"has no column 'cif'; it has [\x20-\uffff]{1,700}$"),
+    "folder to train on": (
+        "train mofdiff {cifs} --out {out}",
+        "cifs is a folder; make a file of it with: matgen prepare mofs SOURCE --out FILE.safetensors",
+    ),
+    "folder of blocks": ("train blocks {cifs} --out {out}", "cifs is a folder; make a file of it"),
+    "folder of crystals": ("train symmcd {cifs} --out {out}", "with: matgen prepare crystals SOURCE"),
+    "weights cut short": (
+        "sample mofdiff --weights {cut} --out {out}",
+        "cut.safetensors is not a readable weights file .*cut short or damaged, fetch it again",
+    ),
+    "crystal weights cut short": ("sample symmcd --weights {cut} --out {out}", "not a readable weights file"),
+    "empty weights": ("sample mofdiff --weights {empty} --out {out}", "not a readable weights file"),
+    "a CIF as weights": ("sample mofdiff --weights {cifs}/salt.cif --out {out}", "not a readable weights"),
     "jobs": ("prepare mofs {cifs} --n-jobs -5 --out {out}.safetensors", "--n-jobs must be a number .* -5"),
     "jobs of evaluation": ("evaluate mofs {cifs} --n-jobs -5 --out {out}", "--n-jobs must be"),
     "jobs of crystals": ("prepare crystals {cifs} --n-jobs -2 --out {out}.safetensors", "--n-jobs must be"),
@@ -187,11 +237,11 @@ def test_a_wrong_command_is_explained_and_leaves_nothing(what, tmp_path, capsys)
     import re
 
     command, words = COMMANDS[what]
-    places = dict(cifs=cif_folder(tmp_path / "cifs"), out=tmp_path / "new")
+    places = dict(cifs=cif_folder(tmp_path / "cifs"), out=tmp_path / "new", **odd_files(tmp_path / "files"))
     code, said = matgen(capsys, *command.format(**places).split())
     assert code == 2 and re.search(words, said), said
     left = {p.name for p in tmp_path.iterdir()}
-    assert left == {"cifs"} or not [*(tmp_path / "new").rglob("*.cif")], left
+    assert left == {"cifs", "files"} or not [*(tmp_path / "new").rglob("*.cif")], left
 
 
 def test_a_prepared_file_is_no_weights(tmp_path, capsys):

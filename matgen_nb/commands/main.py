@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from ..course import write_course
 from . import crystals, mofs, options, reproduce
@@ -63,11 +64,17 @@ GROUP_MODULES = (crystals, mofs, reproduce)
 "Modules that put their commands into the groups of `options` when they are imported."
 
 
+def _printable(text: str, most: int = 1500) -> str:
+    "A message without what a terminal cannot print, such as bytes of a file, and not endless."
+    clean = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return clean if len(clean) <= most else f"{clean[:most]} ..."
+
+
 def error_text(error: BaseException) -> str:
     "An error of ours, or of the disk: the path that cannot be used, and why, without a number."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename} cannot be read or written: {error.strerror.lower()}"
-    return options.with_flags(str(error))
+    return options.with_flags(_printable(str(error)))
 
 
 def _name_commands(error: Exception) -> None:
@@ -92,8 +99,33 @@ def exit_code_of(error: Exception) -> int:
     return 2
 
 # %% ../../nbs/5_scale/26_main.ipynb #mai00004
+def _stopped_text(arguments: list[str]) -> str:
+    "The answer to Ctrl-C: how the command goes on, where it can."
+    command: Any = typer.main.get_command(options.app)
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    in_parts = arguments[:1] != ["prepare"] or any(word.startswith("--shard") for word in arguments)
+    can = in_parts and any(one.name == "resume" for one in command.params)
+    return "stopped; go on with --resume" if can else "stopped"
+
+
+class _Stoppable(typer.core.TyperGroup):
+    "All commands; of an interruption it says how to go on."
+
+    def invoke(self, ctx: Any) -> Any:
+        "Runs a command. An interruption that brings a text was told already."
+        words = [*ctx._protected_args, *ctx.args]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            if not stop.args:
+                typer.echo(_stopped_text(words), err=True)
+            raise
+
+
 def main(arguments: list[str] | None = None) -> None:
     "Run the command line; our own errors become one red line and exit code 2, Ctrl-C 130."
+    options.app.info.cls = _Stoppable
     try:
         code = options.app(args=arguments, prog_name="matgen", standalone_mode=False)
     except typer.Exit as stop:

@@ -232,6 +232,8 @@ def _completed(function: Callable, sets: tuple) -> Any:
     "The command with an option for each field."
 
     def command(**given):
+        if given.get("resume") and given.get("overwrite"):
+            raise MatgenError("--resume goes on with a run and --overwrite replaces it: give one of them")
         return function(**{one.into: one.take(given) for one in sets}, **given)
 
     return _dressed(command, function, sets, [p for one in sets for p in one.parameters()])
@@ -445,7 +447,7 @@ def report_training(
     write_json(OwnFiles(out).claim("run.json")[0], record)
     say(f"weights: {out}/weights.safetensors   curve: {page_link(Path(out) / 'loss.png')}")
     if model.stopped:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped")  # the training has said so
     say(f"next: {follow}")
 
 # %% ../../nbs/5_scale/09_options.ipynb #n25flag1

@@ -8,8 +8,6 @@ __all__ = ['KEYS', 'BW_DB', 'BW_DB_FILES', 'BW_DB_TABLE', 'BW_DB_ROWS', 'BW_DB_R
            'read_archive', 'read_bw_db', 'read_mof_source', 'stated_checksum', 'download_bw_db']
 
 # %% ../../nbs/4_mofdiff/18_sources.ipynb #097b2b6c
-import csv
-import gzip
 import json
 import re
 import tarfile
@@ -22,7 +20,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from .coarse_graining import NamedMof
-from ..symmetry.cif_text import cif_folder
+from ..symmetry.cif_text import cif_file_text, cif_folder
+from ..symmetry.structure_files import check_no_tensors, named_format, read_csv_table
 from ..utils import MatgenError, fetch
 
 # %% ../../nbs/4_mofdiff/18_sources.ipynb #425f0d09
@@ -99,13 +98,8 @@ def read_property_table(path: str | Path) -> PropertyTable:
     """The `PropertyTable` of a CSV file (.gz too) in which a column of `KEYS` names the structures.
 
     MatgenError where there is no such column, or where the file is no CSV file."""
-    opened = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, EOFError, csv.Error) as error:
-        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
+    table = read_csv_table(path)
+    columns, rows = table.columns, table.rows
     keys = _key_order(columns)
     if not keys:
         hint = "; separate columns by commas, not by semicolons" if ";" in "".join(columns) else ""
@@ -235,7 +229,7 @@ def read_mof_folder(
     if not files:
         raise MatgenError(
             f"no .cif file in {path}; give a folder of CIF files, a CSV with a 'cif' column, "
-            "'embedded' or 'bw-db'"
+            "'embedded', 'core-mof' or 'bw-db'"
         )
     found = structure_names(path, files)
     table, source = (read_property_table(properties), properties) if properties else _beside(path)
@@ -264,21 +258,9 @@ def read_mof_csv(path: str | Path, column: str = "cif", notes: dict | None = Non
 
     The other columns that hold numbers are properties. A name that stands twice gets the number of its row.
     notes: a dict that takes what is odd, {name of the file: list of text}."""
-    csv.field_size_limit(10**9)
-    opened = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, EOFError, csv.Error) as error:
-        raise MatgenError(f"{path} is not a readable CSV file: {error}") from None
-    if column not in columns:
-        raise MatgenError(
-            f"{path} has no column {column!r}; it has "
-            f"{', '.join(map(repr, columns[:20])) or 'no columns'}. Rename the column that holds the CIF "
-            "texts"
-        )
-    key = next(iter(_key_order(columns)), None)
+    table = read_csv_table(path, column)
+    columns, rows = table.columns, table.rows
+    key = next(iter(_key_order(columns)), "")
     names = [row.get(key) or f"row {i}" for i, row in enumerate(rows, 1)]
     count = Counter(names)
     values, odd = _numbers(rows, (column, *KEYS), lambda i: names[i])
@@ -344,7 +326,7 @@ def read_mof_source(
 ) -> Iterable[NamedMof]:
     """Everything in a source.
 
-    source: 'bw-db', a folder, a CSV file, or a list of (name, CIF text or Crystal).
+    source: 'bw-db', a folder, a CIF file, a CSV file, or a list of (name, CIF text or Crystal).
     notes: see `read_mof_folder`."""
     if isinstance(source, (list, tuple)):
         return [NamedMof(name, what, {}) for name, what in source]
@@ -353,9 +335,10 @@ def read_mof_source(
     path = Path(source)
     if path.is_dir():
         return read_mof_folder(path, properties, notes)
-    if path.is_file() and re.search(r"\.m?cif(\.gz)?$", path.name.lower()):
-        raise MatgenError(f"{path} is a single CIF file: give the folder that it lies in, {path.parent}")
+    if path.is_file() and named_format(path) == "cif":
+        return [NamedMof(_bare(path.name), cif_file_text(path), {})]
     if path.is_file():
+        check_no_tensors(path)
         return read_mof_csv(path, column, notes)
     raise MatgenError(
         f"{str(source)!r} is no folder, no file and no known set; known are 'embedded', 'core-mof' and "

@@ -42,14 +42,32 @@ class ReadCrystals(NamedTuple):
     names: list[str]
     failures: list[Failure]
 
+# %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6run001
+def _of_run(source: Path) -> ReadCrystals | None:
+    "The frameworks of a run, each once (lesson 5.6); None for any other source. MatgenError without any."
+    if not (source / "sampled").is_dir():
+        return None
+    from matgen_nb.scale.mof_runs import is_run, run_frameworks
 
+    if not is_run(source):
+        return None
+    found = run_frameworks(source)
+    names, crystals = [row["name"] for row in found.rows], [mof and mof.crystal for mof in found.mofs]
+    missing = [name for name, crystal in zip(names, crystals) if crystal is None]
+    if len(missing) == len(names):
+        raise MatgenError(f"none of the {len(names)} frameworks in {source} was put together")
+    return ReadCrystals(crystals, names, [Failure(n, "its blocks were not put together") for n in missing])
+
+# %% ../../nbs/5_scale/08_crystal_evaluation.ipynb #c6run002
 def read_crystals(source: str | Path, n_jobs: int = -1, framework: bool = False) -> ReadCrystals:
     """The crystals of a folder of structures (or of one that holds a folder `cif`), of a file, or of a CSV
-    with a column `cif` (lesson 1.13). Files in a folder that this process
-    writes are passed over. framework: solvent and counter-ions may be missing."""
+    with a column `cif` (lesson 1.13), or the frameworks of a run (lesson 5.6). Files in a folder that this
+    process writes are passed over. framework: solvent and counter-ions may be missing."""
     from matgen_nb.symmcd.preparing import read_file, read_crystal_folder
 
     source = Path(source)
+    if (run := _of_run(source)) is not None:
+        return run
     if source.is_dir():
         source = source / "cif" if (source / "cif").is_dir() else source
         own = written_now(source)  # a recipe reads what it has just made

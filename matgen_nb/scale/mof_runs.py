@@ -50,26 +50,10 @@ from ..mofdiff.decoding import MofSample, NetChoice
 from ..mofdiff.sampling import NetOptions
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cimpo2
-from matgen_nb.scale.records import (
-    read_table,
-    run_record,
-    save_small_png,
-    write_gallery,
-    write_json,
-    write_table,
-)
-from matgen_nb.scale.runs import (
-    CHUNK,
-    RunChunk,
-    RunFolder,
-    RunOptions,
-    as_folder,
-    chunks,
-    open_run,
-    seeded,
-    stored_options,
-    write_results,
-)
+from .records import read_json, read_table, run_record, save_small_png
+from .records import say, write_gallery, write_json, write_table
+from .runs import CHUNK, RunChunk, RunFolder, RunOptions, as_folder, chunks
+from .runs import open_run, seeded, stored_options, write_results
 from ..pages import PageOptions, made_by
 from ..symmetry.crystal import Crystal
 from ..utils import MatgenError, SharedOptions, atomic_write, check_limits, described
@@ -402,11 +386,19 @@ class Frameworks:
     rows: list[dict]
 
 
+def _was_relaxed(out: str | Path) -> bool:
+    "Whether the results of a run are relaxed ones, as its record says; without a record, as its files do."
+    known = read_json(Path(out) / "run.json") if (Path(out) / "run.json").exists() else {}
+    return known.get("relax", any((Path(out) / "relaxed").glob("mof_*.json")))
+
+
 def run_frameworks(out: str | Path) -> Frameworks:
-    """All frameworks of a run as its last stage left them; rows with name, matched, assembled and, of a
-    relaxed run, converged and volume_change."""
-    results, rows, mofs = FolderResults(out), [], []
-    relaxed = any((Path(out) / "relaxed").glob("mof_*.json"))
+    """All frameworks of a run, relaxed where its record says so, and says which; rows with name, matched,
+    assembled and, of a relaxed run, converged and volume_change."""
+    results, rows, mofs, relaxed = FolderResults(out), [], [], _was_relaxed(out)
+    kind = "relaxed frameworks (assembled ones where relaxation left none)" if relaxed else "assembled ones"
+    say(f"{out} is a run: its {kind} are read")
+    last = atoms if relaxed else lambda name, results: results.load("assembled", name).mof
     for s in results.all_samples():
         name = s.row["name"]
         row = dict(name=name, matched=s.row["matched"], assembled=bool(formed([name], results)))
@@ -414,7 +406,7 @@ def run_frameworks(out: str | Path) -> Frameworks:
             after = results.load("relaxed", name).row
             row |= dict(converged=after.get("converged", False), volume_change=after.get("volume_change"))
         rows.append(row)
-        mofs.append(atoms(name, results) if row["assembled"] else None)
+        mofs.append(last(name, results) if row["assembled"] else None)
     return Frameworks(mofs, rows)
 
 # %% ../../nbs/5_scale/06_mof_runs.ipynb #24cdemco

@@ -249,9 +249,15 @@ def input_identity(source: str | Path | None) -> str | None:
 
 # %% ../../nbs/5_scale/04_records.ipynb #r24wght1
 def weights_header(path: str | Path) -> dict:
-    "Format and `info` of a weights file: data, structures, steps, how the training ended, as far as known."
-    texts = stored_texts(path)
-    info = json.loads(texts.get("info", "{}"))
+    """Format and `info` of a weights file: data, structures, steps, how the training ended, as far as known.
+    MatgenError where the file cannot be read."""
+    from matgen_nb.diffusion.pretrained import unreadable_weights
+
+    try:
+        texts = stored_texts(path)
+        info = json.loads(texts.get("info", "{}"))
+    except Exception as error:  # safetensors has several, and none of its own
+        raise unreadable_weights(path, error) from None
     known = {key: value for key, value in info.items() if isinstance(value, (str, int, float, bool))}
     return dict(format=texts.get("format", ""), info=known)
 

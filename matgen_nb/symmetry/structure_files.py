@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'LEMAT_COLUMN', 'EXPORTS', 'read_optimade', 'split_optimade', 'named_format', 'content_format', 'format_of',
            'Frame', 'frames_of', 'file_frames', 'structure_files', 'read_structure', 'SourceItems', 'folder_items',
-           'is_table', 'read_item', 'CsvTable', 'read_csv_table', 'lemat_rows', 'export_file', 'file_stems',
-           'export_text']
+           'check_no_tensors', 'is_table', 'read_item', 'CsvTable', 'read_csv_table', 'lemat_rows', 'export_file',
+           'file_stems', 'export_text']
 
 # %% ../../nbs/1_symmetry/13_structure_files.ipynb #sf-imports
 import csv
@@ -323,8 +323,17 @@ def folder_items(path: str | Path) -> SourceItems:
     return SourceItems(items, folder.skipped)
 
 
+def check_no_tensors(path: str | Path) -> None:
+    "CrystalError for a file of tensors where structures are read."
+    if str(path).endswith(".safetensors"):
+        raise CrystalError(
+            f"{path} is a prepared file or weights: give CIF files, a CSV or the folder of a run"
+        )
+
+
 def is_table(path: str | Path) -> bool:
     "Whether a file is read as a table: it is called .csv, or it is in none of the formats of this lesson."
+    check_no_tensors(path)
     called = str(path).lower().removesuffix(".gz").endswith(".csv")
     return called or (named_format(path) is None and bool(file_frames(path)[0].problem))
 
@@ -356,7 +365,7 @@ def read_csv_table(path: str | Path, column: str | None = None) -> CsvTable:
     except (OSError, EOFError, csv.Error) as error:
         raise MatgenError(f"{path} is not a readable CSV file: {reason(error)}") from None
     if column is not None and column not in columns:
-        there = ", ".join(map(repr, columns[:20])) or "no columns"
+        there = ", ".join(repr(c[:40]) for c in columns[:12]) or "no columns"
         raise MatgenError(
             f"{path} has no column {column!r}; it has {there}. Rename the column that holds the CIF texts"
         )
