@@ -1,15 +1,18 @@
 """Models in files: found, checked, rebuilt; presets; methods of later lessons."""
 
+import ast
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import matgen_nb
 from matgen_nb.diffusion.pretrained import Presets, Pretrained, find_weights, read_weights
 from matgen_nb.mofdiff.embedding import BlockConfig, BlockEncoder
 from matgen_nb.mofdiff.model import MofDiff, MofDiffConfig
@@ -153,7 +156,7 @@ def test_a_method_of_a_later_lesson_names_its_import(module, name, weights, meth
     code = (
         f"from matgen_nb.{module} import {name}\nmodel = {name}.from_pretrained({weights!r})\n"
         f"try: model.{method}\nexcept AttributeError as error: print(error)\n"
-        f"import importlib; importlib.import_module({name}.LATER[{method!r}]); print(callable(model.{method}))\n"
+        f"import matgen_nb; matgen_nb.{name}.{method}; print(callable(model.{method}))\n"
         f"try: model.no_such_thing\nexcept AttributeError as error: print(error)"
     )
     lines = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
@@ -189,3 +192,38 @@ def test_what_the_front_door_gives_has_complete_crystals():
         f"print(all(callable(getattr(Crystal, name)) for name in {METHODS}))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
+
+
+def _patched():
+    "(class, method, module) of every public method that a module gives a class of another module."
+    home, found = {}, []
+    for path in sorted(Path(matgen_nb.__file__).parent.rglob("*.py")):
+        module = ".".join(path.relative_to(Path(matgen_nb.__file__).parents[1]).with_suffix("").parts)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                home[node.name] = module
+            marks = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
+            if isinstance(node, ast.FunctionDef) and any(m.split("(")[0] == "patch" for m in marks):
+                kind = node.args.args[0].annotation
+                own = ast.unparse(kind.slice if isinstance(kind, ast.Subscript) else kind)
+                found.append((own, node.name, module))
+    return sorted(x for x in found if home[x[0]] != x[2] and not x[1].startswith("_")), home
+
+
+@pytest.mark.parametrize("own", ["Crystal", "MofDiff", "NetFirst", "SymmCD"])
+def test_every_method_of_a_later_module_says_its_import(own):
+    "Of the class and, for models, of an instance, where that module has not been imported."
+    found, home = _patched()
+    assert {kind for kind, *_ in found} == {"Crystal", "MofDiff", "NetFirst", "SymmCD"}
+    found, makes = [one for one in found if one[0] == own], ["own"]
+    makes += [] if own == "Crystal" else ["own.__new__(own)"]
+    lines = [f"import {home[own]} as home", f"own = home.{own}"]
+    for _, name, _ in found:
+        lines += [f"try: {one}.{name}\nexcept AttributeError as error: print(error)" for one in makes]
+    text = subprocess.check_output([sys.executable, "-c", "\n".join(lines)], text=True).splitlines()
+    expected = [
+        f"{own}.{name} comes with a later lesson: import {module}, or take {own} from matgen_nb"
+        for _, name, module in found
+        for _ in makes
+    ]
+    assert text == expected

@@ -8,6 +8,7 @@ __all__ = ['WEIGHTS', 'HUB', 'hub_errors', 'hub_weights', 'find_weights', 'alloc
            'put_names', 'Pretrained', 'HubOptions', 'model_card']
 
 # %% ../../nbs/2_diffusion/06_pretrained.ipynb #p8c00004
+import inspect
 import json
 import math
 import tempfile
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import matgen_nb
 from ..utils import MatgenError, atomic_write, described, load_tensors, option, patch, tensor_bytes
+from ..written import Later
 
 # %% ../../nbs/2_diffusion/06_pretrained.ipynb #p8hub01
 WEIGHTS = Path(matgen_nb.__file__).parent / "data" / "weights"
@@ -276,14 +278,22 @@ class Pretrained(nn.Module):
     """Base of a model that is kept in one safetensors file and rebuilt from it.
 
     A subclass has `config` (a dataclass), FORMAT (how its files name themselves), `from_file`, and
-    `to_file` where there is more to keep than configuration and state. LATER: methods that a later
-    module of the course adds, name -> module. After `from_pretrained`, `info` is the dict that was saved
-    with the weights."""
+    `to_file` where there is more to keep than configuration and state. LATER: methods that later
+    modules of its folder add, module -> names, with blanks between them. After `from_pretrained`, `info`
+    is the dict that was saved with the weights."""
 
     FORMAT: ClassVar[str] = ""
     LATER: ClassVar[dict[str, str]] = {}
     config: Any
     info: dict
+
+    def __init_subclass__(cls, **choice: Any):
+        super().__init_subclass__(**choice)
+        folder = cls.__module__.rpartition(".")[0]
+        for module, names in vars(cls).get("LATER", {}).items():
+            for name in names.split():
+                setattr(cls, name, later := Later(f"{folder}.{module}" if folder else module))
+                later.__set_name__(cls, name)
 
     def to_file(self) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         "What a file holds besides configuration, info and state: texts, tensors."
@@ -295,11 +305,9 @@ class Pretrained(nn.Module):
         raise NotImplementedError(f"{cls.__name__} does not say how it is built from a file")
 
     def __getattr__(self, name: str) -> Any:
-        if name in (later := type(self).LATER):
-            own = type(self).__name__
-            raise AttributeError(
-                f"{own}.{name} comes with a later lesson: import {later[name]}, or take {own} from matgen_nb"
-            )
+        found = inspect.getattr_static(type(self), name, None)
+        if isinstance(found, Later):
+            return found.__get__(self, type(self))  # the error that it is, not that of a Module
         return super().__getattr__(name)
 
 # %% ../../nbs/2_diffusion/06_pretrained.ipynb #p8c00031

@@ -272,7 +272,7 @@ class MofDiff(_Measured):
     `sample(...)` (lesson 4.26) samples MOFs."""
 
     FORMAT = "matgen_nb mofdiff 1"
-    LATER = dict(loss="matgen_nb.mofdiff.loss", sample="matgen_nb.mofdiff.sampling")
+    LATER = dict(loss="training_cells sample_times sample_noise noisy loss", sampling="samples_of sample")
 
     def __init__(self, config: MofDiffConfig, statistics: MofStatistics):
         super().__init__()

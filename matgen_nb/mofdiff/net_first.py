@@ -241,7 +241,7 @@ class NetFirst(MofDiff):
     `sample(...)` (lesson 4.29) samples MOFs."""
 
     FORMAT = "matgen_nb netfirst 1"
-    LATER = dict(sample="matgen_nb.mofdiff.net_first_sampling")
+    LATER = dict(net_first_sampling="draw_nets draw_blocks plans move_blocks samples_of")
     nets: NetTable
     stat_net_cell_mean: Tensor
     stat_net_cell_std: Tensor
@@ -281,12 +281,6 @@ def from_file(cls: type[NetFirst], config: dict, texts: dict, tensors: dict) -> 
     model = cls(NetFirstConfig(**config), parts.statistics, scales, parts.nets)
     model.load_state_dict(parts.state | own)
     return model
-
-
-@patch
-def samples_of(self: NetFirst, *given: object) -> list:
-    "Sampling comes with `mofdiff.net_first_sampling`, which replaces this."
-    raise AttributeError(f"NetFirst.sample comes with a later lesson: import {self.LATER['sample']}")
 
 # %% ../../nbs/4_mofdiff/28_net_first.ipynb #nficgeometry
 @patch

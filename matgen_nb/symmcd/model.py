@@ -179,10 +179,10 @@ class SymmCD(Pretrained):
 
     FORMAT = "matgen_nb symmcd 1"
     LATER = dict(
-        sample="matgen_nb.symmcd.sampling",
-        loss_in_stages="matgen_nb.symmcd.stages",
-        sample_in_stages="matgen_nb.symmcd.staged_sampling",
-        predict="matgen_nb.symmcd.staged_sampling",
+        sampling="sample",
+        consistency="denoising_loss",
+        stages="content_volume noisy_coordinates noisy_in_stages stage_losses loss_in_stages",
+        staged_sampling="sample_in_stages predict",
     )
 
     def __init__(self, config, statistics):

@@ -23,6 +23,7 @@ from ..drawing import camera, html_of, live_scene, picture_of, render_scene, why
 from ..figures import Animation, animation
 from .lattice import lattice_parameters
 from ..utils import MatgenError, atomic_write, patch
+from ..written import Later
 
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #f584a5e3
 @lru_cache
@@ -109,21 +110,6 @@ def _checked(lattice, elements, frac_coords):
     frac = frac - np.floor(frac)
     return lattice, numbers.astype(np.int64), np.where(frac >= 1, 0.0, frac)
 
-# %% ../../nbs/1_symmetry/02_crystal.ipynb #88d6e5lt
-class _Later:
-    "Stands in a class for a method that a later module gives it: an AttributeError that names the import."
-
-    def __init__(self, module: str):
-        self.module = module
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        own = owner.__name__
-        instead = f"import {self.module}, or take {own} from matgen_nb"
-        raise AttributeError(f"{own}.{self.name} comes with a later lesson: {instead}")
-
 # %% ../../nbs/1_symmetry/02_crystal.ipynb #88d6e5f2
 @dataclass(frozen=True, eq=False)
 class Crystal:
@@ -136,12 +122,12 @@ class Crystal:
     elements: np.ndarray
     frac_coords: np.ndarray
 
-    from_cif = _Later("matgen_nb.symmetry.cif")
-    from_ase = _Later("matgen_nb.symmetry.formats")
-    to_ase = _Later("matgen_nb.symmetry.formats")
-    to_poscar = _Later("matgen_nb.symmetry.formats")
-    to_extxyz = _Later("matgen_nb.symmetry.formats")
-    from_file = _Later("matgen_nb.symmetry.structure_files")
+    from_cif = Later("matgen_nb.symmetry.cif")
+    from_ase = Later("matgen_nb.symmetry.formats")
+    to_ase = Later("matgen_nb.symmetry.formats")
+    to_poscar = Later("matgen_nb.symmetry.formats")
+    to_extxyz = Later("matgen_nb.symmetry.formats")
+    from_file = Later("matgen_nb.symmetry.structure_files")
 
     def __post_init__(self):
         checked = _checked(self.lattice, self.elements, self.frac_coords)
