@@ -514,6 +514,21 @@ def test_samples_are_matched_reproducible_and_described():
         )
 
 
+@pytest.mark.parametrize(
+    "target, words",
+    [
+        ("density=1", "a dict such as"),
+        ({"density": "1"}, "a dict such as"),
+        ({"density": float("nan")}, "density must be a finite number"),
+        ({"density": float("inf")}, "density must be a finite number"),
+        ({"colour": 1.0}, "was not trained on colour"),
+    ],
+)
+def test_target_that_cannot_be_met_is_named(target, words):
+    with pytest.raises(MatgenError, match=words):
+        MofDiff.from_pretrained("mofdiff-small").sample(1, target=target)
+
+
 def test_sampling_with_given_codes_targets_and_sizes():
     model = tiny(60)
     z = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))

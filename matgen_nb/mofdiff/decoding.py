@@ -52,7 +52,14 @@ def latents_for_target(
     tries: int = 32,
 ) -> Tensor:
     """The n latent vectors, of tries x n from the prior, whose predicted properties are nearest to target
-    {name: value}, in units of the training set's spread: (n, latent)."""
+    {name: value}, in units of the training set's spread: (n, latent). MatgenError for a target that is no
+    such table of finite numbers, or of a property that the model does not know."""
+    if not isinstance(target, dict) or not all(
+        isinstance(v, (int, float, np.number)) for v in target.values()
+    ):
+        raise MatgenError(f"target must be a dict such as {{'density': 1.0}}, not {target!r}")
+    if wrong := [name for name, value in target.items() if not np.isfinite(value)]:
+        raise MatgenError(f"the target of {', '.join(wrong)} must be a finite number")
     if unknown := sorted(set(target) - set(model.property_names)):
         known = ", ".join(model.property_names) or "no property"
         raise MatgenError(f"the model was not trained on {', '.join(unknown)}; it knows {known}")
