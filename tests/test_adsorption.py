@@ -171,6 +171,10 @@ def test_charges_of_files_are_taken_or_rejected(tmp_path, cifs, capsys):
         (["--protocol", "state", "--gas", "Xe=1"], "no model of Xe"),
         (["--protocol", "state", "--gas", "CO2"], "--gas must be gas=fraction"),
         (["--protocol", "state", "--gas", "CO2=0.7"], "add up to 0.7"),
+        (
+            ["--protocol", "state", "--gas", "CO2=-1,N2=2"],
+            "mole fractions must not be negative, got {'CO2': -1.0}",
+        ),
         (["--charges", "ddec"], "--charges must be model, file or none"),
     ],
 )
@@ -194,4 +198,16 @@ def test_without_raspalib_the_engine_says_what_to_install(tmp_path, cifs, monkey
     fake = lambda name, *rest: whole("no_such_module_at_all" if name == "raspalib" else name, *rest)
     monkeypatch.setattr(builtins, "__import__", fake)
     assert run("gcmc", cifs, "--simulator", "raspa", "--out", tmp_path / "o") == 2
-    assert "pip install raspalib" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    assert "pip install 'matgen_nb[gcmc]'" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_where_no_molecule_fits_the_uptake_is_none_and_nothing_is_warned_of():
+    "Rock salt has no pores: no place for a molecule is found."
+    import warnings
+
+    from conftest import rock_salt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = ad.uptakes(rock_salt(), [ad.GasState(298.0, 1e5, {"CO2": 1.0})])
+    assert found["CO2"].value == found["CO2"].error == 0

@@ -169,6 +169,26 @@ def odd_files(path):
 
 
 COMMANDS = {
+    "a state for a swing": (
+        "gcmc {cifs} --temperature 200 --gas CO2=0.5 --out {out}",
+        "--gas, --temperature would change nothing with --protocol mixture: add --protocol state$",
+    ),
+    "cycles without RASPA": (
+        "gcmc {cifs} --cycles 10 --out {out}",
+        "--cycles would change nothing with --simulator biased: add --simulator raspa$",
+    ),
+    "insertions of RASPA": (
+        "gcmc {cifs} --simulator raspa --trials 900 --out {out}",
+        "--trials would change",
+    ),
+    "resume and overwrite": (
+        "sample mofdiff --resume --overwrite --out {out}",
+        "--resume goes on with a run and --overwrite replaces it: give one of them$",
+    ),
+    "steps and epochs": (
+        "train symmcd none --steps 2 --epochs 3 --out {out}",
+        "--steps and --epochs both say",
+    ),
     "tensors as structures": (
         "gcmc {tensors} --out {out}",
         "tensors.safetensors is a prepared file or weights: give CIF files, a CSV or the folder of a run$",

@@ -396,6 +396,20 @@ def raspa_options() -> type:
     return GcmcOptions
 
 # %% ../../nbs/5_scale/18_mof_commands.ipynb #gcm00034m
+def _check_gas_options(uptake: dict, simulation: dict, raspa: dict) -> None:
+    "MatgenError for options that the chosen protocol or simulator does not read, and would pass over."
+    options = UptakeOptions(**uptake)
+    of_state = {name for name in ("gas", "temperature", "pressure") if name in uptake}
+    for given, flag, chosen, needed in (
+        (of_state, "--protocol", options.protocol, "state"),
+        (raspa.keys(), "--simulator", options.simulator, "raspa"),
+        (simulation.keys() - {"cutoff"}, "--simulator", options.simulator, "biased"),
+    ):
+        if given and chosen != needed:
+            named = ", ".join(opt.flag_of(name) for name in sorted(given))
+            raise MatgenError(f"{named} would change nothing with {flag} {chosen}: add {flag} {needed}")
+
+
 @opt.app.command(
     "gcmc",
     cls=opt.LateCommand,
@@ -416,6 +430,7 @@ def gcmc_command(
     seed: opt.Seed = 0,
 ) -> None:
     "CO2 working capacity or gas uptake of frameworks, by grand-canonical Monte Carlo."
+    _check_gas_options(uptake, simulation, raspa)
     options, how = UptakeOptions(**uptake), adsorption_options()(**simulation, seed=seed)
     long, begin = raspa_options()(**raspa), RunOptions(resume, overwrite, {"SOURCE": source})
     run = (long.cycles, long.start_cycles), n_jobs

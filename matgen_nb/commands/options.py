@@ -232,6 +232,8 @@ def _completed(function: Callable, sets: tuple) -> Any:
     "The command with an option for each field."
 
     def command(**given):
+        if given.get("resume") and given.get("overwrite"):
+            raise MatgenError("--resume goes on with a run and --overwrite replaces it: give one of them")
         return function(**{one.into: one.take(given) for one in sets}, **given)
 
     return _dressed(command, function, sets, [p for one in sets for p in one.parameters()])

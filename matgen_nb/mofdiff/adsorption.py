@@ -203,8 +203,10 @@ class GasState:
 
     def __post_init__(self):
         check_gases(self.fractions)
-        if not (self.temperature > 0 and self.pressure > 0 and min(self.fractions.values()) >= 0):
-            raise MatgenError("temperature and pressure must be positive, mole fractions not negative")
+        if not (self.temperature > 0 and self.pressure > 0):
+            raise MatgenError("temperature and pressure must be positive")
+        if wrong := {gas: y for gas, y in self.fractions.items() if not y >= 0}:
+            raise MatgenError(f"mole fractions must not be negative, got {wrong}")
         if abs(sum(self.fractions.values()) - 1) > 1e-6:
             raise MatgenError(f"the mole fractions add up to {sum(self.fractions.values()):g}, not to 1")
 
@@ -294,7 +296,7 @@ def _move(chains):
     probe, itself = _propose(chains, kind, insert)
     energy = _interaction(chains, probe, kind, itself) / chains.temperature
     n, ideal = chains.count[np.arange(size), kind], chains.ideal[kind, chains.group]
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # no place, or no molecule: the rule below says no
         up, down = np.log(ideal / (n + 1)) - energy, np.log(n) - np.log(ideal) + energy
     rule = np.where(insert, up, np.where(n > 0, down, -np.inf))
     accepted = np.log(chains.rng.random(size)) < rule

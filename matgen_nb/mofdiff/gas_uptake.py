@@ -130,7 +130,8 @@ def raspa() -> ModuleType:
             warnings.simplefilter("ignore")  # that there is no OpenCL
             import raspalib
     except ImportError as error:
-        raise MatgenError(f"GCMC needs RASPA3, which is not there ({error}): pip install raspalib") from None
+        extra = "pip install 'matgen_nb[gcmc]'"
+        raise MatgenError(f"GCMC needs RASPA3, which is not there ({error}): {extra}") from None
     return raspalib
 
 
@@ -257,7 +258,7 @@ def gcmc(
 
     temperature (K), pressure (Pa), fractions {gas: mole fraction}. charges (N,) of the framework's atoms
     in e, None for none. Runs in a process of its own, since RASPA ends its process when it fails. Needs
-    the extra (pip install raspalib)."""
+    the extra (pip install 'matgen_nb[gcmc]')."""
     check_gases(fractions)
     charges = check_charges(np.zeros(len(crystal)) if charges is None else charges, len(crystal))
     raspa()

@@ -33,9 +33,11 @@ TRAINING = {
 def choose_training(table: dict[str, dict], preset: str, **choices: Any) -> TrainConfig:
     """`TrainConfig` of a preset of a table like TRAINING; choices that are None keep its values. steps
     replaces epochs and the reverse; max_seconds alone replaces both: then the time decides when it
-    ends. MatgenError for a preset that the table lacks."""
+    ends. MatgenError for a preset that the table lacks, and for steps together with epochs."""
     if preset not in table:
         raise MatgenError(f"there is no preset {preset!r}: choose one of {', '.join(table)}")
+    if None not in (choices.get("steps"), choices.get("epochs")):
+        raise MatgenError("--steps and --epochs both say how long the training is: give one of them")
     given, base = {key: value for key, value in choices.items() if value is not None}, dict(table[preset])
     if {"steps", "epochs", "max_seconds"} & set(given):
         base = {k: v for k, v in base.items() if k not in ("steps", "epochs")}

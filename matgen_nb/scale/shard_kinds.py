@@ -315,7 +315,7 @@ def _joined_frameworks(parts: list, request: dict) -> Any:
 
     coarse = [p[i] for p in parts for i in range(len(p))]
     info = dict(source=request["source"], limits=request["limits"])
-    data = MofData.from_coarse(coarse, info, request["tolerance"])
+    data = MofData.from_coarse(coarse, info, request["block_tolerance"])
     data.property_names = list(dict.fromkeys(name for p in parts for name in p.property_names))
     data.properties = torch.full((len(data), len(data.property_names)), float("nan"))
     at = 0
