@@ -192,6 +192,21 @@ def test_card_and_readme_say_of_net_first_what_the_file_says():
     assert seen == 2 * 2 * len(figures)
 
 
+def test_card_and_readme_say_of_mofdiff_small_what_the_file_says():
+    "Shares of the funnel on known nets and with a search, before and after relaxation, and the outside check."
+    card = (DATA / "weights" / "mofdiff-small.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    figures, seen = ("assembled", "clash_free", "valid", "vnu", "strict_vnu", "mofchecker"), 0
+    for row in rows_of("framework_results.csv"):
+        if row["model"] in ("nets", "new_nets") and row["blocks"] == "all" and row["figure"] in figures:
+            value, low, high = (100 * float(row[key]) for key in ("value", "low", "high"))
+            assert f"{value:.0f} % ({low:.0f} to {high:.0f})" in card, row
+            if row["relaxed"] == "False" and row["figure"] == "vnu":
+                assert f"{value:.0f} % ({low:.0f} to {high:.0f})" in readme, row
+            seen += 1
+    assert seen == 2 * 2 * 5 + 1
+
+
 def test_card_of_the_weights_with_real_frameworks_says_what_the_files_say():
     "Shares of the funnel, before and after relaxation, and of the outside check."
     card = (DATA / "weights" / "mofdiff-core-mof.md").read_text(encoding="utf-8")
