@@ -241,7 +241,7 @@ class NetFirst(MofDiff):
     `sample(...)` (lesson 4.29) samples MOFs."""
 
     FORMAT = "matgen_nb netfirst 1"
-    LATER = dict(net_first_sampling="draw_nets draw_blocks plans move_blocks samples_of")
+    LATER = dict(net_first_sampling="sample_nets sample_blocks plans move_blocks samples_of")
     nets: NetTable
     stat_net_cell_mean: Tensor
     stat_net_cell_std: Tensor

@@ -376,9 +376,9 @@ def stream(
             crystals, rows = generate(i, n)
         except KeyboardInterrupt:
             kept = len(parts) - len(todo) + at
-            told = f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume"
-            say(told)
-            raise KeyboardInterrupt(told) from None
+            text = f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume"
+            say(text)
+            raise KeyboardInterrupt(text) from None
         if folder.clear_first or not (folder / "request.json").exists():
             write_json(folder.path("request.json"), request)
         rows = write_cifs(folder, crystals, [{**row, "index": j} for j, row in enumerate(rows, first)], first)

@@ -284,9 +284,9 @@ def prepare_shard(
                 _prepare_chunk(work, folder, request, part, n_jobs)
             except KeyboardInterrupt:
                 kept = len(parts) - len(todo) + at
-                told = f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume"
-                say(told)
-                raise KeyboardInterrupt(told) from None
+                text = f"stopped; {kept} of {len(parts)} chunks are kept in {folder}: continue with --resume"
+                say(text)
+                raise KeyboardInterrupt(text) from None
             advance(part.size)
         record = run_record(typed_command(), None, time.monotonic() - start, request=request)
         write_json(folder.path("run.json"), record)
