@@ -76,12 +76,13 @@ def test_a_recipe_that_is_not_imported_says_where_it_is(tmp_path, monkeypatch):
 
 def shown(text, *figure):
     """Whether a figure is on a card, in percent or as it is: a value with its interval, "12.3 % (11 to 13)", or
-    alone; rounded to the digits of the card."""
+    alone; rounded to the digits of the card. A share that stands as it is has digits after its point."""
     number = r"(\d+(?:\.\d+)?)"
     pattern = rf"{number}\**(?: ?%)? \({number} to {number}\)" if len(figure) == 3 else rf"{number}(?: ?%)"
     rounded = lambda x, n: f"{x:.{len(n.partition('.')[2])}f}" == n
     found = [m if isinstance(m, tuple) else (m,) for m in re.findall(pattern, text)]
-    return any(all(rounded(scale * x, n) for x, n in zip(figure, m)) for m in found for scale in (1, 100))
+    scales = lambda m: (1, 100) if "." in m[0] else (100,)
+    return any(all(rounded(k * x, n) for x, n in zip(figure, m)) for m in found for k in scales(m))
 
 
 @pytest.mark.parametrize("name", ["symmcd-mp20-small", "symmcd-mp20-common", "blocks-small", "mofdiff-small"])
